@@ -1,0 +1,1 @@
+"""Weights on disk: our own model folders, released checkpoints."""

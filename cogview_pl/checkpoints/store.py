@@ -1,0 +1,181 @@
+"""Model folders: all that inference needs, as safetensors and YAML, nothing that could run code.
+
+model/
+  config.yaml           kind, constructor arguments, template, identities
+  weights.safetensors
+  text.model            sequence model only: the SentencePiece file
+  image_tokenizer/      sequence model only: a model folder of the image tokenizer
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cogview_pl.errors import UserError
+from cogview_pl.transformer import Transformer
+from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
+from cogview_pl.vqvae import VQVAE, make_quantizer
+
+IMAGE_TOKENIZER = "image_tokenizer"
+SEQUENCE_MODEL = "sequence_model"
+
+_MADE_BY = {IMAGE_TOKENIZER: "task=vqvae", SEQUENCE_MODEL: "task=pretrain"}
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ImageTokenizer:
+    """A trained stage 1."""
+
+    model: VQVAE
+    settings: Settings
+    """Constructor arguments and `image_size`."""
+    identity: str
+    """SHA-256 of the weights file: codes of another tokenizer mean something else."""
+    folder: Path
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """`(y, x)` codes of a picture of `image_size`."""
+        edge = self.settings["image_size"] // self.model.downsampling
+        return edge, edge
+
+
+@dataclass(frozen=True)
+class SequenceModel:
+    """A trained stage 2 with everything needed to turn prompts into pictures."""
+
+    model: Transformer
+    template: Template
+    text: TextTokenizer
+    image_tokenizer: ImageTokenizer
+    settings: Settings
+
+
+def build_vqvae(settings: Settings) -> VQVAE:
+    """VQVAE from its constructor arguments; `quantizer` is a mapping `{kind: …, …}`."""
+    arguments = dict(settings)
+    options = dict(arguments.pop("quantizer"))
+    sizes = {"num_codes": arguments["num_codes"], "code_dim": arguments["code_dim"]}
+    quantizer = make_quantizer(options.pop("kind"), **sizes, **options)
+    return VQVAE(**arguments, quantizer=quantizer)
+
+
+def build_template(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Template:
+    """Template from its constructor arguments."""
+    return Template(**settings, vocabulary=vocabulary)
+
+
+def save_image_tokenizer(folder: Path, model: VQVAE, *, image_size: int, settings: Settings) -> None:
+    """Write a model folder; `settings` are the arguments of `build_vqvae`."""
+    _save(folder, model, {"kind": IMAGE_TOKENIZER, "image_size": image_size, "vqvae": dict(settings)})
+
+
+def load_image_tokenizer(path: str | Path, key: str = "image_tokenizer.path") -> ImageTokenizer:
+    """Read an image tokenizer from a run folder or model folder; errors name the config `key`."""
+    folder = find_model_folder(path, key)
+    config = _read_config(folder, IMAGE_TOKENIZER, key)
+    model = build_vqvae(config["vqvae"])
+    _load_weights(model, folder)
+    settings = {**config["vqvae"], "image_size": config["image_size"]}
+    return ImageTokenizer(model, settings, _file_hash(folder / "weights.safetensors"), folder)
+
+
+def save_sequence_model(
+    folder: Path,
+    model: Transformer,
+    *,
+    transformer: Settings,
+    template: Settings,
+    vocabulary: Vocabulary,
+    text: TextTokenizer,
+    image_tokenizer: ImageTokenizer,
+) -> None:
+    """Write a model folder that holds the image tokenizer and the text tokenizer as well."""
+    config = {
+        "kind": SEQUENCE_MODEL,
+        "transformer": dict(transformer),
+        "template": dict(template),
+        "vocabulary": {"num_codes": vocabulary.num_codes, "num_pieces": vocabulary.num_pieces},
+    }
+    _save(folder, model, config)
+    text.save(folder / "text.model")
+    shutil.copytree(image_tokenizer.folder, folder / "image_tokenizer", dirs_exist_ok=True)
+
+
+def load_sequence_model(path: str | Path, key: str = "init_from") -> SequenceModel:
+    """Read a sequence model from a run folder or model folder; errors name the config `key`."""
+    folder = find_model_folder(path, key)
+    config = _read_config(folder, SEQUENCE_MODEL, key)
+    vocabulary = Vocabulary(**config["vocabulary"])
+    image_tokenizer = load_image_tokenizer(folder / "image_tokenizer", key)
+    if vocabulary.num_codes != image_tokenizer.model.num_codes:
+        raise UserError(
+            f"{key}={path}: the sequence model knows {vocabulary.num_codes} image codes, its image tokenizer has "
+            f"{image_tokenizer.model.num_codes}; the folder was put together from different runs"
+        )
+    model = Transformer(**config["transformer"])
+    _load_weights(model, folder)
+    return SequenceModel(
+        model=model,
+        template=build_template(config["template"], vocabulary),
+        text=TextTokenizer.load(folder / "text.model"),
+        image_tokenizer=image_tokenizer,
+        settings=config,
+    )
+
+
+def find_model_folder(path: str | Path, key: str) -> Path:
+    """The model folder that a path means: itself, or `model/` inside a run folder."""
+    path = Path(path)
+    for folder in (path, path / "model"):
+        if (folder / "config.yaml").is_file() and (folder / "weights.safetensors").is_file():
+            return folder
+    found = "holds no model/ (did the run finish?)" if path.exists() else "does not exist"
+    raise UserError(f"{key}={path} {found}; give a run folder or a model/ folder")
+
+
+def _save(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "weights.safetensors")
+    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+
+
+def _read_config(folder: Path, kind: str, key: str) -> dict[str, Any]:
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    found = config.get("kind") if isinstance(config, dict) else None
+    if found != kind:
+        raise UserError(
+            f"{key}={folder} holds a model of kind {found}, needed is {kind}; give the run of {_MADE_BY[kind]}"
+        )
+    return config  # type: ignore[return-value]
+
+
+def _load_weights(model: nn.Module, folder: Path) -> None:
+    file = folder / "weights.safetensors"
+    try:
+        model.load_state_dict(load_file(file))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{file} does not fit its config.yaml or is damaged: {reason}") from error
+    model.eval()
+
+
+def _file_hash(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,375 @@
+"""Token store: a data set as text pieces and image codes on disk, written once by `task=tokenize`.
+
+A folder:
+
+- `header.json`: what the store is and, while it is written, how far it has come. It is replaced as a whole
+  after the rows are on disk, so it never counts a row that is not there.
+- `SPLIT.bin`: rows of `text_length + y * x` little-endian numbers: the pieces, padded with a sentinel, then
+  the codes row by row. uint16 with sentinel 65535 where all ids fit, else int32 with sentinel -1.
+- `SPLIT.keys.txt`: the key of each row, one per line.
+
+A writer that was killed goes on where the header says, and ends with the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from cogview_pl.errors import UserError
+
+VERSION = 1
+HEADER = "header.json"
+START_AGAIN = "delete the folder and run task=tokenize again"
+
+
+@dataclass
+class SplitHeader:
+    """How much of a split is in the store."""
+
+    source: int
+    """Samples of the data set."""
+    next: int = 0
+    """The next of them to be tokenised; those before it are in the store or were skipped."""
+    rows: int = 0
+    truncated: int = 0
+    """Rows with a caption that was cut to `text_length`."""
+    key_bytes: int = 0
+    """Size of `SPLIT.keys.txt`."""
+
+
+@dataclass
+class Header:
+    """What a store is."""
+
+    text_length: int
+    grid: tuple[int, int]
+    num_pieces: int
+    num_codes: int
+    text_tokenizer: str
+    image_tokenizer: str
+    splits: dict[str, SplitHeader]
+    complete: bool = False
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the numbers on disk."""
+        return np.dtype("<u2" if max(self.num_pieces, self.num_codes) <= 65535 else "<i4")
+
+    @property
+    def sentinel(self) -> int:
+        """What stands where there is no piece."""
+        return 65535 if self.dtype == np.dtype("<u2") else -1
+
+    @property
+    def row_length(self) -> int:
+        """Numbers in a row."""
+        return self.text_length + self.grid[0] * self.grid[1]
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of a row on disk."""
+        return self.row_length * self.dtype.itemsize
+
+    def save(self, folder: Path) -> None:
+        """Replace the header in one step: a reader or a kill sees the old one or the new one."""
+        values = {"version": VERSION, "dtype": self.dtype.name, **asdict(self)}
+        draft = folder / f"{HEADER}.tmp"
+        with draft.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps(values, ensure_ascii=False, indent=1) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, folder / HEADER)
+        _sync_folder(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Header:
+        """Read and check a header.
+
+        Raises:
+            UserError: it is missing, damaged or of another version.
+        """
+        file = folder / HEADER
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{folder} has no {HEADER}: not a token store; run task=tokenize") from None
+        except ValueError as error:
+            raise UserError(f"{file} is not JSON ({error}); {START_AGAIN}") from None
+        version = values.get("version") if isinstance(values, dict) else None
+        if version != VERSION:
+            raise UserError(f"{file} has version {version}, this program reads {VERSION}; {START_AGAIN}")
+        try:
+            del values["version"]
+            dtype = values.pop("dtype")
+            splits = {name: SplitHeader(**split) for name, split in values.pop("splits").items()}
+            y, x = values.pop("grid")
+            header = cls(grid=(y, x), splits=splits, **values)
+            if header.dtype.name != dtype:
+                raise ValueError(f"dtype is {dtype}, the sizes ask for {header.dtype.name}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{file} is damaged ({error}); {START_AGAIN}") from None
+        return header
+
+
+class StoreWriter:
+    """Writes a token store, or goes on with an unfinished one in the same folder.
+
+    Args:
+        folder: made if it is missing.
+        text_length: pieces in a row; longer captions are cut, and counted in the header.
+        grid: `(y, x)` of the codes.
+        num_pieces, num_codes: sizes of the two vocabularies.
+        text_tokenizer, image_tokenizer: identities, which `TokenStore.require` compares.
+        splits: name → samples of the source data set.
+
+    Raises:
+        UserError: the folder holds a store with other sizes or identities, or one that has lost data.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        text_length: int,
+        grid: tuple[int, int],
+        num_pieces: int,
+        num_codes: int,
+        text_tokenizer: str,
+        image_tokenizer: str,
+        splits: Mapping[str, int],
+    ) -> None:
+        self.folder = Path(folder)
+        self.header = Header(
+            text_length=text_length,
+            grid=(grid[0], grid[1]),
+            num_pieces=num_pieces,
+            num_codes=num_codes,
+            text_tokenizer=text_tokenizer,
+            image_tokenizer=image_tokenizer,
+            splits={name: SplitHeader(source) for name, source in splits.items()},
+        )
+        if (self.folder / HEADER).exists():
+            found = Header.load(self.folder)
+            _require_same(self.folder, _identity(found), _identity(self.header))
+            self.header = found
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.header.save(self.folder)
+        for name, split in self.header.splits.items():
+            _cut(_rows_file(self.folder, name), split.rows * self.header.row_bytes)
+            _cut(_keys_file(self.folder, name), split.key_bytes)
+
+    def resume_index(self, split: str) -> int:
+        """Index in the source of the next sample to tokenise; the source's size when the split is done."""
+        return self.header.splits[split].next
+
+    def append(
+        self,
+        split: str,
+        pieces: Sequence[Sequence[int]],
+        codes: torch.Tensor,
+        keys: Sequence[str],
+        next_index: int,
+    ) -> None:
+        """Add rows; when this returns they are on disk.
+
+        Args:
+            split: its name.
+            pieces: piece ids of B captions, of any length.
+            codes: integers `(B, y, x)`. B may be 0, where all samples were skipped.
+            keys: of the B samples.
+            next_index: source samples done so far, the skipped ones included.
+
+        Raises:
+            ValueError: sizes or ids that do not fit the header, or a finished store.
+        """
+        now = self.header.splits[split]
+        if self.header.complete:
+            raise ValueError("the store is complete")
+        if not now.next + len(keys) <= next_index <= now.source:
+            raise ValueError(f"next_index={next_index}: {now.next} done, {len(keys)} new, of {now.source}")
+        self._check_ids(pieces, codes, len(keys))
+        names = "".join(" ".join(key.splitlines()) + "\n" for key in keys).encode("utf-8", "backslashreplace")
+        _append(_rows_file(self.folder, split), self._rows(pieces, codes).tobytes())
+        _append(_keys_file(self.folder, split), names)
+        now.next = next_index
+        now.rows += len(keys)
+        now.truncated += sum(len(ids) > self.header.text_length for ids in pieces)
+        now.key_bytes += len(names)
+        self.header.save(self.folder)
+
+    def finish(self) -> None:
+        """Declare the store complete.
+
+        Raises:
+            ValueError: source samples are left.
+        """
+        for name, split in self.header.splits.items():
+            if split.next != split.source:
+                raise ValueError(f"split {name}: {split.next} of {split.source} samples are done")
+        self.header.complete = True
+        self.header.save(self.folder)
+
+    def _rows(self, pieces: Sequence[Sequence[int]], codes: torch.Tensor) -> np.ndarray:
+        header = self.header
+        rows = np.full((len(pieces), header.row_length), header.sentinel, dtype=header.dtype)
+        for row, ids in zip(rows, pieces, strict=True):
+            kept = ids[: header.text_length]
+            row[: len(kept)] = kept
+        rows[:, header.text_length :] = codes.flatten(1).cpu().numpy()
+        return rows
+
+    def _check_ids(self, pieces: Sequence[Sequence[int]], codes: torch.Tensor, num_rows: int) -> None:
+        header = self.header
+        if codes.shape != (num_rows, *header.grid) or len(pieces) != num_rows:
+            raise ValueError(f"{num_rows} keys, {len(pieces)} texts, codes {tuple(codes.shape)} do not fit")
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < header.num_codes:
+            raise ValueError(f"codes must be in [0, {header.num_codes})")
+        if any(not 0 <= piece < header.num_pieces for ids in pieces for piece in ids):
+            raise ValueError(f"pieces must be in [0, {header.num_pieces})")
+
+
+class TokenStore:
+    """A finished token store, read-only. Open it with `TokenStore.open`."""
+
+    def __init__(self, folder: Path, header: Header) -> None:
+        self.folder = folder
+        self.header = header
+
+    @classmethod
+    def open(cls, folder: str | Path) -> TokenStore:
+        """Check the header and the sizes of the files; reads no rows.
+
+        Raises:
+            UserError: no store, an unfinished or damaged one, or one of another version.
+        """
+        folder = Path(folder)
+        header = Header.load(folder)
+        if not header.complete:
+            raise UserError(f"{folder}: the token store was not finished; run task=tokenize resume=true")
+        for name, split in header.splits.items():
+            file = _rows_file(folder, name)
+            found = file.stat().st_size if file.exists() else 0
+            if found != split.rows * header.row_bytes:
+                raise UserError(
+                    f"{file} has {found} bytes, {HEADER} says {split.rows} rows of {header.row_bytes}; "
+                    "the file is truncated or of another store: copy it again or run task=tokenize again"
+                )
+        return cls(folder, header)
+
+    def split(self, name: str) -> StoreSplit:
+        """The rows of one split.
+
+        Raises:
+            UserError: there is no such split.
+        """
+        if name not in self.header.splits:
+            known = ", ".join(self.header.splits)
+            raise UserError(f"{self.folder}: no split {name} in the token store, only {known}; {START_AGAIN}")
+        return StoreSplit(self.folder, self.header, name)
+
+    def require(self, *, text_tokenizer: str, image_tokenizer: str) -> None:
+        """Check that the store was made with the tokenizers of this run.
+
+        Raises:
+            UserError: it was not.
+        """
+        wanted = {"text_tokenizer": text_tokenizer, "image_tokenizer": image_tokenizer}
+        for name, value in wanted.items():
+            found = getattr(self.header, name)
+            if found != value:
+                raise UserError(
+                    f"{self.folder}: the token store was made with {name} {found}, this run uses {value}; "
+                    "use that one, or run task=tokenize with the new one"
+                )
+
+
+class StoreSplit(Dataset[tuple[list[int], torch.Tensor]]):
+    """The rows of a split: `split[i]` is `(pieces without padding, codes int64 (y, x))`.
+
+    The file is mapped into memory at first use, in each process, and not pickled.
+    """
+
+    def __init__(self, folder: Path, header: Header, name: str) -> None:
+        self.folder = folder
+        self.header = header
+        self.name = name
+        self._rows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return self.header.splits[self.name].rows
+
+    def __getitem__(self, index: int) -> tuple[list[int], torch.Tensor]:
+        index = range(len(self))[index]
+        if self._rows is None:
+            file, shape = _rows_file(self.folder, self.name), (len(self), self.header.row_length)
+            self._rows = np.memmap(file, self.header.dtype, mode="r", shape=shape)
+        row = self._rows[index]
+        pieces = row[: self.header.text_length]
+        codes = row[self.header.text_length :].astype(np.int64).reshape(self.header.grid)
+        return pieces[pieces != self.header.sentinel].tolist(), torch.from_numpy(codes)
+
+    def keys(self) -> list[str]:
+        """The key of each row."""
+        return _keys_file(self.folder, self.name).read_text(encoding="utf-8").split("\n")[:-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_rows": None}
+
+
+def _rows_file(folder: Path, split: str) -> Path:
+    return folder / f"{split}.bin"
+
+
+def _keys_file(folder: Path, split: str) -> Path:
+    return folder / f"{split}.keys.txt"
+
+
+def _identity(header: Header) -> dict[str, object]:
+    """What must agree for a store to be gone on with."""
+    values = {name: value for name, value in vars(header).items() if name not in ("splits", "complete")}
+    return values | {f"samples of {name}": split.source for name, split in header.splits.items()}
+
+
+def _require_same(folder: Path, found: dict[str, object], wanted: dict[str, object]) -> None:
+    for name in found | wanted:
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"{folder} holds a token store with {name} {found.get(name)}, this run has "
+                f"{wanted.get(name)}; delete the folder or choose another run_dir"
+            )
+
+
+def _cut(file: Path, size: int) -> None:
+    """Take away what a killed writer added after the header was last replaced."""
+    with file.open("ab") as stream:
+        found = stream.tell()
+        if found < size:
+            raise UserError(f"{file} has {found} bytes, {HEADER} says {size}: data were lost; {START_AGAIN}")
+        stream.truncate(size)
+        os.fsync(stream.fileno())
+
+
+def _append(file: Path, data: bytes) -> None:
+    with file.open("ab") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renamed file survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

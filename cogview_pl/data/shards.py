@@ -1,0 +1,298 @@
+"""WebDataset shards (tar files of pictures and captions) as a data set with random access.
+
+A tar file is usually read as a stream, with a buffer for shuffling. Here the headers are read once, at
+construction, and each member's place (shard, offset, size) is kept; the data stay on disk. That is what
+allows a shuffle over the whole set, and a restart in the middle of an epoch that goes on with exactly the
+next sample. It needs local files that are not compressed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from glob import glob
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from braceexpand import braceexpand
+
+from cogview_pl.data.images import (
+    IMAGE_EXTENSIONS,
+    CaptionedPictures,
+    CaptionError,
+    SampleError,
+    caption_text,
+    split_indices,
+)
+from cogview_pl.errors import UserError
+
+# Samples looked at for the caption field before a run starts.
+FIRST_SAMPLES = 32
+# Shards kept open at once by one process.
+MAX_OPEN = 64
+
+
+class Span(NamedTuple):
+    """Where a member's bytes are in its shard."""
+
+    offset: int
+    size: int
+
+
+NO_MEMBER = Span(-1, 0)
+
+
+class ShardDataset(CaptionedPictures):
+    """The samples of local WebDataset shards.
+
+    The members of a sample share a key: their path up to the first dot of the base name (WebDataset's rule;
+    keys are taken to be unique over all shards). The picture is the first with an extension of
+    `IMAGE_EXTENSIONS`; the caption is in `<key>.json`, field `caption_field` (a text, or a list of texts that
+    counts as its first), or is the whole of `<key>.txt` where `caption_field` is "txt". What lacks one of
+    them is `Skipped` when read. Workers may be forked or spawned: each process opens the shards for itself,
+    at first use.
+
+    Args:
+        urls: local tar files, one or several; braces (`{000..003}`) and `*` are expanded.
+        split: `train` or `val`.
+        image_size: edge of the square pictures.
+        val_fraction: share of `val`, 0 … 1, by a hash of the key (`split_indices`); unused with `val_urls`.
+        caption_field: see above.
+        val_urls: shards of `val`; `train` is then all of `urls`.
+
+    Raises:
+        UserError: a pattern matches nothing or is remote, a shard is damaged, `urls` and `val_urls` overlap,
+            there are no pictures, or none of the first samples has the caption field.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        split: str,
+        image_size: int,
+        val_fraction: float,
+        caption_field: str,
+        val_urls: str | Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(image_size)
+        self.caption_field = caption_field
+        self._caption_extension = "txt" if caption_field == "txt" else "json"
+        self.shards = expand_urls(urls, "data.urls")
+        if val_urls is not None:
+            self.shards = _side(self.shards, expand_urls(val_urls, "data.val_urls"), split)
+        self._files = _OpenFiles()
+        self._read_index()
+        if val_urls is None:
+            self._choose(split_indices([self.key(i) for i in range(len(self))], split, val_fraction))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def key(self, index: int) -> str:
+        return self._keys[index].decode("utf-8", "surrogateescape")
+
+    def _read_index(self) -> None:
+        """Note the members of all samples, in arrays: millions of tuples would cost too much memory."""
+        keys: list[bytes] = []
+        shards: list[int] = []
+        pictures: list[Span] = []
+        captions: list[Span] = []
+        first: list[tuple[int, dict[str, Span]]] = []
+        for shard, path in enumerate(self.shards):
+            for key, members in index_shard(path).items():
+                if len(first) < FIRST_SAMPLES:
+                    first.append((shard, members))
+                keys.append(key.encode("utf-8", "surrogateescape"))
+                shards.append(shard)
+                pictures.append(next((members[e] for e in members if e in IMAGE_EXTENSIONS), NO_MEMBER))
+                captions.append(members.get(self._caption_extension, NO_MEMBER))
+        if all(span == NO_MEMBER for span in pictures):
+            raise UserError(
+                f"data.urls: no pictures in {self.shards[0]} … ({len(self.shards)} shards in all); members "
+                f"must be named KEY.EXTENSION with one of {', '.join(IMAGE_EXTENSIONS)}"
+            )
+        self._check_captions(first)
+        self._keys = np.array(keys)
+        self._shard_of = np.array(shards)
+        self._pictures = np.array(pictures)
+        self._captions = np.array(captions)
+
+    def _choose(self, indices: list[int]) -> None:
+        rows = np.array(indices, dtype=np.int64)
+        self._keys = self._keys[rows]
+        self._shard_of = self._shard_of[rows]
+        self._pictures = self._pictures[rows]
+        self._captions = self._captions[rows]
+
+    def _check_captions(self, samples: list[tuple[int, dict[str, Span]]]) -> None:
+        """Refuse a caption field that the first samples do not know."""
+        extensions = {extension for _, members in samples for extension in members}
+        if self.caption_field == "txt":
+            if "txt" not in extensions:
+                raise UserError(
+                    f"data.caption_field=txt: the first {len(samples)} samples have no .txt, only "
+                    f"{', '.join(sorted(extensions))}; with captions in .json, set it to a field of theirs"
+                )
+            return
+        if "json" not in extensions:
+            raise UserError(
+                f"data.caption_field={self.caption_field}: the first {len(samples)} samples have no .json, "
+                f"only {', '.join(sorted(extensions))}; with captions in .txt, set data.caption_field=txt"
+            )
+        fields: dict[str, None] = {}  # a set with the order of the file
+        for shard, members in samples:
+            try:
+                fields |= dict.fromkeys(_json_object(self._read(shard, *members.get("json", NO_MEMBER))))
+            except SampleError:
+                continue
+        if fields and self.caption_field not in fields:
+            raise UserError(
+                f"data.caption_field={self.caption_field}: no such field in the .json of the first "
+                f"{len(samples)} samples; set it to one of: {', '.join(fields)}"
+            )
+
+    def _caption(self, index: int) -> str:
+        offset, size = self._captions[index]
+        if offset < 0:
+            raise CaptionError(f"no .{self._caption_extension} in the shard")
+        data = self._read(self._shard_of[index], offset, size)
+        if self.caption_field == "txt":
+            try:
+                return data.decode("utf-8-sig").strip()
+            except UnicodeDecodeError:
+                raise CaptionError("the .txt is not UTF-8 text") from None
+        record = _json_object(data)
+        if self.caption_field not in record:
+            raise CaptionError(f"the .json has no field {self.caption_field}")
+        return caption_text(record[self.caption_field])
+
+    def _picture(self, index: int) -> BinaryIO:
+        offset, size = self._pictures[index]
+        if offset < 0:
+            raise SampleError("no picture in the shard")
+        return io.BytesIO(self._read(self._shard_of[index], offset, size))
+
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        try:
+            data = self._files.read(self.shards[shard], int(offset), int(size))
+        except OSError as error:
+            raise SampleError(f"{self.shards[shard]}: {error.strerror}") from None
+        if len(data) != size:
+            raise SampleError(f"{self.shards[shard]} has become shorter since the start")
+        return data
+
+
+def _json_object(data: bytes) -> dict[str, object]:
+    try:
+        record = json.loads(data)
+    except ValueError:
+        raise CaptionError("the .json is not valid JSON") from None
+    if not isinstance(record, dict):
+        raise CaptionError("the .json is not an object")
+    return record
+
+
+def _side(train: list[Path], val: list[Path], split: str) -> list[Path]:
+    """The shards of a split that are given apart; refuses to train on what is to validate."""
+    known = {path.resolve() for path in train}
+    both = next((path for path in val if path.resolve() in known), None)
+    if both is not None:
+        raise UserError(f"data.val_urls: {both} is in data.urls too; take it out of one of them")
+    return train if split == "train" else val
+
+
+def expand_urls(urls: str | Sequence[str], name: str) -> list[Path]:
+    """The local files that patterns with braces and `*` stand for, each once: as listed, a pattern's sorted.
+
+    Args:
+        urls: one pattern or several.
+        name: the configuration key, for messages.
+
+    Raises:
+        UserError: a pattern matches no file, is remote or has unbalanced braces; there is none at all.
+    """
+    patterns = [urls] if isinstance(urls, str) else list(urls)
+    files = [file for pattern in patterns for file in _expand(pattern, name)]
+    if not files:
+        raise UserError(f"{name} is empty; give at least one tar file")
+    return list(dict.fromkeys(files))
+
+
+def _expand(pattern: str, name: str) -> Iterator[Path]:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|pipe:", pattern):
+        raise UserError(f"{name}={pattern} is remote; download the shards first and give their local path")
+    try:
+        paths = [Path(text).expanduser() for text in braceexpand(pattern)]
+    except ValueError:
+        raise UserError(f"{name}={pattern} has unbalanced braces; write a range as {{000..003}}") from None
+    for path in paths:
+        matches = [path] if path.is_file() else map(Path, sorted(glob(str(path), recursive=True)))
+        files = [file for file in matches if file.is_file()]
+        if not files:
+            advice = f"it is a folder, write {path}/*.tar" if path.is_dir() else "check path and range"
+            raise UserError(f"{name}={pattern}: no file matches {path}; {advice}")
+        yield from files
+
+
+def index_shard(path: Path) -> dict[str, dict[str, Span]]:
+    """Key → extension (lower case, all after the first dot) → place, in the order of the tar file.
+
+    Reads the headers only. Of two members with one name the later counts, as when unpacking.
+
+    Raises:
+        UserError: the file is no tar file, is compressed, or ends early.
+    """
+    samples: dict[str, dict[str, Span]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                folder, slash, base = member.name.rpartition("/")
+                stem, dot, extension = base.partition(".")
+                if member.isfile() and stem and dot:
+                    place = Span(member.offset_data, member.size)
+                    samples.setdefault(folder + slash + stem, {})[extension.lower()] = place
+            end = tar.offset
+    except (tarfile.TarError, ValueError) as error:
+        raise UserError(
+            f"{path} is not an uncompressed tar file or is cut off ({error}); "
+            "unpack it if it is compressed, otherwise fetch it again or leave it out of data.urls"
+        ) from None
+    # tarfile takes a damaged or missing header in the middle for the end; the real end is a block of zeros.
+    with path.open("rb") as stream:
+        stream.seek(end)
+        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise UserError(
+                f"{path} is cut off or damaged at byte {end} ({len(samples)} samples before it); "
+                "fetch or write it again, or leave it out of data.urls"
+            )
+    return samples
+
+
+class _OpenFiles:
+    """Files of this process, opened at first use; the oldest is closed when there are too many.
+
+    A copy in another process, forked or pickled, starts without any: a shared file would share its position.
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._files: dict[Path, BinaryIO] = {}
+
+    def __reduce__(self) -> tuple[type[_OpenFiles], tuple[()]]:
+        return _OpenFiles, ()
+
+    def read(self, path: Path, offset: int, size: int) -> bytes:
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._files = {}
+        if path not in self._files:
+            if len(self._files) >= MAX_OPEN:
+                self._files.pop(next(iter(self._files))).close()
+            self._files[path] = path.open("rb")
+        self._files[path].seek(offset)
+        return self._files[path].read(size)

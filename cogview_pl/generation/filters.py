@@ -1,0 +1,59 @@
+"""From logits to one drawn token: temperature, top-k, top-p, and a draw by the inverse of the cumulative sum.
+
+Shapes: B rows, n candidates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Args:
+        temperature: logits are divided by it; 0 takes the most likely token.
+        top_k: keep the k most likely candidates (ties at the threshold stay); 0 keeps all.
+        top_p: keep the most likely candidates until their probabilities add up to p; 1 keeps all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"temperature and top_k must not be negative, top_p lies in (0, 1]; got {self}")
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Filtered probabilities, float32 `(B, n)`, of logits `(B, n)`."""
+    logits = logits.float()
+    if sampling.temperature == 0:
+        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        threshold = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, float("-inf"))
+    if sampling.top_p < 1:
+        ordered, order = logits.softmax(-1).sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        dropped = torch.zeros_like(before, dtype=torch.bool).scatter_(-1, order, before > sampling.top_p)
+        logits = logits.masked_fill(dropped, float("-inf"))
+    return logits.softmax(-1)
+
+
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Column drawn in each row, int64 `(B,)`.
+
+    Args:
+        probabilities: `(B, n)`; need not be normalised.
+        uniform: one number in [0, 1) per row, `(B,)`: the only source of randomness.
+    """
+    cumulative = probabilities.double().cumsum(-1)  # fp64: the product below must stay under the total
+    point = uniform.double()[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, point, right=True).squeeze(-1)

@@ -1,0 +1,107 @@
+"""From prompts to pictures: the Python entry point and what `task=generate` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from cogview_pl.checkpoints.store import SequenceModel, load_sequence_model
+from cogview_pl.errors import UserError
+from cogview_pl.generation.fill import fill
+from cogview_pl.generation.filters import Sampling
+from cogview_pl.vocab import CodeSlot
+
+
+class CogView:
+    """A trained sequence model with its tokenizers.
+
+    Args:
+        loaded: both models, template and text tokenizer.
+        device: where to move them; None leaves them where they are.
+    """
+
+    def __init__(self, loaded: SequenceModel, device: torch.device | str | None = None) -> None:
+        self.template = loaded.template
+        self.text = loaded.text
+        self.transformer = loaded.model.eval()
+        self.image_tokenizer = loaded.image_tokenizer.model.eval()
+        if device is not None:
+            self.transformer.to(device)
+            self.image_tokenizer.to(device)
+        if not isinstance(self.template.target, CodeSlot):
+            raise UserError(f"this model writes {self.template.target.name}, not pictures; give a run of task=pretrain")
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str | None = None) -> CogView:
+        """Read a run folder or model folder, such as `outputs/pretrain/latest`; default device: the GPU if any."""
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(load_sequence_model(path), device)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        num_images: int = 1,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        batch_size: int = 16,
+    ) -> list[Image.Image] | list[list[Image.Image]]:
+        """Pictures for one prompt, or a list of pictures for each of several prompts.
+
+        The k-th picture of a prompt is drawn with `seed + k` and does not depend on the other prompts.
+
+        Raises:
+            UserError: a prompt is longer than the model's text slot.
+        """
+        several = [prompts] if isinstance(prompts, str) else list(prompts)
+        sampling = sampling or Sampling()
+        rows = list(self.pictures(several, num_images, seed=seed, sampling=sampling, batch_size=batch_size))
+        pictures = [rows[i : i + num_images] for i in range(0, len(rows), num_images)]
+        return pictures[0] if isinstance(prompts, str) else pictures
+
+    def pictures(
+        self,
+        prompts: Sequence[str],
+        num_images: int,
+        *,
+        seed: int,
+        sampling: Sampling,
+        batch_size: int,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Iterator[Image.Image]:
+        """All pictures in order, `num_images` per prompt, made `batch_size` at a time."""
+        tokens = self.tokenise(prompts)
+        jobs = [(prompt, seed + k) for prompt in tokens for k in range(num_images)]
+        for start in range(0, len(jobs), batch_size):
+            batch, seeds = zip(*jobs[start : start + batch_size], strict=True)
+            images = self.decode(self.codes(batch, seeds, sampling=sampling, on_step=on_step))
+            yield from (to_pil_image(image) for image in images)
+
+    def tokenise(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Prompt tokens up to the open slot; raises UserError where a text is too long for its slot."""
+        return [self.template.prompt({"text": self.text.encode(prompt)}) for prompt in prompts]
+
+    def codes(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        *,
+        sampling: Sampling,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Codes `(B, y, x)`, on the CPU, for tokenised prompts, one seed each."""
+        rows = fill(self.transformer, self.template, prompts, seeds=seeds, sampling=sampling, on_step=on_step)
+        grid = self.template.target.grid  # type: ignore[union-attr]
+        return torch.tensor(rows).view(len(rows), *grid)
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Pictures `(B, 3, Y, X)`, uint8 on the CPU, of codes `(B, y, x)`."""
+        device = next(self.image_tokenizer.parameters()).device
+        images = self.image_tokenizer.decode(codes.to(device)).clamp(0, 1)
+        return (images * 255).round().to(torch.uint8).cpu()

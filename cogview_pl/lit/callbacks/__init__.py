@@ -1,0 +1,8 @@
+"""What watches a run: throughput, activations, pictures, skipped files, random state."""
+
+from cogview_pl.lit.callbacks.activations import Activations
+from cogview_pl.lit.callbacks.pictures import Reconstructions, Samples
+from cogview_pl.lit.callbacks.run_state import RandomState, SkippedPictures
+from cogview_pl.lit.callbacks.throughput import Throughput
+
+__all__ = ["Activations", "RandomState", "Reconstructions", "Samples", "SkippedPictures", "Throughput"]

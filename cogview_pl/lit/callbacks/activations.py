@@ -1,0 +1,52 @@
+"""How close activations come to the limit of fp16: the quantity that Sandwich-LN and PB-Relax keep in check."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from cogview_pl.lit.optim import logs_this_step
+
+_FP16_MAX = torch.finfo(torch.float16).max
+
+
+class Activations(Callback):
+    """Logs the largest |residual stream| of each group of layers, and its share of fp16's range.
+
+    Args:
+        groups: layers are divided into this many groups, from first to last.
+    """
+
+    def __init__(self, groups: int) -> None:
+        self.groups = groups
+        self._hooks: list[Any] = []
+        self._largest: dict[int, Tensor] = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Listen to the blocks, in steps that will be logged only."""
+        if not logs_this_step(trainer):
+            return
+        blocks = list(pl_module.model.blocks)  # type: ignore[union-attr, arg-type]
+        for layer, block in enumerate(blocks):
+            group = layer * min(self.groups, len(blocks)) // len(blocks)
+            self._hooks.append(block.register_forward_hook(self._listener(group)))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        for group, largest in self._largest.items():
+            pl_module.log(f"activations/group{group}_max", largest)
+            pl_module.log(f"activations/group{group}_fp16_share", largest / _FP16_MAX)
+        self._hooks, self._largest = [], {}
+
+    def _listener(self, group: int) -> Any:
+        def listen(block: nn.Module, arguments: Any, output: Tensor) -> None:
+            largest = output.detach().abs().amax().float()
+            self._largest[group] = torch.maximum(largest, self._largest.get(group, largest))
+
+        return listen

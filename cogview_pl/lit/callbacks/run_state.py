@@ -1,0 +1,68 @@
+"""State of a run beyond weights: random generators, and pictures that could not be read."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from cogview_pl.data.skips import ImageBatch, SkipLog
+
+
+class RandomState(Callback):
+    """Saves the random generators, so that dropout and codebook revival go on as in a run never interrupted."""
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        version, numbers, gauss = random.getstate()
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "python": [version, list(numbers), gauss],
+            "numpy": torch.from_numpy(np.random.get_state(legacy=False)["state"]["key"].astype(np.int64)),
+            "numpy_position": int(np.random.get_state(legacy=False)["state"]["pos"]),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Restore right before the first step: set-up and sanity checks have drawn numbers of their own."""
+        if self._restored is None:
+            return
+        state, self._restored = self._restored, None
+        torch.set_rng_state(state["torch"].cpu())
+        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
+        version, numbers, gauss = state["python"]
+        random.setstate((version, tuple(numbers), gauss))
+        key = state["numpy"].cpu().numpy().astype(np.uint32)
+        np.random.set_state(("MT19937", key, state["numpy_position"], 0, 0.0))
+
+
+class SkippedPictures(Callback):
+    """Lists pictures that could not be read in `skipped.jsonl` and stops the run when there are too many.
+
+    Args:
+        path: the list.
+        max_share: largest share of unreadable pictures that is put up with.
+    """
+
+    def __init__(self, path: str, max_share: float) -> None:
+        self._path = Path(path)
+        self._max_share = max_share
+        self._log: SkipLog | None = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int
+    ) -> None:
+        if self._log is None:
+            self._log = SkipLog(self._path, self._max_share)
+        self._log.add(batch.skipped, seen=len(batch.images) + len(batch.skipped))
+        pl_module.log("data/skipped", float(self._log.count))

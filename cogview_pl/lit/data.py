@@ -1,0 +1,85 @@
+"""The one LightningDataModule: any data set, endless training order, exact resume inside an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from cogview_pl.data.sampler import EndlessSampler
+
+
+class DataModule(LightningDataModule):
+    """Training and validation loaders.
+
+    Training never ends an epoch by itself: the order is a function of (seed, epoch) and the position in it is a
+    count of samples, saved in the checkpoint. Lightning alone would restart the order after a resume.
+
+    Args:
+        train, val: map-style data sets.
+        collate: samples → batch.
+        batch_size: samples per batch and device.
+        num_workers: loader processes per device; 0 loads in the training process.
+        seed: of the training order.
+    """
+
+    def __init__(
+        self,
+        train: Dataset[Any],
+        val: Dataset[Any],
+        *,
+        collate: Callable[[list[Any]], Any],
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.train = train
+        self.val = val
+        self.collate = collate
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self._consumed = 0  # samples over all devices, before this process started
+
+    @property
+    def _world(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches for ever, from where the checkpoint stopped."""
+        rank, world_size = self._world
+        sampler = EndlessSampler(len(self.train), self.seed, rank=rank, world_size=world_size)  # type: ignore[arg-type]
+        sampler.consumed = self._consumed
+        return self._loader(self.train, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Every validation sample once, dealt out over the devices."""
+        rank, world_size = self._world
+        return self._loader(Subset(self.val, range(rank, len(self.val), world_size)))  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, int]:
+        """How many training samples all devices together have been through."""
+        if self.trainer is None:
+            return {"consumed": self._consumed}
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        return {"consumed": batches * self.batch_size * self._world[1]}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on behind the samples that the checkpoint has seen."""
+        self._consumed = state_dict["consumed"]
+
+    def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=self.collate,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )

@@ -1,0 +1,114 @@
+"""Stage 1 under Lightning: losses, codebook statistics, optimizer."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from cogview_pl.data.skips import ImageBatch
+from cogview_pl.lit.optim import OptimizerFactory, configure_optimizers, log_gradient_norm
+from cogview_pl.vqvae import VQVAE, psnr, reconstruction_loss
+
+
+class ImageTokenizerModule(LightningModule):
+    """Trains a VQ-VAE on batches of pictures.
+
+    Minimises reconstruction loss · `reconstruction_weight` + the quantizer's own loss (paper §3.2).
+
+    Args:
+        model: the VQ-VAE.
+        reconstruction: `l1` or `l2`, on pictures scaled 0 … 1.
+        reconstruction_weight: factor of the reconstruction loss against the quantizer's.
+        continuous_steps: for so many first steps the latents go to the decoder unquantized; the codebook then
+            starts on features that mean something. 0 quantizes from the first step.
+        optimizer: makes the optimizer and its schedule.
+    """
+
+    def __init__(
+        self,
+        model: VQVAE,
+        *,
+        reconstruction: Literal["l1", "l2"],
+        reconstruction_weight: float,
+        continuous_steps: int,
+        optimizer: OptimizerFactory,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.reconstruction = reconstruction
+        self.reconstruction_weight = reconstruction_weight
+        self.continuous_steps = continuous_steps
+        self.optimizer_factory = optimizer
+        self._code_counts: Tensor | None = None
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor | None:
+        """One step; a batch in which no picture could be read is passed over."""
+        if not len(batch.images):
+            return None
+        images = to_unit_range(batch.images)
+        self.model.quantizer.set_progress(self.global_step / self.trainer.max_steps)
+        if self.global_step < self.continuous_steps:
+            loss = self._reconstruction_loss(self.model.reconstruct_continuous(images), images)
+            self.log("train/loss_reconstruction", loss)
+            return loss * self.reconstruction_weight
+        output = self.model(images)
+        reconstruction = self._reconstruction_loss(output.reconstruction, images)
+        loss = reconstruction * self.reconstruction_weight + output.quantized.loss
+        self.log_dict(
+            {
+                "train/loss": loss,
+                "train/loss_reconstruction": reconstruction,
+                "train/loss_commitment": output.quantized.commitment,
+                "train/psnr": psnr(output.reconstruction.detach(), images),
+                "codebook/batch_usage": output.quantized.usage,
+                "codebook/batch_perplexity": output.quantized.perplexity,
+                "codebook/dead": output.quantized.dead.float(),
+                "codebook/revived": output.quantized.revived.float(),
+            }
+        )
+        return loss
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Reconstruction figures of one batch, and which codes it used."""
+        if not len(batch.images):
+            return
+        images = to_unit_range(batch.images)
+        output = self.model(images)
+        values = {
+            "val/loss_reconstruction": self._reconstruction_loss(output.reconstruction, images),
+            "val/loss_commitment": output.quantized.commitment,
+            "eval/psnr": psnr(output.reconstruction, images),
+        }
+        self.log_dict(values, batch_size=len(images), sync_dist=True)
+        counts = torch.bincount(output.quantized.codes.flatten(), minlength=self.model.num_codes)
+        self._code_counts = counts if self._code_counts is None else self._code_counts + counts
+
+    def on_validation_epoch_end(self) -> None:
+        """Usage and perplexity of the codebook over the whole validation set and all devices."""
+        if self._code_counts is None:
+            return
+        counts = torch.as_tensor(self.all_gather(self._code_counts)).view(-1, self.model.num_codes).sum(0).double()
+        self._code_counts = None
+        share = counts / counts.sum()
+        entropy = -(share * share.clamp(min=1e-12).log()).sum()
+        self.log("codebook/usage", (counts > 0).float().mean())
+        self.log("codebook/perplexity", entropy.exp().float())
+
+    def configure_optimizers(self) -> Any:
+        """No weight decay: every weight of the VQ-VAE sits in a small convolution."""
+        return configure_optimizers(self.optimizer_factory, [], list(self.model.parameters()), self.trainer.max_steps)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of the gradient before it is clipped."""
+        log_gradient_norm(self)
+
+    def _reconstruction_loss(self, reconstruction: Tensor, images: Tensor) -> Tensor:
+        return reconstruction_loss(self.reconstruction, reconstruction, images)
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 pictures `(B, 3, Y, X)` to float 0 … 1, laid out channels-last, which convolutions prefer."""
+    return (images.float() / 255).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,85 @@
+"""Stage 2 under Lightning: per-slot losses, optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from cogview_pl.data.sequences import SequenceBatch
+from cogview_pl.generation.pipeline import CogView
+from cogview_pl.lit.optim import OptimizerFactory, configure_optimizers, log_gradient_norm, logs_this_step
+from cogview_pl.transformer import SequenceLoss, Transformer, sequence_loss
+
+
+class SequenceModule(LightningModule):
+    """Trains a transformer on sequences laid out by a template; which task it is follows from the data alone.
+
+    Args:
+        model: the sequence model.
+        slot_names: names of the template's slots, for the logs (`val/loss_text`, `val/loss_image`).
+        optimizer: makes the optimizer and its schedule.
+        painter: paints with these weights while they train, for the logs; None where the task paints nothing.
+        val_prompts: captions of the validation split for it.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        slot_names: list[str],
+        optimizer: OptimizerFactory,
+        painter: CogView | None,
+        val_prompts: list[str],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.slot_names = slot_names
+        self.optimizer_factory = optimizer
+        self.painter = painter
+        self.val_prompts = val_prompts
+        self._val_sums: Tensor | None = None
+
+    def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
+        """One step."""
+        result = self._loss(batch)
+        self.log("train/loss", result.loss)
+        for name, total, count in zip(self.slot_names, result.slot_sums_S, result.slot_counts_S, strict=True):
+            if logs_this_step(self.trainer) and count > 0:
+                self.log(f"train/loss_{name}", total / count)
+        return result.loss
+
+    def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
+        """Add up the cross-entropies and token counts of one batch."""
+        result = self._loss(batch)
+        weight = batch.weights[:, 1:].sum()
+        sums = torch.stack([*result.slot_sums_S, *result.slot_counts_S, result.loss * weight, weight]).double()
+        self._val_sums = sums if self._val_sums is None else self._val_sums + sums
+
+    def on_validation_epoch_end(self) -> None:
+        """Mean cross-entropy per token (nats) of each slot, over the whole set and all devices."""
+        if self._val_sums is None:
+            return
+        sums = torch.as_tensor(self.all_gather(self._val_sums)).view(-1, len(self._val_sums)).sum(0)
+        self._val_sums = None
+        slots = len(self.slot_names)
+        for name, total, count in zip(self.slot_names, sums[:slots], sums[slots : 2 * slots], strict=True):
+            if count > 0:
+                self.log(f"val/loss_{name}", (total / count).float())
+        self.log("val/loss", (sums[-2] / sums[-1]).float())
+
+    def configure_optimizers(self) -> Any:
+        """Weight decay on matrices and tables, none on biases and LayerNorms."""
+        decayed, plain = self.model.decay_groups()
+        return configure_optimizers(self.optimizer_factory, decayed, plain, self.trainer.max_steps)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of the gradient before it is clipped."""
+        log_gradient_norm(self)
+
+    def _loss(self, batch: SequenceBatch) -> SequenceLoss:
+        return sequence_loss(
+            self.model, batch.tokens, batch.positions, batch.weights, batch.slots, len(self.slot_names)
+        )

@@ -1,0 +1,132 @@
+"""`python -m cogview_pl.run`: compose the configuration, check it, hand it to a verb.
+
+Exit codes: 0 done; 2 bad input or configuration, with one line that says which; 143 stopped by SIGTERM, resumable.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cogview_pl.config import Config, Verb, register_schemas
+from cogview_pl.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+_PACKAGE = Path(__file__).parent
+_RUN_DIR_OF_RANK_0 = "COGVIEW_PL_RUN_DIR"
+_CHAIN_KEYS = ("experiment", "task", "stages", "run_dir")  # what a chain does not hand on to its stages
+
+
+def _shipped(name: str) -> Path:
+    """`conf/` or `experiments/`: beside the package in a checkout, inside it in an installed wheel."""
+    inside = _PACKAGE / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+def _register_experiments() -> None:
+    """Every `experiments/NAME/config.yaml` becomes `experiment=NAME`; the working folder's own come on top."""
+    for root in dict.fromkeys((_shipped("experiments"), Path("experiments").resolve())):
+        for file in sorted(root.glob("*/config.yaml")):
+            node = OmegaConf.load(file)
+            ConfigStore.instance().store(group="experiment", name=file.parent.name, node=node, package="_global_")
+
+
+@hydra.main(version_base="1.3", config_path=str(_shipped("conf")), config_name="config")
+def _main(composed: DictConfig) -> dict[str, float]:
+    job = HydraConfig.get().job.num if HydraConfig.get().mode == RunMode.MULTIRUN else None
+    try:
+        return _run(composed, job)[1]
+    except UserError as error:  # caught here, because Hydra would put a line of its own before ours
+        _give_up(str(error))
+
+
+def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, float]]:
+    """Run one composed configuration; returns its folder and its metrics."""
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise UserError(f"{missing[0]} has no value; set it on the command line: {missing[0]}=…")
+    if composed.plan:
+        return Path(), _verb("plan").run(OmegaConf.to_object(composed))
+
+    from cogview_pl.tasks.run_folder import interrupted_run, new_run
+
+    if composed.threads is not None:
+        import torch
+
+        torch.set_num_threads(composed.threads)
+    if composed.resume:
+        proof = "store/header.json" if composed.verb == Verb.tokenize else "checkpoints/last.ckpt"
+        folder = interrupted_run(composed.outputs, composed.task, composed.resume, proof)
+    else:
+        given = os.environ.get(_RUN_DIR_OF_RANK_0) if "LOCAL_RANK" in os.environ else None
+        folder = new_run(composed.outputs, composed.task, given or composed.run_dir, None if given else job)
+    composed.run_dir = str(folder.path)
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    os.environ[_RUN_DIR_OF_RANK_0] = config.run_dir or ""
+    try:
+        folder.save_config(composed)
+        verb = _verb(config.verb.value)
+        metrics = verb.run(config, folder, _run_stage) if config.verb == Verb.chain else verb.run(config, folder)
+        folder.finish(metrics)
+    except UserError:
+        folder.discard_if_bare()
+        raise
+    finally:
+        os.environ.pop(_RUN_DIR_OF_RANK_0, None)
+    _log.info("done: %s", folder.path)
+    return folder.path, metrics
+
+
+def _run_stage(overrides: list[str]) -> tuple[Path, dict[str, float]]:
+    """One task of a chain: its own overrides, then those that the user gave for the chain."""
+    given = [o for o in HydraConfig.get().overrides.task if o.split("=")[0].lstrip("+") not in _CHAIN_KEYS]
+    return _run(hydra.compose("config", overrides=[*overrides, *given]))
+
+
+def _verb(name: str) -> Any:
+    return importlib.import_module(f"cogview_pl.tasks.{name}")
+
+
+def main() -> None:
+    """Entry point: turns errors that the user can mend into one line and exit code 2."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting with 1
+    register_schemas()
+    _register_experiments()
+    if {"--help", "-h"} & set(sys.argv[1:]) and not any(word.startswith("task=") for word in sys.argv):
+        sys.argv.append("task=vqvae")  # help is composed from a whole configuration, so some task must be named
+    try:
+        _main()
+    except (HydraException, OmegaConfBaseException) as error:
+        _give_up(_one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    """Hydra's and OmegaConf's messages without their hints on internals."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(("object_type=", "full_key:", "reference_type="))]
+    keys = [line.removeprefix("full_key:").strip() for line in lines if line.startswith("full_key:")]
+    prefix = f"{keys[0]}: " if keys and keys[0] else ""
+    return prefix + " ".join(kept)
+
+
+def _give_up(message: str) -> NoReturn:
+    print(f"cogview_pl: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

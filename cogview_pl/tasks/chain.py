@@ -1,0 +1,34 @@
+"""verb chain: several tasks one after the other, each with a run folder of its own, as a recipe lists them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cogview_pl.config import Config
+from cogview_pl.tasks.run_folder import RunFolder
+
+_log = logging.getLogger(__name__)
+
+RunStage = Callable[[list[str]], tuple[Path, dict[str, float]]]
+"""Runs one task from its overrides; returns its folder and metrics."""
+
+
+def run(config: Config, folder: RunFolder, run_stage: RunStage) -> dict[str, float]:
+    """Run every stage of `stages`; returns the union of their metrics (later stages win) and the time of each."""
+    metrics: dict[str, float] = {}
+    for number, (name, overrides) in enumerate(config.stages.items(), start=1):
+        _log.info("[%d/%d] %s", number, len(config.stages), name)
+        started = time.perf_counter()
+        stage, found = run_stage(list(overrides))
+        seconds = time.perf_counter() - started
+        metrics |= {**found, f"perf/{name}_s": round(seconds, 1)}
+        _log.info("[%d/%d] %s took %.0f s: %s", number, len(config.stages), name, seconds, stage)
+        sheet = stage / "samples" / "grid.png"
+        if sheet.exists():
+            shutil.copy(sheet, folder / f"{name}.png")
+            _log.info("contact sheet: %s", folder / f"{name}.png")
+    return metrics

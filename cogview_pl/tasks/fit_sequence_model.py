@@ -1,0 +1,115 @@
+"""task=pretrain and its relatives: train stage 2 on a token store."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cogview_pl.checkpoints.store import (
+    SEQUENCE_MODEL,
+    ImageTokenizer,
+    SequenceModel,
+    build_template,
+    load_image_tokenizer,
+    load_sequence_model,
+    save_sequence_model,
+)
+from cogview_pl.config import Config
+from cogview_pl.data.codes import TokenStore
+from cogview_pl.data.sequences import SequenceCollator, SequenceDataset
+from cogview_pl.errors import UserError
+from cogview_pl.generation.pipeline import CogView
+from cogview_pl.lit.data import DataModule
+from cogview_pl.lit.sequence_model import SequenceModule
+from cogview_pl.tasks.fit_image_tokenizer import plain, require_same
+from cogview_pl.tasks.run_folder import RunFolder, predecessor
+from cogview_pl.tasks.tokenize import IMAGE_TOKENIZER_FOLDER, STORE, TEXT_MODEL
+from cogview_pl.tasks.training import check_precision, optimizer_factory, seed, train
+from cogview_pl.transformer import Transformer
+from cogview_pl.vocab import CodeSlot, Template, TextTokenizer, Vocabulary
+
+_LOGGED_PROMPTS = 64  # captions kept for the callbacks that paint during training
+
+
+def run(config: Config, folder: RunFolder) -> dict[str, float]:
+    """Train the sequence model and write `model/`."""
+    check_precision(config)
+    seed(config)
+    store_run = predecessor(config.outputs, "tokenize", "data.store", config.data.store)
+    store = TokenStore.open(store_run / STORE)
+    text = TextTokenizer.load(store_run / TEXT_MODEL)
+    image_tokenizer = _image_tokenizer(config, store_run, store, text)
+    vocabulary = Vocabulary(store.header.num_codes, text.num_pieces)
+    template_settings = {**asdict(config.template), "text_length": config.text.max_length}
+    template = build_template(template_settings, vocabulary)
+    settings = transformer_settings(config, vocabulary)
+    _check_positions(template, settings["num_positions"])
+    model = _new_model(config, settings, vocabulary, text)
+    loaded = SequenceModel(model, template, text, image_tokenizer, settings)
+    module = SequenceModule(
+        model,
+        slot_names=[slot.name for slot in template.slots],
+        optimizer=optimizer_factory(config.optimizer),
+        painter=CogView(loaded) if isinstance(template.target, CodeSlot) else None,
+        val_prompts=_captions(store, text),
+    )
+    data = DataModule(
+        SequenceDataset(store.split("train"), template, store.header.grid),
+        SequenceDataset(store.split("val"), template, store.header.grid),
+        collate=SequenceCollator(vocabulary.pad),
+        batch_size=config.data.batch_size,
+        num_workers=config.data.num_workers,
+        seed=config.seed,
+    )
+    metrics = train(config, folder, module, data, {"kind": SEQUENCE_MODEL, "settings": settings})
+    save_sequence_model(
+        folder / "model",
+        model,
+        transformer=settings,
+        template=template_settings,
+        vocabulary=vocabulary,
+        text=text,
+        image_tokenizer=image_tokenizer,
+    )
+    return metrics
+
+
+def transformer_settings(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Constructor arguments of the transformer, as plain values."""
+    return {"vocabulary_size": vocabulary.size, **plain(asdict(config.model))}
+
+
+def _image_tokenizer(config: Config, store_run: Path, store: TokenStore, text: TextTokenizer) -> ImageTokenizer:
+    """The tokenizer that made the store; one that the user names must be the same."""
+    path = config.image_tokenizer.path or store_run / IMAGE_TOKENIZER_FOLDER
+    tokenizer = load_image_tokenizer(path)
+    store.require(text_tokenizer=text.identity, image_tokenizer=tokenizer.identity)
+    return tokenizer
+
+
+def _check_positions(template: Template, num_positions: int) -> None:
+    if template.num_positions > num_positions:
+        raise UserError(
+            f"model.num_positions={num_positions}: the longest sequence needs {template.num_positions} "
+            f"(text.max_length plus the codes); raise model.num_positions or choose a larger model"
+        )
+
+
+def _new_model(config: Config, settings: dict[str, Any], vocabulary: Vocabulary, text: TextTokenizer) -> Transformer:
+    model = Transformer(**settings)
+    if config.init_from is not None:
+        source = f"init_from={config.init_from}"
+        start = load_sequence_model(config.init_from)
+        sizes = {"num_codes": vocabulary.num_codes, "num_pieces": vocabulary.num_pieces}
+        require_same(start.settings["vocabulary"], sizes, source)
+        if start.text.identity != text.identity:
+            raise UserError(f"{source} was trained with another text tokenizer than the token store; tokenise with its")
+        require_same(start.settings["transformer"], settings, source)
+        model.load_state_dict(start.model.state_dict())
+    return model
+
+
+def _captions(store: TokenStore, text: TextTokenizer) -> list[str]:
+    rows = store.split("val")
+    return [text.decode(rows[i][0]) for i in range(min(len(rows), _LOGGED_PROMPTS))]

@@ -1,0 +1,118 @@
+"""The folder of a run: where it is made, what every run leaves in it, how later runs find it.
+
+outputs/TASK/DATE_TIME/    config.yaml, metrics.json, and what the task makes
+outputs/TASK/latest        link to the newest finished one
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from cogview_pl.errors import UserError
+
+_LATEST = "latest"
+
+
+class RunFolder:
+    """One run's folder.
+
+    Args:
+        path: the folder; made if it does not exist.
+        link: the `latest` link to set when the run is finished, or None for a folder outside `outputs/TASK`.
+    """
+
+    def __init__(self, path: Path, link: Path | None) -> None:
+        self.path = path
+        self._link = link
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run_dir={path} cannot be made ({error}); choose another run_dir") from error
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def save_config(self, config: DictConfig) -> None:
+        """Write the resolved configuration."""
+        OmegaConf.save(config, self / "config.yaml", resolve=True)
+
+    def discard_if_bare(self) -> None:
+        """Remove a folder that holds nothing but its configuration: a run that never started leaves no trace."""
+        if {entry.name for entry in self.path.iterdir()} <= {"config.yaml"}:
+            (self / "config.yaml").unlink(missing_ok=True)
+            self.path.rmdir()
+
+    def finish(self, metrics: Mapping[str, float]) -> None:
+        """Write `metrics.json` and point `latest` here."""
+        temporary = self / "metrics.json.tmp"
+        temporary.write_text(json.dumps(dict(sorted(metrics.items())), indent=2, ensure_ascii=False) + "\n")
+        os.replace(temporary, self / "metrics.json")
+        if self._link is not None:
+            temporary = self._link.with_name(f".{_LATEST}.{os.getpid()}")
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(os.path.relpath(self.path, self._link.parent))
+            os.replace(temporary, self._link)
+
+
+def new_run(outputs: str, task: str, run_dir: str | None, job: int | None) -> RunFolder:
+    """The folder for a new run: `run_dir` if given, else `OUTPUTS/TASK/DATE_TIME`; `job` is its number in a sweep."""
+    home = Path(outputs) / task
+    suffix = "" if job is None else f"_{job}"
+    if run_dir is not None:
+        return RunFolder(Path(f"{run_dir}{suffix}"), None)
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + suffix
+    path, attempt = home / stamp, 1
+    while path.exists():
+        path, attempt = home / f"{stamp}.{attempt}", attempt + 1
+    return RunFolder(path, home / _LATEST)
+
+
+def interrupted_run(outputs: str, task: str, resume: object, proof: str) -> RunFolder:
+    """The folder to go on with.
+
+    Args:
+        outputs, task: where runs of this task are.
+        resume: True for the newest run that left `proof`, or the path of a run folder.
+        proof: file that shows that there is something to go on with, relative to the run folder.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    home = Path(outputs) / task
+    if resume is True:
+        runs = [run for run in home.glob("*") if not run.is_symlink() and (run / proof).exists()]
+        if not runs:
+            raise UserError(f"resume=true: no interrupted run (with {proof}) under {home}; start one without resume")
+        path = max(runs, key=lambda run: run.name)
+        return RunFolder(path, home / _LATEST)
+    path = Path(str(resume))
+    if path.suffix == ".ckpt":
+        path = path.parent.parent
+    if not (path / proof).exists():
+        raise UserError(f"resume={resume}: {path / proof} does not exist; give the folder of an interrupted run")
+    return RunFolder(path, home / _LATEST if path.resolve().parent == home.resolve() else None)
+
+
+def predecessor(outputs: str, task: str, key: str, given: str | None) -> Path:
+    """The run folder that another task left: `given`, or the newest finished run of `task`.
+
+    Raises:
+        UserError: there is none; the message says which command makes it.
+    """
+    if given is not None:
+        if not Path(given).exists():
+            raise UserError(f"{key}={given} does not exist; give the folder of a run of task={task}")
+        return Path(given)
+    latest = Path(outputs) / task / _LATEST
+    if not latest.exists():
+        raise UserError(
+            f"{key}: no finished run of task={task} under {Path(outputs) / task}; "
+            f"run `python -m cogview_pl.run task={task}` first, or set {key}=RUN_FOLDER"
+        )
+    return latest.resolve()

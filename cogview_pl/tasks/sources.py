@@ -1,0 +1,57 @@
+"""Opens the captioned pictures that `data=…` describes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from cogview_pl.config import DataConfig, FolderDataConfig, ToyDataConfig, WebDatasetConfig
+from cogview_pl.data.images import FolderDataset
+from cogview_pl.data.samples import ImageSample, Skipped
+from cogview_pl.data.shards import ShardDataset
+from cogview_pl.data.skips import require_readable
+from cogview_pl.data.toy import ToyDataset
+
+
+class CaptionedImages(Protocol):
+    """A map-style data set of pictures with captions."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> ImageSample | Skipped: ...
+
+    def text(self, index: int) -> str:
+        """The caption alone, without decoding the picture."""
+        ...
+
+
+def open_images(data: DataConfig, split: str) -> CaptionedImages:
+    """The `train` or `val` split of a data source; raises UserError where it cannot be used."""
+    images = _open(data, split)
+    if split == "train":
+        require_readable(images)
+    return images
+
+
+def _open(data: DataConfig, split: str) -> CaptionedImages:
+    if isinstance(data, ToyDataConfig):
+        return ToyDataset(
+            split,
+            data.train_size if split == "train" else data.val_size,
+            seed=data.seed,
+            resolution=data.image_size,
+            language=data.language,
+            styles=data.styles,
+            style_in_caption=data.style_in_caption,
+            object_probabilities=data.object_probabilities,
+        )
+    if isinstance(data, FolderDataConfig):
+        return FolderDataset(data.root, split, data.image_size, data.val_fraction, data.caption_field)
+    assert isinstance(data, WebDatasetConfig)
+    return ShardDataset(
+        data.urls,
+        image_size=data.image_size,
+        caption_field=data.caption_field,
+        split=split,
+        val_urls=data.val_urls,
+        val_fraction=data.val_fraction,
+    )

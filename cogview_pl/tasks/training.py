@@ -1,0 +1,130 @@
+"""What both stages share when they train: the Trainer, resume, the final metrics."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer, seed_everything
+
+from cogview_pl.config import Config, OptimizerConfig, instantiate
+from cogview_pl.errors import UserError
+from cogview_pl.lit.data import DataModule
+from cogview_pl.lit.optim import OptimizerFactory
+from cogview_pl.tasks.run_folder import RunFolder
+
+LAST_CHECKPOINT = "checkpoints/last.ckpt"
+
+
+class Terminated(SystemExit):
+    """The run was told to stop (SIGTERM), saved its checkpoint and can be resumed; exit code 143."""
+
+    def __init__(self) -> None:
+        super().__init__(143)
+
+
+def optimizer_factory(config: OptimizerConfig) -> OptimizerFactory:
+    """The optimizer that `conf/optimizer/` describes."""
+    return OptimizerFactory(
+        build=instantiate(config.optimizer),
+        weight_decay=config.weight_decay,
+        warmup=config.warmup,
+        final_lr=config.final_lr,
+    )
+
+
+def check_precision(config: Config) -> None:
+    """Raises UserError for fp16 without a GPU, which has no fp16 arithmetic to speak of."""
+    if config.precision.get("precision") == "16-mixed" and not torch.cuda.is_available():
+        raise UserError("precision=fp16 needs a CUDA GPU and none was found; use precision=fp32 or precision=bf16")
+
+
+def seed(config: Config) -> None:
+    """Seed every random generator, and keep Lightning quiet about choices that are ours."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    seed_everything(config.seed, workers=True, verbose=False)
+
+
+def train(
+    config: Config, folder: RunFolder, module: LightningModule, data: DataModule, identity: dict[str, Any]
+) -> dict[str, float]:
+    """Train, validate at the end, and return the last value of every logged metric.
+
+    Args:
+        config: the run's configuration.
+        folder: its folder; with `resume` set it holds the checkpoint to go on from.
+        module, data: what to train and on what.
+        identity: kind and constructor arguments of the model, kept in checkpoints and compared on resume.
+
+    Raises:
+        UserError: the checkpoint is of another stage or model.
+        Terminated: after SIGTERM, once the checkpoint is saved.
+    """
+    module.on_save_checkpoint = partial(_remember, identity)  # type: ignore[method-assign]
+    checkpoint = None
+    if config.resume:
+        checkpoint = folder / LAST_CHECKPOINT
+        _check_checkpoint(checkpoint, identity)
+    trainer = Trainer(
+        **{**config.trainer, "val_check_interval": _validation_interval(config)},
+        **config.precision,
+        **config.strategy,
+        callbacks=[instantiate(callback) for callback in config.callbacks.values()],
+        logger=[instantiate(logger) for logger in config.logger.values()] or False,
+        gradient_clip_val=config.optimizer.gradient_clip,
+        default_root_dir=str(folder.path),
+        use_distributed_sampler=False,  # the data module deals samples out itself
+        max_epochs=-1,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar="progress" in config.callbacks,
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if trainer.received_sigterm:
+        raise Terminated
+    metrics = dict(trainer.callback_metrics)
+    if trainer.global_step % _validation_interval(config):
+        trainer.validate(module, datamodule=data, verbose=False)
+        metrics |= trainer.callback_metrics
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _validation_interval(config: Config) -> int:
+    interval = config.trainer["val_check_interval"] * config.trainer["accumulate_grad_batches"]
+    return min(interval, config.trainer["max_steps"] * config.trainer["accumulate_grad_batches"])
+
+
+def _remember(identity: dict[str, Any], checkpoint: dict[str, Any]) -> None:
+    checkpoint["cogview_pl"] = identity
+
+
+def _check_checkpoint(file: Path, identity: dict[str, Any]) -> None:
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"resume: {file} cannot be read ({reason}); it is damaged or not one of our checkpoints"
+        ) from error
+    found = checkpoint.get("cogview_pl", {})
+    if found.get("kind") != identity["kind"]:
+        raise UserError(
+            f"resume: {file} holds a checkpoint of stage {found.get('kind')}, this task trains {identity['kind']}; "
+            "give a run of this task"
+        )
+    wrong = [key for key, value in identity["settings"].items() if found["settings"].get(key) != value]
+    if wrong:
+        key = wrong[0]
+        raise UserError(
+            f"resume: {file} was trained with {key}={found['settings'].get(key)}, this run has "
+            f"{identity['settings'][key]}; resume with the same model (see config.yaml beside it)"
+        )

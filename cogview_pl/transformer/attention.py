@@ -1,0 +1,61 @@
+"""Attention in three forms: fused (default), the paper's PB-Relax written out, and the naive form it repairs.
+
+Shapes: B batch, H heads, L queries, S keys, K head size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PB_RELAX_ALPHA = 32.0
+"""α of the paper's §2.4: scores are formed at 1/α of their size and blown up only after the maximum is taken off."""
+
+
+class AttentionFunction(Protocol):
+    """Attention of queries over keys; `mask_BHLS` is True where a query may look (None: causal, L = S)."""
+
+    def __call__(
+        self, q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHLS: Tensor | None, dropout: float
+    ) -> Tensor: ...
+
+
+def fused_attention(q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHLS: Tensor | None, dropout: float) -> Tensor:
+    """`scaled_dot_product_attention`: its kernels keep scores in fp32, so fp16 inputs cannot overflow them."""
+    return F.scaled_dot_product_attention(
+        q_BHLK, k_BHSK, v_BHSK, attn_mask=mask_BHLS, dropout_p=dropout, is_causal=mask_BHLS is None
+    )
+
+
+def pb_relax_attention(
+    q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHLS: Tensor | None, dropout: float
+) -> Tensor:
+    """softmax(α·(QKᵀ/(α√K) − max QKᵀ/(α√K))) V, the paper's §2.4, in the precision of its inputs."""
+    scaled_q_BHLK = q_BHLK / (PB_RELAX_ALPHA * math.sqrt(q_BHLK.shape[-1]))
+    scores_BHLS = _hide(scaled_q_BHLK @ k_BHSK.transpose(-2, -1), mask_BHLS)
+    relaxed_BHLS = (scores_BHLS - scores_BHLS.amax(-1, keepdim=True).detach()) * PB_RELAX_ALPHA
+    return F.dropout(relaxed_BHLS.softmax(-1), dropout) @ v_BHSK
+
+
+def naive_attention(q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHLS: Tensor | None, dropout: float) -> Tensor:
+    """softmax(QKᵀ/√K) V with the product taken before the division: overflows in fp16. For stability studies."""
+    scores_BHLS = (q_BHLK @ k_BHSK.transpose(-2, -1)) / math.sqrt(q_BHLK.shape[-1])
+    return F.dropout(_hide(scores_BHLS, mask_BHLS).softmax(-1), dropout) @ v_BHSK
+
+
+ATTENTIONS: dict[str, AttentionFunction] = {
+    "fused": fused_attention,
+    "pb_relax": pb_relax_attention,
+    "naive": naive_attention,
+}
+
+
+def _hide(scores_BHLS: Tensor, mask_BHLS: Tensor | None) -> Tensor:
+    if mask_BHLS is None:
+        length = scores_BHLS.shape[-1]
+        mask_BHLS = torch.ones(length, length, dtype=torch.bool, device=scores_BHLS.device).tril()
+    return scores_BHLS.masked_fill(~mask_BHLS, float("-inf"))

@@ -1,0 +1,125 @@
+"""One transformer block: LayerNorm with PB-Relax, its placements (pre, post, sandwich), attention and MLP.
+
+Shapes: B batch, L length, D width, H heads, K head size.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cogview_pl.transformer.attention import ATTENTIONS
+from cogview_pl.transformer.cache import KVCache
+
+NORM_PLACEMENTS = ("pre", "post", "sandwich")
+NORM_SCOPES = ("none", "token", "tensor")
+
+_NORM_TARGET = 8.0  # PB-Relax brings the largest |x| to this, as the released models do
+_SMALLEST_MAXIMUM = 1e-4  # an all-zero vector is left alone; representable in fp16 even after dividing by 8
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm(x / (max|x| / 8)), the PB-Relax form of the paper's §2.4 (eps 1e-5).
+
+    LayerNorm does not depend on the scale of its input, but its sum of squares overflows fp16 for values above
+    ~10⁴; dividing first removes that. The divisor is a constant for the gradient.
+
+    Args:
+        width: D.
+        scope: `token` takes the maximum per position, so that a result depends on nothing else in the batch;
+            `tensor` over the whole input, as the original does; `none` is the plain LayerNorm.
+    """
+
+    def __init__(self, width: int, scope: str) -> None:
+        super().__init__(width, eps=1e-5)
+        if scope not in NORM_SCOPES:
+            raise ValueError(f"scope must be one of {', '.join(NORM_SCOPES)}, got {scope}")
+        self.scope = scope
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise the last axis of a tensor of any shape (…, D)."""
+        if self.scope == "none":
+            return super().forward(input)
+        magnitude = input.detach().abs()
+        maximum = magnitude.amax(-1, keepdim=True) if self.scope == "token" else magnitude.amax()
+        return super().forward(input / (maximum / _NORM_TARGET).clamp(min=_SMALLEST_MAXIMUM))
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention with one fused projection to queries, keys and values."""
+
+    def __init__(self, width: int, num_heads: int, *, attention: str, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self._attend = ATTENTIONS[attention]
+
+    def forward(self, x_BLD: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        """Attend over the new positions and, with a cache, over everything stored before them."""
+        batch, length, width = x_BLD.shape
+        heads = (batch, length, 3, self.num_heads, width // self.num_heads)
+        q_BHLK, k_BHSK, v_BHSK = self.qkv(x_BLD).view(heads).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            k_BHSK, v_BHSK = cache.store(layer, k_BHSK, v_BHSK)
+            q_BHLK = q_BHLK.to(k_BHSK.dtype)
+        dropout = self.dropout if self.training else 0.0
+        y_BHLK = self._attend(q_BHLK, k_BHSK, v_BHSK, mask, dropout)
+        return self.out(y_BHLK.transpose(1, 2).reshape(batch, length, width))
+
+
+class MLP(nn.Module):
+    """Two linear maps with a four times wider GELU (tanh form) between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Map every position by itself."""
+        return self.down(F.gelu(self.up(x_BLD), approximate="tanh"))
+
+
+class Residual(nn.Module):
+    """The normalisation around one branch f of a block.
+
+    `sandwich`: x + LN(f(LN(x))) (the paper's §2.4); `pre`: x + f(LN(x)); `post`: LN(x + f(x)).
+    """
+
+    def __init__(self, width: int, *, norm: str, norm_scope: str, dropout: float) -> None:
+        super().__init__()
+        if norm not in NORM_PLACEMENTS:
+            raise ValueError(f"norm must be one of {', '.join(NORM_PLACEMENTS)}, got {norm}")
+        self.norm_in = LayerNorm(width, norm_scope) if norm in ("pre", "sandwich") else nn.Identity()
+        self.norm_branch = LayerNorm(width, norm_scope) if norm == "sandwich" else nn.Identity()
+        self.norm_sum = LayerNorm(width, norm_scope) if norm == "post" else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+
+    def open(self, x_BLD: Tensor) -> Tensor:
+        """What the branch sees."""
+        return self.norm_in(x_BLD)
+
+    def close(self, x_BLD: Tensor, branch_BLD: Tensor) -> Tensor:
+        """The branch added to the stream."""
+        return self.norm_sum(x_BLD + self.norm_branch(self.dropout(branch_BLD)))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each inside its normalised residual branch."""
+
+    def __init__(
+        self, width: int, num_heads: int, *, norm: str, norm_scope: str, attention: str, dropout: float
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(width, num_heads, attention=attention, dropout=dropout)
+        self.attention_residual = Residual(width, norm=norm, norm_scope=norm_scope, dropout=dropout)
+        self.mlp = MLP(width)
+        self.mlp_residual = Residual(width, norm=norm, norm_scope=norm_scope, dropout=dropout)
+
+    def forward(self, x_BLD: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        """Residual stream in, residual stream out, both `(B, L, D)`."""
+        branch_BLD = self.attention(self.attention_residual.open(x_BLD), mask, cache, layer)
+        x_BLD = self.attention_residual.close(x_BLD, branch_BLD)
+        return self.mlp_residual.close(x_BLD, self.mlp(self.mlp_residual.open(x_BLD)))

@@ -1,0 +1,129 @@
+"""The sequence model: a GPT over the joint vocabulary (paper §2.2), stable in fp16 (§2.4).
+
+Shapes: B batch, L length, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cogview_pl.transformer.block import Block, LayerNorm
+from cogview_pl.transformer.cache import KVCache
+
+
+class Transformer(nn.Module):
+    """Decoder-only transformer with learned positions that are given explicitly and tied embeddings.
+
+    Args:
+        vocabulary_size: V, rows of the embedding table, which is also the output matrix.
+        num_layers: number of blocks.
+        width: D.
+        num_heads: heads; they divide D.
+        num_positions: rows of the position table, i.e. the largest position id plus one.
+        norm: `sandwich` (CogView), `pre` or `post`.
+        norm_scope: scope of the PB-Relax maximum: `token`, `tensor` (the original) or `none` (plain LayerNorm).
+        attention: `fused`, `pb_relax` (the explicit formula) or `naive`.
+        dropout: probability on embeddings, attention weights and branch outputs.
+        init_std: standard deviation of fresh matrices and tables; 0.02 in the original, whose D is 2560 = 1/0.02².
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        num_layers: int,
+        width: int,
+        num_heads: int,
+        num_positions: int,
+        norm: str = "sandwich",
+        norm_scope: str = "token",
+        attention: str = "fused",
+        dropout: float = 0.0,
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.token_embedding = nn.Embedding(vocabulary_size, width)
+        self.position_embedding = nn.Embedding(num_positions, width)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(width, num_heads, norm=norm, norm_scope=norm_scope, attention=attention, dropout=dropout)
+            for _ in range(num_layers)
+        )
+        self.final_norm = LayerNorm(width, norm_scope)
+        self._initialise(init_std)
+
+    @property
+    def num_positions(self) -> int:
+        """Number of position ids."""
+        return self.position_embedding.num_embeddings
+
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Logits `(B, L, V)` of the next token at every position.
+
+        Args:
+            tokens: int64 `(B, L)`, ids below V.
+            positions: int64 `(B, L)`, ids below `num_positions`; None counts 0, 1, 2, …
+        """
+        return self.logits(self.hidden(tokens, positions))
+
+    def hidden(self, tokens: Tensor, positions: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Final normalised hidden states `(B, L, D)`.
+
+        With a cache, the tokens continue the rows stored in it; their keys and values are added to it, and the
+        caller counts them with `cache.advance`.
+        """
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        x_BLD = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
+        mask = None if cache is None else cache.mask(tokens.shape[1])
+        for layer, block in enumerate(self.blocks):
+            x_BLD = block(x_BLD, mask, cache, layer)
+        return self.final_norm(x_BLD)
+
+    def logits(self, hidden: Tensor, ids: Sequence[range] | None = None) -> Tensor:
+        """Logits `(…, n)` of hidden states `(…, D)` over the given id ranges (None: all V).
+
+        Only those rows of the head are multiplied; column j is the j-th id of the ranges put end to end.
+        """
+        head_VD = self.token_embedding.weight
+        if ids is None:
+            return F.linear(hidden, head_VD)
+        return torch.cat([F.linear(hidden, head_VD[span.start : span.stop]) for span in ids], -1)
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for this model, in the precision that its linear maps compute in."""
+        weight = self.token_embedding.weight
+        device = weight.device.type
+        autocast = torch.is_autocast_enabled(device)
+        return KVCache(
+            num_layers=len(self.blocks),
+            batch=batch,
+            num_heads=self.num_heads,
+            capacity=capacity,
+            head_size=weight.shape[1] // self.num_heads,
+            dtype=torch.get_autocast_dtype(device) if autocast else weight.dtype,
+            device=weight.device,
+        )
+
+    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters with weight decay (matrices and tables) and without (biases, LayerNorms)."""
+        parameters = list(self.parameters())
+        return [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+
+    @torch.no_grad()
+    def _initialise(self, std: float) -> None:
+        """Normal(0, std); matrices that write into the residual stream are smaller by √(2 · layers)."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                writes = name.endswith(("attention.out.weight", "mlp.down.weight"))
+                parameter.normal_(0.0, std / (math.sqrt(2 * len(self.blocks)) if writes else 1.0))
+            elif name.endswith(".bias"):
+                parameter.zero_()

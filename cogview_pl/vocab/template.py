@@ -1,0 +1,219 @@
+"""Templates: one layout string from which everything that depends on the order of a sequence follows.
+
+    "[ROI1] {text} [BASE] [BOI1] {image:32x32} [EOI1]"
+
+Command tokens stand for themselves; `{name}` is a text slot (variable length), `{name:YxX}` a slot for a grid of
+codes in raster order. Training sequences, prompts, loss weights, position ids and the ids that may be sampled are
+all read off this one parsed layout, so training and generation cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cogview_pl.errors import UserError
+from cogview_pl.vocab.vocabulary import COMMANDS, Vocabulary
+
+_ELEMENT = re.compile(r"(?P<command>\[[A-Z]+[0-9]*\])|\{(?P<name>[a-z_]+)(?::(?P<y>\d+)x(?P<x>\d+))?\}")
+
+NO_SLOT = -1
+"""Slot index of tokens that belong to no slot: command tokens and padding."""
+
+
+@dataclass(frozen=True)
+class TextSlot:
+    """A hole for at most `length` text pieces."""
+
+    name: str
+    length: int
+
+
+@dataclass(frozen=True)
+class CodeSlot:
+    """A hole for a grid of codes, filled in raster order."""
+
+    name: str
+    grid: tuple[int, int]
+
+    @property
+    def length(self) -> int:
+        """Number of codes."""
+        return self.grid[0] * self.grid[1]
+
+
+class Sequence(NamedTuple):
+    """One training sequence of L tokens; the lists have L entries each."""
+
+    tokens: list[int]
+    """Ids of the joint vocabulary."""
+    weights: list[float]
+    """Loss weight of each token as a prediction target."""
+    slots: list[int]
+    """Index into `Template.slots` of the slot that the token belongs to, or `NO_SLOT`."""
+    positions: list[int]
+    """Position ids."""
+
+
+class Template:
+    """A parsed layout, bound to a vocabulary.
+
+    A slot's loss weight applies to its tokens *as predictions*. The command token right behind a text slot closes
+    it (the model learns from it where the text ends), so it counts as part of that slot; other command tokens
+    follow from the layout and carry no loss.
+
+    Args:
+        layout: command tokens and slots, separated by spaces.
+        target: name of the slot that generation fills; everything before it is the prompt.
+        loss: weight per slot name; a slot that is not named carries no loss.
+        vocabulary: the ids.
+        text_length: capacity of text slots in pieces.
+        restart_positions_at: command token at which position ids start from 0 again, or None.
+
+    Raises:
+        UserError: the layout cannot be parsed, or `target` or `loss` name a slot that it lacks.
+    """
+
+    def __init__(
+        self,
+        layout: str,
+        *,
+        target: str,
+        loss: Mapping[str, float],
+        vocabulary: Vocabulary,
+        text_length: int,
+        restart_positions_at: str | None = None,
+    ) -> None:
+        self.layout = layout
+        self.vocabulary = vocabulary
+        self.elements = _parse(layout, text_length)
+        self.slots = [element for element in self.elements if not isinstance(element, str)]
+        self.target = self.slot(target, key="template.target")
+        self.weights = [float(loss.get(slot.name, 0.0)) for slot in self.slots]
+        for name in loss:
+            self.slot(name, key="template.loss")
+        if restart_positions_at is not None and restart_positions_at not in self.elements:
+            raise UserError(f"template.restart_positions_at={restart_positions_at} is not in template.layout")
+        self._restart = None if restart_positions_at is None else vocabulary.command(restart_positions_at)
+
+    @property
+    def length(self) -> int:
+        """Length of the longest sequence."""
+        return sum(1 if isinstance(element, str) else element.length for element in self.elements)
+
+    @property
+    def num_positions(self) -> int:
+        """Number of different position ids that the longest sequence needs."""
+        run = longest = 0
+        for element in self.elements:
+            if isinstance(element, str) and self._restart == self.vocabulary.command(element):
+                run = 0
+            run += 1 if isinstance(element, str) else element.length
+            longest = max(longest, run)
+        return longest
+
+    def slot(self, name: str, key: str = "slot") -> TextSlot | CodeSlot:
+        """The slot of this name; raises UserError (naming `key`) if the layout has none."""
+        for slot in self.slots:
+            if slot.name == name:
+                return slot
+        names = ", ".join(slot.name for slot in self.slots)
+        raise UserError(f"{key}: the layout has no slot {name}; it has {names}")
+
+    def build(self, values: Mapping[str, Seq[int]]) -> Sequence:
+        """The training sequence of one sample.
+
+        Args:
+            values: per slot name, piece ids (text; cut to the slot's length) or codes in raster order.
+
+        Raises:
+            ValueError: a grid has the wrong number of codes.
+        """
+        tokens: list[int] = []
+        weights: list[float] = []
+        slots: list[int] = []
+        slot = NO_SLOT
+        for element in self.elements:
+            if isinstance(element, str):
+                closes_text = slot != NO_SLOT and isinstance(self.slots[slot], TextSlot)
+                slot = slot if closes_text else NO_SLOT
+                new = [self.vocabulary.command(element)]
+            else:
+                slot = self.slots.index(element)
+                new = self._slot_tokens(element, values[element.name])
+            tokens += new
+            weights += [0.0 if slot == NO_SLOT else self.weights[slot]] * len(new)
+            slots += [slot] * len(new)
+            if isinstance(element, str):
+                slot = NO_SLOT
+        return Sequence(tokens, weights, slots, self.positions(tokens))
+
+    def prompt(self, values: Mapping[str, Seq[int]]) -> list[int]:
+        """The tokens before the target slot: a prefix of what `build` gives for the same values.
+
+        Raises:
+            UserError: a text is longer than its slot. (Training cuts captions; a user's prompt is never cut.)
+        """
+        tokens: list[int] = []
+        for element in self.elements:
+            if element == self.target:
+                break
+            if isinstance(element, str):
+                tokens.append(self.vocabulary.command(element))
+                continue
+            if isinstance(element, TextSlot) and len(values[element.name]) > element.length:
+                raise UserError(
+                    f"prompts: one has {len(values[element.name])} text pieces, the model's {element.name} slot "
+                    f"holds {element.length}; shorten it"
+                )
+            tokens += self._slot_tokens(element, values[element.name])
+        return tokens
+
+    def positions(self, tokens: Seq[int]) -> list[int]:
+        """Position ids 0, 1, 2, … of a sequence or prompt; they start again at the restart token."""
+        start = tokens.index(self._restart) if self._restart in tokens else 0
+        return [*range(start), *range(len(tokens) - start)]
+
+    def allowed(self, slot: TextSlot | CodeSlot) -> tuple[range, ...]:
+        """The ids that may be sampled inside a slot; for text the token that closes it comes last."""
+        if isinstance(slot, CodeSlot):
+            return (self.vocabulary.codes,)
+        end = self.end_of_text(slot)
+        return (self.vocabulary.pieces,) if end is None else (self.vocabulary.pieces, range(end, end + 1))
+
+    def end_of_text(self, slot: TextSlot) -> int | None:
+        """Id of the command token that closes a text slot, or None where the layout ends with the slot."""
+        following = self.elements[self.elements.index(slot) + 1 :][:1]
+        return self.vocabulary.command(following[0]) if following and isinstance(following[0], str) else None
+
+    def _slot_tokens(self, slot: TextSlot | CodeSlot, ids: Seq[int]) -> list[int]:
+        if isinstance(slot, TextSlot):
+            first = self.vocabulary.pieces.start
+            return [first + int(piece) for piece in ids[: slot.length]]
+        if len(ids) != slot.length:
+            raise ValueError(f"slot {slot.name} holds {slot.grid} codes, got {len(ids)}")
+        return [int(code) for code in ids]
+
+
+def _parse(layout: str, text_length: int) -> list[str | TextSlot | CodeSlot]:
+    elements: list[str | TextSlot | CodeSlot] = []
+    for word in layout.split():
+        match = _ELEMENT.fullmatch(word)
+        if match is None or (match["command"] and match["command"] not in COMMANDS):
+            raise UserError(
+                f"template.layout: cannot read {word!r}; write command tokens such as [BOI1], text slots such as "
+                "{text} and grids such as {image:32x32}"
+            )
+        if match["command"]:
+            elements.append(match["command"])
+        elif match["y"]:
+            elements.append(CodeSlot(match["name"], (int(match["y"]), int(match["x"]))))
+        else:
+            elements.append(TextSlot(match["name"], text_length))
+    names = [element.name for element in elements if not isinstance(element, str)]
+    if len(set(names)) < len(names):
+        raise UserError(f"template.layout: slot names must differ, found {', '.join(names)}")
+    return elements

@@ -1,0 +1,106 @@
+"""Text to SentencePiece ids and back: load any `.model`, or train one on the captions of a data set."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece as spm
+
+from cogview_pl.errors import UserError
+
+
+class TextTokenizer:
+    """A SentencePiece model.
+
+    It knows text only: a string such as `[BOI1]` is broken into ordinary pieces, so nothing that a user types can
+    become a command token (those ids lie outside the pieces, see `vocabulary.py`).
+
+    Args:
+        serialized: the bytes of a `.model` file.
+    """
+
+    def __init__(self, serialized: bytes) -> None:
+        self.serialized = serialized
+        self._processor = spm.SentencePieceProcessor(model_proto=serialized)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TextTokenizer:
+        """Read a `.model` file. Raises UserError if it is missing or is no SentencePiece model."""
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"text.model={path} does not exist; give the path of a SentencePiece .model file")
+        try:
+            return cls(path.read_bytes())
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"text.model={path} is not a SentencePiece model ({error})") from error
+
+    @classmethod
+    def train(
+        cls,
+        captions: Iterable[str],
+        *,
+        num_pieces: int,
+        model_type: str = "bpe",
+        character_coverage: float = 1.0,
+        seed_sentences: int = 1_000_000,
+    ) -> TextTokenizer:
+        """Learn pieces from captions; bytes stand in for characters that it has never seen.
+
+        Args:
+            captions: the training captions.
+            num_pieces: upper limit of the number of pieces, the 256 byte pieces and 3 control pieces included.
+            model_type: `bpe` or `unigram`.
+            character_coverage: share of the characters in the captions that get a piece of their own.
+            seed_sentences: at most this many captions are read.
+
+        Raises:
+            UserError: there are no captions, or `num_pieces` is too small for their characters.
+        """
+        model = io.BytesIO()
+        try:
+            spm.SentencePieceTrainer.train(
+                sentence_iterator=iter(captions),
+                model_writer=model,
+                vocab_size=num_pieces,
+                model_type=model_type,
+                character_coverage=character_coverage,
+                byte_fallback=True,
+                hard_vocab_limit=False,  # few captions cannot fill a large vocabulary: then it is smaller
+                split_by_whitespace=True,
+                input_sentence_size=seed_sentences,
+                shuffle_input_sentence=False,
+                num_threads=1,  # the result must not depend on the machine
+                bos_id=1,
+                eos_id=2,
+                unk_id=0,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"text.num_pieces={num_pieces} does not suit the captions: {reason}") from error
+        return cls(model.getvalue())
+
+    @property
+    def num_pieces(self) -> int:
+        """Number of piece ids, 0 … num_pieces-1."""
+        return self._processor.get_piece_size()
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the model file: two tokenizers are the same if and only if this is."""
+        return hashlib.sha256(self.serialized).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Piece ids of a text, without begin or end marks. White space alone gives an empty list."""
+        return self._processor.encode(text, out_type=int)
+
+    def decode(self, pieces: Sequence[int]) -> str:
+        """The text of piece ids."""
+        return self._processor.decode(list(pieces))
+
+    def save(self, path: str | Path) -> None:
+        """Write the `.model` file."""
+        Path(path).write_bytes(self.serialized)

@@ -1,0 +1,174 @@
+"""Codebook arithmetic shared by the quantizers: nearest code, sums per code, draws over all ranks, k-means.
+
+Shapes: N vectors, R vectors of a block, D width of a code, K codes, M draws. A codebook is stored as in the
+released file, `(D, K)`: column `j` is code `j`.
+
+No N x K tensor is built: distances are taken in blocks of rows, sums are scattered. With `torch.distributed`
+on several ranks, whatever ends in a codebook is summed over the ranks, so they stay equal to each other and
+to one process that sees the joined batch. Nothing here makes the host wait for a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# Distances held at a time, in float32 values (16 MB).
+BLOCK_VALUES = 4 * 1024 * 1024
+
+
+def uniform_codebook(code_dim: int, num_codes: int) -> Tensor:
+    """Initial codebook `(D, K)` of the released program: uniform in +-(5/3) sqrt(6 / (D + K))."""
+    bound = 5 / 3 * math.sqrt(6 / (code_dim + num_codes))
+    return torch.empty(code_dim, num_codes).uniform_(-bound, bound)
+
+
+def rows_per_block(num_codes: int) -> int:
+    """Number of vectors whose distances to all codes are held in memory at a time."""
+    return max(1, BLOCK_VALUES // num_codes)
+
+
+@torch.no_grad()
+def nearest(x_ND: Tensor, codebook_DK: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the nearest code (int64, `(N,)`) and the squared distance to it (float32, `(N,)`).
+
+    Distances are computed in float32 also under autocast; of equally near codes the lowest index wins.
+    """
+    num_rows, num_codes = x_ND.shape[0], codebook_DK.shape[1]
+    codes_N = torch.empty(num_rows, dtype=torch.int64, device=x_ND.device)
+    distance_N = torch.empty(num_rows, dtype=torch.float32, device=x_ND.device)
+    with torch.autocast(x_ND.device.type, enabled=False):
+        codebook_DK = codebook_DK.float()
+        norm_K = codebook_DK.square().sum(0)
+        block = rows_per_block(num_codes)
+        scores = torch.empty(min(block, num_rows), num_codes, device=x_ND.device)
+        for start in range(0, num_rows, block):
+            x_RD = x_ND[start : start + block].float()
+            rows = slice(start, start + x_RD.shape[0])
+            # |x|^2 is the same for every code, so it is added after the minimum.
+            scores_RK = torch.addmm(norm_K, x_RD, codebook_DK, alpha=-2, out=scores[: x_RD.shape[0]])
+            torch.min(scores_RK, dim=1, out=(distance_N[rows], codes_N[rows]))
+            distance_N[rows] += x_RD.square().sum(1)
+    return codes_N, distance_N.clamp_(min=0)
+
+
+def world_size() -> int:
+    """Number of ranks that share the codebook; 1 without `torch.distributed`."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_ranks_(values: Tensor) -> Tensor:
+    """Sum in place over all ranks; a no-op on one rank."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def count_codes(codes_N: Tensor, num_codes: int) -> Tensor:
+    """How often each code occurs on this rank: float32, `(K,)`."""
+    # bincount would make a GPU report the largest code to the host first.
+    counts_K = torch.zeros(num_codes, device=codes_N.device)
+    return counts_K.index_add_(0, codes_N, torch.ones_like(codes_N, dtype=torch.float32))
+
+
+def usage_and_perplexity(counts_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of codes that occur, and exp(entropy) of their frequencies."""
+    frequency_K = counts_K / counts_K.sum()
+    return (counts_K > 0).float().mean(), torch.special.entr(frequency_K).sum().exp()
+
+
+def squared_distances(x_ND: Tensor, codebook_DK: Tensor) -> Tensor:
+    """Squared distances `(N, K)` with gradient; callers keep N small."""
+    norm_K = codebook_DK.square().sum(0)
+    return x_ND.square().sum(1, keepdim=True) + torch.addmm(norm_K, x_ND, codebook_DK, alpha=-2)
+
+
+def relaxed_choice(distance_NK: Tensor, exponential_NK: Tensor, temperature: Tensor | float) -> Tensor:
+    """Gumbel-softmax over codes `(N, K)`: `softmax((-distance - log E) / temperature)`, `E` exponential."""
+    return ((-distance_NK - exponential_NK.log()) / temperature).softmax(1)
+
+
+def divergence_from_uniform(distance_NK: Tensor) -> Tensor:
+    """KL divergence from uniform, `(N,)`: `sum_k q log(K q + 1e-20)` with `q = softmax(-distance)`."""
+    q_NK = (-distance_NK).softmax(1)
+    return (q_NK * (distance_NK.shape[1] * q_NK + 1e-20).log()).sum(1)
+
+
+@torch.no_grad()
+def gather_statistics(x_ND: Tensor, codes_N: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+    """Counts `(K,)` of each code and sums `(K, D)` of the vectors assigned to it, over all ranks; float32."""
+    width = x_ND.shape[1]
+    joint = torch.zeros(num_codes, width + 1, device=x_ND.device)
+    joint[:, :width].index_add_(0, codes_N, x_ND.float())
+    joint[:, width] = count_codes(codes_N, num_codes)
+    sum_over_ranks_(joint)
+    return joint[:, width], joint[:, :width]
+
+
+@torch.no_grad()
+def draw_rows(x_ND: Tensor, weight_N: Tensor, quantile_M: Tensor) -> Tensor:
+    """Rows of the batch joined over all ranks, at quantiles of the cumulative weight: `(M, D)`, float32.
+
+    `quantile_M` in [0, 1) is random; rank 0's values count. Every rank returns the same rows: those that one
+    process would take from the joined batch. Weights must be positive.
+    """
+    cumulative_N = weight_N.float().cumsum(0)
+    upper = torch.zeros(world_size(), device=x_ND.device)
+    rank = dist.get_rank() if world_size() > 1 else 0
+    upper[rank] = cumulative_N[-1]
+    upper = sum_over_ranks_(upper).cumsum(0)
+    if world_size() > 1:
+        quantile_M = quantile_M.contiguous()
+        dist.broadcast(quantile_M, src=0)
+    target_M = quantile_M.clamp(0, 1 - 1e-6) * upper[-1]
+    lower = upper[rank - 1] if rank > 0 else torch.zeros_like(upper[0])
+    index_M = torch.searchsorted(cumulative_N, target_M - lower, right=True).clamp_(max=x_ND.shape[0] - 1)
+    mine_M = (target_M >= lower) & (target_M < upper[rank])
+    return sum_over_ranks_(torch.where(mine_M[:, None], x_ND[index_M].float(), 0.0))
+
+
+def spread_quantiles(wanted_K: Tensor) -> Tensor:
+    """One random quantile per wanted slot, spread evenly over [0, 1), so that few rows are drawn twice.
+
+    `wanted_K` is boolean; the values of slots not wanted mean nothing.
+    """
+    place_K = wanted_K.cumsum(0) - 1 + torch.rand(wanted_K.shape[0], device=wanted_K.device)
+    return place_K / wanted_K.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def seed_centres(x_ND: Tensor, num_codes: int, rounds: int = 16) -> Tensor:
+    """First centres for k-means `(D, K)`: rows drawn in rounds, far ones preferred (k-means++ in bulk).
+
+    After a uniform first round the weight of a row is its squared distance to the centres drawn so far.
+    """
+    weight_N = torch.ones(x_ND.shape[0], device=x_ND.device)
+    distance_N = torch.full_like(weight_N, torch.inf)
+    centres: list[Tensor] = []
+    for wanted_M in torch.ones(num_codes, dtype=torch.bool, device=x_ND.device).chunk(rounds):
+        centres.append(draw_rows(x_ND, weight_N, spread_quantiles(wanted_M)).T)
+        distance_N = torch.minimum(distance_N, nearest(x_ND, centres[-1])[1])
+        weight_N = distance_N.clamp(min=1e-12)
+    return torch.cat(centres, dim=1)
+
+
+@torch.no_grad()
+def kmeans(x_ND: Tensor, num_codes: int, iterations: int) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm over the vectors of all ranks: centres `(D, K)`, number of vectors each owns `(K,)`.
+
+    A centre that owns nothing is moved to a random vector, far ones preferred. With fewer vectors than codes
+    some centres coincide and own nothing.
+    """
+    centres_DK = seed_centres(x_ND, num_codes)
+    for _ in range(iterations):
+        codes_N, distance_N = nearest(x_ND, centres_DK)
+        counts_K, sums_KD = gather_statistics(x_ND, codes_N, num_codes)
+        empty_K = counts_K == 0
+        far_KD = draw_rows(x_ND, distance_N.clamp(min=1e-12), spread_quantiles(empty_K))
+        mean_KD = sums_KD / counts_K.clamp(min=1)[:, None]
+        centres_DK = torch.where(empty_K[:, None], far_KD, mean_KD).T
+    codes_N = nearest(x_ND, centres_DK)[0]
+    return centres_DK, gather_statistics(x_ND, codes_N, num_codes)[0]

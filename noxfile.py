@@ -1,0 +1,74 @@
+"""Sessions: `nox` runs lint, types and tests; the others by name, e.g. `nox -s quickstart`."""
+
+import nox
+
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"  # torch is gigabytes
+nox.options.sessions = ["lint", "types", "tests"]
+
+SOURCES = ("cogview_pl", "tests", "noxfile.py")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and common mistakes."""
+    session.install("ruff>=0.9")
+    session.run("ruff", "check", *SOURCES)
+    session.run("ruff", "format", "--check", *SOURCES)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Type hints."""
+    session.install("-e", ".[dev]")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests that need no GPU and less than ten minutes."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", "-m", "not slow and not gpu", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The long tests."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """The README's first command."""
+    session.install("-e", ".[fonts]")
+    session.run("python", "-m", "cogview_pl.run", "experiment=quickstart", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Speed of sampling and training on this machine."""
+    session.install("-e", ".")
+    session.run("python", "benchmarks/bench.py", *session.posargs)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, install it alone, run a few steps of the quickstart from another folder."""
+    session.install("build")
+    dist = session.create_tmp()
+    session.run("python", "-m", "build", "--wheel", "--outdir", dist)
+    session.install("--find-links", dist, "--upgrade", "--reinstall-package", "cogview_pl", "cogview_pl==0.1.0")
+    with session.chdir(dist):
+        session.run("python", "-m", "cogview_pl.run", "experiment=quickstart", *FEW_STEPS)
+
+
+FIND_WHEEL = "import glob, sys; print(*glob.glob(sys.argv[1] + '/*.whl'))"
+FEW_STEPS = (
+    "trainer.max_steps=4",
+    "trainer.val_check_interval=4",
+    "data.train_size=256",
+    "data.val_size=16",
+    "num_prompts=4",
+    "image_tokenizer.continuous_steps=0",
+)

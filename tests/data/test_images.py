@@ -1,0 +1,456 @@
+"""Pictures, captions of a folder, and what is done about the bad ones."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cogview_pl.data.images import FolderDataset, PictureError, find_captions, load_picture, split_indices
+from cogview_pl.data.samples import ImageSample, Skipped
+from cogview_pl.data.skips import SkipLog, collate_images, require_readable
+from cogview_pl.errors import UserError
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> io.BytesIO:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    stream.seek(0)
+    return stream
+
+
+def flat(image: Image.Image, form: str = "PNG", **options: object) -> list[int]:
+    """The one colour of a picture without detail."""
+    pixels = load_picture(encoded(image, form, **options), 8)
+    assert pixels.shape == (3, 8, 8)
+    assert pixels.dtype == torch.uint8
+    assert pixels.is_contiguous()
+    assert torch.equal(pixels, pixels[:, :1, :1].expand(3, 8, 8))
+    return pixels[:, 0, 0].tolist()
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
+    text = str(error.value)
+    assert text and "\n" not in text
+    return text
+
+
+# --- load_picture
+
+
+def test_colours_become_rgb() -> None:
+    assert flat(Image.new("RGB", (16, 12), (10, 20, 30))) == [10, 20, 30]
+    assert flat(Image.new("L", (16, 12), 77)) == [77, 77, 77]
+    assert flat(Image.new("1", (16, 12), 1)) == [255, 255, 255]
+    assert flat(Image.new("CMYK", (16, 12), (255, 0, 0, 0)), "TIFF") == [0, 255, 255]
+    red, green, blue = flat(Image.new("CMYK", (16, 12), (255, 0, 0, 0)), "JPEG", quality=100)
+    assert red < 4 and green > 251 and blue > 251
+
+
+@pytest.mark.parametrize("level", [0, 0x1234, 0x8000, 0xFFFF])
+def test_16_bit_grey_keeps_its_brightness(level: int) -> None:
+    image = Image.fromarray(np.full((12, 16), level, dtype=np.uint16))
+    assert flat(image) == [level >> 8] * 3
+    assert flat(image, "TIFF") == [level >> 8] * 3
+
+
+def test_transparency_is_put_on_white() -> None:
+    assert flat(Image.new("RGBA", (8, 8), (255, 0, 0, 0))) == [255, 255, 255]
+    assert flat(Image.new("RGBA", (8, 8), (255, 0, 0, 255))) == [255, 0, 0]
+    half = flat(Image.new("RGBA", (8, 8), (200, 0, 100, 51)))  # 0.2 colour + 0.8 white
+    assert np.allclose(half, [244, 204, 224], atol=1)
+    assert np.allclose(flat(Image.new("LA", (8, 8), (0, 51))), [204] * 3, atol=1)
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 9, 8, 7])
+    assert flat(palette) == [9, 8, 7]
+    assert flat(palette, transparency=1) == [255, 255, 255]
+    assert flat(palette, transparency=bytes([255, 0])) == [255, 255, 255]
+    assert flat(palette, "GIF", transparency=1) == [255, 255, 255]
+
+
+def test_the_camera_orientation_is_applied() -> None:
+    image = Image.new("RGB", (16, 16), "red")
+    image.paste("blue", (0, 0, 8, 16))  # blue on the left
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees clockwise to show"
+    pixels = load_picture(encoded(image, "JPEG", exif=exif, quality=95), 16).float()
+    assert pixels[2, :6].mean() > 240 > 20 > pixels[2, 10:].mean()  # blue on top
+
+
+def test_the_centre_of_the_shorter_edge_is_kept() -> None:
+    wide = Image.new("RGB", (120, 40), "red")
+    wide.paste("lime", (40, 0, 80, 40))
+    pixels = load_picture(encoded(wide, "PNG"), 10)
+    assert pixels[:, :, 1:9].float().mean((1, 2)).tolist() == [0, 255, 0]
+    tall = wide.rotate(90, expand=True)
+    assert torch.equal(load_picture(encoded(tall, "PNG"), 10), pixels.rot90(1, (1, 2)))
+
+
+def test_a_picture_of_the_right_size_is_left_alone() -> None:
+    image = noise(24, 24)
+    assert torch.equal(load_picture(encoded(image, "PNG"), 24), torch.tensor(np.array(image)).permute(2, 0, 1))
+
+
+def test_reducing_averages_instead_of_skipping_pixels() -> None:
+    board = np.indices((64, 64)).sum(0) % 2 * np.uint8(255)
+    pixels = load_picture(encoded(Image.fromarray(board.astype(np.uint8)), "PNG"), 8).float()
+    assert (pixels - 127.5).abs().max() < 3
+
+
+def test_a_large_jpeg_is_close_to_its_lossless_twin() -> None:
+    for width, height in ((904, 704), (903, 701)):
+        image = noise(9, 7).resize((width, height), Image.Resampling.BICUBIC)
+        error = load_picture(encoded(image, "JPEG", quality=95), 32).float()
+        error -= load_picture(encoded(image, "PNG"), 32).float()
+        assert error.abs().mean() < 0.5
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_cut_off_picture_is_refused(form: str, tmp_path: Path) -> None:
+    whole = encoded(noise(64, 64), form).getvalue()
+    for share in (0.0, 0.01, 0.3, 0.6):
+        with pytest.raises(PictureError) as error:
+            load_picture(io.BytesIO(whole[: int(len(whole) * share)]), 16)
+        assert "0x" not in one_line(error)  # no memory address: the list of skipped samples is reproducible
+    file = tmp_path / "a.bin"
+    file.write_bytes(whole)
+    assert load_picture(file, 16).shape == load_picture(str(file), 16).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\0" * 4000, b"<svg></svg>", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_what_is_no_picture_is_refused(content: bytes) -> None:
+    with pytest.raises(PictureError, match="not a picture"):
+        load_picture(io.BytesIO(content), 16)
+
+
+def test_formats_that_start_other_programs_are_refused() -> None:
+    with pytest.raises(PictureError, match="not a picture"):
+        load_picture(encoded(noise(8, 8), "EPS"), 8)
+
+
+def test_damaged_bytes_never_raise_anything_else() -> None:
+    generator = np.random.default_rng(1)
+    wholes = [encoded(noise(24, 24), form).getvalue() for form in ("PNG", "JPEG", "WEBP", "GIF", "TIFF")]
+    refused = 0
+    for _ in range(60):
+        for whole in wholes:
+            bad = bytearray(whole)
+            for place in generator.integers(0, len(bad), 8):
+                bad[place] = generator.integers(256)
+            try:
+                assert load_picture(io.BytesIO(bytes(bad)), 8).shape == (3, 8, 8)
+            except PictureError as error:
+                refused += 1
+                assert "\n" not in str(error)
+    assert refused > 50
+
+
+@pytest.mark.parametrize("edge", [12, 40])
+def test_too_many_pixels_are_refused(monkeypatch: pytest.MonkeyPatch, edge: int) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(PictureError, match="decompression bomb"):
+        load_picture(encoded(Image.new("RGB", (edge, edge)), "PNG"), 8)
+
+
+def test_other_pictures_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match="5000x10 is too elongated"):
+        load_picture(encoded(Image.new("RGB", (5000, 10)), "PNG"), 256)
+    with pytest.raises(PictureError, match="floating-point pixels"):
+        load_picture(encoded(Image.new("F", (10, 10)), "TIFF"), 8)
+    with pytest.raises(PictureError, match=r"^file not found$"):
+        load_picture(tmp_path / "none.png", 8)
+    with pytest.raises(PictureError):
+        load_picture(tmp_path, 8)
+
+
+# --- find_captions
+
+
+def folder(root: Path, names: list[str]) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), "red").save(root / name)
+    return root
+
+
+def listing(root: Path, name: str, content: str, encoding: str = "utf-8") -> Path:
+    (root / name).write_text(content, encoding=encoding)
+    return root
+
+
+JSONL = (
+    '{"file_name": "a.png", "text": " 熊猫 ", "en": "panda"}\n\n{"file_name": "s/b.png", "text": "猫", "en": "cat"}\n'
+)
+CSV = 'file_name,text,en\na.png, 熊猫 ,panda\ns/b.png,猫,"cat"\n'
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.jsonl", JSONL),
+        ("captions.jsonl", JSONL.replace("file_name", "image").replace("\n", "\r\n")),
+        ("captions.jsonl", JSONL.replace("file_name", "path").replace('"text"', '"caption"')),
+        ("captions.jsonl", JSONL.replace('"猫"', '["猫", "小猫"]')),
+        ("captions.csv", CSV),
+        ("metadata.csv", CSV.replace("\n", "\r\n").replace("text", "caption")),
+        ("captions.tsv", CSV.replace(",", "\t")),
+        ("metadata.tsv", CSV.replace(",", "\t")),
+    ],
+)
+def test_listings(tmp_path: Path, name: str, content: str, encoding: str) -> None:
+    folder(tmp_path, ["a.png", "s/b.png"])
+    listing(tmp_path, name, content, encoding)
+    assert find_captions(tmp_path) == [("a.png", "熊猫"), ("s/b.png", "猫")]
+    assert find_captions(str(tmp_path), "en") == [("a.png", "panda"), ("s/b.png", "cat")]
+
+
+def test_a_quoted_caption_may_hold_separators_and_lines(tmp_path: Path) -> None:
+    folder(tmp_path, ["a.png"])
+    listing(tmp_path, "captions.csv", 'file_name,text\na.png,"一,二\n""三"""\n')
+    assert find_captions(tmp_path) == [("a.png", '一,二\n"三"')]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_text_file_beside_each_picture(tmp_path: Path, encoding: str) -> None:
+    folder(tmp_path, ["b.png", "s/a.JPG", ".hidden/c.png", "._b.png", "nocaption.gif"])
+    listing(tmp_path, "b.txt", "红色的圆\n", encoding)
+    listing(tmp_path / "s", "a.txt", "方块", encoding)
+    listing(tmp_path, "README.txt", "not a caption")
+    assert find_captions(tmp_path) == [("b.png", "红色的圆"), ("nocaption.gif", ""), ("s/a.JPG", "方块")]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: root / "gone", r"data\.root=\S*gone does not exist; set it to"),
+        (lambda root: listing(root, "f", "") / "f", r"data\.root=\S*f is not a folder"),
+        (lambda root: root, r"has no captions; add one of metadata\.jsonl, .*captions\.tsv.* or one \.txt"),
+        (lambda root: listing(root, "captions.jsonl", "\n"), r"captions\.jsonl lists no pictures"),
+        (lambda root: listing(root, "captions.csv", ""), r"captions\.csv lists no pictures"),
+        (
+            lambda root: listing(root, "captions.jsonl", '{"image": "a.png", "text": "t"}\n{"image": '),
+            r"captions\.jsonl:2 is not JSON",
+        ),
+        (lambda root: listing(root, "captions.jsonl", "[1]"), r"captions\.jsonl:1 is not a JSON object"),
+        (
+            lambda root: listing(root, "captions.jsonl", '{"text": "t"}'),
+            r"jsonl:1 names no picture.*fields here: text",
+        ),
+        (
+            lambda root: listing(root, "captions.jsonl", '{"image": "a.png", "zh": "t", "en": "t"}'),
+            r"jsonl:1 has no field text or caption; set data\.caption_field to one of: image, zh, en",
+        ),
+        (
+            lambda root: listing(root, "captions.jsonl", '{"image": "a.png", "text": 3}'),
+            r":1, text: .* not text but 3",
+        ),
+        (
+            lambda root: listing(root, "captions.csv", "file_name,text\na.png,t,u\n"),
+            r"csv:2 has 3 columns, .* has 2",
+        ),
+        (lambda root: listing(root, "captions.csv", 'file_name,text\na.png,"t\n'), r"csv:2 is malformed"),
+        (
+            lambda root: listing(root, "captions.csv", "file_name,text\na.png,熊\n", "gbk"),
+            r"csv is not UTF-8",
+        ),
+        (
+            lambda root: listing(root, "captions.csv", "file_name,text\nx.png,t\ny.png,t\n"),
+            r"none of the 2 listed pictures exists, the first is \S*x\.png",
+        ),
+        (lambda root: listing(root, "a.txt", "熊", "utf-16"), r"a\.txt is not UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_a_folder(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+    root = make(folder(tmp_path, ["a.png"]))
+    with pytest.raises(UserError, match=message) as error:
+        find_captions(root)
+    one_line(error)
+
+
+def test_an_unknown_caption_field_is_named(tmp_path: Path) -> None:
+    listing(folder(tmp_path, ["a.png"]), "captions.csv", CSV)
+    with pytest.raises(UserError, match=r"csv:2 has no field zh; .* one of: file_name, text, en"):
+        find_captions(tmp_path, "zh")
+
+
+# --- FolderDataset
+
+
+def captioned(root: Path, names: list[str]) -> Path:
+    return listing(folder(root, names), "captions.csv", "file_name,text\n" + "".join(f"{n},图{n}\n" for n in names))
+
+
+def test_folder_samples(tmp_path: Path) -> None:
+    names = ["a.png", "b.png"]
+    dataset = FolderDataset(captioned(tmp_path, names), "train", 4, 0.0)
+    assert dataset.texts() == [dataset.text(0), dataset.text(1)] == ["图a.png", "图b.png"]
+    sample = dataset[1]
+    assert isinstance(sample, ImageSample)
+    assert (sample.key, sample.text) == (dataset.key(1), dataset.text(1)) == ("b.png", "图b.png")
+    assert sample.image[:, 0, 0].tolist() == [255, 0, 0]
+    assert dataset[-1].key == "b.png"
+    with pytest.raises(IndexError):
+        dataset[2]
+
+
+def test_bad_samples_are_skipped_with_a_reason(tmp_path: Path) -> None:
+    folder(tmp_path, ["good.png", "empty.png"])
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    rows = ["good.png,g", "empty.png, ", "bad.png,b", "gone.png,x"]
+    listing(tmp_path, "captions.csv", "\n".join(["file_name,text", *rows]))
+    dataset = FolderDataset(tmp_path, "train", 4, 0.0)
+    assert isinstance(dataset[0], ImageSample)
+    assert dataset[1] == Skipped("empty.png", "the caption is empty")
+    assert dataset[2] == Skipped("bad.png", "not a picture in a known format, or cut off")
+    assert dataset[3] == Skipped("gone.png", "file not found")
+
+
+def test_the_split_is_a_stable_partition(tmp_path: Path) -> None:
+    names = [f"s/{i}.png" for i in range(40)]
+    root = captioned(tmp_path, names)
+    sides = {split: FolderDataset(root, split, 4, 0.25) for split in ("train", "val")}
+    keys = {split: [side.key(i) for i in range(len(side))] for split, side in sides.items()}
+    assert sorted(keys["train"] + keys["val"]) == sorted(names)
+    # Each sample keeps its side when others are taken away and the order changes.
+    fewer = list(reversed(names))[:20]
+    captioned(root, fewer)
+    later = FolderDataset(root, "val", 4, 0.25)
+    assert [later.key(i) for i in range(len(later))] == [name for name in fewer if name in keys["val"]]
+
+
+def test_split_indices() -> None:
+    keys = [f"{i:05d}" for i in range(10_000)]
+    val = split_indices(keys, "val", 0.1)
+    assert 900 < len(val) < 1100
+    assert sorted(val + split_indices(keys, "train", 0.1)) == list(range(10_000))
+    assert set(val) < set(split_indices(keys, "val", 0.2))
+    assert split_indices(["a", "b", "a"], "val", 0.5) in ([0, 2], [1])  # equal keys share a side
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 0.5, 1 - 1e-9])
+def test_no_split_is_empty_with_two_pictures(fraction: float) -> None:
+    for number in range(20):
+        keys = [f"{number}a", f"{number}b"]
+        assert len(split_indices(keys, "val", fraction)) == len(split_indices(keys, "train", fraction)) == 1
+
+
+def test_the_extreme_fractions_put_everything_on_one_side() -> None:
+    assert split_indices(["a", "b"], "train", 0) == split_indices(["a", "b"], "val", 1) == [0, 1]
+    assert split_indices(["a", "b"], "val", 0) == split_indices(["a", "b"], "train", 1) == []
+    assert split_indices([], "train", 0.5) == []
+    for fraction in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UserError, match=r"data\.val_fraction=\S+ must be between 0 and 1"):
+            split_indices(["a"], "train", fraction)
+
+
+# --- skips
+
+
+def bad(*numbers: int) -> list[Skipped]:
+    return [Skipped(f"图{number}", f"reason {number}") for number in numbers]
+
+
+def test_each_skipped_sample_is_listed_once(tmp_path: Path) -> None:
+    path = tmp_path / "skipped.jsonl"
+    log = SkipLog(path, max_share=1.0)
+    log.add(bad(1, 2), seen=8)
+    log.add(bad(2, 3, 3), seen=8)
+    log.add([], seen=8)
+    assert log.count == 3
+    assert log.state == {"seen": 24, "skipped": 3}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [sample._asdict() for sample in bad(1, 2, 3)]
+    assert "图1" in lines[0]
+
+
+def test_too_many_skipped_samples_end_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "skipped.jsonl"
+    log = SkipLog(path, max_share=0.1, minimum=20)
+    log.add(bad(1, 2), seen=19)  # more than a tenth, but of too few
+    log.add([], seen=1)  # exactly a tenth
+    with pytest.raises(UserError) as error:
+        log.add(bad(3), seen=1)
+    assert one_line(error) == (
+        f"3 of 21 pictures could not be read (first: 图1: reason 1); see {path}; raise data.max_skipped_share to go on"
+    )
+    assert SkipLog(path, max_share=0.1).count == 3  # the last one is in the list as well
+
+
+def test_the_list_goes_on_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "skipped.jsonl"
+    log = SkipLog(path, max_share=0.1, minimum=20)
+    log.add(bad(1, 2), seen=30)
+    state = log.state
+    again = SkipLog(path, max_share=0.1, minimum=20)
+    again.load_state(state)
+    again.add(bad(1, 2), seen=0)
+    assert (again.count, again.state) == (2, state)
+    with pytest.raises(UserError, match=r"^4 of 30 .*first: 图1: reason 1"):
+        again.add(bad(3, 4), seen=0)
+
+
+def test_old_entries_do_not_count_against_a_fresh_start(tmp_path: Path) -> None:
+    path = tmp_path / "skipped.jsonl"
+    SkipLog(path, max_share=1.0).add(bad(*range(50)), seen=1000)
+    log = SkipLog(path, max_share=0.1, minimum=20)
+    log.add(bad(*range(10)), seen=20)
+    assert log.count == 50
+
+
+def test_a_line_cut_off_by_a_kill_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "skipped.jsonl"
+    SkipLog(path, max_share=1.0).add(bad(1, 2), seen=2)
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        log = SkipLog(path, max_share=1.0)
+        log.add(bad(1, 2), seen=2)
+        assert path.read_bytes() == whole
+    path.write_text("something else\n")
+    with pytest.raises(UserError, match=r"skipped\.jsonl:1 is not a skipped sample; delete"):
+        SkipLog(path, max_share=1.0)
+
+
+def test_a_file_name_that_is_not_unicode_can_be_listed(tmp_path: Path) -> None:
+    path = tmp_path / "skipped.jsonl"
+    SkipLog(path, max_share=1.0).add([Skipped("a\udce4.png", "r")], seen=1)
+    log = SkipLog(path, max_share=1.0)
+    log.add([Skipped("a\udce4.png", "r")], seen=1)
+    assert log.count == 1
+
+
+def test_collate_sets_the_skipped_aside() -> None:
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    one, two = ImageSample("a", images[0], "甲"), ImageSample("b", images[1], "乙")
+    batch = collate_images([one, *bad(1), two])
+    assert torch.equal(batch.images, images)
+    assert (batch.texts, batch.keys, batch.skipped) == (["甲", "乙"], ["a", "b"], bad(1))
+    nothing = collate_images([*bad(1, 2)])
+    assert nothing.images.shape == (0, 3, 0, 0)
+    assert nothing.images.dtype == torch.uint8
+    assert (nothing.texts, nothing.keys, nothing.skipped) == ([], [], bad(1, 2))
+
+
+def test_a_data_set_without_one_readable_sample_is_refused(tmp_path: Path) -> None:
+    names = [f"{i:03d}.png" for i in range(70)]
+    dataset = FolderDataset(captioned(tmp_path, names), "train", 4, 0.0)
+    require_readable(dataset)
+    for name in names[:-1]:
+        (tmp_path / name).write_bytes(b"")
+    require_readable(dataset, limit=70)
+    with pytest.raises(UserError, match=r"none of the first 64 samples .*first: 000\.png: not a picture") as error:
+        require_readable(dataset)
+    one_line(error)
+    with pytest.raises(UserError, match="no samples"):
+        require_readable(FolderDataset(tmp_path, "val", 4, 0.0))

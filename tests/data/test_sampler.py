@@ -1,0 +1,98 @@
+"""The order of samples: complete epochs, exact continuation, any world size."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from cogview_pl.data.sampler import EndlessSampler
+
+
+def drawn(count: int, *, size: int = 7, seed: int = 3, consumed: int = 0, rank: int = 0, world: int = 1) -> list[int]:
+    sampler = EndlessSampler(size, seed, rank=rank, world_size=world)
+    sampler.consumed = consumed
+    return list(islice(sampler, count))
+
+
+def test_every_epoch_is_a_new_permutation() -> None:
+    order = drawn(70)
+    epochs = [tuple(order[start : start + 7]) for start in range(0, 70, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len(set(epochs)) == 10
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    assert drawn(40) == drawn(40)
+    assert drawn(40) != drawn(40, seed=4)
+    # Neighbouring seeds do not share epochs.
+    epochs = [tuple(drawn(30, size=30, seed=s, consumed=30 * e)) for s in range(8) for e in range(8)]
+    assert len(set(epochs)) == 64
+    assert all(type(index) is int for index in drawn(3))
+
+
+def test_it_goes_on_exactly_from_any_position() -> None:
+    order = drawn(40)
+    for consumed in range(25):
+        assert drawn(15, consumed=consumed) == order[consumed : consumed + 15]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_ranks_share_one_order(size: int, world: int) -> None:
+    order = drawn(12 * world, size=size)
+    for steps in range(6):  # each rank has drawn so many before
+        consumed = steps * world
+        for rank in range(world):
+            mine = drawn(6, size=size, consumed=consumed, rank=rank, world=world)
+            assert mine == order[consumed + rank :: world][:6]
+
+
+def test_another_world_size_goes_on_without_a_gap() -> None:
+    order = drawn(40)
+    two = [drawn(5, rank=rank, world=2) for rank in range(2)]
+    assert sorted(two[0] + two[1]) == sorted(order[:10])
+    assert drawn(10, consumed=10) == order[10:20]
+
+
+def test_iterating_does_not_count_as_consuming() -> None:
+    sampler = EndlessSampler(7, seed=3)
+    ahead = iter(sampler)
+    assert [next(ahead) for _ in range(5)] == drawn(5)
+    assert sampler.consumed == 0
+    sampler.consumed = 2
+    assert next(ahead) == drawn(6)[5]  # what has begun goes on
+    assert list(islice(sampler, 3)) == drawn(5)[2:]
+
+
+def test_without_shuffling() -> None:
+    assert list(islice(EndlessSampler(3, seed=0, shuffle=False), 8)) == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert list(islice(EndlessSampler(3, seed=0, shuffle=False, rank=1, world_size=2), 5)) == [1, 0, 2, 1, 0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_go_over_the_end_of_an_epoch_and_continue_in_a_loader(workers: int) -> None:
+    def batches(consumed: int, count: int) -> list[list[int]]:
+        sampler = EndlessSampler(7, seed=3)
+        sampler.consumed = consumed
+        loader = DataLoader(TensorDataset(torch.arange(7)), 4, sampler=sampler, num_workers=workers)
+        return [batch.tolist() for (batch,) in islice(loader, count)]
+
+    order = drawn(24)
+    whole = batches(0, 6)
+    assert whole == [order[start : start + 4] for start in range(0, 24, 4)]
+    assert batches(8, 4) == whole[2:]
+
+
+def test_it_has_no_length() -> None:
+    with pytest.raises(TypeError):
+        len(EndlessSampler(7, seed=3))  # type: ignore[arg-type]
+
+
+def test_impossible_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="size must be at least 1"):
+        EndlessSampler(0, seed=0)
+    with pytest.raises(ValueError, match="rank"):
+        EndlessSampler(3, seed=0, rank=2, world_size=2)

@@ -1,0 +1,227 @@
+"""The image tokenizer as a whole: shapes, normalisation, consistency of its methods, losses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cogview_pl.errors import UserError
+from cogview_pl.vqvae import VQVAE, EMAQuantizer, make_quantizer, psnr, reconstruction_loss
+
+KINDS = ["ema", "learned", "gumbel", "fixed"]
+
+
+def build(kind="ema", downsampling=4, residual_blocks=0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)):
+    torch.manual_seed(0)
+    return VQVAE(
+        width=16,
+        code_dim=8,
+        num_codes=32,
+        downsampling=downsampling,
+        residual_blocks=residual_blocks,
+        quantizer=make_quantizer(kind, num_codes=32, code_dim=8),
+        mean=mean,
+        std=std,
+    )
+
+
+@pytest.mark.parametrize("residual_blocks", [0, 2])
+@pytest.mark.parametrize("downsampling", [4, 8, 16])
+def test_shapes(downsampling, residual_blocks):
+    model = build(downsampling=downsampling, residual_blocks=residual_blocks).eval()
+    images = torch.rand(2, 3, 2 * downsampling, 3 * downsampling)
+    codes = model.encode(images)
+    assert codes.shape == (2, 2, 3)
+    assert codes.dtype == torch.int64
+    assert model.num_codes == 32
+    assert codes.min() >= 0
+    assert codes.max() < 32
+    assert model.latents(images).shape == (2, 8, 2, 3)
+    assert model.decode(codes).shape == images.shape
+    assert model.downsampling == downsampling
+
+
+def test_released_size_has_the_released_parameter_shapes():
+    with torch.device("meta"):
+        model = VQVAE(
+            width=512,
+            code_dim=256,
+            num_codes=8192,
+            downsampling=8,
+            residual_blocks=0,
+            quantizer=EMAQuantizer(num_codes=8192, code_dim=256),
+            mean=(0.79093, 0.76271, 0.75340),
+            std=(0.30379, 0.32279, 0.32800),
+        )
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert shapes == {
+        "encoder.0.weight": (512, 3, 4, 4),
+        "encoder.0.bias": (512,),
+        "encoder.2.weight": (512, 512, 4, 4),
+        "encoder.2.bias": (512,),
+        "encoder.4.weight": (512, 512, 4, 4),
+        "encoder.4.bias": (512,),
+        "encoder.6.weight": (256, 512, 1, 1),
+        "encoder.6.bias": (256,),
+        "decoder.0.weight": (256, 512, 4, 4),
+        "decoder.0.bias": (512,),
+        "decoder.2.weight": (512, 512, 4, 4),
+        "decoder.2.bias": (512,),
+        "decoder.4.weight": (512, 512, 4, 4),
+        "decoder.4.bias": (512,),
+        "decoder.6.weight": (3, 512, 1, 1),
+        "decoder.6.bias": (3,),
+    }
+    assert model.quantizer.codebook.shape == (256, 8192)
+    assert model.quantizer.cluster_size.shape == (8192,)
+    assert model.quantizer.embed_avg.shape == (256, 8192)
+
+
+def test_silent_residual_blocks_leave_the_plain_network():
+    plain, residual = build().eval(), build(residual_blocks=2).eval()
+    residual.quantizer.load_state_dict(plain.quantizer.state_dict())
+    # The blocks sit before the encoder's last layer and before the decoder's first.
+    for i, layer in enumerate(plain.encoder):
+        residual.encoder[i if i < 4 else i + 2].load_state_dict(layer.state_dict())
+    for i, layer in enumerate(plain.decoder):
+        residual.decoder[i + 2].load_state_dict(layer.state_dict())
+    images = torch.rand(2, 3, 16, 16)
+    changed = residual(images).reconstruction
+    for block in [*residual.encoder[4:6], *residual.decoder[:2]]:
+        torch.nn.init.zeros_(block.layers[-1].weight)
+        torch.nn.init.zeros_(block.layers[-1].bias)
+    expected = plain(images).reconstruction
+    torch.testing.assert_close(residual(images).reconstruction, expected)
+    assert not torch.allclose(changed, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_is_decode_of_encode(kind):
+    model = build(kind).eval()
+    images = torch.rand(2, 3, 16, 24)
+    output = model(images)
+    codes = model.encode(images)
+    assert torch.equal(output.quantized.codes, codes)
+    assert torch.equal(output.reconstruction, model.decode(codes))
+
+
+def test_normalisation_is_inside():
+    images = torch.rand(2, 3, 16, 16)
+    mean, std = (0.7, 0.2, 0.4), (0.3, 0.1, 0.2)
+    inside, outside = build(mean=mean, std=std).eval(), build(mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    mean_C11, std_C11 = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+    codes = inside.encode(images)
+    assert torch.equal(codes, outside.encode((images - mean_C11) / std_C11))
+    torch.testing.assert_close(inside.decode(codes), outside.decode(codes) * std_C11 + mean_C11)
+
+
+def test_normalisation_travels_with_the_weights():
+    source, target = build(mean=(0.7, 0.2, 0.4), std=(0.3, 0.1, 0.2)), build()
+    target.load_state_dict(source.state_dict())
+    images = torch.rand(1, 3, 16, 16)
+    assert torch.equal(source.eval()(images).reconstruction, target.eval()(images).reconstruction)
+
+
+def test_decode_does_not_clip():
+    model = build()
+    torch.nn.init.zeros_(model.decoder[-1].weight)
+    torch.nn.init.constant_(model.decoder[-1].bias, 10.0)
+    images = model.decode(torch.zeros(1, 2, 2, dtype=torch.int64))
+    torch.testing.assert_close(images, torch.full((1, 3, 8, 8), 10 * 0.25 + 0.5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_channels_last_changes_nothing_but_the_layout(kind):
+    model = build(kind).eval()
+    images = torch.rand(2, 3, 16, 16)
+    expected, codes = model(images).reconstruction, model.encode(images)
+    model = model.to(memory_format=torch.channels_last)
+    assert torch.equal(model.encode(images), codes)
+    torch.testing.assert_close(model(images).reconstruction, expected)
+    quantized = model(images).quantized.quantized
+    assert quantized.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_changes_nothing(kind):
+    model = build(kind).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = torch.rand(2, 3, 16, 16)
+    random_state = torch.get_rng_state()
+    model(images)
+    model.decode(model.encode(images))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_colours_pass_through_the_codes(kind):
+    model = build(kind)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    palette = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
+
+    def pictures() -> torch.Tensor:
+        colours = palette[torch.randint(4, (8, 2, 2))].permute(0, 3, 1, 2)
+        return colours.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+
+    for step in range(250):
+        images = pictures()
+        model.quantizer.set_progress(step / 250)
+        output = model(images)
+        loss = reconstruction_loss("l2", output.reconstruction, images) + output.quantized.loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    images = pictures()
+    blank = images.mean((0, 2, 3), keepdim=True).expand_as(images)
+    with torch.no_grad():
+        reconstruction = model.eval()(images).reconstruction
+    # Runs differ much in how many codes they use after so few steps; using none gives the blank's value.
+    assert psnr(reconstruction, images) > psnr(blank, images) + 1.5
+
+
+@pytest.mark.parametrize("size", [(15, 16), (16, 18)])
+def test_edges_must_fit_the_downsampling(size):
+    model = build()
+    with pytest.raises(UserError, match=rf"{size[0]} x {size[1]}.*multiples of 4"):
+        model.encode(torch.rand(1, 3, *size))
+    with pytest.raises(UserError, match="downsampling"):
+        model(torch.rand(1, 3, *size))
+
+
+def test_settings_that_do_not_fit():
+    with pytest.raises(UserError, match=r"image_tokenizer\.downsampling is 5"):
+        build(downsampling=5)
+    with pytest.raises(UserError, match=r"image_tokenizer\.mean"):
+        build(std=(0.1, 0.2, 0.0))
+    with pytest.raises(UserError, match=r"64 codes of width 8.*num_codes=32"):
+        VQVAE(
+            width=8,
+            code_dim=8,
+            num_codes=32,
+            downsampling=4,
+            residual_blocks=0,
+            quantizer=EMAQuantizer(num_codes=64, code_dim=8),
+            mean=(0, 0, 0),
+            std=(1, 1, 1),
+        )
+    with pytest.raises(UserError, match=r"quantizer\.kind is nearest.*ema, learned, gumbel, fixed"):
+        make_quantizer("nearest", num_codes=4, code_dim=2)
+
+
+def test_reconstruction_loss_values():
+    images = torch.zeros(1, 3, 2, 2)
+    reconstruction = torch.full((1, 3, 2, 2), -0.5)
+    assert reconstruction_loss("l1", reconstruction, images).item() == pytest.approx(0.5)
+    assert reconstruction_loss("l2", reconstruction, images).item() == pytest.approx(0.25)
+
+
+def test_psnr_averages_pictures_and_clips():
+    images = torch.zeros(2, 3, 4, 4)
+    reconstruction = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 0.01)])
+    assert psnr(reconstruction, images).item() == pytest.approx((20 + 40) / 2, abs=1e-3)
+    # What lies outside 0..1 is cut off when a picture is saved, so it costs nothing.
+    too_bright, images = torch.full((1, 3, 4, 4), 5.0), torch.full((1, 3, 4, 4), 0.9)
+    assert psnr(too_bright, images).item() == pytest.approx(20, abs=1e-3)
+    assert torch.isfinite(psnr(images, images))
