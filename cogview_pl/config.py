@@ -249,6 +249,7 @@ class Config:
     trainer: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
+    common: list[str] = field(default_factory=list)
     stages: dict[str, list[str]] = field(default_factory=dict)
 
 

@@ -22,12 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cogview_pl.config import Config, Verb, register_schemas
 from cogview_pl.errors import UserError
+from cogview_pl.shell import quote_override
 
 _log = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).parent
 _RUN_DIR_OF_RANK_0 = "COGVIEW_PL_RUN_DIR"
-_CHAIN_KEYS = ("experiment", "task", "stages", "run_dir")  # what a chain does not hand on to its stages
+_CHAIN_KEYS = ("experiment", "task", "stages", "common", "run_dir")  # what a chain does not hand on to its stages
 
 
 def _shipped(name: str) -> Path:
@@ -93,7 +94,11 @@ def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, 
 
 def _run_stage(overrides: list[str]) -> tuple[Path, dict[str, float]]:
     """One task of a chain: its own overrides, then those that the user gave for the chain."""
-    given = [o for o in HydraConfig.get().overrides.task if o.split("=")[0].lstrip("+") not in _CHAIN_KEYS]
+    given = [
+        override
+        for override in HydraConfig.get().overrides.task
+        if override.lstrip("+~").split("=")[0].split(".")[0] not in _CHAIN_KEYS
+    ]
     return _run(hydra.compose("config", overrides=[*overrides, *given]))
 
 
@@ -104,6 +109,7 @@ def _verb(name: str) -> Any:
 def main() -> None:
     """Entry point: turns errors that the user can mend into one line and exit code 2."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting with 1
+    sys.argv[1:] = map(quote_override, sys.argv[1:])
     register_schemas()
     _register_experiments()
     if {"--help", "-h"} & set(sys.argv[1:]) and not any(word.startswith("task=") for word in sys.argv):

@@ -7,8 +7,10 @@ from typing import Any, Literal
 import torch
 from lightning import LightningModule
 from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.utils import make_grid
 
-from cogview_pl.data.skips import ImageBatch
+from cogview_pl.data.skips import ImageBatch, collate_images
 from cogview_pl.lit.optim import OptimizerFactory, configure_optimizers, log_gradient_norm
 from cogview_pl.vqvae import VQVAE, psnr, reconstruction_loss
 
@@ -112,3 +114,15 @@ class ImageTokenizerModule(LightningModule):
 def to_unit_range(images: Tensor) -> Tensor:
     """uint8 pictures `(B, 3, Y, X)` to float 0 … 1, laid out channels-last, which convolutions prefer."""
     return (images.float() / 255).contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def reconstruction_grid(model: VQVAE, samples: Dataset[Any], count: int) -> Tensor:
+    """The first `count` readable pictures over their reconstructions, one picture `(3, Y, X)`, 0 … 1, on the CPU."""
+    batch = collate_images([samples[index] for index in range(min(count, len(samples)))])  # type: ignore[arg-type]
+    if not len(batch.images):
+        return torch.zeros(3, 1, 1)
+    device = next(model.parameters()).device
+    images = to_unit_range(batch.images).to(device)
+    decoded = model.decode(model.encode(images)).clamp(0, 1)
+    return make_grid(torch.cat([images, decoded]), nrow=len(images)).cpu()

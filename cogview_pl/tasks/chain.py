@@ -23,12 +23,12 @@ def run(config: Config, folder: RunFolder, run_stage: RunStage) -> dict[str, flo
     for number, (name, overrides) in enumerate(config.stages.items(), start=1):
         _log.info("[%d/%d] %s", number, len(config.stages), name)
         started = time.perf_counter()
-        stage, found = run_stage(list(overrides))
+        stage, found = run_stage([*config.common, *overrides])
         seconds = time.perf_counter() - started
         metrics |= {**found, f"perf/{name}_s": round(seconds, 1)}
         _log.info("[%d/%d] %s took %.0f s: %s", number, len(config.stages), name, seconds, stage)
-        sheet = stage / "samples" / "grid.png"
-        if sheet.exists():
-            shutil.copy(sheet, folder / f"{name}.png")
-            _log.info("contact sheet: %s", folder / f"{name}.png")
+        for sheet in (stage / "reconstructions.png", stage / "samples" / "grid.png"):
+            if sheet.exists():
+                shutil.copy(sheet, folder / f"{name}.png")
+                _log.info("pictures: %s", folder / f"{name}.png")
     return metrics

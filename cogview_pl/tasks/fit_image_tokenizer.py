@@ -6,16 +6,19 @@ from dataclasses import asdict
 from enum import Enum
 from typing import Any
 
+from torchvision.utils import save_image
+
 from cogview_pl.checkpoints.store import IMAGE_TOKENIZER, build_vqvae, load_image_tokenizer, save_image_tokenizer
 from cogview_pl.config import Config, ImageTokenizerConfig
 from cogview_pl.data.skips import collate_images
 from cogview_pl.errors import UserError
 from cogview_pl.lit.data import DataModule
-from cogview_pl.lit.image_tokenizer import ImageTokenizerModule
+from cogview_pl.lit.image_tokenizer import ImageTokenizerModule, reconstruction_grid
 from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.tasks.sources import open_images
 from cogview_pl.tasks.training import check_precision, optimizer_factory, seed, train
 
+_SHEET_PICTURES = 16  # validation pictures in reconstructions.png
 _TRAINING_KEYS = ("path", "image_size", "grid", "reconstruction", "reconstruction_weight", "continuous_steps")
 
 
@@ -47,6 +50,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     )
     metrics = train(config, folder, module, data, {"kind": IMAGE_TOKENIZER, "settings": settings})
     save_image_tokenizer(folder / "model", model, image_size=options.image_size, settings=settings)
+    save_image(reconstruction_grid(model, data.val, _SHEET_PICTURES), folder / "reconstructions.png")
     return metrics
 
 

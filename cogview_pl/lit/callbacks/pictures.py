@@ -8,11 +8,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
-from torchvision.utils import make_grid
 
 from cogview_pl.generation.filters import Sampling
 from cogview_pl.generation.sheet import contact_sheet
-from cogview_pl.lit.image_tokenizer import to_unit_range
+from cogview_pl.lit.image_tokenizer import ImageTokenizerModule, reconstruction_grid
 from cogview_pl.lit.sequence_model import SequenceModule
 
 _CELL = 128
@@ -31,15 +30,8 @@ class Reconstructions(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not _logs_pictures(trainer):
             return
-        loader = trainer.val_dataloaders
-        assert loader is not None
-        samples = [loader.dataset[i] for i in range(min(self.num_images, len(loader.dataset)))]
-        images = to_unit_range(loader.collate_fn(samples).images).to(pl_module.device)
-        if not len(images):
-            return
-        with torch.no_grad():
-            decoded = pl_module.model.decode(pl_module.model.encode(images))  # type: ignore[union-attr, operator]
-        grid = make_grid(torch.cat([images, decoded.clamp(0, 1)]), nrow=len(images))
+        assert isinstance(pl_module, ImageTokenizerModule)
+        grid = reconstruction_grid(pl_module.model, trainer.datamodule.val, self.num_images)  # type: ignore[attr-defined]
         _log_picture(trainer, "val/originals_over_reconstructions", (grid * 255).to(torch.uint8))
 
 

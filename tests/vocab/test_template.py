@@ -1,0 +1,248 @@
+"""Templates: every layout of `conf/template` and one with two images keep the promises of the parsed layout."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from cogview_pl.errors import UserError
+from cogview_pl.vocab import CodeSlot, Template, TextSlot, Vocabulary
+from cogview_pl.vocab.template import NO_SLOT
+
+CONF = Path(__file__).parents[2] / "conf" / "template"
+GRID = 4
+TEXT_LENGTH = 6
+VOCABULARY = Vocabulary(num_codes=70, num_pieces=10)
+
+PIECES = [3, 0, 9]
+"""Text of the golden lines; codes count up from 0."""
+
+
+def settings(name: str) -> dict[str, Any]:
+    """The arguments of a template, as the command line composes them."""
+    if name == "two_images":
+        return {
+            "layout": (
+                "[ROI1] {text} [BASE] [BOI1] {small:4x4} [EOI1] [ROI2] [POS0] [BASE] [BOI2] {large:8x8} [EOI2]"
+            ),
+            "target": "large",
+            "loss": {"large": 1.0},
+            "restart_positions_at": "[ROI2]",
+        }
+    config = OmegaConf.create({"image_tokenizer": {"grid": GRID}, "template": OmegaConf.load(CONF / f"{name}.yaml")})
+    return OmegaConf.to_container(config, resolve=True)["template"]  # type: ignore[index,call-overload,return-value]
+
+
+def make(name: str, **changes: Any) -> Template:
+    return Template(**{**settings(name), **changes}, vocabulary=VOCABULARY, text_length=TEXT_LENGTH)
+
+
+def commands(*names: str) -> list[int]:
+    return [VOCABULARY.command(f"[{name}]") for name in names]
+
+
+TEXT = [70 + 3, 70 + 0, 70 + 9]
+GOLDEN = {
+    "text_image": [*commands("ROI1"), *TEXT, *commands("BASE", "BOI1"), *range(16), *commands("EOI1")],
+    "image_text": [*commands("BASE", "BOI1"), *range(16), *commands("EOI1", "ROI1"), *TEXT, *commands("SEP")],
+    "two_images": [
+        *commands("ROI1"),
+        *TEXT,
+        *commands("BASE", "BOI1"),
+        *range(16),
+        *commands("EOI1", "ROI2", "POS0", "BASE", "BOI2"),
+        *range(64),
+        *commands("EOI2"),
+    ],
+}
+"""One line per layout: add one with every new layout."""
+
+NAMES = sorted({path.stem for path in CONF.glob("*.yaml")} | {"two_images"})
+
+
+def random_values(template: Template, rng: random.Random) -> dict[str, list[int]]:
+    """Text of 0 … capacity pieces and codes."""
+    values = {}
+    for slot in template.slots:
+        text = isinstance(slot, TextSlot)
+        count = rng.randint(0, slot.length) if text else slot.length
+        values[slot.name] = rng.choices(range(VOCABULARY.num_pieces if text else VOCABULARY.num_codes), k=count)
+    return values
+
+
+def golden_values(template: Template) -> dict[str, list[int]]:
+    return {slot.name: PIECES if isinstance(slot, TextSlot) else list(range(slot.length)) for slot in template.slots}
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestEveryLayout:
+    def test_golden_tokens(self, name: str) -> None:
+        template = make(name)
+        assert template.build(golden_values(template)).tokens == GOLDEN[name]
+
+    def test_prompt_is_a_prefix_of_the_training_sequence(self, name: str) -> None:
+        template, rng = make(name), random.Random(0)
+        for _ in range(300):
+            values = random_values(template, rng)
+            sequence = template.build(values)
+            prompt = template.prompt({key: ids for key, ids in values.items() if key != template.target.name})
+            assert prompt == sequence.tokens[: len(prompt)]
+            assert template.positions(prompt) == sequence.positions[: len(prompt)]
+            # The slot starts right behind its prompt.
+            ids = values[template.target.name]
+            first = VOCABULARY.pieces.start if isinstance(template.target, TextSlot) else 0
+            assert sequence.tokens[len(prompt) : len(prompt) + len(ids)] == [first + i for i in ids]
+
+    def test_weights_and_slots_mark_the_same_tokens(self, name: str) -> None:
+        template, rng = make(name), random.Random(1)
+        for _ in range(100):
+            values = random_values(template, rng)
+            sequence = template.build(values)
+            assert len({len(column) for column in sequence}) == 1
+            for token, weight, slot in zip(sequence.tokens, sequence.weights, sequence.slots, strict=True):
+                if slot == NO_SLOT:
+                    assert weight == 0.0
+                    assert token >= VOCABULARY.pieces.stop
+                else:
+                    assert weight == settings(name)["loss"].get(template.slots[slot].name, 0.0)
+                    assert any(token in span for span in template.allowed(template.slots[slot]))
+            for index, slot in enumerate(template.slots):
+                closed = isinstance(slot, TextSlot)  # by one more token
+                assert sequence.slots.count(index) == len(values[slot.name]) + closed
+
+    def test_token_that_closes_a_text_belongs_to_it(self, name: str) -> None:
+        template = make(name)
+        text = next(slot for slot in template.slots if isinstance(slot, TextSlot))
+        sequence = template.build({**golden_values(template), text.name: []})
+        index = template.slots.index(text)
+        place = sequence.slots.index(index)
+        assert sequence.tokens[place] == template.end_of_text(text)
+        assert sequence.weights[place] == settings(name)["loss"].get(text.name, 0.0)
+        assert template.allowed(text) == (VOCABULARY.pieces, range(sequence.tokens[place], sequence.tokens[place] + 1))
+
+    def test_long_captions_are_cut_in_training_and_refused_in_prompts(self, name: str) -> None:
+        template = make(name)
+        values = golden_values(template)
+        values["text"] = [1] * (TEXT_LENGTH + 5)
+        assert template.build(values).tokens == template.build({**values, "text": [1] * TEXT_LENGTH}).tokens
+        assert len(template.build(values).tokens) == template.length
+        if template.target.name != "text":
+            with pytest.raises(UserError, match=r"^prompts: one has 11 text pieces, [^\n]* holds 6; [^\n]+$"):
+                template.prompt(values)
+
+    def test_position_table_that_it_asks_for_suffices(self, name: str) -> None:
+        template, rng = make(name), random.Random(2)
+        longest = template.build({**golden_values(template), "text": [1] * TEXT_LENGTH})
+        assert max(longest.positions) + 1 == template.num_positions
+        for _ in range(50):
+            assert max(template.build(random_values(template, rng)).positions) < template.num_positions
+
+    def test_every_command_token_may_restart_the_positions(self, name: str) -> None:
+        for element in make(name).elements:
+            if isinstance(element, str):
+                template = make(name, restart_positions_at=element)
+                sequence = template.build({**golden_values(template), "text": [1] * TEXT_LENGTH})
+                assert sequence.positions[sequence.tokens.index(VOCABULARY.command(element))] == 0
+                assert max(sequence.positions) < template.num_positions, f"restart at {element}"
+
+
+def test_every_layout_has_a_golden_line() -> None:
+    assert set(NAMES) == set(GOLDEN)
+
+
+class TestWeights:
+    def test_text_and_image(self) -> None:
+        template = make("text_image", loss={"text": 0.5, "image": 2.0})
+        sequence = template.build({"text": [1, 2], "image": [0] * 16})
+        #                           [ROI1] pieces     [BASE] [BOI1]  codes  [EOI1]
+        assert sequence.weights == [0.0, 0.5, 0.5, 0.5, 0.0, *[2.0] * 16, 0.0]
+        assert sequence.slots == [-1, 0, 0, 0, -1, *[1] * 16, -1]
+
+    def test_slot_without_a_weight_carries_no_loss(self) -> None:
+        template = make("two_images")
+        sequence = template.build(golden_values(template))
+        assert sum(weight > 0 for weight in sequence.weights) == 64
+        assert all(slot == 2 for slot, weight in zip(sequence.slots, sequence.weights, strict=True) if weight > 0)
+
+
+class TestPositions:
+    def test_count_up_without_a_restart(self) -> None:
+        template = make("text_image")
+        sequence = template.build({"text": [1, 2], "image": [0] * 16})
+        assert sequence.positions == list(range(len(sequence.tokens)))
+
+    def test_start_again_at_the_restart_token(self) -> None:
+        template = make("two_images")
+        sequence = template.build({"text": [1, 2], "small": [0] * 16, "large": [0] * 64})
+        # [ROI1] + 2 pieces + [BASE] [BOI1] + 16 codes + [EOI1] come before [ROI2].
+        assert sequence.positions == [*range(22), *range(4 + 64 + 1)]
+        assert template.num_positions == 4 + 64 + 1
+
+    def test_prompt_that_ends_before_the_restart_token(self) -> None:
+        template = make("two_images", target="small")
+        assert template.positions(template.prompt({"text": [1, 2]})) == [0, 1, 2, 3, 4]
+
+
+class TestAllowed:
+    def test_codes(self) -> None:
+        template = make("text_image")
+        assert template.allowed(template.slot("image")) == (range(70),)
+
+    def test_text_at_the_end_of_a_layout_has_no_closing_token(self) -> None:
+        template = make("image_text", layout="[BOI1] {image:4x4} [EOI1] {text}")
+        text = template.slot("text")
+        assert isinstance(text, TextSlot)
+        assert template.end_of_text(text) is None
+        assert template.allowed(text) == (VOCABULARY.pieces,)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        "word",
+        ["BOI1", "[BOI9]", "[boi1]", "{image:4}", "{image:4x}", "{Text}", "{}", "[BOI1]{x}", "{a:-1x4}", "{a:0x4}"],
+    )
+    def test_unreadable_word(self, word: str) -> None:
+        with pytest.raises(UserError, match=r"^template\.layout: [^\n]+$") as caught:
+            make("text_image", layout="[ROI1] {text} [BOI1] {image:4x4} " + word)
+        assert word in str(caught.value)
+
+    def test_unknown_target(self) -> None:
+        with pytest.raises(UserError, match=r"^template\.target: [^\n]*no slot picture[^\n]*text, image$"):
+            make("text_image", target="picture")
+
+    def test_unknown_loss(self) -> None:
+        with pytest.raises(UserError, match=r"^template\.loss: [^\n]*no slot picture[^\n]*text, image$"):
+            make("text_image", loss={"picture": 1.0})
+
+    def test_two_slots_of_one_name(self) -> None:
+        with pytest.raises(UserError, match=r"^template\.layout: [^\n]*image, image$"):
+            make("text_image", layout="[BOI1] {image:4x4} [BOI2] {image:4x4}")
+
+    def test_restart_token_that_the_layout_lacks(self) -> None:
+        with pytest.raises(UserError, match=r"^template\.restart_positions_at=\[ROI3\] [^\n]+$"):
+            make("text_image", restart_positions_at="[ROI3]")
+
+    def test_layout_without_slots(self) -> None:
+        with pytest.raises(UserError, match=r"^template\.target: [^\n]+$"):
+            make("text_image", layout="[ROI1] [BOI1]", loss={})
+
+    @pytest.mark.parametrize("count", [0, 15, 17])
+    def test_wrong_number_of_codes(self, count: int) -> None:
+        with pytest.raises(ValueError, match=f"image.*got {count}"):
+            make("text_image").build({"text": [1], "image": [0] * count})
+
+    @pytest.mark.parametrize(("slot", "ids"), [("text", [10]), ("text", [-1]), ("image", [70] * 16), ("image", [-1] * 16)])
+    def test_ids_outside_their_range(self, slot: str, ids: list[int]) -> None:
+        # A piece beyond the vocabulary's would be read as a command token, a code beyond the codebook as a piece.
+        with pytest.raises(ValueError, match=slot):
+            make("text_image").build({"text": [1], "image": [0] * 16, slot: ids})
+
+
+def test_slots_know_their_size() -> None:
+    template = make("two_images")
+    assert template.slots == [TextSlot("text", 6), CodeSlot("small", (4, 4)), CodeSlot("large", (8, 8))]
+    assert template.length == 1 + 6 + 2 + 16 + 1 + 4 + 64 + 1

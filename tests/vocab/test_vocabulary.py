@@ -1,0 +1,51 @@
+"""The joint vocabulary: released ids, ranges that tile it, unknown names."""
+
+from __future__ import annotations
+
+import pytest
+
+from cogview_pl.vocab import COMMANDS, Vocabulary
+
+
+def test_released_ids() -> None:
+    # What the published weights were trained with: 8,192 codes and 50,000 pieces.
+    vocabulary = Vocabulary(num_codes=8192, num_pieces=50000)
+    expected = {
+        "[PAD]": 58192,
+        "[BOI1]": 58193,
+        "[EOI1]": 58196,
+        "[ROI1]": 58199,
+        "[ROI2]": 58200,
+        "[BASE]": 58208,
+        "[POS0]": 58210,
+        "[POS8]": 58218,
+    }
+    assert {name: vocabulary.command(name) for name in expected} == expected
+    assert vocabulary.pad == 58192
+    assert vocabulary.codes == range(8192)
+    assert vocabulary.pieces == range(8192, 58192)
+    assert vocabulary.num_tokens == 58219
+    assert vocabulary.size == 58240
+
+
+@pytest.mark.parametrize(("num_codes", "num_pieces"), [(8192, 50000), (16, 300), (1, 1), (100, 5)])
+def test_ranges_tile_the_ids_without_gap_or_overlap(num_codes: int, num_pieces: int) -> None:
+    vocabulary = Vocabulary(num_codes, num_pieces)
+    commands = [vocabulary.command(name) for name in COMMANDS]
+    assert [*vocabulary.codes, *vocabulary.pieces, *commands] == list(range(vocabulary.num_tokens))
+    assert len(vocabulary.codes) == num_codes
+    assert len(vocabulary.pieces) == num_pieces
+
+
+@pytest.mark.parametrize("multiple", [1, 64, 128])
+def test_table_is_padded_to_the_next_multiple(multiple: int) -> None:
+    for num_pieces in range(1, 300):
+        vocabulary = Vocabulary(8, num_pieces, multiple=multiple)
+        assert vocabulary.size % multiple == 0
+        assert 0 <= vocabulary.size - vocabulary.num_tokens < multiple
+
+
+@pytest.mark.parametrize("name", ["[BOI9]", "BOI1", "[boi1]", ""])
+def test_unknown_command(name: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown command token.*\[BOI1\]"):
+        Vocabulary(8, 8).command(name)
