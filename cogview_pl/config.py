@@ -6,13 +6,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+import hydra.utils
 from hydra.core.config_store import ConfigStore
-from hydra.utils import instantiate as instantiate
-from omegaconf import MISSING
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from cogview_pl.errors import UserError
 
 
 class Verb(Enum):
@@ -251,6 +255,45 @@ class Config:
     logger: dict[str, Any] = field(default_factory=dict)
     common: list[str] = field(default_factory=list)
     stages: dict[str, list[str]] = field(default_factory=dict)
+
+
+_LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("a whole number, at least 1", lambda value: value >= 1 and value == int(value), """
+        threads num_prompts num_images sampler.batch_size
+        trainer.max_steps trainer.val_check_interval trainer.accumulate_grad_batches trainer.log_every_n_steps
+        data.batch_size data.train_size data.val_size data.image_size
+        image_tokenizer.image_size image_tokenizer.grid image_tokenizer.width image_tokenizer.code_dim
+        image_tokenizer.num_codes text.num_pieces text.max_length
+        model.num_layers model.width model.num_heads model.num_positions"""),
+    ("at least 0", lambda value: value >= 0, """
+        seed data.num_workers image_tokenizer.residual_blocks image_tokenizer.continuous_steps
+        sampler.temperature sampler.top_k model.init_std optimizer.weight_decay optimizer.gradient_clip"""),
+    ("above 0, at most 1", lambda value: 0 < value <= 1, "sampler.top_p text.character_coverage"),
+    ("at least 0, below 1", lambda value: 0 <= value < 1, "model.dropout"),
+    ("between 0 and 1", lambda value: 0 <= value <= 1, """
+        data.max_skipped_share data.val_fraction optimizer.warmup optimizer.final_lr"""),
+)  # fmt: skip
+
+
+def check_limits(config: DictConfig) -> None:
+    """Refuse numbers that no run could use; raises UserError naming the key.
+
+    What depends on several keys is checked where they meet.
+    """
+    for wanted, holds, keys in _LIMITS:
+        for key in keys.split():
+            value = OmegaConf.select(config, key)
+            if value is not None and not (isinstance(value, (int, float)) and holds(value)):
+                raise UserError(f"{key}={value} must be {wanted}")
+
+
+def instantiate(node: dict[str, Any], key: str) -> Any:
+    """The object that a `_target_` node describes; raises UserError naming its `key` if it cannot be made."""
+    try:
+        return hydra.utils.instantiate(node)
+    except HydraException as error:
+        reason = str(error).replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", ";").strip()
+        raise UserError(f"{key}: {reason}") from error
 
 
 def register_schemas() -> None:

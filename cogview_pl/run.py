@@ -15,12 +15,12 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cogview_pl.config import Config, Verb, register_schemas
+from cogview_pl.config import Config, Verb, check_limits, register_schemas
 from cogview_pl.errors import UserError
 from cogview_pl.shell import quote_override
 
@@ -59,6 +59,7 @@ def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, 
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise UserError(f"{missing[0]} has no value; set it on the command line: {missing[0]}=…")
+    check_limits(composed)
     if composed.plan:
         return Path(), _verb("plan").run(OmegaConf.to_object(composed))
 
@@ -120,13 +121,18 @@ def main() -> None:
         _give_up(_one_line(error))
 
 
-def _one_line(error: Exception) -> str:
+_INTERNALS = ("object_type=", "full_key:", "reference_type=", "See https://", "Config search path:", "provider=")
+
+
+def _one_line(error: BaseException) -> str:
     """Hydra's and OmegaConf's messages without their hints on internals."""
+    if str(error).startswith("Error merging override") and error.__cause__ is not None:
+        error = error.__cause__  # says which value is wrong, and why
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kept = [line for line in lines if not line.startswith(("object_type=", "full_key:", "reference_type="))]
     keys = [line.removeprefix("full_key:").strip() for line in lines if line.startswith("full_key:")]
+    keys += [error.override] if isinstance(error, OverrideParseException) else []
     prefix = f"{keys[0]}: " if keys and keys[0] else ""
-    return prefix + " ".join(kept)
+    return prefix + " ".join(line for line in lines if not line.startswith(_INTERNALS))
 
 
 def _give_up(message: str) -> NoReturn:

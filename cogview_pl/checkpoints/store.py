@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from yaml import YAMLError
 
 from cogview_pl.errors import UserError
 from cogview_pl.transformer import Transformer
@@ -154,7 +155,11 @@ def _save(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
 
 
 def _read_config(folder: Path, kind: str, key: str) -> dict[str, Any]:
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except (YAMLError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder / 'config.yaml'} is damaged ({reason}); copy the run again") from error
     found = config.get("kind") if isinstance(config, dict) else None
     if found != kind:
         raise UserError(

@@ -21,15 +21,16 @@ class CogView:
     """A trained sequence model with its tokenizers.
 
     Args:
-        loaded: both models, template and text tokenizer.
+        loaded: both models, template and text tokenizer. Models stay in the mode that they are in: loaded ones in
+            evaluation mode, one that is being trained is switched by its trainer.
         device: where to move them; None leaves them where they are.
     """
 
     def __init__(self, loaded: SequenceModel, device: torch.device | str | None = None) -> None:
         self.template = loaded.template
         self.text = loaded.text
-        self.transformer = loaded.model.eval()
-        self.image_tokenizer = loaded.image_tokenizer.model.eval()
+        self.transformer = loaded.model
+        self.image_tokenizer = loaded.image_tokenizer.model
         if device is not None:
             self.transformer.to(device)
             self.image_tokenizer.to(device)

@@ -18,14 +18,18 @@ RunStage = Callable[[list[str]], tuple[Path, dict[str, float]]]
 
 
 def run(config: Config, folder: RunFolder, run_stage: RunStage) -> dict[str, float]:
-    """Run every stage of `stages`; returns the union of their metrics (later stages win) and the time of each."""
+    """Run every stage of `stages`; returns the union of their metrics (later stages win).
+
+    `perf/` keys get the stage's name, since every stage has its own: `perf/pretrain_tokens_per_s`, `perf/pretrain_s`.
+    """
     metrics: dict[str, float] = {}
     for number, (name, overrides) in enumerate(config.stages.items(), start=1):
         _log.info("[%d/%d] %s", number, len(config.stages), name)
         started = time.perf_counter()
         stage, found = run_stage([*config.common, *overrides])
         seconds = time.perf_counter() - started
-        metrics |= {**found, f"perf/{name}_s": round(seconds, 1)}
+        metrics |= {key.replace("perf/", f"perf/{name}_", 1): value for key, value in found.items()}
+        metrics[f"perf/{name}_s"] = round(seconds, 1)
         _log.info("[%d/%d] %s took %.0f s: %s", number, len(config.stages), name, seconds, stage)
         for sheet in (stage / "reconstructions.png", stage / "samples" / "grid.png"):
             if sheet.exists():

@@ -76,7 +76,11 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
 
 
 def transformer_settings(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Constructor arguments of the transformer, as plain values."""
+    """Constructor arguments of the transformer, as plain values; raises UserError if sizes do not fit together."""
+    if config.model.width % config.model.num_heads:
+        raise UserError(
+            f"model.width={config.model.width} is not a multiple of model.num_heads={config.model.num_heads}; change one"
+        )
     return {"vocabulary_size": vocabulary.size, **plain(asdict(config.model))}
 
 

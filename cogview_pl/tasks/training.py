@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from cogview_pl.config import Config, OptimizerConfig, instantiate
 from cogview_pl.errors import UserError
@@ -28,9 +29,14 @@ class Terminated(SystemExit):
 
 
 def optimizer_factory(config: OptimizerConfig) -> OptimizerFactory:
-    """The optimizer that `conf/optimizer/` describes."""
+    """The optimizer that `conf/optimizer/` describes; raises UserError if it does not take its arguments."""
+    build = instantiate(config.optimizer, "optimizer.optimizer")
+    try:
+        build([torch.nn.Parameter(torch.zeros(1))])  # a partial finds wrong arguments only when it is called
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer.optimizer: {error}; see conf/optimizer/") from error
     return OptimizerFactory(
-        build=instantiate(config.optimizer),
+        build=build,
         weight_decay=config.weight_decay,
         warmup=config.warmup,
         final_lr=config.final_lr,
@@ -73,21 +79,7 @@ def train(
     if config.resume:
         checkpoint = folder / LAST_CHECKPOINT
         _check_checkpoint(checkpoint, identity)
-    trainer = Trainer(
-        **{**config.trainer, "val_check_interval": _validation_interval(config)},
-        **config.precision,
-        **config.strategy,
-        callbacks=[instantiate(callback) for callback in config.callbacks.values()],
-        logger=[instantiate(logger) for logger in config.logger.values()] or False,
-        gradient_clip_val=config.optimizer.gradient_clip,
-        default_root_dir=str(folder.path),
-        use_distributed_sampler=False,  # the data module deals samples out itself
-        max_epochs=-1,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        enable_progress_bar="progress" in config.callbacks,
-    )
+    trainer = _trainer(config, folder)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if trainer.received_sigterm:
         raise Terminated
@@ -96,6 +88,29 @@ def train(
         trainer.validate(module, datamodule=data, verbose=False)
         metrics |= trainer.callback_metrics
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _trainer(config: Config, folder: RunFolder) -> Trainer:
+    callbacks = [instantiate(node, f"callbacks.{name}") for name, node in config.callbacks.items()]
+    loggers = [instantiate(node, f"logger.{name}") for name, node in config.logger.items()]
+    try:
+        return Trainer(
+            **{**config.trainer, "val_check_interval": _validation_interval(config)},
+            **config.precision,
+            **config.strategy,
+            callbacks=callbacks,
+            logger=loggers or False,
+            gradient_clip_val=config.optimizer.gradient_clip,
+            default_root_dir=str(folder.path),
+            use_distributed_sampler=False,  # the data module deals samples out itself
+            max_epochs=-1,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar="progress" in config.callbacks,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UserError(f"trainer, precision or strategy: {error}") from error
 
 
 def _validation_interval(config: Config) -> int:

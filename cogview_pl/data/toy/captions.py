@@ -118,14 +118,14 @@ def parse_caption(text: str) -> tuple[ObjectSpec, ...]:
 def check_language(language: str) -> None:
     """Refuse an unknown language with a UserError."""
     if language not in LANGUAGES:
-        raise UserError(f"language: found {language!r}; use one of {', '.join(LANGUAGES)}")
+        raise UserError(f"data.language: found {language!r}; use one of {', '.join(LANGUAGES)}")
 
 
 def check_styles(styles: Sequence[str]) -> None:
     """Refuse unknown styles with a UserError."""
     for style in styles:
         if style not in STYLES:
-            raise UserError(f"styles: unknown style {style!r}; use some of {', '.join(STYLES)}")
+            raise UserError(f"data.styles: unknown style {style!r}; use some of {', '.join(STYLES)}")
 
 
 def _clause(clause: str, words: dict[str, dict[str, str]], thing: Object) -> str:

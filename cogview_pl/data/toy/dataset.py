@@ -41,7 +41,7 @@ class ToyDataset(Dataset[ImageSample]):
         check_language(language)
         check_styles(styles)
         if not styles:
-            raise UserError("styles: found none; give at least one, such as flat")
+            raise UserError("data.styles: found none; give at least one, such as flat")
         for name, value in (("size", size), ("resolution", resolution)):
             if value < 1:
                 raise UserError(f"{name}: found {value}; use a positive integer")

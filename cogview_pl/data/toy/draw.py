@@ -30,7 +30,7 @@ PALETTE: dict[str, tuple[int, int, int]] = {
     "green": (46, 158, 72),
     "blue": (42, 96, 214),
     "purple": (146, 62, 186),
-    "pink": (246, 150, 190),
+    "pink": (242, 124, 176),
     "black": (32, 32, 36),
 }
 BACKGROUND = (250, 248, 242)

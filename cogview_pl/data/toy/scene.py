@@ -101,7 +101,7 @@ def check_stream(seed: int, split: str) -> None:
     if split not in SPLITS:
         raise UserError(f"split: unknown split {split!r}; use one of {', '.join(SPLITS)}")
     if seed < 0:
-        raise UserError(f"seed: found {seed}; use zero or a positive integer")
+        raise UserError(f"data.seed: found {seed}; use zero or a positive integer")
 
 
 def sample_scene(
@@ -132,7 +132,7 @@ def _cumulative(object_probabilities: Sequence[float]) -> np.ndarray:
     usable = weights.ndim == 1 and 1 <= len(weights) <= 3 and (weights >= 0).all()
     if not usable or not 0 < weights.sum() < math.inf:
         raise UserError(
-            f"object_probabilities: found {list(object_probabilities)}; "
+            f"data.object_probabilities: found {list(object_probabilities)}; "
             "give one to three weights, none negative, not all zero"
         )
     # The last threshold is left out: rounding could put it below 1, and no number of objects lies above it.

@@ -1,0 +1,122 @@
+"""What the tests of the command line share: how to call it, and one tiny chain of runs that all of them read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "cogview_pl.run")
+
+TINY = (
+    "trainer.max_steps=6",
+    "trainer.val_check_interval=3",
+    "trainer.log_every_n_steps=1",
+    "image_tokenizer.continuous_steps=2",
+    "image_tokenizer.quantizer.kmeans_iters=1",
+    "data.train_size=64",
+    "data.val_size=8",
+    "data.batch_size=8",
+    "threads=1",
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command line ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class CommandLine:
+    """`python -m cogview_pl.run …` on the CPU, in a folder of the test's."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of every run: our package, one thread, no GPU."""
+        ours = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        return os.environ | ours
+
+    def start(self, args: Sequence[str], cwd: Path, **options: object) -> subprocess.Popen[str]:
+        """Start a run and do not wait for it."""
+        return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
+            [*COMMAND, *args],
+            cwd=cwd,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **options,
+        )
+
+    def run(self, args: Sequence[str], cwd: Path, stdin: str = "") -> Ended:
+        """Run to the end, whatever the exit code."""
+        with self.start(args, cwd, stdin=subprocess.PIPE) as process:
+            stdout, stderr = process.communicate(stdin, timeout=600)
+        return Ended(process.returncode, stdout, stderr)
+
+    def succeed(self, args: Sequence[str], cwd: Path, stdin: str = "") -> Ended:
+        """Run to the end, which must be exit code 0."""
+        ended = self.run(args, cwd, stdin)
+        assert ended.code == 0, f"{' '.join(args)}\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}"
+        return ended
+
+    def run_many(self, cases: Sequence[tuple[Sequence[str], Path]], scratch: Path) -> list[Ended]:
+        """Run several command lines one after the other in one process (see `in_process.py`)."""
+        given, results = scratch / "cases.json", scratch / "results.json"
+        given.write_text(json.dumps([{"args": list(args), "cwd": str(cwd)} for args, cwd in cases]))
+        driver = Path(__file__).with_name("in_process.py")
+        subprocess.run(
+            [sys.executable, driver, given, results],
+            env=self.environment,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            timeout=900,
+        )
+        return [Ended(result["code"], "", result["stderr"]) for result in json.loads(results.read_text())]
+
+
+@pytest.fixture(scope="session")
+def cli() -> CommandLine:
+    return CommandLine()
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A finished chain; `home` is the folder in which it was called. To be read only."""
+
+    home: Path
+    stdout: str
+
+    def run_folder(self, task: str) -> Path:
+        """The newest finished run of a task."""
+        return (self.home / "outputs" / task / "latest").resolve()
+
+
+@pytest.fixture(scope="session")
+def chain(cli: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """The quickstart in a few steps: vqvae, tokenize, pretrain and generate, one process."""
+    home = tmp_path_factory.mktemp("chain")
+    ended = cli.succeed(["experiment=quickstart", *TINY, "num_prompts=4", "seed=3"], home)
+    return Chain(home, ended.stdout)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    """Overrides that make any task small enough for a test."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def run_folders() -> Callable[[Path], set[Path]]:
+    """The run folders under a folder from which runs were called."""
+    return lambda home: {path for path in home.glob("outputs/*/*") if not path.is_symlink()}

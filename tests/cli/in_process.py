@@ -1,0 +1,43 @@
+"""Runs many command lines in one process, because most of a start is importing torch: `in_process.py CASES RESULTS`.
+
+CASES is a JSON list of `{args, cwd}`; RESULTS becomes a list of `{code, stderr}`. A traceback counts as code 1,
+as it would in a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from hydra.core.global_hydra import GlobalHydra
+
+from cogview_pl.run import main
+
+
+def run(args: list[str], cwd: str) -> dict[str, object]:
+    """Exit code and standard error of one command line."""
+    os.chdir(cwd)
+    sys.argv = ["cogview_pl", *args]
+    GlobalHydra.instance().clear()
+    stderr = io.StringIO()
+    code: object = 0
+    with contextlib.redirect_stderr(stderr):
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    return {"code": code, "stderr": stderr.getvalue()}
+
+
+if __name__ == "__main__":
+    cases = json.loads(Path(sys.argv[1]).read_text())
+    results_file = Path(sys.argv[2]).resolve()
+    results_file.write_text(json.dumps([run(**case) for case in cases]))

@@ -1,0 +1,220 @@
+"""Mistakes that a user can mend: exit code 2, one line that names the key or file, no run folder left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+FIRST_TASK = ("task=vqvae", "trainer.max_steps=1")
+
+CASES: dict[str, tuple[list[str], list[str]]] = {
+    # composing
+    "unknown_key": (["task=vqvae", "sed=1"], ["sed"]),
+    "unknown_key_in_group": (["task=pretrain", "model.layer=3"], ["layer"]),
+    "wrong_type_model": (["task=pretrain", "model.num_layers=many"], ["model.num_layers", "many"]),
+    "wrong_type_data": (["task=vqvae", "data.batch_size=x"], ["data.batch_size", "x"]),
+    "unknown_task": (["task=foo"], ["foo", "vqvae", "tokenize", "pretrain", "generate"]),
+    "unknown_model": (["task=vqvae", "model=huge"], ["model/huge", "tiny", "base"]),
+    "unknown_quantizer": (["task=vqvae", "image_tokenizer/quantizer=foo"], ["quantizer/foo", "ema", "gumbel"]),
+    "quantizer_as_value": (["task=vqvae", "image_tokenizer.quantizer=foo"], ["image_tokenizer.quantizer", "foo"]),
+    "unknown_experiment": (["experiment=foo"], ["experiment/foo", "quickstart"]),
+    "no_task": ([], ["task"]),
+    "unreadable_override": (["task=vqvae", "seed=["], ["seed"]),
+    "unknown_norm": (["task=pretrain", "model.norm=rms"], ["model.norm", "rms", "sandwich"]),
+    # sizes
+    "no_steps": (["task=vqvae", "trainer.max_steps=0"], ["trainer.max_steps", "0"]),
+    "negative_steps": (["task=pretrain", "trainer.max_steps=-1"], ["trainer.max_steps", "-1"]),
+    "no_validation_interval": ([*FIRST_TASK, "trainer.val_check_interval=0"], ["trainer.val_check_interval"]),
+    "no_accumulation": ([*FIRST_TASK, "trainer.accumulate_grad_batches=0"], ["trainer.accumulate_grad_batches"]),
+    "steps_no_number": (["task=vqvae", "trainer.max_steps=many"], ["trainer.max_steps", "many"]),
+    "no_batch": ([*FIRST_TASK, "data.batch_size=0"], ["data.batch_size", "0"]),
+    "negative_workers": ([*FIRST_TASK, "data.num_workers=-1"], ["data.num_workers", "-1"]),
+    "no_threads": ([*FIRST_TASK, "threads=0"], ["threads", "0"]),
+    "empty_toy": ([*FIRST_TASK, "data.train_size=0"], ["data.train_size", "0"]),
+    "no_images": (["task=generate", "num_images=0"], ["num_images", "0"]),
+    "no_prompts_asked": (["task=generate", "num_prompts=0"], ["num_prompts", "0"]),
+    "no_sampler_batch": (["task=generate", "sampler.batch_size=0"], ["sampler.batch_size", "0"]),
+    "downsampling": (
+        [*FIRST_TASK, "image_tokenizer.downsampling=5", "image_tokenizer.grid=13", "image_tokenizer.image_size=65"],
+        ["image_tokenizer.downsampling", "5"],
+    ),
+    "grid_of_image": ([*FIRST_TASK, "image_tokenizer.grid=16"], ["image_tokenizer.grid", "16"]),
+    "no_codes": ([*FIRST_TASK, "image_tokenizer.num_codes=0"], ["image_tokenizer.num_codes", "0"]),
+    "no_width": ([*FIRST_TASK, "image_tokenizer.width=0"], ["image_tokenizer.width", "0"]),
+    "heads": (["task=pretrain", "model.num_heads=3"], ["model.width", "128", "model.num_heads", "3"]),
+    "no_layers": (["task=pretrain", "model.num_layers=0"], ["model.num_layers", "0"]),
+    "dropout": (["task=pretrain", "model.dropout=1.5"], ["model.dropout", "1.5"]),
+    "positions": (["task=pretrain", "model.num_positions=64"], ["model.num_positions", "64"]),
+    "plan_with_wrong_sizes": (["task=pretrain", "plan=true", "model.num_heads=3"], ["model.num_heads", "3"]),
+    # data
+    "language": ([*FIRST_TASK, "data.language=fr"], ["data.language", "fr", "zh"]),
+    "styles": ([*FIRST_TASK, "data.styles=[x]"], ["data.styles", "x", "flat"]),
+    "no_styles": ([*FIRST_TASK, "data.styles=[]"], ["data.styles"]),
+    "object_probabilities": ([*FIRST_TASK, "data.object_probabilities=[0,0,0]"], ["data.object_probabilities"]),
+    "folder_missing": ([*FIRST_TASK, "data=folder", "data.root=/nowhere"], ["data.root", "/nowhere"]),
+    "folder_not_given": ([*FIRST_TASK, "data=folder"], ["data.root"]),
+    "folder_without_captions": ([*FIRST_TASK, "data=folder", "data.root={plain}"], ["data.root={plain}", ".txt"]),
+    "folder_unreadable": ([*FIRST_TASK, "data=folder", "data.root={corrupt}"], ["data", "00.png"]),
+    "val_fraction": ([*FIRST_TASK, "data=folder", "data.root={good}", "data.val_fraction=2"], ["data.val_fraction", "2"]),
+    "urls_not_given": ([*FIRST_TASK, "data=webdataset"], ["data.urls"]),
+    "urls_remote": ([*FIRST_TASK, "data=webdataset", "data.urls=https://a/b.tar"], ["data.urls", "https://a/b.tar"]),
+    "urls_missing": ([*FIRST_TASK, "data=webdataset", "data.urls=/nowhere/{0..3}.tar"], ["data.urls", "/nowhere"]),
+    # optimizer, precision, devices
+    "optimizer_argument": ([*FIRST_TASK, "+optimizer.optimizer.lrr=1"], ["optimizer.optimizer", "lrr"]),
+    "optimizer_class": ([*FIRST_TASK, "optimizer.optimizer._target_=torch.optim.Adamm"], ["optimizer", "Adamm"]),
+    "trainer_argument": ([*FIRST_TASK, "+trainer.max_step=1"], ["trainer", "max_step"]),
+    "fp16": ([*FIRST_TASK, "precision=fp16"], ["precision=fp16", "GPU"]),
+    "no_gpu": ([*FIRST_TASK, "trainer.accelerator=gpu"], ["trainer", "gpu"]),
+    "font": (["task=generate", "init_from={pretrain}", "font=/nowhere.ttf", "num_prompts=1"], ["font=/nowhere.ttf"]),
+    # what earlier tasks left
+    "tokenize_first": (["task=tokenize", "outputs={empty}"], ["image_tokenizer.path", "task=vqvae"]),
+    "pretrain_first": (["task=pretrain", "outputs={empty}"], ["data.store", "python -m cogview_pl.run task=tokenize"]),
+    "generate_first": (["task=generate", "outputs={empty}"], ["init_from", "python -m cogview_pl.run task=pretrain"]),
+    "init_from_missing": (["task=generate", "init_from=/nowhere"], ["init_from", "/nowhere"]),
+    "init_from_other_stage": (["task=generate", "init_from={vqvae}"], ["init_from", "image_tokenizer", "task=pretrain"]),
+    "init_from_other_stage_1": ([*FIRST_TASK, "init_from={pretrain}"], ["init_from", "sequence_model", "task=vqvae"]),
+    "init_from_other_size": (["task=pretrain", "init_from={pretrain}", "model.num_layers=1"], ["init_from", "num_layers"]),
+    "init_from_no_model": (["task=generate", "init_from={tokenize}"], ["init_from={tokenize}", "model/"]),
+    "tokenizer_other_stage": (
+        ["task=tokenize", "image_tokenizer.path={pretrain}"],
+        ["image_tokenizer.path", "sequence_model", "task=vqvae"],
+    ),
+    "tokenizer_other_size": (
+        ["task=tokenize", "image_tokenizer.image_size=32", "image_tokenizer.grid=4"],
+        ["data.image_size=32", "64"],
+    ),
+    "store_of_other_tokenizer": (
+        ["task=pretrain", "data.store={tokenize}", "image_tokenizer.path={other_vqvae}"],
+        ["{tokenize}/store", "image_tokenizer", "task=tokenize"],
+    ),
+    "store_of_other_grid": (
+        ["task=pretrain", "image_tokenizer.grid=4"],
+        ["template.layout", "4x4", "8x8"],
+    ),
+    "store_no_run": (["task=pretrain", "data.store={plain}"], ["{plain}/store", "header.json", "task=tokenize"]),
+    "store_truncated": (["task=pretrain", "data.store={truncated}"], ["{truncated}/store/train.bin", "truncated"]),
+    "store_unfinished": (["task=pretrain", "data.store={unfinished}"], ["{unfinished}/store", "resume=true"]),
+    "store_damaged": (["task=pretrain", "data.store={damaged}"], ["{damaged}/store/header.json", "JSON"]),
+    "weights_damaged": (["task=generate", "init_from={damaged_model}"], ["weights.safetensors", "damaged"]),
+    "model_config_damaged": (["task=generate", "init_from={damaged_config}"], ["{damaged_config}/model/config.yaml"]),
+    "text_model_missing": (["task=tokenize", "text.model=/nowhere.model"], ["text.model=/nowhere.model"]),
+    "text_model_damaged": (["task=tokenize", "text.model={plain}/00.png"], ["text.model", "SentencePiece"]),
+    "too_few_pieces": (["task=tokenize", "text.num_pieces=100"], ["text.num_pieces=100"]),
+    # prompts and sampling
+    "prompt_too_long": (["task=generate", "prompts=[" + "红色的圆形" * 20 + "]"], ["prompts", "48"]),
+    "prompts_file_missing": (["task=generate", "prompts=nowhere.txt"], ["prompts=nowhere.txt"]),
+    "prompts_empty": (["task=generate", "prompts=[]"], ["prompts"]),
+    "prompts_blank": (["task=generate", "prompts=[' ']"], ["prompts"]),
+    "temperature": (["task=generate", "sampler.temperature=-1"], ["sampler.temperature", "-1"]),
+    "top_p": (["task=generate", "sampler.top_p=0"], ["sampler.top_p", "0"]),
+    "top_k": (["task=generate", "sampler.top_k=-5"], ["sampler.top_k", "-5"]),
+    # resume
+    "nothing_to_resume": (["task=vqvae", "resume=true", "outputs={empty}"], ["resume=true", "last.ckpt"]),
+    "resume_path_missing": (["task=pretrain", "resume=/nowhere"], ["resume=/nowhere"]),
+    "resume_other_stage": (["task=pretrain", "resume={vqvae}"], ["resume", "image_tokenizer", "sequence_model"]),
+    "resume_other_stage_1": (["task=vqvae", "resume={pretrain}"], ["resume", "sequence_model", "image_tokenizer"]),
+    "resume_other_size": (["task=pretrain", "resume={pretrain}", "model.num_layers=1"], ["resume", "num_layers"]),
+    "resume_damaged": (["task=vqvae", "resume={damaged_checkpoint}"], ["resume", "last.ckpt", "damaged"]),
+    "resume_generate": (["task=generate", "resume=true"], ["resume", "generate"]),
+    "run_dir_is_file": ([*FIRST_TASK, "run_dir={plain}/00.png"], ["run_dir={plain}/00.png"]),
+}
+
+
+@pytest.fixture(scope="module")
+def places(chain, tmp_path_factory) -> dict[str, Path]:
+    """Folders with one fault each, beside the good ones of the chain."""
+    root = tmp_path_factory.mktemp("faults")
+    found = {task: chain.run_folder(task) for task in ("vqvae", "tokenize", "pretrain")}
+    for name in ("empty", "plain", "corrupt", "good"):
+        found[name] = root / name
+        found[name].mkdir()
+    for name in ("plain", "good"):
+        for number in range(6):
+            Image.new("RGB", (64, 64), (40 * number, 0, 0)).save(found[name] / f"{number:02d}.png")
+    (found["corrupt"] / "00.png").write_bytes(b"no picture")
+    for name, count in (("corrupt", 1), ("good", 6)):
+        for number in range(count):
+            (found[name] / f"{number:02d}.txt").write_text("红色")
+
+    def copy(name: str, task: str) -> Path:
+        found[name] = root / name
+        shutil.copytree(found[task], found[name])
+        return found[name]
+
+    file = copy("other_vqvae", "vqvae") / "model" / "weights.safetensors"
+    save_file({key: value + 1 for key, value in load_file(file).items()}, file)
+    file = copy("truncated", "tokenize") / "store" / "train.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+    file = copy("unfinished", "tokenize") / "store" / "header.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"complete": False}))
+    file = copy("damaged", "tokenize") / "store" / "header.json"
+    file.write_bytes(file.read_bytes()[:50])
+    file = copy("damaged_model", "pretrain") / "model" / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    (copy("damaged_config", "pretrain") / "model" / "config.yaml").write_text("a: [")
+    file = copy("damaged_checkpoint", "vqvae") / "checkpoints" / "last.ckpt"
+    file.write_bytes(file.read_bytes()[:1000])
+    return found
+
+
+@pytest.fixture(scope="module")
+def outcomes(cli, chain, places, run_folders, tmp_path_factory) -> dict[str, tuple[int, str]]:
+    """Exit code and standard error of every case, from one process."""
+    names = list(CASES)
+    commands = [[word.replace("{empty}", str(places["empty"])) for word in CASES[name][0]] for name in names]
+    commands = [[_fill(word, places) for word in command] for command in commands]
+    ended = cli.run_many([(command, chain.home) for command in commands], tmp_path_factory.mktemp("cases"))
+    return {name: (result.code, result.stderr) for name, result in zip(names, ended, strict=True)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_line_and_exit_code_2(name: str, outcomes, places) -> None:
+    code, stderr = outcomes[name]
+    assert code == 2, stderr[-3000:]
+    assert stderr.startswith("cogview_pl: ")
+    assert stderr.count("\n") == 1
+    for word in CASES[name][1]:
+        assert _fill(word, places) in stderr
+
+
+def _fill(word: str, places: dict[str, Path]) -> str:
+    for name, path in places.items():
+        word = word.replace("{" + name + "}", str(path))
+    return word
+
+
+@pytest.fixture(scope="module")
+def before(chain, run_folders: Callable[[Path], set[Path]]) -> set[Path]:
+    return run_folders(chain.home)
+
+
+def test_mistakes_leave_no_run_folder(before, outcomes, chain, places, run_folders) -> None:
+    assert outcomes
+    assert run_folders(chain.home) == before
+    assert list(places["empty"].glob("*/*")) == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["task=foo"],
+        ["task=pretrain", "model.layer=3"],
+        ["task=tokenize"],
+        ["task=vqvae", "data=folder", "data.root=/nowhere"],
+    ],
+    ids=" ".join,
+)
+def test_in_a_process_of_its_own(args: list[str], cli, tmp_path: Path) -> None:
+    ended = cli.run(args, tmp_path)
+    assert ended.code == 2
+    assert ended.stderr.startswith("cogview_pl: ")
+    assert ended.stderr.count("\n") == 1
+    assert "Traceback" not in ended.stdout
+    assert list(tmp_path.glob("outputs/*/*")) == []
