@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cogview_pl.errors import UserError
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -18,7 +20,11 @@ class Sampling:
     Args:
         temperature: logits are divided by it; 0 takes the most likely token.
         top_k: keep the k most likely candidates (ties at the threshold stay); 0 keeps all.
-        top_p: keep the most likely candidates until their probabilities add up to p; 1 keeps all.
+        top_p: keep the most likely candidates until their probabilities pass p (the one that passes stays); 1 keeps
+            all.
+
+    Raises:
+        UserError: a value is outside its range.
     """
 
     temperature: float = 1.0
@@ -26,8 +32,8 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"temperature and top_k must not be negative, top_p lies in (0, 1]; got {self}")
+        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):  # NaN fails too
+            raise UserError(f"sampler: temperature and top_k must not be negative, top_p lies in (0, 1]; got {self}")
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:

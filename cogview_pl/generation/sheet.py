@@ -100,7 +100,7 @@ def _packaged_font() -> list[str]:
 def _wrap(text: str, face: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """Lines no wider than `width` pixels; breaks between any two characters, as Chinese allows."""
     lines = [""]
-    for character in text:
+    for character in " ".join(text.split()):
         if face.getlength(lines[-1] + character) > width and lines[-1]:
             lines.append("")
         lines[-1] += character

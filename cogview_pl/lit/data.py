@@ -81,5 +81,8 @@ class DataModule(LightningDataModule):
             collate_fn=self.collate,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            # Loaders draw seeds for their workers; from the global generator this would move dropout, and
+            # differently after a resume, when they are started anew.
+            generator=torch.Generator().manual_seed(self.seed),
             **options,
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cogview_pl.config import Config, OptimizerConfig, instantiate
 from cogview_pl.errors import UserError
@@ -80,9 +81,10 @@ def train(
         checkpoint = folder / LAST_CHECKPOINT
         _check_checkpoint(checkpoint, identity)
     trainer = _trainer(config, folder)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.received_sigterm:
-        raise Terminated
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SIGTERMException:  # would exit with 0, as if the run were done
+        raise Terminated from None
     metrics = dict(trainer.callback_metrics)
     if trainer.global_step % _validation_interval(config):
         trainer.validate(module, datamodule=data, verbose=False)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from cogview_pl.errors import UserError
 from cogview_pl.vocab.vocabulary import COMMANDS, Vocabulary
 
-_ELEMENT = re.compile(r"(?P<command>\[[A-Z]+[0-9]*\])|\{(?P<name>[a-z_]+)(?::(?P<y>\d+)x(?P<x>\d+))?\}")
+_ELEMENT = re.compile(r"(?P<command>\[[A-Z]+[0-9]*\])|\{(?P<name>[a-z_]+)(?::(?P<y>[1-9]\d*)x(?P<x>[1-9]\d*))?\}")
 
 NO_SLOT = -1
 """Slot index of tokens that belong to no slot: command tokens and padding."""
@@ -107,13 +107,12 @@ class Template:
     @property
     def num_positions(self) -> int:
         """Number of different position ids that the longest sequence needs."""
-        run = longest = 0
+        before = 0
         for element in self.elements:
             if isinstance(element, str) and self._restart == self.vocabulary.command(element):
-                run = 0
-            run += 1 if isinstance(element, str) else element.length
-            longest = max(longest, run)
-        return longest
+                break
+            before += 1 if isinstance(element, str) else element.length
+        return max(before, self.length - before)
 
     def slot(self, name: str, key: str = "slot") -> TextSlot | CodeSlot:
         """The slot of this name; raises UserError (naming `key`) if the layout has none."""

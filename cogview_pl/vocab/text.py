@@ -33,7 +33,10 @@ class TextTokenizer:
         if not path.is_file():
             raise UserError(f"text.model={path} does not exist; give the path of a SentencePiece .model file")
         try:
-            return cls(path.read_bytes())
+            tokenizer = cls(path.read_bytes())
+            if not tokenizer.serialized:
+                raise RuntimeError("the file is empty")
+            return tokenizer
         except (RuntimeError, OSError) as error:
             raise UserError(f"text.model={path} is not a SentencePiece model ({error})") from error
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cogview_pl.errors import UserError
 from cogview_pl.generation.filters import Sampling, draw, probabilities
 
 LAST_FP32 = 1 - 2**-24
@@ -88,9 +89,9 @@ class TestTopP:
         expected = torch.tensor([[0.2, 0.4, 0.1, 0.3]]) * torch.tensor([kept])
         torch.testing.assert_close(chances, expected / expected.sum())
 
-    @pytest.mark.parametrize(("p", "kept"), [(0.25, 1), (0.5, 2), (0.75, 3)])
-    def test_stops_where_p_is_reached_exactly(self, p: float, kept: int) -> None:
-        # The smallest set whose probability is at least p; quarters are exact in binary.
+    @pytest.mark.parametrize(("p", "kept"), [(0.25, 2), (0.5, 3), (0.75, 4)])
+    def test_p_reached_exactly_is_not_passed(self, p: float, kept: int) -> None:
+        # As in the original: the next candidate still stays. Quarters are exact in binary.
         assert (probabilities(torch.zeros(1, 4), Sampling(top_p=p)) > 0).sum() == kept
 
     def test_applies_to_what_top_k_left(self) -> None:
@@ -128,7 +129,7 @@ def test_probabilities_sum_to_one_in_fp32(sampling: Sampling, dtype: torch.dtype
     ids=str,
 )
 def test_impossible_settings(settings: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="temperature and top_k must not be negative"):
+    with pytest.raises(UserError, match="temperature and top_k must not be negative"):
         Sampling(**settings)  # type: ignore[arg-type]
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogview_pl.transformer import Transformer, sequence_loss
+from cogview_pl.transformer.block import Block
 
 VOCABULARY = 120
 SLOTS = 3
@@ -47,6 +48,51 @@ class TestInitialValues:
         gains = {kind for kind in kinds if "norm" in kind and kind.endswith("weight")}
         assert len(gains) == 4  # sandwich: before and after each branch
         assert len(kinds) == 2 * (len(matrices) + len(gains))
+
+
+class TestBlock:
+    """Each placement of the norms against the formula written out."""
+
+    @pytest.mark.parametrize("norm", ["pre", "post", "sandwich"])
+    @torch.no_grad()
+    def test_equals_the_formula(self, norm: str) -> None:
+        block = Block(32, 4, norm=norm, norm_scope="none", attention="fused", dropout=0.0).double().eval()
+        torch.manual_seed(0)
+        for parameter in block.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        weights = block.state_dict()
+
+        def layer_norm(name: str, x: Tensor) -> Tensor:
+            centred = x - x.mean(-1, keepdim=True)
+            normal = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            return normal * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+        def linear(name: str, x: Tensor) -> Tensor:
+            return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+        def attention(x: Tensor) -> Tensor:
+            heads = [part.unflatten(-1, (4, 8)).transpose(-2, -3) for part in linear("attention.qkv", x).chunk(3, -1)]
+            scores = heads[0] @ heads[1].transpose(-1, -2) / math.sqrt(8)
+            later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+            mixed = scores.masked_fill(later, float("-inf")).softmax(-1) @ heads[2]
+            return linear("attention.out", mixed.transpose(-2, -3).flatten(-2))
+
+        def mlp(x: Tensor) -> Tensor:
+            up = linear("mlp.up", x)
+            gelu = 0.5 * up * (1 + torch.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
+            return linear("mlp.down", gelu)
+
+        x = torch.randn(2, 6, 32, dtype=torch.float64)
+        expected = x
+        for name, branch in (("attention_residual", attention), ("mlp_residual", mlp)):
+            if norm == "pre":
+                expected = expected + branch(layer_norm(f"{name}.norm_in", expected))
+            elif norm == "post":
+                expected = layer_norm(f"{name}.norm_sum", expected + branch(expected))
+            else:
+                inner = branch(layer_norm(f"{name}.norm_in", expected))
+                expected = expected + layer_norm(f"{name}.norm_branch", inner)
+        torch.testing.assert_close(block(x, None, None, 0), expected, atol=1e-10, rtol=1e-10)
 
 
 class TestParameters:

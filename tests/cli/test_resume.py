@@ -1,0 +1,160 @@
+"""A run that was killed or told to stop, and resumed, ends exactly like one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+STEPS, EVERY = 20, 4
+TRAIN = (
+    f"trainer.max_steps={STEPS}",
+    f"trainer.val_check_interval={EVERY}",
+    f"callbacks.checkpoint.every_n_train_steps={EVERY}",
+    "trainer.log_every_n_steps=1",
+    "data.batch_size=8",
+    "data.val_size=8",
+    "threads=1",
+    "seed=5",
+)
+# 40 samples in batches of 8: an epoch ends every 5 steps, checkpoints lie inside epochs.
+VQVAE = (
+    "task=vqvae",
+    *TRAIN,
+    "data.train_size=40",
+    "image_tokenizer.continuous_steps=2",
+    "image_tokenizer.quantizer.revive_every=3",
+    "image_tokenizer.quantizer.dead_threshold=0.4",
+)
+PRETRAIN = ("task=pretrain", *TRAIN, "model.dropout=0.1")
+
+
+def last_checkpoint(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
+
+
+def scalars(run: Path, tag: str) -> dict[int, float]:
+    """Step → value; where a step was taken twice, before the kill and after it, the last counts."""
+    found: dict[int, float] = {}
+    for file in sorted((run / "tensorboard").glob("events.*"), key=lambda file: int(file.name.split(".")[3])):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0})
+        events.Reload()
+        if tag in events.Tags()["scalars"]:
+            found |= {event.step: event.value for event in events.Scalars(tag)}
+    return found
+
+
+def metrics(run: Path) -> dict[str, float]:
+    found = json.loads((run / "metrics.json").read_text())
+    return {name: value for name, value in found.items() if not name.startswith("perf/")}
+
+
+def tensors(tree: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of nested dictionaries and lists by their path."""
+    if isinstance(tree, dict):
+        return {k: v for key, value in tree.items() for k, v in tensors(value, f"{path}/{key}").items()}
+    if isinstance(tree, (list, tuple)):
+        return {k: v for i, value in enumerate(tree) for k, v in tensors(value, f"{path}/{i}").items()}
+    return {path: tree}
+
+
+def require_same_run(one: Path, other: Path, losses: tuple[str, ...]) -> None:
+    weights = "model/weights.safetensors"
+    assert (one / weights).read_bytes() == (other / weights).read_bytes()
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        left, right = tensors(last_checkpoint(one)[part]), tensors(last_checkpoint(other)[part])
+        assert left.keys() == right.keys()
+        for name, value in left.items():
+            same = torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
+            assert same, f"{part}{name}"
+    for tag in losses:
+        assert len(scalars(one, tag)) >= STEPS // EVERY
+        assert scalars(one, tag) == scalars(other, tag)
+    assert metrics(one) == metrics(other)
+
+
+def wait_for(process: subprocess.Popen[str], condition: Any) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def interrupt(cli, args: tuple[str, ...], home: Path, run: Path, number: signal.Signals) -> int:
+    """Start a run, send it a signal once it has a checkpoint; returns its exit code."""
+    process = cli.start([*args, f"run_dir={run}"], home)
+    wait_for(process, (run / "checkpoints" / "last.ckpt").exists)
+    time.sleep(0.2)  # some steps further, which the resumed run takes again
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    assert not (run / "model").exists(), "the run ended before it was interrupted: it needs more steps"
+    return process.returncode
+
+
+@pytest.mark.parametrize(
+    ("task", "workers", "number"),
+    [
+        ("vqvae", 2, signal.SIGKILL),
+        ("pretrain", 0, signal.SIGKILL),
+        ("pretrain", 2, signal.SIGKILL),
+        ("vqvae", 0, signal.SIGTERM),
+        ("pretrain", 0, signal.SIGTERM),
+    ],
+)
+def test_resumed_training_is_exact(task: str, workers: int, number: signal.Signals, cli, whole_runs, tmp_path) -> None:
+    args, whole, losses = whole_runs[task]
+    run = tmp_path / "run"
+    args = (*args, f"data.num_workers={workers}")
+    code = interrupt(cli, args, tmp_path, run, number)
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 128 + signal.SIGTERM)
+    step = last_checkpoint(run)["global_step"]
+    assert EVERY <= step < STEPS
+    cli.succeed([*args, f"resume={run}"], tmp_path)
+    require_same_run(whole, run, losses)
+
+
+@pytest.fixture(scope="module")
+def whole_runs(cli, chain, tmp_path_factory) -> dict[str, tuple[tuple[str, ...], Path, tuple[str, ...]]]:
+    """Per task: its arguments, the folder of a run without interruption, the tags to compare."""
+    root = tmp_path_factory.mktemp("whole")
+    pretrain = (*PRETRAIN, f"data.store={chain.run_folder('tokenize')}")
+    runs = {
+        "vqvae": (VQVAE, root / "vqvae", ("train/loss_reconstruction", "codebook/revived", "eval/psnr")),
+        "pretrain": (pretrain, root / "pretrain", ("train/loss", "train/loss_text", "val/loss")),
+    }
+    ended = cli.run_many([([*args, f"run_dir={run}"], root) for args, run, _ in runs.values()], root)
+    assert [result.code for result in ended] == [0, 0], ended
+    return runs
+
+
+def test_resumed_tokenisation_is_exact(cli, chain, tmp_path) -> None:
+    args = (
+        "task=tokenize",
+        f"image_tokenizer.path={chain.run_folder('vqvae')}",
+        "data.train_size=200",
+        "data.val_size=16",
+        "data.batch_size=4",
+        "threads=1",
+    )
+    cli.succeed([*args, "run_dir=whole"], tmp_path)
+    process = cli.start([*args, "run_dir=killed"], tmp_path)
+    rows = tmp_path / "killed" / "store" / "train.bin"
+    wait_for(process, lambda: rows.exists() and rows.stat().st_size > 0)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    header = json.loads((tmp_path / "killed" / "store" / "header.json").read_text())
+    assert not header["complete"]
+    cli.succeed([*args, "resume=killed"], tmp_path)
+    files = sorted(file.name for file in (tmp_path / "whole" / "store").iterdir())
+    assert files == sorted(file.name for file in (tmp_path / "killed" / "store").iterdir())
+    for file in files:
+        assert (tmp_path / "whole" / "store" / file).read_bytes() == (tmp_path / "killed" / "store" / file).read_bytes()
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
