@@ -1,12 +1,22 @@
 """Sessions: `nox` runs lint, types and tests; the others by name, e.g. `nox -s quickstart`."""
 
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"  # torch is gigabytes
 nox.options.sessions = ["lint", "types", "tests"]
 
-SOURCES = ("cogview_pl", "tests", "noxfile.py")
+SOURCES = ("cogview_pl", "benchmarks", "tests", "noxfile.py")
+FEW_STEPS = (
+    "trainer.max_steps=4",
+    "trainer.val_check_interval=4",
+    "data.train_size=256",
+    "data.val_size=16",
+    "num_prompts=4",
+    "image_tokenizer.continuous_steps=0",
+)
 
 
 @nox.session
@@ -56,19 +66,11 @@ def bench(session: nox.Session) -> None:
 def wheel(session: nox.Session) -> None:
     """Build the wheel, install it alone, run a few steps of the quickstart from another folder."""
     session.install("build")
-    dist = session.create_tmp()
-    session.run("python", "-m", "build", "--wheel", "--outdir", dist)
-    session.install("--find-links", dist, "--upgrade", "--reinstall-package", "cogview_pl", "cogview_pl==0.1.0")
+    dist = Path(session.create_tmp())
+    for old in dist.glob("*.whl"):
+        old.unlink()
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(dist))
+    (wheel,) = dist.glob("*.whl")
+    session.install("--force-reinstall", str(wheel))
     with session.chdir(dist):
         session.run("python", "-m", "cogview_pl.run", "experiment=quickstart", *FEW_STEPS)
-
-
-FIND_WHEEL = "import glob, sys; print(*glob.glob(sys.argv[1] + '/*.whl'))"
-FEW_STEPS = (
-    "trainer.max_steps=4",
-    "trainer.val_check_interval=4",
-    "data.train_size=256",
-    "data.val_size=16",
-    "num_prompts=4",
-    "image_tokenizer.continuous_steps=0",
-)

@@ -6,22 +6,27 @@ The grammar takes only ASCII letters and a few signs outside quotes: Chinese pro
 
 from __future__ import annotations
 
+import re
+
 _QUOTES = "'\""
+_COMMA = re.compile(r",(?![^{]*\})")  # outside braces
+_MAPPING = re.compile(r"\{(.*:.*)?\}")
 
 
 def quote_override(word: str) -> str:
     """`key=value` with the value quoted where the grammar needs it; anything else as it is.
 
-    `prompts=[红色的圆形,蓝色的心形]` → `prompts=["红色的圆形","蓝色的心形"]`. A value that holds quotes already is left alone.
+    `prompts=[红色的圆形,蓝色的心形]` → `prompts=["红色的圆形","蓝色的心形"]`. A value that holds quotes already is left
+    alone.
     """
     key, equals, value = word.partition("=")
     if not equals or any(quote in value for quote in _QUOTES):
         return word
     if value.startswith("[") and value.endswith("]"):
-        return f"{key}=[{','.join(map(_quote, value[1:-1].split(',')))}]"
+        return f"{key}=[{','.join(map(_quote, _COMMA.split(value[1:-1])))}]"
     return f"{key}={_quote(value)}"
 
 
 def _quote(value: str) -> str:
-    needed = not value.isascii() or ("{" in value and not value.lstrip().startswith(("{", "${", "[")))
-    return f'"{value.strip()}"' if needed else value
+    readable = "{" not in value or value.lstrip().startswith(("${", "[")) or _MAPPING.fullmatch(value.strip())
+    return value if value.isascii() and readable else f'"{value.strip()}"'

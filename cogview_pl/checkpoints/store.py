@@ -126,12 +126,18 @@ def load_sequence_model(path: str | Path, key: str = "init_from") -> SequenceMod
             f"{key}={path}: the sequence model knows {vocabulary.num_codes} image codes, its image tokenizer has "
             f"{image_tokenizer.model.num_codes}; the folder was put together from different runs"
         )
+    text = TextTokenizer.load(folder / "text.model")
+    if text.num_pieces != vocabulary.num_pieces:
+        raise UserError(
+            f"{key}={path}: the sequence model knows {vocabulary.num_pieces} text pieces, its text.model has "
+            f"{text.num_pieces}; the folder was put together from different runs"
+        )
     model = Transformer(**config["transformer"])
     _load_weights(model, folder)
     return SequenceModel(
         model=model,
         template=build_template(config["template"], vocabulary),
-        text=TextTokenizer.load(folder / "text.model"),
+        text=text,
         image_tokenizer=image_tokenizer,
         settings=config,
     )

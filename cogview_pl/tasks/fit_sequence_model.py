@@ -77,10 +77,9 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
 
 def transformer_settings(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:
     """Constructor arguments of the transformer, as plain values; raises UserError if sizes do not fit together."""
-    if config.model.width % config.model.num_heads:
-        raise UserError(
-            f"model.width={config.model.width} is not a multiple of model.num_heads={config.model.num_heads}; change one"
-        )
+    width, heads = config.model.width, config.model.num_heads
+    if width % heads:
+        raise UserError(f"model.width={width} is not a multiple of model.num_heads={heads}; change one of them")
     return {"vocabulary_size": vocabulary.size, **plain(asdict(config.model))}
 
 

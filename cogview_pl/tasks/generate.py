@@ -19,7 +19,7 @@ from cogview_pl.config import Config, ToyDataConfig
 from cogview_pl.data.toy import score
 from cogview_pl.errors import UserError
 from cogview_pl.generation import CogView, Sampling
-from cogview_pl.generation.sheet import contact_sheet
+from cogview_pl.generation.sheet import contact_sheet, load_font
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.sources import open_images
 
@@ -31,7 +31,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Paint every prompt; held-out captions of the toy world are judged as well."""
     model = CogView.load(predecessor(config.outputs, "pretrain", "init_from", config.init_from))
     prompts = read_prompts(config)
-    model.tokenise(prompts)  # too long a prompt must not surface after an hour of painting
+    model.tokenise(prompts)  # too long a prompt must not surface after an hour of painting,
+    load_font(config.font, 12)  # nor a font file that is missing
     sampling = Sampling(config.sampler.temperature, config.sampler.top_k, config.sampler.top_p)
     started = time.perf_counter()
     pictures = _paint(config, folder, model, prompts, sampling)

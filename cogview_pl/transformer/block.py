@@ -54,6 +54,8 @@ class Attention(nn.Module):
         self.dropout = dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention}")
         self._attend = ATTENTIONS[attention]
 
     def forward(self, x_BLD: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from cogview_pl.transformer.model import Transformer
 
+_SMALLEST_WEIGHT = 1e-9  # a batch in which no token carries loss has loss 0
+
 
 class SequenceLoss(NamedTuple):
     """Sums rather than means, so that they add up over batches and devices."""
@@ -44,4 +46,5 @@ def sequence_loss(
     entropy_N = F.cross_entropy(logits, targets[due], reduction="none")
     counts_S = torch.bincount(slots_N, minlength=num_slots)
     sums_S = torch.zeros(num_slots, device=tokens.device).index_add_(0, slots_N, entropy_N.detach())
-    return SequenceLoss((weights_N * entropy_N).sum() / weights_N.sum(), sums_S, counts_S)
+    loss = (weights_N * entropy_N).sum() / weights_N.sum().clamp(min=_SMALLEST_WEIGHT)
+    return SequenceLoss(loss, sums_S, counts_S)

@@ -92,6 +92,8 @@ class Template:
         self.elements = _parse(layout, text_length)
         self.slots = [element for element in self.elements if not isinstance(element, str)]
         self.target = self.slot(target, key="template.target")
+        if self.elements[0] == self.target:
+            raise UserError(f"template.layout: nothing stands before the target {target}; begin with a command token")
         self.weights = [float(loss.get(slot.name, 0.0)) for slot in self.slots]
         for name in loss:
             self.slot(name, key="template.loss")

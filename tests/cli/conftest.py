@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +82,7 @@ class CommandLine:
             stdout=subprocess.DEVNULL,
             timeout=900,
         )
-        return [Ended(result["code"], "", result["stderr"]) for result in json.loads(results.read_text())]
+        return [Ended(**result) for result in json.loads(results.read_text())]
 
 
 @pytest.fixture(scope="session")
@@ -114,9 +114,3 @@ def chain(cli: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Chain:
 def tiny() -> tuple[str, ...]:
     """Overrides that make any task small enough for a test."""
     return TINY
-
-
-@pytest.fixture(scope="session")
-def run_folders() -> Callable[[Path], set[Path]]:
-    """The run folders under a folder from which runs were called."""
-    return lambda home: {path for path in home.glob("outputs/*/*") if not path.is_symlink()}

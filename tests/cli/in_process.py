@@ -1,6 +1,6 @@
 """Runs many command lines in one process, because most of a start is importing torch: `in_process.py CASES RESULTS`.
 
-CASES is a JSON list of `{args, cwd}`; RESULTS becomes a list of `{code, stderr}`. A traceback counts as code 1,
+CASES is a JSON list of `{args, cwd}`; RESULTS becomes a list of `{code, stdout, stderr}`. A traceback counts as code 1,
 as it would in a process of its own.
 """
 
@@ -20,13 +20,13 @@ from cogview_pl.run import main
 
 
 def run(args: list[str], cwd: str) -> dict[str, object]:
-    """Exit code and standard error of one command line."""
+    """Exit code and what one command line prints."""
     os.chdir(cwd)
     sys.argv = ["cogview_pl", *args]
     GlobalHydra.instance().clear()
-    stderr = io.StringIO()
+    stdout, stderr = io.StringIO(), io.StringIO()
     code: object = 0
-    with contextlib.redirect_stderr(stderr):
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:
             main()
         except SystemExit as stop:
@@ -34,7 +34,7 @@ def run(args: list[str], cwd: str) -> dict[str, object]:
         except BaseException:
             traceback.print_exc()
             code = 1
-    return {"code": code, "stderr": stderr.getvalue()}
+    return {"code": code, "stdout": stdout.getvalue(), "stderr": stderr.getvalue()}
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ VQVAE = (
     "image_tokenizer.quantizer.revive_every=3",
     "image_tokenizer.quantizer.dead_threshold=0.4",
 )
+TOKENIZE = ("task=tokenize", "data.train_size=200", "data.val_size=16", "data.batch_size=4", "threads=1")
 PRETRAIN = ("task=pretrain", *TRAIN, "model.dropout=0.1")
 
 
@@ -75,8 +76,9 @@ def require_same_run(one: Path, other: Path, losses: tuple[str, ...]) -> None:
             same = torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
             assert same, f"{part}{name}"
     for tag in losses:
-        assert len(scalars(one, tag)) >= STEPS // EVERY
-        assert scalars(one, tag) == scalars(other, tag)
+        left, right = scalars(one, tag), scalars(other, tag)
+        assert len(left) >= STEPS - 2
+        assert left == right
     assert metrics(one) == metrics(other)
 
 
@@ -104,9 +106,7 @@ def interrupt(cli, args: tuple[str, ...], home: Path, run: Path, number: signal.
     [
         ("vqvae", 2, signal.SIGKILL),
         ("pretrain", 0, signal.SIGKILL),
-        ("pretrain", 2, signal.SIGKILL),
-        ("vqvae", 0, signal.SIGTERM),
-        ("pretrain", 0, signal.SIGTERM),
+        ("pretrain", 2, signal.SIGTERM),
     ],
 )
 def test_resumed_training_is_exact(task: str, workers: int, number: signal.Signals, cli, whole_runs, tmp_path) -> None:
@@ -126,25 +126,19 @@ def whole_runs(cli, chain, tmp_path_factory) -> dict[str, tuple[tuple[str, ...],
     """Per task: its arguments, the folder of a run without interruption, the tags to compare."""
     root = tmp_path_factory.mktemp("whole")
     pretrain = (*PRETRAIN, f"data.store={chain.run_folder('tokenize')}")
-    runs = {
-        "vqvae": (VQVAE, root / "vqvae", ("train/loss_reconstruction", "codebook/revived", "eval/psnr")),
-        "pretrain": (pretrain, root / "pretrain", ("train/loss", "train/loss_text", "val/loss")),
+    tokenize = (*TOKENIZE, f"image_tokenizer.path={chain.run_folder('vqvae')}")
+    runs: dict[str, tuple[tuple[str, ...], Path, tuple[str, ...]]] = {
+        "tokenize": (tokenize, root / "tokenize", ()),
+        "vqvae": (VQVAE, root / "vqvae", ("train/loss_reconstruction", "train/gradient_norm")),
+        "pretrain": (pretrain, root / "pretrain", ("train/loss", "train/loss_image")),
     }
     ended = cli.run_many([([*args, f"run_dir={run}"], root) for args, run, _ in runs.values()], root)
-    assert [result.code for result in ended] == [0, 0], ended
+    assert [result.code for result in ended] == [0, 0, 0], ended
     return runs
 
 
-def test_resumed_tokenisation_is_exact(cli, chain, tmp_path) -> None:
-    args = (
-        "task=tokenize",
-        f"image_tokenizer.path={chain.run_folder('vqvae')}",
-        "data.train_size=200",
-        "data.val_size=16",
-        "data.batch_size=4",
-        "threads=1",
-    )
-    cli.succeed([*args, "run_dir=whole"], tmp_path)
+def test_resumed_tokenisation_is_exact(cli, whole_runs, tmp_path) -> None:
+    args, whole, _ = whole_runs["tokenize"]
     process = cli.start([*args, "run_dir=killed"], tmp_path)
     rows = tmp_path / "killed" / "store" / "train.bin"
     wait_for(process, lambda: rows.exists() and rows.stat().st_size > 0)
@@ -153,8 +147,8 @@ def test_resumed_tokenisation_is_exact(cli, chain, tmp_path) -> None:
     header = json.loads((tmp_path / "killed" / "store" / "header.json").read_text())
     assert not header["complete"]
     cli.succeed([*args, "resume=killed"], tmp_path)
-    files = sorted(file.name for file in (tmp_path / "whole" / "store").iterdir())
+    files = sorted(file.name for file in (whole / "store").iterdir())
     assert files == sorted(file.name for file in (tmp_path / "killed" / "store").iterdir())
     for file in files:
-        assert (tmp_path / "whole" / "store" / file).read_bytes() == (tmp_path / "killed" / "store" / file).read_bytes()
-    assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
+        assert (whole / "store" / file).read_bytes() == (tmp_path / "killed" / "store" / file).read_bytes()
+    assert metrics(whole) == metrics(tmp_path / "killed")

@@ -184,3 +184,8 @@ class TestDraw:
     def test_each_row_uses_its_own_number(self) -> None:
         chances = torch.tensor([[0.25, 0.25, 0.5]]).expand(5, -1)
         assert draw(chances, torch.tensor([0.0, 0.24, 0.25, 0.5, 0.99])).tolist() == [0, 0, 1, 2, 2]
+
+
+def test_a_very_small_temperature_is_the_most_likely_token() -> None:
+    chances = probabilities(logits_of(0.2, 0.4, 0.1, 0.3), Sampling(temperature=1e-38))
+    assert chances.tolist() == [[0.0, 1.0, 0.0, 0.0]]

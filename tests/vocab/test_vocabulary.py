@@ -10,16 +10,11 @@ from cogview_pl.vocab import COMMANDS, Vocabulary
 def test_released_ids() -> None:
     # What the published weights were trained with: 8,192 codes and 50,000 pieces.
     vocabulary = Vocabulary(num_codes=8192, num_pieces=50000)
-    expected = {
-        "[PAD]": 58192,
-        "[BOI1]": 58193,
-        "[EOI1]": 58196,
-        "[ROI1]": 58199,
-        "[ROI2]": 58200,
-        "[BASE]": 58208,
-        "[POS0]": 58210,
-        "[POS8]": 58218,
-    }
+    assert " ".join(sorted(COMMANDS, key=vocabulary.command)) == (
+        "[PAD] [BOI1] [BOI2] [BOI3] [EOI1] [EOI2] [EOI3] [ROI1] [ROI2] [ROI3] [SEP] [MASK] [CLS] [ENC] "
+        "[TINY] [SMALL] [BASE] [BIG] [POS0] [POS1] [POS2] [POS3] [POS4] [POS5] [POS6] [POS7] [POS8]"
+    )
+    expected = {"[BOI1]": 58193, "[EOI1]": 58196, "[ROI1]": 58199, "[ROI2]": 58200, "[BASE]": 58208, "[POS0]": 58210}
     assert {name: vocabulary.command(name) for name in expected} == expected
     assert vocabulary.pad == 58192
     assert vocabulary.codes == range(8192)

@@ -62,7 +62,16 @@ class SkippedPictures(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int
     ) -> None:
+        log = self._note(batch)
+        pl_module.log("data/skipped", float(log.count))
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._note(batch)
+
+    def _note(self, batch: ImageBatch) -> SkipLog:
         if self._log is None:
             self._log = SkipLog(self._path, self._max_share)
         self._log.add(batch.skipped, seen=len(batch.images) + len(batch.skipped))
-        pl_module.log("data/skipped", float(self._log.count))
+        return self._log
