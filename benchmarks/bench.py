@@ -68,9 +68,8 @@ def decode() -> None:
             seconds = median_seconds(
                 lambda m=model, t=template, p=prompts, s=seeds, c=sampling: fill(m, t, p, seeds=s, sampling=c), 3
             )
-            print(
-                f"decode {shape} batch {batch:2}: {seconds / 256 * 1e3:6.2f} ms/step, {batch * 256 / seconds:7.0f} tok/s"
-            )
+            step = seconds / 256
+            print(f"decode {shape} batch {batch:2}: {step * 1e3:6.2f} ms/step, {batch / step:7.0f} tok/s")
 
 
 def train() -> None:

@@ -12,6 +12,8 @@ import torch
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.errors import UserError
 
+_ENOUGH = 100
+
 
 class SkipLog:
     """Lists skipped samples in a file and refuses to go on when there are too many.
@@ -22,13 +24,13 @@ class SkipLog:
     Args:
         path: the file, `skipped.jsonl` in the run's folder.
         max_share: largest share of skipped samples that is tolerated, 0 … 1.
-        minimum: samples to see before the share means anything.
+        minimum: samples to see before the share means anything (`enough_to_judge`).
 
     Raises:
         UserError: the existing file is not such a list.
     """
 
-    def __init__(self, path: Path, max_share: float, minimum: int = 100) -> None:
+    def __init__(self, path: Path, max_share: float, minimum: int = _ENOUGH) -> None:
         self.path = Path(path)
         self.max_share = max_share
         self.minimum = minimum
@@ -60,9 +62,10 @@ class SkipLog:
         Raises:
             UserError: more than `max_share` of all seen were skipped, and at least `minimum` were seen.
         """
-        new = {sample.key: sample for sample in skipped if sample.key not in self._keys}
+        met = list(skipped)
+        new = {sample.key: sample for sample in met if sample.key not in self._keys}
         self._seen += seen
-        self._skipped += len(new)
+        self._skipped += len(met)  # repeats count as they do in `seen`, so that the share stays one
         if new:
             self._write(new.values())
         if self._first and self._seen >= self.minimum and self._skipped > self.max_share * self._seen:
@@ -93,6 +96,11 @@ class SkipLog:
     def _note(self, sample: Skipped) -> None:
         self._first = self._first or sample
         self._keys.add(sample.key)
+
+
+def enough_to_judge(dataset_size: int) -> int:
+    """How many samples must have been seen before a share of skipped ones is held against a data set."""
+    return min(_ENOUGH, dataset_size)
 
 
 class ImageBatch(NamedTuple):

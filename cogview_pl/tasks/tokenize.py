@@ -12,7 +12,7 @@ from tqdm import tqdm
 from cogview_pl.checkpoints.store import ImageTokenizer, find_model_folder, load_image_tokenizer
 from cogview_pl.config import Config
 from cogview_pl.data.codes import StoreWriter
-from cogview_pl.data.skips import ImageBatch, SkipLog, collate_images
+from cogview_pl.data.skips import ImageBatch, SkipLog, collate_images, enough_to_judge
 from cogview_pl.errors import UserError
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.sources import CaptionedImages, open_images
@@ -44,14 +44,15 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     shutil.copytree(
         find_model_folder(vqvae_run, "image_tokenizer.path"), folder / IMAGE_TOKENIZER_FOLDER, dirs_exist_ok=True
     )
-    skips = SkipLog(folder / "skipped.jsonl", config.data.max_skipped_share)
+    total = sum(map(len, sources.values()))
+    skips = SkipLog(folder / "skipped.jsonl", config.data.max_skipped_share, enough_to_judge(total))
     seen_before = sum(writer.resume_index(split) for split in _SPLITS)
     skips.load_state({"seen": seen_before, "skipped": skips.count})
     started = time.perf_counter()
     for split, source in sources.items():
         _tokenise(config, split, source, images, text, writer, skips)
     writer.finish()
-    seen = sum(map(len, sources.values())) - seen_before
+    seen = total - seen_before
     return {
         **{f"tokenize/rows_{name}": split.rows for name, split in writer.header.splits.items()},
         "tokenize/captions_cut": sum(split.truncated for split in writer.header.splits.values()),

@@ -27,6 +27,8 @@ TINY = (
     "threads=1",
 )
 
+CHAIN = ("experiment=quickstart", *TINY, "num_prompts=4", "seed=3")
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -96,6 +98,7 @@ class Chain:
 
     home: Path
     stdout: str
+    command: tuple[str, ...]
 
     def run_folder(self, task: str) -> Path:
         """The newest finished run of a task."""
@@ -106,8 +109,8 @@ class Chain:
 def chain(cli: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """The quickstart in a few steps: vqvae, tokenize, pretrain and generate, one process."""
     home = tmp_path_factory.mktemp("chain")
-    ended = cli.succeed(["experiment=quickstart", *TINY, "num_prompts=4", "seed=3"], home)
-    return Chain(home, ended.stdout)
+    ended = cli.succeed(CHAIN, home)
+    return Chain(home, ended.stdout, CHAIN)
 
 
 @pytest.fixture(scope="session")

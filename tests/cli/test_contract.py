@@ -215,12 +215,14 @@ class TestGenerate:
 
 
 class TestTraining:
-    def test_same_seed_same_numbers(self, runs, home, chain) -> None:
-        """Apart from the learning rate and loss weights of the recipe, which this run does not have."""
-        require_done(runs, "pretrain")
-        weights = [home / "pretrain" / "model" / "image_tokenizer" / "weights.safetensors"]
-        weights += [chain.run_folder("vqvae") / "model" / "weights.safetensors"]
-        assert weights[0].read_bytes() == weights[1].read_bytes()
+    def test_same_seed_same_numbers(self, cli, chain, tmp_path) -> None:
+        """The whole chain again, in another process and folder."""
+        cli.succeed(chain.command, tmp_path)
+        again = tmp_path / "outputs"
+        assert metrics(again / "quickstart" / "latest") == metrics(chain.run_folder("quickstart"))
+        for task in ("vqvae", "pretrain"):
+            weights = Path(task) / "latest" / "model" / "weights.safetensors"
+            assert (again / weights).read_bytes() == (chain.home / "outputs" / weights).read_bytes()
 
     def test_dropout_acts_from_the_first_step(self, runs, home) -> None:
         require_done(runs, "pretrain", "dropout")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cogview_pl.data.images import FolderDataset, PictureError, find_captions, load_picture, split_indices
 from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.skips import SkipLog, collate_images, require_readable
+from cogview_pl.data.skips import SkipLog, collate_images, enough_to_judge, require_readable
 from cogview_pl.errors import UserError
 
 
@@ -361,14 +361,14 @@ def bad(*numbers: int) -> list[Skipped]:
     return [Skipped(f"图{number}", f"reason {number}") for number in numbers]
 
 
-def test_each_skipped_sample_is_listed_once(tmp_path: Path) -> None:
+def test_each_skipped_sample_is_listed_once_and_counted_whenever_it_is_met(tmp_path: Path) -> None:
     path = tmp_path / "skipped.jsonl"
     log = SkipLog(path, max_share=1.0)
     log.add(bad(1, 2), seen=8)
     log.add(bad(2, 3, 3), seen=8)
     log.add([], seen=8)
     assert log.count == 3
-    assert log.state == {"seen": 24, "skipped": 3}
+    assert log.state == {"seen": 24, "skipped": 5}
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [sample._asdict() for sample in bad(1, 2, 3)]
     assert "图1" in lines[0]
@@ -394,18 +394,24 @@ def test_the_list_goes_on_after_a_restart(tmp_path: Path) -> None:
     state = log.state
     again = SkipLog(path, max_share=0.1, minimum=20)
     again.load_state(state)
-    again.add(bad(1, 2), seen=0)
     assert (again.count, again.state) == (2, state)
-    with pytest.raises(UserError, match=r"^4 of 30 .*first: 图1: reason 1"):
-        again.add(bad(3, 4), seen=0)
+    with pytest.raises(UserError, match=r"^4 of 32 .*first: 图1: reason 1"):
+        again.add(bad(3, 4), seen=2)
 
 
 def test_old_entries_do_not_count_against_a_fresh_start(tmp_path: Path) -> None:
     path = tmp_path / "skipped.jsonl"
     SkipLog(path, max_share=1.0).add(bad(*range(50)), seen=1000)
     log = SkipLog(path, max_share=0.1, minimum=20)
-    log.add(bad(*range(10)), seen=20)
+    log.add(bad(1), seen=20)
     assert log.count == 50
+
+
+def test_a_small_set_read_again_and_again_keeps_its_share(tmp_path: Path) -> None:
+    log = SkipLog(tmp_path / "skipped.jsonl", max_share=0.1, minimum=enough_to_judge(12))
+    with pytest.raises(UserError, match="^6 of 12 "):
+        for _ in range(10):
+            log.add(bad(1, 2, 3), seen=6)
 
 
 def test_a_line_cut_off_by_a_kill_is_written_again(tmp_path: Path) -> None:

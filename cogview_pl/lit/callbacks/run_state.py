@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from cogview_pl.data.skips import ImageBatch, SkipLog
+from cogview_pl.data.skips import ImageBatch, SkipLog, enough_to_judge
 
 
 class RandomState(Callback):
@@ -62,16 +62,17 @@ class SkippedPictures(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int
     ) -> None:
-        log = self._note(batch)
+        log = self._note(trainer, batch)
         pl_module.log("data/skipped", float(log.count))
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._note(batch)
+        self._note(trainer, batch)
 
-    def _note(self, batch: ImageBatch) -> SkipLog:
+    def _note(self, trainer: Trainer, batch: ImageBatch) -> SkipLog:
         if self._log is None:
-            self._log = SkipLog(self._path, self._max_share)
+            pictures = len(trainer.datamodule.train)  # type: ignore[attr-defined]
+            self._log = SkipLog(self._path, self._max_share, enough_to_judge(pictures))
         self._log.add(batch.skipped, seen=len(batch.images) + len(batch.skipped))
         return self._log
