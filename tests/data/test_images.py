@@ -409,7 +409,7 @@ def test_old_entries_do_not_count_against_a_fresh_start(tmp_path: Path) -> None:
 
 def test_a_small_set_read_again_and_again_keeps_its_share(tmp_path: Path) -> None:
     log = SkipLog(tmp_path / "skipped.jsonl", max_share=0.1, minimum=enough_to_judge(12))
-    with pytest.raises(UserError, match="^6 of 12 "):
+    with pytest.raises(UserError, match=r"^6 of 12 "):
         for _ in range(10):
             log.add(bad(1, 2, 3), seen=6)
 
