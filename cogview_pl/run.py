@@ -69,26 +69,30 @@ def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, 
         import torch
 
         torch.set_num_threads(composed.threads)
+    first = _RUN_DIR_OF_RANK_0 not in os.environ or "LOCAL_RANK" not in os.environ  # of the processes of this run
     if composed.resume:
         proof = "store/header.json" if composed.verb == Verb.tokenize else "checkpoints/last.ckpt"
         folder = interrupted_run(composed.outputs, composed.task, composed.resume, proof)
     else:
-        given = os.environ.get(_RUN_DIR_OF_RANK_0) if "LOCAL_RANK" in os.environ else None
-        folder = new_run(composed.outputs, composed.task, given or composed.run_dir, None if given else job)
+        given = composed.run_dir if first else os.environ[_RUN_DIR_OF_RANK_0]
+        folder = new_run(composed.outputs, composed.task, given, job if first else None)
     composed.run_dir = str(folder.path)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     os.environ[_RUN_DIR_OF_RANK_0] = config.run_dir or ""
     try:
-        folder.save_config(composed)
+        if first:
+            folder.save_config(composed)
         verb = _verb(config.verb.value)
         metrics = verb.run(config, folder, _run_stage) if config.verb == Verb.chain else verb.run(config, folder)
-        folder.finish(metrics)
+        if first:
+            folder.finish(metrics)
     except UserError:
         folder.discard_if_bare()
         raise
     finally:
-        os.environ.pop(_RUN_DIR_OF_RANK_0, None)
+        if first:
+            os.environ.pop(_RUN_DIR_OF_RANK_0, None)
     _log.info("done: %s", folder.path)
     return folder.path, metrics
 

@@ -49,8 +49,9 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         seed=config.seed,
     )
     metrics = train(config, folder, module, data, {"kind": IMAGE_TOKENIZER, "settings": settings})
-    save_image_tokenizer(folder / "model", model, image_size=options.image_size, settings=settings)
-    save_image(reconstruction_grid(model, data.val, _SHEET_PICTURES), folder / "reconstructions.png")
+    if module.global_rank == 0:
+        save_image_tokenizer(folder / "model", model, image_size=options.image_size, settings=settings)
+        save_image(reconstruction_grid(model, data.val, _SHEET_PICTURES), folder / "reconstructions.png")
     return metrics
 
 

@@ -63,15 +63,16 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         seed=config.seed,
     )
     metrics = train(config, folder, module, data, {"kind": SEQUENCE_MODEL, "settings": settings})
-    save_sequence_model(
-        folder / "model",
-        model,
-        transformer=settings,
-        template=template_settings,
-        vocabulary=vocabulary,
-        text=text,
-        image_tokenizer=image_tokenizer,
-    )
+    if module.global_rank == 0:
+        save_sequence_model(
+            folder / "model",
+            model,
+            transformer=settings,
+            template=template_settings,
+            vocabulary=vocabulary,
+            text=text,
+            image_tokenizer=image_tokenizer,
+        )
     return metrics
 
 
