@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -126,6 +127,7 @@ def main() -> None:
 
 
 _INTERNALS = ("object_type=", "full_key:", "reference_type=", "See https://", "Config search path:", "provider=")
+_NO_SUCH_KEY = re.compile(r"\.\s+To append to your config use .*")
 
 
 def _one_line(error: BaseException) -> str:
@@ -136,7 +138,8 @@ def _one_line(error: BaseException) -> str:
     keys = [line.removeprefix("full_key:").strip() for line in lines if line.startswith("full_key:")]
     keys += [error.override] if isinstance(error, OverrideParseException) else []
     prefix = f"{keys[0]}: " if keys and keys[0] else ""
-    return prefix + " ".join(line for line in lines if not line.startswith(_INTERNALS))
+    message = prefix + " ".join(line for line in lines if not line.startswith(_INTERNALS))
+    return _NO_SUCH_KEY.sub("; there is no such key, `task=… --cfg job` lists them all", message)
 
 
 def _give_up(message: str) -> NoReturn:
