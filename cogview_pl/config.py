@@ -53,6 +53,13 @@ class AttentionForm(Enum):
     naive = "naive"
 
 
+class StoreFormat(Enum):
+    """Rows of a token store on disk."""
+
+    native = "native"
+    cogview = "cogview"
+
+
 class Reconstruction(Enum):
     """Distance between a picture and its reconstruction."""
 
@@ -167,6 +174,7 @@ class DataConfig:
     batch_size: int = MISSING
     num_workers: int = MISSING
     max_skipped_share: float = MISSING
+    val_fraction: float = MISSING
     store: str | None = None
 
 
@@ -188,7 +196,6 @@ class FolderDataConfig(DataConfig):
     """A folder of pictures with captions."""
 
     root: str = MISSING
-    val_fraction: float = MISSING
     caption_field: str | None = None
 
 
@@ -198,8 +205,14 @@ class WebDatasetConfig(DataConfig):
 
     urls: Any = MISSING
     val_urls: Any = None
-    val_fraction: float = MISSING
     caption_field: str = MISSING
+
+
+@dataclass
+class StoreConfig:
+    """The token store that task=tokenize writes."""
+
+    format: StoreFormat = MISSING
 
 
 @dataclass
@@ -246,6 +259,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     template: TemplateConfig = field(default_factory=TemplateConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: dict[str, Any] = field(default_factory=dict)
@@ -297,7 +311,8 @@ def instantiate(node: dict[str, Any], key: str) -> Any:
 
 
 def register_schemas() -> None:
-    """Make the schemas known to Hydra."""
+    """Make the schemas known to Hydra, and `${half:…}` of a number, rounded down, to the files in `conf/`."""
+    OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for name, quantizer in _QUANTIZERS.items():

@@ -4,8 +4,7 @@ A folder:
 
 - `header.json`: what the store is and, while it is written, how far it has come. It is replaced as a whole
   after the rows are on disk, so it never counts a row that is not there.
-- `SPLIT.bin`: rows of `text_length + y * x` little-endian numbers: the pieces, padded with a sentinel, then
-  the codes row by row. uint16 with sentinel 65535 where all ids fit, else int32 with sentinel -1.
+- `SPLIT.bin`: the rows (`rows.py`), in one of two formats.
 - `SPLIT.keys.txt`: the key of each row, one per line.
 
 A writer that was killed goes on where the header says, and ends with the same bytes as one that was not.
@@ -18,12 +17,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import Dataset
 
+from cogview_pl.data.rows import NATIVE, RowLayout, StoredRows
 from cogview_pl.errors import UserError
 
 VERSION = 1
@@ -46,38 +43,14 @@ class SplitHeader:
     """Size of `SPLIT.keys.txt`."""
 
 
-@dataclass
-class Header:
+@dataclass(kw_only=True)
+class Header(RowLayout):
     """What a store is."""
 
-    text_length: int
-    grid: tuple[int, int]
-    num_pieces: int
-    num_codes: int
     text_tokenizer: str
     image_tokenizer: str
     splits: dict[str, SplitHeader]
     complete: bool = False
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the numbers on disk."""
-        return np.dtype("<u2" if max(self.num_pieces, self.num_codes) <= 65535 else "<i4")
-
-    @property
-    def sentinel(self) -> int:
-        """What stands where there is no piece."""
-        return 65535 if self.dtype == np.dtype("<u2") else -1
-
-    @property
-    def row_length(self) -> int:
-        """Numbers in a row."""
-        return self.text_length + self.grid[0] * self.grid[1]
-
-    @property
-    def row_bytes(self) -> int:
-        """Size of a row on disk."""
-        return self.row_length * self.dtype.itemsize
 
     def save(self, folder: Path) -> None:
         """Replace the header in one step: a reader or a kill sees the old one or the new one."""
@@ -130,6 +103,7 @@ class StoreWriter:
         num_pieces, num_codes: sizes of the two vocabularies.
         text_tokenizer, image_tokenizer: identities, which `TokenStore.require` compares.
         splits: name → samples of the source data set.
+        format: of the rows, `native` or `cogview`.
 
     Raises:
         UserError: the folder holds a store with other sizes or identities, or one that has lost data.
@@ -146,6 +120,7 @@ class StoreWriter:
         text_tokenizer: str,
         image_tokenizer: str,
         splits: Mapping[str, int],
+        format: str = NATIVE,
     ) -> None:
         self.folder = Path(folder)
         self.header = Header(
@@ -156,6 +131,7 @@ class StoreWriter:
             text_tokenizer=text_tokenizer,
             image_tokenizer=image_tokenizer,
             splits={name: SplitHeader(source) for name, source in splits.items()},
+            format=format,
         )
         if (self.folder / HEADER).exists():
             found = Header.load(self.folder)
@@ -199,7 +175,7 @@ class StoreWriter:
             raise ValueError(f"next_index={next_index}: {now.next} done, {len(keys)} new, of {now.source}")
         self._check_ids(pieces, codes, len(keys))
         names = "".join(" ".join(key.splitlines()) + "\n" for key in keys).encode("utf-8", "backslashreplace")
-        _append(_rows_file(self.folder, split), self._rows(pieces, codes).tobytes())
+        _append(_rows_file(self.folder, split), self.header.pack(pieces, codes).tobytes())
         _append(_keys_file(self.folder, split), names)
         now.next = next_index
         now.rows += len(keys)
@@ -218,15 +194,6 @@ class StoreWriter:
                 raise ValueError(f"split {name}: {split.next} of {split.source} samples are done")
         self.header.complete = True
         self.header.save(self.folder)
-
-    def _rows(self, pieces: Sequence[Sequence[int]], codes: torch.Tensor) -> np.ndarray:
-        header = self.header
-        rows = np.full((len(pieces), header.row_length), header.sentinel, dtype=header.dtype)
-        for row, ids in zip(rows, pieces, strict=True):
-            kept = ids[: header.text_length]
-            row[: len(kept)] = kept
-        rows[:, header.text_length :] = codes.flatten(1).cpu().numpy()
-        return rows
 
     def _check_ids(self, pieces: Sequence[Sequence[int]], codes: torch.Tensor, num_rows: int) -> None:
         header = self.header
@@ -293,37 +260,16 @@ class TokenStore:
                 )
 
 
-class StoreSplit(Dataset[tuple[list[int], torch.Tensor]]):
-    """The rows of a split: `split[i]` is `(pieces without padding, codes int64 (y, x))`.
-
-    The file is mapped into memory at first use, in each process, and not pickled.
-    """
+class StoreSplit(StoredRows):
+    """The rows of a split."""
 
     def __init__(self, folder: Path, header: Header, name: str) -> None:
-        self.folder = folder
-        self.header = header
-        self.name = name
-        self._rows: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return self.header.splits[self.name].rows
-
-    def __getitem__(self, index: int) -> tuple[list[int], torch.Tensor]:
-        index = range(len(self))[index]
-        if self._rows is None:
-            file, shape = _rows_file(self.folder, self.name), (len(self), self.header.row_length)
-            self._rows = np.memmap(file, self.header.dtype, mode="r", shape=shape)
-        row = self._rows[index]
-        pieces = row[: self.header.text_length]
-        codes = row[self.header.text_length :].astype(np.int64).reshape(self.header.grid)
-        return pieces[pieces != self.header.sentinel].tolist(), torch.from_numpy(codes)
+        super().__init__(_rows_file(folder, name), header, range(header.splits[name].rows))
+        self._keys = _keys_file(folder, name)
 
     def keys(self) -> list[str]:
         """The key of each row."""
-        return _keys_file(self.folder, self.name).read_text(encoding="utf-8").split("\n")[:-1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_rows": None}
+        return self._keys.read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def _rows_file(folder: Path, split: str) -> Path:

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from cogview_pl.generation.filters import Sampling, draw, probabilities
-from cogview_pl.transformer import KVCache, Transformer
+from cogview_pl.transformer import Cache, Transformer
 from cogview_pl.vocab import Template, TextSlot
+
+
+OPEN = -1
+"""Marks a token that is to be sampled."""
 
 
 @torch.inference_mode()
@@ -24,11 +28,13 @@ def fill(
     *,
     seeds: Sequence[int],
     sampling: Sampling,
+    known: Tensor | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """Sample the tokens of the target slot, one row per prompt.
 
-    A row depends on its prompt and its seed only, not on the rows beside it.
+    A row depends on its prompt and its seed only, not on the rows beside it. (Not so with `norm_scope="tensor"`:
+    then prompts must be equally long, and the maximum of LayerNorm runs over all of them.)
 
     Args:
         model: the sequence model.
@@ -36,37 +42,57 @@ def fill(
         prompts: token ids before the target slot; lengths may differ.
         seeds: one seed per prompt.
         sampling: temperature and filters.
-        on_step: called after every token, for progress bars.
+        known: tokens of the slot that are given, int64 `(B, T)` with `OPEN` where one is to be sampled; the same
+            places are open in all rows, and filling ends after T. None: all of the slot is open.
+        on_step: called after every sampled token, for progress bars.
 
     Returns:
         Per prompt the ids of the slot: all codes of a grid, or the text up to (without) the token that closes it.
     """
     device = model.token_embedding.weight.device
     slot = template.target
+    if known is None:
+        known = torch.full((len(prompts), slot.length), OPEN)
+    known = known.to(device)
+    is_open = _open_places(known)
     ranges = template.allowed(slot)
     ids_n = torch.cat([torch.arange(span.start, span.stop, device=device) for span in ranges])
     end = template.end_of_text(slot) if isinstance(slot, TextSlot) else None
-    uniform_BT = torch.stack([_uniform(s, p, slot.length) for s, p in zip(seeds, prompts, strict=True)]).to(device)
+    uniform_BT = torch.stack([_uniform(s, p, known.shape[1]) for s, p in zip(seeds, prompts, strict=True)]).to(device)
 
-    cache = model.new_cache(len(prompts), max(map(len, prompts)) + slot.length)
+    cache = model.new_cache(len(prompts), max(map(len, prompts)) + known.shape[1])
     hidden_BD, positions_B = _prefill(model, template, prompts, cache)
-    drawn: list[Tensor] = []
-    for step in range(slot.length):
-        if step:
-            hidden_BD = model.hidden(drawn[-1][:, None], positions_B[:, None], cache)[:, -1]
-            cache.advance(1, extent=1)
-            positions_B = positions_B + 1
+    filled: list[Tensor] = []
+    fed = 0  # tokens of the slot that the model has seen
+    for step, to_sample in enumerate(is_open):
+        if not to_sample:
+            filled.append(known[:, step])
+            continue
+        if fed < step:  # what came since the last sampled place goes in as one chunk
+            chunk_BL = torch.stack(filled[fed:step], 1)
+            places_BL = positions_B[:, None] + torch.arange(fed, step, device=device)
+            hidden_BD = model.hidden(chunk_BL, places_BL, cache)[:, -1]
+            cache.advance(step - fed, extent=step - fed)
+            fed = step
         columns_B = draw(probabilities(model.logits(hidden_BD, ranges), sampling), uniform_BT[:, step])
-        drawn.append(ids_n[columns_B])
+        filled.append(ids_n[columns_B])
         on_step()
-        if end is not None and all(end in row for row in torch.stack(drawn, 1).tolist()):
+        if end is not None and all(end in row for row in torch.stack(filled, 1).tolist()):
             break
-    rows = torch.stack(drawn, 1).tolist()
+    rows = torch.stack(filled, 1).tolist()
     return [row[: row.index(end)] if end in row else row for row in rows]
 
 
+def _open_places(known: Tensor) -> list[bool]:
+    """Per place of the slot, whether it is to be sampled; raises ValueError where rows differ in that."""
+    open_BT = known == OPEN
+    if bool((open_BT != open_BT[:1]).any()):
+        raise ValueError("the same places must be open in all rows")
+    return open_BT[0].tolist()
+
+
 def _prefill(
-    model: Transformer, template: Template, prompts: Sequence[Sequence[int]], cache: KVCache
+    model: Transformer, template: Template, prompts: Sequence[Sequence[int]], cache: Cache
 ) -> tuple[Tensor, Tensor]:
     """Run all prompts in one pass; returns the hidden state at each prompt's end and the position that follows.
 
@@ -76,7 +102,7 @@ def _prefill(
     device = model.token_embedding.weight.device
     lengths_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
     longest = max(map(len, prompts))
-    positions = [template.positions(prompt) for prompt in prompts]
+    positions = [template.prompt_positions(prompt) for prompt in prompts]
 
     def padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
         return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows], device=device)

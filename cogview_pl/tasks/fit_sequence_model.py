@@ -17,6 +17,7 @@ from cogview_pl.checkpoints.store import (
 )
 from cogview_pl.config import Config
 from cogview_pl.data.codes import TokenStore
+from cogview_pl.data.released import ReleasedFile, refuse_lmdb
 from cogview_pl.data.sequences import SequenceCollator, SequenceDataset
 from cogview_pl.errors import UserError
 from cogview_pl.generation.pipeline import CogView
@@ -36,10 +37,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Train the sequence model and write `model/`."""
     check_precision(config)
     seed(config)
-    store_run = predecessor(config.outputs, "tokenize", "data.store", config.data.store)
-    store = TokenStore.open(store_run / STORE)
-    text = TextTokenizer.load(store_run / TEXT_MODEL)
-    image_tokenizer = _image_tokenizer(config, store_run, store, text)
+    store, text, image_tokenizer = _open_store(config)
     vocabulary = Vocabulary(store.header.num_codes, text.num_pieces)
     template_settings = {**asdict(config.template), "text_length": config.text.max_length}
     template = build_template(template_settings, vocabulary)
@@ -84,12 +82,36 @@ def transformer_settings(config: Config, vocabulary: Vocabulary) -> dict[str, An
     return {"vocabulary_size": vocabulary.size, **plain(asdict(config.model))}
 
 
-def _image_tokenizer(config: Config, store_run: Path, store: TokenStore, text: TextTokenizer) -> ImageTokenizer:
-    """The tokenizer that made the store; one that the user names must be the same."""
-    path = config.image_tokenizer.path or store_run / IMAGE_TOKENIZER_FOLDER
-    tokenizer = load_image_tokenizer(path)
-    store.require(text_tokenizer=text.identity, image_tokenizer=tokenizer.identity)
-    return tokenizer
+def _open_store(config: Config) -> tuple[TokenStore | ReleasedFile, TextTokenizer, ImageTokenizer]:
+    """The training data, and the tokenizers that made them; an image tokenizer that the user names must be the same."""
+    path = predecessor(config.outputs, "tokenize", "data.store", config.data.store)
+    refuse_lmdb(path)
+    if path.is_file():
+        return _open_file(config, path)
+    store = TokenStore.open(path / STORE)
+    text = TextTokenizer.load(path / TEXT_MODEL)
+    image_tokenizer = load_image_tokenizer(config.image_tokenizer.path or path / IMAGE_TOKENIZER_FOLDER)
+    store.require(text_tokenizer=text.identity, image_tokenizer=image_tokenizer.identity)
+    return store, text, image_tokenizer
+
+
+def _open_file(config: Config, file: Path) -> tuple[ReleasedFile, TextTokenizer, ImageTokenizer]:
+    """A data file of the original; it does not say which tokenizers made it."""
+    if config.text.model is None or config.image_tokenizer.path is None:
+        raise UserError(
+            f"data.store={file} is a file without tokenizers; set text.model and image_tokenizer.path to those that "
+            "made it, or give the folder of a run of task=tokenize"
+        )
+    text = TextTokenizer.load(config.text.model)
+    image_tokenizer = load_image_tokenizer(config.image_tokenizer.path)
+    store = ReleasedFile.open(
+        file,
+        grid=image_tokenizer.grid,
+        num_pieces=text.num_pieces,
+        num_codes=image_tokenizer.model.num_codes,
+        val_fraction=config.data.val_fraction,
+    )
+    return store, text, image_tokenizer
 
 
 def _check_positions(template: Template, num_positions: int) -> None:
@@ -114,6 +136,6 @@ def _new_model(config: Config, settings: dict[str, Any], vocabulary: Vocabulary,
     return model
 
 
-def _captions(store: TokenStore, text: TextTokenizer) -> list[str]:
+def _captions(store: TokenStore | ReleasedFile, text: TextTokenizer) -> list[str]:
     rows = store.split("val")
     return [text.decode(rows[i][0]) for i in range(min(len(rows), _LOGGED_PROMPTS))]

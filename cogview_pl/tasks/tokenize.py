@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from cogview_pl.checkpoints.store import ImageTokenizer, find_model_folder, load_image_tokenizer
-from cogview_pl.config import Config
+from cogview_pl.config import Config, StoreFormat
 from cogview_pl.data.codes import StoreWriter
+from cogview_pl.data.released import TEXT_LENGTH
 from cogview_pl.data.skips import ImageBatch, SkipLog, collate_images, enough_to_judge
 from cogview_pl.errors import UserError
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
@@ -31,15 +32,17 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     _check_size(config, images)
     sources = {split: open_images(config.data, split) for split in _SPLITS}
     text = _text_tokenizer(config, folder, sources["train"])
+    row_format = config.store.format
     writer = StoreWriter(
         folder / STORE,
-        text_length=config.text.max_length,
+        text_length=TEXT_LENGTH if row_format == StoreFormat.cogview else config.text.max_length,
         grid=images.grid,
         num_pieces=text.num_pieces,
         num_codes=images.model.num_codes,
         text_tokenizer=text.identity,
         image_tokenizer=images.identity,
         splits={split: len(source) for split, source in sources.items()},
+        format=row_format.value,
     )
     shutil.copytree(
         find_model_folder(vqvae_run, "image_tokenizer.path"), folder / IMAGE_TOKENIZER_FOLDER, dirs_exist_ok=True

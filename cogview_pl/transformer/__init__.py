@@ -1,7 +1,8 @@
 """Stage 2: the transformer over text and image tokens."""
 
+from cogview_pl.transformer.block import Cache
 from cogview_pl.transformer.cache import KVCache
 from cogview_pl.transformer.loss import SequenceLoss, sequence_loss
 from cogview_pl.transformer.model import Transformer
 
-__all__ = ["KVCache", "SequenceLoss", "Transformer", "sequence_loss"]
+__all__ = ["Cache", "KVCache", "SequenceLoss", "Transformer", "sequence_loss"]

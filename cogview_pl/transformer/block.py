@@ -8,8 +8,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogview_pl.transformer.attention import ATTENTIONS
+from cogview_pl.transformer.attention import ATTENTIONS, AttentionFunction
 from cogview_pl.transformer.cache import KVCache
+from cogview_pl.transformer.memory import HiddenStateMemory
+
+Cache = KVCache | HiddenStateMemory
+"""What decoding keeps between steps."""
 
 NORM_PLACEMENTS = ("pre", "post", "sandwich")
 NORM_SCOPES = ("none", "token", "tensor")
@@ -58,17 +62,30 @@ class Attention(nn.Module):
             raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention}")
         self._attend = ATTENTIONS[attention]
 
-    def forward(self, x_BLD: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        """Attend over the new positions and, with a cache, over everything stored before them."""
-        batch, length, width = x_BLD.shape
-        heads = (batch, length, 3, self.num_heads, width // self.num_heads)
-        q_BHLK, k_BHSK, v_BHSK = self.qkv(x_BLD).view(heads).permute(2, 0, 3, 1, 4)
+    def forward(
+        self,
+        x_BLD: Tensor,
+        mask: Tensor | None,
+        cache: Cache | None,
+        layer: int,
+        attend: AttentionFunction | None = None,
+    ) -> Tensor:
+        """Attend over the new positions and, with a cache, over everything stored before them.
+
+        `attend` takes the place of the layer's own attention function for this call.
+        """
+        q_BHLK, k_BHSK, v_BHSK = self.project(x_BLD)
         if cache is not None:
             k_BHSK, v_BHSK = cache.store(layer, k_BHSK, v_BHSK)
             q_BHLK = q_BHLK.to(k_BHSK.dtype)
         dropout = self.dropout if self.training else 0.0
-        y_BHLK = self._attend(q_BHLK, k_BHSK, v_BHSK, mask, dropout)
-        return self.out(y_BHLK.transpose(1, 2).reshape(batch, length, width))
+        y_BHLK = (attend or self._attend)(q_BHLK, k_BHSK, v_BHSK, mask, dropout)
+        return self.out(y_BHLK.transpose(1, 2).reshape(x_BLD.shape))
+
+    def project(self, x_BLD: Tensor) -> Tensor:
+        """Queries, keys and values, `(3, B, H, L, K)`."""
+        batch, length, width = x_BLD.shape
+        return self.qkv(x_BLD).view(batch, length, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
 
 
 class MLP(nn.Module):
@@ -120,8 +137,21 @@ class Block(nn.Module):
         self.mlp = MLP(width)
         self.mlp_residual = Residual(width, norm=norm, norm_scope=norm_scope, dropout=dropout)
 
-    def forward(self, x_BLD: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self,
+        x_BLD: Tensor,
+        mask: Tensor | None,
+        cache: Cache | None,
+        layer: int,
+        attend: AttentionFunction | None = None,
+    ) -> Tensor:
         """Residual stream in, residual stream out, both `(B, L, D)`."""
-        branch_BLD = self.attention(self.attention_residual.open(x_BLD), mask, cache, layer)
+        if isinstance(cache, HiddenStateMemory):
+            cache.recall(layer, x_BLD, self._keys_and_values)
+        branch_BLD = self.attention(self.attention_residual.open(x_BLD), mask, cache, layer, attend)
         x_BLD = self.attention_residual.close(x_BLD, branch_BLD)
         return self.mlp_residual.close(x_BLD, self.mlp(self.mlp_residual.open(x_BLD)))
+
+    def _keys_and_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        _, k_BHSK, v_BHSK = self.attention.project(self.attention_residual.open(x_BSD))
+        return k_BHSK, v_BHSK

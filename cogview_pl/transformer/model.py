@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogview_pl.transformer.block import Block, LayerNorm
+from cogview_pl.transformer.attention import AttentionFunction
+from cogview_pl.transformer.block import Block, Cache, LayerNorm
 from cogview_pl.transformer.cache import KVCache
+from cogview_pl.transformer.memory import HiddenStateMemory
 
 
 class Transformer(nn.Module):
@@ -74,18 +76,26 @@ class Transformer(nn.Module):
         """
         return self.logits(self.hidden(tokens, positions))
 
-    def hidden(self, tokens: Tensor, positions: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        attentions: Sequence[AttentionFunction] | None = None,
+    ) -> Tensor:
         """Final normalised hidden states `(B, L, D)`.
 
         With a cache, the tokens continue the rows stored in it; their keys and values are added to it, and the
-        caller counts them with `cache.advance`.
+        caller counts them with `cache.advance`. `attentions`, one per block, take the place of the model's own for
+        this pass (sparse training draws new pivots every time).
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         x_BLD = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
         mask = None if cache is None else cache.mask(tokens.shape[1])
-        for layer, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, mask, cache, layer)
+        functions: Sequence[AttentionFunction | None] = attentions or [None] * len(self.blocks)
+        for layer, (block, attend) in enumerate(zip(self.blocks, functions, strict=True)):
+            x_BLD = block(x_BLD, mask, cache, layer, attend)
         return self.final_norm(x_BLD)
 
     def logits(self, hidden: Tensor, ids: Sequence[range] | None = None) -> Tensor:
@@ -98,8 +108,18 @@ class Transformer(nn.Module):
             return F.linear(hidden, head_VD)
         return torch.cat([F.linear(hidden, head_VD[span.start : span.stop]) for span in ids], -1)
 
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty cache for this model, in the precision that its linear maps compute in."""
+    @property
+    def norm_scope(self) -> str:
+        """Scope of the PB-Relax maximum."""
+        return self.final_norm.scope
+
+    def new_cache(self, batch: int, capacity: int) -> Cache:
+        """An empty cache for this model, in the precision that its linear maps compute in.
+
+        With `norm_scope="tensor"` keys cannot be kept; then it is the original's memory of hidden states.
+        """
+        if self.norm_scope == "tensor":
+            return HiddenStateMemory(len(self.blocks))
         weight = self.token_embedding.weight
         device = weight.device.type
         autocast = torch.is_autocast_enabled(device)

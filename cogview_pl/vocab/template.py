@@ -72,6 +72,10 @@ class Template:
         vocabulary: the ids.
         text_length: capacity of text slots in pieces.
         restart_positions_at: command token at which position ids start from 0 again, or None.
+        restart_after_token: a quirk of the original when it samples: the restart token keeps its absolute position,
+            and the token behind it has position 1. (In training it has position 0, there as here.)
+        loss_by_input: a quirk of the original: the weight of a prediction follows the token that it is made from.
+            The first code counts as text then, what follows the last code as image, and command tokens carry loss.
 
     Raises:
         UserError: the layout cannot be parsed, or `target` or `loss` name a slot that it lacks.
@@ -86,6 +90,8 @@ class Template:
         vocabulary: Vocabulary,
         text_length: int,
         restart_positions_at: str | None = None,
+        restart_after_token: bool = False,
+        loss_by_input: bool = False,
     ) -> None:
         self.layout = layout
         self.vocabulary = vocabulary
@@ -100,6 +106,8 @@ class Template:
         if restart_positions_at is not None and restart_positions_at not in self.elements:
             raise UserError(f"template.restart_positions_at={restart_positions_at} is not in template.layout")
         self._restart = None if restart_positions_at is None else vocabulary.command(restart_positions_at)
+        self._restart_after_token = restart_after_token
+        self._loss_by_input = loss_by_input
 
     @property
     def length(self) -> int:
@@ -150,7 +158,16 @@ class Template:
             slots += [slot] * len(new)
             if isinstance(element, str):
                 slot = NO_SLOT
+        if self._loss_by_input:
+            weights, slots = self._by_input(tokens, slots)
         return Sequence(tokens, weights, slots, self.positions(tokens))
+
+    def _by_input(self, tokens: Seq[int], slots: Seq[int]) -> tuple[list[float], list[int]]:
+        """Weights and slots of the original: a prediction from a code belongs to that grid, any other to the text."""
+        text = next(index for index, slot in enumerate(self.slots) if isinstance(slot, TextSlot))
+        codes = self.vocabulary.codes
+        by_input = [text if token not in codes else slot for token, slot in zip(tokens, slots, strict=True)]
+        return [0.0, *(self.weights[slot] for slot in by_input[:-1])], [NO_SLOT, *by_input[:-1]]
 
     def prompt(self, values: Mapping[str, Seq[int]]) -> list[int]:
         """The tokens before the target slot: a prefix of what `build` gives for the same values.
@@ -174,9 +191,17 @@ class Template:
         return tokens
 
     def positions(self, tokens: Seq[int]) -> list[int]:
-        """Position ids 0, 1, 2, … of a sequence or prompt; they start again at the restart token."""
+        """Position ids 0, 1, 2, … of a sequence; they start again at the restart token."""
         start = tokens.index(self._restart) if self._restart in tokens else 0
         return [*range(start), *range(len(tokens) - start)]
+
+    def prompt_positions(self, prompt: Seq[int]) -> list[int]:
+        """Position ids of a prompt to sample from: a prefix of those in training, but for the quirk."""
+        positions = self.positions(prompt)
+        if self._restart_after_token and self._restart in prompt:
+            start = prompt.index(self._restart)
+            positions[start] = start
+        return positions
 
     def allowed(self, slot: TextSlot | CodeSlot) -> tuple[range, ...]:
         """The ids that may be sampled inside a slot; for text the token that closes it comes last."""

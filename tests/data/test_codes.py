@@ -98,6 +98,7 @@ def test_the_layout_on_disk(tmp_path: Path) -> None:
         "grid": [2, 3],
         "num_pieces": 500,
         "num_codes": 64,
+        "format": "native",
         "text_tokenizer": "text-1",
         "image_tokenizer": "image-1",
         "splits": {"train": {"source": 2, "next": 2, "rows": 2, "truncated": 1, "key_bytes": 6}},
@@ -309,6 +310,7 @@ def test_a_finished_store_is_left_alone(store: Path) -> None:
         ({"grid": (3, 2)}, r"grid \(2, 3\), this run has \(3, 2\)"),
         ({"num_pieces": 501}, "num_pieces 500, this run has 501"),
         ({"num_codes": 65}, "num_codes 64, this run has 65"),
+        ({"format": "cogview"}, "format native, this run has cogview"),
         ({"splits": {"train": 12, "val": 3}}, "samples of train 11, this run has 12"),
         ({"splits": {"train": 11}}, "samples of val 3, this run has None"),
         ({"splits": {"train": 11, "val": 3, "test": 1}}, "samples of test None, this run has 1"),
@@ -372,6 +374,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         (lambda f: (f / "header.json").write_text('{"version": 1}'), r"header\.json is damaged \('dtype'\)"),
         (lambda f: edit_header(f, other=2), r"header\.json is damaged \(.*'other'"),
         (lambda f: edit_header(f, grid=3), r"header\.json is damaged"),
+        (lambda f: edit_header(f, format="lmdb"), r"header\.json is damaged \(format is lmdb"),
         (lambda f: edit_header(f, dtype="int32"), r"damaged \(dtype is int32, the sizes ask for uint16\)"),
         (
             lambda f: edit_header(f, complete=False),
@@ -395,6 +398,13 @@ def test_what_is_wrong_with_a_store(store: Path, damage: Callable[[Path], object
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none has no header\.json: not a token store; run task=tokenize"):
         TokenStore.open(tmp_path / "none")
+
+
+def test_a_store_from_before_there_were_formats(store: Path) -> None:
+    values = json.loads((store / "header.json").read_text())
+    del values["format"]
+    (store / "header.json").write_text(json.dumps(values))
+    assert TokenStore.open(store).split("train")[1][0] == sample("train", 1)[0]  # type: ignore[index]
 
 
 def test_an_unknown_split(store: Path) -> None:

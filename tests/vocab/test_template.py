@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from cogview_pl.config import register_schemas
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import CodeSlot, Template, TextSlot, Vocabulary
 from cogview_pl.vocab.template import NO_SLOT
@@ -31,6 +32,7 @@ def settings(name: str) -> dict[str, Any]:
             "loss": {"large": 1.0},
             "restart_positions_at": "[ROI2]",
         }
+    register_schemas()  # and with them what the files use besides plain values
     config = OmegaConf.create({"image_tokenizer": {"grid": GRID}, "template": OmegaConf.load(CONF / f"{name}.yaml")})
     return OmegaConf.to_container(config, resolve=True)["template"]  # type: ignore[index,call-overload,return-value]
 
@@ -47,6 +49,15 @@ TEXT = [70 + 3, 70 + 0, 70 + 9]
 GOLDEN = {
     "text_image": [*commands("ROI1"), *TEXT, *commands("BASE", "BOI1"), *range(16), *commands("EOI1")],
     "image_text": [*commands("BASE", "BOI1"), *range(16), *commands("EOI1", "ROI1"), *TEXT, *commands("SEP")],
+    "super_resolution": [
+        *commands("ROI1"),
+        *TEXT,
+        *commands("BASE", "BOI1"),
+        *range(4),
+        *commands("EOI1", "ROI2", "POS0", "BASE", "BOI2"),
+        *range(16),
+        *commands("EOI2"),
+    ],
     "two_images": [
         *commands("ROI1"),
         *TEXT,
