@@ -26,6 +26,7 @@ class Verb(Enum):
     fit_sequence_model = "fit_sequence_model"
     tokenize = "tokenize"
     generate = "generate"
+    convert = "convert"
     chain = "chain"
 
 
@@ -166,6 +167,23 @@ class TemplateConfig:
 
 
 @dataclass
+class CompatConfig:
+    """Quirks of the original program."""
+
+    restart_after_token: bool = MISSING
+    loss_by_input: bool = MISSING
+    end_of_text: str = MISSING
+
+
+@dataclass
+class ConvertConfig:
+    """What task=convert reads and writes."""
+
+    source: str = MISSING
+    target: str = MISSING
+
+
+@dataclass
 class DataConfig:
     """What every data source has; the variants extend it."""
 
@@ -246,10 +264,13 @@ class Config:
     outputs: str = MISSING
     run_dir: str | None = None
     init_from: str | None = None
+    rerank_with: str | None = None
+    upscale_with: str | None = None
     resume: Any = None
     prompts: Any = None
     num_prompts: int = MISSING
     num_images: int = MISSING
+    keep: int | None = None
     plan: bool = False
     threads: int | None = None
     font: str | None = None
@@ -258,6 +279,10 @@ class Config:
     text: TextConfig = field(default_factory=TextConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     template: TemplateConfig = field(default_factory=TemplateConfig)
+    rerank_template: TemplateConfig = field(default_factory=TemplateConfig)
+    upscale_template: TemplateConfig = field(default_factory=TemplateConfig)
+    compat: CompatConfig = field(default_factory=CompatConfig)
+    convert: ConvertConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -273,7 +298,7 @@ class Config:
 
 _LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("a whole number, at least 1", lambda value: value >= 1 and value == int(value), """
-        threads num_prompts num_images sampler.batch_size
+        threads num_prompts num_images keep sampler.batch_size
         trainer.max_steps trainer.val_check_interval trainer.accumulate_grad_batches trainer.log_every_n_steps
         data.batch_size data.train_size data.val_size data.image_size
         image_tokenizer.image_size image_tokenizer.grid image_tokenizer.width image_tokenizer.code_dim

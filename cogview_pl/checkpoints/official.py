@@ -12,14 +12,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cogview_pl.checkpoints.pickles import read_pt
+from cogview_pl.checkpoints.store import build_vqvae
 from cogview_pl.errors import UserError
 from cogview_pl.transformer import Transformer
-from cogview_pl.vqvae import VQVAE, EMAQuantizer
+from cogview_pl.vqvae import VQVAE
 
 MEAN = (0.79093, 0.76271, 0.75340)
 """Normalisation of the released tokenizer per channel, on the scale 0 black … 1 white."""
@@ -60,6 +62,11 @@ def is_released(path: str | Path) -> bool:
     return path.suffix in (".pt", ".pth") or (path / _LATEST).is_file() or (path / _RANK_FILE.format(0)).is_file()
 
 
+def is_vqvae_file(file: str | Path, key: str) -> bool:
+    """Whether a `.pt` file holds the image tokenizer, judged by its names; raises UserError if it cannot be read."""
+    return any("quantize_t." in str(name) for name in read_pt(Path(file), key))
+
+
 def load_vqvae(path: str | Path, key: str = "image_tokenizer.path") -> VQVAE:
     """The image tokenizer in a released `.pt` file, in evaluation mode, float32.
 
@@ -72,20 +79,28 @@ def load_vqvae(path: str | Path, key: str = "image_tokenizer.path") -> VQVAE:
     state = _renamed(_without_prefix(_tensors(read_pt(Path(path), key), path, key)), _inverse(_VQVAE), path, key)
     _require_keys(state, {name for ours in _VQVAE for name in _with_kinds(ours)}, _VQVAE, path, key)
     code_dim, num_codes = state["quantizer.codebook"].shape
-    quantizer = EMAQuantizer(num_codes=num_codes, code_dim=code_dim, decay=0.99, eps=1e-5, kmeans_iters=0)
-    model = VQVAE(
-        width=len(state["encoder.0.bias"]),
-        code_dim=code_dim,
-        num_codes=num_codes,
-        downsampling=8,
-        residual_blocks=0,
-        quantizer=quantizer,
-        mean=MEAN,
-        std=STD,
-    )
+    model = build_vqvae(_settings(len(state["encoder.0.bias"]), code_dim, num_codes))
     kept = {name: tensor for name, tensor in model.state_dict().items() if name in _NOT_IN_FILES}
     _load(model, {name: tensor.float() for name, tensor in state.items()} | kept, path, key)
     return model.eval()
+
+
+def vqvae_settings(model: VQVAE) -> dict[str, Any]:
+    """Constructor arguments of a tokenizer that `load_vqvae` returned, as model folders keep them."""
+    return _settings(len(model.state_dict()["encoder.0.bias"]), model.quantizer.code_dim, model.num_codes)
+
+
+def _settings(width: int, code_dim: int, num_codes: int) -> dict[str, Any]:
+    return {
+        "width": width,
+        "code_dim": code_dim,
+        "num_codes": num_codes,
+        "downsampling": 8,
+        "residual_blocks": 0,
+        "mean": list(MEAN),
+        "std": list(STD),
+        "quantizer": {"kind": "ema", "decay": 0.99, "commitment_weight": 0.25, "kmeans_iters": 0},
+    }
 
 
 def save_vqvae(model: VQVAE, path: str | Path) -> None:

@@ -10,16 +10,17 @@ model/
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor, nn
 from yaml import YAMLError
 
 from cogview_pl.errors import UserError
@@ -42,9 +43,11 @@ class ImageTokenizer:
     model: VQVAE
     settings: Settings
     """Constructor arguments and `image_size`."""
-    identity: str
-    """SHA-256 of the weights file: codes of another tokenizer mean something else."""
-    folder: Path
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of the weights as they are saved: codes of another tokenizer mean something else."""
+        return hashlib.sha256(save(_state(self.model))).hexdigest()
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -78,9 +81,11 @@ def build_template(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Templ
     return Template(**settings, vocabulary=vocabulary)
 
 
-def save_image_tokenizer(folder: Path, model: VQVAE, *, image_size: int, settings: Settings) -> None:
-    """Write a model folder; `settings` are the arguments of `build_vqvae`."""
-    _save(folder, model, {"kind": IMAGE_TOKENIZER, "image_size": image_size, "vqvae": dict(settings)})
+def save_image_tokenizer(folder: Path, tokenizer: ImageTokenizer) -> None:
+    """Write a model folder."""
+    settings = dict(tokenizer.settings)
+    image_size = settings.pop("image_size")
+    _save(folder, tokenizer.model, {"kind": IMAGE_TOKENIZER, "image_size": image_size, "vqvae": settings})
 
 
 def load_image_tokenizer(path: str | Path, key: str = "image_tokenizer.path") -> ImageTokenizer:
@@ -89,8 +94,7 @@ def load_image_tokenizer(path: str | Path, key: str = "image_tokenizer.path") ->
     config = _read_config(folder, IMAGE_TOKENIZER, key)
     model = build_vqvae(config["vqvae"])
     _load_weights(model, folder)
-    settings = {**config["vqvae"], "image_size": config["image_size"]}
-    return ImageTokenizer(model, settings, _file_hash(folder / "weights.safetensors"), folder)
+    return ImageTokenizer(model, {**config["vqvae"], "image_size": config["image_size"]})
 
 
 def save_sequence_model(
@@ -112,7 +116,7 @@ def save_sequence_model(
     }
     _save(folder, model, config)
     text.save(folder / "text.model")
-    shutil.copytree(image_tokenizer.folder, folder / "image_tokenizer", dirs_exist_ok=True)
+    save_image_tokenizer(folder / "image_tokenizer", image_tokenizer)
 
 
 def load_sequence_model(path: str | Path, key: str = "init_from") -> SequenceModel:
@@ -132,7 +136,8 @@ def load_sequence_model(path: str | Path, key: str = "init_from") -> SequenceMod
             f"{key}={path}: the sequence model knows {vocabulary.num_pieces} text pieces, its text.model has "
             f"{text.num_pieces}; the folder was put together from different runs"
         )
-    model = Transformer(**config["transformer"])
+    with torch.device("meta"):  # the weights take the place of random ones that nobody needs
+        model = Transformer(**config["transformer"])
     _load_weights(model, folder)
     return SequenceModel(
         model=model,
@@ -141,6 +146,12 @@ def load_sequence_model(path: str | Path, key: str = "init_from") -> SequenceMod
         image_tokenizer=image_tokenizer,
         settings=config,
     )
+
+
+def kind_of(path: str | Path, key: str) -> str:
+    """`IMAGE_TOKENIZER` or `SEQUENCE_MODEL`: what a run folder or model folder holds."""
+    folder = find_model_folder(path, key)
+    return str(OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "kind"))
 
 
 def find_model_folder(path: str | Path, key: str) -> Path:
@@ -155,8 +166,7 @@ def find_model_folder(path: str | Path, key: str) -> Path:
 
 def _save(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / "weights.safetensors")
+    save_file(_state(model), folder / "weights.safetensors")
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
 
 
@@ -177,16 +187,17 @@ def _read_config(folder: Path, kind: str, key: str) -> dict[str, Any]:
 def _load_weights(model: nn.Module, folder: Path) -> None:
     file = folder / "weights.safetensors"
     try:
-        model.load_state_dict(load_file(file))
+        model.load_state_dict({name: _float32(tensor) for name, tensor in load_file(file).items()}, assign=True)
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{file} does not fit its config.yaml or is damaged: {reason}") from error
     model.eval()
 
 
-def _file_hash(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    """Converted weights may be stored in half precision; counters stay what they are."""
+    return tensor.float() if tensor.is_floating_point() else tensor

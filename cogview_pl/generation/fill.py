@@ -15,7 +15,6 @@ from cogview_pl.generation.filters import Sampling, draw, probabilities
 from cogview_pl.transformer import Cache, Transformer
 from cogview_pl.vocab import Template, TextSlot
 
-
 OPEN = -1
 """Marks a token that is to be sampled."""
 

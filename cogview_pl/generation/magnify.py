@@ -78,11 +78,12 @@ def magnify(
     Raises:
         UserError: the layout is not one of super-resolution, or the grid is not the model's.
     """
-    text, small = _slots(template)
+    text, small = magnify_slots(template)
     large = template.target
     assert isinstance(large, CodeSlot)
     if tuple(codes.shape[1:]) != large.grid:
-        raise UserError(f"magnify: codes of {codes.shape[1]}x{codes.shape[2]}, the model takes {large.grid[0]}x{large.grid[1]}")
+        found = "x".join(map(str, codes.shape[1:]))
+        raise UserError(f"magnify: codes of {found}, the model takes {large.grid[0]}x{large.grid[1]}")
     codes = codes.cpu()
     result = torch.full((len(codes), 2 * codes.shape[1], 2 * codes.shape[2]), OPEN)
     for number, window in enumerate(windows(codes.shape[1])):
@@ -106,13 +107,15 @@ def num_steps(grid: int) -> int:
     return (2 * grid) ** 2
 
 
-def _slots(template: Template) -> tuple[str, str]:
-    """Names of the text slot and of the small grid."""
+def magnify_slots(template: Template) -> tuple[str, str]:
+    """Names of the text slot and of the small grid; raises UserError for a layout that is not super-resolution."""
     texts = [slot.name for slot in template.slots if isinstance(slot, TextSlot)]
     grids = [slot for slot in template.slots if isinstance(slot, CodeSlot) and slot != template.target]
     target = template.target
-    fits = len(texts) == len(grids) == 1 and isinstance(target, CodeSlot)
-    if not fits or any(2 * a != b for a, b in zip(grids[0].grid, target.grid, strict=True)):
+    if (
+        not (len(texts) == len(grids) == 1 and isinstance(target, CodeSlot))
+        or (2 * grids[0].grid[0], 2 * grids[0].grid[1]) != target.grid
+    ):
         raise UserError(
             f"this model's layout, {template.layout}, is not one of super-resolution (a grid, then one of twice its "
             "edge); give a run of task=super_resolution"

@@ -43,6 +43,12 @@ class CogView:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(load_sequence_model(path), device)
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """`(y, x)` codes of a picture."""
+        assert isinstance(self.template.target, CodeSlot)
+        return self.template.target.grid
+
     def generate(
         self,
         prompts: str | Sequence[str],
@@ -76,12 +82,31 @@ class CogView:
         on_step: Callable[[], None] = lambda: None,
     ) -> Iterator[Image.Image]:
         """All pictures in order, `num_images` per prompt, made `batch_size` at a time."""
-        tokens = self.tokenise(prompts)
-        jobs = [(prompt, seed + k) for prompt in tokens for k in range(num_images)]
-        for start in range(0, len(jobs), batch_size):
-            batch, seeds = zip(*jobs[start : start + batch_size], strict=True)
-            images = self.decode(self.codes(batch, seeds, sampling=sampling, on_step=on_step))
-            yield from (to_pil_image(image) for image in images)
+        for codes in self.batches(
+            prompts, num_images, seed=seed, sampling=sampling, batch_size=batch_size, on_step=on_step
+        ):
+            yield from (to_pil_image(image) for image in self.decode(codes))
+
+    def batches(
+        self,
+        prompts: Sequence[str],
+        num_images: int,
+        *,
+        seed: int,
+        sampling: Sampling,
+        batch_size: int,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Iterator[Tensor]:
+        """Codes `(B, y, x)` of all pictures in order, at most `batch_size` at a time.
+
+        With `norm_scope=tensor` a batch holds pictures of one prompt only, as in the original.
+        """
+        jobs = [(prompt, seed + k) for prompt in self.tokenise(prompts) for k in range(num_images)]
+        length = num_images if self.transformer.norm_scope == "tensor" else len(jobs)
+        for group in (jobs[i : i + length] for i in range(0, len(jobs), length)):
+            for start in range(0, len(group), batch_size):
+                batch, seeds = zip(*group[start : start + batch_size], strict=True)
+                yield self.codes(batch, seeds, sampling=sampling, on_step=on_step)
 
     def tokenise(self, prompts: Sequence[str]) -> list[list[int]]:
         """Prompt tokens up to the open slot; raises UserError where a text is too long for its slot."""
@@ -97,8 +122,7 @@ class CogView:
     ) -> Tensor:
         """Codes `(B, y, x)`, on the CPU, for tokenised prompts, one seed each."""
         rows = fill(self.transformer, self.template, prompts, seeds=seeds, sampling=sampling, on_step=on_step)
-        grid = self.template.target.grid  # type: ignore[union-attr]
-        return torch.tensor(rows).view(len(rows), *grid)
+        return torch.tensor(rows).view(len(rows), *self.grid)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:

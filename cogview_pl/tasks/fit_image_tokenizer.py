@@ -8,12 +8,13 @@ from typing import Any
 
 from torchvision.utils import save_image
 
-from cogview_pl.checkpoints.store import IMAGE_TOKENIZER, build_vqvae, load_image_tokenizer, save_image_tokenizer
+from cogview_pl.checkpoints.store import IMAGE_TOKENIZER, ImageTokenizer, build_vqvae, save_image_tokenizer
 from cogview_pl.config import Config, ImageTokenizerConfig
 from cogview_pl.data.skips import collate_images
 from cogview_pl.errors import UserError
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule, reconstruction_grid
+from cogview_pl.tasks.models import open_image_tokenizer
 from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.tasks.sources import open_images
 from cogview_pl.tasks.training import check_precision, optimizer_factory, seed, train
@@ -30,7 +31,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     settings = vqvae_settings(options)
     model = build_vqvae(settings)
     if config.init_from is not None:
-        start = load_image_tokenizer(config.init_from, "init_from")
+        start = open_image_tokenizer(config, config.init_from, "init_from")
         require_same(start.settings, settings, f"init_from={config.init_from}")
         model.load_state_dict(start.model.state_dict())
     module = ImageTokenizerModule(
@@ -50,7 +51,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     )
     metrics = train(config, folder, module, data, {"kind": IMAGE_TOKENIZER, "settings": settings})
     if module.global_rank == 0:
-        save_image_tokenizer(folder / "model", model, image_size=options.image_size, settings=settings)
+        tokenizer = ImageTokenizer(model, {**settings, "image_size": options.image_size})
+        save_image_tokenizer(folder / "model", tokenizer)
         save_image(reconstruction_grid(model, data.val, _SHEET_PICTURES), folder / "reconstructions.png")
     return metrics
 

@@ -11,8 +11,6 @@ from cogview_pl.checkpoints.store import (
     ImageTokenizer,
     SequenceModel,
     build_template,
-    load_image_tokenizer,
-    load_sequence_model,
     save_sequence_model,
 )
 from cogview_pl.config import Config
@@ -24,6 +22,7 @@ from cogview_pl.generation.pipeline import CogView
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.sequence_model import SequenceModule
 from cogview_pl.tasks.fit_image_tokenizer import plain, require_same
+from cogview_pl.tasks.models import layout_settings, open_image_tokenizer, open_sequence_model
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.tokenize import IMAGE_TOKENIZER_FOLDER, STORE, TEXT_MODEL
 from cogview_pl.tasks.training import check_precision, optimizer_factory, seed, train
@@ -39,7 +38,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     seed(config)
     store, text, image_tokenizer = _open_store(config)
     vocabulary = Vocabulary(store.header.num_codes, text.num_pieces)
-    template_settings = {**asdict(config.template), "text_length": config.text.max_length}
+    template_settings = layout_settings(config, config.template)
     template = build_template(template_settings, vocabulary)
     settings = transformer_settings(config, vocabulary)
     _check_positions(template, settings["num_positions"])
@@ -50,7 +49,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         slot_names=[slot.name for slot in template.slots],
         optimizer=optimizer_factory(config.optimizer),
         painter=CogView(loaded) if isinstance(template.target, CodeSlot) else None,
-        val_prompts=_captions(store, text),
+        val_prompts=_captions(store, text, config.text.max_length),
     )
     data = DataModule(
         SequenceDataset(store.split("train"), template, store.header.grid),
@@ -90,7 +89,8 @@ def _open_store(config: Config) -> tuple[TokenStore | ReleasedFile, TextTokenize
         return _open_file(config, path)
     store = TokenStore.open(path / STORE)
     text = TextTokenizer.load(path / TEXT_MODEL)
-    image_tokenizer = load_image_tokenizer(config.image_tokenizer.path or path / IMAGE_TOKENIZER_FOLDER)
+    source = config.image_tokenizer.path or path / IMAGE_TOKENIZER_FOLDER
+    image_tokenizer = open_image_tokenizer(config, source, "image_tokenizer.path")
     store.require(text_tokenizer=text.identity, image_tokenizer=image_tokenizer.identity)
     return store, text, image_tokenizer
 
@@ -103,7 +103,7 @@ def _open_file(config: Config, file: Path) -> tuple[ReleasedFile, TextTokenizer,
             "made it, or give the folder of a run of task=tokenize"
         )
     text = TextTokenizer.load(config.text.model)
-    image_tokenizer = load_image_tokenizer(config.image_tokenizer.path)
+    image_tokenizer = open_image_tokenizer(config, config.image_tokenizer.path, "image_tokenizer.path")
     store = ReleasedFile.open(
         file,
         grid=image_tokenizer.grid,
@@ -126,7 +126,7 @@ def _new_model(config: Config, settings: dict[str, Any], vocabulary: Vocabulary,
     model = Transformer(**settings)
     if config.init_from is not None:
         source = f"init_from={config.init_from}"
-        start = load_sequence_model(config.init_from)
+        start = open_sequence_model(config, config.init_from, "init_from", config.template)
         sizes = {"num_codes": vocabulary.num_codes, "num_pieces": vocabulary.num_pieces}
         require_same(start.settings["vocabulary"], sizes, source)
         if start.text.identity != text.identity:
@@ -136,6 +136,11 @@ def _new_model(config: Config, settings: dict[str, Any], vocabulary: Vocabulary,
     return model
 
 
-def _captions(store: TokenStore | ReleasedFile, text: TextTokenizer) -> list[str]:
+def _captions(store: TokenStore | ReleasedFile, text: TextTokenizer, max_length: int) -> list[str]:
+    """The first captions for validation, cut as in training; those that then still make too long prompts are left out.
+
+    (Pieces cut in the middle of a word, or unknown ones, may become more when their text is read again.)
+    """
     rows = store.split("val")
-    return [text.decode(rows[i][0]) for i in range(min(len(rows), _LOGGED_PROMPTS))]
+    captions = [text.decode(rows[i][0][:max_length]) for i in range(min(len(rows), _LOGGED_PROMPTS))]
+    return [caption for caption in captions if len(text.encode(caption)) <= max_length]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -18,39 +18,35 @@ from tqdm import tqdm
 from cogview_pl.config import Config, ToyDataConfig
 from cogview_pl.data.toy import score
 from cogview_pl.errors import UserError
-from cogview_pl.generation import CogView, Sampling
 from cogview_pl.generation.sheet import contact_sheet, load_font
-from cogview_pl.tasks.run_folder import RunFolder, predecessor
+from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.tasks.sources import open_images
+from cogview_pl.tasks.studio import Painting, Studio, open_studio
 
 _SHEET_ROWS = 24
 _SHEET_WIDTH = 8  # pictures across the contact sheet
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Paint every prompt; held-out captions of the toy world are judged as well."""
-    model = CogView.load(predecessor(config.outputs, "pretrain", "init_from", config.init_from))
+    """Paint every prompt, rank and enlarge the pictures if asked; held-out captions of the toy world are judged."""
+    studio = open_studio(config)
     prompts = read_prompts(config)
-    model.tokenise(prompts)  # too long a prompt must not surface after an hour of painting,
+    studio.painter.tokenise(prompts)  # too long a prompt must not surface after an hour of painting,
     load_font(config.font, 12)  # nor a font file that is missing
-    sampling = Sampling(config.sampler.temperature, config.sampler.top_k, config.sampler.top_p)
     started = time.perf_counter()
-    pictures = _paint(config, folder, model, prompts, sampling)
+    paintings = _paint(config, folder, studio, prompts)
     seconds = time.perf_counter() - started
-    rows = [
-        (prompt, pictures[i * config.num_images : (i + 1) * config.num_images])
-        for i, prompt in enumerate(prompts[:_SHEET_ROWS])
-    ]
-    columns = max(1, _SHEET_WIDTH // config.num_images)
-    sheet = contact_sheet(rows, columns=columns, cell=max(96, min(pictures[0].width, 256)), font=config.font)
-    sheet.save(folder / "samples" / "grid.png")
+    _contact_sheet(config, folder, prompts, paintings)
+    painted = len(prompts) * config.num_images
     metrics = {
-        "generate/pictures": len(pictures),
-        "perf/pictures_per_s": len(pictures) / seconds,
-        "perf/tokens_per_s": len(pictures) * model.template.target.length / seconds,
+        "generate/pictures": len(paintings),
+        "perf/pictures_per_s": len(paintings) / seconds,
+        "perf/tokens_per_s": painted * studio.painter.template.target.length / seconds,
     }
-    if config.prompts is None and isinstance(config.data, ToyDataConfig):
-        metrics |= _judge(prompts, pictures, config.num_images)
+    if config.rerank_with is not None:
+        metrics["generate/caption_loss"] = statistics.fmean(p.caption_loss for p in paintings if p.caption_loss)
+    if config.prompts is None and isinstance(config.data, ToyDataConfig) and config.upscale_with is None:
+        metrics |= _judge([painting.prompt for painting in paintings], [painting.picture for painting in paintings])
     return metrics
 
 
@@ -81,46 +77,54 @@ def read_prompts(config: Config) -> list[str]:
     return prompts
 
 
-def _paint(
-    config: Config, folder: RunFolder, model: CogView, prompts: list[str], sampling: Sampling
-) -> list[Image.Image]:
-    """Paint and save in order; a picture is on disk as soon as its batch is done."""
-    total = len(prompts) * config.num_images
-    batches = -(-total // config.sampler.batch_size)
-    pictures: list[Image.Image] = []
+def _paint(config: Config, folder: RunFolder, studio: Studio, prompts: list[str]) -> list[Painting]:
+    """Paint and save in order; a picture is on disk as soon as its batch of prompts is done."""
+    prompts_at_once = max(1, config.sampler.batch_size // config.num_images)
+    paintings: list[Painting] = []
     (folder / "samples").mkdir(exist_ok=True)
     with (
-        tqdm(total=batches * model.template.target.length, unit="step", desc="paint", disable=None) as progress,
+        tqdm(total=len(prompts), unit="prompt", desc="paint", disable=None) as progress,
         (folder / "samples.jsonl").open("w", encoding="utf-8") as records,
     ):
-        made = model.pictures(
-            prompts,
-            config.num_images,
-            seed=config.seed,
-            sampling=sampling,
-            batch_size=config.sampler.batch_size,
-            on_step=progress.update,
-        )
-        for index, picture in enumerate(islice(made, total)):
-            prompt, number = divmod(index, config.num_images)
-            file = Path("samples") / f"{prompt:04d}" / f"{number:02d}.png"
-            (folder / str(file.parent)).mkdir(exist_ok=True)
-            picture.save(folder / str(file))
-            record = {
-                "prompt": prompts[prompt],
-                "file": str(file),
-                "seed": config.seed + number,
-                "width": picture.width,
-                "height": picture.height,
-            }
-            records.write(json.dumps(record, ensure_ascii=False) + "\n")
-            records.flush()
-            pictures.append(picture)
-    return pictures
+        for first in range(0, len(prompts), prompts_at_once):
+            group = prompts[first : first + prompts_at_once]
+            made = studio.paint(group, num_images=config.num_images, keep=config.keep, seed=config.seed)
+            for number, painting in made:
+                file = Path("samples") / f"{first + number // painting.of:04d}" / f"{number % painting.of:02d}.png"
+                (folder / str(file.parent)).mkdir(exist_ok=True)
+                painting.picture.save(folder / str(file))
+                records.write(json.dumps(_record(painting, file), ensure_ascii=False) + "\n")
+                records.flush()
+                paintings.append(painting)
+            progress.update(len(group))
+    return paintings
 
 
-def _judge(prompts: list[str], pictures: list[Image.Image], num_images: int) -> dict[str, float]:
+def _record(painting: Painting, file: Path) -> dict[str, object]:
+    record: dict[str, object] = {
+        "prompt": painting.prompt,
+        "file": str(file),
+        "seed": painting.seed,
+        "width": painting.picture.width,
+        "height": painting.picture.height,
+    }
+    if painting.caption_loss is not None:
+        record["caption_loss"] = painting.caption_loss
+    return record
+
+
+def _contact_sheet(config: Config, folder: RunFolder, prompts: list[str], paintings: list[Painting]) -> None:
+    each = len(paintings) // len(prompts)
+    rows = [
+        (prompt, [painting.picture for painting in paintings[i * each : (i + 1) * each]])
+        for i, prompt in enumerate(prompts[:_SHEET_ROWS])
+    ]
+    columns = max(1, _SHEET_WIDTH // each)
+    cell = max(96, min(paintings[0].picture.width, 256))
+    contact_sheet(rows, columns=columns, cell=cell, font=config.font).save(folder / "samples" / "grid.png")
+
+
+def _judge(prompts: list[str], pictures: list[Image.Image]) -> dict[str, float]:
     """Share of named objects whose attributes the judge of the toy world finds in the pictures."""
     images = torch.stack([pil_to_tensor(picture) for picture in pictures])
-    repeated = [prompt for prompt in prompts for _ in range(num_images)]
-    return {f"toy/{name}": float(value) for name, value in asdict(score(images, repeated)).items()}
+    return {f"toy/{name}": float(value) for name, value in asdict(score(images, prompts)).items()}

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 
 import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from cogview_pl.checkpoints.store import ImageTokenizer, find_model_folder, load_image_tokenizer
+from cogview_pl.checkpoints.store import ImageTokenizer, save_image_tokenizer
 from cogview_pl.config import Config, StoreFormat
 from cogview_pl.data.codes import StoreWriter
 from cogview_pl.data.released import TEXT_LENGTH
 from cogview_pl.data.skips import ImageBatch, SkipLog, collate_images, enough_to_judge
 from cogview_pl.errors import UserError
+from cogview_pl.tasks.models import open_image_tokenizer
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.sources import CaptionedImages, open_images
 from cogview_pl.vocab import TextTokenizer
@@ -28,7 +28,7 @@ _SPLITS = ("train", "val")
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Tokenise both splits; returns counts and speed."""
     vqvae_run = predecessor(config.outputs, "vqvae", "image_tokenizer.path", config.image_tokenizer.path)
-    images = load_image_tokenizer(vqvae_run)
+    images = open_image_tokenizer(config, vqvae_run, "image_tokenizer.path")
     _check_size(config, images)
     sources = {split: open_images(config.data, split) for split in _SPLITS}
     text = _text_tokenizer(config, folder, sources["train"])
@@ -44,9 +44,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         splits={split: len(source) for split, source in sources.items()},
         format=row_format.value,
     )
-    shutil.copytree(
-        find_model_folder(vqvae_run, "image_tokenizer.path"), folder / IMAGE_TOKENIZER_FOLDER, dirs_exist_ok=True
-    )
+    save_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER, images)
     total = sum(map(len, sources.values()))
     skips = SkipLog(folder / "skipped.jsonl", config.data.max_skipped_share, enough_to_judge(total))
     seen_before = sum(writer.resume_index(split) for split in _SPLITS)

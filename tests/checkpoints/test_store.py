@@ -42,7 +42,7 @@ TEMPLATE = {
 
 def save_tokenizer(folder: Path, **changes: object) -> ImageTokenizer:
     settings = {**VQVAE, **changes}
-    save_image_tokenizer(folder, build_vqvae(settings), image_size=16, settings=settings)
+    save_image_tokenizer(folder, ImageTokenizer(build_vqvae(settings), {**settings, "image_size": 16}))
     return load_image_tokenizer(folder)
 
 

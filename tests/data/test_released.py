@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
-from cogview_pl.checkpoints.store import build_vqvae, save_image_tokenizer
+from cogview_pl.checkpoints.store import ImageTokenizer, build_vqvae, save_image_tokenizer
 from cogview_pl.data.codes import StoreWriter, TokenStore
 from cogview_pl.data.released import ReleasedFile, refuse_lmdb
 from cogview_pl.errors import UserError
@@ -211,7 +212,7 @@ def command_lines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[
     """The home of some command lines, and how each ended; all in one process."""
     home = tmp_path_factory.mktemp("released")
     torch.manual_seed(0)
-    save_image_tokenizer(home / "images", build_vqvae(VQVAE), image_size=64, settings=VQVAE)
+    save_image_tokenizer(home / "images", ImageTokenizer(build_vqvae(VQVAE), {**VQVAE, "image_size": 64}))
     TextTokenizer.train(["大的红色圆形", "小的蓝色方块"], num_pieces=300).save(home / "text.model")
     (home / "lmdb").mkdir()
     (home / "lmdb" / "data.mdb").touch()
@@ -223,7 +224,7 @@ def command_lines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[
     commands = {
         "tokenize": [*tokenize, "store.format=cogview", "run_dir=tokens"],
         "resume_in_another_format": [*tokenize, "resume=tokens"],
-        "pretrain": [*pretrain, file, "data.val_fraction=0.25", "~callbacks.samples", "run_dir=trained"],
+        "pretrain": [*pretrain, file, "data.val_fraction=0.25", "run_dir=trained"],
         "lmdb": [*pretrain, "data.store=lmdb"],
         "short": [*pretrain, "data.store=short.bin"],
         "no_text_model": ["task=pretrain", file, "image_tokenizer.path=images"],
@@ -250,6 +251,14 @@ class TestCommandLine:
         assert ((text == -1) | (text >= 16) & (text < 16 + num_pieces)).all()
         assert (home / "trained" / "model" / "text.model").read_bytes() == (home / "text.model").read_bytes()
         assert "val/loss" in json.loads((home / "trained" / "metrics.json").read_text())
+
+    def test_captions_longer_than_the_text_slot_do_not_stop_it(self, command_lines) -> None:
+        """Training cuts them, and so do the prompts that validation paints."""
+        home, ended = command_lines
+        config = OmegaConf.load(home / "trained" / "config.yaml")
+        rows = np.fromfile(home / "tokens" / "store" / "train.bin", dtype="<i4").reshape(12, 64 + 64)
+        assert ((rows[-3:, :64] != -1).sum(1) > config.text.max_length).any()
+        assert ended["pretrain"]["code"] == 0, ended["pretrain"]["stderr"][-3000:]
 
     @pytest.mark.parametrize(
         ("name", "words"),

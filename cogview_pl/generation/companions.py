@@ -1,0 +1,115 @@
+"""Models that take up what the painter made: the captioner that ranks pictures, the upscaler that doubles them.
+
+Shapes: B pictures, y x the grid of their codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from cogview_pl.checkpoints.store import ImageTokenizer, SequenceModel
+from cogview_pl.errors import UserError
+from cogview_pl.generation.filters import Sampling
+from cogview_pl.generation.magnify import magnify, magnify_slots
+from cogview_pl.generation.scoring import caption_losses, caption_slots
+from cogview_pl.vocab import CodeSlot
+
+
+def require_same_codes(painter: ImageTokenizer, other: SequenceModel, key: str) -> None:
+    """Raises UserError naming `key` if another model's image codes mean something else than the painter's."""
+    if painter.identity != other.image_tokenizer.identity:
+        raise UserError(
+            f"{key}: that model was trained with another image tokenizer than the one that paints; give one that was "
+            "trained on the same tokenize run"
+        )
+
+
+class Captioner:
+    """Scores how well texts fit pictures by caption loss (paper §3.3).
+
+    Args:
+        loaded: a model whose layout writes text about a picture.
+        device: where to move it.
+
+    Raises:
+        UserError: the layout is another one.
+    """
+
+    def __init__(self, loaded: SequenceModel, device: torch.device | str) -> None:
+        caption_slots(loaded.template)
+        self.template = loaded.template
+        self.text = loaded.text
+        self.model = loaded.model.to(device)
+
+    def losses(self, texts: Sequence[str], codes: Tensor, batch_size: int) -> list[float]:
+        """Caption loss of each pair, in nats per text token.
+
+        Raises:
+            UserError: a text is longer than the model's text slot.
+        """
+        pieces = [self.text.encode(text) for text in texts]
+        found: list[float] = []
+        for start in range(0, len(pieces), batch_size):
+            part = slice(start, start + batch_size)
+            found += caption_losses(self.model, self.template, pieces[part], codes[part]).tolist()
+        return found
+
+
+class Upscaler:
+    """Doubles the edge of pictures by super-resolution in sliding windows (paper §3.2).
+
+    Args:
+        loaded: a model whose layout has a grid and then one of twice its edge.
+        device: where to move it.
+
+    Raises:
+        UserError: the layout is another one.
+    """
+
+    def __init__(self, loaded: SequenceModel, device: torch.device | str) -> None:
+        magnify_slots(loaded.template)
+        self.template = loaded.template
+        self.text = loaded.text
+        self.model = loaded.model.to(device)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """`(y, x)` codes of the pictures that it takes."""
+        assert isinstance(self.template.target, CodeSlot)
+        return self.template.target.grid
+
+    def double(
+        self,
+        texts: Sequence[str],
+        codes: Tensor,
+        *,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        batch_size: int,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Codes `(B, 2y, 2x)` of pictures twice as large.
+
+        Raises:
+            UserError: the grid is not the model's, or a text is longer than its slot.
+        """
+        pieces = [self.text.encode(text) for text in texts]
+        step = 1 if self.model.norm_scope == "tensor" else batch_size
+        parts = [slice(start, start + step) for start in range(0, len(pieces), step)]
+        return torch.cat(
+            [
+                magnify(
+                    self.model,
+                    self.template,
+                    pieces[part],
+                    codes[part],
+                    seeds=seeds[part],
+                    sampling=sampling,
+                    on_step=on_step,
+                )
+                for part in parts
+            ]
+        )

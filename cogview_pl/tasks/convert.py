@@ -1,0 +1,70 @@
+"""task=convert: released CogView checkpoints → model folders of ours, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from cogview_pl.checkpoints.official import is_released, is_vqvae_file, save_transformer, save_vqvae
+from cogview_pl.checkpoints.store import (
+    IMAGE_TOKENIZER,
+    kind_of,
+    load_image_tokenizer,
+    load_sequence_model,
+    save_image_tokenizer,
+    save_sequence_model,
+)
+from cogview_pl.config import Config
+from cogview_pl.errors import UserError
+from cogview_pl.tasks.models import open_image_tokenizer, open_sequence_model
+from cogview_pl.tasks.run_folder import RunFolder
+from cogview_pl.vocab import Vocabulary
+
+_SOURCE = "convert.source"
+
+
+def run(config: Config, folder: RunFolder) -> dict[str, float]:
+    """Convert one model; returns its number of parameters."""
+    assert config.convert is not None
+    source, target = Path(config.convert.source), Path(config.convert.target)
+    if not source.exists():
+        raise UserError(f"{_SOURCE}={source} does not exist; give a released file or folder, or a run folder")
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise UserError(f"convert.target={target} exists; choose another or delete it")
+    parameters = _from_released(config, source, target) if is_released(source) else _to_released(source, target)
+    return {"convert/parameters": parameters}
+
+
+def _from_released(config: Config, source: Path, target: Path) -> int:
+    if source.is_file() and is_vqvae_file(source, _SOURCE):
+        tokenizer = open_image_tokenizer(config, source, _SOURCE)
+        save_image_tokenizer(target, tokenizer)
+        return _size(tokenizer.model)
+    found = open_sequence_model(config, source, _SOURCE, config.template)
+    save_sequence_model(
+        target,
+        found.model,
+        transformer=found.settings["transformer"],
+        template=found.settings["template"],
+        vocabulary=Vocabulary(**found.settings["vocabulary"]),
+        text=found.text,
+        image_tokenizer=found.image_tokenizer,
+    )
+    return _size(found.model)
+
+
+def _to_released(source: Path, target: Path) -> int:
+    if kind_of(source, _SOURCE) == IMAGE_TOKENIZER:
+        tokenizer = load_image_tokenizer(source, _SOURCE)
+        if target.suffix != ".pt":
+            raise UserError(f"convert.target={target}: a released tokenizer is one file; end the name in .pt")
+        save_vqvae(tokenizer.model, target)
+        return _size(tokenizer.model)
+    found = load_sequence_model(source, _SOURCE)
+    save_transformer(found.model, target)
+    return _size(found.model)
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,104 @@
+"""Opens the models that a configuration names: our run folders, or released checkpoints as they were downloaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cogview_pl.checkpoints.official import is_released, load_transformer, load_vqvae, vqvae_settings
+from cogview_pl.checkpoints.store import (
+    ImageTokenizer,
+    SequenceModel,
+    build_template,
+    load_image_tokenizer,
+    load_sequence_model,
+)
+from cogview_pl.config import Config, TemplateConfig
+from cogview_pl.errors import UserError
+from cogview_pl.vocab import TextTokenizer, Vocabulary
+
+_ROLES = {"cogview-base": "init_from", "cogview-sr": "upscale_with", "cogview-caption": "rerank_with"}
+"""The key that each released folder is for; any can be finetuned. Its files do not tell, so its name must."""
+
+
+def layout_settings(config: Config, template: TemplateConfig) -> dict[str, Any]:
+    """Constructor arguments of a template, as plain values."""
+    compat = config.compat
+    return {
+        **asdict(template),
+        "text_length": config.text.max_length,
+        "restart_after_token": compat.restart_after_token and template.restart_positions_at is not None,
+        "loss_by_input": compat.loss_by_input,
+    }
+
+
+def open_image_tokenizer(config: Config, path: str | Path, key: str) -> ImageTokenizer:
+    """An image tokenizer of ours or a released one; raises UserError naming the config `key`."""
+    if not is_released(path):
+        return load_image_tokenizer(path, key)
+    model = load_vqvae(path, key)
+    return ImageTokenizer(model, {**vqvae_settings(model), "image_size": config.image_tokenizer.image_size})
+
+
+def open_sequence_model(config: Config, path: str | Path, key: str, template: TemplateConfig) -> SequenceModel:
+    """A sequence model of ours, or a released one laid out by `template`.
+
+    Released weights come without tokenizers: `text.model` and `image_tokenizer.path` name them.
+
+    Raises:
+        UserError: the files do not fit together or the configuration; the message names the config `key`.
+    """
+    if not is_released(path):
+        return load_sequence_model(path, key)
+    _refuse_other_role(path, key)
+    text = TextTokenizer.load(_given(config.text.model, "text.model", "cog-pretrain.model", path, key))
+    tokenizer_path = _given(config.image_tokenizer.path, "image_tokenizer.path", "the tokenizer's .pt file", path, key)
+    image_tokenizer = open_image_tokenizer(config, tokenizer_path, "image_tokenizer.path")
+    vocabulary = Vocabulary(image_tokenizer.model.num_codes, text.num_pieces)
+    options = config.model
+    model = load_transformer(path, num_heads=options.num_heads, norm_scope=options.norm_scope.value, key=key)
+    settings = {
+        "vocabulary_size": model.token_embedding.num_embeddings,
+        "num_layers": len(model.blocks),
+        "width": model.token_embedding.embedding_dim,
+        "num_positions": model.num_positions,
+    }
+    configured = {name: getattr(value, "value", value) for name, value in vars(options).items()}
+    _require_sizes(settings, {**configured, "vocabulary_size": vocabulary.size}, path, key)
+    layout = layout_settings(config, template)
+    return SequenceModel(
+        model=model,
+        template=build_template(layout, vocabulary),
+        text=text,
+        image_tokenizer=image_tokenizer,
+        settings={
+            "transformer": {**configured, **settings},
+            "template": layout,
+            "vocabulary": {"num_codes": vocabulary.num_codes, "num_pieces": vocabulary.num_pieces},
+        },
+    )
+
+
+def _given(value: str | None, needed: str, example: str, path: str | Path, key: str) -> str:
+    if value is None:
+        raise UserError(f"{key}={path} holds released weights, which come without tokenizers; set {needed} ({example})")
+    return value
+
+
+def _require_sizes(found: dict[str, int], wanted: dict[str, Any], path: str | Path, key: str) -> None:
+    for name, value in found.items():
+        if value == wanted[name]:
+            continue
+        if name == "vocabulary_size":
+            raise UserError(
+                f"{key}={path} has a vocabulary of {value} rows, text.model and image_tokenizer.path together make "
+                f"{wanted[name]}; give the tokenizers that the weights were trained with"
+            )
+        raise UserError(f"{key}={path} has {name}={value}, this run model.{name}={wanted[name]}; choose the same model")
+
+
+def _refuse_other_role(path: str | Path, key: str) -> None:
+    for name, role in _ROLES.items():
+        if name in Path(path).resolve().parts and key not in (role, "init_from"):
+            raise UserError(f"{key}={path}: {name} is not made for that; give it as {role}")

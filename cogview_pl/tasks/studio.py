@@ -1,0 +1,105 @@
+"""The models that `task=generate` works with: one paints, one may rank, one may enlarge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from cogview_pl.config import Config
+from cogview_pl.errors import UserError
+from cogview_pl.generation import CogView, Sampling
+from cogview_pl.generation.companions import Captioner, Upscaler, require_same_codes
+from cogview_pl.tasks.models import open_sequence_model
+from cogview_pl.tasks.run_folder import predecessor
+
+
+@dataclass(frozen=True)
+class Painting:
+    """A finished picture."""
+
+    prompt: str
+    seed: int
+    picture: Image.Image
+    caption_loss: float | None
+    """Nats per text token, the lower the better; None without a captioner."""
+    of: int
+    """Pictures kept per prompt."""
+
+
+@dataclass(frozen=True)
+class Studio:
+    """Painter, captioner and upscaler, and how tokens are drawn."""
+
+    painter: CogView
+    captioner: Captioner | None
+    upscaler: Upscaler | None
+    sampling: Sampling
+    batch_size: int
+
+    def paint(
+        self, prompts: Sequence[str], *, num_images: int, keep: int | None, seed: int
+    ) -> Iterator[tuple[int, Painting]]:
+        """Numbered pictures, those of one prompt after those of another, the best first where they are ranked.
+
+        The k-th picture painted of a prompt is drawn with `seed + k`.
+        """
+        kept = min(keep or num_images, num_images)
+        codes = torch.cat(
+            list(
+                self.painter.batches(prompts, num_images, seed=seed, sampling=self.sampling, batch_size=self.batch_size)
+            )
+        )
+        texts = [prompt for prompt in prompts for _ in range(num_images)]
+        losses = self.captioner.losses(texts, codes, self.batch_size) if self.captioner else None
+        chosen = [
+            number
+            for first in range(0, len(texts), num_images)
+            for number in _best(range(first, first + num_images), losses)[:kept]
+        ]
+        seeds = [seed + number % num_images for number in chosen]
+        texts = [texts[number] for number in chosen]
+        for place, image in enumerate(self._pictures(texts, codes[chosen], seeds)):
+            loss = losses[chosen[place]] if losses else None
+            yield place, Painting(texts[place], seeds[place], image, loss, kept)
+
+    def _pictures(self, texts: Sequence[str], codes: Tensor, seeds: Sequence[int]) -> Iterator[Image.Image]:
+        if self.upscaler is not None:
+            codes = self.upscaler.double(texts, codes, seeds=seeds, sampling=self.sampling, batch_size=self.batch_size)
+        for start in range(0, len(codes), self.batch_size):
+            yield from map(to_pil_image, self.painter.decode(codes[start : start + self.batch_size]))
+
+
+def open_studio(config: Config) -> Studio:
+    """Load the models that the configuration names.
+
+    Raises:
+        UserError: one is missing, has another layout, or its codes mean something else than the painter's.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if config.keep is not None and config.rerank_with is None:
+        raise UserError(f"keep={config.keep} keeps the best pictures, and nothing ranks them; set rerank_with")
+    path = predecessor(config.outputs, "pretrain", "init_from", config.init_from)
+    loaded = open_sequence_model(config, path, "init_from", config.template)
+    painter = CogView(loaded, device)
+    captioner = upscaler = None
+    if config.rerank_with is not None:
+        found = open_sequence_model(config, config.rerank_with, "rerank_with", config.rerank_template)
+        require_same_codes(loaded.image_tokenizer, found, "rerank_with")
+        captioner = Captioner(found, device)
+    if config.upscale_with is not None:
+        found = open_sequence_model(config, config.upscale_with, "upscale_with", config.upscale_template)
+        require_same_codes(loaded.image_tokenizer, found, "upscale_with")
+        upscaler = Upscaler(found, device)
+        if upscaler.grid != painter.grid:
+            raise UserError(f"upscale_with: the model takes {upscaler.grid} codes, the painter makes {painter.grid}")
+    sampling = Sampling(config.sampler.temperature, config.sampler.top_k, config.sampler.top_p)
+    return Studio(painter, captioner, upscaler, sampling, config.sampler.batch_size)
+
+
+def _best(numbers: Sequence[int], losses: Sequence[float] | None) -> list[int]:
+    return sorted(numbers, key=lambda number: losses[number]) if losses else list(numbers)
