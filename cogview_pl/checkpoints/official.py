@@ -79,7 +79,7 @@ def load_vqvae(path: str | Path, key: str = "image_tokenizer.path") -> VQVAE:
     state = _renamed(_without_prefix(_tensors(read_pt(Path(path), key), path, key)), _inverse(_VQVAE), path, key)
     _require_keys(state, {name for ours in _VQVAE for name in _with_kinds(ours)}, _VQVAE, path, key)
     code_dim, num_codes = state["quantizer.codebook"].shape
-    model = build_vqvae(_settings(len(state["encoder.0.bias"]), code_dim, num_codes))
+    model = build_vqvae(released_settings(len(state["encoder.0.bias"]), code_dim, num_codes))
     kept = {name: tensor for name, tensor in model.state_dict().items() if name in _NOT_IN_FILES}
     _load(model, {name: tensor.float() for name, tensor in state.items()} | kept, path, key)
     return model.eval()
@@ -87,10 +87,11 @@ def load_vqvae(path: str | Path, key: str = "image_tokenizer.path") -> VQVAE:
 
 def vqvae_settings(model: VQVAE) -> dict[str, Any]:
     """Constructor arguments of a tokenizer that `load_vqvae` returned, as model folders keep them."""
-    return _settings(len(model.state_dict()["encoder.0.bias"]), model.quantizer.code_dim, model.num_codes)
+    return released_settings(len(model.state_dict()["encoder.0.bias"]), model.quantizer.code_dim, model.num_codes)
 
 
-def _settings(width: int, code_dim: int, num_codes: int) -> dict[str, Any]:
+def released_settings(width: int, code_dim: int, num_codes: int) -> dict[str, Any]:
+    """Constructor arguments of a tokenizer of the released architecture; the released one is (512, 256, 8192)."""
     return {
         "width": width,
         "code_dim": code_dim,

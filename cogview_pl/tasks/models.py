@@ -100,5 +100,5 @@ def _require_sizes(found: dict[str, int], wanted: dict[str, Any], path: str | Pa
 
 def _refuse_other_role(path: str | Path, key: str) -> None:
     for name, role in _ROLES.items():
-        if name in Path(path).resolve().parts and key not in (role, "init_from"):
+        if name in Path(path).resolve().parts and role != key and key in ("rerank_with", "upscale_with"):
             raise UserError(f"{key}={path}: {name} is not made for that; give it as {role}")

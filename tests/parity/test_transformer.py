@@ -8,6 +8,7 @@ value where a table was blown up or shrunk.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from cogview_pl.checkpoints.official import load_transformer, save_transformer
 from cogview_pl.transformer import Transformer, sequence_loss
-from cogview_pl.transformer.attention import ATTENTIONS, fused_attention
+from cogview_pl.transformer.attention import ATTENTIONS
 from cogview_pl.transformer.block import MLP, Block, LayerNorm
 from cogview_pl.transformer.loss import SequenceLoss
 from cogview_pl.transformer.memory import HiddenStateMemory
@@ -320,16 +321,22 @@ def test_attention(units: dict[str, Tensor], form: str) -> None:
     assert_near(found, recorded, f"{form} with memory", **RELATIVE)
 
 
-def test_hidden_scores_never_leak(units: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("form", list(ATTENTIONS))
+def test_hidden_scores_never_leak(units: dict[str, Tensor], form: str) -> None:
     """The original hides at -10,000, so where real scores lie below that, its positions see later ones; not ours."""
     q_BHLK, k_BHLK, v_BHLK = (units[f"attention_extreme.{name}"] for name in "qkv")
-    scores = (q_BHLK / q_BHLK.shape[-1] ** 0.5) @ k_BHLK.transpose(-2, -1)
-    visible = torch.ones_like(scores).tril()
-    theirs = (scores * visible - 10000.0 * (1 - visible)).softmax(-1) @ v_BHLK
-    assert_near(theirs, units["attention_extreme.out"], "the original's rule", **RELATIVE)
-    ours = fused_attention(q_BHLK, k_BHLK, v_BHLK, None, 0.0)
-    assert_near(ours, scores.masked_fill(visible == 0, float("-inf")).softmax(-1) @ v_BHLK, "ours", **RELATIVE)
-    assert (ours - theirs).abs().max() > 1e-3  # the record can tell
+    scores_BHLL = q_BHLK.double() @ k_BHLK.double().transpose(-2, -1) / math.sqrt(q_BHLK.shape[-1])
+    visible_LL = torch.ones(scores_BHLL.shape[-2:], dtype=torch.float64).tril()
+    finite_BHLL = scores_BHLL * visible_LL - 10000.0 * (1 - visible_LL)
+    theirs, exact = (
+        (masked.softmax(-1) @ v_BHLK.double()).float()
+        for masked in (finite_BHLL, scores_BHLL.masked_fill(visible_LL == 0, -math.inf))
+    )
+    # float32 knows scores of this size so far and no farther; a leak is larger.
+    rounding = {"of_largest": torch.finfo(torch.float32).eps * scores_BHLL.abs().max().item()}
+    assert_near(theirs, units["attention_extreme.out"], "the original's rule", **rounding)
+    assert_near(ATTENTIONS[form](q_BHLK, k_BHLK, v_BHLK, None, 0.0), exact, form, **rounding)
+    assert (exact - theirs).abs().max() > limit_of(exact, **rounding)
 
 
 def recorded_block(units: Mapping[str, Tensor], num_heads: int, folder: Path) -> Block:

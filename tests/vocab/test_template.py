@@ -33,7 +33,9 @@ def settings(name: str) -> dict[str, Any]:
             "restart_positions_at": "[ROI2]",
         }
     register_schemas()  # and with them what the files use besides plain values
-    config = OmegaConf.create({"image_tokenizer": {"grid": GRID}, "template": OmegaConf.load(CONF / f"{name}.yaml")})
+    config = OmegaConf.load(CONF.parent / "compat" / "none.yaml")
+    config.image_tokenizer = {"grid": GRID}
+    config.template = OmegaConf.load(CONF / f"{name}.yaml")
     return OmegaConf.to_container(config, resolve=True)["template"]  # type: ignore[index,call-overload,return-value]
 
 

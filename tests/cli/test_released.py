@@ -1,0 +1,151 @@
+"""Released checkpoints through the command line: painted with as they are, converted both ways, refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cogview_pl.checkpoints.official import released_settings, save_transformer, save_vqvae
+from cogview_pl.checkpoints.store import build_vqvae
+from cogview_pl.transformer import Transformer
+from cogview_pl.vocab import TextTokenizer, Vocabulary
+
+NUM_CODES = 16
+CAPTIONS = ["红色的圆形", "蓝色的心形", "一个绿色的三角形"]
+
+
+class Hostile:
+    """Would leave a file behind if it were unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny release: tokenizer, text model, and three transformers of random weights under the released names."""
+    folder = tmp_path_factory.mktemp("release")
+    torch.manual_seed(0)
+    save_vqvae(build_vqvae(released_settings(8, 4, NUM_CODES)), folder / "tokenizer.pt")
+    for name, num_pieces in (("text.model", 290), ("other_text.model", 520)):
+        captions = CAPTIONS if name == "text.model" else [f"{c}{chr(0x4E00 + i)}" for i in range(200) for c in CAPTIONS]
+        TextTokenizer.train(captions, num_pieces=num_pieces).save(folder / name)
+    vocabulary = Vocabulary(NUM_CODES, TextTokenizer.load(folder / "text.model").num_pieces)
+    for name in ("cogview-base", "cogview-sr", "cogview-caption"):
+        sizes = {"vocabulary_size": vocabulary.size, "num_layers": 2, "width": 32, "num_heads": 2}
+        save_transformer(Transformer(**sizes, num_positions=64, init_std=0.2), folder / name)
+    torch.save({"module": {}, "extra": Hostile(folder / "was_here")}, folder / "hostile.pt")
+    Image.new("RGB", (32, 32)).save(folder / "a.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(release: Path) -> list[str]:
+    """What a run with released weights needs besides the weights."""
+    return [
+        *("model.num_layers=2", "model.width=32", "model.num_heads=2", "model.num_positions=64"),
+        *("image_tokenizer.image_size=32", "image_tokenizer.grid=4", "text.max_length=16", "threads=1"),
+        f"text.model={release}/text.model",
+        f"image_tokenizer.path={release}/tokenizer.pt",
+    ]
+
+
+def generate(release: Path, base: Path, sr: Path, caption: Path) -> list[str]:
+    return [
+        *("task=generate", f"init_from={base}", f"upscale_with={sr}", f"rerank_with={caption}"),
+        *("prompts=[红色的圆形,蓝色的心形]", "num_images=3", "keep=2"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def painted(cli, release: Path, options: list[str], tmp_path_factory) -> Path:
+    """A run that paints, ranks and enlarges with the released folders as they are."""
+    home = tmp_path_factory.mktemp("painted")
+    folders = [release / f"cogview-{name}" for name in ("base", "sr", "caption")]
+    cli.succeed([*generate(release, *folders), *options], home)
+    return home / "outputs" / "generate" / "latest"
+
+
+def records(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+
+
+def test_painted_ranked_and_enlarged(painted: Path) -> None:
+    found = records(painted)
+    assert [record["prompt"] for record in found] == ["红色的圆形"] * 2 + ["蓝色的心形"] * 2
+    for first, second in (found[:2], found[2:]):
+        assert first["caption_loss"] <= second["caption_loss"]  # best first
+        assert first["seed"] != second["seed"]
+    for record in found:
+        assert (record["width"], record["height"]) == (64, 64)  # twice the 32 pixels of the tokenizer
+        assert Image.open(painted / str(record["file"])).size == (64, 64)
+
+
+def test_converted_models_paint_the_same_pictures(cli, release, options, painted, tmp_path: Path) -> None:
+    ours = [tmp_path / name for name in ("base", "sr", "caption")]
+    templates = ("text_image", "super_resolution", "image_text")
+    for folder, template in zip(ours, templates, strict=True):
+        source = release / f"cogview-{folder.name}"
+        convert = ["task=convert", f"convert.source={source}", f"convert.target={folder}", f"template={template}"]
+        cli.succeed([*convert, *options], tmp_path)
+    cli.succeed(generate(release, *ours), tmp_path)
+    run = tmp_path / "outputs" / "generate" / "latest"
+    assert records(run) == records(painted)
+    for record in records(run):
+        assert (run / str(record["file"])).read_bytes() == (painted / str(record["file"])).read_bytes()
+    back = tmp_path / "back"
+    cli.succeed(["task=convert", f"convert.source={ours[0]}", f"convert.target={back}"], tmp_path)
+    file = "1/mp_rank_00_model_states.pt"
+    found, wanted = (torch.load(path / file)["module"] for path in (back, release / "cogview-base"))
+    assert set(found) == set(wanted)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_converted_tokenizer_goes_back(cli, release: Path, options: list[str], tmp_path: Path) -> None:
+    there = ["task=convert", f"convert.source={release}/tokenizer.pt", "convert.target=ours", *options]
+    cli.succeed(there, tmp_path)
+    cli.succeed(["task=convert", "convert.source=ours", "convert.target=back.pt"], tmp_path)
+    found, wanted = (torch.load(file) for file in (tmp_path / "back.pt", release / "tokenizer.pt"))
+    assert set(found) == set(wanted)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_mistakes(cli, release: Path, options: list[str], tmp_path: Path) -> None:
+    paint = ["task=generate", "prompts=[红色]", f"init_from={release}/cogview-base", *options]
+    convert = ["task=convert", f"convert.source={release}/tokenizer.pt", *options]
+    converted_sr = [f"convert.source={release}/cogview-sr", "convert.target=sr", "template=super_resolution"]
+    cli.succeed(["task=convert", *converted_sr, *options], tmp_path)
+    (tmp_path / "truncated.pt").write_bytes((release / "tokenizer.pt").read_bytes()[:-500])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    cases = [
+        ([word for word in paint if not word.startswith("text.model")], ["init_from", "text.model"]),
+        ([word for word in paint if not word.startswith("image_tokenizer.path")], ["image_tokenizer.path"]),
+        ([*paint, f"text.model={release}/other_text.model"], ["init_from", "vocabulary", "text.model"]),
+        ([*paint, "model.num_layers=3"], ["num_layers=2", "model.num_layers=3"]),
+        ([*paint, f"rerank_with={release}/cogview-sr"], ["rerank_with", "cogview-sr", "upscale_with"]),
+        ([*paint, f"rerank_with={tmp_path}/sr"], ["layout", "task=caption"]),
+        ([*paint, f"upscale_with={release}/cogview-caption"], ["upscale_with", "cogview-caption"]),
+        ([*paint, "keep=1"], ["keep=1", "rerank_with"]),
+        ([*paint, f"image_tokenizer.path={release}/hostile.pt"], ["image_tokenizer.path", "refused", "system"]),
+        ([*paint, f"image_tokenizer.path={tmp_path}/truncated.pt"], ["truncated.pt", "damaged"]),
+        ([*paint, f"image_tokenizer.path={release}/cogview-base/1/mp_rank_00_model_states.pt"], ["module"]),
+        ([*convert, "convert.target=full"], ["convert.target=full", "exists"]),
+        ([*convert], ["convert.target"]),
+        ([*convert, "convert.target=x", "convert.source=nowhere"], ["convert.source=nowhere"]),
+    ]
+    ended = cli.run_many([(args, tmp_path) for args, _ in cases], tmp_path)
+    for result, (args, words) in zip(ended, cases, strict=True):
+        assert result.code == 2, f"{args}\n{result.stderr[-2000:]}"
+        assert result.stderr.startswith("cogview_pl: ") and result.stderr.count("\n") == 1
+        for word in words:
+            assert word in result.stderr, (word, result.stderr)
+    assert not (release / "was_here").exists()
