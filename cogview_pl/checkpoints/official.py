@@ -176,6 +176,15 @@ def load_transformer(
     return model.eval()
 
 
+def released_names(model: Transformer) -> dict[str, str]:
+    """Our name of every tensor of a transformer → its name in released files; raises UserError if one has none."""
+    names = list(model.state_dict())
+    rename = _renamer(_TRANSFORMER)
+    if set(names) != _transformer_names(len(model.blocks)):
+        raise UserError("convert: the original knows model.norm=sandwich only; this model has another norm")
+    return {name: str(rename(name)) for name in names}
+
+
 def save_transformer(model: Transformer, path: str | Path, *, iteration: int = 1) -> None:
     """Write a folder that the original opens: `PATH/ITERATION/mp_rank_00_model_states.pt` and the file that names it.
 
@@ -184,16 +193,14 @@ def save_transformer(model: Transformer, path: str | Path, *, iteration: int = 1
     Raises:
         UserError: the model has not the released architecture (Sandwich-LN).
     """
-    layers = len(model.blocks)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if set(state) != _transformer_names(layers):
-        raise UserError("convert: the original knows model.norm=sandwich only; this model has another norm")
+    state = {
+        theirs: model.state_dict()[ours].detach().cpu().contiguous() for ours, theirs in released_names(model).items()
+    }
     if all(torch.equal(tensor.half().to(tensor.dtype), tensor) for tensor in state.values()):
         state = {name: tensor.half() for name, tensor in state.items()}
     folder = Path(path) / str(iteration)
     folder.mkdir(parents=True, exist_ok=True)
-    module = _renamed(state, _TRANSFORMER, path, "convert")
-    torch.save({"module": module, "iteration": iteration}, folder / _RANK_FILE.format(0))
+    torch.save({"module": state, "iteration": iteration}, folder / _RANK_FILE.format(0))
     (Path(path) / _LATEST).write_text(str(iteration))
 
 

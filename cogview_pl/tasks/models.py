@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cogview_pl.checkpoints.official import is_released, load_transformer, load_vqvae, vqvae_settings
 from cogview_pl.checkpoints.store import (
     ImageTokenizer,
@@ -20,6 +22,11 @@ from cogview_pl.vocab import TextTokenizer, Vocabulary
 
 _ROLES = {"cogview-base": "init_from", "cogview-sr": "upscale_with", "cogview-caption": "rerank_with"}
 """The key that each released folder is for; any can be finetuned. Its files do not tell, so its name must."""
+
+
+def weights_dtype(config: Config) -> torch.dtype:
+    """Precision of the weights that paint: half of `precision=fp16` or `bf16`, where training keeps fp32 ones."""
+    return {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(config.precision["precision"], torch.float32)
 
 
 def layout_settings(config: Config, template: TemplateConfig) -> dict[str, Any]:

@@ -6,9 +6,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cogview_pl.checkpoints.store import build_template, build_vqvae
-from cogview_pl.config import Config
+from cogview_pl.config import Config, Verb
 from cogview_pl.tasks.fit_image_tokenizer import vqvae_settings
 from cogview_pl.tasks.fit_sequence_model import transformer_settings
+from cogview_pl.tasks.generate import read_prompts
+from cogview_pl.tasks.models import layout_settings, weights_dtype
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Vocabulary
 
@@ -18,6 +20,8 @@ _BACKWARD = 3  # a training step costs the forward pass and twice as much again
 def run(config: Config) -> dict[str, float]:
     """Print parameters and FLOPs of both stages under this configuration."""
     figures = {**_image_tokenizer(config), **_sequence_model(config)}
+    if config.verb == Verb.generate:
+        figures |= _generation_memory(config, figures)
     width = max(map(len, figures))
     for name, value in figures.items():
         print(f"{name:{width}}  {_readable(value)}")
@@ -42,7 +46,7 @@ def _image_tokenizer(config: Config) -> dict[str, float]:
 
 def _sequence_model(config: Config) -> dict[str, float]:
     vocabulary = Vocabulary(config.image_tokenizer.num_codes, config.text.num_pieces)
-    template = build_template({**vars(config.template), "text_length": config.text.max_length}, vocabulary)
+    template = build_template(layout_settings(config, config.template), vocabulary)
     with torch.device("meta"):
         model = Transformer(**transformer_settings(config, vocabulary))
         with FlopCounterMode(display=False) as counter:
@@ -54,6 +58,27 @@ def _sequence_model(config: Config) -> dict[str, float]:
         "sequence_model/flops_per_sequence": counter.get_total_flops(),
         "sequence_model/flops_per_step": _BACKWARD * counter.get_total_flops() * config.data.batch_size,
     }
+
+
+def _generation_memory(config: Config, figures: dict[str, float]) -> dict[str, float]:
+    """Bytes that stay allocated while painting: all models are loaded at once, one of them fills its cache."""
+    size = weights_dtype(config).itemsize
+    models = 1 + (config.rerank_with is not None) + (config.upscale_with is not None)
+    template = config.upscale_template if config.upscale_with is not None else config.template
+    vocabulary = Vocabulary(config.image_tokenizer.num_codes, config.text.num_pieces)
+    length = build_template(layout_settings(config, template), vocabulary).length
+    cached = 2 * config.model.num_layers * config.model.width * length  # a key and a value per layer and position
+    pictures = min(config.sampler.batch_size, config.num_images * _num_prompts(config))
+    parts = {
+        "memory/sequence_models_bytes": models * figures["sequence_model/parameters"] * size,
+        "memory/kv_cache_bytes": cached * pictures * size,
+        "memory/image_tokenizer_bytes": figures["image_tokenizer/parameters"] * torch.float32.itemsize,
+    }
+    return {**parts, "memory/total_bytes": sum(parts.values())}
+
+
+def _num_prompts(config: Config) -> int:
+    return config.num_prompts if config.prompts is None else len(read_prompts(config))
 
 
 def _readable(value: float) -> str:

@@ -1,0 +1,92 @@
+"""The shipped sizes are the released architecture, to the last name and shape; checked on the meta device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from cogview_pl.checkpoints.official import released_names, save_vqvae
+from cogview_pl.checkpoints.store import build_vqvae
+from cogview_pl.config import Config, register_schemas
+from cogview_pl.tasks.fit_image_tokenizer import vqvae_settings
+from cogview_pl.tasks.fit_sequence_model import transformer_settings
+from cogview_pl.tasks.plan import run as plan
+from cogview_pl.transformer import Transformer
+from cogview_pl.vocab import Vocabulary
+
+
+def released_shapes(layers: int, width: int) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a released transformer, as the README of the records lists them."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "word_embeddings.weight": (58240, width),
+        "transformer.position_embeddings.weight": (1089, width),
+    }
+    linear = {
+        "attention.query_key_value": (3 * width, width),
+        "attention.dense": (width, width),
+        "mlp.dense_h_to_4h": (4 * width, width),
+        "mlp.dense_4h_to_h": (width, 4 * width),
+    }
+    norms = ("input_layernorm", "post_attention_layernorm", "third_layernorm", "fourth_layernorm")
+    for layer in range(layers):
+        prefix = f"transformer.layers.{layer}."
+        for name, shape in linear.items():
+            shapes |= {f"{prefix}{name}.weight": shape, f"{prefix}{name}.bias": shape[:1]}
+        for name in norms:
+            shapes |= {f"{prefix}{name}.weight": (width,), f"{prefix}{name}.bias": (width,)}
+    return shapes | {f"transformer.final_layernorm.{kind}": (width,) for kind in ("weight", "bias")}
+
+
+def compose(*overrides: str) -> Config:
+    register_schemas()
+    with hydra.initialize(version_base="1.3", config_path="../../conf"):
+        config = OmegaConf.to_object(hydra.compose("config", overrides=["task=pretrain", *overrides]))
+    assert isinstance(config, Config)
+    return config
+
+
+@pytest.mark.parametrize(
+    "name, layers, width, parameters",
+    [("cogview_4b", 48, 2560, 3_928_849_920), ("cogview_400m", 24, 1088, 405_914_304)],
+)
+def test_transformer(name: str, layers: int, width: int, parameters: int, capsys) -> None:
+    config = compose(f"model={name}")
+    vocabulary = Vocabulary(config.image_tokenizer.num_codes, config.text.num_pieces)
+    with torch.device("meta"):
+        model = Transformer(**transformer_settings(config, vocabulary))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert config.model.num_heads * 64 == width
+    state = model.state_dict()
+    found = {theirs: tuple(state[ours].shape) for ours, theirs in released_names(model).items()}
+    assert found == released_shapes(layers, width)
+    plan(compose(f"model={name}", "plan=true"))
+    assert f"{parameters:,}" in capsys.readouterr().out
+
+
+def test_image_tokenizer(tmp_path: Path) -> None:
+    model = build_vqvae(vqvae_settings(compose("model=cogview_4b").image_tokenizer))
+    save_vqvae(model, tmp_path / "tokenizer.pt")
+    found = {name: tuple(tensor.shape) for name, tensor in torch.load(tmp_path / "tokenizer.pt").items()}
+    width, code_dim, num_codes = 512, 256, 8192
+    wanted = {
+        "enc_b.blocks.0": (width, 3, 4, 4),
+        "enc_b.blocks.2": (width, width, 4, 4),
+        "enc_b.blocks.4": (width, width, 4, 4),
+        "enc_b.blocks.6": (code_dim, width, 1, 1),
+        "dec.blocks.0": (code_dim, width, 4, 4),
+        "dec.blocks.2": (width, width, 4, 4),
+        "dec.blocks.4": (width, width, 4, 4),
+        "dec.blocks.6": (3, width, 1, 1),
+    }
+    for name, shape in wanted.items():
+        assert found.pop(f"{name}.weight") == shape
+        assert found.pop(f"{name}.bias") == (shape[1] if name.startswith("dec") and shape[2] == 4 else shape[0],)
+    assert found == {
+        "quantize_t.embed": (code_dim, num_codes),
+        "quantize_t.cluster_size": (num_codes,),
+        "quantize_t.embed_avg": (code_dim, num_codes),
+    }
