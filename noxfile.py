@@ -60,6 +60,7 @@ def bench(session: nox.Session) -> None:
     """Speed of sampling and training on this machine."""
     session.install("-e", ".")
     session.run("python", "benchmarks/bench.py", *session.posargs)
+    session.run("python", "benchmarks/sparse.py")
 
 
 @nox.session

@@ -22,12 +22,12 @@ from cogview_pl.generation.pipeline import CogView
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.sequence_model import SequenceModule
 from cogview_pl.tasks.fit_image_tokenizer import plain, require_same
-from cogview_pl.tasks.models import layout_settings, open_image_tokenizer, open_sequence_model
+from cogview_pl.tasks.models import check_positions, layout_settings, open_image_tokenizer, open_sequence_model
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.tokenize import IMAGE_TOKENIZER_FOLDER, STORE, TEXT_MODEL
 from cogview_pl.tasks.training import check_precision, optimizer_factory, seed, train
 from cogview_pl.transformer import Transformer
-from cogview_pl.vocab import CodeSlot, Template, TextTokenizer, Vocabulary
+from cogview_pl.vocab import CodeSlot, TextTokenizer, Vocabulary
 
 _LOGGED_PROMPTS = 64  # captions kept for the callbacks that paint during training
 
@@ -41,7 +41,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     template_settings = layout_settings(config, config.template)
     template = build_template(template_settings, vocabulary)
     settings = transformer_settings(config, vocabulary)
-    _check_positions(template, settings["num_positions"])
+    check_positions(template, settings["num_positions"])
     model = _new_model(config, settings, vocabulary, text)
     loaded = SequenceModel(model, template, text, image_tokenizer, settings)
     module = SequenceModule(
@@ -112,14 +112,6 @@ def _open_file(config: Config, file: Path) -> tuple[ReleasedFile, TextTokenizer,
         val_fraction=config.data.val_fraction,
     )
     return store, text, image_tokenizer
-
-
-def _check_positions(template: Template, num_positions: int) -> None:
-    if template.num_positions > num_positions:
-        raise UserError(
-            f"model.num_positions={num_positions}: the longest sequence needs {template.num_positions} "
-            f"(text.max_length plus the codes); raise model.num_positions or choose a larger model"
-        )
 
 
 def _new_model(config: Config, settings: dict[str, Any], vocabulary: Vocabulary, text: TextTokenizer) -> Transformer:

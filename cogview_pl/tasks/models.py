@@ -18,7 +18,7 @@ from cogview_pl.checkpoints.store import (
 )
 from cogview_pl.config import Config, TemplateConfig
 from cogview_pl.errors import UserError
-from cogview_pl.vocab import TextTokenizer, Vocabulary
+from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 
 _ROLES = {"cogview-base": "init_from", "cogview-sr": "upscale_with", "cogview-caption": "rerank_with"}
 """The key that each released folder is for; any can be finetuned. Its files do not tell, so its name must."""
@@ -38,6 +38,16 @@ def layout_settings(config: Config, template: TemplateConfig) -> dict[str, Any]:
         "restart_after_token": compat.restart_after_token and template.restart_positions_at is not None,
         "loss_by_input": compat.loss_by_input,
     }
+
+
+def check_positions(template: Template, num_positions: int) -> None:
+    """Raises UserError if the longest sequence of a template needs more positions than the model has."""
+    if template.num_positions > num_positions:
+        raise UserError(
+            f"model.num_positions={num_positions}: the longest sequence needs {template.num_positions} "
+            "(text.max_length plus the codes); raise model.num_positions, choose a larger model, or lower "
+            "text.max_length"
+        )
 
 
 def open_image_tokenizer(config: Config, path: str | Path, key: str) -> ImageTokenizer:
@@ -74,9 +84,13 @@ def open_sequence_model(config: Config, path: str | Path, key: str, template: Te
     configured = {name: getattr(value, "value", value) for name, value in vars(options).items()}
     _require_sizes(settings, {**configured, "vocabulary_size": vocabulary.size}, path, key)
     layout = layout_settings(config, template)
+    if template.target == "text":  # released captioners never saw an end token; scoring one would be noise
+        layout["layout"] = template.layout.removesuffix(config.compat.end_of_text).strip()
+    built = build_template(layout, vocabulary)
+    check_positions(built, model.num_positions)
     return SequenceModel(
         model=model,
-        template=build_template(layout, vocabulary),
+        template=built,
         text=text,
         image_tokenizer=image_tokenizer,
         settings={
