@@ -46,11 +46,11 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "grid_of_image": ([*FIRST_TASK, "image_tokenizer.grid=16"], ["image_tokenizer.grid", "16"]),
     "no_codes": ([*FIRST_TASK, "image_tokenizer.num_codes=0"], ["image_tokenizer.num_codes", "0"]),
     "no_width": ([*FIRST_TASK, "image_tokenizer.width=0"], ["image_tokenizer.width", "0"]),
-    "heads": (["task=pretrain", "model.num_heads=3"], ["model.width", "128", "model.num_heads", "3"]),
+    "heads": (["task=pretrain", "model.num_heads=5"], ["model.width", "96", "model.num_heads", "5"]),
     "no_layers": (["task=pretrain", "model.num_layers=0"], ["model.num_layers", "0"]),
     "dropout": (["task=pretrain", "model.dropout=1.5"], ["model.dropout", "1.5"]),
     "positions": (["task=pretrain", "model.num_positions=64"], ["model.num_positions", "64"]),
-    "plan_with_wrong_sizes": (["task=pretrain", "plan=true", "model.num_heads=3"], ["model.num_heads", "3"]),
+    "plan_with_wrong_sizes": (["task=pretrain", "plan=true", "model.num_heads=5"], ["model.num_heads", "5"]),
     # data
     "language": ([*FIRST_TASK, "data.language=fr"], ["data.language", "fr", "zh"]),
     "styles": ([*FIRST_TASK, "data.styles=[x]"], ["data.styles", "x", "flat"]),
