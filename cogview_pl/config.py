@@ -26,6 +26,7 @@ class Verb(Enum):
     fit_sequence_model = "fit_sequence_model"
     tokenize = "tokenize"
     generate = "generate"
+    rerank = "rerank"
     convert = "convert"
     chain = "chain"
 
@@ -264,10 +265,13 @@ class Config:
     outputs: str = MISSING
     run_dir: str | None = None
     init_from: str | None = None
+    starts_from: str | None = None
     rerank_with: str | None = None
     upscale_with: str | None = None
     resume: Any = None
     prompts: Any = None
+    images: Any = None
+    pairs: str | None = None
     num_prompts: int = MISSING
     num_images: int = MISSING
     keep: int | None = None

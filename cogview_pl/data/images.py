@@ -292,7 +292,7 @@ def find_captions(root: str | Path, caption_field: str | None = None) -> list[tu
 def _captions_beside(root: Path) -> list[tuple[str, str]]:
     pairs = []
     num_captions = 0
-    for picture in _pictures(root):
+    for picture in find_pictures(root):
         note = picture.with_suffix(".txt")
         caption = ""
         if note.is_file():
@@ -310,7 +310,8 @@ def _captions_beside(root: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def _pictures(root: Path) -> Iterator[Path]:
+def find_pictures(root: Path) -> Iterator[Path]:
+    """All picture files below a folder, hidden ones left out, in a fixed order."""
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):

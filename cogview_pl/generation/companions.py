@@ -5,13 +5,14 @@ Shapes: B pictures, y x the grid of their codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from cogview_pl.checkpoints.store import ImageTokenizer, SequenceModel
 from cogview_pl.errors import UserError
+from cogview_pl.generation.fill import fill
 from cogview_pl.generation.filters import Sampling
 from cogview_pl.generation.magnify import magnify, magnify_slots
 from cogview_pl.generation.scoring import caption_losses, caption_slots
@@ -56,6 +57,24 @@ class Captioner:
             part = slice(start, start + batch_size)
             found += caption_losses(self.model, self.template, pieces[part], codes[part]).tolist()
         return found
+
+    def captions(
+        self,
+        codes: Tensor,
+        *,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        batch_size: int,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Iterator[str]:
+        """A caption for each picture `(B, y, x)`, in order."""
+        image = caption_slots(self.template)[1]
+        for start in range(0, len(codes), batch_size):
+            part = slice(start, start + batch_size)
+            prompts = [self.template.prompt({image: flat}) for flat in codes[part].flatten(1).tolist()]
+            rows = fill(self.model, self.template, prompts, seeds=seeds[part], sampling=sampling, on_step=on_step)
+            first = self.template.vocabulary.pieces.start
+            yield from (self.text.decode([token - first for token in row]) for row in rows)
 
 
 class Upscaler:

@@ -29,6 +29,9 @@ from cogview_pl.tasks.training import check_precision, optimizer_factory, seed, 
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import CodeSlot, TextTokenizer, Vocabulary
 
+_OF_THE_WEIGHTS = ("vocabulary_size", "num_layers", "width", "num_heads", "num_positions", "norm")
+"""Settings in which a finetuned model must equal the one that it starts from."""
+
 _LOGGED_PROMPTS = 64  # captions kept for the callbacks that paint during training
 
 
@@ -116,14 +119,15 @@ def _open_file(config: Config, file: Path) -> tuple[ReleasedFile, TextTokenizer,
 
 def _new_model(config: Config, settings: dict[str, Any], vocabulary: Vocabulary, text: TextTokenizer) -> Transformer:
     model = Transformer(**settings)
-    if config.init_from is not None:
-        source = f"init_from={config.init_from}"
-        start = open_sequence_model(config, config.init_from, "init_from", config.template)
+    if config.init_from is not None or config.starts_from is not None:
+        path = predecessor(config.outputs, config.starts_from or "pretrain", "init_from", config.init_from)
+        source = f"init_from={path}"
+        start = open_sequence_model(config, path, "init_from", config.template)
         sizes = {"num_codes": vocabulary.num_codes, "num_pieces": vocabulary.num_pieces}
         require_same(start.settings["vocabulary"], sizes, source)
         if start.text.identity != text.identity:
             raise UserError(f"{source} was trained with another text tokenizer than the token store; tokenise with its")
-        require_same(start.settings["transformer"], settings, source)
+        require_same(start.settings["transformer"], {key: settings[key] for key in _OF_THE_WEIGHTS}, source)
         model.load_state_dict(start.model.state_dict())
     return model
 

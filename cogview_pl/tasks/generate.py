@@ -19,17 +19,27 @@ from cogview_pl.config import Config, ToyDataConfig
 from cogview_pl.data.toy import score
 from cogview_pl.errors import UserError
 from cogview_pl.generation.sheet import contact_sheet, load_font
+from cogview_pl.tasks.describe import describe
 from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.tasks.sources import open_images
-from cogview_pl.tasks.studio import Painting, Studio, open_studio
+from cogview_pl.tasks.studio import Painting, Studio, open_painter, open_studio
+from cogview_pl.vocab import TextSlot
 
 _SHEET_ROWS = 24
 _SHEET_WIDTH = 8  # pictures across the contact sheet
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Paint every prompt, rank and enlarge the pictures if asked; held-out captions of the toy world are judged."""
-    studio = open_studio(config)
+    """Paint every prompt, rank and enlarge the pictures if asked; held-out captions of the toy world are judged.
+
+    A captioner describes pictures instead.
+    """
+    loaded = open_painter(config)
+    if isinstance(loaded.template.target, TextSlot):
+        return describe(config, folder, loaded)
+    if config.images is not None:
+        raise UserError("images: this model paints from text; set prompts, or init_from to a run of task=caption")
+    studio = open_studio(config, loaded)
     prompts = read_prompts(config)
     studio.painter.tokenise(prompts)  # too long a prompt must not surface after an hour of painting,
     load_font(config.font, 12)  # nor a font file that is missing

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
+from cogview_pl.checkpoints.store import SequenceModel
 from cogview_pl.config import Config
 from cogview_pl.errors import UserError
 from cogview_pl.generation import CogView, Sampling
@@ -75,8 +76,15 @@ class Studio:
             yield from map(to_pil_image, self.painter.decode(codes[start : start + self.batch_size]))
 
 
-def open_studio(config: Config) -> Studio:
-    """Load the models that the configuration names.
+def open_painter(config: Config) -> SequenceModel:
+    """The model in `init_from`; by default the newest run of task=pretrain, or of task=caption if `images` is set."""
+    task = "pretrain" if config.images is None else "caption"
+    path = predecessor(config.outputs, task, "init_from", config.init_from)
+    return open_sequence_model(config, path, "init_from", config.template)
+
+
+def open_studio(config: Config, loaded: SequenceModel) -> Studio:
+    """The painter `loaded`, and the other models that the configuration names.
 
     Raises:
         UserError: one is missing, has another layout, or its codes mean something else than the painter's.
@@ -85,8 +93,6 @@ def open_studio(config: Config) -> Studio:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if config.keep is not None and config.rerank_with is None:
         raise UserError(f"keep={config.keep} keeps the best pictures, and nothing ranks them; set rerank_with")
-    path = predecessor(config.outputs, "pretrain", "init_from", config.init_from)
-    loaded = open_sequence_model(config, path, "init_from", config.template)
     dtype = weights_dtype(config)
     painter = CogView(loaded, device)
     painter.transformer.to(dtype)

@@ -1,0 +1,112 @@
+"""What `task=generate` does with a captioner: pictures → captions in `samples.jsonl` and on a contact sheet."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+from tqdm import tqdm
+
+from cogview_pl.checkpoints.store import ImageTokenizer, SequenceModel
+from cogview_pl.config import Config, ToyDataConfig
+from cogview_pl.data.images import SampleError, find_pictures, load_picture
+from cogview_pl.data.samples import Skipped
+from cogview_pl.data.toy import score_captions
+from cogview_pl.errors import UserError
+from cogview_pl.generation import Sampling
+from cogview_pl.generation.companions import Captioner
+from cogview_pl.generation.sheet import contact_sheet, load_font
+from cogview_pl.tasks.models import weights_dtype
+from cogview_pl.tasks.run_folder import RunFolder
+from cogview_pl.tasks.sources import open_images
+
+_log = logging.getLogger(__name__)
+
+_SHEET_PICTURES = 24
+_SHEET_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to describe."""
+
+    name: str
+    image: Tensor
+    """uint8 `(3, Y, X)`."""
+    caption: str | None
+    """What the data set says of it."""
+
+
+def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[str, float]:
+    """Write a caption for every picture; those of the toy world are compared with the true ones."""
+    if config.prompts is not None:
+        raise UserError("prompts: this model writes captions of pictures; set images, or init_from to a pretrain run")
+    load_font(config.font, 12)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    captioner = Captioner(loaded, device)
+    captioner.model.to(weights_dtype(config))
+    pictures = _pictures(config, loaded.image_tokenizer.settings["image_size"])
+    started = time.perf_counter()
+    codes = encode([picture.image for picture in pictures], loaded.image_tokenizer, device, config.sampler.batch_size)
+    sampling = Sampling(config.sampler.temperature, config.sampler.top_k, config.sampler.top_p)
+    captions: list[str] = []
+    with (folder / "samples.jsonl").open("w", encoding="utf-8") as records:
+        made = captioner.captions(
+            codes, seeds=[config.seed] * len(codes), sampling=sampling, batch_size=config.sampler.batch_size
+        )
+        for picture, caption in zip(pictures, tqdm(made, total=len(codes), unit="pic", disable=None), strict=True):
+            records.write(json.dumps({"file": picture.name, "caption": caption}, ensure_ascii=False) + "\n")
+            records.flush()
+            captions.append(caption)
+    seconds = time.perf_counter() - started
+    (folder / "samples").mkdir(exist_ok=True)
+    rows = [(c, [to_pil_image(p.image)]) for c, p in zip(captions, pictures[:_SHEET_PICTURES], strict=False)]
+    sheet = contact_sheet(rows, columns=_SHEET_COLUMNS, cell=96, font=config.font)
+    sheet.save(folder / "samples" / "grid.png")
+    metrics = {"generate/captions": float(len(captions)), "perf/pictures_per_s": len(captions) / seconds}
+    if config.images is None and isinstance(config.data, ToyDataConfig):
+        truth = [picture.caption or "" for picture in pictures]
+        metrics |= {f"toy/caption_{name}": value for name, value in asdict(score_captions(captions, truth)).items()}
+    return metrics
+
+
+def encode(images: Sequence[Tensor], tokenizer: ImageTokenizer, device: str, batch_size: int) -> Tensor:
+    """Codes `(B, y, x)` on the CPU of uint8 pictures of the tokenizer's size."""
+    model = tokenizer.model.to(device)
+    stacked = torch.stack(list(images))
+    parts = [model.encode(part.to(device).float() / 255).cpu() for part in stacked.split(batch_size)]
+    return torch.cat(parts)
+
+
+def _pictures(config: Config, size: int) -> list[Picture]:
+    if config.images is None:
+        source = open_images(config.data, "val")
+        samples = [source[index] for index in range(min(config.num_prompts, len(source)))]
+        return [Picture(s.key, s.image, s.text) for s in samples if not isinstance(s, Skipped)]
+    files = _files(config.images)
+    pictures = []
+    for file in files:
+        try:
+            pictures.append(Picture(str(file), load_picture(file, size), None))
+        except SampleError as error:
+            _log.warning("left out: %s: %s", file, error)
+    if not pictures:
+        raise UserError(f"images={config.images}: none of the {len(files)} pictures can be read")
+    return pictures
+
+
+def _files(given: object) -> list[Path]:
+    if isinstance(given, str):
+        files = list(find_pictures(Path(given))) if Path(given).is_dir() else [Path(given)]
+    else:
+        files = [Path(str(file)) for file in given]  # type: ignore[attr-defined]
+    if not files:
+        raise UserError(f"images={given} holds no pictures; give a picture, a folder or a list of pictures")
+    return files

@@ -1,0 +1,88 @@
+"""The captioner: finetuned from a pretrained model, describes pictures, ranks them; mistakes end in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def home(cli, chain, tiny, tmp_path_factory) -> Path:
+    """A folder with the chain's outputs and a captioner finetuned from them for a few steps."""
+    home = tmp_path_factory.mktemp("captions")
+    shutil.copytree(chain.home / "outputs", home / "outputs", symlinks=True)
+    cli.succeed(["task=caption", *tiny], home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def pictures(home: Path) -> Path:
+    """Three pictures, one of them damaged."""
+    folder = home / "pictures"
+    folder.mkdir()
+    for number, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (80, 64), colour).save(folder / f"{number}.png")
+    (folder / "damaged.png").write_bytes(b"no picture")
+    return folder
+
+
+def records(file: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_describes_what_can_be_read(cli, home: Path, pictures: Path) -> None:
+    ended = cli.succeed(["task=generate", f"images={pictures}"], home)
+    run = home / "outputs" / "generate" / "latest"
+    assert [Path(str(record["file"])).name for record in records(run / "samples.jsonl")] == ["0.png", "1.png"]
+    assert all(isinstance(record["caption"], str) for record in records(run / "samples.jsonl"))
+    assert "damaged.png" in ended.stdout + ended.stderr
+    assert (run / "samples" / "grid.png").exists()
+
+
+def test_validation_pictures_are_judged(cli, home: Path) -> None:
+    cli.succeed(["task=generate", "init_from=outputs/caption/latest", "num_prompts=4", "data.val_size=8"], home)
+    metrics = json.loads((home / "outputs" / "generate" / "latest" / "metrics.json").read_text())
+    assert {"toy/caption_colour_accuracy", "toy/caption_shape_accuracy"} <= metrics.keys()
+
+
+def test_ranks_a_list_and_skips_what_is_missing(cli, home: Path, pictures: Path) -> None:
+    rows = [("红色的圆形", "0.png"), ("红色的圆形", "1.png"), ("蓝色的圆形", "1.png"), ("红色的圆形", "gone.png")]
+    pairs = pictures / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"prompt": p, "file": f}, ensure_ascii=False) + "\n" for p, f in rows))
+    cli.succeed(["task=rerank", f"pairs={pairs}"], home)
+    run = home / "outputs" / "rerank" / "latest"
+    scored = records(run / "samples.jsonl")
+    assert [record["prompt"] for record in scored] == ["红色的圆形", "红色的圆形", "蓝色的圆形"]
+    assert scored[0]["caption_loss"] <= scored[1]["caption_loss"]  # type: ignore[operator]
+    assert [record["file"] for record in records(run / "skipped.jsonl")] == ["gone.png"]
+    assert json.loads((run / "metrics.json").read_text())["rerank/skipped"] == 1
+
+
+def test_mistakes(cli, home: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "gone.jsonl").write_text('{"prompt": "a", "file": "gone.png"}\n')
+    cases = [
+        (["task=caption", "outputs=nowhere"], ["data.store", "task=tokenize"]),
+        (["task=caption", "outputs=nowhere", "data.store=outputs/tokenize/latest"], ["init_from", "task=pretrain"]),
+        (["task=generate", "init_from=outputs/caption/latest", "prompts=[红色]"], ["prompts", "images"]),
+        (["task=generate", "init_from=outputs/pretrain/latest", f"images={pictures}"], ["images", "task=caption"]),
+        (["task=generate", "images=nowhere.png"], ["images=nowhere.png"]),
+        (["task=rerank"], ["pairs"]),
+        (["task=rerank", "pairs=nowhere"], ["pairs=nowhere"]),
+        (["task=rerank", f"pairs={tmp_path}/bad.jsonl"], ["bad.jsonl", "line 1", "file"]),
+        (["task=rerank", f"pairs={tmp_path}/gone.jsonl"], ["gone.jsonl"]),
+        (["task=rerank", f"pairs={pictures}/x.jsonl"], ["x.jsonl"]),
+    ]
+    (pictures / "x.jsonl").write_text("\n")
+    wrong_model = [f"pairs={tmp_path}/gone.jsonl", "rerank_with=outputs/pretrain/latest"]
+    cases.append((["task=rerank", *wrong_model], ["layout", "task=caption"]))
+    ended = cli.run_many([(args, home) for args, _ in cases], tmp_path)
+    for result, (args, words) in zip(ended, cases, strict=True):
+        assert result.code == 2, f"{args}\n{result.stderr[-2000:]}"
+        assert result.stderr.startswith("cogview_pl: ") and result.stderr.count("\n") == 1
+        for word in words:
+            assert word in result.stderr, (word, result.stderr)
