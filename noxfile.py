@@ -38,7 +38,8 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests that need no GPU and less than ten minutes."""
     session.install("-e", ".[dev]")
-    session.run("pytest", "-m", "not slow and not gpu", *session.posargs)
+    workers = ("-n", "2", "--dist", "loadfile")  # most tests wait for one process of their own
+    session.run("pytest", "-m", "not slow and not gpu", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
