@@ -193,9 +193,8 @@ def save_transformer(model: Transformer, path: str | Path, *, iteration: int = 1
     Raises:
         UserError: the model has not the released architecture (Sandwich-LN).
     """
-    state = {
-        theirs: model.state_dict()[ours].detach().cpu().contiguous() for ours, theirs in released_names(model).items()
-    }
+    names = released_names(model)
+    state = {names[ours]: tensor.detach().cpu().contiguous() for ours, tensor in model.state_dict().items()}
     if all(torch.equal(tensor.half().to(tensor.dtype), tensor) for tensor in state.values()):
         state = {name: tensor.half() for name, tensor in state.items()}
     folder = Path(path) / str(iteration)

@@ -5,7 +5,7 @@ Shapes: B pictures, y x the grid of their codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,22 +28,29 @@ def require_same_codes(painter: ImageTokenizer, other: SequenceModel, key: str) 
         )
 
 
-class Captioner:
+class _Companion:
+    """A sequence model with its text tokenizer, in place."""
+
+    def __init__(self, loaded: SequenceModel, device: str, dtype: torch.dtype) -> None:
+        self.template = loaded.template
+        self.text = loaded.text
+        self.model = loaded.model.to(device, dtype)
+
+
+class Captioner(_Companion):
     """Scores how well texts fit pictures by caption loss (paper §3.3).
 
     Args:
         loaded: a model whose layout writes text about a picture.
-        device: where to move it.
+        device, dtype: where to move it, and the precision of its weights there.
 
     Raises:
         UserError: the layout is another one.
     """
 
-    def __init__(self, loaded: SequenceModel, device: torch.device | str) -> None:
+    def __init__(self, loaded: SequenceModel, device: str, dtype: torch.dtype) -> None:
         caption_slots(loaded.template)
-        self.template = loaded.template
-        self.text = loaded.text
-        self.model = loaded.model.to(device)
+        super().__init__(loaded, device, dtype)
 
     def losses(self, texts: Sequence[str], codes: Tensor, batch_size: int) -> list[float]:
         """Caption loss of each pair, in nats per text token.
@@ -65,34 +72,31 @@ class Captioner:
         seeds: Sequence[int],
         sampling: Sampling,
         batch_size: int,
-        on_step: Callable[[], None] = lambda: None,
     ) -> Iterator[str]:
         """A caption for each picture `(B, y, x)`, in order."""
         image = caption_slots(self.template)[1]
         for start in range(0, len(codes), batch_size):
             part = slice(start, start + batch_size)
             prompts = [self.template.prompt({image: flat}) for flat in codes[part].flatten(1).tolist()]
-            rows = fill(self.model, self.template, prompts, seeds=seeds[part], sampling=sampling, on_step=on_step)
+            rows = fill(self.model, self.template, prompts, seeds=seeds[part], sampling=sampling)
             first = self.template.vocabulary.pieces.start
             yield from (self.text.decode([token - first for token in row]) for row in rows)
 
 
-class Upscaler:
+class Upscaler(_Companion):
     """Doubles the edge of pictures by super-resolution in sliding windows (paper §3.2).
 
     Args:
         loaded: a model whose layout has a grid and then one of twice its edge.
-        device: where to move it.
+        device, dtype: where to move it, and the precision of its weights there.
 
     Raises:
         UserError: the layout is another one.
     """
 
-    def __init__(self, loaded: SequenceModel, device: torch.device | str) -> None:
+    def __init__(self, loaded: SequenceModel, device: str, dtype: torch.dtype) -> None:
         magnify_slots(loaded.template)
-        self.template = loaded.template
-        self.text = loaded.text
-        self.model = loaded.model.to(device)
+        super().__init__(loaded, device, dtype)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -108,7 +112,6 @@ class Upscaler:
         seeds: Sequence[int],
         sampling: Sampling,
         batch_size: int,
-        on_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """Codes `(B, 2y, 2x)` of pictures twice as large.
 
@@ -127,7 +130,6 @@ class Upscaler:
                     codes[part],
                     seeds=seeds[part],
                     sampling=sampling,
-                    on_step=on_step,
                 )
                 for part in parts
             ]

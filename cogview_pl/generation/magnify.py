@@ -9,7 +9,7 @@ Shapes: B pictures, g edge of the source grid, w edge of a window (g / 2), T cod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,7 +62,6 @@ def magnify(
     *,
     seeds: Sequence[int],
     sampling: Sampling,
-    on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Codes `(B, 2g, 2g)` of pictures twice as large as those of `codes` `(B, g, g)`; int64, on the CPU.
 
@@ -73,7 +72,6 @@ def magnify(
         codes: int64 `(B, g, g)`; g is the edge of the target grid.
         seeds: one per picture.
         sampling: temperature and filters.
-        on_step: called after every sampled token.
 
     Raises:
         UserError: the layout is not one of super-resolution, or the grid is not the model's.
@@ -96,15 +94,9 @@ def magnify(
             seeds=[seed * len(_ORDER) + number for seed in seeds],
             sampling=sampling,
             known=result[region].flatten(1),
-            on_step=on_step,
         )
         result[region] = torch.tensor(filled).view(result[region].shape)
     return result
-
-
-def num_steps(grid: int) -> int:
-    """Tokens that `magnify` samples per picture."""
-    return (2 * grid) ** 2
 
 
 def magnify_slots(template: Template) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation import Sampling
 from cogview_pl.generation.companions import Captioner
 from cogview_pl.generation.sheet import contact_sheet, load_font
-from cogview_pl.tasks.models import weights_dtype
+from cogview_pl.tasks.models import inference_device
 from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.tasks.sources import open_images
 
@@ -49,9 +49,8 @@ def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[s
     if config.prompts is not None:
         raise UserError("prompts: this model writes captions of pictures; set images, or init_from to a pretrain run")
     load_font(config.font, 12)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    captioner = Captioner(loaded, device)
-    captioner.model.to(weights_dtype(config))
+    device, dtype = inference_device(config)
+    captioner = Captioner(loaded, device, dtype)
     pictures = _pictures(config, loaded.image_tokenizer.settings["image_size"])
     started = time.perf_counter()
     codes = encode([picture.image for picture in pictures], loaded.image_tokenizer, device, config.sampler.batch_size)

@@ -14,10 +14,10 @@ from cogview_pl.data.skips import collate_images
 from cogview_pl.errors import UserError
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule, reconstruction_grid
-from cogview_pl.tasks.models import open_image_tokenizer
+from cogview_pl.tasks.models import check_precision, open_image_tokenizer
 from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.tasks.sources import open_images
-from cogview_pl.tasks.training import check_precision, optimizer_factory, seed, train
+from cogview_pl.tasks.training import optimizer_factory, seed, train
 
 _SHEET_PICTURES = 16  # validation pictures in reconstructions.png
 _TRAINING_KEYS = ("path", "image_size", "grid", "reconstruction", "reconstruction_weight", "continuous_steps")

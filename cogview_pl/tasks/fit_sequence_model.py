@@ -22,10 +22,16 @@ from cogview_pl.generation.pipeline import CogView
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.sequence_model import SequenceModule
 from cogview_pl.tasks.fit_image_tokenizer import plain, require_same
-from cogview_pl.tasks.models import check_positions, layout_settings, open_image_tokenizer, open_sequence_model
+from cogview_pl.tasks.models import (
+    check_positions,
+    check_precision,
+    layout_settings,
+    open_image_tokenizer,
+    open_sequence_model,
+)
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.tokenize import IMAGE_TOKENIZER_FOLDER, STORE, TEXT_MODEL
-from cogview_pl.tasks.training import check_precision, optimizer_factory, seed, train
+from cogview_pl.tasks.training import optimizer_factory, seed, train
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import CodeSlot, TextTokenizer, Vocabulary
 

@@ -29,13 +29,25 @@ def weights_dtype(config: Config) -> torch.dtype:
     return {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(config.precision["precision"], torch.float32)
 
 
+def check_precision(config: Config) -> None:
+    """Raises UserError for fp16 without a GPU, which has no fp16 arithmetic to speak of."""
+    if config.precision.get("precision") == "16-mixed" and not torch.cuda.is_available():
+        raise UserError("precision=fp16 needs a CUDA GPU and none was found; use precision=fp32 or precision=bf16")
+
+
+def inference_device(config: Config) -> tuple[str, torch.dtype]:
+    """Where models paint, caption and rank, and in which precision; raises UserError for fp16 without a GPU."""
+    check_precision(config)
+    return "cuda" if torch.cuda.is_available() else "cpu", weights_dtype(config)
+
+
 def layout_settings(config: Config, template: TemplateConfig) -> dict[str, Any]:
     """Constructor arguments of a template, as plain values."""
     compat = config.compat
     return {
         **asdict(template),
         "text_length": config.text.max_length,
-        "restart_after_token": compat.restart_after_token and template.restart_positions_at is not None,
+        "restart_after_token": compat.restart_after_token,
         "loss_by_input": compat.loss_by_input,
     }
 

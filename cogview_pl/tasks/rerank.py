@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-import torch
 from torch import Tensor
 
 from cogview_pl.config import Config
@@ -14,7 +13,7 @@ from cogview_pl.data.images import SampleError, load_picture
 from cogview_pl.errors import UserError
 from cogview_pl.generation.companions import Captioner
 from cogview_pl.tasks.describe import encode
-from cogview_pl.tasks.models import open_sequence_model, weights_dtype
+from cogview_pl.tasks.models import inference_device, open_sequence_model
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
 
 _SAMPLES = "samples.jsonl"
@@ -26,9 +25,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     pairs = _read_pairs(file)
     path = predecessor(config.outputs, "caption", "rerank_with", config.rerank_with)
     loaded = open_sequence_model(config, path, "rerank_with", config.rerank_template)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    captioner = Captioner(loaded, device)
-    captioner.model.to(weights_dtype(config))
+    device, dtype = inference_device(config)
+    captioner = Captioner(loaded, device, dtype)
     size = loaded.image_tokenizer.settings["image_size"]
     readable, images, skipped = _load(file.parent, pairs, size)
     if not readable:

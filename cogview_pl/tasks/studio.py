@@ -15,9 +15,8 @@ from cogview_pl.config import Config
 from cogview_pl.errors import UserError
 from cogview_pl.generation import CogView, Sampling
 from cogview_pl.generation.companions import Captioner, Upscaler, require_same_codes
-from cogview_pl.tasks.models import open_sequence_model, weights_dtype
+from cogview_pl.tasks.models import inference_device, open_sequence_model
 from cogview_pl.tasks.run_folder import predecessor
-from cogview_pl.tasks.training import check_precision
 
 
 @dataclass(frozen=True)
@@ -89,24 +88,20 @@ def open_studio(config: Config, loaded: SequenceModel) -> Studio:
     Raises:
         UserError: one is missing, has another layout, or its codes mean something else than the painter's.
     """
-    check_precision(config)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, dtype = inference_device(config)
     if config.keep is not None and config.rerank_with is None:
         raise UserError(f"keep={config.keep} keeps the best pictures, and nothing ranks them; set rerank_with")
-    dtype = weights_dtype(config)
     painter = CogView(loaded, device)
     painter.transformer.to(dtype)
     captioner = upscaler = None
     if config.rerank_with is not None:
         found = open_sequence_model(config, config.rerank_with, "rerank_with", config.rerank_template)
         require_same_codes(loaded.image_tokenizer, found, "rerank_with")
-        captioner = Captioner(found, device)
-        captioner.model.to(dtype)
+        captioner = Captioner(found, device, dtype)
     if config.upscale_with is not None:
         found = open_sequence_model(config, config.upscale_with, "upscale_with", config.upscale_template)
         require_same_codes(loaded.image_tokenizer, found, "upscale_with")
-        upscaler = Upscaler(found, device)
-        upscaler.model.to(dtype)
+        upscaler = Upscaler(found, device, dtype)
         if upscaler.grid != painter.grid:
             raise UserError(f"upscale_with: the model takes {upscaler.grid} codes, the painter makes {painter.grid}")
     sampling = Sampling(config.sampler.temperature, config.sampler.top_k, config.sampler.top_p)

@@ -44,12 +44,6 @@ def optimizer_factory(config: OptimizerConfig) -> OptimizerFactory:
     )
 
 
-def check_precision(config: Config) -> None:
-    """Raises UserError for fp16 without a GPU, which has no fp16 arithmetic to speak of."""
-    if config.precision.get("precision") == "16-mixed" and not torch.cuda.is_available():
-        raise UserError("precision=fp16 needs a CUDA GPU and none was found; use precision=fp32 or precision=bf16")
-
-
 def seed(config: Config) -> None:
     """Seed every random generator, and keep Lightning quiet about choices that are ours."""
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -86,6 +86,15 @@ class CommandLine:
         )
         return [Ended(**result) for result in json.loads(results.read_text())]
 
+    def refuse(self, cases: Sequence[tuple[Sequence[str], Sequence[str]]], cwd: Path, scratch: Path) -> None:
+        """Every case (arguments, words) must end with exit code 2 and one line that holds the words."""
+        ended = self.run_many([(args, cwd) for args, _ in cases], scratch)
+        for result, (args, words) in zip(ended, cases, strict=True):
+            assert result.code == 2, f"{args}\n{result.stderr[-2000:]}"
+            assert result.stderr.startswith("cogview_pl: ") and result.stderr.count("\n") == 1
+            for word in words:
+                assert word in result.stderr, (word, result.stderr)
+
 
 @pytest.fixture(scope="session")
 def cli() -> CommandLine:

@@ -142,10 +142,5 @@ def test_mistakes(cli, release: Path, options: list[str], tmp_path: Path) -> Non
         ([*convert], ["convert.target"]),
         ([*convert, "convert.target=x", "convert.source=nowhere"], ["convert.source=nowhere"]),
     ]
-    ended = cli.run_many([(args, tmp_path) for args, _ in cases], tmp_path)
-    for result, (args, words) in zip(ended, cases, strict=True):
-        assert result.code == 2, f"{args}\n{result.stderr[-2000:]}"
-        assert result.stderr.startswith("cogview_pl: ") and result.stderr.count("\n") == 1
-        for word in words:
-            assert word in result.stderr, (word, result.stderr)
+    cli.refuse(cases, tmp_path, tmp_path)
     assert not (release / "was_here").exists()
