@@ -30,14 +30,14 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Type hints."""
-    session.install("-e", ".[dev]")
+    session.install("-e", ".[dev,eval]")
     session.run("mypy")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests that need no GPU and less than ten minutes."""
-    session.install("-e", ".[dev]")
+    session.install("-e", ".[dev,eval]")
     workers = ("-n", "2", "--dist", "loadfile")  # most tests wait for one process of their own
     session.run("pytest", "-m", "not slow and not gpu", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
@@ -45,7 +45,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """The long tests."""
-    session.install("-e", ".[dev]")
+    session.install("-e", ".[dev,eval]")
     session.run("pytest", "-m", "slow", *session.posargs)
 
 

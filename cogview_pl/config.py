@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import hydra.utils
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 from cogview_pl.errors import UserError
 
@@ -27,6 +26,9 @@ class Verb(Enum):
     tokenize = "tokenize"
     generate = "generate"
     rerank = "rerank"
+    magnify = "magnify"
+    fit_features = "fit_features"
+    evaluate = "evaluate"
     convert = "convert"
     chain = "chain"
 
@@ -60,6 +62,13 @@ class StoreFormat(Enum):
 
     native = "native"
     cogview = "cogview"
+
+
+class TokenSource(Enum):
+    """Where stage 2 finds its tokens when no store is named."""
+
+    tokenize = "tokenize"
+    pictures = "pictures"
 
 
 class Reconstruction(Enum):
@@ -194,6 +203,8 @@ class DataConfig:
     num_workers: int = MISSING
     max_skipped_share: float = MISSING
     val_fraction: float = MISSING
+    min_size: int = 0
+    style_patterns: list[str] = MISSING
     store: str | None = None
 
 
@@ -206,7 +217,6 @@ class ToyDataConfig(DataConfig):
     seed: int = MISSING
     language: str = MISSING
     styles: list[str] = MISSING
-    style_in_caption: bool = MISSING
     object_probabilities: list[float] = MISSING
 
 
@@ -214,8 +224,10 @@ class ToyDataConfig(DataConfig):
 class FolderDataConfig(DataConfig):
     """A folder of pictures with captions."""
 
-    root: str = MISSING
+    root: str | None = None
     caption_field: str | None = None
+    styles: Any = None
+    style_field: str | None = None
 
 
 @dataclass
@@ -225,6 +237,8 @@ class WebDatasetConfig(DataConfig):
     urls: Any = MISSING
     val_urls: Any = None
     caption_field: str = MISSING
+    style_field: str | None = None
+    styles: list[str] | None = None
 
 
 @dataclass
@@ -232,6 +246,17 @@ class StoreConfig:
     """The token store that task=tokenize writes."""
 
     format: StoreFormat = MISSING
+    large: bool = MISSING
+
+
+@dataclass
+class SequencesConfig:
+    """What stage 2 trains on."""
+
+    source: TokenSource = MISSING
+    mix_store: str | None = None
+    mix_share: float = MISSING
+    conditioning_dropout: float = MISSING
 
 
 @dataclass
@@ -241,7 +266,36 @@ class SamplerConfig:
     temperature: float = MISSING
     top_k: int = MISSING
     top_p: float = MISSING
+    guidance: float = MISSING
     batch_size: int = MISSING
+
+
+@dataclass
+class FeaturesConfig:
+    """How task=features trains its network."""
+
+    epochs: int = MISSING
+    lr: float = MISSING
+    width: int = MISSING
+    num_features: int = MISSING
+    blur: float = MISSING
+    noise: float = MISSING
+    tint: float = MISSING
+
+
+@dataclass
+class EvaluateConfig:
+    """What task=evaluate measures, and with what."""
+
+    metrics: list[str] = MISSING
+    features: str | None = None
+    trust_features: bool = MISSING
+    resolution: int | None = None
+    reference: str | None = None
+    blur: list[float] = MISSING
+    is_splits: int = MISSING
+    base_style: str = MISSING
+    compare: list[str] | None = None
 
 
 @dataclass
@@ -287,8 +341,11 @@ class Config:
     upscale_template: TemplateConfig = field(default_factory=TemplateConfig)
     compat: CompatConfig = field(default_factory=CompatConfig)
     convert: ConvertConfig | None = None
+    features: FeaturesConfig | None = None
+    evaluate: EvaluateConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    sequences: SequencesConfig = field(default_factory=SequencesConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: dict[str, Any] = field(default_factory=dict)
@@ -298,36 +355,6 @@ class Config:
     logger: dict[str, Any] = field(default_factory=dict)
     common: list[str] = field(default_factory=list)
     stages: dict[str, list[str]] = field(default_factory=dict)
-
-
-_LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    ("a whole number, at least 1", lambda value: value >= 1 and value == int(value), """
-        threads num_prompts num_images keep sampler.batch_size
-        trainer.max_steps trainer.val_check_interval trainer.accumulate_grad_batches trainer.log_every_n_steps
-        data.batch_size data.train_size data.val_size data.image_size
-        image_tokenizer.image_size image_tokenizer.grid image_tokenizer.width image_tokenizer.code_dim
-        image_tokenizer.num_codes text.num_pieces text.max_length
-        model.num_layers model.width model.num_heads model.num_positions"""),
-    ("at least 0", lambda value: value >= 0, """
-        seed data.num_workers image_tokenizer.residual_blocks image_tokenizer.continuous_steps
-        sampler.temperature sampler.top_k model.init_std optimizer.weight_decay optimizer.gradient_clip"""),
-    ("above 0, at most 1", lambda value: 0 < value <= 1, "sampler.top_p text.character_coverage"),
-    ("at least 0, below 1", lambda value: 0 <= value < 1, "model.dropout"),
-    ("between 0 and 1", lambda value: 0 <= value <= 1, """
-        data.max_skipped_share data.val_fraction optimizer.warmup optimizer.final_lr"""),
-)  # fmt: skip
-
-
-def check_limits(config: DictConfig) -> None:
-    """Refuse numbers that no run could use; raises UserError naming the key.
-
-    What depends on several keys is checked where they meet.
-    """
-    for wanted, holds, keys in _LIMITS:
-        for key in keys.split():
-            value = OmegaConf.select(config, key)
-            if value is not None and not (isinstance(value, (int, float)) and holds(value)):
-                raise UserError(f"{key}={value} must be {wanted}")
 
 
 def instantiate(node: dict[str, Any], key: str) -> Any:

@@ -21,8 +21,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cogview_pl.config import Config, Verb, check_limits, register_schemas
+from cogview_pl.config import Config, Verb, register_schemas
 from cogview_pl.errors import UserError
+from cogview_pl.limits import check_limits
 from cogview_pl.shell import quote_override
 
 _log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def _register_experiments() -> None:
 
 
 @hydra.main(version_base="1.3", config_path=str(_shipped("conf")), config_name="config")
-def _main(composed: DictConfig) -> dict[str, float]:
+def _main(composed: DictConfig) -> dict[str, float | str]:
     job = HydraConfig.get().job.num if HydraConfig.get().mode == RunMode.MULTIRUN else None
     try:
         return _run(composed, job)[1]
@@ -55,7 +56,7 @@ def _main(composed: DictConfig) -> dict[str, float]:
         _give_up(str(error))
 
 
-def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, float]]:
+def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, float | str]]:
     """Run one composed configuration; returns its folder and its metrics."""
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
@@ -98,7 +99,7 @@ def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, 
     return folder.path, metrics
 
 
-def _run_stage(overrides: list[str]) -> tuple[Path, dict[str, float]]:
+def _run_stage(overrides: list[str]) -> tuple[Path, dict[str, float | str]]:
     """One task of a chain: its own overrides, then those that the user gave for the chain."""
     given = [
         override

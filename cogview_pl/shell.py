@@ -1,7 +1,8 @@
 """Command-line words as people type them → words that Hydra's override grammar accepts.
 
 The grammar takes only ASCII letters and a few signs outside quotes: Chinese prompts and shard patterns such as
-`DIR/{000..009}.tar` would need a second pair of quotes inside the shell's. They are put in here.
+`DIR/{000..009}.tar` would need a second pair of quotes inside the shell's. They are put in here. Keys of a mapping
+cannot be quoted at all, so `{油画: DIR}` is left to OmegaConf's resolver `oc.create`, which reads YAML.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 
 _QUOTES = "'\""
 _COMMA = re.compile(r",(?![^{]*\})")  # outside braces
-_MAPPING = re.compile(r"\{(.*:.*)?\}")
+_MAPPING = re.compile(r"\{([^{}]*:.*)?\}")  # not {style}: {text}
 
 
 def quote_override(word: str) -> str:
@@ -22,6 +23,8 @@ def quote_override(word: str) -> str:
     key, equals, value = word.partition("=")
     if not equals or any(quote in value for quote in _QUOTES):
         return word
+    if not value.isascii() and _MAPPING.fullmatch(value.strip()):
+        return f"{key}=\"${{oc.create:'{value.strip()}'}}\""
     if value.startswith("[") and value.endswith("]"):
         return f"{key}=[{','.join(map(_quote, _COMMA.split(value[1:-1])))}]"
     return f"{key}={_quote(value)}"

@@ -15,7 +15,7 @@ class SweepTable(Callback):
     """Collects what jobs return and prints it when the sweep ends."""
 
     def __init__(self) -> None:
-        self._jobs: list[tuple[str, dict[str, float]]] = []
+        self._jobs: list[tuple[str, dict[str, Any]]] = []
 
     def on_job_end(self, config: Any, job_return: JobReturn, **kwargs: Any) -> None:
         """Keep a finished job's metrics."""

@@ -1,6 +1,6 @@
 """The import direction of the package, read from its sources.
 
-run → tasks → lit → {generation, data, checkpoints} → {transformer | vqvae}, vocab
+run → tasks → {lit, evaluation} → {generation, data, checkpoints} → {transformer | vqvae}, vocab
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ ALLOWED = {
     "data": MATHS,
     "checkpoints": MATHS,
     "generation": MATHS | {"checkpoints"},
+    "evaluation": MIDDLE | MATHS,
     "lit": MIDDLE | MATHS,
     "config": set(),
+    "limits": set(),
     "sweep": set(),
     "shell": set(),
-    "tasks": MIDDLE | MATHS | {"lit", "config"},
-    "run": {"tasks", "config", "sweep", "shell"},
+    "tasks": MIDDLE | MATHS | {"evaluation", "lit", "config"},
+    "run": {"tasks", "config", "limits", "sweep", "shell"},
     "": {"generation"},  # cogview_pl/__init__.py offers CogView
 }
 """Part of the package → the parts that it may import besides itself and `errors`."""

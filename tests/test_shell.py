@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from cogview_pl.shell import quote_override
 
@@ -31,10 +32,16 @@ def value(word: str) -> object:
         ("data.root=/数据/图片", "/数据/图片"),
         ("data.root=~/图片/猫 狗", "~/图片/猫 狗"),
         ("prompts=-", "-"),
+        ("data.style_patterns=[{text}的{style}图像,{style}: {text}]", ["{text}的{style}图像", "{style}: {text}"]),
     ],
 )
 def test_what_people_type_means_what_it_says(word: str, meant: object) -> None:
     assert value(word) == meant
+
+
+def test_a_mapping_may_have_chinese_keys() -> None:
+    node = OmegaConf.create({"styles": value("data.styles={油画: /数据/a b, 素描: ~/b}")})
+    assert node.styles == {"油画": "/数据/a b", "素描": "~/b"}
 
 
 @pytest.mark.parametrize(
@@ -45,6 +52,9 @@ def test_what_people_type_means_what_it_says(word: str, meant: object) -> None:
         "optimizer.optimizer.lr=1e-3",
         "optimizer.optimizer.betas=[0.9,0.98]",
         "template.loss={text: 0.1, image: 1.0}",
+        "data.styles={oil: DIR/a}",
+        "a={b: {c: 1}}",
+        "data.styles={}",
         "data.image_size=${image_tokenizer.image_size}",
         "~callbacks.progress",
         "+trainer.fast_dev_run=true",

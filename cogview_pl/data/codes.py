@@ -104,6 +104,7 @@ class StoreWriter:
         text_tokenizer, image_tokenizer: identities, which `TokenStore.require` compares.
         splits: name → samples of the source data set.
         format: of the rows, `native` or `cogview`.
+        large: rows hold the codes of the picture at twice the size as well.
 
     Raises:
         UserError: the folder holds a store with other sizes or identities, or one that has lost data.
@@ -121,6 +122,7 @@ class StoreWriter:
         image_tokenizer: str,
         splits: Mapping[str, int],
         format: str = NATIVE,
+        large: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.header = Header(
@@ -132,6 +134,7 @@ class StoreWriter:
             image_tokenizer=image_tokenizer,
             splits={name: SplitHeader(source) for name, source in splits.items()},
             format=format,
+            large=large,
         )
         if (self.folder / HEADER).exists():
             found = Header.load(self.folder)
@@ -155,6 +158,7 @@ class StoreWriter:
         codes: torch.Tensor,
         keys: Sequence[str],
         next_index: int,
+        large: torch.Tensor | None = None,
     ) -> None:
         """Add rows; when this returns they are on disk.
 
@@ -164,6 +168,7 @@ class StoreWriter:
             codes: integers `(B, y, x)`. B may be 0, where all samples were skipped.
             keys: of the B samples.
             next_index: source samples done so far, the skipped ones included.
+            large: codes `(B, 2y, 2x)` of the same pictures at twice the size, if the store holds them.
 
         Raises:
             ValueError: sizes or ids that do not fit the header, or a finished store.
@@ -173,9 +178,9 @@ class StoreWriter:
             raise ValueError("the store is complete")
         if not now.next + len(keys) <= next_index <= now.source:
             raise ValueError(f"next_index={next_index}: {now.next} done, {len(keys)} new, of {now.source}")
-        self._check_ids(pieces, codes, len(keys))
+        self._check_ids(pieces, codes, large, len(keys))
         names = "".join(" ".join(key.splitlines()) + "\n" for key in keys).encode("utf-8", "backslashreplace")
-        _append(_rows_file(self.folder, split), self.header.pack(pieces, codes).tobytes())
+        _append(_rows_file(self.folder, split), self.header.pack(pieces, codes, large).tobytes())
         _append(_keys_file(self.folder, split), names)
         now.next = next_index
         now.rows += len(keys)
@@ -195,12 +200,17 @@ class StoreWriter:
         self.header.complete = True
         self.header.save(self.folder)
 
-    def _check_ids(self, pieces: Sequence[Sequence[int]], codes: torch.Tensor, num_rows: int) -> None:
+    def _check_ids(
+        self, pieces: Sequence[Sequence[int]], codes: torch.Tensor, large: torch.Tensor | None, num_rows: int
+    ) -> None:
         header = self.header
         if codes.shape != (num_rows, *header.grid) or len(pieces) != num_rows:
             raise ValueError(f"{num_rows} keys, {len(pieces)} texts, codes {tuple(codes.shape)} do not fit")
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < header.num_codes:
-            raise ValueError(f"codes must be in [0, {header.num_codes})")
+        if header.large != (large is not None) or (large is not None and large.shape != (num_rows, *header.large_grid)):
+            raise ValueError(f"large={header.large}: large codes {None if large is None else tuple(large.shape)}")
+        for grid in (codes,) if large is None else (codes, large):
+            if grid.numel() and not 0 <= int(grid.min()) <= int(grid.max()) < header.num_codes:
+                raise ValueError(f"codes must be in [0, {header.num_codes})")
         if any(not 0 <= piece < header.num_pieces for ids in pieces for piece in ids):
             raise ValueError(f"pieces must be in [0, {header.num_pieces})")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 import torch
@@ -23,3 +24,9 @@ class Skipped(NamedTuple):
 
     key: str
     reason: str
+
+
+def fraction_of(key: str) -> float:
+    """A number in [0, 1) that is fixed by the key alone: for choices that must not depend on other samples."""
+    digest = hashlib.sha1(key.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53

@@ -20,18 +20,20 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from braceexpand import braceexpand
+from numpy.typing import NDArray
 
 from cogview_pl.data.images import (
     IMAGE_EXTENSIONS,
     CaptionedPictures,
     CaptionError,
     SampleError,
-    caption_text,
+    field_text,
     split_indices,
 )
+from cogview_pl.data.styles import check_present
 from cogview_pl.errors import UserError
 
-# Samples looked at for the caption field before a run starts.
+# Samples looked at for the caption and style fields before a run starts.
 FIRST_SAMPLES = 32
 # Shards kept open at once by one process.
 MAX_OPEN = 64
@@ -64,10 +66,15 @@ class ShardDataset(CaptionedPictures):
         val_fraction: share of `val`, 0 … 1, by a hash of the key (`split_indices`); unused with `val_urls`.
         caption_field: see above.
         val_urls: shards of `val`; `train` is then all of `urls`.
+        style_field: field of `<key>.json` with the style's name.
+        styles: the styles to keep; without any, all. Each `.json` is then read at construction; samples whose `.json`
+            cannot be read stay, to be `Skipped`.
+        style_patterns, min_size: see `CaptionedPictures`.
 
     Raises:
         UserError: a pattern matches nothing or is remote, a shard is damaged, `urls` and `val_urls` overlap,
-            there are no pictures, or none of the first samples has the caption field.
+            there are no pictures, none of the first samples has the caption or style field, no sample of `urls`
+            has one of the styles, or there are styles or patterns but no field; see also `CaptionedPictures`.
     """
 
     def __init__(
@@ -78,15 +85,29 @@ class ShardDataset(CaptionedPictures):
         val_fraction: float,
         caption_field: str,
         val_urls: str | Sequence[str] | None = None,
+        *,
+        style_field: str | None = None,
+        styles: Sequence[str] | None = None,
+        style_patterns: Sequence[str] = (),
+        min_size: int = 0,
     ) -> None:
-        super().__init__(image_size)
+        super().__init__(image_size, min_size, style_patterns)
+        for name, given in (("style_patterns", style_patterns), ("styles", styles)):
+            if given and style_field is None:
+                raise UserError(
+                    f"data.{name} is given without data.style_field; set that to the field of the .json that names "
+                    "the style"
+                )
         self.caption_field = caption_field
+        self.style_field = style_field
         self._caption_extension = "txt" if caption_field == "txt" else "json"
         self.shards = expand_urls(urls, "data.urls")
         if val_urls is not None:
             self.shards = _side(self.shards, expand_urls(val_urls, "data.val_urls"), split)
         self._files = _OpenFiles()
         self._read_index()
+        if styles:
+            self._keep_styles(styles, must_have_all=split == "train" or val_urls is None)
         if val_urls is None:
             self._choose(split_indices([self.key(i) for i in range(len(self))], split, val_fraction))
 
@@ -102,6 +123,7 @@ class ShardDataset(CaptionedPictures):
         shards: list[int] = []
         pictures: list[Span] = []
         captions: list[Span] = []
+        records: list[Span] = []
         first: list[tuple[int, dict[str, Span]]] = []
         for shard, path in enumerate(self.shards):
             for key, members in index_shard(path).items():
@@ -111,16 +133,21 @@ class ShardDataset(CaptionedPictures):
                 shards.append(shard)
                 pictures.append(next((members[e] for e in members if e in IMAGE_EXTENSIONS), NO_MEMBER))
                 captions.append(members.get(self._caption_extension, NO_MEMBER))
+                if self.style_field is not None:
+                    records.append(members.get("json", NO_MEMBER))
         if all(span == NO_MEMBER for span in pictures):
             raise UserError(
                 f"data.urls: no pictures in {self.shards[0]} … ({len(self.shards)} shards in all); members "
                 f"must be named KEY.EXTENSION with one of {', '.join(IMAGE_EXTENSIONS)}"
             )
         self._check_captions(first)
+        if self.style_field is not None:
+            self._check_field("style_field", self.style_field, first)
         self._keys = np.array(keys)
         self._shard_of = np.array(shards)
         self._pictures = np.array(pictures)
         self._captions = np.array(captions)
+        self._records = np.array(records)
 
     def _choose(self, indices: list[int]) -> None:
         rows = np.array(indices, dtype=np.int64)
@@ -128,6 +155,24 @@ class ShardDataset(CaptionedPictures):
         self._shard_of = self._shard_of[rows]
         self._pictures = self._pictures[rows]
         self._captions = self._captions[rows]
+        if self.style_field is not None:
+            self._records = self._records[rows]
+
+    def _keep_styles(self, styles: Sequence[str], must_have_all: bool) -> None:
+        """Leave out the samples of other styles."""
+        kept, found = [], set()
+        for index in range(len(self)):
+            try:
+                style = self._style(index)
+            except SampleError:
+                kept.append(index)
+                continue
+            found.add(style)
+            if style in styles:
+                kept.append(index)
+        if must_have_all:
+            check_present(styles, found, f"{self.style_field}")
+        self._choose(kept)
 
     def _check_captions(self, samples: list[tuple[int, dict[str, Span]]]) -> None:
         """Refuse a caption field that the first samples do not know."""
@@ -144,23 +189,24 @@ class ShardDataset(CaptionedPictures):
                 f"data.caption_field={self.caption_field}: the first {len(samples)} samples have no .json, "
                 f"only {', '.join(sorted(extensions))}; with captions in .txt, set data.caption_field=txt"
             )
+        self._check_field("caption_field", self.caption_field, samples)
+
+    def _check_field(self, name: str, field: str, samples: list[tuple[int, dict[str, Span]]]) -> None:
+        """Refuse a field that no .json of the first samples has."""
         fields: dict[str, None] = {}  # a set with the order of the file
         for shard, members in samples:
             try:
                 fields |= dict.fromkeys(_json_object(self._read(shard, *members.get("json", NO_MEMBER))))
             except SampleError:
                 continue
-        if fields and self.caption_field not in fields:
+        if fields and field not in fields:
             raise UserError(
-                f"data.caption_field={self.caption_field}: no such field in the .json of the first "
-                f"{len(samples)} samples; set it to one of: {', '.join(fields)}"
+                f"data.{name}={field}: no such field in the .json of the first {len(samples)} samples; "
+                f"set it to one of: {', '.join(fields)}"
             )
 
     def _caption(self, index: int) -> str:
-        offset, size = self._captions[index]
-        if offset < 0:
-            raise CaptionError(f"no .{self._caption_extension} in the shard")
-        data = self._read(self._shard_of[index], offset, size)
+        data = self._note(self._captions, index, self._caption_extension)
         if self.caption_field == "txt":
             try:
                 return data.decode("utf-8-sig").strip()
@@ -169,7 +215,19 @@ class ShardDataset(CaptionedPictures):
         record = _json_object(data)
         if self.caption_field not in record:
             raise CaptionError(f"the .json has no field {self.caption_field}")
-        return caption_text(record[self.caption_field])
+        return field_text(record[self.caption_field])
+
+    def _style(self, index: int) -> str:
+        if self.style_field is None:
+            return ""
+        record = _json_object(self._note(self._records, index, "json"))
+        return field_text(record.get(self.style_field), "style")
+
+    def _note(self, places: NDArray[np.int64], index: int, extension: str) -> bytes:
+        offset, size = places[index]
+        if offset < 0:
+            raise CaptionError(f"no .{extension} in the shard")
+        return self._read(self._shard_of[index], offset, size)
 
     def _picture(self, index: int) -> BinaryIO:
         offset, size = self._pictures[index]

@@ -5,7 +5,7 @@ Shapes: B pictures, y x the grid of their codes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,9 +14,9 @@ from cogview_pl.checkpoints.store import ImageTokenizer, SequenceModel
 from cogview_pl.errors import UserError
 from cogview_pl.generation.fill import fill
 from cogview_pl.generation.filters import Sampling
-from cogview_pl.generation.magnify import magnify, magnify_slots
-from cogview_pl.generation.scoring import caption_losses, caption_slots
-from cogview_pl.vocab import CodeSlot
+from cogview_pl.generation.magnify import magnify, windows
+from cogview_pl.generation.scoring import caption_losses
+from cogview_pl.vocab import CodeSlot, caption_slots, magnify_slots
 
 
 def require_same_codes(painter: ImageTokenizer, other: SequenceModel, key: str) -> None:
@@ -112,15 +112,15 @@ class Upscaler(_Companion):
         seeds: Sequence[int],
         sampling: Sampling,
         batch_size: int,
+        on_window: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """Codes `(B, 2y, 2x)` of pictures twice as large.
+        """Codes `(B, 2y, 2x)` of pictures twice as large; `on_window` is called `num_steps` times.
 
         Raises:
             UserError: the grid is not the model's, or a text is longer than its slot.
         """
         pieces = [self.text.encode(text) for text in texts]
-        step = 1 if self.model.norm_scope == "tensor" else batch_size
-        parts = [slice(start, start + step) for start in range(0, len(pieces), step)]
+        parts = self._batches(len(pieces), batch_size)
         return torch.cat(
             [
                 magnify(
@@ -130,7 +130,17 @@ class Upscaler(_Companion):
                     codes[part],
                     seeds=seeds[part],
                     sampling=sampling,
+                    on_window=on_window,
                 )
                 for part in parts
             ]
         )
+
+    def num_steps(self, num_pictures: int, batch_size: int) -> int:
+        """Windows that `double` fills, those of a batch counted once."""
+        return len(self._batches(num_pictures, batch_size)) * len(windows(self.grid[0]))
+
+    def _batches(self, num_pictures: int, batch_size: int) -> list[slice]:
+        """One picture at a time with `norm_scope=tensor`, as in the original."""
+        step = 1 if self.model.norm_scope == "tensor" else batch_size
+        return [slice(start, start + step) for start in range(0, num_pictures, step)]

@@ -1,6 +1,7 @@
 """Fill the target slot of prompts, token by token, with a static KV cache.
 
-Shapes: B rows, P longest prompt, T capacity of the target slot, D width, n allowed ids.
+Shapes: B rows (the model's are twice as many with guidance), P longest prompt, T capacity of the target slot, D width,
+n allowed ids.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from cogview_pl.generation.filters import Sampling, draw, probabilities
+from cogview_pl.errors import UserError
+from cogview_pl.generation.filters import Sampling, draw, guide, probabilities
 from cogview_pl.transformer import Cache, Transformer
 from cogview_pl.vocab import Template, TextSlot
 
@@ -27,6 +29,7 @@ def fill(
     *,
     seeds: Sequence[int],
     sampling: Sampling,
+    unconditional: Sequence[Sequence[int]] | None = None,
     known: Tensor | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
@@ -40,13 +43,18 @@ def fill(
         template: its layout.
         prompts: token ids before the target slot; lengths may differ.
         seeds: one seed per prompt.
-        sampling: temperature and filters.
+        sampling: temperature, filters and guidance.
+        unconditional: for guidance, each prompt without its condition; they run beside the prompts, in a batch of
+            2B rows. Without guidance they are not looked at.
         known: tokens of the slot that are given, int64 `(B, T)` with `OPEN` where one is to be sampled; the same
             places are open in all rows, and filling ends after T. None: all of the slot is open.
         on_step: called after every sampled token, for progress bars.
 
     Returns:
         Per prompt the ids of the slot: all codes of a grid, or the text up to (without) the token that closes it.
+
+    Raises:
+        UserError: guidance with `norm_scope="tensor"`.
     """
     device = model.token_embedding.weight.device
     slot = template.target
@@ -59,27 +67,90 @@ def fill(
     end = template.end_of_text(slot) if isinstance(slot, TextSlot) else None
     uniform_BT = torch.stack([_uniform(s, p, known.shape[1]) for s, p in zip(seeds, prompts, strict=True)]).to(device)
 
-    cache = model.new_cache(len(prompts), max(map(len, prompts)) + known.shape[1])
-    hidden_BD, positions_B = _prefill(model, template, prompts, cache)
+    every = _prompts_to_run(model, prompts, unconditional, sampling)
+    rows = _Rows(model, template, every, known.shape[1], sampling)
     filled: list[Tensor] = []
-    fed = 0  # tokens of the slot that the model has seen
+    read = 0  # tokens of the slot that the model has seen
     for step, to_sample in enumerate(is_open):
         if not to_sample:
             filled.append(known[:, step])
             continue
-        if fed < step:  # what came since the last sampled place goes in as one chunk
-            chunk_BL = torch.stack(filled[fed:step], 1)
-            places_BL = positions_B[:, None] + torch.arange(fed, step, device=device)
-            hidden_BD = model.hidden(chunk_BL, places_BL, cache)[:, -1]
-            cache.advance(step - fed, extent=step - fed)
-            fed = step
-        columns_B = draw(probabilities(model.logits(hidden_BD, ranges), sampling), uniform_BT[:, step])
+        if read < step:  # what came since the last sampled place goes in as one chunk
+            rows.read(torch.stack(filled[read:step], 1))
+            read = step
+        columns_B = draw(probabilities(rows.logits(ranges), sampling), uniform_BT[:, step])
         filled.append(ids_n[columns_B])
         on_step()
         if end is not None and all(end in row for row in torch.stack(filled, 1).tolist()):
             break
-    rows = torch.stack(filled, 1).tolist()
-    return [row[: row.index(end)] if end in row else row for row in rows]
+    slots = torch.stack(filled, 1).tolist()
+    return [row[: row.index(end)] if end in row else row for row in slots]
+
+
+def check_guidance(model: Transformer, sampling: Sampling) -> None:
+    """Raises UserError for guidance of a model that cannot hold prompts of different lengths side by side."""
+    if sampling.guided and model.norm_scope == "tensor":
+        raise UserError(
+            f"sampler.guidance={sampling.guidance:g} pairs prompts of different lengths, which norm_scope=tensor "
+            "(compat=official) cannot hold in one batch; set sampler.guidance=1, or leave out compat=official"
+        )
+
+
+def _prompts_to_run(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    unconditional: Sequence[Sequence[int]] | None,
+    sampling: Sampling,
+) -> Sequence[Sequence[int]]:
+    """The B prompts; with guidance the B without their condition behind them."""
+    if not sampling.guided:
+        return prompts
+    check_guidance(model, sampling)
+    if unconditional is None or len(unconditional) != len(prompts):
+        raise ValueError("guidance needs one unconditional prompt for each prompt")
+    return [*prompts, *unconditional]
+
+
+class _Rows:
+    """What the model has read, prompts and tokens of the slot, and what it says comes next.
+
+    Args:
+        model, template: as in `fill`.
+        prompts: those of `_prompts_to_run`.
+        capacity: most tokens of the slot that will be read.
+        sampling: guidance pairs the first half of the rows with the second, which reads the same tokens.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        template: Template,
+        prompts: Sequence[Sequence[int]],
+        capacity: int,
+        sampling: Sampling,
+    ) -> None:
+        self._model = model
+        self._sampling = sampling
+        self._cache = model.new_cache(len(prompts), max(map(len, prompts)) + capacity)
+        self._hidden_BD, self._next_B = _prefill(model, template, prompts, self._cache)
+
+    def read(self, tokens_BL: Tensor) -> None:
+        """L more tokens of the slot."""
+        if self._sampling.guided:
+            tokens_BL = tokens_BL.repeat(2, 1)
+        length = tokens_BL.shape[1]
+        places_BL = self._next_B[:, None] + torch.arange(length, device=tokens_BL.device)
+        self._hidden_BD = self._model.hidden(tokens_BL, places_BL, self._cache)[:, -1]
+        self._cache.advance(length, extent=length)
+        self._next_B = self._next_B + length
+
+    def logits(self, ids: Sequence[range]) -> Tensor:
+        """Logits `(B, n)` of the next token over the given id ranges."""
+        logits = self._model.logits(self._hidden_BD, ids)
+        if not self._sampling.guided:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return guide(conditional, unconditional, self._sampling.guidance)
 
 
 def _open_places(known: Tensor) -> list[bool]:

@@ -1,11 +1,12 @@
-"""From logits to one drawn token: temperature, top-k, top-p, and a draw by the inverse of the cumulative sum.
+"""From logits to one drawn token: guidance, temperature, top-k, top-p, a draw by the inverse of the cumulative sum.
 
 Shapes: B rows, n candidates.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class Sampling:
         top_k: keep the k most likely candidates (ties at the threshold stay); 0 keeps all.
         top_p: keep the most likely candidates until their probabilities pass p (the one that passes stays); 1 keeps
             all.
+        guidance: how far the text is followed: logits without the text, plus `guidance` times what the text adds to
+            them. 1 samples from the model as it is, more follows the text more, less follows it less, 0 ignores it.
 
     Raises:
         UserError: a value is outside its range.
@@ -30,10 +33,29 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):  # NaN fails too
-            raise UserError(f"sampler: temperature and top_k must not be negative, top_p lies in (0, 1]; got {self}")
+        filters_hold = self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1  # NaN fails too
+        if not (filters_hold and 0 <= self.guidance < math.inf):
+            raise UserError(
+                "sampler: temperature and top_k must not be negative, top_p lies in (0, 1], guidance is finite and not "
+                f"negative; got {self}"
+            )
+
+    @property
+    def guided(self) -> bool:
+        """Whether a second prompt, without the text, is needed to sample."""
+        return self.guidance != 1
+
+    def without_guidance(self) -> Sampling:
+        """The same for models that are not guided."""
+        return replace(self, guidance=1.0)
+
+
+def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+    """Logits of classifier-free guidance, float32 `(B, n)`, from logits `(B, n)` with and without the condition."""
+    return unconditional.float() + guidance * (conditional.float() - unconditional.float())
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:

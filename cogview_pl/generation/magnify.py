@@ -9,7 +9,7 @@ Shapes: B pictures, g edge of the source grid, w edge of a window (g / 2), T cod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation.fill import OPEN, fill
 from cogview_pl.generation.filters import Sampling
 from cogview_pl.transformer import Transformer
-from cogview_pl.vocab import CodeSlot, Template, TextSlot
+from cogview_pl.vocab import CodeSlot, Template, magnify_slots
 
 _ORDER = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2))
 _MARGIN = 16  # a window of edge 2w leaves 2w / 16 rows open (at least one)
@@ -54,6 +54,15 @@ def windows(grid: int) -> list[Window]:
     return found
 
 
+def owners(grid: int) -> Tensor:
+    """Number of the window that fills each code of the enlarged grid, int64 `(2 grid, 2 grid)`."""
+    found = torch.full((2 * grid, 2 * grid), OPEN)
+    for number, window in enumerate(windows(grid)):
+        region = found[window.target]
+        region[region == OPEN] = number
+    return found
+
+
 def magnify(
     model: Transformer,
     template: Template,
@@ -62,6 +71,7 @@ def magnify(
     *,
     seeds: Sequence[int],
     sampling: Sampling,
+    on_window: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Codes `(B, 2g, 2g)` of pictures twice as large as those of `codes` `(B, g, g)`; int64, on the CPU.
 
@@ -72,6 +82,7 @@ def magnify(
         codes: int64 `(B, g, g)`; g is the edge of the target grid.
         seeds: one per picture.
         sampling: temperature and filters.
+        on_window: called after each of the nine windows, for progress bars.
 
     Raises:
         UserError: the layout is not one of super-resolution, or the grid is not the model's.
@@ -96,20 +107,5 @@ def magnify(
             known=result[region].flatten(1),
         )
         result[region] = torch.tensor(filled).view(result[region].shape)
+        on_window()
     return result
-
-
-def magnify_slots(template: Template) -> tuple[str, str]:
-    """Names of the text slot and of the small grid; raises UserError for a layout that is not super-resolution."""
-    texts = [slot.name for slot in template.slots if isinstance(slot, TextSlot)]
-    grids = [slot for slot in template.slots if isinstance(slot, CodeSlot) and slot != template.target]
-    target = template.target
-    if (
-        not (len(texts) == len(grids) == 1 and isinstance(target, CodeSlot))
-        or (2 * grids[0].grid[0], 2 * grids[0].grid[1]) != target.grid
-    ):
-        raise UserError(
-            f"this model's layout, {template.layout}, is not one of super-resolution (a grid, then one of twice its "
-            "edge); give a run of task=super_resolution"
-        )
-    return texts[0], grids[0].name

@@ -14,7 +14,7 @@ from cogview_pl.checkpoints.store import SequenceModel, load_sequence_model
 from cogview_pl.errors import UserError
 from cogview_pl.generation.fill import fill
 from cogview_pl.generation.filters import Sampling
-from cogview_pl.vocab import CodeSlot
+from cogview_pl.vocab import CodeSlot, is_text_to_picture
 
 
 class CogView:
@@ -34,8 +34,11 @@ class CogView:
         if device is not None:
             self.transformer.to(device)
             self.image_tokenizer.to(device)
-        if not isinstance(self.template.target, CodeSlot):
-            raise UserError(f"this model writes {self.template.target.name}, not pictures; give a run of task=pretrain")
+        if not is_text_to_picture(self.template):
+            raise UserError(
+                f"this model's layout, {self.template.layout}, is not a text, then a picture; give a run of "
+                "task=pretrain or task=style (a super-resolution model goes into upscale_with= or task=magnify)"
+            )
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str | None = None) -> CogView:
@@ -120,8 +123,20 @@ class CogView:
         sampling: Sampling,
         on_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """Codes `(B, y, x)`, on the CPU, for tokenised prompts, one seed each."""
-        rows = fill(self.transformer, self.template, prompts, seeds=seeds, sampling=sampling, on_step=on_step)
+        """Codes `(B, y, x)`, on the CPU, for tokenised prompts, one seed each.
+
+        Raises:
+            UserError: guidance with `norm_scope="tensor"`.
+        """
+        rows = fill(
+            self.transformer,
+            self.template,
+            prompts,
+            seeds=seeds,
+            sampling=sampling,
+            unconditional=[self.template.prompt({"text": []})] * len(prompts) if sampling.guided else None,
+            on_step=on_step,
+        )
         return torch.tensor(rows).view(len(rows), *self.grid)
 
     @torch.inference_mode()

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cogview_pl.errors import UserError
 from cogview_pl.transformer import Transformer
-from cogview_pl.vocab import CodeSlot, Template, TextSlot
+from cogview_pl.vocab import Template, TextSlot, caption_slots
 
 
 @torch.inference_mode()
@@ -65,16 +65,6 @@ def caption_losses(model: Transformer, template: Template, texts: Sequence[Seque
     """Caption loss `(B,)`: mean negative log-likelihood per text token (nats); arguments as above."""
     sums, counts = caption_log_likelihoods(model, template, texts, codes)
     return -sums / counts.clamp(min=1)
-
-
-def caption_slots(template: Template) -> tuple[str, str]:
-    """Names of the text slot and the image slot of a captioner; raises UserError for any other layout."""
-    grids = [slot.name for slot in template.slots if isinstance(slot, CodeSlot)]
-    if not isinstance(template.target, TextSlot) or len(grids) != 1:
-        raise UserError(
-            f"this model's layout, {template.layout}, does not write text about a picture; give a run of task=caption"
-        )
-    return template.target.name, grids[0]
 
 
 def _padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:

@@ -9,20 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cogview_pl.config import Config
-from cogview_pl.tasks.run_folder import RunFolder
+from cogview_pl.tasks.report import Stage, write_report
+from cogview_pl.tasks.run_folder import Metrics, RunFolder
 
 _log = logging.getLogger(__name__)
 
-RunStage = Callable[[list[str]], tuple[Path, dict[str, float]]]
+RunStage = Callable[[list[str]], tuple[Path, Metrics]]
 """Runs one task from its overrides; returns its folder and metrics."""
 
 
-def run(config: Config, folder: RunFolder, run_stage: RunStage) -> dict[str, float]:
-    """Run every stage of `stages`; returns the union of their metrics (later stages win).
+def run(config: Config, folder: RunFolder, run_stage: RunStage) -> Metrics:
+    """Run every stage of `stages` and write `report.html`; returns the union of their metrics (later stages win).
 
     `perf/` keys get the stage's name, since every stage has its own: `perf/pretrain_tokens_per_s`, `perf/pretrain_s`.
     """
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float | str] = {}
+    finished: dict[str, Stage] = {}
     for number, (name, overrides) in enumerate(config.stages.items(), start=1):
         _log.info("[%d/%d] %s", number, len(config.stages), name)
         started = time.perf_counter()
@@ -30,9 +32,11 @@ def run(config: Config, folder: RunFolder, run_stage: RunStage) -> dict[str, flo
         seconds = time.perf_counter() - started
         metrics |= {key.replace("perf/", f"perf/{name}_", 1): value for key, value in found.items()}
         metrics[f"perf/{name}_s"] = round(seconds, 1)
+        finished[name] = Stage(stage, found, seconds)
         _log.info("[%d/%d] %s took %.0f s: %s", number, len(config.stages), name, seconds, stage)
         for sheet in (stage / "reconstructions.png", stage / "samples" / "grid.png"):
             if sheet.exists():
                 shutil.copy(sheet, folder / f"{name}.png")
                 _log.info("pictures: %s", folder / f"{name}.png")
+    _log.info("report: %s", write_report(folder.path, config.task, finished))
     return metrics

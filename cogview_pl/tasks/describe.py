@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from tqdm import tqdm
 
 from cogview_pl.checkpoints.store import ImageTokenizer, SequenceModel
 from cogview_pl.config import Config, ToyDataConfig
-from cogview_pl.data.images import SampleError, find_pictures, load_picture
 from cogview_pl.data.samples import Skipped
 from cogview_pl.data.toy import score_captions
 from cogview_pl.errors import UserError
@@ -24,6 +22,7 @@ from cogview_pl.generation import Sampling
 from cogview_pl.generation.companions import Captioner
 from cogview_pl.generation.sheet import contact_sheet, load_font
 from cogview_pl.tasks.models import inference_device
+from cogview_pl.tasks.pictures import load_images, write_records
 from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.tasks.sources import open_images
 
@@ -51,7 +50,7 @@ def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[s
     load_font(config.font, 12)
     device, dtype = inference_device(config)
     captioner = Captioner(loaded, device, dtype)
-    pictures = _pictures(config, loaded.image_tokenizer.settings["image_size"])
+    pictures = _pictures(config, folder, loaded.image_tokenizer.settings["image_size"])
     started = time.perf_counter()
     codes = encode([picture.image for picture in pictures], loaded.image_tokenizer, device, config.sampler.batch_size)
     sampling = Sampling(config.sampler.temperature, config.sampler.top_k, config.sampler.top_p)
@@ -84,28 +83,13 @@ def encode(images: Sequence[Tensor], tokenizer: ImageTokenizer, device: str, bat
     return torch.cat(parts)
 
 
-def _pictures(config: Config, size: int) -> list[Picture]:
+def _pictures(config: Config, folder: RunFolder, size: int) -> list[Picture]:
     if config.images is None:
         source = open_images(config.data, "val")
         samples = [source[index] for index in range(min(config.num_prompts, len(source)))]
         return [Picture(s.key, s.image, s.text) for s in samples if not isinstance(s, Skipped)]
-    files = _files(config.images)
-    pictures = []
-    for file in files:
-        try:
-            pictures.append(Picture(str(file), load_picture(file, size), None))
-        except SampleError as error:
-            _log.warning("left out: %s: %s", file, error)
-    if not pictures:
-        raise UserError(f"images={config.images}: none of the {len(files)} pictures can be read")
-    return pictures
-
-
-def _files(given: object) -> list[Path]:
-    if isinstance(given, str):
-        files = list(find_pictures(Path(given))) if Path(given).is_dir() else [Path(given)]
-    else:
-        files = [Path(str(file)) for file in given]  # type: ignore[attr-defined]
-    if not files:
-        raise UserError(f"images={given} holds no pictures; give a picture, a folder or a list of pictures")
-    return files
+    files, images, skipped = load_images(config.images, size)
+    if skipped:
+        write_records(folder / "skipped.jsonl", skipped)
+        _log.warning("left out: %d pictures that cannot be read, listed in %s", len(skipped), folder / "skipped.jsonl")
+    return [Picture(file, image, None) for file, image in zip(files, images, strict=True)]

@@ -15,6 +15,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
+from cogview_pl.checkpoints.store import SequenceModel
 from cogview_pl.config import Config, ToyDataConfig
 from cogview_pl.data.toy import score
 from cogview_pl.errors import UserError
@@ -39,14 +40,11 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         return describe(config, folder, loaded)
     if config.images is not None:
         raise UserError("images: this model paints from text; set prompts, or init_from to a run of task=caption")
-    studio = open_studio(config, loaded)
-    prompts = read_prompts(config)
-    studio.painter.tokenise(prompts)  # too long a prompt must not surface after an hour of painting,
-    load_font(config.font, 12)  # nor a font file that is missing
+    studio, prompts = ready_to_paint(config, loaded)
     started = time.perf_counter()
-    paintings = _paint(config, folder, studio, prompts)
+    paintings = paint(config, folder, studio, prompts)
     seconds = time.perf_counter() - started
-    _contact_sheet(config, folder, prompts, paintings)
+    save_sheet(config, folder, prompts, paintings)
     painted = len(prompts) * config.num_images
     metrics = {
         "generate/pictures": len(paintings),
@@ -58,6 +56,15 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     if config.prompts is None and isinstance(config.data, ToyDataConfig) and config.upscale_with is None:
         metrics |= _judge([painting.prompt for painting in paintings], [painting.picture for painting in paintings])
     return metrics
+
+
+def ready_to_paint(config: Config, loaded: SequenceModel) -> tuple[Studio, list[str]]:
+    """The models and the prompts; raises UserError for whatever must not surface after an hour of painting."""
+    studio = open_studio(config, loaded)
+    prompts = read_prompts(config)
+    studio.painter.tokenise(prompts)
+    load_font(config.font, 12)
+    return studio, prompts
 
 
 def read_prompts(config: Config) -> list[str]:
@@ -87,7 +94,7 @@ def read_prompts(config: Config) -> list[str]:
     return prompts
 
 
-def _paint(config: Config, folder: RunFolder, studio: Studio, prompts: list[str]) -> list[Painting]:
+def paint(config: Config, folder: RunFolder, studio: Studio, prompts: list[str]) -> list[Painting]:
     """Paint and save in order; a picture is on disk as soon as its batch of prompts is done."""
     prompts_at_once = max(1, config.sampler.batch_size // config.num_images)
     paintings: list[Painting] = []
@@ -123,7 +130,8 @@ def _record(painting: Painting, file: Path) -> dict[str, object]:
     return record
 
 
-def _contact_sheet(config: Config, folder: RunFolder, prompts: list[str], paintings: list[Painting]) -> None:
+def save_sheet(config: Config, folder: RunFolder, prompts: list[str], paintings: list[Painting]) -> None:
+    """Write the contact sheet of the first prompts."""
     each = len(paintings) // len(prompts)
     rows = [
         (prompt, [painting.picture for painting in paintings[i * each : (i + 1) * each]])

@@ -64,10 +64,14 @@ def _generation_memory(config: Config, figures: dict[str, float]) -> dict[str, f
     """Bytes that stay allocated while painting: all models are loaded at once, one of them fills its cache."""
     size = weights_dtype(config).itemsize
     models = 1 + (config.rerank_with is not None) + (config.upscale_with is not None)
-    template = config.upscale_template if config.upscale_with is not None else config.template
     vocabulary = Vocabulary(config.image_tokenizer.num_codes, config.text.num_pieces)
-    length = build_template(layout_settings(config, template), vocabulary).length
-    cached = 2 * config.model.num_layers * config.model.width * length  # a key and a value per layer and position
+    positions = build_template(layout_settings(config, config.template), vocabulary).length
+    if config.sampler.guidance != 1:
+        positions *= 2  # every picture is painted with and without its text, side by side
+    if config.upscale_with is not None:
+        enlarging = build_template(layout_settings(config, config.upscale_template), vocabulary).length
+        positions = max(positions, enlarging)
+    cached = 2 * config.model.num_layers * config.model.width * positions  # a key and a value per layer and position
     pictures = min(config.sampler.batch_size, config.num_images * _num_prompts(config))
     parts = {
         "memory/sequence_models_bytes": models * figures["sequence_model/parameters"] * size,

@@ -16,6 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from cogview_pl.errors import UserError
 
+Metrics = Mapping[str, "float | str"]
+"""What a verb returns; texts only in the protocol of task=evaluate."""
+
 _LATEST = "latest"
 
 
@@ -48,7 +51,7 @@ class RunFolder:
             (self / "config.yaml").unlink(missing_ok=True)
             self.path.rmdir()
 
-    def finish(self, metrics: Mapping[str, float]) -> None:
+    def finish(self, metrics: Metrics) -> None:
         """Write `metrics.json` and point `latest` here."""
         temporary = self / "metrics.json.tmp"
         temporary.write_text(json.dumps(dict(sorted(metrics.items())), indent=2, ensure_ascii=False) + "\n")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from cogview_pl.config import DataConfig, FolderDataConfig, ToyDataConfig, WebDatasetConfig
-from cogview_pl.data.images import FolderDataset
+from cogview_pl.data.folder import FolderDataset
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.shards import ShardDataset
 from cogview_pl.data.skips import require_readable
@@ -32,6 +33,14 @@ def open_images(data: DataConfig, split: str) -> CaptionedImages:
     return images
 
 
+def at_twice_the_size(data: DataConfig) -> DataConfig:
+    """The same source, its pictures with twice the edge; smaller ones have nothing to teach and are skipped."""
+    size = 2 * data.image_size
+    if isinstance(data, FolderDataConfig | WebDatasetConfig):
+        return replace(data, image_size=size, min_size=max(size, data.min_size))
+    return replace(data, image_size=size)
+
+
 def _open(data: DataConfig, split: str) -> CaptionedImages:
     if isinstance(data, ToyDataConfig):
         return ToyDataset(
@@ -41,11 +50,21 @@ def _open(data: DataConfig, split: str) -> CaptionedImages:
             resolution=data.image_size,
             language=data.language,
             styles=data.styles,
-            style_in_caption=data.style_in_caption,
+            style_patterns=data.style_patterns,
             object_probabilities=data.object_probabilities,
         )
     if isinstance(data, FolderDataConfig):
-        return FolderDataset(data.root, split, data.image_size, data.val_fraction, data.caption_field)
+        return FolderDataset(
+            data.root,
+            split,
+            data.image_size,
+            data.val_fraction,
+            data.caption_field,
+            styles=data.styles,
+            style_field=data.style_field,
+            style_patterns=data.style_patterns,
+            min_size=data.min_size,
+        )
     assert isinstance(data, WebDatasetConfig)
     return ShardDataset(
         data.urls,
@@ -54,4 +73,8 @@ def _open(data: DataConfig, split: str) -> CaptionedImages:
         split=split,
         val_urls=data.val_urls,
         val_fraction=data.val_fraction,
+        style_field=data.style_field,
+        styles=data.styles,
+        style_patterns=data.style_patterns,
+        min_size=data.min_size,
     )

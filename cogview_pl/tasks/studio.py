@@ -15,6 +15,7 @@ from cogview_pl.config import Config
 from cogview_pl.errors import UserError
 from cogview_pl.generation import CogView, Sampling
 from cogview_pl.generation.companions import Captioner, Upscaler, require_same_codes
+from cogview_pl.generation.fill import check_guidance
 from cogview_pl.tasks.models import inference_device, open_sequence_model
 from cogview_pl.tasks.run_folder import predecessor
 
@@ -34,7 +35,7 @@ class Painting:
 
 @dataclass(frozen=True)
 class Studio:
-    """Painter, captioner and upscaler, and how tokens are drawn."""
+    """Painter, captioner and upscaler, and how tokens are drawn; guidance is the painter's alone."""
 
     painter: CogView
     captioner: Captioner | None
@@ -70,7 +71,8 @@ class Studio:
 
     def _pictures(self, texts: Sequence[str], codes: Tensor, seeds: Sequence[int]) -> Iterator[Image.Image]:
         if self.upscaler is not None:
-            codes = self.upscaler.double(texts, codes, seeds=seeds, sampling=self.sampling, batch_size=self.batch_size)
+            plain = self.sampling.without_guidance()  # the upscaler follows the picture
+            codes = self.upscaler.double(texts, codes, seeds=seeds, sampling=plain, batch_size=self.batch_size)
         for start in range(0, len(codes), self.batch_size):
             yield from map(to_pil_image, self.painter.decode(codes[start : start + self.batch_size]))
 
@@ -86,11 +88,15 @@ def open_studio(config: Config, loaded: SequenceModel) -> Studio:
     """The painter `loaded`, and the other models that the configuration names.
 
     Raises:
-        UserError: one is missing, has another layout, or its codes mean something else than the painter's.
+        UserError: one is missing, has another layout, or its codes mean something else than the painter's; guidance
+            of a painter that cannot be guided.
     """
     device, dtype = inference_device(config)
     if config.keep is not None and config.rerank_with is None:
         raise UserError(f"keep={config.keep} keeps the best pictures, and nothing ranks them; set rerank_with")
+    options = config.sampler
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.guidance)
+    check_guidance(loaded.model, sampling)
     painter = CogView(loaded, device)
     painter.transformer.to(dtype)
     captioner = upscaler = None
@@ -104,8 +110,7 @@ def open_studio(config: Config, loaded: SequenceModel) -> Studio:
         upscaler = Upscaler(found, device, dtype)
         if upscaler.grid != painter.grid:
             raise UserError(f"upscale_with: the model takes {upscaler.grid} codes, the painter makes {painter.grid}")
-    sampling = Sampling(config.sampler.temperature, config.sampler.top_k, config.sampler.top_p)
-    return Studio(painter, captioner, upscaler, sampling, config.sampler.batch_size)
+    return Studio(painter, captioner, upscaler, sampling, options.batch_size)
 
 
 def _best(numbers: Sequence[int], losses: Sequence[float] | None) -> list[int]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
-from cogview_pl.checkpoints.store import ImageTokenizer, save_image_tokenizer
+from cogview_pl.checkpoints.store import ImageTokenizer, SequenceModel, save_image_tokenizer
 from cogview_pl.config import Config, StoreFormat
 from cogview_pl.data.codes import StoreWriter
 from cogview_pl.data.released import TEXT_LENGTH
@@ -16,7 +20,7 @@ from cogview_pl.data.skips import ImageBatch, SkipLog, collate_images, enough_to
 from cogview_pl.errors import UserError
 from cogview_pl.tasks.models import open_image_tokenizer
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
-from cogview_pl.tasks.sources import CaptionedImages, open_images
+from cogview_pl.tasks.sources import CaptionedImages, at_twice_the_size, open_images
 from cogview_pl.vocab import TextTokenizer
 
 STORE = "store"
@@ -27,11 +31,26 @@ _SPLITS = ("train", "val")
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Tokenise both splits; returns counts and speed."""
-    vqvae_run = predecessor(config.outputs, "vqvae", "image_tokenizer.path", config.image_tokenizer.path)
-    images = open_image_tokenizer(config, vqvae_run, "image_tokenizer.path")
+    return tokenise(config, folder.path, None)
+
+
+def tokenise(config: Config, folder: Path, start: SequenceModel | None) -> dict[str, float]:
+    """Write `store/`, `text.model`, `image_tokenizer/` and maybe `skipped.jsonl` into a folder, or go on with them.
+
+    Args:
+        config: `data`, `store` and `text` are what it is about.
+        folder: the folder, which exists.
+        start: a model whose tokenizers are to be used; None: the image tokenizer of the newest vqvae run (or
+            `image_tokenizer.path`), and `text.model` or a text tokenizer that is learned from the captions.
+
+    Raises:
+        UserError: the pictures, the tokenizers or an unfinished store do not fit together.
+    """
+    images = start.image_tokenizer if start else _image_tokenizer(config)
     _check_size(config, images)
-    sources = {split: open_images(config.data, split) for split in _SPLITS}
-    text = _text_tokenizer(config, folder, sources["train"])
+    source_config = at_twice_the_size(config.data) if config.store.large else config.data
+    sources = {split: open_images(source_config, split) for split in _SPLITS}
+    text = _text_tokenizer(config, folder / TEXT_MODEL, start.text if start else None, sources["train"])
     row_format = config.store.format
     writer = StoreWriter(
         folder / STORE,
@@ -43,6 +62,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         image_tokenizer=images.identity,
         splits={split: len(source) for split, source in sources.items()},
         format=row_format.value,
+        large=config.store.large,
     )
     save_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER, images)
     total = sum(map(len, sources.values()))
@@ -50,20 +70,20 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     seen_before = sum(writer.resume_index(split) for split in _SPLITS)
     skips.load_state({"seen": seen_before, "skipped": skips.count})
     started = time.perf_counter()
-    for split, source in sources.items():
-        _tokenise(config, split, source, images, text, writer, skips)
-    writer.finish()
-    seen = total - seen_before
+    if not writer.header.complete:
+        for split, source in sources.items():
+            _tokenise_split(config, split, source, images, text, writer, skips)
+        writer.finish()
     return {
         **{f"tokenize/rows_{name}": split.rows for name, split in writer.header.splits.items()},
         "tokenize/captions_cut": sum(split.truncated for split in writer.header.splits.values()),
         "tokenize/skipped": skips.count,
         "tokenize/num_pieces": text.num_pieces,
-        "perf/pictures_per_s": seen / (time.perf_counter() - started),
+        "perf/pictures_per_s": (total - seen_before) / (time.perf_counter() - started),
     }
 
 
-def _tokenise(
+def _tokenise_split(
     config: Config,
     split: str,
     source: CaptionedImages,
@@ -73,7 +93,8 @@ def _tokenise(
     skips: SkipLog,
 ) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = images.model.to(device).to(memory_format=torch.channels_last)
+    images.model.to(device).to(memory_format=torch.channels_last)
+    size = images.settings["image_size"]
     start = writer.resume_index(split)
     loader: DataLoader[ImageBatch] = DataLoader(
         Subset(source, range(start, len(source))),  # type: ignore[arg-type]
@@ -86,18 +107,33 @@ def _tokenise(
             seen = len(batch.images) + len(batch.skipped)
             skips.add(batch.skipped, seen)
             start += seen
-            codes = torch.empty(0, *images.grid, dtype=torch.long)
-            if len(batch.images):
-                codes = model.encode(batch.images.to(device).float() / 255).cpu()
+            pictures = batch.images.to(device)
+            codes = _codes(images, pictures, size)
+            large = _codes(images, pictures, 2 * size) if config.store.large else None
             pieces = [text.encode(caption) for caption in batch.texts]
-            writer.append(split, pieces, codes, batch.keys, start)
+            writer.append(split, pieces, codes, batch.keys, start, large)
             progress.update(seen)
 
 
-def _text_tokenizer(config: Config, folder: RunFolder, train: CaptionedImages) -> TextTokenizer:
+def _codes(images: ImageTokenizer, pictures: Tensor, edge: int) -> Tensor:
+    """Codes, on the CPU, of pictures `(B, 3, Y, X)` resized to an edge."""
+    if not len(pictures):
+        grid = edge // images.model.downsampling
+        return torch.empty(0, grid, grid, dtype=torch.long)
+    pictures = resize(pictures, [edge, edge], InterpolationMode.BICUBIC, antialias=True)
+    return images.model.encode(pictures.float() / 255).cpu()
+
+
+def _image_tokenizer(config: Config) -> ImageTokenizer:
+    path = predecessor(config.outputs, "vqvae", "image_tokenizer.path", config.image_tokenizer.path)
+    return open_image_tokenizer(config, path, "image_tokenizer.path")
+
+
+def _text_tokenizer(config: Config, file: Path, given: TextTokenizer | None, train: CaptionedImages) -> TextTokenizer:
     """The given one, that of the interrupted run, or one learned from the captions."""
-    file = folder / TEXT_MODEL
-    if config.text.model is not None:
+    if given is not None:
+        tokenizer = given
+    elif config.text.model is not None:
         tokenizer = TextTokenizer.load(config.text.model)
     elif file.exists():
         return TextTokenizer.load(file)

@@ -39,7 +39,8 @@ def test_describes_what_can_be_read(cli, home: Path, pictures: Path) -> None:
     run = home / "outputs" / "generate" / "latest"
     assert [Path(str(record["file"])).name for record in records(run / "samples.jsonl")] == ["0.png", "1.png"]
     assert all(isinstance(record["caption"], str) for record in records(run / "samples.jsonl"))
-    assert "damaged.png" in ended.stdout + ended.stderr
+    assert [Path(str(record["file"])).name for record in records(run / "skipped.jsonl")] == ["damaged.png"]
+    assert "1 pictures" in ended.stdout + ended.stderr
     assert (run / "samples" / "grid.png").exists()
 
 
@@ -66,8 +67,8 @@ def test_mistakes(cli, home: Path, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n')
     (tmp_path / "gone.jsonl").write_text('{"prompt": "a", "file": "gone.png"}\n')
     cases = [
-        (["task=caption", "outputs=nowhere"], ["data.store", "task=tokenize"]),
-        (["task=caption", "outputs=nowhere", "data.store=outputs/tokenize/latest"], ["init_from", "task=pretrain"]),
+        (["task=caption", "outputs=nowhere"], ["init_from", "task=pretrain"]),
+        (["task=caption", "outputs=nowhere", "init_from=outputs/pretrain/latest"], ["data.store", "task=tokenize"]),
         (["task=generate", "init_from=outputs/caption/latest", "prompts=[红色]"], ["prompts", "images"]),
         (["task=generate", "init_from=outputs/pretrain/latest", f"images={pictures}"], ["images", "task=caption"]),
         (["task=generate", "images=nowhere.png"], ["images=nowhere.png"]),

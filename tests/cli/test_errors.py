@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -57,7 +59,29 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "no_styles": ([*FIRST_TASK, "data.styles=[]"], ["data.styles"]),
     "object_probabilities": ([*FIRST_TASK, "data.object_probabilities=[0,0,0]"], ["data.object_probabilities"]),
     "folder_missing": ([*FIRST_TASK, "data=folder", "data.root=/nowhere"], ["data.root", "/nowhere"]),
-    "folder_not_given": ([*FIRST_TASK, "data=folder"], ["data.root"]),
+    "folder_not_given": ([*FIRST_TASK, "data=folder"], ["data.root", "data.styles"]),
+    "folder_given_twice": (
+        [*FIRST_TASK, "data=folder", "data.root={good}", "data.styles={oil: {good}}"],
+        ["data.root={good}", "data.styles"],
+    ),
+    "style_folder_missing": (
+        [*FIRST_TASK, "data=folder", "data.styles={油画: {good}, 素描: /nowhere}"],
+        ["data.styles.素描=/nowhere"],
+    ),
+    "style_pattern": ([*FIRST_TASK, "data.style_patterns=[{style}风格]"], ["data.style_patterns", "'{style}风格'"]),
+    "patterns_without_styles": (
+        [*FIRST_TASK, "data=folder", "data.root={good}", "data.style_patterns=[{style}风格的{text}]"],
+        ["data.style_patterns", "data.styles", "data.style_field"],
+    ),
+    "style_not_in_data": (
+        [*FIRST_TASK, "data=webdataset", "data.urls={shard}", "data.style_field=style", "data.styles=[油画,水墨]"],
+        ["data.styles", "水墨", "data.style_field=style", "油画, 素描"],
+    ),
+    "smaller_pictures": (
+        [*FIRST_TASK, "data=folder", "data.root={good}", "data.min_size=65"],
+        ["64x64", "data.min_size=65"],
+    ),
+    "min_size": ([*FIRST_TASK, "data=folder", "data.root={good}", "data.min_size=-1"], ["data.min_size", "-1"]),
     "folder_without_captions": ([*FIRST_TASK, "data=folder", "data.root={plain}"], ["data.root={plain}", ".txt"]),
     "folder_unreadable": ([*FIRST_TASK, "data=folder", "data.root={corrupt}"], ["data", "00.png"]),
     "val_fraction": (
@@ -122,6 +146,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "temperature": (["task=generate", "sampler.temperature=-1"], ["sampler.temperature", "-1"]),
     "top_p": (["task=generate", "sampler.top_p=0"], ["sampler.top_p", "0"]),
     "top_k": (["task=generate", "sampler.top_k=-5"], ["sampler.top_k", "-5"]),
+    "guidance": (["task=generate", "sampler.guidance=-1"], ["sampler.guidance", "-1"]),
     # resume
     "nothing_to_resume": (["task=vqvae", "resume=true", "outputs={empty}"], ["resume=true", "last.ckpt"]),
     "resume_path_missing": (["task=pretrain", "resume=/nowhere"], ["resume=/nowhere"]),
@@ -149,6 +174,14 @@ def places(chain, tmp_path_factory) -> dict[str, Path]:
     for name, count in (("corrupt", 1), ("good", 6)):
         for number in range(count):
             (found[name] / f"{number:02d}.txt").write_text("红色")
+    found["shard"] = root / "styles.tar"
+    with tarfile.open(found["shard"], "w") as tar:
+        for number, style in enumerate(("油画", "素描")):
+            fields = json.dumps({"caption": "红色", "style": style}).encode()
+            for name, content in (("png", (found["good"] / "00.png").read_bytes()), ("json", fields)):
+                member = tarfile.TarInfo(f"{number}.{name}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
 
     def copy(name: str, task: str) -> Path:
         found[name] = root / name

@@ -135,6 +135,7 @@ def test_mistakes(cli, release: Path, options: list[str], tmp_path: Path) -> Non
         ([*paint, f"rerank_with={tmp_path}/sr"], ["layout", "task=caption"]),
         ([*paint, f"upscale_with={release}/cogview-caption"], ["upscale_with", "cogview-caption"]),
         ([*paint, "keep=1"], ["keep=1", "rerank_with"]),
+        ([*paint, "compat=official", "sampler.guidance=3"], ["sampler.guidance=3", "compat=official"]),
         ([*paint, f"image_tokenizer.path={release}/hostile.pt"], ["image_tokenizer.path", "refused", "system"]),
         ([*paint, f"image_tokenizer.path={tmp_path}/truncated.pt"], ["truncated.pt", "damaged"]),
         ([*paint, f"image_tokenizer.path={release}/cogview-base/1/mp_rank_00_model_states.pt"], ["module"]),

@@ -1,10 +1,9 @@
-"""Pictures, captions of a folder, and what is done about the bad ones."""
+"""Pictures, splits, and what is done about the bad ones."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cogview_pl.data.images import FolderDataset, PictureError, find_captions, load_picture, split_indices
+from cogview_pl.data.images import PictureError, load_picture, split_indices
 from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.skips import SkipLog, collate_images, enough_to_judge, require_readable
+from cogview_pl.data.skips import SkipLog, collate_images, enough_to_judge
 from cogview_pl.errors import UserError
 
 
@@ -173,160 +172,16 @@ def test_other_pictures_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         load_picture(tmp_path, 8)
 
 
-# --- find_captions
+def test_pictures_that_are_smaller_than_asked_are_refused() -> None:
+    small = noise(48, 64)
+    with pytest.raises(PictureError, match=r"^48x64 is smaller than data\.min_size=49$"):
+        load_picture(encoded(small, "PNG"), 8, min_size=49)
+    assert torch.equal(load_picture(encoded(small, "PNG"), 8, 48), load_picture(encoded(small, "PNG"), 8))
+    large = encoded(noise(512, 512), "JPEG")  # may be decoded at a fraction of its size
+    assert load_picture(large, 8, min_size=512).shape == (3, 8, 8)
 
 
-def folder(root: Path, names: list[str]) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), "red").save(root / name)
-    return root
-
-
-def listing(root: Path, name: str, content: str, encoding: str = "utf-8") -> Path:
-    (root / name).write_text(content, encoding=encoding)
-    return root
-
-
-JSONL = (
-    '{"file_name": "a.png", "text": " 熊猫 ", "en": "panda"}\n\n{"file_name": "s/b.png", "text": "猫", "en": "cat"}\n'
-)
-CSV = 'file_name,text,en\na.png, 熊猫 ,panda\ns/b.png,猫,"cat"\n'
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("metadata.jsonl", JSONL),
-        ("captions.jsonl", JSONL.replace("file_name", "image").replace("\n", "\r\n")),
-        ("captions.jsonl", JSONL.replace("file_name", "path").replace('"text"', '"caption"')),
-        ("captions.jsonl", JSONL.replace('"猫"', '["猫", "小猫"]')),
-        ("captions.csv", CSV),
-        ("metadata.csv", CSV.replace("\n", "\r\n").replace("text", "caption")),
-        ("captions.tsv", CSV.replace(",", "\t")),
-        ("metadata.tsv", CSV.replace(",", "\t")),
-    ],
-)
-def test_listings(tmp_path: Path, name: str, content: str, encoding: str) -> None:
-    folder(tmp_path, ["a.png", "s/b.png"])
-    listing(tmp_path, name, content, encoding)
-    assert find_captions(tmp_path) == [("a.png", "熊猫"), ("s/b.png", "猫")]
-    assert find_captions(str(tmp_path), "en") == [("a.png", "panda"), ("s/b.png", "cat")]
-
-
-def test_a_quoted_caption_may_hold_separators_and_lines(tmp_path: Path) -> None:
-    folder(tmp_path, ["a.png"])
-    listing(tmp_path, "captions.csv", 'file_name,text\na.png,"一,二\n""三"""\n')
-    assert find_captions(tmp_path) == [("a.png", '一,二\n"三"')]
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_a_text_file_beside_each_picture(tmp_path: Path, encoding: str) -> None:
-    folder(tmp_path, ["b.png", "s/a.JPG", ".hidden/c.png", "._b.png", "nocaption.gif"])
-    listing(tmp_path, "b.txt", "红色的圆\n", encoding)
-    listing(tmp_path / "s", "a.txt", "方块", encoding)
-    listing(tmp_path, "README.txt", "not a caption")
-    assert find_captions(tmp_path) == [("b.png", "红色的圆"), ("nocaption.gif", ""), ("s/a.JPG", "方块")]
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda root: root / "gone", r"data\.root=\S*gone does not exist; set it to"),
-        (lambda root: listing(root, "f", "") / "f", r"data\.root=\S*f is not a folder"),
-        (lambda root: root, r"has no captions; add one of metadata\.jsonl, .*captions\.tsv.* or one \.txt"),
-        (lambda root: listing(root, "captions.jsonl", "\n"), r"captions\.jsonl lists no pictures"),
-        (lambda root: listing(root, "captions.csv", ""), r"captions\.csv lists no pictures"),
-        (
-            lambda root: listing(root, "captions.jsonl", '{"image": "a.png", "text": "t"}\n{"image": '),
-            r"captions\.jsonl:2 is not JSON",
-        ),
-        (lambda root: listing(root, "captions.jsonl", "[1]"), r"captions\.jsonl:1 is not a JSON object"),
-        (
-            lambda root: listing(root, "captions.jsonl", '{"text": "t"}'),
-            r"jsonl:1 names no picture.*fields here: text",
-        ),
-        (
-            lambda root: listing(root, "captions.jsonl", '{"image": "a.png", "zh": "t", "en": "t"}'),
-            r"jsonl:1 has no field text or caption; set data\.caption_field to one of: image, zh, en",
-        ),
-        (
-            lambda root: listing(root, "captions.jsonl", '{"image": "a.png", "text": 3}'),
-            r":1, text: .* not text but 3",
-        ),
-        (
-            lambda root: listing(root, "captions.csv", "file_name,text\na.png,t,u\n"),
-            r"csv:2 has 3 columns, .* has 2",
-        ),
-        (lambda root: listing(root, "captions.csv", 'file_name,text\na.png,"t\n'), r"csv:2 is malformed"),
-        (
-            lambda root: listing(root, "captions.csv", "file_name,text\na.png,熊\n", "gbk"),
-            r"csv is not UTF-8",
-        ),
-        (
-            lambda root: listing(root, "captions.csv", "file_name,text\nx.png,t\ny.png,t\n"),
-            r"none of the 2 listed pictures exists, the first is \S*x\.png",
-        ),
-        (lambda root: listing(root, "a.txt", "熊", "utf-16"), r"a\.txt is not UTF-8"),
-    ],
-)
-def test_what_is_wrong_with_a_folder(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
-    root = make(folder(tmp_path, ["a.png"]))
-    with pytest.raises(UserError, match=message) as error:
-        find_captions(root)
-    one_line(error)
-
-
-def test_an_unknown_caption_field_is_named(tmp_path: Path) -> None:
-    listing(folder(tmp_path, ["a.png"]), "captions.csv", CSV)
-    with pytest.raises(UserError, match=r"csv:2 has no field zh; .* one of: file_name, text, en"):
-        find_captions(tmp_path, "zh")
-
-
-# --- FolderDataset
-
-
-def captioned(root: Path, names: list[str]) -> Path:
-    return listing(folder(root, names), "captions.csv", "file_name,text\n" + "".join(f"{n},图{n}\n" for n in names))
-
-
-def test_folder_samples(tmp_path: Path) -> None:
-    names = ["a.png", "b.png"]
-    dataset = FolderDataset(captioned(tmp_path, names), "train", 4, 0.0)
-    assert dataset.texts() == [dataset.text(0), dataset.text(1)] == ["图a.png", "图b.png"]
-    sample = dataset[1]
-    assert isinstance(sample, ImageSample)
-    assert (sample.key, sample.text) == (dataset.key(1), dataset.text(1)) == ("b.png", "图b.png")
-    assert sample.image[:, 0, 0].tolist() == [255, 0, 0]
-    assert dataset[-1].key == "b.png"
-    with pytest.raises(IndexError):
-        dataset[2]
-
-
-def test_bad_samples_are_skipped_with_a_reason(tmp_path: Path) -> None:
-    folder(tmp_path, ["good.png", "empty.png"])
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    rows = ["good.png,g", "empty.png, ", "bad.png,b", "gone.png,x"]
-    listing(tmp_path, "captions.csv", "\n".join(["file_name,text", *rows]))
-    dataset = FolderDataset(tmp_path, "train", 4, 0.0)
-    assert isinstance(dataset[0], ImageSample)
-    assert dataset[1] == Skipped("empty.png", "the caption is empty")
-    assert dataset[2] == Skipped("bad.png", "not a picture in a known format, or cut off")
-    assert dataset[3] == Skipped("gone.png", "file not found")
-
-
-def test_the_split_is_a_stable_partition(tmp_path: Path) -> None:
-    names = [f"s/{i}.png" for i in range(40)]
-    root = captioned(tmp_path, names)
-    sides = {split: FolderDataset(root, split, 4, 0.25) for split in ("train", "val")}
-    keys = {split: [side.key(i) for i in range(len(side))] for split, side in sides.items()}
-    assert sorted(keys["train"] + keys["val"]) == sorted(names)
-    # Each sample keeps its side when others are taken away and the order changes.
-    fewer = list(reversed(names))[:20]
-    captioned(root, fewer)
-    later = FolderDataset(root, "val", 4, 0.25)
-    assert [later.key(i) for i in range(len(later))] == [name for name in fewer if name in keys["val"]]
+# --- splits
 
 
 def test_split_indices() -> None:
@@ -446,17 +301,3 @@ def test_collate_sets_the_skipped_aside() -> None:
     assert nothing.images.shape == (0, 3, 0, 0)
     assert nothing.images.dtype == torch.uint8
     assert (nothing.texts, nothing.keys, nothing.skipped) == ([], [], bad(1, 2))
-
-
-def test_a_data_set_without_one_readable_sample_is_refused(tmp_path: Path) -> None:
-    names = [f"{i:03d}.png" for i in range(70)]
-    dataset = FolderDataset(captioned(tmp_path, names), "train", 4, 0.0)
-    require_readable(dataset)
-    for name in names[:-1]:
-        (tmp_path / name).write_bytes(b"")
-    require_readable(dataset, limit=70)
-    with pytest.raises(UserError, match=r"none of the first 64 samples .*first: 000\.png: not a picture") as error:
-        require_readable(dataset)
-    one_line(error)
-    with pytest.raises(UserError, match="no samples"):
-        require_readable(FolderDataset(tmp_path, "val", 4, 0.0))

@@ -125,6 +125,9 @@ def test_probabilities_sum_to_one_in_fp32(sampling: Sampling, dtype: torch.dtype
         {"top_p": 1.1},
         {"top_p": math.nan},
         {"temperature": math.nan},
+        {"guidance": -0.5},
+        {"guidance": math.inf},
+        {"guidance": math.nan},
     ],
     ids=str,
 )

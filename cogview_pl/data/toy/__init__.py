@@ -1,6 +1,6 @@
 """The toy world: coloured shapes with Chinese captions, several styles, and a judge that reads them back."""
 
-from cogview_pl.data.toy.captions import LANGUAGES, STYLES, caption, parse_caption
+from cogview_pl.data.toy.captions import LANGUAGES, STYLES, caption, parse_caption, style_name
 from cogview_pl.data.toy.dataset import ToyDataset
 from cogview_pl.data.toy.draw import draw
 from cogview_pl.data.toy.judge import CaptionScore, Detected, Judge, ToyScore, score, score_captions, score_detected
@@ -15,6 +15,7 @@ from cogview_pl.data.toy.scene import (
     ObjectSpec,
     Scene,
     sample_scene,
+    styles_held_out,
 )
 
 __all__ = [
@@ -41,4 +42,6 @@ __all__ = [
     "score",
     "score_captions",
     "score_detected",
+    "style_name",
+    "styles_held_out",
 ]

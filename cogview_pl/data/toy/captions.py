@@ -74,31 +74,24 @@ _PHRASINGS = {
         ("", "the {size} {shape} {place} is {colour}", ", ", " and "),
     ),
 }
-_STYLED = {
-    "zh": ("{text}的{style}风格图像", "{style}风格的图像，{text}", "{style}风格，{text}"),
-    "en": ("{text}, in {style} style", "{style} style: {text}"),
-}
 
 
-def caption(scene: Scene, language: str, rng: np.random.Generator, style: str | None = None) -> str:
-    """Say what is in a scene, in one of several phrasings and with the objects in any order.
+def caption(scene: Scene, language: str, rng: np.random.Generator) -> str:
+    """Say what is in a scene, in one of several phrasings and with the objects in any order, in "zh" or "en".
 
-    `language` is "zh" or "en". `style`, one of `STYLES`, is named in the caption; None names none.
-
-    Raises UserError for an unknown language or style.
+    Raises UserError for an unknown language.
     """
     check_language(language)
-    if style is not None:
-        check_styles((style,))
     lead, clause, comma, last = _pick(rng, _PHRASINGS[language])
     words = _WORDS[language]
     order = np.argsort(rng.random(len(scene.objects)))
     clauses = [_clause(clause, words, scene.objects[i]) for i in order]
-    text = lead + comma.join(clauses[:-1]) + (last if clauses[1:] else "") + clauses[-1]
-    if style is None:
-        return text
-    named = {"zh": STYLES, "en": _STYLES_EN}[language][style]
-    return _pick(rng, _STYLED[language]).format(text=text, style=named)
+    return lead + comma.join(clauses[:-1]) + (last if clauses[1:] else "") + clauses[-1]
+
+
+def style_name(style: str, language: str) -> str:
+    """What captions call a style: "oil" is 油画 or oil painting."""
+    return {"zh": STYLES, "en": _STYLES_EN}[language][style]
 
 
 def parse_caption(text: str) -> tuple[ObjectSpec, ...]:

@@ -8,9 +8,17 @@ import torch
 from torch.utils.data import Dataset
 
 from cogview_pl.data.samples import ImageSample
-from cogview_pl.data.toy.captions import caption, check_language, check_styles
+from cogview_pl.data.styles import StylePatterns
+from cogview_pl.data.toy.captions import caption, check_language, check_styles, style_name
 from cogview_pl.data.toy.draw import draw
-from cogview_pl.data.toy.scene import OBJECT_PROBABILITIES, SPLITS, Scene, random_stream, sample_scene
+from cogview_pl.data.toy.scene import (
+    OBJECT_PROBABILITIES,
+    SPLITS,
+    Scene,
+    random_stream,
+    sample_scene,
+    styles_held_out,
+)
 from cogview_pl.errors import UserError
 
 # A fourth number of entropy sets these streams apart from that of the scenes.
@@ -21,8 +29,13 @@ _STYLE_STREAM = 2
 class ToyDataset(Dataset[ImageSample]):
     """`size` pictures of a split, drawn on the fly; sample i depends on the arguments and on i only.
 
-    Images are uint8 `(3, resolution, resolution)`. Each sample has one of `styles`, chosen by its index,
-    which the caption names if `style_in_caption`.
+    Images are uint8 `(3, resolution, resolution)`. Each sample has one of `styles`, drawn at random, and named in the
+    caption by one of `style_patterns` if there are any.
+
+    With patterns and two different styles or more, combinations of colour, shape and style are held out: no object of
+    split "train" is drawn in the style that its pair is kept from (`styles_held_out`), and the first object of each
+    scene of split "val" is drawn in just that one. Where the objects of a training scene leave no style, it is redrawn
+    with as many objects; that happens only where there are no more styles than objects.
 
     Raises UserError for an argument that is out of range.
     """
@@ -35,7 +48,7 @@ class ToyDataset(Dataset[ImageSample]):
         resolution: int = 64,
         language: str = "zh",
         styles: Sequence[str] = ("flat",),
-        style_in_caption: bool = False,
+        style_patterns: Sequence[str] = (),
         object_probabilities: Sequence[float] = OBJECT_PROBABILITIES,
     ) -> None:
         check_language(language)
@@ -52,7 +65,8 @@ class ToyDataset(Dataset[ImageSample]):
         self.resolution = resolution
         self.language = language
         self.styles = tuple(styles)
-        self.style_in_caption = style_in_caption
+        self._patterns = StylePatterns(style_patterns)
+        self._held_out = styles_held_out(styles) if style_patterns and len(set(styles)) > 1 else {}
         self.object_probabilities = tuple(object_probabilities)
 
     def __len__(self) -> int:
@@ -61,21 +75,44 @@ class ToyDataset(Dataset[ImageSample]):
     def __getitem__(self, i: int) -> ImageSample:
         pixels = draw(self.scene(i), self.resolution, self.style(i))
         image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-        return ImageSample(f"toy_{self.split}_{self.seed}_{i:08d}", image, self.text(i))
+        return ImageSample(self.key(i), image, self.text(i))
+
+    def key(self, i: int) -> str:
+        """The name of picture i."""
+        return f"toy_{self.split}_{self.seed}_{i:08d}"
 
     def scene(self, i: int) -> Scene:
         """What is in picture i."""
-        return sample_scene(self.seed, self.split, self._checked(i), self.object_probabilities)
+        scene = sample_scene(self.seed, self.split, self._checked(i), self.object_probabilities)
+        just_as_many = [0.0] * (len(scene.objects) - 1) + [1.0]
+        redraw = 0
+        while not self._styles_for(scene):
+            redraw += 1
+            scene = sample_scene(self.seed, self.split, i, just_as_many, redraw)
+        return scene
 
     def style(self, i: int) -> str:
         """The style of picture i."""
         rng = random_stream(self.seed, SPLITS.index(self.split), self._checked(i), _STYLE_STREAM)
-        return self.styles[int(rng.random() * len(self.styles))]
+        styles = self._styles_for(self.scene(i))
+        return styles[int(rng.random() * len(styles))]
 
     def text(self, i: int) -> str:
         """The caption of picture i, without drawing it."""
         rng = random_stream(self.seed, SPLITS.index(self.split), self._checked(i), _TEXT_STREAM)
-        return caption(self.scene(i), self.language, rng, self.style(i) if self.style_in_caption else None)
+        text = caption(self.scene(i), self.language, rng)
+        if not self._patterns:
+            return text
+        return self._patterns.apply(text, style_name(self.style(i), self.language), self.key(i))
+
+    def _styles_for(self, scene: Scene) -> tuple[str, ...]:
+        """The styles that a scene may be drawn in."""
+        if not self._held_out:
+            return self.styles
+        held_out = [self._held_out[thing.colour, thing.shape] for thing in scene.objects]
+        if self.split == "val":
+            return (held_out[0],)
+        return tuple(style for style in self.styles if style not in held_out)
 
     def _checked(self, i: int) -> int:
         if not 0 <= i < self.size:

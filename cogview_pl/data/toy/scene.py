@@ -9,12 +9,15 @@ Held out: each of the 48 (colour, shape) pairs keeps one pseudo-random place, an
 split "val" every object is one of them. A model that draws them right has learnt to combine attributes.
 Each pair of two attributes occurs in training. A validation set of *seen* combinations is split "train" with
 another seed.
+
+Finetuning on styles holds out combinations of its own (`styles_held_out`): each (colour, shape) pair is kept from one
+of the styles. Which, does not depend on the places, and each colour and each shape is trained in every style.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -38,7 +41,11 @@ OBJECT_PROBABILITIES = (0.5, 0.35, 0.15)
 _RADIUS_JITTER = 0.02  # relative
 _PLACE_JITTER = 0.012  # at most; less where the object would leave its cell
 _HELD_OUT_SECOND_PLACES = 4
-_HELD_OUT_SEED = 2105_13290  # fixed for ever: another value makes old and new figures incomparable
+# Fixed for ever: other values make old and new figures incomparable.
+_HELD_OUT_SEED = 2105_13290
+_HELD_OUT_STYLE_SEED = 2105_13291
+# A fourth number of entropy sets the stream of redrawn scenes apart from that of the first ones.
+_REDRAW_STREAM = 3
 
 
 class ObjectSpec(NamedTuple):
@@ -105,17 +112,18 @@ def check_stream(seed: int, split: str) -> None:
 
 
 def sample_scene(
-    seed: int, split: str, index: int, object_probabilities: Sequence[float] = OBJECT_PROBABILITIES
+    seed: int, split: str, index: int, object_probabilities: Sequence[float] = OBJECT_PROBABILITIES, redraw: int = 0
 ) -> Scene:
     """The scene with number `index` of a split: a pure function of its arguments.
 
-    `object_probabilities` weighs scenes of one, two and three objects (any positive scale).
+    `object_probabilities` weighs scenes of one, two and three objects (any positive scale). `redraw` counts other
+    scenes with the same number.
 
     Raises UserError for an unknown split, a negative seed or unusable probabilities.
     """
     check_stream(seed, split)
     thresholds = _cumulative(object_probabilities)
-    rng = random_stream(seed, SPLITS.index(split), index)
+    rng = random_stream(seed, SPLITS.index(split), index, *((_REDRAW_STREAM, redraw) if redraw else ()))
     number = 1 + int(np.searchsorted(thresholds, rng.random(), side="right"))
     places = list(PLACES)
     objects = []
@@ -125,6 +133,22 @@ def sample_scene(
         colour, shape = pairs[_below(rng, len(pairs))]
         objects.append(_placed(rng, ObjectSpec(colour, shape, SIZES[_below(rng, 2)], place)))
     return Scene(tuple(objects), texture_seed=_below(rng, 2**31))
+
+
+def styles_held_out(styles: Iterable[str]) -> dict[tuple[str, str], str]:
+    """(colour, shape) → the one of at least two styles that the pair is kept from in training.
+
+    The styles stand on the diagonals of a table of colours and shapes in pseudo-random order, so they have as many
+    pairs each, up to one, and each misses some shapes of every colour but never all. Their order does not matter.
+    """
+    names = sorted(set(styles))
+    rng = random_stream(_HELD_OUT_STYLE_SEED)
+    colours, shapes = np.argsort(rng.random(len(COLOURS))), np.argsort(rng.random(len(SHAPES)))
+    return {
+        (COLOURS[colour], SHAPES[shape]): names[(row + column) % len(names)]
+        for row, colour in enumerate(colours)
+        for column, shape in enumerate(shapes)
+    }
 
 
 def _cumulative(object_probabilities: Sequence[float]) -> np.ndarray:

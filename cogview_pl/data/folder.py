@@ -1,0 +1,236 @@
+"""Captions of an image folder, and folders of pictures as a data set.
+
+A folder that cannot be read at all is a `UserError`; a picture that cannot be read is skipped (`images.py`).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from cogview_pl.data.images import CaptionedPictures, CaptionError, field_text, find_pictures, split_indices
+from cogview_pl.errors import UserError
+
+CAPTION_FILES = (
+    "metadata.jsonl",
+    "captions.jsonl",
+    "metadata.csv",
+    "captions.csv",
+    "metadata.tsv",
+    "captions.tsv",
+)
+FILE_FIELDS = ("file_name", "image", "path")
+CAPTION_FIELDS = ("text", "caption")
+
+
+class Listed(NamedTuple):
+    """A picture of a folder: its file relative to the folder, its caption and its style, each maybe empty."""
+
+    file: str
+    caption: str
+    style: str = ""
+
+
+class FolderDataset(CaptionedPictures):
+    """An image folder with captions, or one per style; the forms are those of `find_captions`.
+
+    A sample's key is its file, relative to its folder as the captions name it, behind the style if there is one
+    folder per style: `油画/a.png`.
+
+    Args:
+        root: the folder; None where `styles` has the folders.
+        split: `train` or `val`, by a hash of the file in each folder (`split_indices`).
+        image_size: edge of the square pictures.
+        val_fraction: share of `val`, 0 … 1.
+        caption_field: field or column with the caption; None takes `text` or `caption`.
+        styles: the folder of each style.
+        style_field: field or column with the style, in place of `styles`.
+        style_patterns, min_size: see `CaptionedPictures`.
+
+    Raises:
+        UserError: see `find_captions`, `split_indices` and `CaptionedPictures`; neither or both of `root` and
+            `styles` are given, or there are patterns but no styles.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        split: str,
+        image_size: int,
+        val_fraction: float,
+        caption_field: str | None = None,
+        *,
+        styles: Mapping[str, str | Path] | None = None,
+        style_field: str | None = None,
+        style_patterns: Sequence[str] = (),
+        min_size: int = 0,
+    ) -> None:
+        super().__init__(image_size, min_size, style_patterns)
+        folders = _folders(root, styles)
+        if styles and style_field is not None:
+            raise UserError(f"data.style_field={style_field}: data.styles names the styles already; drop one of them")
+        if style_patterns and not styles and style_field is None:
+            raise UserError(
+                "data.style_patterns: the pictures have no styles; set data.styles to one folder per style, "
+                "or data.style_field to the field with the style"
+            )
+        self._samples: list[tuple[str, Path, Listed]] = []  # key, folder, what is listed
+        for style, folder in folders.items():
+            name = f"data.styles.{style}" if style else "data.root"
+            listed = find_captions(folder, caption_field, style_field, name)
+            for i in split_indices([picture.file for picture in listed], split, val_fraction):
+                picture = listed[i]._replace(style=style or listed[i].style)
+                key = f"{style}/{picture.file}" if style else picture.file
+                self._samples.append((key, folder, picture))
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def key(self, index: int) -> str:
+        return self._samples[index][0]
+
+    def _caption(self, index: int) -> str:
+        return self._samples[index][2].caption
+
+    def _style(self, index: int) -> str:
+        return self._samples[index][2].style
+
+    def _picture(self, index: int) -> Path:
+        _, folder, picture = self._samples[index]
+        return folder / picture.file
+
+
+def _folders(root: str | Path | None, styles: Mapping[str, str | Path] | None) -> dict[str, Path]:
+    """Style, empty for `root`, → folder."""
+    if root is not None and styles:
+        raise UserError(f"data.root={root} and data.styles are both given; drop one of them")
+    if root is None and not styles:
+        raise UserError(
+            "data.root has no value; set it to a folder of pictures with captions, "
+            "or data.styles to one folder per style"
+        )
+    folders = {"": root} if root is not None else styles
+    if not isinstance(folders, Mapping) or not all(isinstance(folder, (str, Path)) for folder in folders.values()):
+        raise UserError(f"data.styles={folders}: give one folder per style, as in {{油画: DIR, 素描: DIR}}")
+    return {str(style): Path(folder).expanduser() for style, folder in folders.items()}
+
+
+def find_captions(
+    root: str | Path, caption_field: str | None = None, style_field: str | None = None, name: str = "data.root"
+) -> list[Listed]:
+    """The pictures of a folder with their captions, and their styles where `style_field` is given.
+
+    The first of these that is there: `metadata.jsonl`, `captions.jsonl`, then the same names as `.csv` and
+    `.tsv` with a header; the picture's file is in `file_name`, `image` or `path`, the caption in
+    `caption_field`, or where that is None in `text` or `caption` (a list of captions counts as its first).
+    Otherwise one `.txt` beside each picture, at any depth. All UTF-8, with or without byte-order mark.
+    `name` is the configuration key of `root`, for messages.
+
+    Raises:
+        UserError: the folder is missing, has no captions, a line is malformed or lacks a field, or none of
+            the listed pictures exists.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        state = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(f"{name}={root} {state}; set it to a folder of pictures with captions")
+    listing = next((root / file for file in CAPTION_FILES if (root / file).is_file()), None)
+    if listing is None:
+        beside = _captions_beside(root, name)
+        if style_field is not None:
+            raise UserError(
+                f"data.style_field={style_field}: {name}={root} has its captions in .txt files, which have no fields; "
+                "set data.styles to one folder per style"
+            )
+        return beside
+    try:
+        with listing.open(encoding="utf-8-sig", newline="") as stream:
+            read = _json_lines if listing.suffix == ".jsonl" else _table_rows
+            found = [_listed(record, where, caption_field, style_field) for where, record in read(stream, listing)]
+    except UnicodeDecodeError:
+        raise UserError(f"{listing} is not UTF-8 text; save it as UTF-8") from None
+    if not found:
+        raise UserError(f"{listing} lists no pictures; give one per line, with the fields file_name and text")
+    if not any((root / picture.file).is_file() for picture in found):
+        raise UserError(
+            f"{listing}: none of the {len(found)} listed pictures exists, the first is {root / found[0].file}; "
+            f"give files relative to {name}"
+        )
+    return found
+
+
+def _captions_beside(root: Path, name: str) -> list[Listed]:
+    found = []
+    num_captions = 0
+    for picture in find_pictures(root):
+        note = picture.with_suffix(".txt")
+        caption = ""
+        if note.is_file():
+            num_captions += 1
+            try:
+                caption = note.read_text(encoding="utf-8-sig").strip()
+            except UnicodeDecodeError:
+                raise UserError(f"{note} is not UTF-8 text; save it as UTF-8") from None
+        found.append(Listed(picture.relative_to(root).as_posix(), caption))
+    if not num_captions:
+        raise UserError(
+            f"{name}={root} has no captions; add one of {', '.join(CAPTION_FILES)} with the fields "
+            "file_name and text, or one .txt beside each picture"
+        )
+    return found
+
+
+def _json_lines(stream: TextIO, file: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{file}:{number} is not JSON ({error}); write one object per line") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{file}:{number} is not a JSON object; write one object per line")
+        yield f"{file}:{number}", record
+
+
+def _table_rows(stream: TextIO, file: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    reader = csv.reader(stream, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+    try:
+        header = next(reader, [])
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise UserError(
+                    f"{file}:{reader.line_num} has {len(row)} columns, the header has {len(header)}; "
+                    'put "…" around a caption that holds the separator'
+                )
+            yield f"{file}:{reader.line_num}", dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{file}:{reader.line_num} is malformed ({error}); mend its quotes") from None
+
+
+def _listed(record: dict[str, object], where: str, caption_field: str | None, style_field: str | None) -> Listed:
+    file = next((record[name] for name in FILE_FIELDS if name in record), None)
+    if not isinstance(file, str) or not file:
+        known = ", ".join(record) or "none"
+        raise UserError(f"{where} names no picture; use {' or '.join(FILE_FIELDS)} (fields here: {known})")
+    caption_fields = CAPTION_FIELDS if caption_field is None else (caption_field,)
+    caption = _field(record, where, caption_fields, "caption")
+    return Listed(file, caption, "" if style_field is None else _field(record, where, (style_field,), "style"))
+
+
+def _field(record: dict[str, object], where: str, names: tuple[str, ...], what: str) -> str:
+    """The text in the first of the named fields that a record has."""
+    name = next((name for name in names if name in record), None)
+    if name is None:
+        raise UserError(
+            f"{where} has no field {' or '.join(names)}; set data.{what}_field to one of: {', '.join(record)}"
+        )
+    try:
+        return field_text(record[name], what)
+    except CaptionError as error:
+        raise UserError(f"{where}, {name}: {error}; mend the line or set data.{what}_field") from None

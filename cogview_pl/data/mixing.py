@@ -1,0 +1,31 @@
+"""Training sets made of several data sets, each with a share of the samples."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+T = TypeVar("T")
+
+
+def mixed(main: Dataset[T], other: Dataset[T], share: float) -> Dataset[T]:
+    """Samples of `other` among those of `main`, so that they make up `share` of all.
+
+    Every sample of both occurs at least once; the smaller part, as the share counts it, is repeated. Which samples
+    these are does not depend on chance, so a training order over them can be gone on with.
+
+    Args:
+        main, other: map-style data sets, not empty.
+        share: 0 … below 1; 0 gives `main` itself.
+    """
+    if share == 0:
+        return main
+    size, other_size = len(main), len(other)  # type: ignore[arg-type]
+    total = max(size / (1 - share), other_size / share)
+    return ConcatDataset([_cycled(main, size, total * (1 - share)), _cycled(other, other_size, total * share)])
+
+
+def _cycled(dataset: Dataset[T], size: int, count: float) -> Dataset[T]:
+    return Subset(dataset, np.arange(round(count)) % size)  # type: ignore[arg-type]

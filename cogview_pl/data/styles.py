@@ -1,0 +1,60 @@
+"""Styles in captions: patterns such as `{text}的{style}图像`, of which each sample gets one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from string import Formatter
+
+from cogview_pl.data.samples import fraction_of
+from cogview_pl.errors import UserError
+
+_HOLES = {"text", "style"}
+_STYLES_NAMED = 20  # in a message; a field that is no style can have thousands of values
+
+
+class StylePatterns:
+    """Names styles in captions.
+
+    Args:
+        patterns: texts with the holes `{text}` and `{style}`; without any, the object is false.
+
+    Raises:
+        UserError: a pattern lacks one of the holes, or has others.
+    """
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        for pattern in patterns:
+            _check(pattern)
+        self._patterns = tuple(patterns)
+
+    def __bool__(self) -> bool:
+        return bool(self._patterns)
+
+    def apply(self, text: str, style: str, key: str) -> str:
+        """The caption in one of the patterns, chosen by a hash of the sample's key (not the hash of the split)."""
+        pattern = self._patterns[int(fraction_of(f"pattern:{key}") * len(self._patterns))]
+        return pattern.format(text=text, style=style)
+
+
+def check_present(wanted: Iterable[str], found: Iterable[str], field: str) -> None:
+    """Refuse styles that the data lack, with a UserError that names the first of them, and those found."""
+    known = sorted(set(found) - {""})
+    missing = next((style for style in wanted if style not in known), None)
+    if missing is not None:
+        more = " …" if len(known) > _STYLES_NAMED else ""
+        raise UserError(
+            f"data.styles: no sample has the style {missing!r}; data.style_field={field} has: "
+            f"{', '.join(known[:_STYLES_NAMED]) or 'none'}{more}"
+        )
+
+
+def _check(pattern: str) -> None:
+    try:
+        holes = [part[1:] for part in Formatter().parse(pattern) if part[1] is not None]
+    except ValueError:  # unbalanced braces
+        holes = []
+    if {name for name, _, _ in holes} != _HOLES or any(form or conversion for _, form, conversion in holes):
+        raise UserError(
+            f"data.style_patterns: {pattern!r} must have the holes {{text}} and {{style}} and no others, "
+            "as in {text}的{style}图像"
+        )

@@ -1,0 +1,1 @@
+"""Numbers on pictures: feature networks, reconstruction and generation metrics, their protocol."""

@@ -1,0 +1,71 @@
+"""How well an enlarged picture matches the true one: PSNR, error along edges, seams between windows.
+
+Shapes: B pictures, Y X pixels. Pictures are float `(B, 3, Y, X)` in 0 … 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_EDGE_STEP = 0.1  # neighbouring pixels that differ by more, in one channel, are an edge of the true picture
+_REACH = 2  # pixels around an edge, or around the border of two windows, that count as near it
+
+
+@dataclass(frozen=True)
+class Enlargement:
+    """Figures of a set of enlarged pictures."""
+
+    psnr: float
+    """Mean over pictures of the peak signal-to-noise ratio, dB."""
+    edge_error: float
+    """Mean absolute error of the pixels within 2 pixels of an edge of the true picture, 0 … 1."""
+    seam_ratio: float
+    """`edge_error` of the pixels near a border between windows, divided by that of the others; NaN without borders."""
+
+
+def judge_enlargement(pictures: Tensor, truth: Tensor, owners: Tensor | None = None) -> Enlargement:
+    """Compare enlarged pictures with the true ones.
+
+    Args:
+        pictures, truth: of the same shape.
+        owners: which window filled each code, int64 `(y, x)`; the borders follow from it.
+    """
+    error_BYX = (pictures - truth).abs().mean(1)
+    edges_BYX = _near_edges(truth)
+    seams_YX = torch.zeros(truth.shape[-2:], dtype=torch.bool) if owners is None else _near_seams(owners, truth.shape)
+    at_seam, elsewhere = error_BYX[edges_BYX & seams_YX], error_BYX[edges_BYX & ~seams_YX]
+    return Enlargement(
+        psnr=float(psnr(pictures, truth).mean()),
+        edge_error=float(error_BYX[edges_BYX].mean()),
+        seam_ratio=float(at_seam.mean() / elsewhere.mean()),
+    )
+
+
+def psnr(pictures: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each picture, dB, `(B,)`."""
+    return -10 * (pictures - truth).square().mean((1, 2, 3)).log10()
+
+
+def _near_edges(truth: Tensor) -> Tensor:
+    """Pixels `(B, Y, X)` near an edge."""
+    step_BYX = torch.zeros(len(truth), *truth.shape[-2:])
+    step_BYX[:, 1:] = (truth[:, :, 1:] - truth[:, :, :-1]).abs().amax(1)
+    step_BYX[:, :, 1:] = step_BYX[:, :, 1:].maximum((truth[..., 1:] - truth[..., :-1]).abs().amax(1))
+    return _widened((step_BYX > _EDGE_STEP).float())
+
+
+def _near_seams(owners: Tensor, shape: torch.Size) -> Tensor:
+    """Pixels `(Y, X)` near a border between codes of different windows."""
+    owner_YX = F.interpolate(owners[None, None].float(), size=shape[-2:], mode="nearest")[0, 0]
+    border_YX = torch.zeros(shape[-2:])
+    border_YX[1:] = (owner_YX[1:] != owner_YX[:-1]).float()
+    border_YX[:, 1:] = border_YX[:, 1:].maximum((owner_YX[:, 1:] != owner_YX[:, :-1]).float())
+    return _widened(border_YX[None])[0]
+
+
+def _widened(mask_BYX: Tensor) -> Tensor:
+    return F.max_pool2d(mask_BYX[:, None], 2 * _REACH + 1, stride=1, padding=_REACH)[:, 0] > 0

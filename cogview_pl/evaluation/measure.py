@@ -1,0 +1,132 @@
+"""The passes over reference pictures and generated ones: each picture is read once and shown to everything that asks.
+
+Pictures are streamed, so their number is not bounded by memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from cogview_pl.data.samples import ImageSample, Skipped
+from cogview_pl.data.skips import ImageBatch, SkipLog, collate_images
+from cogview_pl.evaluation.features import FeatureNetwork, Features
+from cogview_pl.evaluation.metrics import FID, ReconstructionMetrics
+from cogview_pl.evaluation.pictures import blur
+from cogview_pl.evaluation.toy import AttributeAccuracy, StyleAccuracy
+
+
+class Pictures(Protocol):
+    """A map-style data set of pictures."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> ImageSample | Skipped: ...
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads pictures in batches; those that cannot be read are listed."""
+
+    batch_size: int
+    num_workers: int
+    skips: SkipLog
+
+    def batches(self, source: Pictures, name: str) -> Iterator[ImageBatch]:
+        """All readable pictures in order, under a progress bar with a name."""
+        loader: DataLoader[ImageBatch] = DataLoader(
+            source,  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=collate_images,
+        )
+        with tqdm(total=len(source), unit="pic", desc=name, disable=None) as progress:
+            for batch in loader:
+                self.skips.add(batch.skipped, len(batch.images) + len(batch.skipped))
+                if len(batch.images):
+                    yield batch
+                progress.update(len(batch.images) + len(batch.skipped))
+
+
+@dataclass
+class Reference:
+    """What was seen of the real pictures."""
+
+    count: int = 0
+    sha256: str = ""
+    """Of their pixels, in order."""
+
+
+@dataclass
+class Generated:
+    """What was seen of the generated pictures."""
+
+    prompts: list[str] = field(default_factory=list)
+    """One per picture."""
+    logits: list[Tensor] = field(default_factory=list)
+    """Of the feature network, `(B, K)` a batch."""
+
+
+def measure_reference(
+    pictures: Pictures,
+    reader: Reader,
+    *,
+    network: FeatureNetwork,
+    fids: Mapping[float, FID],
+    reconstruction: ReconstructionMetrics | None,
+    rfid: FID,
+) -> Reference:
+    """Show the real pictures to the FID of each blur radius, and their reconstructions to `rfid`."""
+    seen = Reference()
+    digest = hashlib.sha256()
+    for batch in reader.batches(pictures, "reference"):
+        digest.update(batch.images.numpy().tobytes())
+        images = batch.images.float() / 255
+        found = _look(network, images, fids)
+        for radius, fid in fids.items():
+            fid.add_real(found[radius].features)
+        if reconstruction is not None:
+            rfid.add_real(found[0].features)
+            rfid.add_generated(network(reconstruction.add(images)).features)
+        seen.count += len(images)
+    seen.sha256 = digest.hexdigest()
+    return seen
+
+
+def measure_generated(
+    pictures: Pictures,
+    reader: Reader,
+    *,
+    network: FeatureNetwork | None,
+    fids: Mapping[float, FID],
+    attributes: AttributeAccuracy | None,
+    style: StyleAccuracy | None,
+) -> Generated:
+    """Show the generated pictures to the FID of each blur radius and to the judges of the toy world."""
+    seen = Generated()
+    for batch in reader.batches(pictures, "generated"):
+        images = batch.images.float() / 255
+        if network is not None:
+            found = _look(network, images, fids)
+            for radius, fid in fids.items():
+                fid.add_generated(found[radius].features)
+            logits = found[0].logits
+            if logits is not None:
+                seen.logits.append(logits)
+                if style is not None:
+                    style.add(logits, batch.texts)
+        if attributes is not None:
+            attributes.add(batch.images, batch.texts)
+        seen.prompts += batch.texts
+    return seen
+
+
+def _look(network: FeatureNetwork, images: Tensor, radii: Iterable[float]) -> dict[float, Features]:
+    """What the network sees at each blur radius, and without blur."""
+    return {radius: network(blur(images, radius)) for radius in {0.0, *radii}}

@@ -1,0 +1,109 @@
+"""Metrics over streams of pictures, with torchmetrics' arithmetic: FID, IS, and what a VQ-VAE loses.
+
+Shapes: B pictures, F features, K codes or classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from cogview_pl.errors import UserError
+from cogview_pl.vqvae import VQVAE, psnr
+from cogview_pl.vqvae.codebook import count_codes, usage_and_perplexity
+
+try:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.inception import InceptionScore
+    from torchmetrics.image.ssim import StructuralSimilarityIndexMeasure
+except ImportError as error:
+    raise UserError('task=evaluate needs torchmetrics; pip install "cogview_pl[eval]"') from error
+
+
+class _Given(nn.Module):
+    """Stands for the feature network, which has run already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+class FID:
+    """Fréchet distance between the Gaussians fitted to two sets of features `(B, F)`, given batch by batch.
+
+    |m₁ − m₂|² + Tr(C₁ + C₂ − 2 (C₁ C₂)^½), in float64, with unbiased covariances.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        self._metric = FrechetInceptionDistance(_Given(num_features))
+
+    def add_real(self, features: Tensor) -> None:
+        """Take in features of reference pictures."""
+        self._metric.update(features.double(), real=True)
+
+    def add_generated(self, features: Tensor) -> None:
+        """Take in features of pictures to be judged."""
+        self._metric.update(features.double(), real=False)
+
+    def compute(self) -> float:
+        """The distance; both sets need two pictures at least."""
+        return float(self._metric.compute())
+
+
+def inception_score(logits: Tensor, splits: int, seed: int) -> float:
+    """Mean over `splits` random parts of exp of the mean KL divergence of p(class | picture) from p(class).
+
+    Args:
+        logits: `(B, K)`, at least `splits` pictures.
+        splits: number of parts.
+        seed: of the parts.
+    """
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore", UserWarning)  # of the memory for logits, and of the deviation of one split
+        torch.manual_seed(seed)
+        metric = InceptionScore(nn.Identity(), splits=splits)
+        metric.update(logits.double())
+        return float(metric.compute()[0])
+
+
+class ReconstructionMetrics:
+    """PSNR, SSIM and use of the codebook, over pictures given batch by batch.
+
+    Args:
+        model: the VQ-VAE, in place.
+    """
+
+    def __init__(self, model: VQVAE) -> None:
+        self._model = model
+        device = next(model.parameters()).device
+        self._ssim = StructuralSimilarityIndexMeasure(data_range=1.0).to(device)
+        self._counts = torch.zeros(model.num_codes, device=device)
+        self._psnr = 0.0
+        self._seen = 0
+
+    @torch.no_grad()
+    def add(self, images: Tensor) -> Tensor:
+        """Take in pictures, float `(B, 3, Y, X)` in 0 … 1; returns their reconstructions, clipped to 0 … 1."""
+        images = images.to(self._counts.device)
+        codes = self._model.encode(images)
+        decoded = self._model.decode(codes).clamp(0, 1)
+        self._counts += count_codes(codes.flatten(), len(self._counts))
+        self._psnr += float(psnr(decoded, images)) * len(images)
+        self._seen += len(images)
+        self._ssim.update(decoded, images)
+        return decoded
+
+    def compute(self) -> dict[str, float]:
+        """Means over the pictures: `eval/psnr` (dB), `eval/ssim`, `codebook/usage`, `codebook/perplexity`."""
+        usage, perplexity = usage_and_perplexity(self._counts)
+        return {
+            "eval/psnr": self._psnr / self._seen,
+            "eval/ssim": float(torch.as_tensor(self._ssim.compute())),
+            "codebook/usage": float(usage),
+            "codebook/perplexity": float(perplexity),
+        }

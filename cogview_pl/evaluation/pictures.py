@@ -1,0 +1,56 @@
+"""Pictures to evaluate: files as a data set, and the blur of FID-k."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cogview_pl.data.images import SampleError, load_picture
+from cogview_pl.data.samples import ImageSample, Skipped
+
+
+class PictureFiles(Dataset["ImageSample | Skipped"]):
+    """Picture files, each with its prompt (empty where there is none), read at one size.
+
+    A sample's key is its file; one that cannot be read is a `Skipped`.
+    """
+
+    def __init__(self, files: Sequence[Path], prompts: Sequence[str], size: int) -> None:
+        self.files = list(files)
+        self.prompts = list(prompts)
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> ImageSample | Skipped:
+        file = self.files[index]
+        try:
+            return ImageSample(str(file), load_picture(file, self.size), self.prompts[index])
+        except SampleError as error:
+            return Skipped(str(file), str(error))
+
+    def text(self, index: int) -> str:
+        """The prompt alone."""
+        return self.prompts[index]
+
+
+def blur(images: Tensor, radius: float) -> Tensor:
+    """Gaussian blur of float pictures `(B, 3, Y, X)`; the radius is the standard deviation in pixels, 0 for none.
+
+    Near the border, the mean of what lies inside.
+    """
+    if radius == 0:
+        return images
+    rows, columns = (_weights(edge, radius, images) for edge in images.shape[-2:])
+    return rows @ images @ columns.T
+
+
+def _weights(edge: int, radius: float, like: Tensor) -> Tensor:
+    steps = torch.arange(edge, dtype=like.dtype, device=like.device)
+    weights = torch.exp(-((steps[:, None] - steps) ** 2) / (2 * radius**2))
+    return weights / weights.sum(1, keepdim=True)

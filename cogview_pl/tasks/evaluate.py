@@ -1,0 +1,366 @@
+"""task=evaluate: numbers on pictures that exist or are painted first, with the protocol that they depend on."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from cogview_pl.checkpoints.store import ImageTokenizer
+from cogview_pl.config import Config, EvaluateConfig
+from cogview_pl.data.images import find_pictures
+from cogview_pl.data.skips import SkipLog
+from cogview_pl.data.toy import STYLES
+from cogview_pl.errors import UserError
+from cogview_pl.evaluation.features import RESIZE_FILTER, FeatureNetwork, open_features
+from cogview_pl.evaluation.measure import (
+    Generated,
+    Pictures,
+    Reader,
+    Reference,
+    measure_generated,
+    measure_reference,
+)
+from cogview_pl.evaluation.metrics import FID, ReconstructionMetrics, inception_score
+from cogview_pl.evaluation.pictures import PictureFiles
+from cogview_pl.evaluation.protocol import compare, digest_of_prompts, digest_of_weights, table
+from cogview_pl.evaluation.toy import AttributeAccuracy, StyleAccuracy, asked_style, names_objects
+from cogview_pl.generation.companions import Captioner
+from cogview_pl.tasks.describe import encode
+from cogview_pl.tasks.fit_features import FEATURES
+from cogview_pl.tasks.generate import paint, ready_to_paint, save_sheet
+from cogview_pl.tasks.models import inference_device, open_image_tokenizer, open_sequence_model
+from cogview_pl.tasks.pictures import SAMPLES, pairs_file, picture_files, read_pairs
+from cogview_pl.tasks.run_folder import Metrics, RunFolder, predecessor
+from cogview_pl.tasks.sources import open_images
+from cogview_pl.tasks.studio import open_painter
+from cogview_pl.vocab import TextSlot
+
+_log = logging.getLogger(__name__)
+
+METRICS = ("reconstruction", "fid", "is", "caption_loss", "toy", "style")
+_WITH_NETWORK = {"reconstruction", "fid", "is", "style"}
+_WITH_REFERENCE = {"reconstruction", "fid"}
+_WITH_PROMPTS = ("caption_loss", "toy", "style")
+_SETTINGS_WITHOUT_EFFECT = {"batch_size"}  # of the sampler, on the pictures
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Everything that the wanted metrics need, opened and checked; None where none asks for it."""
+
+    network: FeatureNetwork | None
+    tokenizer: ImageTokenizer | None
+    captioner: Captioner | None
+    captioner_codes: ImageTokenizer | None
+    """The image tokenizer that the captioner was trained with."""
+    reference: Pictures | None
+
+    @property
+    def num_reference(self) -> int | None:
+        """How many real pictures there are."""
+        return None if self.reference is None else len(self.reference)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The generated pictures to be judged."""
+
+    files: list[Path]
+    prompts: list[str]
+    """One per picture, empty where `images` names them."""
+
+
+def run(config: Config, folder: RunFolder) -> Metrics:
+    """Measure what `evaluate.metrics` lists, or compare two evaluations."""
+    options = config.evaluate
+    assert options is not None
+    if options.compare is not None:
+        found = compare(options.compare)
+        print(table(found))
+        return found
+    wanted = _wanted(options)
+    tools = _open_tools(config, options, wanted)
+    candidates = _generated_pictures(config, options, wanted, tools, folder)
+    started = time.perf_counter()
+    metrics = _measure(config, options, wanted, tools, candidates, folder)
+    metrics["perf/evaluate_s"] = round(time.perf_counter() - started, 1)
+    return metrics
+
+
+def _wanted(options: EvaluateConfig) -> set[str]:
+    unknown = [name for name in options.metrics if name not in METRICS]
+    if unknown or not options.metrics:
+        found = f"unknown metric {unknown[0]!r}" if unknown else "found none"
+        raise UserError(f"evaluate.metrics: {found}; use some of {', '.join(METRICS)}")
+    if "fid" in options.metrics and not options.blur:
+        raise UserError("evaluate.blur: found no radius; FID needs one at least, 0 for no blur")
+    wrong = [radius for radius in options.blur if not (radius >= 0 and math.isfinite(radius))]
+    if wrong:
+        raise UserError(f"evaluate.blur: found {wrong[0]}; a radius is at least 0")
+    return set(options.metrics)
+
+
+# --- what the metrics need ------------------------------------------------------------------------
+
+
+def _open_tools(config: Config, options: EvaluateConfig, wanted: set[str]) -> Tools:
+    device, _ = inference_device(config)
+    network = _open_network(config, options, wanted, device) if wanted & _WITH_NETWORK else None
+    captioner, codes = _open_captioner(config) if "caption_loss" in wanted else (None, None)
+    return Tools(
+        network=network,
+        tokenizer=_open_tokenizer(config) if "reconstruction" in wanted else None,
+        captioner=captioner,
+        captioner_codes=codes,
+        reference=_open_reference(config, options) if wanted & _WITH_REFERENCE else None,
+    )
+
+
+def _open_network(config: Config, options: EvaluateConfig, wanted: set[str], device: str) -> FeatureNetwork:
+    path = predecessor(config.outputs, "features", "evaluate.features", options.features)
+    file = path / FEATURES if path.is_dir() else path
+    network = open_features(file, device=device, resolution=options.resolution, trust=options.trust_features)
+    if "is" in wanted and network.num_classes is None:
+        raise UserError(f"evaluate.features={file} gives no logits, which is needs; leave it out of evaluate.metrics")
+    if "style" in wanted:
+        known = set(network.classes or ())
+        if not known or not known <= set(STYLES):
+            raise UserError(
+                f"evaluate.features={file} does not know the styles of the toy world, which style needs; give a run "
+                "of task=features, or leave it out of evaluate.metrics"
+            )
+        if options.base_style not in known:
+            raise UserError(f"evaluate.base_style={options.base_style}: the network knows {', '.join(sorted(known))}")
+    return network
+
+
+def _open_tokenizer(config: Config) -> ImageTokenizer:
+    path = predecessor(config.outputs, "vqvae", "image_tokenizer.path", config.image_tokenizer.path)
+    tokenizer = open_image_tokenizer(config, path, "image_tokenizer.path")
+    size = tokenizer.settings["image_size"]
+    if config.data.image_size != size:
+        raise UserError(
+            f"data.image_size={config.data.image_size}: the image tokenizer was trained on {size} pixels; set "
+            f"data.image_size={size}, or leave reconstruction out of evaluate.metrics"
+        )
+    return tokenizer
+
+
+def _open_captioner(config: Config) -> tuple[Captioner, ImageTokenizer]:
+    path = predecessor(config.outputs, "caption", "rerank_with", config.rerank_with)
+    loaded = open_sequence_model(config, path, "rerank_with", config.rerank_template)
+    return Captioner(loaded, *inference_device(config)), loaded.image_tokenizer
+
+
+def _open_reference(config: Config, options: EvaluateConfig) -> Pictures:
+    if options.reference is None:
+        return open_images(config.data, "val")
+    root = Path(options.reference)
+    files = list(find_pictures(root)) if root.is_dir() else []
+    if not files:
+        raise UserError(f"evaluate.reference={root} holds no pictures; give a folder of real pictures")
+    return PictureFiles(files, [""] * len(files), config.data.image_size)
+
+
+# --- generated pictures ---------------------------------------------------------------------------
+
+
+def _generated_pictures(
+    config: Config, options: EvaluateConfig, wanted: set[str], tools: Tools, folder: RunFolder
+) -> Candidates:
+    """Those that the user names, or painted now; whatever could be wrong is checked before painting starts."""
+    if wanted <= {"reconstruction"}:
+        _require_enough(options, wanted, 0, tools.num_reference)
+        return Candidates([], [])
+    given = [key for key in ("pairs", "images", "prompts") if getattr(config, key) is not None]
+    if len(given) > 1:
+        raise UserError(f"{given[0]} and {given[1]} both name what to evaluate; give one of them")
+    if config.pairs is None and config.images is None:
+        studio, prompts = ready_to_paint(config, open_painter(config))
+        kept = min(config.keep or config.num_images, config.num_images)
+        _check_prompts(options, wanted, tools, prompts)
+        _require_enough(options, wanted, len(prompts) * kept, tools.num_reference)
+        save_sheet(config, folder, prompts, paint(config, folder, studio, prompts))
+        return _listed(folder / SAMPLES)
+    if config.pairs is not None:
+        candidates = _listed(pairs_file(Path(config.pairs)))
+        _check_prompts(options, wanted, tools, candidates.prompts)
+    else:
+        _refuse_prompts(config, wanted)
+        files = picture_files(config.images)
+        candidates = Candidates(files, [""] * len(files))
+    _require_enough(options, wanted, sum(file.is_file() for file in candidates.files), tools.num_reference)
+    return candidates
+
+
+def _refuse_prompts(config: Config, wanted: set[str]) -> None:
+    without = [name for name in _WITH_PROMPTS if name in wanted]
+    if without:
+        raise UserError(
+            f"evaluate.metrics: {without[0]} needs prompts, and images={config.images} has none; give pairs, or "
+            f"leave out {', '.join(without)}"
+        )
+
+
+def _listed(file: Path) -> Candidates:
+    pairs = read_pairs(file)
+    return Candidates([file.parent / pair["file"] for pair in pairs], [pair["prompt"] for pair in pairs])
+
+
+def _check_prompts(options: EvaluateConfig, wanted: set[str], tools: Tools, prompts: list[str]) -> None:
+    """Raises UserError for a prompt that the captioner cannot take, and for prompts that a metric cannot judge."""
+    if tools.captioner is not None:
+        slot = tools.captioner.template.target
+        assert isinstance(slot, TextSlot)
+        for prompt in prompts:
+            pieces = len(tools.captioner.text.encode(prompt))
+            if pieces > slot.length:
+                raise UserError(
+                    f"evaluate.metrics: caption_loss of {prompt[:40]!r}: it has {pieces} pieces, the captioner in "
+                    f"rerank_with holds {slot.length}; shorten it"
+                )
+    if "toy" in wanted and not any(map(names_objects, prompts)):
+        raise UserError(
+            "evaluate.metrics: toy needs prompts that name colour, shape, size and place of objects, and none of the "
+            f"{len(prompts)} does; leave it out"
+        )
+    if "style" in wanted and not any(asked_style(prompt, options.base_style) for prompt in prompts):
+        raise UserError(
+            "evaluate.metrics: style needs prompts that name a style or objects of the toy world, and none of the "
+            f"{len(prompts)} does; leave it out"
+        )
+
+
+def _require_enough(options: EvaluateConfig, wanted: set[str], generated: int, real: int | None) -> None:
+    """Raises UserError where there are too few pictures for a wanted metric."""
+    needs = {
+        "reconstruction": (0, 2),  # a covariance needs two
+        "fid": (2, 2),
+        "is": (options.is_splits, 0),
+    }
+    for name in METRICS:
+        if name not in wanted:
+            continue
+        least, least_real = needs.get(name, (1, 0))
+        if generated < least:
+            raise UserError(
+                f"evaluate.metrics: {name} needs {least} generated pictures at least, and {generated} can be read; "
+                "give more in pairs, images or prompts"
+            )
+        if real is not None and real < least_real:
+            raise UserError(
+                f"evaluate.metrics: {name} needs {least_real} reference pictures at least, and {real} can be read; "
+                "give more in evaluate.reference or the validation split"
+            )
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def _measure(
+    config: Config, options: EvaluateConfig, wanted: set[str], tools: Tools, candidates: Candidates, folder: RunFolder
+) -> dict[str, float | str]:
+    skips = SkipLog(folder / "skipped.jsonl", max_share=1.0)  # what is left is counted instead
+    reader = Reader(config.data.batch_size, config.data.num_workers, skips)
+    network = tools.network
+    fids = {radius: FID(network.num_features) for radius in options.blur} if network and "fid" in wanted else {}
+    metrics: dict[str, float | str] = {}
+    seen_real = None
+    if tools.reference is not None and network is not None:
+        reconstruction = ReconstructionMetrics(tools.tokenizer.model.to(network.device)) if tools.tokenizer else None
+        rfid = FID(network.num_features)
+        seen_real = measure_reference(
+            tools.reference, reader, network=network, fids=fids, reconstruction=reconstruction, rfid=rfid
+        )
+        _require_enough(options, wanted & {"reconstruction"}, 0, seen_real.count)
+        if reconstruction is not None:
+            metrics |= {**reconstruction.compute(), "eval/rfid": rfid.compute()}
+    seen = None
+    if candidates.files:
+        attributes = AttributeAccuracy(config.data.image_size) if "toy" in wanted else None
+        style = None
+        if "style" in wanted and network is not None and network.classes is not None:
+            style = StyleAccuracy(network.classes, options.base_style)
+        pictures = PictureFiles(candidates.files, candidates.prompts, config.data.image_size)
+        seen = measure_generated(pictures, reader, network=network, fids=fids, attributes=attributes, style=style)
+        _require_enough(options, wanted, len(seen.prompts), seen_real.count if seen_real else None)
+        for judge in (attributes, style):
+            metrics |= judge.compute() if judge else {}
+        if "is" in wanted:
+            metrics["eval/is"] = inception_score(torch.cat(seen.logits), options.is_splits, config.seed)
+    for radius, fid in fids.items():
+        metrics[f"eval/fid_{radius:g}"] = fid.compute()
+    if tools.captioner is not None and tools.captioner_codes is not None:
+        metrics["eval/caption_loss"] = _caption_loss(config, tools.captioner, tools.captioner_codes, candidates, reader)
+    if network is not None and fids:
+        _warn_of_few(network, seen_real, seen)
+    return metrics | {
+        f"protocol/{key}": value for key, value in _protocol(config, options, wanted, tools, seen_real, seen).items()
+    }
+
+
+def _caption_loss(
+    config: Config, captioner: Captioner, tokenizer: ImageTokenizer, candidates: Candidates, reader: Reader
+) -> float:
+    device, _ = inference_device(config)
+    pictures = PictureFiles(candidates.files, candidates.prompts, tokenizer.settings["image_size"])
+    losses: list[float] = []
+    for batch in reader.batches(pictures, "caption loss"):
+        codes = encode(list(batch.images), tokenizer, device, config.sampler.batch_size)
+        losses += captioner.losses(batch.texts, codes, config.sampler.batch_size)
+    return fmean(losses)
+
+
+def _warn_of_few(network: FeatureNetwork, real: Reference | None, generated: Generated | None) -> None:
+    fewest = min(real.count if real else 0, len(generated.prompts) if generated else 0)
+    if fewest <= network.num_features:
+        _log.warning(
+            "FID: %d pictures for %d features; the smaller the number, the larger the bias. Compare equal numbers only",
+            fewest,
+            network.num_features,
+        )
+
+
+def _protocol(
+    config: Config,
+    options: EvaluateConfig,
+    wanted: set[str],
+    tools: Tools,
+    real: Reference | None,
+    generated: Generated | None,
+) -> dict[str, float | str]:
+    """What the numbers depend on besides the pictures' painter: those of two protocols cannot be compared."""
+    found: dict[str, float | str] = {"picture_size": config.data.image_size, "seed": config.seed}
+    if tools.network is not None:
+        found |= {
+            "features_sha256": tools.network.sha256,
+            "resolution": tools.network.resolution,
+            "resize_filter": RESIZE_FILTER,
+        }
+    if "fid" in wanted:
+        found["blur_radii"] = ",".join(f"{radius:g}" for radius in options.blur)
+    if "is" in wanted:
+        found["is_splits"] = options.is_splits
+    if "style" in wanted:
+        found["base_style"] = options.base_style
+    if tools.captioner is not None:
+        found["captioner_sha256"] = digest_of_weights(tools.captioner.model)
+    if real is not None:
+        found |= {"reference_pictures": real.count, "reference_sha256": real.sha256}
+    if generated is not None:
+        found["generated_pictures"] = len(generated.prompts)
+        if config.images is None:
+            found["prompts_sha256"] = digest_of_prompts(generated.prompts)
+        if config.images is None and config.pairs is None:
+            settings = {
+                key: value for key, value in asdict(config.sampler).items() if key not in _SETTINGS_WITHOUT_EFFECT
+            }
+            found |= {f"sampler_{key}": value for key, value in settings.items()}
+            found |= {"num_images": config.num_images, "keep": config.keep or config.num_images}
+    return found

@@ -1,0 +1,66 @@
+"""task=features: train the feature network of the toy world, which task=evaluate sees pictures with."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from tqdm import tqdm
+
+from cogview_pl.config import Config, ToyDataConfig
+from cogview_pl.data.toy import ToyDataset
+from cogview_pl.errors import UserError
+from cogview_pl.evaluation.toy_network import ToyNetwork, attributes_of, save_network, train_network
+from cogview_pl.tasks.run_folder import RunFolder
+from cogview_pl.tasks.sources import open_images
+from cogview_pl.tasks.training import seed
+
+FEATURES = "features.pt"
+
+
+def run(config: Config, folder: RunFolder) -> dict[str, float]:
+    """Write `features.pt`; returns how often it names the style of validation pictures rightly."""
+    options = config.features
+    assert options is not None
+    assert isinstance(config.data, ToyDataConfig)  # no other source takes what conf/task/features.yaml sets
+    if len(config.data.styles) < 2:
+        raise UserError(f"data.styles={config.data.styles}: a network learns to tell styles apart; give two or more")
+    seed(config)
+    styles = config.data.styles
+    started = time.perf_counter()
+    images, labels, attributes = _draw(config, "train")
+    network = ToyNetwork(options.width, options.num_features, len(styles))
+    steps = options.epochs * -(-len(images) // config.data.batch_size)
+    with tqdm(total=steps, unit="step", desc="fit", disable=None) as progress:
+        train_network(
+            network,
+            images,
+            labels,
+            attributes,
+            epochs=options.epochs,
+            batch_size=config.data.batch_size,
+            lr=options.lr,
+            blur_radius=options.blur,
+            noise=options.noise,
+            tint=options.tint,
+            seed=config.seed,
+            on_step=progress.update,
+        )
+    save_network(network, folder / FEATURES, config.data.image_size, styles)
+    images, labels, _ = _draw(config, "val")
+    with torch.no_grad():
+        found = torch.cat([network(part.float() / 255)[1].argmax(1) for part in images.split(config.data.batch_size)])
+    return {
+        "features/style_accuracy": float((found == labels).double().mean()),
+        "perf/features_s": round(time.perf_counter() - started, 1),
+    }
+
+
+def _draw(config: Config, split: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pictures uint8 `(N, 3, Y, X)`, number of the style `(N,)`, which attributes occur `(N, A)`."""
+    source = open_images(config.data, split)
+    assert isinstance(source, ToyDataset)
+    numbers = range(len(source))
+    images = [source[i].image for i in tqdm(numbers, unit="pic", desc=f"draw {split}", disable=None)]
+    labels = [source.styles.index(source.style(i)) for i in numbers]
+    return torch.stack(images), torch.tensor(labels), torch.stack([attributes_of(source.scene(i)) for i in numbers])

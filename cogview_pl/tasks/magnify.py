@@ -1,0 +1,145 @@
+"""task=magnify: pictures → pictures of twice the edge, by super-resolution in sliding windows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize, to_pil_image
+from tqdm import tqdm
+
+from cogview_pl.checkpoints.store import ImageTokenizer
+from cogview_pl.config import Config, ToyDataConfig
+from cogview_pl.data.samples import Skipped
+from cogview_pl.data.toy import score
+from cogview_pl.errors import UserError
+from cogview_pl.evaluation.enlargement import judge_enlargement
+from cogview_pl.generation import Sampling
+from cogview_pl.generation.companions import Upscaler
+from cogview_pl.generation.magnify import owners
+from cogview_pl.generation.sheet import contact_sheet, load_font
+from cogview_pl.tasks.describe import encode
+from cogview_pl.tasks.models import inference_device, open_sequence_model
+from cogview_pl.tasks.pictures import SAMPLES, load_images, load_pairs, write_records
+from cogview_pl.tasks.run_folder import RunFolder, predecessor
+from cogview_pl.tasks.sources import at_twice_the_size, open_images
+
+_SHEET_ROWS = 12
+_SHEET_COLUMNS = 2
+
+
+@dataclass(frozen=True)
+class Originals:
+    """Pictures to enlarge, all of the image tokenizer's size."""
+
+    prompts: list[str]
+    files: list[str]
+    images: list[Tensor]
+    """uint8 `(3, Y, X)`."""
+    truth: list[Tensor] | None
+    """The same pictures at twice the size, where they are known."""
+    skipped: list[dict[str, str]]
+
+
+def run(config: Config, folder: RunFolder) -> dict[str, float]:
+    """Write enlarged pictures, `samples.jsonl` and a sheet of before and after; where the truth is known, compare."""
+    path = predecessor(config.outputs, "super_resolution", "upscale_with", config.upscale_with)
+    loaded = open_sequence_model(config, path, "upscale_with", config.upscale_template)
+    device, dtype = inference_device(config)
+    upscaler = Upscaler(loaded, device, dtype)
+    load_font(config.font, 12)
+    originals = _originals(config, loaded.image_tokenizer.settings["image_size"])
+    if originals.skipped:
+        write_records(folder / "skipped.jsonl", originals.skipped)
+    started = time.perf_counter()
+    codes = encode(originals.images, loaded.image_tokenizer, device, config.sampler.batch_size)
+    sampling = Sampling(config.sampler.temperature, config.sampler.top_k, config.sampler.top_p)
+    with tqdm(total=upscaler.num_steps(len(codes), config.sampler.batch_size), unit="window", disable=None) as progress:
+        large = upscaler.double(
+            originals.prompts,
+            codes,
+            seeds=[config.seed] * len(codes),
+            sampling=sampling,
+            batch_size=config.sampler.batch_size,
+            on_window=lambda: progress.update(),
+        )
+    pictures = _decode(large, loaded.image_tokenizer, config.sampler.batch_size)
+    seconds = time.perf_counter() - started
+    before = _decode(codes, loaded.image_tokenizer, config.sampler.batch_size)
+    _write(config, folder, originals, before, pictures)
+    metrics = {"magnify/pictures": float(len(pictures)), "perf/pictures_per_s": len(pictures) / seconds}
+    if originals.truth is not None:
+        metrics |= _compare(torch.stack(originals.truth) / 255, before, pictures, owners(codes.shape[-1]))
+    if originals.truth is not None and isinstance(config.data, ToyDataConfig):
+        for name, judged in (("before", before), ("after", pictures)):
+            metrics[f"magnify/all_right_{name}"] = score(_at(judged, before.shape[-1]), originals.prompts).all_right
+    return metrics
+
+
+def _originals(config: Config, size: int) -> Originals:
+    """The pictures in `pairs` or `images`, or those of the validation split, which are there in both sizes."""
+    if config.pairs is not None:
+        pairs, images, skipped = load_pairs(config.pairs, size)
+        return Originals([p["prompt"] for p in pairs], [p["file"] for p in pairs], images, None, skipped)
+    if config.images is not None:
+        files, images, skipped = load_images(config.images, size)
+        return Originals([""] * len(files), files, images, None, skipped)
+    source = open_images(at_twice_the_size(config.data), "val")
+    samples = [source[index] for index in range(min(config.num_prompts, len(source)))]
+    good = [sample for sample in samples if not isinstance(sample, Skipped)]
+    if not good:
+        raise UserError(
+            "images: none of the validation pictures has twice the size of the model's; set images or pairs"
+        )
+    small = [resize(sample.image, [size, size], InterpolationMode.BICUBIC, antialias=True) for sample in good]
+    skipped = [{"file": sample.key, "reason": sample.reason} for sample in samples if isinstance(sample, Skipped)]
+    return Originals([s.text for s in good], [s.key for s in good], small, [s.image for s in good], skipped)
+
+
+def _compare(truth: Tensor, before: Tensor, after: Tensor, windows: Tensor) -> dict[str, float]:
+    """Enlarged pictures, and bicubic enlargements of the decoded small ones, against the true ones."""
+    found = judge_enlargement(after, truth, windows)
+    bicubic = judge_enlargement(_at(before, truth.shape[-1]), truth, windows)
+    return {
+        "magnify/psnr": found.psnr,
+        "magnify/psnr_bicubic": bicubic.psnr,
+        "magnify/edge_error": found.edge_error,
+        "magnify/edge_error_bicubic": bicubic.edge_error,
+        "magnify/seam_ratio": found.seam_ratio,
+        "magnify/seam_ratio_bicubic": bicubic.seam_ratio,
+    }
+
+
+def _at(pictures: Tensor, edge: int) -> Tensor:
+    return resize(pictures, [edge, edge], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+
+
+@torch.inference_mode()
+def _decode(codes: Tensor, tokenizer: ImageTokenizer, batch_size: int) -> Tensor:
+    """Pictures `(B, 3, Y, X)`, float 0 … 1 on the CPU."""
+    device = next(tokenizer.model.parameters()).device
+    parts = [tokenizer.model.decode(part.to(device)).clamp(0, 1).cpu() for part in codes.split(batch_size)]
+    return torch.cat(parts)
+
+
+def _write(config: Config, folder: RunFolder, originals: Originals, before: Tensor, after: Tensor) -> None:
+    (folder / "samples").mkdir(exist_ok=True)
+    records: list[dict[str, object]] = []
+    rows: list[tuple[str, Sequence[Image.Image]]] = []
+    for number, (prompt, source) in enumerate(zip(originals.prompts, originals.files, strict=True)):
+        picture = to_pil_image((after[number] * 255).round().to(torch.uint8))
+        file = Path("samples") / f"{number:04d}.png"
+        picture.save(folder / str(file))
+        size = {"width": picture.width, "height": picture.height}
+        records.append({"prompt": prompt, "file": str(file), "source": source, **size})
+        if number < _SHEET_ROWS:
+            rows.append((prompt, [to_pil_image((before[number] * 255).round().to(torch.uint8)), picture]))
+    write_records(folder / SAMPLES, records)
+    cell = max(pictures[-1].width for _, pictures in rows)
+    contact_sheet(rows, columns=_SHEET_COLUMNS, cell=cell, font=config.font).save(folder / "samples" / "grid.png")

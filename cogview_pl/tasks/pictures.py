@@ -1,0 +1,119 @@
+"""Picture files that the user names: `images=`, and with their prompts `pairs=`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from cogview_pl.data.images import SampleError, find_pictures, load_picture
+from cogview_pl.errors import UserError
+
+SAMPLES = "samples.jsonl"
+
+
+class LoadedPairs(NamedTuple):
+    """The pairs whose pictures can be read, those pictures, and the others with the reason."""
+
+    readable: list[dict[str, str]]
+    images: list[Tensor]
+    """uint8 `(3, size, size)`."""
+    skipped: list[dict[str, str]]
+
+
+def load_pairs(given: str | Path, size: int) -> LoadedPairs:
+    """Prompts and pictures of a run folder of task=generate or a .jsonl file of `{"prompt": …, "file": …}`.
+
+    Raises:
+        UserError: there is no such file, a line is malformed, or none of the pictures can be read.
+    """
+    file = pairs_file(Path(given))
+    pairs = read_pairs(file)
+    found = LoadedPairs([], [], [])
+    for pair in pairs:
+        try:
+            found.images.append(load_picture(file.parent / pair["file"], size))
+            found.readable.append(pair)
+        except SampleError as error:
+            found.skipped.append({**pair, "reason": str(error)})
+    if not found.readable:
+        first = found.skipped[0]
+        raise UserError(
+            f"pairs={file}: none of the {len(pairs)} pictures can be read (first: {first['file']}: {first['reason']})"
+        )
+    return found
+
+
+class LoadedImages(NamedTuple):
+    """The pictures that can be read, and the others with the reason."""
+
+    files: list[str]
+    images: list[Tensor]
+    """uint8 `(3, size, size)`."""
+    skipped: list[dict[str, str]]
+
+
+def load_images(given: object, size: int) -> LoadedImages:
+    """The pictures that `images` names: a picture, a folder or a list of pictures.
+
+    Raises:
+        UserError: there are none, or none can be read.
+    """
+    files = picture_files(given)
+    found = LoadedImages([], [], [])
+    for file in files:
+        try:
+            found.images.append(load_picture(file, size))
+            found.files.append(str(file))
+        except SampleError as error:
+            found.skipped.append({"file": str(file), "reason": str(error)})
+    if not found.files:
+        first = found.skipped[0]
+        raise UserError(
+            f"images={given}: none of the {len(files)} pictures can be read (first: {first['file']}: {first['reason']})"
+        )
+    return found
+
+
+def picture_files(given: object) -> list[Path]:
+    """The files that `images` names, in a fixed order; raises UserError if there are none."""
+    if isinstance(given, str):
+        files = list(find_pictures(Path(given))) if Path(given).is_dir() else [Path(given)]
+    else:
+        files = [Path(str(file)) for file in given]  # type: ignore[attr-defined]
+    if not files:
+        raise UserError(f"images={given} holds no pictures; give a picture, a folder or a list of pictures")
+    return files
+
+
+def write_records(file: Path, records: list[dict[str, object]] | list[dict[str, str]]) -> None:
+    """Write one JSON object per line."""
+    file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+
+
+def pairs_file(path: Path) -> Path:
+    """The list in a run folder, or the list itself; raises UserError if it is missing."""
+    file = path / SAMPLES if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"pairs={path}: {file} does not exist; give a run folder of task=generate or a .jsonl file")
+    return file
+
+
+def read_pairs(file: Path) -> list[dict[str, str]]:
+    """The lines of a list: `prompt` and `file`, relative to the list; raises UserError for any other line."""
+    pairs = []
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            pairs.append({"prompt": str(record["prompt"]), "file": str(record["file"])})
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f'pairs={file}, line {number}: expected {{"prompt": …, "file": …}}, found {line[:60]!r}'
+            ) from None
+    if not pairs:
+        raise UserError(f"pairs={file} holds no pairs")
+    return pairs

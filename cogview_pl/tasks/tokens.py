@@ -1,0 +1,112 @@
+"""What stage 2 trains on: a token store with its tokenizers, laid out by a template, maybe with others mixed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from cogview_pl.checkpoints.store import ImageTokenizer, SequenceModel
+from cogview_pl.config import Config, TokenSource
+from cogview_pl.data.codes import TokenStore
+from cogview_pl.data.mixing import mixed
+from cogview_pl.data.released import ReleasedFile, refuse_lmdb
+from cogview_pl.data.rows import StoredRows, WithoutText
+from cogview_pl.data.sequences import SequenceDataset
+from cogview_pl.data.windows import WindowDataset
+from cogview_pl.errors import UserError
+from cogview_pl.tasks.models import open_image_tokenizer
+from cogview_pl.tasks.run_folder import RunFolder, predecessor
+from cogview_pl.tasks.tokenize import IMAGE_TOKENIZER_FOLDER, STORE, TEXT_MODEL, tokenise
+from cogview_pl.vocab import CodeSlot, Sequence, Template, TextSlot, TextTokenizer
+
+_TOKENS = "tokens"  # folder of a store that a training run makes for itself
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A token store, the tokenizers that made it, and what was counted on the way."""
+
+    store: TokenStore | ReleasedFile
+    text: TextTokenizer
+    image_tokenizer: ImageTokenizer
+    metrics: dict[str, float]
+
+
+def open_tokens(config: Config, folder: RunFolder, start: SequenceModel | None) -> Tokens:
+    """The store in `data.store`, the newest one, or one made from `data` on the spot with the tokenizers of `start`.
+
+    Raises:
+        UserError: there is none, or its tokenizers are others than those that the configuration names.
+    """
+    metrics: dict[str, float] = {}
+    if config.data.store is None and config.sequences.source == TokenSource.pictures:
+        path = folder / _TOKENS
+        path.mkdir(exist_ok=True)
+        metrics = tokenise(config, path, start)
+    else:
+        path = predecessor(config.outputs, "tokenize", "data.store", config.data.store)
+    refuse_lmdb(path)
+    if path.is_file():
+        return _open_file(config, path)
+    store = TokenStore.open(path / STORE)
+    text = TextTokenizer.load(path / TEXT_MODEL)
+    source = config.image_tokenizer.path or path / IMAGE_TOKENIZER_FOLDER
+    image_tokenizer = open_image_tokenizer(config, source, "image_tokenizer.path")
+    store.require(text_tokenizer=text.identity, image_tokenizer=image_tokenizer.identity)
+    return Tokens(store, text, image_tokenizer, metrics)
+
+
+def _open_file(config: Config, file: Path) -> Tokens:
+    """A data file of the original; it does not say which tokenizers made it."""
+    if config.text.model is None or config.image_tokenizer.path is None:
+        raise UserError(
+            f"data.store={file} is a file without tokenizers; set text.model and image_tokenizer.path to those that "
+            "made it, or give the folder of a run of task=tokenize"
+        )
+    text = TextTokenizer.load(config.text.model)
+    image_tokenizer = open_image_tokenizer(config, config.image_tokenizer.path, "image_tokenizer.path")
+    store = ReleasedFile.open(
+        file,
+        grid=image_tokenizer.grid,
+        num_pieces=text.num_pieces,
+        num_codes=image_tokenizer.model.num_codes,
+        val_fraction=config.data.val_fraction,
+    )
+    return Tokens(store, text, image_tokenizer, {})
+
+
+def training_sequences(config: Config, tokens: Tokens, template: Template) -> Dataset[Sequence]:
+    """The training split, laid out, with other samples mixed in as `sequences` says."""
+    rows = tokens.store.split("train")
+    found = _laid_out(rows, template, training=True)
+    options = config.sequences
+    if options.mix_share:
+        found = mixed(found, _laid_out(_other_rows(config, tokens), template, training=True), options.mix_share)
+    if options.conditioning_dropout:
+        if not any(isinstance(slot, TextSlot) and slot != template.target for slot in template.slots):
+            raise UserError(
+                "sequences.conditioning_dropout: this layout has no text in front of its target; set it to 0"
+            )
+        found = mixed(found, _laid_out(WithoutText(rows), template, training=True), options.conditioning_dropout)
+    return found
+
+
+def validation_sequences(tokens: Tokens, template: Template) -> Dataset[Sequence]:
+    """The validation split, laid out."""
+    return _laid_out(tokens.store.split("val"), template, training=False)
+
+
+def _laid_out(rows: StoredRows | WithoutText, template: Template, *, training: bool) -> Dataset[Sequence]:
+    if sum(isinstance(slot, CodeSlot) for slot in template.slots) > 1:
+        return WindowDataset(rows, template, every=training)
+    return SequenceDataset(rows, template, rows.layout.grid)
+
+
+def _other_rows(config: Config, tokens: Tokens) -> StoredRows:
+    key = "sequences.mix_store"
+    path = predecessor(config.outputs, "tokenize", key, config.sequences.mix_store)
+    store = TokenStore.open(path / STORE)
+    store.require(text_tokenizer=tokens.text.identity, image_tokenizer=tokens.image_tokenizer.identity)
+    return store.split("train")

@@ -1,0 +1,306 @@
+"""Folders of captioned pictures: their captions, their styles, and the errors that name what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cogview_pl.data.folder import FolderDataset, find_captions
+from cogview_pl.data.samples import ImageSample, Skipped
+from cogview_pl.data.skips import require_readable
+from cogview_pl.errors import UserError
+
+
+def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
+    text = str(error.value)
+    assert text and "\n" not in text
+    return text
+
+
+def captions(root: Path | str, field: str | None = None) -> list[tuple[str, str]]:
+    return [(picture.file, picture.caption) for picture in find_captions(root, field)]
+
+
+# --- find_captions
+
+
+def folder(root: Path, names: list[str]) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), "red").save(root / name)
+    return root
+
+
+def listing(root: Path, name: str, content: str, encoding: str = "utf-8") -> Path:
+    (root / name).write_text(content, encoding=encoding)
+    return root
+
+
+JSONL = (
+    '{"file_name": "a.png", "text": " 熊猫 ", "en": "panda"}\n\n{"file_name": "s/b.png", "text": "猫", "en": "cat"}\n'
+)
+CSV = 'file_name,text,en\na.png, 熊猫 ,panda\ns/b.png,猫,"cat"\n'
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.jsonl", JSONL),
+        ("captions.jsonl", JSONL.replace("file_name", "image").replace("\n", "\r\n")),
+        ("captions.jsonl", JSONL.replace("file_name", "path").replace('"text"', '"caption"')),
+        ("captions.jsonl", JSONL.replace('"猫"', '["猫", "小猫"]')),
+        ("captions.csv", CSV),
+        ("metadata.csv", CSV.replace("\n", "\r\n").replace("text", "caption")),
+        ("captions.tsv", CSV.replace(",", "\t")),
+        ("metadata.tsv", CSV.replace(",", "\t")),
+    ],
+)
+def test_listings(tmp_path: Path, name: str, content: str, encoding: str) -> None:
+    folder(tmp_path, ["a.png", "s/b.png"])
+    listing(tmp_path, name, content, encoding)
+    assert captions(tmp_path) == [("a.png", "熊猫"), ("s/b.png", "猫")]
+    assert captions(str(tmp_path), "en") == [("a.png", "panda"), ("s/b.png", "cat")]
+
+
+def test_a_quoted_caption_may_hold_separators_and_lines(tmp_path: Path) -> None:
+    folder(tmp_path, ["a.png"])
+    listing(tmp_path, "captions.csv", 'file_name,text\na.png,"一,二\n""三"""\n')
+    assert captions(tmp_path) == [("a.png", '一,二\n"三"')]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_text_file_beside_each_picture(tmp_path: Path, encoding: str) -> None:
+    folder(tmp_path, ["b.png", "s/a.JPG", ".hidden/c.png", "._b.png", "nocaption.gif"])
+    listing(tmp_path, "b.txt", "红色的圆\n", encoding)
+    listing(tmp_path / "s", "a.txt", "方块", encoding)
+    listing(tmp_path, "README.txt", "not a caption")
+    assert captions(tmp_path) == [("b.png", "红色的圆"), ("nocaption.gif", ""), ("s/a.JPG", "方块")]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: root / "gone", r"data\.root=\S*gone does not exist; set it to"),
+        (lambda root: listing(root, "f", "") / "f", r"data\.root=\S*f is not a folder"),
+        (lambda root: root, r"has no captions; add one of metadata\.jsonl, .*captions\.tsv.* or one \.txt"),
+        (lambda root: listing(root, "captions.jsonl", "\n"), r"captions\.jsonl lists no pictures"),
+        (lambda root: listing(root, "captions.csv", ""), r"captions\.csv lists no pictures"),
+        (
+            lambda root: listing(root, "captions.jsonl", '{"image": "a.png", "text": "t"}\n{"image": '),
+            r"captions\.jsonl:2 is not JSON",
+        ),
+        (lambda root: listing(root, "captions.jsonl", "[1]"), r"captions\.jsonl:1 is not a JSON object"),
+        (
+            lambda root: listing(root, "captions.jsonl", '{"text": "t"}'),
+            r"jsonl:1 names no picture.*fields here: text",
+        ),
+        (
+            lambda root: listing(root, "captions.jsonl", '{"image": "a.png", "zh": "t", "en": "t"}'),
+            r"jsonl:1 has no field text or caption; set data\.caption_field to one of: image, zh, en",
+        ),
+        (
+            lambda root: listing(root, "captions.jsonl", '{"image": "a.png", "text": 3}'),
+            r":1, text: .* not text but 3",
+        ),
+        (
+            lambda root: listing(root, "captions.csv", "file_name,text\na.png,t,u\n"),
+            r"csv:2 has 3 columns, .* has 2",
+        ),
+        (lambda root: listing(root, "captions.csv", 'file_name,text\na.png,"t\n'), r"csv:2 is malformed"),
+        (
+            lambda root: listing(root, "captions.csv", "file_name,text\na.png,熊\n", "gbk"),
+            r"csv is not UTF-8",
+        ),
+        (
+            lambda root: listing(root, "captions.csv", "file_name,text\nx.png,t\ny.png,t\n"),
+            r"none of the 2 listed pictures exists, the first is \S*x\.png",
+        ),
+        (lambda root: listing(root, "a.txt", "熊", "utf-16"), r"a\.txt is not UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_a_folder(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+    root = make(folder(tmp_path, ["a.png"]))
+    with pytest.raises(UserError, match=message) as error:
+        find_captions(root)
+    one_line(error)
+
+
+def test_an_unknown_caption_field_is_named(tmp_path: Path) -> None:
+    listing(folder(tmp_path, ["a.png"]), "captions.csv", CSV)
+    with pytest.raises(UserError, match=r"csv:2 has no field zh; .* one of: file_name, text, en"):
+        find_captions(tmp_path, "zh")
+
+
+# --- FolderDataset
+
+
+def captioned(root: Path, names: list[str]) -> Path:
+    return listing(folder(root, names), "captions.csv", "file_name,text\n" + "".join(f"{n},图{n}\n" for n in names))
+
+
+def test_folder_samples(tmp_path: Path) -> None:
+    names = ["a.png", "b.png"]
+    dataset = FolderDataset(captioned(tmp_path, names), "train", 4, 0.0)
+    assert dataset.texts() == [dataset.text(0), dataset.text(1)] == ["图a.png", "图b.png"]
+    sample = dataset[1]
+    assert isinstance(sample, ImageSample)
+    assert (sample.key, sample.text) == (dataset.key(1), dataset.text(1)) == ("b.png", "图b.png")
+    assert sample.image[:, 0, 0].tolist() == [255, 0, 0]
+    assert dataset[-1].key == "b.png"
+    with pytest.raises(IndexError):
+        dataset[2]
+
+
+def test_bad_samples_are_skipped_with_a_reason(tmp_path: Path) -> None:
+    folder(tmp_path, ["good.png", "empty.png"])
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    rows = ["good.png,g", "empty.png, ", "bad.png,b", "gone.png,x"]
+    listing(tmp_path, "captions.csv", "\n".join(["file_name,text", *rows]))
+    dataset = FolderDataset(tmp_path, "train", 4, 0.0)
+    assert isinstance(dataset[0], ImageSample)
+    assert dataset[1] == Skipped("empty.png", "the caption is empty")
+    assert dataset[2] == Skipped("bad.png", "not a picture in a known format, or cut off")
+    assert dataset[3] == Skipped("gone.png", "file not found")
+
+
+def test_the_split_is_a_stable_partition(tmp_path: Path) -> None:
+    names = [f"s/{i}.png" for i in range(40)]
+    root = captioned(tmp_path, names)
+    sides = {split: FolderDataset(root, split, 4, 0.25) for split in ("train", "val")}
+    keys = {split: [side.key(i) for i in range(len(side))] for split, side in sides.items()}
+    assert sorted(keys["train"] + keys["val"]) == sorted(names)
+    # Each sample keeps its side when others are taken away and the order changes.
+    fewer = list(reversed(names))[:20]
+    captioned(root, fewer)
+    later = FolderDataset(root, "val", 4, 0.25)
+    assert [later.key(i) for i in range(len(later))] == [name for name in fewer if name in keys["val"]]
+
+
+def test_a_data_set_without_one_readable_sample_is_refused(tmp_path: Path) -> None:
+    names = [f"{i:03d}.png" for i in range(70)]
+    dataset = FolderDataset(captioned(tmp_path, names), "train", 4, 0.0)
+    require_readable(dataset)
+    for name in names[:-1]:
+        (tmp_path / name).write_bytes(b"")
+    require_readable(dataset, limit=70)
+    with pytest.raises(UserError, match=r"none of the first 64 samples .*first: 000\.png: not a picture") as error:
+        require_readable(dataset)
+    one_line(error)
+    with pytest.raises(UserError, match="no samples"):
+        require_readable(FolderDataset(tmp_path, "val", 4, 0.0))
+
+
+# --- smaller pictures
+
+
+def test_smaller_pictures_are_skipped(tmp_path: Path) -> None:
+    root = captioned(tmp_path, ["a.png", "b.png"])
+    Image.new("RGB", (40, 16)).save(root / "b.png")
+    dataset = FolderDataset(root, "train", 4, 0.0, min_size=16)
+    assert dataset[0] == Skipped("a.png", "8x8 is smaller than data.min_size=16")
+    assert isinstance(dataset[1], ImageSample)
+
+
+# --- styles
+
+PATTERNS = ("{text}的{style}图像", "{style}风格的{text}")
+
+
+@pytest.fixture
+def two_styles(tmp_path: Path) -> dict[str, str]:
+    names = [f"{i}.png" for i in range(40)]
+    return {style: str(captioned(tmp_path / name, names)) for style, name in (("油画", "oil"), ("素描", "sketch"))}
+
+
+def test_one_folder_per_style(two_styles: dict[str, str]) -> None:
+    dataset = FolderDataset(None, "train", 4, 0.0, styles=two_styles, style_patterns=PATTERNS)
+    assert len(dataset) == 80
+    used: Counter[str] = Counter()
+    for i in range(80):
+        sample = dataset[i]
+        assert isinstance(sample, ImageSample)
+        style, _, file = sample.key.partition("/")
+        wanted = [pattern.format(text=f"图{file}", style=style) for pattern in PATTERNS]
+        assert sample.text == dataset.text(i) in wanted
+        used[PATTERNS[wanted.index(sample.text)]] += 1
+    assert min(used[pattern] for pattern in PATTERNS) > 20
+    assert {dataset.key(i).partition("/")[0] for i in range(80)} == {"油画", "素描"}
+
+
+def test_a_sample_keeps_its_pattern_when_others_go(two_styles: dict[str, str]) -> None:
+    whole = FolderDataset(None, "train", 4, 0.0, styles=two_styles, style_patterns=PATTERNS)
+    texts = {whole.key(i): whole.text(i) for i in range(len(whole))}
+    part = FolderDataset(None, "train", 4, 0.5, styles={"素描": two_styles["素描"]}, style_patterns=PATTERNS)
+    assert 0 < len(part) < 40
+    assert all(texts[part.key(i)] == part.text(i) for i in range(len(part)))
+    # The hash that chooses the pattern is not that of the split.
+    assert len({part.text(i)[:2] == "素描" for i in range(len(part))}) == 2
+
+
+def test_each_style_is_split_like_its_folder_alone(two_styles: dict[str, str]) -> None:
+    for split in ("train", "val"):
+        styled = FolderDataset(None, split, 4, 0.25, styles=two_styles)
+        keys = [styled.key(i) for i in range(len(styled))]
+        for style, folder in two_styles.items():
+            alone = FolderDataset(folder, split, 4, 0.25)
+            assert [key for key in keys if key.startswith(style)] == [
+                f"{style}/{alone.key(i)}" for i in range(len(alone))
+            ]
+    assert FolderDataset(None, "val", 4, 0.25, styles=two_styles).text(0).startswith("图")  # no patterns
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "captions.csv"])
+def test_a_column_with_the_style(tmp_path: Path, name: str) -> None:
+    rows = [("a.png", "猫", "油画"), ("b.png", "狗", " 素描 "), ("c.png", "鱼", "")]
+    fields = ("file_name", "text", "medium")
+    lines = [json.dumps(dict(zip(fields, row, strict=True)), ensure_ascii=False) for row in rows]
+    if name.endswith("csv"):
+        lines = [",".join(row) for row in (fields, *rows)]
+    listing(folder(tmp_path, [row[0] for row in rows]), name, "\n".join(lines))
+    dataset = FolderDataset(tmp_path, "train", 4, 0.0, style_field="medium", style_patterns=("{style}风格的{text}",))
+    assert dataset.texts() == ["油画风格的猫", "素描风格的狗", ""]
+    assert [dataset[0].text, dataset[1].text] == dataset.texts()[:2]
+    assert dataset[2] == Skipped("c.png", "the style is empty")
+    assert FolderDataset(tmp_path, "train", 4, 0.0).texts() == ["猫", "狗", "鱼"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"root": None}, r"data\.root has no value; set it to .*, or data\.styles to one folder per style"),
+        ({"styles": {"油画": "ROOT"}}, r"data\.root=\S+ and data\.styles are both given"),
+        (
+            {"root": None, "styles": {"油画": "ROOT/gone"}},
+            r"data\.styles\.油画=\S+gone does not exist; set it to a folder",
+        ),
+        (
+            {"root": None, "styles": {"油画": "ROOT", "素描": "ROOT/bare"}},
+            r"data\.styles\.素描=\S+bare has no captions",
+        ),
+        ({"root": None, "styles": {"油画": None}}, r"data\.styles=\{.*None\}: give one folder per style"),
+        ({"root": None, "styles": {"油画": "ROOT"}, "style_field": "x"}, r"data\.style_field=x: data\.styles names"),
+        ({"style_patterns": PATTERNS}, r"data\.style_patterns: the pictures have no styles; set data\.styles"),
+        ({"style_field": "medium"}, r"csv:2 has no field medium; set data\.style_field to one of: file_name, text"),
+        ({"root": "ROOT/beside", "style_field": "x"}, r"data\.style_field=x: data\.root=\S+ has its captions in \.txt"),
+    ],
+)
+def test_what_is_wrong_with_styles(tmp_path: Path, options: dict[str, object], message: str) -> None:
+    captioned(tmp_path, ["a.png"])
+    folder(tmp_path, ["bare/a.png", "beside/a.png"])
+    listing(tmp_path, "beside/a.txt", "猫")
+
+    def placed(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: placed(inner) for key, inner in value.items()}
+        return value.replace("ROOT", str(tmp_path)) if isinstance(value, str) else value
+
+    options = {"root": "ROOT", "split": "train", "image_size": 4, "val_fraction": 0.0} | options
+    with pytest.raises(UserError, match=message) as error:
+        FolderDataset(**{key: placed(value) for key, value in options.items()})  # type: ignore[arg-type]
+    one_line(error)

@@ -1,0 +1,112 @@
+"""Pictures in two sizes: what the store keeps, and the windows that super-resolution is trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cogview_pl.data.codes import StoreWriter, TokenStore
+from cogview_pl.data.rows import WithoutText
+from cogview_pl.data.windows import WindowDataset
+from cogview_pl.errors import UserError
+from cogview_pl.generation.magnify import windows
+from cogview_pl.vocab import Template, Vocabulary
+
+GRID = 4
+CODES = torch.arange(16).view(1, 4, 4)
+LARGE = torch.arange(64).view(1, 8, 8)
+LAYOUT = "[ROI1] {text} [BASE] [BOI1] {small:2x2} [EOI1] [ROI2] [POS0] [BASE] [BOI2] {large:4x4} [EOI2]"
+
+
+def write(folder: Path, *, large: bool, pictures: int = 2, format: str = "native") -> TokenStore:
+    """A store whose picture i has the codes of picture 0 plus i."""
+    writer = StoreWriter(
+        folder,
+        text_length=4,
+        grid=(GRID, GRID),
+        num_pieces=20,
+        num_codes=80,
+        text_tokenizer="text-1",
+        image_tokenizer="image-1",
+        splits={"train": pictures},
+        format=format,
+        large=large,
+    )
+    for i in range(pictures):
+        writer.append("train", [[i, i + 1]], CODES + i, [f"picture {i}"], i + 1, LARGE + i if large else None)
+    writer.finish()
+    return TokenStore.open(folder)
+
+
+def template(layout: str = LAYOUT) -> Template:
+    return Template(layout, target="large", loss={"large": 1.0}, vocabulary=Vocabulary(80, 20), text_length=4)
+
+
+@pytest.mark.parametrize("format", ["native", "cogview"])
+def test_the_store_keeps_both_sizes(tmp_path: Path, format: str) -> None:
+    rows = write(tmp_path, large=True, format=format).split("train")
+    for i in range(2):
+        pieces, codes = rows[i]
+        assert pieces == [i, i + 1]
+        assert torch.equal(codes, CODES[0] + i)
+        assert torch.equal(rows.large(i), LARGE[0] + i)
+
+
+def test_a_store_takes_what_it_was_made_for(tmp_path: Path) -> None:
+    settings = {"text_length": 4, "grid": (4, 4), "num_pieces": 20, "num_codes": 80}
+    settings |= {"text_tokenizer": "t", "image_tokenizer": "i", "splits": {"train": 1}, "large": True}
+    writer = StoreWriter(tmp_path / "a", **settings)  # type: ignore[arg-type]
+    for wrong in (None, LARGE[:, :6], LARGE + 40):  # missing, of another size, with codes that do not exist
+        with pytest.raises(ValueError):
+            writer.append("train", [[1]], CODES, ["key"], 1, wrong)
+    with pytest.raises(UserError, match="large"):
+        StoreWriter(tmp_path / "a", **settings | {"large": False})  # type: ignore[arg-type]
+
+
+def test_every_window_of_every_picture(tmp_path: Path) -> None:
+    data = WindowDataset(write(tmp_path, large=True).split("train"), template(), every=True)
+    assert len(data) == 2 * data.num_windows == 2 * 9
+    seen = set()
+    for i in range(len(data)):
+        sequence = data[i]
+        small = [t for t, slot in zip(sequence.tokens, sequence.slots, strict=True) if slot == 1]
+        large = [t for t, slot in zip(sequence.tokens, sequence.slots, strict=True) if slot == 2]
+        picture = i // 9
+        top, left = divmod(small[0] - picture, 4)
+        assert small == (CODES[0, top : top + 2, left : left + 2] + picture).flatten().tolist()
+        assert large == (LARGE[0, 2 * top : 2 * top + 4, 2 * left : 2 * left + 4] + picture).flatten().tolist()
+        seen.add((picture, top, left))
+    assert len(seen) == len(data)
+
+
+def test_magnify_asks_for_windows_that_were_trained() -> None:
+    """Each source window and its target region begin at corresponding places, within the trained offsets."""
+    for window in windows(GRID):
+        for source, target in zip(window.source, window.target, strict=True):
+            assert 0 <= source.start <= GRID // 2 and source.stop - source.start == GRID // 2
+            assert target.start == 2 * source.start
+
+
+def test_validation_takes_one_window_of_each_picture(tmp_path: Path) -> None:
+    data = WindowDataset(write(tmp_path, large=True, pictures=11).split("train"), template(), every=False)
+    assert len(data) == 11
+    assert data[1].tokens != data[10].tokens  # the same window of other pictures
+    assert [s == 2 for s in data[0].slots] == [s == 2 for s in data[10].slots]
+
+
+def test_without_text_keeps_both_grids(tmp_path: Path) -> None:
+    rows = write(tmp_path, large=True).split("train")
+    full = WindowDataset(rows, template(), every=True)[3]
+    bare = WindowDataset(WithoutText(rows), template(), every=True)[3]
+    assert 0 not in bare.slots[: bare.slots.index(1) - 3]  # no piece; only the token that closes the text
+    assert [t for t, s in zip(full.tokens, full.slots, strict=True) if s != 0][-18:] == bare.tokens[-18:]
+
+
+def test_stores_that_do_not_serve(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"store\.large=true"):
+        WindowDataset(write(tmp_path / "a", large=False).split("train"), template(), every=True)
+    other = template(LAYOUT.replace("2x2", "3x3").replace("4x4", "6x6"))
+    with pytest.raises(UserError, match="6x6"):
+        WindowDataset(write(tmp_path / "b", large=True).split("train"), other, every=True)
