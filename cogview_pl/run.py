@@ -106,7 +106,7 @@ def _run_stage(overrides: list[str]) -> tuple[Path, dict[str, float | str]]:
         for override in HydraConfig.get().overrides.task
         if override.lstrip("+~").split("=")[0].split(".")[0] not in _CHAIN_KEYS
     ]
-    return _run(hydra.compose("config", overrides=[*overrides, *given]))
+    return _run(hydra.compose("config", overrides=[*map(quote_override, overrides), *given]))
 
 
 def _verb(name: str) -> Any:

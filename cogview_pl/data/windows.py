@@ -12,20 +12,23 @@ from cogview_pl.data.rows import StoredRows, WithoutText
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import CodeSlot, Sequence, Template, magnify_slots
 
+_ACROSS = 3  # windows along an edge
+_WINDOWS = _ACROSS**2
+
 
 class WindowDataset(Dataset[Sequence]):
     """Windows of pictures that a token store holds in both sizes, laid out by a template of super-resolution.
 
-    The model sees at training what it is given when it magnifies: a w x w window of the codes of a picture, not the
-    codes of a cropped picture.
+    The model sees at training what it is given when it magnifies: w x w windows of the codes of a picture that overlap
+    by half, not the codes of cropped pictures.
 
     Args:
         samples: a split of a token store with large codes.
         template: a layout with a text slot, a small grid, and the target grid of twice its edge.
-        every: each picture counts once for each of its (w + 1)² windows; False: once, picture i with window i.
+        every: each picture counts once for each of its nine windows; False: once, picture i with window i.
 
     Raises:
-        UserError: the store holds no large codes, or its grid is not that of the target slot.
+        UserError: the store holds no large codes, its grid is not that of the target slot, or is no multiple of 4.
     """
 
     def __init__(self, samples: StoredRows | WithoutText, template: Template, *, every: bool) -> None:
@@ -47,19 +50,20 @@ class WindowDataset(Dataset[Sequence]):
         self.template = template
         self.every = every
         self._names = text, small, large.name
-        self._edge = large.grid[0] // 2
-
-    @property
-    def num_windows(self) -> int:
-        """Windows of a picture."""
-        return (self._edge + 1) ** 2
+        self._edge, rest = divmod(large.grid[0], 2)
+        self._step, odd = divmod(self._edge, 2)
+        if rest or odd:
+            raise UserError(
+                f"template.layout: a grid of {large.grid[0]}x{large.grid[1]} codes has no half-overlapping windows; "
+                "use a multiple of 4"
+            )
 
     def __len__(self) -> int:
-        return len(self.samples) * (self.num_windows if self.every else 1)
+        return len(self.samples) * (_WINDOWS if self.every else 1)
 
     def __getitem__(self, index: int) -> Sequence:
-        picture, window = divmod(index, self.num_windows) if self.every else (index, index % self.num_windows)
-        top, left = divmod(window, self._edge + 1)
+        picture, window = divmod(index, _WINDOWS) if self.every else (index, index % _WINDOWS)
+        top, left = (self._step * place for place in divmod(window, _ACROSS))
         pieces, codes = self.samples[picture]
         text, small, large = self._names
         return self.template.build(

@@ -11,14 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 from cogview_pl.checkpoints.store import SequenceModel
 from cogview_pl.config import Config, ToyDataConfig
-from cogview_pl.data.toy import score
+from cogview_pl.data.toy import Judge, score_detected
 from cogview_pl.errors import UserError
+from cogview_pl.evaluation.ranking import Ranked, best_of
 from cogview_pl.generation.sheet import contact_sheet, load_font
 from cogview_pl.tasks.describe import describe
 from cogview_pl.tasks.run_folder import RunFolder
@@ -54,7 +54,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     if config.rerank_with is not None:
         metrics["generate/caption_loss"] = statistics.fmean(p.caption_loss for p in paintings if p.caption_loss)
     if config.prompts is None and isinstance(config.data, ToyDataConfig) and config.upscale_with is None:
-        metrics |= _judge([painting.prompt for painting in paintings], [painting.picture for painting in paintings])
+        metrics |= _judge(paintings)
     return metrics
 
 
@@ -142,7 +142,16 @@ def save_sheet(config: Config, folder: RunFolder, prompts: list[str], paintings:
     contact_sheet(rows, columns=columns, cell=cell, font=config.font).save(folder / "samples" / "grid.png")
 
 
-def _judge(prompts: list[str], pictures: list[Image.Image]) -> dict[str, float]:
-    """Share of named objects whose attributes the judge of the toy world finds in the pictures."""
-    images = torch.stack([pil_to_tensor(picture) for picture in pictures])
-    return {f"toy/{name}": float(value) for name, value in asdict(score(images, prompts)).items()}
+def _judge(paintings: list[Painting]) -> dict[str, float]:
+    """What the judge of the toy world finds of the objects that prompts name, and what ranking is worth."""
+    prompts = [painting.prompt for painting in paintings]
+    images = torch.stack([pil_to_tensor(painting.picture) for painting in paintings])
+    detected = Judge(images.shape[-1])(images)
+    metrics = {f"toy/{name}": float(value) for name, value in asdict(score_detected(detected, prompts)).items()}
+    if paintings[0].caption_loss is not None:
+        right = [score_detected([d], [p]).all_right == 1 for d, p in zip(detected, prompts, strict=True)]
+        ranked = [Ranked(p.seed, p.caption_loss or 0.0, r) for p, r in zip(paintings, right, strict=True)]
+        each = paintings[0].of
+        for number, (chosen, oracle) in best_of([ranked[i : i + each] for i in range(0, len(ranked), each)]).items():
+            metrics |= {f"toy/all_right_best_of_{number}": chosen, f"toy/all_right_oracle_of_{number}": oracle}
+    return metrics

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 from statistics import fmean
 
+import torch
+from tqdm import tqdm
+
+from cogview_pl.checkpoints.store import ImageTokenizer
 from cogview_pl.config import Config
+from cogview_pl.data.samples import Skipped
+from cogview_pl.errors import UserError
+from cogview_pl.evaluation.ranking import other_captions, retrieval
 from cogview_pl.generation.companions import Captioner
 from cogview_pl.tasks.describe import encode
 from cogview_pl.tasks.models import inference_device, open_sequence_model
 from cogview_pl.tasks.pictures import SAMPLES, load_pairs, write_records
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
+from cogview_pl.tasks.sources import open_images
+
+_TOP = (1, 5)
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Write `samples.jsonl`: the pairs of each prompt, lowest caption loss first; `skipped.jsonl`: unreadable files."""
-    assert config.pairs is not None  # mandatory in conf/task/rerank.yaml
+    """Rank the pictures in `pairs`; without, see how well validation pictures find their own captions."""
     path = predecessor(config.outputs, "caption", "rerank_with", config.rerank_with)
     loaded = open_sequence_model(config, path, "rerank_with", config.rerank_template)
-    device, dtype = inference_device(config)
-    captioner = Captioner(loaded, device, dtype)
-    pairs, images, skipped = load_pairs(config.pairs, loaded.image_tokenizer.settings["image_size"])
-    codes = encode(images, loaded.image_tokenizer, device, config.sampler.batch_size)
+    captioner = Captioner(loaded, *inference_device(config))
+    if config.pairs is None:
+        return _find_captions(config, captioner, loaded.image_tokenizer)
+    return _rank(config, folder, captioner, loaded.image_tokenizer)
+
+
+def _rank(config: Config, folder: RunFolder, captioner: Captioner, tokenizer: ImageTokenizer) -> dict[str, float]:
+    """Write `samples.jsonl`: the pairs of each prompt, lowest caption loss first; `skipped.jsonl`: unreadable files."""
+    assert config.pairs is not None
+    pairs, images, skipped = load_pairs(config.pairs, tokenizer.settings["image_size"])
+    codes = encode(images, tokenizer, inference_device(config)[0], config.sampler.batch_size)
     losses = captioner.losses([pair["prompt"] for pair in pairs], codes, config.sampler.batch_size)
     scored = [{**pair, "caption_loss": loss} for pair, loss in zip(pairs, losses, strict=True)]
     place = {prompt: number for number, prompt in enumerate(dict.fromkeys(pair["prompt"] for pair in pairs))}
@@ -29,3 +45,30 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     if skipped:
         write_records(folder / "skipped.jsonl", skipped)
     return {"rerank/pairs": len(scored), "rerank/skipped": len(skipped), "rerank/caption_loss": fmean(losses)}
+
+
+def _find_captions(config: Config, captioner: Captioner, tokenizer: ImageTokenizer) -> dict[str, float]:
+    """Each of `num_prompts` validation pictures with its own caption and others: how often the own one is lowest."""
+    source = open_images(config.data, "val")
+    found = [source[index] for index in range(min(config.num_prompts, len(source)))]
+    samples = [sample for sample in found if not isinstance(sample, Skipped)]
+    candidates = config.num_captions
+    if len(samples) < candidates:
+        raise UserError(
+            f"num_captions={candidates}: only {len(samples)} validation pictures can be read; raise num_prompts or "
+            "lower num_captions"
+        )
+    device, _ = inference_device(config)
+    codes = encode([sample.image for sample in samples], tokenizer, device, config.sampler.batch_size)
+    rows = []
+    for own, sample in enumerate(tqdm(samples, unit="pic", desc="captions", disable=None)):
+        others = [samples[index].text for index in other_captions(len(samples), own, candidates - 1)]
+        texts = [sample.text, *others]
+        rows.append(captioner.losses(texts, codes[own].expand(candidates, -1, -1), config.sampler.batch_size))
+    shares = retrieval(torch.tensor(rows), _TOP)
+    return {
+        "rerank/pictures": len(samples),
+        "rerank/captions": candidates,
+        "rerank/caption_loss": fmean(row[0] for row in rows),
+        **{f"rerank/own_caption_top{k}": share for k, share in shares.items()},
+    }

@@ -27,7 +27,7 @@ TINY = (
     "threads=1",
 )
 
-CHAIN = ("experiment=quickstart", *TINY, "num_prompts=4", "seed=3")
+CHAIN = ("experiment=quickstart", *TINY, "num_prompts=4", "num_captions=4", "seed=3")
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,13 @@ def test_ranks_a_list_and_skips_what_is_missing(cli, home: Path, pictures: Path)
     assert json.loads((run / "metrics.json").read_text())["rerank/skipped"] == 1
 
 
+def test_without_pairs_pictures_look_for_their_captions(cli, home: Path) -> None:
+    cli.succeed(["task=rerank", "num_prompts=6", "num_captions=4", "data.val_size=8"], home)
+    metrics = json.loads((home / "outputs" / "rerank" / "latest" / "metrics.json").read_text())
+    assert metrics["rerank/pictures"] == 6 and metrics["rerank/captions"] == 4
+    assert 0 <= metrics["rerank/own_caption_top1"] <= metrics["rerank/own_caption_top5"] == 1
+
+
 def test_mistakes(cli, home: Path, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n')
     (tmp_path / "gone.jsonl").write_text('{"prompt": "a", "file": "gone.png"}\n')
@@ -72,7 +79,7 @@ def test_mistakes(cli, home: Path, pictures: Path, tmp_path: Path) -> None:
         (["task=generate", "init_from=outputs/caption/latest", "prompts=[红色]"], ["prompts", "images"]),
         (["task=generate", "init_from=outputs/pretrain/latest", f"images={pictures}"], ["images", "task=caption"]),
         (["task=generate", "images=nowhere.png"], ["images=nowhere.png"]),
-        (["task=rerank"], ["pairs"]),
+        (["task=rerank", "num_prompts=4", "num_captions=9"], ["num_captions=9", "4"]),
         (["task=rerank", "pairs=nowhere"], ["pairs=nowhere"]),
         (["task=rerank", f"pairs={tmp_path}/bad.jsonl"], ["bad.jsonl", "line 1", "file"]),
         (["task=rerank", f"pairs={tmp_path}/gone.jsonl"], ["gone.jsonl"]),

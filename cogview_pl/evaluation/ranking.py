@@ -1,0 +1,60 @@
+"""What ranking is worth: the best of N pictures by caption loss against one at random and against the true best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Ranked(NamedTuple):
+    """One of several pictures of a prompt."""
+
+    seed: int
+    caption_loss: float
+    right: bool
+    """Whether it shows what the prompt asks for."""
+
+
+def best_of(prompts: Sequence[Sequence[Ranked]]) -> dict[int, tuple[float, float]]:
+    """For N = 1, 2, 4, … pictures of each prompt: share of prompts whose best by caption loss is right, and whose
+    pictures hold a right one at all (the oracle). The N pictures are those with the lowest seeds.
+
+    Args:
+        prompts: per prompt its pictures, of which all have equally many.
+    """
+    curve = {}
+    ordered = [sorted(pictures) for pictures in prompts]
+    number = 1
+    while number <= len(ordered[0]):
+        groups = [pictures[:number] for pictures in ordered]
+        chosen = [min(group, key=lambda picture: picture.caption_loss).right for group in groups]
+        possible = [any(picture.right for picture in group) for group in groups]
+        curve[number] = (sum(chosen) / len(chosen), sum(possible) / len(possible))
+        number *= 2
+    return curve
+
+
+def retrieval(losses: Tensor, places: Sequence[int]) -> dict[int, float]:
+    """For each k, the share of pictures whose own caption is among the k with the lowest caption loss.
+
+    Args:
+        losses: `(B, N)`, the own caption in column 0; of equal losses the own one counts as the higher.
+        places: the values of k.
+    """
+    better = (losses[:, 1:] <= losses[:, :1]).sum(1)
+    return {k: float((better < k).float().mean()) for k in places}
+
+
+def other_captions(number: int, own: int, count: int) -> list[int]:
+    """Indices of `count` other captions out of `number`, drawn by the own index alone.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    if count >= number:
+        raise ValueError(f"{count} others out of {number}")
+    order = torch.randperm(number - 1, generator=torch.Generator().manual_seed(own))[:count]
+    return [index + (index >= own) for index in order.tolist()]
