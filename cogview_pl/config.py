@@ -328,7 +328,7 @@ class Config:
     pairs: str | None = None
     num_prompts: int = MISSING
     num_images: int = MISSING
-    num_captions: int | None = None
+    num_captions: int = MISSING
     keep: int | None = None
     plan: bool = False
     threads: int | None = None

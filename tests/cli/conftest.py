@@ -108,18 +108,25 @@ class Chain:
     home: Path
     stdout: str
     command: tuple[str, ...]
+    run_folders: frozenset[Path]
+    """All that it made."""
 
     def run_folder(self, task: str) -> Path:
         """The newest finished run of a task."""
         return (self.home / "outputs" / task / "latest").resolve()
 
 
+def run_folders(home: Path) -> frozenset[Path]:
+    """Every run folder below `outputs`."""
+    return frozenset(path for path in home.glob("outputs/*/*") if not path.is_symlink())
+
+
 @pytest.fixture(scope="session")
 def chain(cli: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """The quickstart in a few steps: vqvae, tokenize, pretrain and generate, one process."""
+    """The quickstart in a few steps a stage, one process."""
     home = tmp_path_factory.mktemp("chain")
     ended = cli.succeed(CHAIN, home)
-    return Chain(home, ended.stdout, CHAIN)
+    return Chain(home, ended.stdout, CHAIN, run_folders(home))
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,8 @@ class TestRunFolder:
     def test_metrics_are_flat_numbers_with_the_promised_names(self, task: str, chain) -> None:
         found = metrics(chain.run_folder(task), keep_speed=True)
         assert METRICS[task] <= found.keys()
-        assert all(isinstance(value, (int, float)) for value in found.values())
+        numbers = {key: value for key, value in found.items() if not key.startswith("protocol/")}
+        assert all(isinstance(value, (int, float)) for value in numbers.values())
 
     @pytest.mark.parametrize("task", ["vqvae", "tokenize", "pretrain", "generate"])
     def test_config_is_resolved_and_overrides_reach_every_stage(self, task: str, chain) -> None:

@@ -99,11 +99,19 @@ def test_the_layout_on_disk(tmp_path: Path) -> None:
         "num_pieces": 500,
         "num_codes": 64,
         "format": "native",
+        "large": False,
         "text_tokenizer": "text-1",
         "image_tokenizer": "image-1",
         "splits": {"train": {"source": 2, "next": 2, "rows": 2, "truncated": 1, "key_bytes": 6}},
         "complete": True,
     }
+
+
+def test_a_store_from_before_large_codes_opens(store: Path) -> None:
+    header = json.loads((store / "header.json").read_text())
+    del header["large"]
+    (store / "header.json").write_text(json.dumps(header))
+    assert TokenStore.open(store).split("train")[1][0] == sample("train", 1)[0]  # type: ignore[index]
 
 
 def test_cut_captions_are_counted(store: Path) -> None:
