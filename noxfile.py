@@ -15,6 +15,7 @@ FEW_STEPS = (
     "data.train_size=256",
     "data.val_size=16",
     "num_prompts=4",
+    "num_captions=4",
     "image_tokenizer.continuous_steps=0",
 )
 
