@@ -90,7 +90,7 @@ def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, 
         if first:
             folder.finish(metrics)
     except UserError:
-        folder.discard_if_bare()
+        folder.undo()
         raise
     finally:
         if first:

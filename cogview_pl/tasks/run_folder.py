@@ -33,6 +33,7 @@ class RunFolder:
     def __init__(self, path: Path, link: Path | None) -> None:
         self.path = path
         self._link = link
+        self._config_before: str | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -43,12 +44,18 @@ class RunFolder:
 
     def save_config(self, config: DictConfig) -> None:
         """Write the resolved configuration."""
-        OmegaConf.save(config, self / "config.yaml", resolve=True)
+        file = self / "config.yaml"
+        if file.exists():
+            self._config_before = file.read_text(encoding="utf-8")
+        OmegaConf.save(config, file, resolve=True)
 
-    def discard_if_bare(self) -> None:
-        """Remove a folder that holds nothing but its configuration: a run that never started leaves no trace."""
-        if {entry.name for entry in self.path.iterdir()} <= {"config.yaml"}:
-            (self / "config.yaml").unlink(missing_ok=True)
+    def undo(self) -> None:
+        """Take the configuration back, and the folder if it holds nothing else: a refused run leaves no trace."""
+        file = self / "config.yaml"
+        if self._config_before is not None:
+            file.write_text(self._config_before, encoding="utf-8")
+        elif {entry.name for entry in self.path.iterdir()} <= {file.name}:
+            file.unlink(missing_ok=True)
             self.path.rmdir()
 
     def finish(self, metrics: Metrics) -> None:

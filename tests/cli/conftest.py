@@ -108,17 +108,18 @@ class Chain:
     home: Path
     stdout: str
     command: tuple[str, ...]
-    run_folders: frozenset[Path]
-    """All that it made."""
+    configurations: dict[Path, str]
+    """`config.yaml` of every run folder that it made."""
 
     def run_folder(self, task: str) -> Path:
         """The newest finished run of a task."""
         return (self.home / "outputs" / task / "latest").resolve()
 
 
-def run_folders(home: Path) -> frozenset[Path]:
-    """Every run folder below `outputs`."""
-    return frozenset(path for path in home.glob("outputs/*/*") if not path.is_symlink())
+def configurations(home: Path) -> dict[Path, str]:
+    """`config.yaml` of every run folder below `outputs`."""
+    runs = (path for path in home.glob("outputs/*/*") if not path.is_symlink())
+    return {path: (path / "config.yaml").read_text(encoding="utf-8") for path in runs}
 
 
 @pytest.fixture(scope="session")
@@ -126,7 +127,7 @@ def chain(cli: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """The quickstart in a few steps a stage, one process."""
     home = tmp_path_factory.mktemp("chain")
     ended = cli.succeed(CHAIN, home)
-    return Chain(home, ended.stdout, CHAIN, run_folders(home))
+    return Chain(home, ended.stdout, CHAIN, configurations(home))
 
 
 @pytest.fixture(scope="session")

@@ -229,9 +229,11 @@ def _fill(word: str, places: dict[str, Path]) -> str:
     return word
 
 
-def test_mistakes_leave_no_run_folder(outcomes, chain, places) -> None:
+def test_mistakes_leave_no_run_folder_and_change_none(outcomes, chain, places) -> None:
     left = {path for path in chain.home.glob("outputs/*/*") if not path.is_symlink()}
-    assert left == chain.run_folders
+    assert left == chain.configurations.keys()
+    for run, text in chain.configurations.items():
+        assert (run / "config.yaml").read_text(encoding="utf-8") == text, run
     assert list(places["empty"].glob("*/*")) == []
 
 

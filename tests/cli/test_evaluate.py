@@ -28,10 +28,7 @@ RUNS = {
         "run_dir=images",
     ],
     "missing": ["task=evaluate", "pairs=some.jsonl", "evaluate.metrics=[toy,style]", *MEASURED, "run_dir=missing"],
-    "reconstruction": [
-        *("task=evaluate", "evaluate.metrics=[reconstruction]", *MEASURED, "run_dir=reconstruction"),
-        "data.styles=[flat,flat,flat,flat,oil,sketch,cartoon,ink]",  # as the chain's vqvae stage was validated
-    ],
+    "reconstruction": ["task=evaluate", "evaluate.metrics=[reconstruction]", *MEASURED, "run_dir=reconstruction"],
     "compare": ["task=evaluate", "evaluate.compare=[pairs,again]", "run_dir=compare"],
 }
 
