@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cogview_pl.vqvae import psnr
+
 _EDGE_STEP = 0.1  # neighbouring pixels that differ by more, in one channel, are an edge of the true picture
 _REACH = 2  # pixels around an edge, or around the border of two windows, that count as near it
 
@@ -39,15 +41,10 @@ def judge_enlargement(pictures: Tensor, truth: Tensor, owners: Tensor | None = N
     seams_YX = torch.zeros(truth.shape[-2:], dtype=torch.bool) if owners is None else _near_seams(owners, truth.shape)
     at_seam, elsewhere = error_BYX[edges_BYX & seams_YX], error_BYX[edges_BYX & ~seams_YX]
     return Enlargement(
-        psnr=float(psnr(pictures, truth).mean()),
+        psnr=float(psnr(pictures, truth)),
         edge_error=float(error_BYX[edges_BYX].mean()),
         seam_ratio=float(at_seam.mean() / elsewhere.mean()),
     )
-
-
-def psnr(pictures: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture, dB, `(B,)`."""
-    return -10 * (pictures - truth).square().mean((1, 2, 3)).log10()
 
 
 def _near_edges(truth: Tensor) -> Tensor:

@@ -15,16 +15,15 @@ from tqdm import tqdm
 
 from cogview_pl.checkpoints.store import ImageTokenizer, SequenceModel
 from cogview_pl.config import Config, ToyDataConfig
-from cogview_pl.data.samples import Skipped
 from cogview_pl.data.toy import score_captions
 from cogview_pl.errors import UserError
-from cogview_pl.generation import Sampling
 from cogview_pl.generation.companions import Captioner
 from cogview_pl.generation.sheet import contact_sheet, load_font
 from cogview_pl.tasks.models import inference_device
 from cogview_pl.tasks.pictures import load_images, write_records
 from cogview_pl.tasks.run_folder import RunFolder
-from cogview_pl.tasks.sources import open_images
+from cogview_pl.tasks.sources import validation_samples
+from cogview_pl.tasks.studio import sampling
 
 _log = logging.getLogger(__name__)
 
@@ -53,11 +52,13 @@ def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[s
     pictures = _pictures(config, folder, loaded.image_tokenizer.settings["image_size"])
     started = time.perf_counter()
     codes = encode([picture.image for picture in pictures], loaded.image_tokenizer, device, config.sampler.batch_size)
-    sampling = Sampling(config.sampler.temperature, config.sampler.top_k, config.sampler.top_p)
     captions: list[str] = []
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as records:
         made = captioner.captions(
-            codes, seeds=[config.seed] * len(codes), sampling=sampling, batch_size=config.sampler.batch_size
+            codes,
+            seeds=[config.seed] * len(codes),
+            sampling=sampling(config).without_guidance(),
+            batch_size=config.sampler.batch_size,
         )
         for picture, caption in zip(pictures, tqdm(made, total=len(codes), unit="pic", disable=None), strict=True):
             records.write(json.dumps({"file": picture.name, "caption": caption}, ensure_ascii=False) + "\n")
@@ -85,9 +86,8 @@ def encode(images: Sequence[Tensor], tokenizer: ImageTokenizer, device: str, bat
 
 def _pictures(config: Config, folder: RunFolder, size: int) -> list[Picture]:
     if config.images is None:
-        source = open_images(config.data, "val")
-        samples = [source[index] for index in range(min(config.num_prompts, len(source)))]
-        return [Picture(s.key, s.image, s.text) for s in samples if not isinstance(s, Skipped)]
+        samples, _ = validation_samples(config.data, config.num_prompts)
+        return [Picture(sample.key, sample.image, sample.text) for sample in samples]
     files, images, skipped = load_images(config.images, size)
     if skipped:
         write_records(folder / "skipped.jsonl", skipped)

@@ -16,11 +16,9 @@ from tqdm import tqdm
 
 from cogview_pl.checkpoints.store import ImageTokenizer
 from cogview_pl.config import Config, ToyDataConfig
-from cogview_pl.data.samples import Skipped
 from cogview_pl.data.toy import score
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.enlargement import judge_enlargement
-from cogview_pl.generation import Sampling
 from cogview_pl.generation.companions import Upscaler
 from cogview_pl.generation.magnify import owners
 from cogview_pl.generation.sheet import contact_sheet, load_font
@@ -28,7 +26,8 @@ from cogview_pl.tasks.describe import encode
 from cogview_pl.tasks.models import inference_device, open_sequence_model
 from cogview_pl.tasks.pictures import SAMPLES, load_images, load_pairs, write_records
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
-from cogview_pl.tasks.sources import at_twice_the_size, open_images
+from cogview_pl.tasks.sources import at_twice_the_size, validation_samples
+from cogview_pl.tasks.studio import sampling
 
 _SHEET_ROWS = 12
 _SHEET_COLUMNS = 2
@@ -59,13 +58,12 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         write_records(folder / "skipped.jsonl", originals.skipped)
     started = time.perf_counter()
     codes = encode(originals.images, loaded.image_tokenizer, device, config.sampler.batch_size)
-    sampling = Sampling(config.sampler.temperature, config.sampler.top_k, config.sampler.top_p)
     with tqdm(total=upscaler.num_steps(len(codes), config.sampler.batch_size), unit="window", disable=None) as progress:
         large = upscaler.double(
             originals.prompts,
             codes,
             seeds=[config.seed] * len(codes),
-            sampling=sampling,
+            sampling=sampling(config).without_guidance(),
             batch_size=config.sampler.batch_size,
             on_window=lambda: progress.update(),
         )
@@ -90,15 +88,13 @@ def _originals(config: Config, size: int) -> Originals:
     if config.images is not None:
         files, images, skipped = load_images(config.images, size)
         return Originals([""] * len(files), files, images, None, skipped)
-    source = open_images(at_twice_the_size(config.data), "val")
-    samples = [source[index] for index in range(min(config.num_prompts, len(source)))]
-    good = [sample for sample in samples if not isinstance(sample, Skipped)]
+    good, left_out = validation_samples(at_twice_the_size(config.data), config.num_prompts)
     if not good:
         raise UserError(
             "images: none of the validation pictures has twice the size of the model's; set images or pairs"
         )
     small = [resize(sample.image, [size, size], InterpolationMode.BICUBIC, antialias=True) for sample in good]
-    skipped = [{"file": sample.key, "reason": sample.reason} for sample in samples if isinstance(sample, Skipped)]
+    skipped = [{"file": sample.key, "reason": sample.reason} for sample in left_out]
     return Originals([s.text for s in good], [s.key for s in good], small, [s.image for s in good], skipped)
 
 

@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from cogview_pl.checkpoints.store import ImageTokenizer
 from cogview_pl.config import Config
-from cogview_pl.data.samples import Skipped
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.ranking import other_captions, retrieval
 from cogview_pl.generation.companions import Captioner
@@ -17,7 +16,7 @@ from cogview_pl.tasks.describe import encode
 from cogview_pl.tasks.models import inference_device, open_sequence_model
 from cogview_pl.tasks.pictures import SAMPLES, load_pairs, write_records
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
-from cogview_pl.tasks.sources import open_images
+from cogview_pl.tasks.sources import validation_samples
 
 _TOP = (1, 5)
 
@@ -49,9 +48,7 @@ def _rank(config: Config, folder: RunFolder, captioner: Captioner, tokenizer: Im
 
 def _find_captions(config: Config, captioner: Captioner, tokenizer: ImageTokenizer) -> dict[str, float]:
     """Each of `num_prompts` validation pictures with its own caption and others: how often the own one is lowest."""
-    source = open_images(config.data, "val")
-    found = [source[index] for index in range(min(config.num_prompts, len(source)))]
-    samples = [sample for sample in found if not isinstance(sample, Skipped)]
+    samples, _ = validation_samples(config.data, config.num_prompts)
     candidates = config.num_captions
     if len(samples) < candidates:
         raise UserError(

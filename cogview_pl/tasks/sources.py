@@ -33,6 +33,14 @@ def open_images(data: DataConfig, split: str) -> CaptionedImages:
     return images
 
 
+def validation_samples(data: DataConfig, count: int) -> tuple[list[ImageSample], list[Skipped]]:
+    """The first `count` samples of the validation split: those that can be read, and the others."""
+    source = open_images(data, "val")
+    samples = [source[index] for index in range(min(count, len(source)))]
+    good = [sample for sample in samples if isinstance(sample, ImageSample)]
+    return good, [sample for sample in samples if isinstance(sample, Skipped)]
+
+
 def at_twice_the_size(data: DataConfig) -> DataConfig:
     """The same source, its pictures with twice the edge; smaller ones have nothing to teach and are skipped."""
     size = 2 * data.image_size

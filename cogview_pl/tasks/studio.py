@@ -94,9 +94,8 @@ def open_studio(config: Config, loaded: SequenceModel) -> Studio:
     device, dtype = inference_device(config)
     if config.keep is not None and config.rerank_with is None:
         raise UserError(f"keep={config.keep} keeps the best pictures, and nothing ranks them; set rerank_with")
-    options = config.sampler
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.guidance)
-    check_guidance(loaded.model, sampling)
+    drawing = sampling(config)
+    check_guidance(loaded.model, drawing)
     painter = CogView(loaded, device)
     painter.transformer.to(dtype)
     captioner = upscaler = None
@@ -110,7 +109,13 @@ def open_studio(config: Config, loaded: SequenceModel) -> Studio:
         upscaler = Upscaler(found, device, dtype)
         if upscaler.grid != painter.grid:
             raise UserError(f"upscale_with: the model takes {upscaler.grid} codes, the painter makes {painter.grid}")
-    return Studio(painter, captioner, upscaler, sampling, options.batch_size)
+    return Studio(painter, captioner, upscaler, drawing, config.sampler.batch_size)
+
+
+def sampling(config: Config) -> Sampling:
+    """How tokens are drawn, guidance included."""
+    options = config.sampler
+    return Sampling(options.temperature, options.top_k, options.top_p, options.guidance)
 
 
 def _best(numbers: Sequence[int], losses: Sequence[float] | None) -> list[int]:
