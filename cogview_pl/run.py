@@ -54,6 +54,8 @@ def _main(composed: DictConfig) -> dict[str, float | str]:
         return _run(composed, job)[1]
     except UserError as error:  # caught here, because Hydra would put a line of its own before ours
         _give_up(str(error))
+    except OmegaConfBaseException as error:
+        _give_up(_one_line(error))
 
 
 def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, float | str]]:
@@ -89,7 +91,7 @@ def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, 
         metrics = verb.run(config, folder, _run_stage) if config.verb == Verb.chain else verb.run(config, folder)
         if first:
             folder.finish(metrics)
-    except UserError:
+    except (UserError, OmegaConfBaseException):
         folder.undo()
         raise
     finally:
@@ -140,6 +142,7 @@ def _one_line(error: BaseException) -> str:
     keys += [error.override] if isinstance(error, OverrideParseException) else []
     prefix = f"{keys[0]}: " if keys and keys[0] else ""
     message = prefix + " ".join(line for line in lines if not line.startswith(_INTERNALS))
+    message = message.replace("KeyError raised while resolving interpolation: ", "")
     return _NO_SUCH_KEY.sub("; there is no such key, `task=… --cfg job` lists them all", message)
 
 

@@ -3,7 +3,7 @@
 from cogview_pl.data.toy.captions import LANGUAGES, STYLES, caption, parse_caption, style_name
 from cogview_pl.data.toy.dataset import ToyDataset
 from cogview_pl.data.toy.draw import draw
-from cogview_pl.data.toy.judge import CaptionScore, Detected, Judge, ToyScore, score, score_captions, score_detected
+from cogview_pl.data.toy.judge import Detected, Judge, ToyScore, score, score_captions, score_detected
 from cogview_pl.data.toy.scene import (
     COLOURS,
     HELD_OUT,
@@ -27,7 +27,6 @@ __all__ = [
     "SIZES",
     "SPLITS",
     "STYLES",
-    "CaptionScore",
     "Detected",
     "Judge",
     "Object",

@@ -285,28 +285,16 @@ def score(images: Tensor | NDArray[Any], prompts: Sequence[str]) -> ToyScore:
     return score_detected(Judge(images.shape[-1])(images), prompts)
 
 
-@dataclass(frozen=True)
-class CaptionScore:
-    """Shares of the objects in true captions that found captions name rightly."""
+def score_captions(found: Sequence[str], truth: Sequence[str]) -> ToyScore:
+    """Compare what found captions name with the true ones, by the rules of `score_detected`.
 
-    colour_accuracy: float
-    shape_accuracy: float
-    size_accuracy: float
-    place_accuracy: float
-    all_right: float
-    """Share of the captions that name the right objects and no others."""
-
-
-def score_captions(found: Sequence[str], truth: Sequence[str]) -> CaptionScore:
-    """Compare captions object by object; objects are matched by place, and one that is not named counts as wrong."""
-    agreement, perfect = [], 0
-    for caption, true_caption in zip(found, truth, strict=True):
-        wanted = parse_caption(true_caption)
-        named = {spec.place: spec for spec in _parse_leniently(caption)}
-        agreement += [[a == b for a, b in zip(spec, named.get(spec.place, [None] * 4), strict=True)] for spec in wanted]
-        perfect += set(wanted) == set(named.values())
-    colour, shape, size, place = np.mean(agreement, axis=0).tolist()
-    return CaptionScore(colour, shape, size, place, perfect / len(truth))
+    So an object named in a wrong place costs the place, and is judged for the rest if nothing better is named.
+    """
+    named = [
+        [Detected(*spec, *cell_centre(spec.place), confidence=1.0) for spec in _parse_leniently(caption)]
+        for caption in found
+    ]
+    return score_detected(named, truth)
 
 
 def _parse_leniently(text: str) -> tuple[ObjectSpec, ...]:
