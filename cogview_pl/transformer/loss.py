@@ -1,19 +1,20 @@
 """Cross-entropy of the next token, weighted per slot of the layout (paper §2.2).
 
-Shapes: B batch, L length, N predicted positions, S slots.
+Shapes: B batch, L length, N predicted positions, V vocabulary, D width, S slots.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from cogview_pl.transformer.model import Transformer
 
 _SMALLEST_WEIGHT = 1e-9  # a batch in which no token carries loss has loss 0
+_ROWS_ON_CPU, _ROWS_ON_DEVICE = 256, 2048  # logits made at once: few stay in the cache, many fill a device
 
 
 class SequenceLoss(NamedTuple):
@@ -41,10 +42,74 @@ def sequence_loss(
     hidden = model.hidden(tokens[:, :-1], positions[:, :-1])
     targets, weights, slots = tokens[:, 1:], weights[:, 1:], slots[:, 1:]
     due = weights > 0
-    logits = model.logits(hidden[due]).float()
     weights_N, slots_N = weights[due], slots[due]
-    entropy_N = F.cross_entropy(logits, targets[due], reduction="none")
+    total, entropy_N = linear_cross_entropy(hidden[due], model.token_embedding.weight, targets[due], weights_N)
     counts_S = torch.bincount(slots_N, minlength=num_slots)
-    sums_S = torch.zeros(num_slots, device=tokens.device).index_add_(0, slots_N, entropy_N.detach())
-    loss = (weights_N * entropy_N).sum() / weights_N.sum().clamp(min=_SMALLEST_WEIGHT)
-    return SequenceLoss(loss, sums_S, counts_S)
+    sums_S = torch.zeros(num_slots, device=tokens.device).index_add_(0, slots_N, entropy_N)
+    return SequenceLoss(total / weights_N.sum().clamp(min=_SMALLEST_WEIGHT), sums_S, counts_S)
+
+
+def linear_cross_entropy(
+    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted cross-entropy of the logits hidden · headᵀ, which never exist as a whole.
+
+    Logits are made for some rows at a time; from them come the loss and, at once, the gradients, in the memory of
+    those rows instead of N · V. Products run in the precision of autocast, the softmax in fp32.
+
+    Args:
+        hidden_ND, head_VD: float; gradients flow to these two.
+        targets_N: int64 ids below V.
+        weights_N: float32, at least 0.
+
+    Returns:
+        sum(weight · cross-entropy), a scalar; and the cross-entropies `(N,)` in nats, without a gradient. fp32.
+    """
+    return _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, weights_N)  # type: ignore[no-any-return]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        device = hidden_ND.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
+        rows = _ROWS_ON_CPU if device == "cpu" else _ROWS_ON_DEVICE
+        train = any(ctx.needs_input_grad)
+        hidden, head = hidden_ND.detach().to(dtype), head_VD.detach().to(dtype)
+        hidden_grad = torch.empty_like(hidden) if train else None
+        head_grad = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if train else None
+        entropies = []
+        with torch.autocast(device, enabled=False):
+            for some in range(0, len(targets_N), rows):
+                part = slice(some, some + rows)
+                targets, weights = targets_N[part, None], weights_N[part, None].float()
+                logits = (hidden[part] @ head.T).float()
+                at_target = logits.gather(1, targets)
+                maximum = logits.amax(1, keepdim=True)
+                exponentials = logits.sub_(maximum).exp_()  # in place: they are large
+                normaliser = exponentials.sum(1, keepdim=True)
+                entropies.append((normaliser.log() + maximum - at_target)[:, 0])
+                if hidden_grad is not None and head_grad is not None:
+                    # d(weight · cross-entropy) / d(logits) = weight · (softmax - one-hot)
+                    slope = exponentials.mul_(weights / normaliser).scatter_add_(1, targets, -weights).to(dtype)
+                    torch.mm(slope, head, out=hidden_grad[part])
+                    if dtype == torch.float32:
+                        head_grad.addmm_(slope.T, hidden[part])
+                    else:
+                        head_grad += slope.T @ hidden[part]
+        entropy_N = torch.cat(entropies) if entropies else weights_N.new_zeros(0)
+        ctx.mark_non_differentiable(entropy_N)
+        if train:
+            ctx.save_for_backward(hidden_grad, head_grad)
+            ctx.dtypes = hidden_ND.dtype, head_VD.dtype
+        return (weights_N * entropy_N).sum(), entropy_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_grad, head_grad = ctx.saved_tensors
+        to_hidden, to_head = ctx.dtypes
+        return (hidden_grad.float() * slope).to(to_hidden), (head_grad * slope).to(to_head), None, None

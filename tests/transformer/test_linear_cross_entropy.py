@@ -1,0 +1,66 @@
+"""The loss that never holds all logits equals the one that does."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cogview_pl.transformer.loss import linear_cross_entropy
+
+WIDTH, VOCABULARY = 16, 50
+
+
+def inputs(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(count, WIDTH, generator=generator, requires_grad=True)
+    head = torch.randn(VOCABULARY, WIDTH, generator=generator, requires_grad=True)
+    targets = torch.randint(VOCABULARY, (count,), generator=generator)
+    return hidden, head, targets, torch.rand(count, generator=generator)
+
+
+def dense(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    entropies = F.cross_entropy((hidden @ head.T).float(), targets, reduction="none")
+    return (weights * entropies).sum(), entropies
+
+
+@pytest.mark.parametrize("count", [1, 256, 700])  # less than a block of rows, just one, two and a rest
+def test_equals_the_dense_form(count: int) -> None:
+    hidden, head, targets, weights = inputs(count)
+    found, entropies = linear_cross_entropy(hidden, head, targets, weights)
+    expected, expected_entropies = dense(hidden, head, targets, weights)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(entropies, expected_entropies, rtol=1e-5, atol=1e-5)
+    for one, other in zip(
+        torch.autograd.grad(3 * found, [hidden, head]), torch.autograd.grad(3 * expected, [hidden, head]), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_autocast_stays_as_near_to_fp32_as_the_dense_form() -> None:
+    hidden, head, targets, weights = inputs(300)
+    exact = torch.autograd.grad(dense(hidden, head, targets, weights)[0], [hidden, head])
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = torch.autograd.grad(linear_cross_entropy(hidden, head, targets, weights)[0], [hidden, head])
+        dense_bf16 = torch.autograd.grad(dense(hidden, head, targets, weights)[0], [hidden, head])
+    for one, other, truth in zip(ours, dense_bf16, exact, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - truth).norm() <= 1.2 * (other - truth).norm()
+
+
+def test_small_gradients_survive_fp16() -> None:
+    """The division by the batch's weight happens in fp32: in fp16 it would take slopes below the smallest number."""
+    hidden, head, targets, _ = inputs(300)
+    many = torch.tensor(1e6)
+    total, _ = linear_cross_entropy(hidden.half(), head.half(), targets, torch.ones(300))
+    (found,) = torch.autograd.grad(total / many * 65536, [head])
+    total, _ = dense(hidden, head, targets, torch.ones(300))
+    (expected,) = torch.autograd.grad(total / many * 65536, [head])
+    assert (found - expected).norm() < 0.01 * expected.norm()
+
+
+def test_no_rows() -> None:
+    hidden, head, targets, weights = inputs(1)
+    total, entropies = linear_cross_entropy(hidden[:0], head, targets[:0], weights[:0])
+    total.backward()
+    assert total.item() == 0.0 and len(entropies) == 0
+    assert head.grad is not None and not head.grad.any()
