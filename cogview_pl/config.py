@@ -368,8 +368,9 @@ def instantiate(node: dict[str, Any], key: str) -> Any:
 
 
 def register_schemas() -> None:
-    """Make the schemas known to Hydra, and `${half:…}` of a number, rounded down, to the files in `conf/`."""
+    """Make the schemas known to Hydra, and to the files in `conf/` `${half:N}`, rounded down, and `${equal:A,B}`."""
     OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)
+    OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for name, quantizer in _QUANTIZERS.items():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cogview_pl.errors import UserError
 from cogview_pl.generation.filters import Sampling, draw, guide, probabilities
-from cogview_pl.transformer import Cache, Transformer
+from cogview_pl.transformer import Cache, DecodingModel, Transformer
 from cogview_pl.vocab import Template, TextSlot
 
 OPEN = -1
@@ -68,7 +68,7 @@ def fill(
     uniform_BT = torch.stack([_uniform(s, p, known.shape[1]) for s, p in zip(seeds, prompts, strict=True)]).to(device)
 
     every = _prompts_to_run(model, prompts, unconditional, sampling)
-    rows = _Rows(model, template, every, known.shape[1], sampling)
+    rows = _Rows(model, template, every, known.shape[1], ranges, sampling)
     filled: list[Tensor] = []
     read = 0  # tokens of the slot that the model has seen
     for step, to_sample in enumerate(is_open):
@@ -78,7 +78,7 @@ def fill(
         if read < step:  # what came since the last sampled place goes in as one chunk
             rows.read(torch.stack(filled[read:step], 1))
             read = step
-        columns_B = draw(probabilities(rows.logits(ranges), sampling), uniform_BT[:, step])
+        columns_B = draw(probabilities(rows.logits(), sampling), uniform_BT[:, step])
         filled.append(ids_n[columns_B])
         on_step()
         if end is not None and all(end in row for row in torch.stack(filled, 1).tolist()):
@@ -118,6 +118,7 @@ class _Rows:
         model, template: as in `fill`.
         prompts: those of `_prompts_to_run`.
         capacity: most tokens of the slot that will be read.
+        ids: id ranges of the tokens to choose from.
         sampling: guidance pairs the first half of the rows with the second, which reads the same tokens.
     """
 
@@ -127,12 +128,13 @@ class _Rows:
         template: Template,
         prompts: Sequence[Sequence[int]],
         capacity: int,
+        ids: Sequence[range],
         sampling: Sampling,
     ) -> None:
-        self._model = model
+        self._model = DecodingModel(model, len(prompts), ids)
         self._sampling = sampling
         self._cache = model.new_cache(len(prompts), max(map(len, prompts)) + capacity)
-        self._hidden_BD, self._next_B = _prefill(model, template, prompts, self._cache)
+        self._hidden_BD, self._next_B = _prefill(self._model, template, prompts, self._cache)
 
     def read(self, tokens_BL: Tensor) -> None:
         """L more tokens of the slot."""
@@ -141,12 +143,12 @@ class _Rows:
         length = tokens_BL.shape[1]
         places_BL = self._next_B[:, None] + torch.arange(length, device=tokens_BL.device)
         self._hidden_BD = self._model.hidden(tokens_BL, places_BL, self._cache)[:, -1]
-        self._cache.advance(length, extent=length)
+        self._cache.advance(length)
         self._next_B = self._next_B + length
 
-    def logits(self, ids: Sequence[range]) -> Tensor:
-        """Logits `(B, n)` of the next token over the given id ranges."""
-        logits = self._model.logits(self._hidden_BD, ids)
+    def logits(self) -> Tensor:
+        """Logits `(B, n)` of the next token."""
+        logits = self._model.logits(self._hidden_BD)
         if not self._sampling.guided:
             return logits
         conditional, unconditional = logits.chunk(2)
@@ -162,24 +164,24 @@ def _open_places(known: Tensor) -> list[bool]:
 
 
 def _prefill(
-    model: Transformer, template: Template, prompts: Sequence[Sequence[int]], cache: Cache
+    model: DecodingModel, template: Template, prompts: Sequence[Sequence[int]], cache: Cache
 ) -> tuple[Tensor, Tensor]:
     """Run all prompts in one pass; returns the hidden state at each prompt's end and the position that follows.
 
     Prompts are padded behind their end, where a causal model cannot look; the padding's keys are overwritten
     before any token could see them.
     """
-    device = model.token_embedding.weight.device
-    lengths_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    longest = max(map(len, prompts))
+    lengths = [len(prompt) for prompt in prompts]
+    longest, device = max(lengths), model.device
     positions = [template.prompt_positions(prompt) for prompt in prompts]
 
     def padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
         return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows], device=device)
 
     hidden_BPD = model.hidden(padded(prompts, template.vocabulary.pad), padded(positions, 0), cache)
-    cache.advance(lengths_B, extent=longest)
-    hidden_BD = hidden_BPD[torch.arange(len(prompts), device=device), lengths_B - 1]
+    cache.advance(lengths)
+    ends_B = torch.tensor(lengths, device=device) - 1
+    hidden_BD = hidden_BPD[torch.arange(len(prompts), device=device), ends_B]
     return hidden_BD, torch.tensor([row[-1] + 1 for row in positions], device=device)
 
 

@@ -4,5 +4,6 @@ from cogview_pl.transformer.block import Cache
 from cogview_pl.transformer.cache import KVCache
 from cogview_pl.transformer.loss import SequenceLoss, sequence_loss
 from cogview_pl.transformer.model import Transformer
+from cogview_pl.transformer.packed import DecodingModel
 
-__all__ = ["Cache", "KVCache", "SequenceLoss", "Transformer", "sequence_loss"]
+__all__ = ["Cache", "DecodingModel", "KVCache", "SequenceLoss", "Transformer", "sequence_loss"]

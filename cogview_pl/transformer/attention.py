@@ -17,7 +17,10 @@ PB_RELAX_ALPHA = 32.0
 
 
 class AttentionFunction(Protocol):
-    """Attention of queries over keys; `mask_BHLS` is True where a query may look (None: causal, L = S)."""
+    """Attention of queries over keys; `mask_BHLS` is True where a query may look.
+
+    None: causal where L = S, and all keys for a single query.
+    """
 
     def __call__(
         self, q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHLS: Tensor | None, dropout: float
@@ -26,8 +29,9 @@ class AttentionFunction(Protocol):
 
 def fused_attention(q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHLS: Tensor | None, dropout: float) -> Tensor:
     """`scaled_dot_product_attention`: its kernels keep scores in fp32, so fp16 inputs cannot overflow them."""
+    is_causal = mask_BHLS is None and q_BHLK.shape[2] > 1
     return F.scaled_dot_product_attention(
-        q_BHLK, k_BHSK, v_BHSK, attn_mask=mask_BHLS, dropout_p=dropout, is_causal=mask_BHLS is None
+        q_BHLK, k_BHSK, v_BHSK, attn_mask=mask_BHLS, dropout_p=dropout, is_causal=is_causal
     )
 
 
@@ -55,7 +59,9 @@ ATTENTIONS: dict[str, AttentionFunction] = {
 
 
 def _hide(scores_BHLS: Tensor, mask_BHLS: Tensor | None) -> Tensor:
+    queries, keys = scores_BHLS.shape[-2:]
+    if mask_BHLS is None and queries == 1:
+        return scores_BHLS
     if mask_BHLS is None:
-        length = scores_BHLS.shape[-1]
-        mask_BHLS = torch.ones(length, length, dtype=torch.bool, device=scores_BHLS.device).tril()
+        mask_BHLS = torch.ones(queries, keys, dtype=torch.bool, device=scores_BHLS.device).tril()
     return scores_BHLS.masked_fill(~mask_BHLS, float("-inf"))

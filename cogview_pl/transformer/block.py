@@ -5,6 +5,9 @@ Shapes: B batch, L length, D width, H heads, K head size.
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -44,8 +47,8 @@ class LayerNorm(nn.LayerNorm):
         """Normalise the last axis of a tensor of any shape (…, D)."""
         if self.scope == "none":
             return super().forward(input)
-        magnitude = input.detach().abs()
-        maximum = magnitude.amax(-1, keepdim=True) if self.scope == "token" else magnitude.amax()
+        dim = -1 if self.scope == "token" else None
+        maximum = torch.linalg.vector_norm(input.detach(), math.inf, dim=dim, keepdim=dim is not None)
         return super().forward(input / (maximum / _NORM_TARGET).clamp(min=_SMALLEST_MAXIMUM))
 
 

@@ -10,7 +10,7 @@ Shapes: B batch, L new positions, S stored positions, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -48,11 +48,11 @@ class HiddenStateMemory:
         stored = first.shape[1]
         return torch.ones(length, stored + length, dtype=torch.bool, device=first.device).tril(stored)
 
-    def advance(self, lengths_B: Tensor | int, extent: int) -> None:
+    def advance(self, lengths: Sequence[int] | int) -> None:
         """Nothing to count: rows are equally long.
 
         Raises:
             ValueError: they are not; the padding of a shorter row would enter the maximum of its neighbours.
         """
-        if isinstance(lengths_B, Tensor) and bool((lengths_B != extent).any()):
+        if not isinstance(lengths, int) and len(set(lengths)) > 1:
             raise ValueError("with norm_scope=tensor the rows of a batch must be equally long")

@@ -127,14 +127,14 @@ class TestCache:
         lengths = torch.tensor(prompts)
         padded = tokens[:, : max(prompts)].masked_fill(places >= lengths[:, None], LOUD)
         logits = model.logits(model.hidden(padded, places, cache))[..., QUIET]
-        cache.advance(lengths, extent=max(prompts))
+        cache.advance(prompts)
         for row, length in enumerate(prompts):
             torch.testing.assert_close(logits[row, :length], full[row, :length], atol=1e-5, rtol=0)
 
         for chunk in chunks:
             places = lengths[:, None] + torch.arange(chunk)
             logits = model.logits(model.hidden(tokens.gather(1, places), places, cache))[..., QUIET]
-            cache.advance(chunk, extent=chunk)
+            cache.advance(chunk)
             expected = full.gather(1, places[..., None].expand(-1, -1, full.shape[-1]))
             torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
             lengths = lengths + chunk
@@ -148,7 +148,7 @@ class TestCache:
         for t in range(LENGTH):
             hidden = model.hidden(tokens[:, t : t + 1], torch.full((2, 1), t), cache)
             steps.append(model.logits(hidden)[..., QUIET])
-            cache.advance(1, extent=1)
+            cache.advance(1)
         torch.testing.assert_close(torch.cat(steps, 1), model(tokens)[..., QUIET], atol=1e-5, rtol=0)
 
 

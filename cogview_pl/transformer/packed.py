@@ -1,0 +1,96 @@
+"""The model as decoding runs it: at each step a few rows are multiplied by every weight.
+
+On a CPU such a product is as fast as the weights can be read. `torch.nn.functional.linear` reads them at a third of
+that speed or less (on one thread for one row); oneDNN with weights that are laid out for the number of rows comes
+close. Measured in `docs/performance.md`.
+
+Shapes: R rows, D inputs, N outputs, n ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cogview_pl.transformer.block import Cache
+from cogview_pl.transformer.model import Transformer
+
+_FEWEST_ROWS = 4  # fewer are filled up: the layout for 4 rows is read twice as fast as that for 1
+
+
+class PackedLinear(nn.Module):
+    """x · weightᵀ + bias with a copy of the weights in oneDNN's own layout; for inference.
+
+    Args:
+        weight: `(N, D)`, fp32 or bf16, on the CPU.
+        bias: `(N,)` or None.
+        rows: how many rows there will be; with another number it is right, and slower.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
+        super().__init__()
+        weight = weight.detach().contiguous()
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, max(rows, _FEWEST_ROWS))
+        self._bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the last axis of a tensor of any shape (…, D)."""
+        rows_RD = x.reshape(-1, x.shape[-1])
+        missing = _FEWEST_ROWS - len(rows_RD)
+        filled_RD = F.pad(rows_RD, (0, 0, 0, missing)) if missing > 0 else rows_RD
+        y_RN = torch.ops.mkldnn._linear_pointwise(filled_RD, self._weight, self._bias, "none", [], "")
+        return y_RN[: len(rows_RD)].view(*x.shape[:-1], -1)
+
+
+class DecodingModel:
+    """What decoding runs of a sequence model: hidden states with a cache, and logits over a few id ranges.
+
+    On a CPU its weights are packed copies where that is possible, made when this is constructed: it takes as much
+    memory as the model again, and does not follow later training.
+
+    Args:
+        model: the sequence model.
+        rows: rows of a batch.
+        ids: ranges that logits are computed over, end to end.
+    """
+
+    def __init__(self, model: Transformer, rows: int, ids: Sequence[range]) -> None:
+        self.device = model.token_embedding.weight.device
+        self._model = model
+        self._ids = ids
+        self._head: nn.Module | None = None
+        weight = model.token_embedding.weight
+        if _can_pack(weight):
+            self._model = _packed_copy(model, rows)
+            self._head = PackedLinear(torch.cat([weight[span.start : span.stop] for span in ids]), None, rows)
+
+    def hidden(self, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """Hidden states `(B, L, D)` of tokens that continue the rows of the cache; see `Transformer.hidden`."""
+        return self._model.hidden(tokens, positions, cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits `(…, n)` of hidden states `(…, D)`."""
+        return self._model.logits(hidden, self._ids) if self._head is None else self._head(hidden)
+
+
+def _can_pack(weight: Tensor) -> bool:
+    """Whether this installation has a packed form of the weight, and its products would be taken as they are."""
+    if weight.device.type != "cpu" or torch.is_autocast_enabled("cpu") or type(weight.data) is not Tensor:
+        return False
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
+
+
+def _packed_copy(model: Transformer, rows: int) -> Transformer:
+    """The model with packed linear maps; it shares everything else with the original."""
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    linears = [part for part in model.modules() if isinstance(part, nn.Linear)]
+    replaced = {id(linear): PackedLinear(linear.weight, linear.bias, rows) for linear in linears}
+    return deepcopy(model, {**shared, **replaced})
