@@ -49,7 +49,9 @@ class LayerNorm(nn.LayerNorm):
             return super().forward(input)
         dim = -1 if self.scope == "token" else None
         maximum = torch.linalg.vector_norm(input.detach(), math.inf, dim=dim, keepdim=dim is not None)
-        return super().forward(input / (maximum / _NORM_TARGET).clamp(min=_SMALLEST_MAXIMUM))
+        # Brought to 1 instead of 8, with eps in proportion: the same numbers, and one pass less.
+        scaled = input / maximum.clamp(min=_SMALLEST_MAXIMUM * _NORM_TARGET)
+        return F.layer_norm(scaled, self.normalized_shape, self.weight, self.bias, self.eps / _NORM_TARGET**2)
 
 
 class Attention(nn.Module):

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogview_pl.transformer.block import Cache
@@ -34,16 +33,19 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
         super().__init__()
         weight = weight.detach().contiguous()
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, max(rows, _FEWEST_ROWS))
+        self._weight = torch.ops.mkldnn._reorder_linear_weight.default(weight, max(rows, _FEWEST_ROWS))
         self._bias = bias
+        self._few_rows = weight.new_zeros(_FEWEST_ROWS, weight.shape[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the last axis of a tensor of any shape (…, D)."""
         rows_RD = x.reshape(-1, x.shape[-1])
-        missing = _FEWEST_ROWS - len(rows_RD)
-        filled_RD = F.pad(rows_RD, (0, 0, 0, missing)) if missing > 0 else rows_RD
-        y_RN = torch.ops.mkldnn._linear_pointwise(filled_RD, self._weight, self._bias, "none", [], "")
-        return y_RN[: len(rows_RD)].view(*x.shape[:-1], -1)
+        count = len(rows_RD)
+        if count < _FEWEST_ROWS:
+            self._few_rows[:count] = rows_RD
+            rows_RD = self._few_rows
+        y_RN = torch.ops.mkldnn._linear_pointwise.default(rows_RD, self._weight, self._bias, "none", [], "")
+        return y_RN[:count].view(*x.shape[:-1], -1)
 
 
 class DecodingModel:
