@@ -182,6 +182,7 @@ class CompatConfig:
 
     restart_after_token: bool = MISSING
     loss_by_input: bool = MISSING
+    loss_over_vocabulary: bool = MISSING
     end_of_text: str = MISSING
 
 

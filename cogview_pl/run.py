@@ -39,11 +39,14 @@ def _shipped(name: str) -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
-def _register_experiments() -> None:
-    """Every `experiments/NAME/config.yaml` becomes `experiment=NAME`; the working folder's own come on top."""
+def _register_experiments(by_name_only: bool) -> None:
+    """Every `experiments/NAME/config.yaml` becomes `experiment=NAME`; the working folder's own come on top.
+
+    `by_name_only` leaves them empty: Hydra copies all that is registered a hundred times to print its help.
+    """
     for root in dict.fromkeys((_shipped("experiments"), Path("experiments").resolve())):
         for file in sorted(root.glob("*/config.yaml")):
-            node = OmegaConf.load(file)
+            node = OmegaConf.create() if by_name_only else OmegaConf.load(file)
             ConfigStore.instance().store(group="experiment", name=file.parent.name, node=node, package="_global_")
 
 
@@ -120,8 +123,9 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting with 1
     sys.argv[1:] = map(quote_override, sys.argv[1:])
     register_schemas()
-    _register_experiments()
-    if {"--help", "-h"} & set(sys.argv[1:]) and not any(word.startswith("task=") for word in sys.argv):
+    asks_for_help = bool({"--help", "-h"} & set(sys.argv[1:]))
+    _register_experiments(by_name_only=asks_for_help)
+    if asks_for_help and not any(word.startswith("task=") for word in sys.argv):
         sys.argv.append("task=vqvae")  # help is composed from a whole configuration, so some task must be named
     try:
         _main()

@@ -53,7 +53,7 @@ def caption_log_likelihoods(
         due[row, start : start + len(pieces) + closing] = True
     due = due[:, 1:].to(device)  # of each input, whether what it predicts is scored
     hidden = model.hidden(tokens[:, :-1], positions[:, :-1])
-    words = range(template.vocabulary.codes.stop, model.token_embedding.num_embeddings)
+    words = template.predicted(template.target)
     log_probabilities = model.logits(hidden[due], [words]).float().log_softmax(-1)
     targets = tokens[:, 1:][due] - words.start
     scored = log_probabilities.gather(1, targets[:, None])[:, 0]

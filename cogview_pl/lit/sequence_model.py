@@ -20,6 +20,7 @@ class SequenceModule(LightningModule):
     Args:
         model: the sequence model.
         slot_names: names of the template's slots, for the logs (`val/loss_text`, `val/loss_image`).
+        slot_ids: per slot the ids that its tokens are predicted among; None: all of the vocabulary.
         optimizer: makes the optimizer and its schedule.
         painter: paints with these weights while they train, for the logs; None where the task paints nothing.
         val_prompts: captions of the validation split for it.
@@ -30,6 +31,7 @@ class SequenceModule(LightningModule):
         model: Transformer,
         *,
         slot_names: list[str],
+        slot_ids: list[range] | None,
         optimizer: OptimizerFactory,
         painter: CogView | None,
         val_prompts: list[str],
@@ -37,6 +39,7 @@ class SequenceModule(LightningModule):
         super().__init__()
         self.model = model
         self.slot_names = slot_names
+        self.slot_ids = slot_ids
         self.optimizer_factory = optimizer
         self.painter = painter
         self.val_prompts = val_prompts
@@ -81,5 +84,5 @@ class SequenceModule(LightningModule):
 
     def _loss(self, batch: SequenceBatch) -> SequenceLoss:
         return sequence_loss(
-            self.model, batch.tokens, batch.positions, batch.weights, batch.slots, len(self.slot_names)
+            self.model, batch.tokens, batch.positions, batch.weights, batch.slots, len(self.slot_names), self.slot_ids
         )

@@ -53,6 +53,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     module = SequenceModule(
         model,
         slot_names=[slot.name for slot in template.slots],
+        slot_ids=_predicted_ids(config, template),
         optimizer=optimizer_factory(config.optimizer),
         painter=CogView(loaded) if is_text_to_picture(template) else None,
         val_prompts=_captions(tokens, config.text.max_length),
@@ -85,6 +86,15 @@ def _layout(config: Config, vocabulary: Vocabulary) -> Layout:
     settings = transformer_settings(config, vocabulary)
     check_positions(template, settings["num_positions"])
     return Layout(template, template_settings, settings)
+
+
+def _predicted_ids(config: Config, template: Template) -> list[range] | None:
+    """Per slot the ids that the loss is taken over; None: all of the vocabulary."""
+    if config.compat.loss_over_vocabulary:
+        return None
+    if config.compat.loss_by_input:
+        raise UserError("compat.loss_by_input=true gives loss to command tokens; set compat.loss_over_vocabulary=true")
+    return [template.predicted(slot) for slot in template.slots]
 
 
 def transformer_settings(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Shapes: B batch, L length, N predicted positions, V vocabulary, D width, S slots
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,13 @@ class SequenceLoss(NamedTuple):
 
 
 def sequence_loss(
-    model: Transformer, tokens: Tensor, positions: Tensor, weights: Tensor, slots: Tensor, num_slots: int
+    model: Transformer,
+    tokens: Tensor,
+    positions: Tensor,
+    weights: Tensor,
+    slots: Tensor,
+    num_slots: int,
+    slot_ids: Sequence[range] | None = None,
 ) -> SequenceLoss:
     """Next-token loss of a batch; logits are computed only where a loss is due.
 
@@ -38,14 +45,29 @@ def sequence_loss(
         tokens, positions, slots: int64 `(B, L)`; `slots` holds -1 outside the slots.
         weights: float `(B, L)`, weight of each token as a prediction target.
         num_slots: number of slots of the layout.
+        slot_ids: per slot the ids that its tokens are predicted among, for which alone logits are computed; every
+            token with a weight must lie in a slot then. None: all of the vocabulary, as in the original.
     """
     hidden = model.hidden(tokens[:, :-1], positions[:, :-1])
     targets, weights, slots = tokens[:, 1:], weights[:, 1:], slots[:, 1:]
     due = weights > 0
-    weights_N, slots_N = weights[due], slots[due]
-    total, entropy_N = linear_cross_entropy(hidden[due], model.token_embedding.weight, targets[due], weights_N)
+    hidden_ND, targets_N, weights_N, slots_N = hidden[due], targets[due], weights[due], slots[due]
     counts_S = torch.bincount(slots_N, minlength=num_slots)
-    sums_S = torch.zeros(num_slots, device=tokens.device).index_add_(0, slots_N, entropy_N)
+    head = model.token_embedding.weight
+    if slot_ids is None:
+        total, entropy_N = linear_cross_entropy(hidden_ND, head, targets_N, weights_N)
+        sums_S = torch.zeros(num_slots, device=tokens.device).index_add_(0, slots_N, entropy_N)
+    else:
+        totals, sums = [], []
+        for slot, ids in enumerate(slot_ids):
+            inside = slots_N == slot
+            rows = head[ids.start : ids.stop]
+            part, entropies = linear_cross_entropy(
+                hidden_ND[inside], rows, targets_N[inside] - ids.start, weights_N[inside]
+            )
+            totals.append(part)
+            sums.append(entropies.sum())
+        total, sums_S = torch.stack(totals).sum(), torch.stack(sums)
     return SequenceLoss(total / weights_N.sum().clamp(min=_SMALLEST_WEIGHT), sums_S, counts_S)
 
 

@@ -210,6 +210,11 @@ class Template:
         end = self.end_of_text(slot)
         return (self.vocabulary.pieces,) if end is None else (self.vocabulary.pieces, range(end, end + 1))
 
+    def predicted(self, slot: TextSlot | CodeSlot) -> range:
+        """The ids that a loss inside a slot is taken over: its codes; for text all that are no codes."""
+        codes = self.vocabulary.codes
+        return codes if isinstance(slot, CodeSlot) else range(codes.stop, self.vocabulary.size)
+
     def end_of_text(self, slot: TextSlot) -> int | None:
         """Id of the command token that closes a text slot, or None where the layout ends with the slot."""
         following = self.elements[self.elements.index(slot) + 1 :][:1]

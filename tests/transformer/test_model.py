@@ -188,6 +188,31 @@ class TestLoss:
             assert result.slot_counts_S[slot] == inside.sum()
             torch.testing.assert_close(result.slot_sums_S[slot], entropy[inside].sum())
 
+    def test_slots_with_ids_of_their_own(self) -> None:
+        """As if the logits of all other ids were -inf; the gradient, too."""
+        model = make(init_std=0.1).eval()
+        ids = [range(0, 10), range(5, VOCABULARY), range(0, VOCABULARY)]
+        tokens, positions, weights, slots = random_batch()
+        for slot, span in enumerate(ids):
+            inside = slots == slot
+            tokens[inside] = tokens[inside] % len(span) + span.start
+        found = sequence_loss(model, tokens, positions, weights, slots, SLOTS, ids)
+        logits = model(tokens, positions)[:, :-1]
+        for slot, span in enumerate(ids):
+            others = torch.tensor([number not in span for number in range(VOCABULARY)])
+            logits = logits.masked_fill((slots[:, 1:] == slot)[..., None] & others, float("-inf"))
+        entropy = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+        due = weights[:, 1:] > 0
+        expected = (entropy * weights[:, 1:])[due].sum() / weights[:, 1:].sum()
+        torch.testing.assert_close(found.loss, expected)
+        for slot in range(SLOTS):
+            torch.testing.assert_close(found.slot_sums_S[slot], entropy[(slots[:, 1:] == slot) & due].sum())
+        parameters = list(model.parameters())
+        for one, other in zip(
+            torch.autograd.grad(found.loss, parameters), torch.autograd.grad(expected, parameters), strict=True
+        ):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
     def test_slot_that_is_absent_counts_nothing(self) -> None:
         tokens, positions, weights, slots = random_batch()
         result = sequence_loss(make(), tokens, positions, weights, slots, SLOTS + 2)

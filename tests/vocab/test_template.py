@@ -126,6 +126,12 @@ class TestEveryLayout:
                 closed = isinstance(hole, TextSlot)  # by one more token
                 assert sequence.slots.count(index) == len(values[hole.name]) + closed
 
+    def test_tokens_with_loss_are_predicted_among_ids_that_hold_them(self, name: str) -> None:
+        template = make(name)
+        built = template.build(golden_values(template))
+        for token, weight, slot in zip(built.tokens, built.weights, built.slots, strict=True):
+            assert weight == 0 or token in template.predicted(template.slots[slot])
+
     def test_token_that_closes_a_text_belongs_to_it(self, name: str) -> None:
         template = make(name)
         text = next(slot for slot in template.slots if isinstance(slot, TextSlot))
