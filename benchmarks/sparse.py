@@ -1,11 +1,10 @@
 """Speed of sparse against dense attention, forward and backward: medians, taken in turns in one process.
 
-Usage: python benchmarks/sparse.py
+`nox -s bench -- sparse`.
 """
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from functools import partial
@@ -50,8 +49,8 @@ def compare(length: int, window: int, num_windows: int) -> None:
     )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Both lengths."""
     torch.manual_seed(0)
-    print(f"{platform.machine()} {DEVICE}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for setting in SETTINGS:
         compare(*setting)

@@ -1,0 +1,65 @@
+"""Timing side by side: contenders take turns in one process, so that a busy neighbour slows all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+
+Work = Callable[[], object]
+
+
+class Timing(NamedTuple):
+    """Seconds of one contender."""
+
+    median: float
+    spread: float
+    """(third quartile - first quartile) / median."""
+
+
+def contest(contenders: Mapping[str, Work], rounds: int) -> dict[str, Timing]:
+    """Time every contender once a round, in turns, forwards and backwards; the first call of each is not counted."""
+    names = list(contenders)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:
+        contenders[name]()
+    for number in range(rounds):
+        for name in names if number % 2 else reversed(names):
+            seconds[name].append(_timed(contenders[name]))
+    return {name: _summary(values) for name, values in seconds.items()}
+
+
+def peak_extra_bytes(work: Work) -> int:
+    """How much memory the process took at most while it did the work, beyond what it held before (Linux, CPU)."""
+    _reset_peak()
+    before = _status("VmRSS")
+    work()
+    return max(0, _status("VmHWM") - before)
+
+
+def _timed(work: Work) -> float:
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _summary(values: list[float]) -> Timing:
+    median = statistics.median(values)
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (median, median, median)
+    return Timing(median, (high - low) / median)
+
+
+def _reset_peak() -> None:
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
+
+
+def _status(key: str) -> int:
+    with open("/proc/self/status", encoding="ascii") as file:
+        line = next(line for line in file if line.startswith(key))
+    return int(line.split()[1]) * 1024
