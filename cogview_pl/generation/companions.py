@@ -14,8 +14,9 @@ from cogview_pl.checkpoints.store import ImageTokenizer, SequenceModel
 from cogview_pl.errors import UserError
 from cogview_pl.generation.fill import fill
 from cogview_pl.generation.filters import Sampling
-from cogview_pl.generation.magnify import magnify, windows
+from cogview_pl.generation.magnify import magnify
 from cogview_pl.generation.scoring import caption_losses
+from cogview_pl.generation.windows import windows
 from cogview_pl.vocab import CodeSlot, caption_slots, magnify_slots
 
 

@@ -65,7 +65,7 @@ def fill(
     ranges = template.allowed(slot)
     ids_n = torch.cat([torch.arange(span.start, span.stop, device=device) for span in ranges])
     end = template.end_of_text(slot) if isinstance(slot, TextSlot) else None
-    uniform_BT = torch.stack([_uniform(s, p, known.shape[1]) for s, p in zip(seeds, prompts, strict=True)]).to(device)
+    uniform_BT = torch.stack([uniform(s, p, known.shape[1]) for s, p in zip(seeds, prompts, strict=True)]).to(device)
 
     every = _prompts_to_run(model, prompts, unconditional, sampling)
     rows = _Rows(model, template, every, known.shape[1], ranges, sampling)
@@ -134,7 +134,7 @@ class _Rows:
         self._model = DecodingModel(model, len(prompts), ids)
         self._sampling = sampling
         self._cache = model.new_cache(len(prompts), max(map(len, prompts)) + capacity)
-        self._hidden_BD, self._next_B = _prefill(self._model, template, prompts, self._cache)
+        self._hidden_BD, self._next_B = prefill(self._model, template, prompts, self._cache)
 
     def read(self, tokens_BL: Tensor) -> None:
         """L more tokens of the slot."""
@@ -163,29 +163,37 @@ def _open_places(known: Tensor) -> list[bool]:
     return open_BT[0].tolist()
 
 
-def _prefill(
-    model: DecodingModel, template: Template, prompts: Sequence[Sequence[int]], cache: Cache
+def prefill(
+    model: DecodingModel,
+    template: Template,
+    prompts: Sequence[Sequence[int]],
+    cache: Cache,
+    known: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run all prompts in one pass; returns the hidden state at each prompt's end and the position that follows.
+    """Run all prompts in one pass; returns the hidden state at each row's end and the position that follows.
 
-    Prompts are padded behind their end, where a causal model cannot look; the padding's keys are overwritten
-    before any token could see them.
+    Rows are padded behind their end, where a causal model cannot look; the padding's keys are overwritten before any
+    token could see them. `known` continues each prompt with the first tokens of the slot.
     """
-    lengths = [len(prompt) for prompt in prompts]
+    rows, positions = [], []
+    for prompt, more in zip(prompts, known or [[]] * len(prompts), strict=True):
+        before = template.prompt_positions(prompt)
+        rows.append([*prompt, *more])
+        positions.append([*before, *range(before[-1] + 1, before[-1] + 1 + len(more))])
+    lengths = [len(row) for row in rows]
     longest, device = max(lengths), model.device
-    positions = [template.prompt_positions(prompt) for prompt in prompts]
 
-    def padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
-        return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows], device=device)
+    def padded(lists: Sequence[Sequence[int]], filler: int) -> Tensor:
+        return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in lists], device=device)
 
-    hidden_BPD = model.hidden(padded(prompts, template.vocabulary.pad), padded(positions, 0), cache)
+    hidden_BPD = model.hidden(padded(rows, template.vocabulary.pad), padded(positions, 0), cache)
     cache.advance(lengths)
     ends_B = torch.tensor(lengths, device=device) - 1
-    hidden_BD = hidden_BPD[torch.arange(len(prompts), device=device), ends_B]
+    hidden_BD = hidden_BPD[torch.arange(len(rows), device=device), ends_B]
     return hidden_BD, torch.tensor([row[-1] + 1 for row in positions], device=device)
 
 
-def _uniform(seed: int, prompt: Sequence[int], count: int) -> Tensor:
+def uniform(seed: int, prompt: Sequence[int], count: int) -> Tensor:
     """`count` numbers in [0, 1) that follow from seed and prompt alone, the same on every device."""
     digest = hashlib.sha256(repr((seed, list(prompt))).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

@@ -10,7 +10,6 @@ Shapes: B pictures, g edge of the source grid, w edge of a window (g / 2), T cod
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,49 +17,10 @@ from torch import Tensor
 from cogview_pl.errors import UserError
 from cogview_pl.generation.fill import OPEN, fill
 from cogview_pl.generation.filters import Sampling
+from cogview_pl.generation.wavefront import Wavefront
+from cogview_pl.generation.windows import ORDER, Window, windows
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import CodeSlot, Template, magnify_slots
-
-_ORDER = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2))
-_MARGIN = 16  # a window of edge 2w leaves 2w / 16 rows open (at least one)
-
-
-class Window(NamedTuple):
-    """One step: `source` and `target` are index pairs for the last two axes of a grid."""
-
-    source: tuple[slice, slice]
-    target: tuple[slice, slice]
-
-
-def windows(grid: int) -> list[Window]:
-    """The nine windows that magnify a `grid` x `grid` picture, in the order in which they are filled.
-
-    With grid 32 these are the original's: 18 rows for the first window, 30 for the others of the first two rows of
-    windows, 32 for those of the last.
-
-    Raises:
-        UserError: the grid is not a multiple of 4.
-    """
-    if grid % 4:
-        raise UserError(f"magnify: a grid of {grid}x{grid} codes has no half-overlapping windows; use a multiple of 4")
-    edge, step = grid // 2, grid // 4
-    margin = max(1, 2 * edge // _MARGIN)
-    found = []
-    for row, column in _ORDER:
-        rows = edge + margin if (row, column) == (0, 0) else 2 * edge - margin if row < 2 else 2 * edge
-        source = (slice(row * step, row * step + edge), slice(column * step, column * step + edge))
-        top, left = 2 * row * step, 2 * column * step
-        found.append(Window(source, (slice(top, top + rows), slice(left, left + 2 * edge))))
-    return found
-
-
-def owners(grid: int) -> Tensor:
-    """Number of the window that fills each code of the enlarged grid, int64 `(2 grid, 2 grid)`."""
-    found = torch.full((2 * grid, 2 * grid), OPEN)
-    for number, window in enumerate(windows(grid)):
-        region = found[window.target]
-        region[region == OPEN] = number
-    return found
 
 
 def magnify(
@@ -93,19 +53,37 @@ def magnify(
     if tuple(codes.shape[1:]) != large.grid:
         found = "x".join(map(str, codes.shape[1:]))
         raise UserError(f"magnify: codes of {found}, the model takes {large.grid[0]}x{large.grid[1]}")
-    codes = codes.cpu()
-    result = torch.full((len(codes), 2 * codes.shape[1], 2 * codes.shape[2]), OPEN)
-    for number, window in enumerate(windows(codes.shape[1])):
-        sources = codes[(slice(None), *window.source)].flatten(1).tolist()
+    prompts = [_prompts(template, texts, codes, window, (text, small)) for window in windows(codes.shape[1])]
+    window_seeds = [[seed * len(ORDER) + number for seed in seeds] for number in range(len(ORDER))]
+    if model.norm_scope == "tensor":
+        return _in_order(model, template, prompts, window_seeds, codes.shape, sampling, on_window)
+    front = Wavefront(model, template, prompts, window_seeds, grid=codes.shape[1], sampling=sampling)
+    return front.run(on_window).cpu()
+
+
+def _prompts(
+    template: Template, texts: Sequence[Sequence[int]], codes: Tensor, window: Window, slots: tuple[str, str]
+) -> list[list[int]]:
+    text, small = slots
+    sources = codes[(slice(None), *window.source)].flatten(1).tolist()
+    return [template.prompt({text: t, small: s}) for t, s in zip(texts, sources, strict=True)]
+
+
+def _in_order(
+    model: Transformer,
+    template: Template,
+    prompts: Sequence[Sequence[Sequence[int]]],
+    seeds: Sequence[Sequence[int]],
+    shape: torch.Size,
+    sampling: Sampling,
+    on_window: Callable[[], None],
+) -> Tensor:
+    """One window after the other, as the original does: with its LayerNorm, windows side by side would mix."""
+    result = torch.full((shape[0], 2 * shape[1], 2 * shape[2]), OPEN)
+    for number, window in enumerate(windows(shape[1])):
         region = (slice(None), *window.target)
-        filled = fill(
-            model,
-            template,
-            [template.prompt({text: t, small: s}) for t, s in zip(texts, sources, strict=True)],
-            seeds=[seed * len(_ORDER) + number for seed in seeds],
-            sampling=sampling,
-            known=result[region].flatten(1),
-        )
+        known = result[region].flatten(1)
+        filled = fill(model, template, prompts[number], seeds=seeds[number], sampling=sampling, known=known)
         result[region] = torch.tensor(filled).view(result[region].shape)
         on_window()
     return result

@@ -20,8 +20,8 @@ from cogview_pl.data.toy import score
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.enlargement import judge_enlargement
 from cogview_pl.generation.companions import Upscaler
-from cogview_pl.generation.magnify import owners
 from cogview_pl.generation.sheet import contact_sheet, load_font
+from cogview_pl.generation.windows import owners
 from cogview_pl.tasks.describe import encode
 from cogview_pl.tasks.models import inference_device, open_sequence_model
 from cogview_pl.tasks.pictures import SAMPLES, load_images, load_pairs, write_records

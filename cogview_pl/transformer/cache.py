@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,18 +39,32 @@ class KVCache:
         self._values = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.capacity = capacity
-        self._extent = 0  # no row is longer; known on the host, so that no step waits for the device
-        self._even = True  # all rows are equally long
+        self._known_lengths = np.zeros(batch, np.int64)  # the same on the host, so that no step waits for the device
         self._places: tuple[Tensor, Tensor] | None = None
+
+    def rows(self, part: slice) -> KVCache:
+        """Some of the rows as a cache of their own, in the same memory."""
+        view = copy(self)
+        view._keys, view._values = self._keys[:, part], self._values[:, part]
+        view.lengths, view._known_lengths = self.lengths[part], self._known_lengths[part]
+        view._places = None
+        return view
+
+    def clear(self) -> None:
+        """Forget what is stored."""
+        self.lengths.zero_()
+        self._known_lengths[:] = 0
+        self._places = None
 
     def store(self, layer: int, k_BHLK: Tensor, v_BHLK: Tensor) -> tuple[Tensor, Tensor]:
         """Write L new positions behind every row; returns keys and values up to the longest row, `(B, H, S, K)`."""
         length = k_BHLK.shape[2]
-        end = self._extent + length
+        start = self._longest
+        end = start + length
         keys_BHCK, values_BHCK = self._keys[layer], self._values[layer]
         if self._even:
-            keys_BHCK[:, :, self._extent : end] = k_BHLK
-            values_BHCK[:, :, self._extent : end] = v_BHLK
+            keys_BHCK[:, :, start:end] = k_BHLK
+            values_BHCK[:, :, start:end] = v_BHLK
         else:
             rows_B1, places_BL = self._new_places(length)
             keys_BHCK[rows_B1, :, places_BL] = k_BHLK.transpose(1, 2).to(self._keys.dtype)
@@ -61,22 +77,26 @@ class KVCache:
         None where the new positions alone decide: before anything is stored (causal), or for one new position behind
         rows that are equally long (it sees everything).
         """
-        if self._extent == 0 or (self._even and length == 1):
+        if self._longest == 0 or (self._even and length == 1):
             return None
         steps_L = torch.arange(length, device=self.lengths.device)
-        keys_S = torch.arange(self._extent + length, device=self.lengths.device)
+        keys_S = torch.arange(self._longest + length, device=self.lengths.device)
         return keys_S <= (self.lengths[:, None] + steps_L)[:, None, :, None]
 
     def advance(self, lengths: Sequence[int] | int) -> None:
         """Count new positions as stored: so many valid ones in each row, or in all of them."""
-        if isinstance(lengths, int):
-            self.lengths += lengths
-            self._extent += lengths
-        else:
-            self.lengths += torch.tensor(lengths, device=self.lengths.device)
-            self._extent += max(lengths)
-            self._even = self._even and len(set(lengths)) == 1
+        self.lengths += lengths if isinstance(lengths, int) else torch.tensor(lengths, device=self.lengths.device)
+        self._known_lengths += lengths
         self._places = None
+
+    @property
+    def _longest(self) -> int:
+        return int(self._known_lengths.max())
+
+    @property
+    def _even(self) -> bool:
+        """Whether all rows are equally long."""
+        return bool((self._known_lengths == self._known_lengths[0]).all())
 
     def _new_places(self, length: int) -> tuple[Tensor, Tensor]:
         """Where the next L positions of every row go; the same for all layers."""

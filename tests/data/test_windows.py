@@ -11,7 +11,7 @@ from cogview_pl.data.codes import StoreWriter, TokenStore
 from cogview_pl.data.rows import WithoutText
 from cogview_pl.data.windows import WindowDataset
 from cogview_pl.errors import UserError
-from cogview_pl.generation.magnify import windows
+from cogview_pl.generation.windows import windows
 from cogview_pl.vocab import Template, Vocabulary
 
 GRID = 4

@@ -12,7 +12,8 @@ from torch import Tensor
 from cogview_pl.checkpoints.official import load_transformer
 from cogview_pl.generation.fill import OPEN, fill
 from cogview_pl.generation.filters import Sampling, probabilities
-from cogview_pl.generation.magnify import magnify, windows
+from cogview_pl.generation.magnify import magnify
+from cogview_pl.generation.windows import windows
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 

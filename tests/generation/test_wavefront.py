@@ -1,0 +1,97 @@
+"""Windows side by side give what windows one after the other give, in half the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from cogview_pl.generation import Sampling, fill
+from cogview_pl.generation.fill import OPEN
+from cogview_pl.generation.magnify import magnify
+from cogview_pl.generation.wavefront import timetable
+from cogview_pl.generation.windows import owners, windows
+from cogview_pl.transformer import Transformer
+from cogview_pl.vocab import Template, Vocabulary
+
+CODES, PIECES = 40, 30
+TEXTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]  # of different lengths
+
+
+def make(grid: int) -> tuple[Transformer, Template]:
+    vocabulary = Vocabulary(CODES, PIECES)
+    template = Template(
+        f"[ROI1] {{text}} [BASE] [BOI1] {{small:{grid // 2}x{grid // 2}}} [EOI1] [ROI2] [POS0] [BASE] [BOI2] "
+        f"{{large:{grid}x{grid}}} [EOI2]",
+        target="large",
+        loss={"large": 1.0},
+        vocabulary=vocabulary,
+        text_length=6,
+        restart_positions_at="[ROI2]",
+    )
+    torch.manual_seed(0)
+    model = Transformer(
+        vocabulary_size=vocabulary.size,
+        num_layers=2,
+        width=32,
+        num_heads=2,
+        num_positions=template.num_positions,
+        init_std=0.3,
+    )
+    return model.eval(), template
+
+
+def in_order(
+    model: Transformer, template: Template, texts: Sequence[Sequence[int]], codes: Tensor, sampling: Sampling
+) -> Tensor:
+    """Window after window, as the paper describes it."""
+    grid = codes.shape[1]
+    result = torch.full((len(codes), 2 * grid, 2 * grid), OPEN)
+    for number, window in enumerate(windows(grid)):
+        sources = codes[(slice(None), *window.source)].flatten(1).tolist()
+        region = (slice(None), *window.target)
+        filled = fill(
+            model,
+            template,
+            [template.prompt({"text": t, "small": s}) for t, s in zip(texts, sources, strict=True)],
+            seeds=[9 * row + number for row in range(len(codes))],
+            sampling=sampling,
+            known=result[region].flatten(1),
+        )
+        result[region] = torch.tensor(filled).view(result[region].shape)
+    return result
+
+
+@pytest.mark.parametrize("grid", [4, 8, 12])
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(top_k=10)], ids=["greedy", "sampled"])
+def test_same_codes_as_in_order(grid: int, sampling: Sampling) -> None:
+    model, template = make(grid)
+    codes = torch.randint(CODES, (len(TEXTS), grid, grid), generator=torch.Generator().manual_seed(1))
+    found = magnify(model, template, TEXTS, codes, seeds=range(len(TEXTS)), sampling=sampling)
+    assert torch.equal(found, in_order(model, template, TEXTS, codes, sampling))
+    assert len(found.unique()) > 5  # not the same code everywhere
+
+
+class TestTimetable:
+    def test_critical_path_of_the_released_size(self) -> None:
+        steps = timetable(32)
+        assert len(steps) == 2080
+        assert max(map(len, steps)) == 2
+
+    @pytest.mark.parametrize("grid", [4, 8, 32])
+    def test_every_code_once_and_after_all_before_it_in_its_window(self, grid: int) -> None:
+        owner, found = owners(grid), windows(grid)
+        sampled_in = torch.full((2 * grid, 2 * grid), -1)
+        for number, step in enumerate(timetable(grid)):
+            assert len({turn.lane for turn in step}) == len(step)
+            for turn in step:
+                region = sampled_in[found[turn.window].target]
+                assert owner[found[turn.window].target].flatten()[turn.place] == turn.window
+                before = region.flatten()[: turn.place]
+                assert (before >= 0).all() and (before < number).all()
+                row, column = divmod(turn.place, region.shape[1])
+                assert region[row, column] == -1
+                region[row, column] = number
+        assert (sampled_in >= 0).all()
