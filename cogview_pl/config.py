@@ -49,6 +49,13 @@ class NormScope(Enum):
     tensor = "tensor"
 
 
+class Algorithm(Enum):
+    """How many codes a pass of the model yields in generation."""
+
+    sequential = "sequential"
+    jacobi = "jacobi"
+
+
 class AttentionForm(Enum):
     """How attention is computed."""
 
@@ -268,6 +275,8 @@ class SamplerConfig:
     top_k: int = MISSING
     top_p: float = MISSING
     guidance: float = MISSING
+    algorithm: Algorithm = MISSING
+    drafts: int = MISSING
     batch_size: int = MISSING
 
 

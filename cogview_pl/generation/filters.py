@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ class Sampling:
         top_k: keep the k most likely candidates (ties at the threshold stay); 0 keeps all.
         top_p: keep the most likely candidates until their probabilities pass p (the one that passes stays); 1 keeps
             all.
+        algorithm: `sequential`, one code per pass of the model; `jacobi`, several from the same distribution (see
+            `jacobi.py`; for the codes of a picture from a text, other slots are filled sequentially).
+        drafts: with `jacobi`, how many codes each pass looks at ahead.
         guidance: how far the text is followed: logits without the text, plus `guidance` times what the text adds to
             them. 1 samples from the model as it is, more follows the text more, less follows it less, 0 ignores it.
 
@@ -34,13 +38,15 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     guidance: float = 1.0
+    algorithm: Literal["sequential", "jacobi"] = "sequential"
+    drafts: int = 16
 
     def __post_init__(self) -> None:
         filters_hold = self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1  # NaN fails too
-        if not (filters_hold and 0 <= self.guidance < math.inf):
+        if not (filters_hold and 0 <= self.guidance < math.inf and self.drafts > 0):
             raise UserError(
                 "sampler: temperature and top_k must not be negative, top_p lies in (0, 1], guidance is finite and not "
-                f"negative; got {self}"
+                f"negative, drafts is positive; got {self}"
             )
 
     @property

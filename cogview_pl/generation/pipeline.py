@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from cogview_pl.checkpoints.store import SequenceModel, load_sequence_model
 from cogview_pl.errors import UserError
 from cogview_pl.generation.fill import fill
 from cogview_pl.generation.filters import Sampling
+from cogview_pl.generation.jacobi import fill_jacobi
 from cogview_pl.vocab import CodeSlot, is_text_to_picture
 
 
@@ -126,17 +128,18 @@ class CogView:
         """Codes `(B, y, x)`, on the CPU, for tokenised prompts, one seed each.
 
         Raises:
-            UserError: guidance with `norm_scope="tensor"`.
+            UserError: guidance or `jacobi` with `norm_scope="tensor"`.
         """
-        rows = fill(
-            self.transformer,
-            self.template,
-            prompts,
-            seeds=seeds,
-            sampling=sampling,
-            unconditional=[self.template.prompt({"text": []})] * len(prompts) if sampling.guided else None,
-            on_step=on_step,
-        )
+        arguments: dict[str, Any] = {
+            "seeds": seeds,
+            "sampling": sampling,
+            "unconditional": [self.template.prompt({"text": []})] * len(prompts) if sampling.guided else None,
+            "on_step": on_step,
+        }
+        if sampling.algorithm == "jacobi":
+            rows = fill_jacobi(self.transformer, self.template, prompts, **arguments).rows
+        else:
+            rows = fill(self.transformer, self.template, prompts, **arguments)
         return torch.tensor(rows).view(len(rows), *self.grid)
 
     @torch.inference_mode()

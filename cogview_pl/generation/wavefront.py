@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cogview_pl.generation.fill import OPEN, prefill, uniform
+from cogview_pl.generation.fill import OPEN, uniform
 from cogview_pl.generation.filters import Sampling, draw, probabilities
+from cogview_pl.generation.reading import prefill
 from cogview_pl.generation.windows import owners, windows
 from cogview_pl.transformer import DecodingModel, KVCache, Transformer
 from cogview_pl.vocab import Template

@@ -15,7 +15,7 @@ from cogview_pl.config import Config
 from cogview_pl.errors import UserError
 from cogview_pl.generation import CogView, Sampling
 from cogview_pl.generation.companions import Captioner, Upscaler, require_same_codes
-from cogview_pl.generation.fill import check_guidance
+from cogview_pl.generation.reading import check_sampling
 from cogview_pl.tasks.models import inference_device, open_sequence_model
 from cogview_pl.tasks.run_folder import predecessor
 
@@ -95,7 +95,7 @@ def open_studio(config: Config, loaded: SequenceModel) -> Studio:
     if config.keep is not None and config.rerank_with is None:
         raise UserError(f"keep={config.keep} keeps the best pictures, and nothing ranks them; set rerank_with")
     drawing = sampling(config)
-    check_guidance(loaded.model, drawing)
+    check_sampling(loaded.model, drawing)
     painter = CogView(loaded, device)
     painter.transformer.to(dtype)
     captioner = upscaler = None
@@ -115,7 +115,14 @@ def open_studio(config: Config, loaded: SequenceModel) -> Studio:
 def sampling(config: Config) -> Sampling:
     """How tokens are drawn, guidance included."""
     options = config.sampler
-    return Sampling(options.temperature, options.top_k, options.top_p, options.guidance)
+    return Sampling(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        guidance=options.guidance,
+        algorithm=options.algorithm.value,  # type: ignore[arg-type]
+        drafts=options.drafts,
+    )
 
 
 def _best(numbers: Sequence[int], losses: Sequence[float] | None) -> list[int]:
