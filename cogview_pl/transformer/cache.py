@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
+
+
+class _Extent(NamedTuple):
+    longest: int
+    even: bool
+    """Whether all rows are equally long."""
 
 
 class KVCache:
@@ -39,30 +45,31 @@ class KVCache:
         self._values = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.capacity = capacity
-        self._known_lengths = np.zeros(batch, np.int64)  # the same on the host, so that no step waits for the device
+        self._host_lengths = torch.zeros(batch, dtype=torch.long)  # the same, so that no step waits for the device
+        self._extent: _Extent | None = None
         self._places: tuple[Tensor, Tensor] | None = None
 
     def rows(self, part: slice) -> KVCache:
-        """Some of the rows as a cache of their own, in the same memory."""
+        """Some of the rows as a cache of their own, in the same memory; use either views or the whole."""
         view = copy(self)
         view._keys, view._values = self._keys[:, part], self._values[:, part]
-        view.lengths, view._known_lengths = self.lengths[part], self._known_lengths[part]
-        view._places = None
+        view.lengths, view._host_lengths = self.lengths[part], self._host_lengths[part]
+        view._extent = view._places = None
         return view
 
     def clear(self) -> None:
         """Forget what is stored."""
         self.lengths.zero_()
-        self._known_lengths[:] = 0
-        self._places = None
+        self._host_lengths.zero_()
+        self._extent = self._places = None
 
     def store(self, layer: int, k_BHLK: Tensor, v_BHLK: Tensor) -> tuple[Tensor, Tensor]:
         """Write L new positions behind every row; returns keys and values up to the longest row, `(B, H, S, K)`."""
         length = k_BHLK.shape[2]
-        start = self._longest
-        end = start + length
+        extent = self._new_extent()
+        start, end = extent.longest, extent.longest + length
         keys_BHCK, values_BHCK = self._keys[layer], self._values[layer]
-        if self._even:
+        if extent.even:
             keys_BHCK[:, :, start:end] = k_BHLK
             values_BHCK[:, :, start:end] = v_BHLK
         else:
@@ -77,26 +84,26 @@ class KVCache:
         None where the new positions alone decide: before anything is stored (causal), or for one new position behind
         rows that are equally long (it sees everything).
         """
-        if self._longest == 0 or (self._even and length == 1):
+        extent = self._new_extent()
+        if extent.longest == 0 or (extent.even and length == 1):
             return None
         steps_L = torch.arange(length, device=self.lengths.device)
-        keys_S = torch.arange(self._longest + length, device=self.lengths.device)
+        keys_S = torch.arange(extent.longest + length, device=self.lengths.device)
         return keys_S <= (self.lengths[:, None] + steps_L)[:, None, :, None]
 
     def advance(self, lengths: Sequence[int] | int) -> None:
         """Count new positions as stored: so many valid ones in each row, or in all of them."""
-        self.lengths += lengths if isinstance(lengths, int) else torch.tensor(lengths, device=self.lengths.device)
-        self._known_lengths += lengths
-        self._places = None
+        new = lengths if isinstance(lengths, int) else torch.tensor(lengths)
+        self.lengths += new if isinstance(new, int) else new.to(self.lengths.device)
+        self._host_lengths += new
+        self._extent = self._places = None
 
-    @property
-    def _longest(self) -> int:
-        return int(self._known_lengths.max())
-
-    @property
-    def _even(self) -> bool:
-        """Whether all rows are equally long."""
-        return bool((self._known_lengths == self._known_lengths[0]).all())
+    def _new_extent(self) -> _Extent:
+        """How far the rows reach; the same for all layers."""
+        if self._extent is None:
+            shortest, longest = self._host_lengths.aminmax()
+            self._extent = _Extent(int(longest), bool(shortest == longest))
+        return self._extent
 
     def _new_places(self, length: int) -> tuple[Tensor, Tensor]:
         """Where the next L positions of every row go; the same for all layers."""
