@@ -33,6 +33,7 @@ from cogview_pl.evaluation.toy import AttributeAccuracy, StyleAccuracy, asked_st
 from cogview_pl.generation.companions import Captioner
 from cogview_pl.tasks.describe import encode
 from cogview_pl.tasks.fit_features import FEATURES
+from cogview_pl.tasks.fit_image_tokenizer import plain
 from cogview_pl.tasks.generate import paint, ready_to_paint, save_sheet
 from cogview_pl.tasks.models import inference_device, open_image_tokenizer, open_sequence_model
 from cogview_pl.tasks.pictures import SAMPLES, pairs_file, picture_files, read_pairs
@@ -358,9 +359,7 @@ def _protocol(
         if config.images is None:
             found["prompts_sha256"] = digest_of_prompts(generated.prompts)
         if config.images is None and config.pairs is None:
-            settings = {
-                key: value for key, value in asdict(config.sampler).items() if key not in _SETTINGS_WITHOUT_EFFECT
-            }
-            found |= {f"sampler_{key}": value for key, value in settings.items()}
+            settings = plain(asdict(config.sampler))
+            found |= {f"sampler_{key}": settings[key] for key in settings.keys() - _SETTINGS_WITHOUT_EFFECT}
             found |= {"num_images": config.num_images, "keep": config.keep or config.num_images}
     return found
