@@ -14,6 +14,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cogview_pl.generation.fill import OPEN, uniform
@@ -107,8 +108,7 @@ class Wavefront:
         self._steps = timetable(grid)
         self._num_pictures = num_pictures = len(prompts[0])
         num_lanes = 1 + max(turn.lane for step in self._steps for turn in step)
-        side_by_side = max(map(len, self._steps))
-        self._model = DecodingModel(model, side_by_side * num_pictures, template.allowed(template.target))
+        self._model = DecodingModel(model, num_lanes * num_pictures, template.allowed(template.target))
         # Behind a shorter row of a step stands the padding of a longer one: at most one row of a window.
         longest = max(len(prompt) for of_window in prompts for prompt in of_window)
         cache = model.new_cache(num_lanes * num_pictures, longest + template.target.length + grid)
@@ -125,8 +125,9 @@ class Wavefront:
             for turn in step:
                 if turn.window not in self._running:
                     self._start(turn)
-            for together in _neighbours([turn for turn in step if self._running[turn.window].read < turn.place]):
-                self._read(together)
+            behind = [turn for turn in step if self._running[turn.window].read < turn.place]
+            if behind:
+                self._read(behind)
             self._sample(step)
             for turn in step:
                 if turn.last:
@@ -147,48 +148,43 @@ class Wavefront:
         self._running[turn.window] = _Running(region, uniform_BT, hidden_BD, next_B, turn.place)
 
     def _read(self, turns: Sequence[Turn]) -> None:
-        """One pass over the windows of neighbouring lanes: each reads its codes up to its place."""
-        running = [self._running[turn.window] for turn in turns]
-        new = [turn.place - window.read for turn, window in zip(turns, running, strict=True)]
-        longest = max(new)
-        tokens, positions = [], []
-        for window, turn, count in zip(running, turns, new, strict=True):
-            codes_BT = self.codes[(slice(None), *window.region)].flatten(1)
-            tokens_BL = codes_BT[:, window.read : turn.place]
-            tokens.append(torch.nn.functional.pad(tokens_BL, (0, longest - count)))
-            # The padding needs some position that exists.
-            steps_L = torch.arange(longest, device=codes_BT.device).clamp(max=count - 1)
-            positions.append(window.next_B[:, None] + steps_L)
-        lanes = self._cache.rows(self._rows(turns[0], turns[-1]))
-        hidden = self._model.hidden(torch.cat(tokens), torch.cat(positions), lanes)
-        lanes.advance([count for count in new for _ in range(self._num_pictures)])
-        for window, turn, count, hidden_BLD in zip(running, turns, new, hidden.split(self._num_pictures), strict=True):
-            window.hidden_BD = hidden_BLD[:, count - 1]
-            window.next_B = window.next_B + count
-            window.read = turn.place
+        """One pass in which each of these windows reads its codes up to its place; lanes between them idle along."""
+        lanes = range(turns[0].lane, turns[-1].lane + 1)
+        by_lane = {turn.lane: turn for turn in turns}
+        new = {turn.lane: turn.place - self._running[turn.window].read for turn in turns}
+        longest, device = max(new.values()), self._model.device
+        idle_BL = torch.zeros(self._num_pictures, longest, dtype=torch.long, device=device)
+        tokens, positions = [idle_BL] * len(lanes), [idle_BL] * len(lanes)
+        for row, lane in enumerate(lanes):
+            if lane not in by_lane:
+                continue
+            turn, window = by_lane[lane], self._running[by_lane[lane].window]
+            codes_BL = self.codes[(slice(None), *window.region)].flatten(1)[:, window.read : turn.place]
+            tokens[row] = F.pad(codes_BL, (0, longest - new[lane]))
+            # Padding needs some position that exists.
+            positions[row] = window.next_B[:, None] + torch.arange(longest, device=device).clamp(max=new[lane] - 1)
+        cache = self._cache.rows(self._rows(turns[0], turns[-1]))
+        hidden = self._model.hidden(torch.cat(tokens), torch.cat(positions), cache)
+        cache.advance([new.get(lane, 0) for lane in lanes for _ in range(self._num_pictures)])
+        for lane, hidden_BLD in zip(lanes, hidden.split(self._num_pictures), strict=True):
+            if lane in by_lane:
+                window = self._running[by_lane[lane].window]
+                window.hidden_BD = hidden_BLD[:, new[lane] - 1]
+                window.next_B = window.next_B + new[lane]
+                window.read = by_lane[lane].place
 
     def _sample(self, step: Sequence[Turn]) -> None:
         running = [self._running[turn.window] for turn in step]
         logits = self._model.logits(torch.cat([window.hidden_BD for window in running]))
         uniforms = [window.uniform_BT[:, turn.place] for window, turn in zip(running, step, strict=True)]
-        columns = draw(probabilities(logits, self._sampling), torch.cat(uniforms))
-        for window, turn, columns_B in zip(running, step, columns.split(self._num_pictures), strict=True):
-            y, x = _places(window.region)[turn.place]
-            self.codes[:, y, x] = columns_B  # the allowed ids are the codes, from 0 on
+        drawn = draw(probabilities(logits, self._sampling), torch.cat(uniforms)).split(self._num_pictures)
+        for window, turn, codes_B in zip(running, step, drawn, strict=True):
+            rows, columns = window.region
+            y, x = divmod(turn.place, columns.stop - columns.start)
+            self.codes[:, rows.start + y, columns.start + x] = codes_B  # the allowed ids are the codes, from 0 on
 
     def _rows(self, first: Turn, last: Turn) -> slice:
         return slice(first.lane * self._num_pictures, (last.lane + 1) * self._num_pictures)
-
-
-def _neighbours(turns: Sequence[Turn]) -> list[list[Turn]]:
-    """Turns in groups whose lanes lie side by side."""
-    groups: list[list[Turn]] = []
-    for turn in turns:
-        if groups and groups[-1][-1].lane + 1 == turn.lane:
-            groups[-1].append(turn)
-        else:
-            groups.append([turn])
-    return groups
 
 
 def _places(region: tuple[slice, slice]) -> list[tuple[int, int]]:
