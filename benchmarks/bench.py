@@ -87,7 +87,7 @@ def train() -> None:
 
 
 def vq() -> None:
-    """The released image tokenizer's shape: pictures of 256 pixels per second, and the code search by itself."""
+    """The released image tokenizer's shape: milliseconds for four pictures of 256 pixels."""
     quantizer = make_quantizer("fixed", num_codes=8192, code_dim=256, commitment_weight=0.25)
     model = VQVAE(
         width=512,

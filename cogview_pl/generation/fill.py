@@ -1,7 +1,6 @@
 """Fill the target slot of prompts, token by token, with a static KV cache.
 
-Shapes: B rows (the model's are twice as many with guidance), P longest prompt, T capacity of the target slot, D width,
-n allowed ids.
+Shapes: B rows, T capacity of the target slot, n allowed ids.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def fill(
     ranges = template.allowed(slot)
     ids_n = torch.cat([torch.arange(span.start, span.stop, device=device) for span in ranges])
     end = template.end_of_text(slot) if isinstance(slot, TextSlot) else None
-    uniform_BT = torch.stack([uniform(s, p, known.shape[1]) for s, p in zip(seeds, prompts, strict=True)]).to(device)
+    uniform_BT = uniforms(seeds, prompts, known.shape[1]).to(device)
 
     rows = Rows(model, template, prompts, unconditional, known.shape[1], sampling)
     filled: list[Tensor] = []
@@ -94,8 +93,13 @@ def _open_places(known: Tensor) -> list[bool]:
     return open_BT[0].tolist()
 
 
-def uniform(seed: int, prompt: Sequence[int], count: int) -> Tensor:
-    """`count` numbers in [0, 1) that follow from seed and prompt alone, the same on every device."""
-    digest = hashlib.sha256(repr((seed, list(prompt))).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    return torch.rand(count, generator=generator)
+def uniforms(seeds: Sequence[int], prompts: Sequence[Sequence[int]], count: int) -> Tensor:
+    """Numbers in [0, 1), `(B, count)` on the CPU; those of a row follow from its seed and prompt alone."""
+    streams = [stream(seed, list(prompt)) for seed, prompt in zip(seeds, prompts, strict=True)]
+    return torch.stack([torch.rand(count, generator=generator) for generator in streams])
+
+
+def stream(*key: object) -> torch.Generator:
+    """Random numbers that follow from the key (plain values) alone, the same on every machine."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

@@ -54,9 +54,9 @@ class Sampling:
         """Whether a second prompt, without the text, is needed to sample."""
         return self.guidance != 1
 
-    def without_guidance(self) -> Sampling:
-        """The same for models that are not guided."""
-        return replace(self, guidance=1.0)
+    def plain(self) -> Sampling:
+        """The same for models that are not guided and yield one token per pass."""
+        return replace(self, guidance=1.0, algorithm="sequential")
 
 
 def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:

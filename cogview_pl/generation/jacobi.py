@@ -10,13 +10,13 @@ Shapes: B rows, W drafts, n ids of codes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from cogview_pl.generation.fill import stream
 from cogview_pl.generation.filters import Sampling, draw, probabilities
 from cogview_pl.generation.reading import Rows
 from cogview_pl.transformer import Transformer
@@ -68,11 +68,15 @@ def fill_jacobi(
     if not isinstance(slot, CodeSlot):
         raise ValueError(f"jacobi: slot {slot.name} is a text, which ends where it likes; it takes codes")
     rows = Rows(model, template, prompts, unconditional, slot.length + 2 * (num_drafts + 1), sampling)
-    chances = [_Chances(seed, prompt, num_drafts) for seed, prompt in zip(seeds, prompts, strict=True)]
+    streams = [stream("jacobi", seed, list(prompt)) for seed, prompt in zip(seeds, prompts, strict=True)]
     device = model.token_embedding.weight.device
 
+    def chances() -> Tensor:
+        """For one pass, per row: to accept drafts, to draw new ones, to replace a refused one, `(B, 3, W)`."""
+        return torch.stack([torch.rand(3, num_drafts, generator=generator) for generator in streams]).to(device)
+
     first_Bn = probabilities(rows.logits(), sampling)
-    uniforms = torch.stack([chance.draw() for chance in chances]).to(device)
+    uniforms = chances()
     last_B = draw(first_Bn, uniforms[:, 0, 0])
     drafts = _redraw(first_Bn[:, None], torch.zeros_like(last_B), uniforms[:, 1])
     done = [[code] for code in last_B.tolist()]
@@ -82,7 +86,7 @@ def fill_jacobi(
         slowest = min(map(len, done))
         tokens_BL = torch.cat([last_B[:, None], drafts.codes_BW], 1)
         target_BLn = _each(rows.look(tokens_BL), sampling)
-        uniforms = torch.stack([chance.draw() for chance in chances]).to(device)
+        uniforms = chances()
         accepted_B = _accepted(drafts, target_BLn, uniforms[:, 0])
         last_B = _behind(drafts, target_BLn, accepted_B, uniforms[:, 2, 0])
         counts = [number + 1 for number in accepted_B.tolist()]
@@ -95,19 +99,6 @@ def fill_jacobi(
         for _ in range(min(slot.length, *map(len, done)) - slowest):
             on_step()
     return Filled([row[: slot.length] for row in done], passes)
-
-
-class _Chances:
-    """Random numbers of one row, from its seed and prompt alone."""
-
-    def __init__(self, seed: int, prompt: Sequence[int], num_drafts: int) -> None:
-        digest = hashlib.sha256(repr(("jacobi", seed, list(prompt))).encode()).digest()
-        self._generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-        self._num_drafts = num_drafts
-
-    def draw(self) -> Tensor:
-        """For one pass, in [0, 1): to accept drafts, to draw new ones, to replace a refused one, `(3, W)`."""
-        return torch.rand(3, self._num_drafts, generator=self._generator)
 
 
 def _each(logits_BLn: Tensor, sampling: Sampling) -> Tensor:

@@ -10,6 +10,7 @@ Shapes: B pictures, g edge of the source grid, L tokens fed to a window at once,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cogview_pl.generation.fill import OPEN, uniform
+from cogview_pl.generation.fill import OPEN, uniforms
 from cogview_pl.generation.filters import Sampling, draw, probabilities
 from cogview_pl.generation.reading import prefill
 from cogview_pl.generation.windows import owners, windows
@@ -69,16 +70,18 @@ def timetable(grid: int) -> list[list[Turn]]:
     return steps
 
 
+@dataclass
 class _Running:
     """A window that has been started in its lane, for all B pictures."""
 
-    def __init__(self, region: tuple[slice, slice], uniform_BT: Tensor, hidden_BD: Tensor, next_B: Tensor, read: int):
-        self.region = region
-        self.uniform_BT = uniform_BT
-        self.hidden_BD = hidden_BD
-        self.next_B = next_B
-        self.read = read
-        """Codes of the region that the model has seen."""
+    region: tuple[slice, slice]
+    uniform_BT: Tensor
+    hidden_BD: Tensor
+    """Of the last token that the model has read."""
+    next_B: Tensor
+    """Position ids of the next."""
+    read: int
+    """Codes of the region that the model has seen."""
 
 
 class Wavefront:
@@ -143,8 +146,7 @@ class Wavefront:
         lane = self._cache.rows(self._rows(turn, turn))
         lane.clear()
         hidden_BD, next_B = prefill(self._model, self._template, prompts, lane, known)
-        draws = [uniform(s, p, self._template.target.length) for s, p in zip(seeds, prompts, strict=True)]
-        uniform_BT = torch.stack(draws).to(self._model.device)
+        uniform_BT = uniforms(seeds, prompts, self._template.target.length).to(self._model.device)
         self._running[turn.window] = _Running(region, uniform_BT, hidden_BD, next_B, turn.place)
 
     def _read(self, turns: Sequence[Turn]) -> None:

@@ -57,7 +57,7 @@ def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[s
         made = captioner.captions(
             codes,
             seeds=[config.seed] * len(codes),
-            sampling=sampling(config).without_guidance(),
+            sampling=sampling(config).plain(),
             batch_size=config.sampler.batch_size,
         )
         for picture, caption in zip(pictures, tqdm(made, total=len(codes), unit="pic", disable=None), strict=True):

@@ -63,7 +63,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
             originals.prompts,
             codes,
             seeds=[config.seed] * len(codes),
-            sampling=sampling(config).without_guidance(),
+            sampling=sampling(config).plain(),
             batch_size=config.sampler.batch_size,
             on_window=lambda: progress.update(),
         )

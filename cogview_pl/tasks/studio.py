@@ -71,7 +71,7 @@ class Studio:
 
     def _pictures(self, texts: Sequence[str], codes: Tensor, seeds: Sequence[int]) -> Iterator[Image.Image]:
         if self.upscaler is not None:
-            plain = self.sampling.without_guidance()  # the upscaler follows the picture
+            plain = self.sampling.plain()  # the upscaler follows the picture
             codes = self.upscaler.double(texts, codes, seeds=seeds, sampling=plain, batch_size=self.batch_size)
         for start in range(0, len(codes), self.batch_size):
             yield from map(to_pil_image, self.painter.decode(codes[start : start + self.batch_size]))

@@ -53,21 +53,17 @@ def sequence_loss(
     due = weights > 0
     hidden_ND, targets_N, weights_N, slots_N = hidden[due], targets[due], weights[due], slots[due]
     counts_S = torch.bincount(slots_N, minlength=num_slots)
-    head = model.token_embedding.weight
-    if slot_ids is None:
-        total, entropy_N = linear_cross_entropy(hidden_ND, head, targets_N, weights_N)
-        sums_S = torch.zeros(num_slots, device=tokens.device).index_add_(0, slots_N, entropy_N)
-    else:
-        totals, sums = [], []
-        for slot, ids in enumerate(slot_ids):
-            inside = slots_N == slot
-            rows = head[ids.start : ids.stop]
-            part, entropies = linear_cross_entropy(
-                hidden_ND[inside], rows, targets_N[inside] - ids.start, weights_N[inside]
-            )
-            totals.append(part)
-            sums.append(entropies.sum())
-        total, sums_S = torch.stack(totals).sum(), torch.stack(sums)
+    head_VD = model.token_embedding.weight
+    groups: list[tuple[Any, range]] = [(slice(None), range(len(head_VD)))]
+    if slot_ids is not None:
+        groups = [(slots_N == slot, ids) for slot, ids in enumerate(slot_ids)]
+    total, sums_S = torch.zeros((), device=tokens.device), torch.zeros(num_slots, device=tokens.device)
+    for rows, ids in groups:
+        part, entropies = linear_cross_entropy(
+            hidden_ND[rows], head_VD[ids.start : ids.stop], targets_N[rows] - ids.start, weights_N[rows]
+        )
+        total = total + part
+        sums_S.index_add_(0, slots_N[rows], entropies)
     return SequenceLoss(total / weights_N.sum().clamp(min=_SMALLEST_WEIGHT), sums_S, counts_S)
 
 

@@ -15,6 +15,8 @@ from cogview_pl.generation.jacobi import fill_jacobi
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 
+from .small_model import small_model
+
 PIECES = 12
 PROMPT, OTHER = [1, 2], [3, 4, 5, 6]
 
@@ -28,17 +30,7 @@ def make(codes: int, grid: int, norm_scope: str = "token") -> tuple[Transformer,
         vocabulary=vocabulary,
         text_length=6,
     )
-    torch.manual_seed(0)
-    model = Transformer(
-        vocabulary_size=vocabulary.size,
-        num_layers=2,
-        width=32,
-        num_heads=2,
-        num_positions=template.num_positions,
-        norm_scope=norm_scope,
-        init_std=0.4,
-    )
-    return model.eval(), template
+    return small_model(template, init_std=0.4, norm_scope=norm_scope), template
 
 
 def prompt(template: Template, pieces: list[int]) -> list[int]:

@@ -16,6 +16,8 @@ from cogview_pl.generation.windows import owners, windows
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 
+from .small_model import small_model
+
 CODES, PIECES = 40, 30
 TEXTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]  # of different lengths
 
@@ -31,16 +33,7 @@ def make(grid: int) -> tuple[Transformer, Template]:
         text_length=6,
         restart_positions_at="[ROI2]",
     )
-    torch.manual_seed(0)
-    model = Transformer(
-        vocabulary_size=vocabulary.size,
-        num_layers=2,
-        width=32,
-        num_heads=2,
-        num_positions=template.num_positions,
-        init_std=0.3,
-    )
-    return model.eval(), template
+    return small_model(template, init_std=0.3), template
 
 
 def in_order(

@@ -1,0 +1,23 @@
+"""A small sequence model with random weights, large enough in scale that what it says depends on what it read."""
+
+from __future__ import annotations
+
+import torch
+
+from cogview_pl.transformer import Transformer
+from cogview_pl.vocab import Template
+
+
+def small_model(template: Template, *, init_std: float, norm_scope: str = "token") -> Transformer:
+    """Two layers of width 32 for the vocabulary and positions of a template; always the same weights."""
+    torch.manual_seed(0)
+    model = Transformer(
+        vocabulary_size=template.vocabulary.size,
+        num_layers=2,
+        width=32,
+        num_heads=2,
+        num_positions=template.num_positions,
+        norm_scope=norm_scope,
+        init_std=init_std,
+    )
+    return model.eval()
