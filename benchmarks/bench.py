@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import references, sparse
-from benchmarks.contest import Timing, Work, contest, peak_extra_bytes
+from benchmarks.contest import Timing, Work, contest
 from cogview_pl.transformer import sequence_loss
 from cogview_pl.vqvae import VQVAE, make_quantizer
 
@@ -62,7 +62,7 @@ def decode() -> None:
 
 
 def train() -> None:
-    """A training step of 4 x 1,088 tokens at vocabulary 58,240: forward, backward, fused AdamW; the peak of memory."""
+    """A training step of 4 x 1,088 tokens at vocabulary 58,240: forward, backward, fused AdamW."""
     for shape, dtype in TRAIN:
         model, template = references.setting(shape, TRAIN_GRID)
         tokens = torch.randint(0, references.IMAGE_CODES, (TRAIN_BATCH, template.length), device=DEVICE)
@@ -80,10 +80,6 @@ def train() -> None:
         }
         timings = contest(contenders, rounds=3)
         _print_row(f"train {shape} {dtype}", {name: timing.median * 1e3 for name, timing in timings.items()}, timings)
-        if DEVICE.type == "cuda":
-            continue
-        peaks = {name: peak_extra_bytes(work) / 2**20 for name, work in contenders.items()}
-        print("    memory of a step, MiB: " + ", ".join(f"{name} {peak:,.0f}" for name, peak in peaks.items()))
 
 
 def vq() -> None:

@@ -32,14 +32,6 @@ def contest(contenders: Mapping[str, Work], rounds: int) -> dict[str, Timing]:
     return {name: _summary(values) for name, values in seconds.items()}
 
 
-def peak_extra_bytes(work: Work) -> int:
-    """How much memory the process took at most while it did the work, beyond what it held before (Linux, CPU)."""
-    _reset_peak()
-    before = _status("VmRSS")
-    work()
-    return max(0, _status("VmHWM") - before)
-
-
 def _timed(work: Work) -> float:
     started = time.perf_counter()
     work()
@@ -52,14 +44,3 @@ def _summary(values: list[float]) -> Timing:
     median = statistics.median(values)
     low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (median, median, median)
     return Timing(median, (high - low) / median)
-
-
-def _reset_peak() -> None:
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")
-
-
-def _status(key: str) -> int:
-    with open("/proc/self/status", encoding="ascii") as file:
-        line = next(line for line in file if line.startswith(key))
-    return int(line.split()[1]) * 1024
