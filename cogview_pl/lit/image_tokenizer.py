@@ -101,7 +101,8 @@ class ImageTokenizerModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """No weight decay: every weight of the VQ-VAE sits in a small convolution."""
-        return configure_optimizers(self.optimizer_factory, [], list(self.model.parameters()), self.trainer.max_steps)
+        parameters = list(self.model.parameters())
+        return configure_optimizers(self.optimizer_factory, [], [], parameters, self.trainer.max_steps)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient before it is clipped."""

@@ -20,7 +20,7 @@ class OptimizerFactory:
 
     Args:
         build: parameter groups → optimizer (learning rate and the like already bound).
-        weight_decay: of the decayed group.
+        weight_decay: of matrices and tables.
         warmup: share of the steps in which the learning rate rises linearly from 0.
         final_lr: share of the peak learning rate at which the cosine ends.
     """
@@ -32,12 +32,20 @@ class OptimizerFactory:
 
 
 def configure_optimizers(
-    factory: OptimizerFactory, decayed: list[nn.Parameter], plain: list[nn.Parameter], max_steps: int
+    factory: OptimizerFactory,
+    matrices: list[nn.Parameter],
+    tables: list[nn.Parameter],
+    vectors: list[nn.Parameter],
+    max_steps: int,
 ) -> dict[str, Any]:
-    """Lightning's optimizer dictionary: weight decay on `decayed` only, warm-up and cosine per step."""
+    """Lightning's optimizer dictionary: no weight decay on `vectors`, warm-up and cosine per step.
+
+    Groups are marked with `matrices`, which Muon looks at.
+    """
     groups = [
-        {"params": decayed, "weight_decay": factory.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": factory.weight_decay, "matrices": True},
+        {"params": tables, "weight_decay": factory.weight_decay, "matrices": False},
+        {"params": vectors, "weight_decay": 0.0, "matrices": False},
     ]
     optimizer = factory.build([group for group in groups if group["params"]])
     schedule = LambdaLR(optimizer, warmup_cosine(max_steps, factory.warmup, factory.final_lr))

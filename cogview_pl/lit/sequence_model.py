@@ -75,8 +75,7 @@ class SequenceModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Weight decay on matrices and tables, none on biases and LayerNorms."""
-        decayed, plain = self.model.decay_groups()
-        return configure_optimizers(self.optimizer_factory, decayed, plain, self.trainer.max_steps)
+        return configure_optimizers(self.optimizer_factory, *self.model.parameter_groups(), self.trainer.max_steps)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient before it is clipped."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cogview_pl.transformer.linear import product
 from cogview_pl.transformer.model import Transformer
 
 _SMALLEST_WEIGHT = 1e-9  # a batch in which no token carries loss has loss 0
@@ -104,7 +105,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for some in range(0, len(targets_N), rows):
                 part = slice(some, some + rows)
                 targets, weights = targets_N[part, None], weights_N[part, None].float()
-                logits = (hidden[part] @ head.T).float()
+                logits = product(hidden[part], head).float()
                 at_target = logits.gather(1, targets)
                 maximum = logits.amax(1, keepdim=True)
                 exponentials = logits.sub_(maximum).exp_()  # in place: they are large
@@ -113,7 +114,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if hidden_grad is not None and head_grad is not None:
                     # d(weight · cross-entropy) / d(logits) = weight · (softmax - one-hot)
                     slope = exponentials.mul_(weights / normaliser).scatter_add_(1, targets, -weights).to(dtype)
-                    torch.mm(slope, head, out=hidden_grad[part])
+                    hidden_grad[part] = product(slope, head.T)
                     if dtype == torch.float32:
                         head_grad.addmm_(slope.T, hidden[part])
                     else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,17 @@ from cogview_pl.transformer.attention import AttentionFunction
 from cogview_pl.transformer.block import Block, Cache, LayerNorm
 from cogview_pl.transformer.cache import KVCache
 from cogview_pl.transformer.memory import HiddenStateMemory
+
+
+class ParameterGroups(NamedTuple):
+    """Parameters that optimizers treat differently."""
+
+    matrices: list[nn.Parameter]
+    """Of linear maps, `(outputs, inputs)`; with weight decay."""
+    tables: list[nn.Parameter]
+    """Embeddings, of which the first is the output matrix as well; with weight decay."""
+    vectors: list[nn.Parameter]
+    """Biases and LayerNorms; without weight decay."""
 
 
 class Transformer(nn.Module):
@@ -133,10 +145,11 @@ class Transformer(nn.Module):
             device=weight.device,
         )
 
-    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters with weight decay (matrices and tables) and without (biases, LayerNorms)."""
-        parameters = list(self.parameters())
-        return [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    def parameter_groups(self) -> ParameterGroups:
+        """The parameters by what they are, for the optimizer."""
+        tables = [self.token_embedding.weight, self.position_embedding.weight]
+        inner = [parameter for part in (self.blocks, self.final_norm) for parameter in part.parameters()]
+        return ParameterGroups([p for p in inner if p.ndim > 1], tables, [p for p in inner if p.ndim <= 1])
 
     @torch.no_grad()
     def _initialise(self, std: float) -> None:

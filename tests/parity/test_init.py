@@ -76,7 +76,8 @@ class TestTransformer:
                 assert values.std().item() == pytest.approx(record["std"], rel=2 * SIGMAS / math.sqrt(2 * len(values)))
 
     def test_weight_decay(self, init: dict[str, Any], transformer: Transformer) -> None:
-        decayed, plain = transformer.decay_groups()
+        matrices, tables, plain = transformer.parameter_groups()
+        decayed = [*matrices, *tables]
         sizes = {"decay": sum(p.numel() for p in decayed), "no_decay": sum(p.numel() for p in plain)}
         assert sizes == init["groups"]
         # Kind by kind: a record says whether weight decay applies, ours goes by the number of dimensions.

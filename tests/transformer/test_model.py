@@ -96,16 +96,19 @@ class TestBlock:
 
 
 class TestParameters:
-    def test_decay_groups(self) -> None:
+    def test_groups(self) -> None:
         model = make()
-        decayed, spared = model.decay_groups()
+        matrices, tables, spared = model.parameter_groups()
+        decayed = [*matrices, *tables]
         identities = [id(parameter) for parameter in (*decayed, *spared)]
         assert len(set(identities)) == len(identities)
         assert set(identities) == {id(parameter) for parameter in model.parameters()}
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         assert all(names[id(p)].endswith("weight") and "norm" not in names[id(p)] for p in decayed)
         assert all(names[id(p)].endswith("bias") or "norm" in names[id(p)] for p in spared)
-        assert decayed
+        assert all("embedding" in names[id(p)] for p in tables)
+        assert not any("embedding" in names[id(p)] for p in matrices)
+        assert matrices
         assert spared
 
     def test_released_size(self) -> None:

@@ -1,0 +1,104 @@
+"""Muon: momentum that is made orthogonal, for the matrices of linear maps; AdamW for everything else.
+
+After Jordan et al. 2024 (kellerjordan.github.io/posts/muon). `torch.optim.Muon` takes matrices alone, one by one and
+in bf16, which a CPU without bf16 arithmetic emulates at a hundredth of its speed.
+
+Shapes: n matrices of one shape, M outputs, D inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that brings singular values in (0, 1] near 1 fastest
+_ITERATIONS = 5
+
+
+class Muon(Optimizer):
+    """Muon for groups marked `matrices`, AdamW for the others.
+
+    A step of Muon is lr · √max(1, M/D) · orthogonal(Nesterov momentum of the gradient), with decoupled weight decay.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: AdamW's learning rate.
+        matrix_lr: Muon's learning rate.
+        momentum: Muon's, in [0, 1).
+        betas, eps, fused: AdamW's.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float,
+        matrix_lr: float,
+        momentum: float,
+        betas: tuple[float, float],
+        eps: float,
+        fused: bool,
+    ) -> None:
+        groups = [group if isinstance(group, dict) else {"params": [group]} for group in params]
+        marked = [group | {"lr": matrix_lr, "momentum": momentum} for group in groups if group.get("matrices")]
+        others = [group for group in groups if not group.get("matrices")]
+        self._adamw = AdamW(others, lr=lr, betas=betas, eps=eps, fused=fused)
+        super().__init__([*marked, *self._adamw.param_groups], {"matrices": False})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step of both; returns what the closure returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # One state and one list of groups, so that checkpoints and schedules see one optimizer.
+        self._adamw.state = self.state
+        self._adamw.param_groups = [group for group in self.param_groups if not group["matrices"]]
+        self._adamw.step()
+        for group in self.param_groups:
+            if group["matrices"]:
+                self._step_matrices(group)
+        return loss
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        alike: dict[torch.Size, list[Tensor]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                alike.setdefault(parameter.shape, []).append(parameter)
+        for (outputs, inputs), parameters in alike.items():
+            directions_nMD = orthogonal(torch.stack([self._direction(p, group["momentum"]) for p in parameters]))
+            size = group["lr"] * math.sqrt(max(1.0, outputs / inputs))
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(parameters, list(directions_nMD.unbind()), alpha=-size)
+
+    def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
+        """Nesterov momentum of the gradient."""
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(state["momentum"], momentum)
+
+
+def orthogonal(matrices_nMD: Tensor) -> Tensor:
+    """Near U·Vᵀ of the singular value decompositions U·S·Vᵀ, by Newton-Schulz steps: singular values 0.7 … 1.2.
+
+    In fp32 on a CPU, else in bf16; the result has the input's dtype.
+    """
+    x = matrices_nMD if matrices_nMD.device.type == "cpu" else matrices_nMD.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x  # the products below are of the shorter side
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    a, b, c = _COEFFICIENTS
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return (x.mT if tall else x).to(matrices_nMD.dtype)

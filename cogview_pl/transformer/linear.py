@@ -1,0 +1,50 @@
+"""Matrix products on a CPU: by oneDNN where the default library is slow.
+
+`torch.nn.functional.linear` hands fp32 products on x86 to MKL, which runs at half its speed or less on processors of
+other makers than its own. oneDNN, which the same torch carries for convolutions, does not. Measured in
+`docs/performance.md`.
+
+Shapes: N rows, D inputs, M outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_FEWEST_ROWS = 256  # below, laying the weights out for oneDNN costs more than it brings
+
+
+class Linear(nn.Linear):
+    """x · weightᵀ + bias of the last axis; in fp32 on a CPU it is taken as a convolution with a 1 × 1 kernel.
+
+    That is how oneDNN is reached with gradients. Sums run in another order: about 1e-6 relative to `nn.Linear`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map a tensor of any shape (…, D) to (…, M)."""
+        if input.numel() < _FEWEST_ROWS * input.shape[-1] or not _fp32_by_onednn(input, self.weight):
+            return super().forward(input)
+        pixels_1D1N = input.reshape(1, 1, -1, input.shape[-1]).permute(0, 3, 1, 2)  # one row per pixel, channels last
+        output_1M1N = F.conv2d(pixels_1D1N, self.weight[:, :, None, None], self.bias)
+        return output_1M1N.permute(0, 2, 3, 1).reshape(*input.shape[:-1], -1)
+
+
+def product(x_ND: Tensor, weight_MD: Tensor) -> Tensor:
+    """x · weightᵀ `(N, M)` without gradients; strided views are fine."""
+    if _fp32_by_onednn(x_ND, weight_MD) and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return torch.ops.mkldnn._linear_pointwise.default(x_ND, weight_MD, None, "none", [], "")
+    return x_ND @ weight_MD.T
+
+
+def _fp32_by_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether this is a plain fp32 product on a CPU whose torch has both libraries."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and type(weight.data) is Tensor
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
+    )
