@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.utils import make_grid
 
 from cogview_pl.data.skips import ImageBatch, collate_images
-from cogview_pl.lit.optim import OptimizerFactory, configure_optimizers, log_gradient_norm
+from cogview_pl.lit.optim import OptimizerFactory, ParameterGroup, configure_optimizers, log_gradient_norm
 from cogview_pl.vqvae import VQVAE, psnr, reconstruction_loss
 
 
@@ -102,7 +102,11 @@ class ImageTokenizerModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """No weight decay: every weight of the VQ-VAE sits in a small convolution."""
         parameters = list(self.model.parameters())
-        return configure_optimizers(self.optimizer_factory, [], [], parameters, self.trainer.max_steps)
+        groups = [
+            ParameterGroup([p for p in parameters if p.ndim == 4], matrices=True, decay=False),
+            ParameterGroup([p for p in parameters if p.ndim != 4], matrices=False, decay=False),
+        ]
+        return configure_optimizers(self.optimizer_factory, groups, self.trainer.max_steps)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient before it is clipped."""

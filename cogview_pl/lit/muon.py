@@ -1,4 +1,4 @@
-"""Muon: momentum that is made orthogonal, for the matrices of linear maps; AdamW for everything else.
+"""Muon: momentum that is made orthogonal, for linear maps and convolutions; AdamW for everything else.
 
 After Jordan et al. 2024 (kellerjordan.github.io/posts/muon). `torch.optim.Muon` takes matrices alone, one by one and
 in bf16, which a CPU without bf16 arithmetic emulates at a hundredth of its speed.
@@ -24,6 +24,7 @@ class Muon(Optimizer):
     """Muon for groups marked `matrices`, AdamW for the others.
 
     A step of Muon is lr · √max(1, M/D) · orthogonal(Nesterov momentum of the gradient), with decoupled weight decay.
+    Filters of convolutions count as matrices with one row for each index of their first axis.
 
     Args:
         params: parameters, or groups of them.
@@ -71,11 +72,12 @@ class Muon(Optimizer):
         for parameter in group["params"]:
             if parameter.grad is not None:
                 alike.setdefault(parameter.shape, []).append(parameter)
-        for (outputs, inputs), parameters in alike.items():
-            directions_nMD = orthogonal(torch.stack([self._direction(p, group["momentum"]) for p in parameters]))
-            size = group["lr"] * math.sqrt(max(1.0, outputs / inputs))
+        for shape, parameters in alike.items():
+            momenta_nMD = torch.stack([self._direction(p, group["momentum"]) for p in parameters]).flatten(2)
+            directions = orthogonal(momenta_nMD).view(-1, *shape).unbind()
+            size = group["lr"] * math.sqrt(max(1.0, momenta_nMD.shape[1] / momenta_nMD.shape[2]))
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(parameters, list(directions_nMD.unbind()), alpha=-size)
+            torch._foreach_add_(parameters, directions, alpha=-size)
 
     def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
         """Nesterov momentum of the gradient."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule, Trainer
@@ -20,7 +20,7 @@ class OptimizerFactory:
 
     Args:
         build: parameter groups → optimizer (learning rate and the like already bound).
-        weight_decay: of matrices and tables.
+        weight_decay: of the groups that are decayed.
         warmup: share of the steps in which the learning rate rises linearly from 0.
         final_lr: share of the peak learning rate at which the cosine ends.
     """
@@ -31,23 +31,27 @@ class OptimizerFactory:
     final_lr: float
 
 
-def configure_optimizers(
-    factory: OptimizerFactory,
-    matrices: list[nn.Parameter],
-    tables: list[nn.Parameter],
-    vectors: list[nn.Parameter],
-    max_steps: int,
-) -> dict[str, Any]:
-    """Lightning's optimizer dictionary: no weight decay on `vectors`, warm-up and cosine per step.
+class ParameterGroup(NamedTuple):
+    """Parameters that the optimizer treats alike."""
 
-    Groups are marked with `matrices`, which Muon looks at.
-    """
-    groups = [
-        {"params": matrices, "weight_decay": factory.weight_decay, "matrices": True},
-        {"params": tables, "weight_decay": factory.weight_decay, "matrices": False},
-        {"params": vectors, "weight_decay": 0.0, "matrices": False},
-    ]
-    optimizer = factory.build([group for group in groups if group["params"]])
+    parameters: list[nn.Parameter]
+    matrices: bool
+    """Whether they are linear maps or filters inside the model, which is what Muon is for."""
+    decay: bool
+
+
+def configure_optimizers(factory: OptimizerFactory, groups: Iterable[ParameterGroup], max_steps: int) -> dict[str, Any]:
+    """Lightning's optimizer dictionary, with warm-up and cosine per step."""
+    optimizer = factory.build(
+        [
+            {
+                "params": group.parameters,
+                "weight_decay": factory.weight_decay if group.decay else 0.0,
+                "matrices": group.matrices,
+            }
+            for group in groups
+        ]
+    )
     schedule = LambdaLR(optimizer, warmup_cosine(max_steps, factory.warmup, factory.final_lr))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from cogview_pl.data.sequences import SequenceBatch
 from cogview_pl.generation.pipeline import CogView
-from cogview_pl.lit.optim import OptimizerFactory, configure_optimizers, log_gradient_norm, logs_this_step
+from cogview_pl.lit.optim import (
+    OptimizerFactory,
+    ParameterGroup,
+    configure_optimizers,
+    log_gradient_norm,
+    logs_this_step,
+)
 from cogview_pl.transformer import SequenceLoss, Transformer, sequence_loss
 
 
@@ -75,7 +81,13 @@ class SequenceModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Weight decay on matrices and tables, none on biases and LayerNorms."""
-        return configure_optimizers(self.optimizer_factory, *self.model.parameter_groups(), self.trainer.max_steps)
+        matrices, tables, vectors = self.model.parameter_groups()
+        groups = [
+            ParameterGroup(matrices, matrices=True, decay=True),
+            ParameterGroup(tables, matrices=False, decay=True),
+            ParameterGroup(vectors, matrices=False, decay=False),
+        ]
+        return configure_optimizers(self.optimizer_factory, groups, self.trainer.max_steps)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient before it is clipped."""

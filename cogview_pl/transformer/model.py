@@ -148,7 +148,7 @@ class Transformer(nn.Module):
     def parameter_groups(self) -> ParameterGroups:
         """The parameters by what they are, for the optimizer."""
         tables = [self.token_embedding.weight, self.position_embedding.weight]
-        inner = [parameter for part in (self.blocks, self.final_norm) for parameter in part.parameters()]
+        inner = [*self.blocks.parameters(), *self.final_norm.parameters()]
         return ParameterGroups([p for p in inner if p.ndim > 1], tables, [p for p in inner if p.ndim <= 1])
 
     @torch.no_grad()
