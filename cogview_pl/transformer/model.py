@@ -147,7 +147,7 @@ class Transformer(nn.Module):
 
     def parameter_groups(self) -> ParameterGroups:
         """The parameters by what they are, for the optimizer."""
-        tables = [self.token_embedding.weight, self.position_embedding.weight]
+        tables = [*self.token_embedding.parameters(), *self.position_embedding.parameters()]
         inner = [*self.blocks.parameters(), *self.final_norm.parameters()]
         return ParameterGroups([p for p in inner if p.ndim > 1], tables, [p for p in inner if p.ndim <= 1])
 
