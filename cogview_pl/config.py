@@ -265,6 +265,7 @@ class SequencesConfig:
     mix_store: str | None = None
     mix_share: float = MISSING
     conditioning_dropout: float = MISSING
+    target_noise: float = MISSING
 
 
 @dataclass

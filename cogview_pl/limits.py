@@ -23,7 +23,7 @@ _LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         model.init_std optimizer.weight_decay optimizer.gradient_clip"""),
     ("above 0, at most 1", lambda value: 0 < value <= 1, "sampler.top_p text.character_coverage features.lr"),
     ("at least 0, below 1", lambda value: 0 <= value < 1, """
-        model.dropout sequences.mix_share sequences.conditioning_dropout"""),
+        model.dropout sequences.mix_share sequences.conditioning_dropout sequences.target_noise"""),
     ("between 0 and 1", lambda value: 0 <= value <= 1, """
         data.max_skipped_share data.val_fraction optimizer.warmup optimizer.final_lr"""),
 )  # fmt: skip

@@ -54,6 +54,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         model,
         slot_names=[slot.name for slot in template.slots],
         slot_ids=_predicted_ids(config, template),
+        target=template.slots.index(template.target),
+        target_noise=config.sequences.target_noise,
         optimizer=optimizer_factory(config.optimizer),
         painter=CogView(loaded) if is_text_to_picture(template) else None,
         val_prompts=_captions(tokens, config.text.max_length),

@@ -38,6 +38,7 @@ def sequence_loss(
     slots: Tensor,
     num_slots: int,
     slot_ids: Sequence[range] | None = None,
+    inputs: Tensor | None = None,
 ) -> SequenceLoss:
     """Next-token loss of a batch; logits are computed only where a loss is due.
 
@@ -48,8 +49,9 @@ def sequence_loss(
         num_slots: number of slots of the layout.
         slot_ids: per slot the ids that its tokens are predicted among, for which alone logits are computed; every
             token with a weight must lie in a slot then. None: all of the vocabulary, as in the original.
+        inputs: int64 `(B, L)`, what the model reads in place of the tokens that it is to predict; None: the same.
     """
-    hidden = model.hidden(tokens[:, :-1], positions[:, :-1])
+    hidden = model.hidden((tokens if inputs is None else inputs)[:, :-1], positions[:, :-1])
     targets, weights, slots = tokens[:, 1:], weights[:, 1:], slots[:, 1:]
     due = weights > 0
     hidden_ND, targets_N, weights_N, slots_N = hidden[due], targets[due], weights[due], slots[due]
