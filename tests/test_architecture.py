@@ -1,6 +1,6 @@
 """The import direction of the package, read from its sources.
 
-run → tasks → {lit, evaluation} → {generation, data, checkpoints} → {transformer | vqvae}, vocab
+run → tasks → {lit, evaluation} → {generation, data, checkpoints} → {transformer | vqvae} → linear, and vocab
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ MATHS = {"transformer", "vqvae", "vocab"}
 
 ALLOWED = {
     "errors": set(),
+    "linear": set(),
     "vocab": set(),
-    "transformer": set(),
-    "vqvae": set(),
+    "transformer": {"linear"},
+    "vqvae": {"linear"},
     "data": MATHS,
     "checkpoints": MATHS,
     "generation": MATHS | {"checkpoints"},

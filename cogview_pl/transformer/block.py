@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogview_pl.linear import Linear
 from cogview_pl.transformer.attention import ATTENTIONS, AttentionFunction
 from cogview_pl.transformer.cache import KVCache
-from cogview_pl.transformer.linear import Linear
 from cogview_pl.transformer.memory import HiddenStateMemory
 
 Cache = KVCache | HiddenStateMemory

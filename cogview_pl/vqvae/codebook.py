@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cogview_pl.linear import product
+
 # Distances held at a time, in float32 values (16 MB).
 BLOCK_VALUES = 4 * 1024 * 1024
 
@@ -43,13 +45,13 @@ def nearest(x_ND: Tensor, codebook_DK: Tensor) -> tuple[Tensor, Tensor]:
     with torch.autocast(x_ND.device.type, enabled=False):
         codebook_DK = codebook_DK.float()
         norm_K = codebook_DK.square().sum(0)
+        minus_twice_KD = (-2 * codebook_DK).T.contiguous()
         block = rows_per_block(num_codes)
-        scores = torch.empty(min(block, num_rows), num_codes, device=x_ND.device)
         for start in range(0, num_rows, block):
             x_RD = x_ND[start : start + block].float()
             rows = slice(start, start + x_RD.shape[0])
             # |x|^2 is the same for every code, so it is added after the minimum.
-            scores_RK = torch.addmm(norm_K, x_RD, codebook_DK, alpha=-2, out=scores[: x_RD.shape[0]])
+            scores_RK = product(x_RD, minus_twice_KD, norm_K)
             torch.min(scores_RK, dim=1, out=(distance_N[rows], codes_N[rows]))
             distance_N[rows] += x_RD.square().sum(1)
     return codes_N, distance_N.clamp_(min=0)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cogview_pl.transformer.linear import Linear, product
+from cogview_pl.linear import Linear, product
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:

@@ -31,11 +31,11 @@ class Linear(nn.Linear):
         return output_1M1N.permute(0, 2, 3, 1).reshape(*input.shape[:-1], -1)
 
 
-def product(x_ND: Tensor, weight_MD: Tensor) -> Tensor:
-    """x · weightᵀ `(N, M)` without gradients; strided views are fine."""
+def product(x_ND: Tensor, weight_MD: Tensor, bias_M: Tensor | None = None) -> Tensor:
+    """x · weightᵀ + bias `(N, M)` without gradients; strided views are fine."""
     if _fp32_by_onednn(x_ND, weight_MD) and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return torch.ops.mkldnn._linear_pointwise.default(x_ND, weight_MD, None, "none", [], "")
-    return x_ND @ weight_MD.T
+        return torch.ops.mkldnn._linear_pointwise.default(x_ND, weight_MD, bias_M, "none", [], "")
+    return F.linear(x_ND, weight_MD, bias_M)
 
 
 def _fp32_by_onednn(x: Tensor, weight: Tensor) -> bool:
