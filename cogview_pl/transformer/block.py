@@ -87,13 +87,15 @@ class Attention(nn.Module):
 
         `attend` takes the place of the layer's own attention function for this call.
         """
-        q_BHLK, k_BHSK, v_BHSK = self.project(x_BLD)
-        if cache is not None:
-            k_BHSK, v_BHSK = cache.store(layer, k_BHSK, v_BHSK)
-            q_BHLK = q_BHLK.to(k_BHSK.dtype)
+        projected = self.project(x_BLD)
+        if cache is None:
+            q_BHLK, k_BHSK, v_BHSK = projected.unbind()
+        else:
+            k_BHSK, v_BHSK = cache.store(layer, projected[1:])
+            q_BHLK = projected[0].to(k_BHSK.dtype)
         dropout = self.dropout if self.training else 0.0
         y_BHLK = (attend or self._attend)(q_BHLK, k_BHSK, v_BHSK, mask, dropout)
-        return self.out(y_BHLK.transpose(1, 2).reshape(x_BLD.shape))
+        return self.out(y_BHLK.transpose(1, 2).reshape(x_BLD.shape).to(projected.dtype))
 
     def project(self, x_BLD: Tensor) -> Tensor:
         """Queries, keys and values, `(3, B, H, L, K)`."""
@@ -165,6 +167,5 @@ class Block(nn.Module):
         x_BLD = self.attention_residual.close(x_BLD, branch_BLD)
         return self.mlp_residual.close(x_BLD, self.mlp(self.mlp_residual.open(x_BLD)))
 
-    def _keys_and_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        _, k_BHSK, v_BHSK = self.attention.project(self.attention_residual.open(x_BSD))
-        return k_BHSK, v_BHSK
+    def _keys_and_values(self, x_BSD: Tensor) -> Tensor:
+        return self.attention.project(self.attention_residual.open(x_BSD))[1:]

@@ -40,9 +40,9 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (num_layers, batch, num_heads, capacity, head_size)
-        self._keys = torch.zeros(shape, dtype=dtype, device=device)
-        self._values = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (num_layers, 2, batch, num_heads, capacity, head_size)
+        self._layers = torch.zeros(shape, dtype=dtype, device=device).unbind()
+        """Per layer keys and values `(2, B, H, C, K)`."""
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.capacity = capacity
         self._host_lengths = torch.zeros(batch, dtype=torch.long)  # the same, so that no step waits for the device
@@ -52,7 +52,7 @@ class KVCache:
     def rows(self, part: slice) -> KVCache:
         """Some of the rows as a cache of their own, in the same memory; use either views or the whole."""
         view = copy(self)
-        view._keys, view._values = self._keys[:, part], self._values[:, part]
+        view._layers = tuple(layer[:, part] for layer in self._layers)
         view.lengths, view._host_lengths = self.lengths[part], self._host_lengths[part]
         view._extent = view._places = None
         return view
@@ -63,20 +63,23 @@ class KVCache:
         self._host_lengths.zero_()
         self._extent = self._places = None
 
-    def store(self, layer: int, k_BHLK: Tensor, v_BHLK: Tensor) -> tuple[Tensor, Tensor]:
-        """Write L new positions behind every row; returns keys and values up to the longest row, `(B, H, S, K)`."""
-        length = k_BHLK.shape[2]
+    def store(self, layer: int, keys_and_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write L new positions `(2, B, H, L, K)` behind every row.
+
+        Returns keys and values up to the longest row, `(B, H, S, K)`.
+        """
+        length = keys_and_values.shape[3]
         extent = self._new_extent()
-        start, end = extent.longest, extent.longest + length
-        keys_BHCK, values_BHCK = self._keys[layer], self._values[layer]
+        end = extent.longest + length
+        stored_2BHCK = self._layers[layer]
         if extent.even:
-            keys_BHCK[:, :, start:end] = k_BHLK
-            values_BHCK[:, :, start:end] = v_BHLK
+            stored_2BHCK.narrow(3, extent.longest, length).copy_(keys_and_values)
         else:
             rows_B1, places_BL = self._new_places(length)
-            keys_BHCK[rows_B1, :, places_BL] = k_BHLK.transpose(1, 2).to(self._keys.dtype)
-            values_BHCK[rows_B1, :, places_BL] = v_BHLK.transpose(1, 2).to(self._values.dtype)
-        return keys_BHCK[:, :, :end], values_BHCK[:, :, :end]
+            new_BL2HK = keys_and_values.permute(1, 3, 0, 2, 4)
+            stored_2BHCK.transpose(0, 1)[rows_B1, :, :, places_BL] = new_BL2HK.to(stored_2BHCK.dtype)
+        keys_BHSK, values_BHSK = stored_2BHCK.narrow(3, 0, end).unbind()
+        return keys_BHSK, values_BHSK
 
     def mask(self, length: int) -> Tensor | None:
         """Who sees whom for L new positions: bool `(B, 1, L, S)`, True where key s is not later than query l.

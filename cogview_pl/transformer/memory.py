@@ -25,20 +25,22 @@ class HiddenStateMemory:
 
     def __init__(self, num_layers: int) -> None:
         self._streams: list[Tensor | None] = [None] * num_layers
-        self._earlier: tuple[Tensor, Tensor] | None = None
+        self._earlier: Tensor | None = None
 
-    def recall(self, layer: int, x_BLD: Tensor, keys_and_values: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    def recall(self, layer: int, x_BLD: Tensor, keys_and_values: Callable[[Tensor], Tensor]) -> None:
         """Add new inputs of a layer, and compute the keys and values of the earlier ones."""
         stream_BSD = self._streams[layer]
         self._earlier = None if stream_BSD is None else keys_and_values(stream_BSD)
         self._streams[layer] = x_BLD if stream_BSD is None else torch.cat([stream_BSD, x_BLD], 1)
 
-    def store(self, layer: int, k_BHLK: Tensor, v_BHLK: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the earlier and the new positions, `(B, H, S + L, K)`; keeps none of them."""
-        if self._earlier is None:
-            return k_BHLK, v_BHLK
-        k_BHSK, v_BHSK = self._earlier
-        return torch.cat([k_BHSK, k_BHLK], 2), torch.cat([v_BHSK, v_BHLK], 2)
+    def store(self, layer: int, keys_and_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the earlier and the new positions `(2, B, H, L, K)`: two of `(B, H, S + L, K)`.
+
+        None of them is kept.
+        """
+        every = keys_and_values if self._earlier is None else torch.cat([self._earlier, keys_and_values], 3)
+        keys_BHSK, values_BHSK = every.unbind()
+        return keys_BHSK, values_BHSK
 
     def mask(self, length: int) -> Tensor | None:
         """Who sees whom for L new positions: bool `(L, S + L)`, or None (causal) where nothing is stored."""

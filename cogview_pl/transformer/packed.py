@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cogview_pl.transformer.block import Cache
 from cogview_pl.transformer.model import Transformer
 
-_FEWEST_ROWS = 4  # fewer are filled up: the layout for 4 rows is read twice as fast as that for 1
+_FEWEST_ROWS = 4  # the layout that oneDNN chooses for 4 rows serves 1 row faster than its layout for 1 does
 
 
 class PackedLinear(nn.Module):
@@ -35,17 +35,10 @@ class PackedLinear(nn.Module):
         weight = weight.detach().contiguous()
         self._weight = torch.ops.mkldnn._reorder_linear_weight.default(weight, max(rows, _FEWEST_ROWS))
         self._bias = bias
-        self._few_rows = weight.new_zeros(_FEWEST_ROWS, weight.shape[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the last axis of a tensor of any shape (…, D)."""
-        rows_RD = x.reshape(-1, x.shape[-1])
-        count = len(rows_RD)
-        if count < _FEWEST_ROWS:
-            self._few_rows[:count] = rows_RD
-            rows_RD = self._few_rows
-        y_RN = torch.ops.mkldnn._linear_pointwise.default(rows_RD, self._weight, self._bias, "none", [], "")
-        return y_RN[:count].view(*x.shape[:-1], -1)
+        return torch.ops.mkldnn._linear_pointwise.default(x, self._weight, self._bias, "none", [], "")
 
 
 class DecodingModel:
