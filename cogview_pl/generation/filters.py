@@ -29,6 +29,7 @@ class Sampling:
         drafts: with `jacobi`, how many codes each pass looks at ahead.
         guidance: how far the text is followed: logits without the text, plus `guidance` times what the text adds to
             them. 1 samples from the model as it is, more follows the text more, less follows it less, 0 ignores it.
+        cuda_graphs: on a GPU, sample codes one after the other by captured graphs (see `static_step.py`).
 
     Raises:
         UserError: a value is outside its range.
@@ -40,6 +41,7 @@ class Sampling:
     guidance: float = 1.0
     algorithm: Literal["sequential", "jacobi"] = "sequential"
     drafts: int = 16
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         filters_hold = self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1  # NaN fails too

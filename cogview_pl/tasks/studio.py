@@ -122,6 +122,7 @@ def sampling(config: Config) -> Sampling:
         guidance=options.guidance,
         algorithm=options.algorithm.value,  # type: ignore[arg-type]
         drafts=options.drafts,
+        cuda_graphs=options.cuda_graphs,
     )
 
 
