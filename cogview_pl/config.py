@@ -342,6 +342,7 @@ class Config:
     num_captions: int = MISSING
     keep: int | None = None
     plan: bool = False
+    weights: str | None = None
     threads: int | None = None
     font: str | None = None
 
