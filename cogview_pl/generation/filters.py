@@ -70,7 +70,8 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """Filtered probabilities, float32 `(B, n)`, of logits `(B, n)`."""
     logits = logits.float()
     if sampling.temperature == 0:
-        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+        likeliest = logits.argmax(-1, keepdim=True)
+        return torch.zeros_like(logits).scatter_(-1, likeliest, 1.0)  # `one_hot` may wait for the device to check ids
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # so that no temperature overflows
     if 0 < sampling.top_k < logits.shape[-1]:
         threshold = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
