@@ -44,7 +44,7 @@ SAMPLINGS = {
 }
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode the recorder would see whole operations, not what they are made of
 def by_static_steps(
     model: Transformer,
     template: Template,
