@@ -1,7 +1,6 @@
 """Schemas of our own config groups: a misspelt key or a wrong type dies when the config is composed.
 
-`conf/` holds the values and says what each knob does; this file holds names and types. Third-party objects
-(optimizer, callbacks, loggers) are plain `_target_` nodes.
+`conf/` holds the values and says what each knob does. Third-party objects (optimizer, …) are plain `_target_` nodes.
 """
 
 from __future__ import annotations
@@ -278,6 +277,7 @@ class SamplerConfig:
     guidance: float = MISSING
     algorithm: Algorithm = MISSING
     drafts: int = MISSING
+    cuda_graphs: bool = MISSING
     batch_size: int = MISSING
 
 
@@ -342,6 +342,7 @@ class Config:
     num_captions: int = MISSING
     keep: int | None = None
     plan: bool = False
+    weights: str | None = None
     threads: int | None = None
     font: str | None = None
 

@@ -15,6 +15,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation.fill import fill
 from cogview_pl.generation.filters import Sampling
 from cogview_pl.generation.magnify import magnify
+from cogview_pl.generation.quantized import quantize
 from cogview_pl.generation.scoring import caption_losses
 from cogview_pl.generation.windows import windows
 from cogview_pl.vocab import CodeSlot, caption_slots, magnify_slots
@@ -32,10 +33,11 @@ def require_same_codes(painter: ImageTokenizer, other: SequenceModel, key: str) 
 class _Companion:
     """A sequence model with its text tokenizer, in place."""
 
-    def __init__(self, loaded: SequenceModel, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, loaded: SequenceModel, device: str, dtype: torch.dtype, weights: str | None) -> None:
         self.template = loaded.template
         self.text = loaded.text
         self.model = loaded.model.to(device, dtype)
+        quantize(self.model, weights)
 
 
 class Captioner(_Companion):
@@ -44,14 +46,15 @@ class Captioner(_Companion):
     Args:
         loaded: a model whose layout writes text about a picture.
         device, dtype: where to move it, and the precision of its weights there.
+        weights: how its blocks' matrices are held, see `quantize`.
 
     Raises:
-        UserError: the layout is another one.
+        UserError: the layout is another one, or `weights` cannot be had.
     """
 
-    def __init__(self, loaded: SequenceModel, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, loaded: SequenceModel, device: str, dtype: torch.dtype, weights: str | None = None) -> None:
         caption_slots(loaded.template)
-        super().__init__(loaded, device, dtype)
+        super().__init__(loaded, device, dtype, weights)
 
     def losses(self, texts: Sequence[str], codes: Tensor, batch_size: int) -> list[float]:
         """Caption loss of each pair, in nats per text token.
@@ -90,14 +93,15 @@ class Upscaler(_Companion):
     Args:
         loaded: a model whose layout has a grid and then one of twice its edge.
         device, dtype: where to move it, and the precision of its weights there.
+        weights: how its blocks' matrices are held, see `quantize`.
 
     Raises:
-        UserError: the layout is another one.
+        UserError: the layout is another one, or `weights` cannot be had.
     """
 
-    def __init__(self, loaded: SequenceModel, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, loaded: SequenceModel, device: str, dtype: torch.dtype, weights: str | None = None) -> None:
         magnify_slots(loaded.template)
-        super().__init__(loaded, device, dtype)
+        super().__init__(loaded, device, dtype, weights)
 
     @property
     def grid(self) -> tuple[int, int]:

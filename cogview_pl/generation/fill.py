@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cogview_pl.generation.filters import Sampling, draw, probabilities
 from cogview_pl.generation.reading import Rows
+from cogview_pl.generation.static_step import can_capture, follow
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Template, TextSlot
 
@@ -61,6 +62,7 @@ def fill(
         known = torch.full((len(prompts), slot.length), OPEN)
     known = known.to(device)
     is_open = _open_places(known)
+    by_graphs = all(is_open) and can_capture(model, template, sampling)
     ranges = template.allowed(slot)
     ids_n = torch.cat([torch.arange(span.start, span.stop, device=device) for span in ranges])
     end = template.end_of_text(slot) if isinstance(slot, TextSlot) else None
@@ -79,6 +81,8 @@ def fill(
         columns_B = draw(probabilities(rows.logits(), sampling), uniform_BT[:, step])
         filled.append(ids_n[columns_B])
         on_step()
+        if by_graphs:  # what follows the first code is the same step again and again
+            return follow(rows, filled[0], ids_n=ids_n, uniform_BT=uniform_BT, sampling=sampling, on_step=on_step)
         if end is not None and all(end in row for row in torch.stack(filled, 1).tolist()):
             break
     slots = torch.stack(filled, 1).tolist()

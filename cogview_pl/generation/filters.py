@@ -29,6 +29,7 @@ class Sampling:
         drafts: with `jacobi`, how many codes each pass looks at ahead.
         guidance: how far the text is followed: logits without the text, plus `guidance` times what the text adds to
             them. 1 samples from the model as it is, more follows the text more, less follows it less, 0 ignores it.
+        cuda_graphs: on a GPU, sample codes one after the other by captured graphs (see `static_step.py`).
 
     Raises:
         UserError: a value is outside its range.
@@ -40,6 +41,7 @@ class Sampling:
     guidance: float = 1.0
     algorithm: Literal["sequential", "jacobi"] = "sequential"
     drafts: int = 16
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         filters_hold = self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1  # NaN fails too
@@ -68,7 +70,8 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """Filtered probabilities, float32 `(B, n)`, of logits `(B, n)`."""
     logits = logits.float()
     if sampling.temperature == 0:
-        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+        likeliest = logits.argmax(-1, keepdim=True)
+        return torch.zeros_like(logits).scatter_(-1, likeliest, 1.0)  # `one_hot` may wait for the device to check ids
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # so that no temperature overflows
     if 0 < sampling.top_k < logits.shape[-1]:
         threshold = logits.topk(sampling.top_k, dim=-1).values[:, -1:]

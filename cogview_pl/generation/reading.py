@@ -6,13 +6,14 @@ Shapes: B rows (the model's are twice as many with guidance), L new tokens, P lo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
 
 from cogview_pl.errors import UserError
 from cogview_pl.generation.filters import Sampling, guide
-from cogview_pl.transformer import Cache, DecodingModel, Transformer
+from cogview_pl.transformer import Cache, DecodingModel, KVCache, StaticKVCache, Transformer
 from cogview_pl.vocab import Template
 
 
@@ -74,7 +75,9 @@ class Rows:
         self._model = DecodingModel(model, len(every), template.allowed(template.target))
         self._sampling = sampling
         self._last_position = model.num_positions - 1
-        self._cache = model.new_cache(len(every), max(map(len, every)) + capacity)
+        self.longest = max(map(len, every))
+        """Tokens of the longest prompt."""
+        self._cache = model.new_cache(len(every), self.longest + capacity)
         self._hidden_BD, self._next_B = prefill(self._model, template, every, self._cache)
 
     def read(self, tokens_BL: Tensor) -> None:
@@ -94,6 +97,16 @@ class Rows:
         """So many of the tokens last looked at are read, in each row."""
         self._count([*counts, *counts] if self._sampling.guided else counts)
 
+    def static(self, reach: int) -> Rows:
+        """These rows for reading one token at a time on fixed memory, while none is longer than `reach`.
+
+        It shares the memory; from the first `read` on, only it and others made by this method may be used.
+        """
+        assert isinstance(self._cache, KVCache)
+        rows = copy(self)
+        rows._cache = StaticKVCache(self._cache, reach)
+        return rows
+
     def _hidden(self, tokens_BL: Tensor) -> Tensor:
         if self._sampling.guided:
             tokens_BL = tokens_BL.repeat(2, 1)
@@ -103,7 +116,7 @@ class Rows:
 
     def _count(self, new: Sequence[int] | int) -> None:
         self._cache.advance(new)
-        self._next_B = self._next_B + (new if isinstance(new, int) else torch.tensor(new, device=self._next_B.device))
+        self._next_B += new if isinstance(new, int) else torch.tensor(new, device=self._next_B.device)
 
     def _guided(self, logits: Tensor) -> Tensor:
         if not self._sampling.guided:

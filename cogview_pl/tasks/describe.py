@@ -48,7 +48,7 @@ def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[s
         raise UserError("prompts: this model writes captions of pictures; set images, or init_from to a pretrain run")
     load_font(config.font, 12)
     device, dtype = inference_device(config)
-    captioner = Captioner(loaded, device, dtype)
+    captioner = Captioner(loaded, device, dtype, config.weights)
     pictures = _pictures(config, folder, loaded.image_tokenizer.settings["image_size"])
     started = time.perf_counter()
     codes = encode([picture.image for picture in pictures], loaded.image_tokenizer, device, config.sampler.batch_size)

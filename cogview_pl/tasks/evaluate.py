@@ -48,7 +48,7 @@ METRICS = ("reconstruction", "fid", "is", "caption_loss", "toy", "style")
 _WITH_NETWORK = {"reconstruction", "fid", "is", "style"}
 _WITH_REFERENCE = {"reconstruction", "fid"}
 _WITH_PROMPTS = ("caption_loss", "toy", "style")
-_SETTINGS_WITHOUT_EFFECT = {"batch_size"}  # of the sampler, on the pictures
+_SETTINGS_WITHOUT_EFFECT = {"batch_size", "cuda_graphs"}  # of the sampler, on the pictures
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     path = predecessor(config.outputs, "super_resolution", "upscale_with", config.upscale_with)
     loaded = open_sequence_model(config, path, "upscale_with", config.upscale_template)
     device, dtype = inference_device(config)
-    upscaler = Upscaler(loaded, device, dtype)
+    upscaler = Upscaler(loaded, device, dtype, config.weights)
     load_font(config.font, 12)
     originals = _originals(config, loaded.image_tokenizer.settings["image_size"])
     if originals.skipped:

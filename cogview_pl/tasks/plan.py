@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cogview_pl.checkpoints.store import build_template, build_vqvae
 from cogview_pl.config import Config, Verb
+from cogview_pl.generation.quantized import matrix_bytes
 from cogview_pl.tasks.fit_image_tokenizer import vqvae_settings
 from cogview_pl.tasks.fit_sequence_model import transformer_settings
 from cogview_pl.tasks.generate import read_prompts
@@ -73,8 +74,12 @@ def _generation_memory(config: Config, figures: dict[str, float]) -> dict[str, f
         positions = max(positions, enlarging)
     cached = 2 * config.model.num_layers * config.model.width * positions  # a key and a value per layer and position
     pictures = min(config.sampler.batch_size, config.num_images * _num_prompts(config))
+    each = figures["sequence_model/parameters"] * size
+    if config.weights is not None:
+        width = config.model.width  # the matrices of a block have 12 · width² weights
+        each -= config.model.num_layers * (12 * width**2 * size - matrix_bytes(config.weights, width))
     parts = {
-        "memory/sequence_models_bytes": models * figures["sequence_model/parameters"] * size,
+        "memory/sequence_models_bytes": models * each,
         "memory/kv_cache_bytes": cached * pictures * size,
         "memory/image_tokenizer_bytes": figures["image_tokenizer/parameters"] * torch.float32.itemsize,
     }

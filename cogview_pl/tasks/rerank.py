@@ -25,7 +25,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Rank the pictures in `pairs`; without, see how well validation pictures find their own captions."""
     path = predecessor(config.outputs, "caption", "rerank_with", config.rerank_with)
     loaded = open_sequence_model(config, path, "rerank_with", config.rerank_template)
-    captioner = Captioner(loaded, *inference_device(config))
+    captioner = Captioner(loaded, *inference_device(config), config.weights)
     if config.pairs is None:
         return _find_captions(config, captioner, loaded.image_tokenizer)
     return _rank(config, folder, captioner, loaded.image_tokenizer)

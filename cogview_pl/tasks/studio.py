@@ -15,6 +15,7 @@ from cogview_pl.config import Config
 from cogview_pl.errors import UserError
 from cogview_pl.generation import CogView, Sampling
 from cogview_pl.generation.companions import Captioner, Upscaler, require_same_codes
+from cogview_pl.generation.quantized import quantize
 from cogview_pl.generation.reading import check_sampling
 from cogview_pl.tasks.models import inference_device, open_sequence_model
 from cogview_pl.tasks.run_folder import predecessor
@@ -89,7 +90,7 @@ def open_studio(config: Config, loaded: SequenceModel) -> Studio:
 
     Raises:
         UserError: one is missing, has another layout, or its codes mean something else than the painter's; guidance
-            of a painter that cannot be guided.
+            of a painter that cannot be guided; `weights` that cannot be had.
     """
     device, dtype = inference_device(config)
     if config.keep is not None and config.rerank_with is None:
@@ -98,15 +99,16 @@ def open_studio(config: Config, loaded: SequenceModel) -> Studio:
     check_sampling(loaded.model, drawing)
     painter = CogView(loaded, device)
     painter.transformer.to(dtype)
+    quantize(painter.transformer, config.weights)
     captioner = upscaler = None
     if config.rerank_with is not None:
         found = open_sequence_model(config, config.rerank_with, "rerank_with", config.rerank_template)
         require_same_codes(loaded.image_tokenizer, found, "rerank_with")
-        captioner = Captioner(found, device, dtype)
+        captioner = Captioner(found, device, dtype, config.weights)
     if config.upscale_with is not None:
         found = open_sequence_model(config, config.upscale_with, "upscale_with", config.upscale_template)
         require_same_codes(loaded.image_tokenizer, found, "upscale_with")
-        upscaler = Upscaler(found, device, dtype)
+        upscaler = Upscaler(found, device, dtype, config.weights)
         if upscaler.grid != painter.grid:
             raise UserError(f"upscale_with: the model takes {upscaler.grid} codes, the painter makes {painter.grid}")
     return Studio(painter, captioner, upscaler, drawing, config.sampler.batch_size)
@@ -122,6 +124,7 @@ def sampling(config: Config) -> Sampling:
         guidance=options.guidance,
         algorithm=options.algorithm.value,  # type: ignore[arg-type]
         drafts=options.drafts,
+        cuda_graphs=options.cuda_graphs,
     )
 
 

@@ -1,9 +1,9 @@
 """Stage 2: the transformer over text and image tokens."""
 
 from cogview_pl.transformer.block import Cache
-from cogview_pl.transformer.cache import KVCache
+from cogview_pl.transformer.cache import KVCache, StaticKVCache
 from cogview_pl.transformer.loss import SequenceLoss, sequence_loss
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.transformer.packed import DecodingModel
 
-__all__ = ["Cache", "DecodingModel", "KVCache", "SequenceLoss", "Transformer", "sequence_loss"]
+__all__ = ["Cache", "DecodingModel", "KVCache", "SequenceLoss", "StaticKVCache", "Transformer", "sequence_loss"]

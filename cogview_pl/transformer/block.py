@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from cogview_pl.linear import Linear
 from cogview_pl.transformer.attention import ATTENTIONS, AttentionFunction
-from cogview_pl.transformer.cache import KVCache
+from cogview_pl.transformer.cache import KVCache, StaticKVCache
 from cogview_pl.transformer.memory import HiddenStateMemory
 
-Cache = KVCache | HiddenStateMemory
+Cache = KVCache | StaticKVCache | HiddenStateMemory
 """What decoding keeps between steps."""
 
 NORM_PLACEMENTS = ("pre", "post", "sandwich")

@@ -115,3 +115,41 @@ class KVCache:
             rows_B1 = torch.arange(len(self.lengths), device=device)[:, None]
             self._places = rows_B1, self.lengths[:, None] + torch.arange(length, device=device)
         return self._places
+
+
+class StaticKVCache:
+    """The rows of a `KVCache` as a CUDA graph needs them: every step is the same operations on the same memory.
+
+    One new position at a time goes where `lengths`, on the device, says; attention runs over the first `reach`
+    positions of all rows, masked behind each row's end. Nothing depends on numbers that the host knows, so the cache
+    that this is made of no longer knows how long its rows are: use this in its place, or others made of it.
+
+    Args:
+        cache: holds the prompts.
+        reach: positions that attention runs over; every row must stay shorter while this is used.
+    """
+
+    def __init__(self, cache: KVCache, reach: int) -> None:
+        self._keys, self._values = cache._keys[:, :, :, :reach], cache._values[:, :, :, :reach]
+        self._lengths = cache.lengths
+        self._rows_B = torch.arange(len(cache.lengths), device=cache.lengths.device)
+        self._reach_S = torch.arange(reach, device=cache.lengths.device)
+
+    def store(self, layer: int, k_BH1K: Tensor, v_BH1K: Tensor) -> tuple[Tensor, Tensor]:
+        """Write one new position behind every row; returns keys and values `(B, H, reach, K)`."""
+        keys_BHSK, values_BHSK = self._keys[layer], self._values[layer]
+        keys_BHSK[self._rows_B, :, self._lengths] = k_BH1K[:, :, 0].to(keys_BHSK.dtype)
+        values_BHSK[self._rows_B, :, self._lengths] = v_BH1K[:, :, 0].to(values_BHSK.dtype)
+        return keys_BHSK, values_BHSK
+
+    def mask(self, length: int) -> Tensor:
+        """What each row's new position sees: bool `(B, 1, 1, reach)`."""
+        if length != 1:
+            raise ValueError(f"a static cache takes one new position at a time, not {length}")
+        return (self._reach_S <= self._lengths[:, None])[:, None, None]
+
+    def advance(self, lengths: Sequence[int] | int) -> None:
+        """Count the new position of every row as stored; `lengths` is 1."""
+        if lengths != 1:
+            raise ValueError(f"a static cache takes one new position at a time, not {lengths}")
+        self._lengths += 1

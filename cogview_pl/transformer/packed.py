@@ -84,8 +84,8 @@ def _can_pack(weight: Tensor) -> bool:
 
 
 def _packed_copy(model: Transformer, rows: int) -> Transformer:
-    """The model with packed linear maps; it shares everything else with the original."""
+    """The model with packed linear maps; it shares everything else, quantized weights too, with the original."""
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    linears = [part for part in model.modules() if isinstance(part, nn.Linear)]
+    linears = [part for part in model.modules() if isinstance(part, nn.Linear) and _can_pack(part.weight)]
     replaced = {id(linear): PackedLinear(linear.weight, linear.bias, rows) for linear in linears}
     return deepcopy(model, {**shared, **replaced})

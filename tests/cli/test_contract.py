@@ -214,6 +214,14 @@ class TestGenerate:
         records = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
         assert [record["prompt"] for record in records] == ["红色的圆形", "蓝色的心形"]
 
+    def test_quantized_weights_paint(self, cli, chain, tmp_path) -> None:
+        pytest.importorskip("torchao")
+        models = [f"init_from={chain.run_folder('pretrain')}", f"rerank_with={chain.run_folder('caption')}"]
+        cli.succeed([*GENERATE, *models, "weights=int8", "run_dir=run"], tmp_path)
+        records = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+        assert len(records) == 4
+        assert all((tmp_path / "run" / record["file"]).is_file() and record["caption_loss"] > 0 for record in records)
+
 
 class TestTraining:
     def test_same_seed_same_numbers(self, cli, chain, tmp_path) -> None:

@@ -28,6 +28,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "no_task": ([], ["task"]),
     "unreadable_override": (["task=vqvae", "seed=["], ["seed"]),
     "unknown_norm": (["task=pretrain", "model.norm=rms"], ["model.norm", "rms", "sandwich"]),
+    "unknown_weights": (["task=generate", "weights=int3"], ["weights", "int3", "int8", "int4"]),
     # sizes
     "no_steps": (["task=vqvae", "trainer.max_steps=0"], ["trainer.max_steps", "0"]),
     "negative_steps": (["task=pretrain", "trainer.max_steps=-1"], ["trainer.max_steps", "-1"]),

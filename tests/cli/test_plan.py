@@ -9,12 +9,16 @@ from cogview_pl.config import Config, register_schemas
 from cogview_pl.tasks.plan import run as plan
 
 
-def cache_bytes(*overrides: str) -> float:
+def memory(*overrides: str) -> dict[str, float]:
     register_schemas()
     with hydra.initialize(version_base="1.3", config_path="../../conf"):
         config = OmegaConf.to_object(hydra.compose("config", overrides=["task=generate", "plan=true", *overrides]))
     assert isinstance(config, Config)
-    return plan(config)["memory/kv_cache_bytes"]
+    return plan(config)
+
+
+def cache_bytes(*overrides: str) -> float:
+    return memory(*overrides)["memory/kv_cache_bytes"]
 
 
 def test_guidance_doubles_the_cache_of_the_painter_only() -> None:
@@ -23,3 +27,13 @@ def test_guidance_doubles_the_cache_of_the_painter_only() -> None:
     enlarging = cache_bytes("upscale_with=sr")
     assert painting < enlarging < guided  # one model at a time fills its cache, so the larger counts
     assert cache_bytes("upscale_with=sr", "sampler.guidance=3") == guided
+
+
+def test_quantized_weights_are_counted() -> None:
+    options = ("precision=bf16", "model=cogview_4b")
+    plain, int8, int4 = (memory(f"weights={weights}", *options) for weights in ("null", "int8", "int4"))
+    key, width, layers = "memory/sequence_models_bytes", 2560, 48
+    assert plain[key] == 2 * plain["sequence_model/parameters"]
+    assert plain[key] - int8[key] == 12 * layers * width**2
+    assert int4[key] < int8[key]
+    assert int4["memory/kv_cache_bytes"] == plain["memory/kv_cache_bytes"]
