@@ -130,16 +130,17 @@ class StaticKVCache:
     """
 
     def __init__(self, cache: KVCache, reach: int) -> None:
-        self._keys, self._values = cache._keys[:, :, :, :reach], cache._values[:, :, :, :reach]
+        self._layers = tuple(layer.narrow(3, 0, reach) for layer in cache._layers)
         self._lengths = cache.lengths
         self._rows_B = torch.arange(len(cache.lengths), device=cache.lengths.device)
         self._reach_S = torch.arange(reach, device=cache.lengths.device)
 
-    def store(self, layer: int, k_BH1K: Tensor, v_BH1K: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one new position behind every row; returns keys and values `(B, H, reach, K)`."""
-        keys_BHSK, values_BHSK = self._keys[layer], self._values[layer]
-        keys_BHSK[self._rows_B, :, self._lengths] = k_BH1K[:, :, 0].to(keys_BHSK.dtype)
-        values_BHSK[self._rows_B, :, self._lengths] = v_BH1K[:, :, 0].to(values_BHSK.dtype)
+    def store(self, layer: int, keys_and_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write one new position `(2, B, H, 1, K)` behind every row; returns keys and values `(B, H, reach, K)`."""
+        stored_2BHSK = self._layers[layer]
+        new_B2HK = keys_and_values[:, :, :, 0].transpose(0, 1)
+        stored_2BHSK.transpose(0, 1)[self._rows_B, :, :, self._lengths] = new_B2HK.to(stored_2BHSK.dtype)
+        keys_BHSK, values_BHSK = stored_2BHSK.unbind()
         return keys_BHSK, values_BHSK
 
     def mask(self, length: int) -> Tensor:
