@@ -17,7 +17,7 @@ def draw(file: Path, curve: Curve) -> None:
     figure, axes = pyplot.subplots(figsize=(4, 2.6), layout="constrained")
     axes.plot(curve.x, curve.y, "o-", markersize=3)
     axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(curve.y))
     axes.set_xlabel(curve.x_label)
     axes.set_ylabel(curve.y_label)
     file.parent.mkdir(parents=True, exist_ok=True)
