@@ -28,16 +28,32 @@ def contest(contenders: Mapping[str, Work], rounds: int) -> dict[str, Timing]:
         contenders[name]()
     for number in range(rounds):
         for name in names if number % 2 else reversed(names):
-            seconds[name].append(_timed(contenders[name]))
+            seconds[name].append(elapsed(contenders[name]))
     return {name: _summary(values) for name, values in seconds.items()}
 
 
-def _timed(work: Work) -> float:
+def elapsed(work: Work) -> float:
+    """Seconds of one call, until the device is done as well."""
+    _wait()
     started = time.perf_counter()
     work()
+    _wait()
+    return time.perf_counter() - started
+
+
+def repeated(work: Work, times: int) -> Work:
+    """The work so many times over: what is too short for the clock."""
+
+    def run() -> None:
+        for _ in range(times):
+            work()
+
+    return run
+
+
+def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def _summary(values: list[float]) -> Timing:

@@ -1,0 +1,99 @@
+"""What takes up painted pictures: super-resolution in windows, ranking by caption loss.
+
+Shapes: B pictures, g x g the grid of their codes.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.contest import Work, contest
+from benchmarks.report import Result, Row, result
+from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, TEXT, TOP_K, captioner, super_resolution
+from cogview_pl.generation import Sampling
+from cogview_pl.generation.magnify import magnify
+from cogview_pl.generation.scoring import caption_losses
+from cogview_pl.generation.wavefront import timetable
+from cogview_pl.transformer import Transformer
+from cogview_pl.vocab import Template
+
+GRID, PICTURES = 8, 8
+CANDIDATES, CANDIDATE_GRID, RANKED_AT_ONCE = 16, 32, 8
+_SAME_LOSS = 1e-3  # nats; batches are summed in another order than single pictures
+
+
+def magnify_rows() -> list[Row]:
+    """S1, grids of 8 x 8 codes: 32 x 32 take a CPU too long."""
+    return [Row(f"magnify:S1-fp32-grid{GRID}-x{PICTURES}", partial(measure_magnify, "S1", GRID, PICTURES))]
+
+
+def rerank_rows() -> list[Row]:
+    """S1, 16 candidates of 1,024 codes."""
+    measure = partial(measure_rerank, "S1", "fp32", CANDIDATES, CANDIDATE_GRID, RANKED_AT_ONCE)
+    return [Row(f"rerank:S1-fp32-x{CANDIDATES}", measure)]
+
+
+def measure_magnify(shape: str, grid: int, pictures: int, rounds: int = 3) -> Result:
+    """Milliseconds per picture, fp32: windows side by side, in a batch and one picture at a time, and in order.
+
+    Raises:
+        RuntimeError: a batch has other codes than its pictures by themselves.
+    """
+    codes = _codes(pictures, grid)
+    model, template = super_resolution(shape, grid)
+    in_order, _ = super_resolution(shape, grid, norm_scope="tensor")
+    each = [partial(magnified, model, template, codes[i : i + 1], first_seed=i) for i in range(pictures)]
+    contenders: dict[str, Work] = {
+        "a batch": partial(magnified, model, template, codes),
+        "one after the other": lambda: torch.cat([one() for one in each]),
+        "windows in order, tensor scope": partial(magnified, in_order, template, codes[:1]),
+    }
+    if not torch.equal(contenders["a batch"](), contenders["one after the other"]()):  # type: ignore[arg-type]
+        raise RuntimeError("magnify: a batch has other codes than its pictures by themselves")
+    units = {"a batch": pictures, "one after the other": pictures}
+    found = result("ms/picture", contest(contenders, rounds), units)
+    found.facts["pictures/s of a batch"] = 1e3 / found.values["a batch"]
+    found.facts["pictures/s, batch / one after the other"] = (
+        found.values["one after the other"] / found.values["a batch"]
+    )
+    for edge in (grid, 32):  # the second is what the released models enlarge
+        found.facts[f"passes, {edge}x{edge} codes, side by side"] = len(timetable(edge))
+        found.facts[f"passes, {edge}x{edge} codes, in order"] = (2 * edge) ** 2
+    return found
+
+
+def measure_rerank(shape: str, dtype: str, candidates: int, grid: int, at_once: int, rounds: int = 3) -> Result:
+    """Milliseconds per candidate: caption losses in batches, and with one forward for each.
+
+    Raises:
+        RuntimeError: the losses differ (fp32).
+    """
+    model, template = captioner(shape, grid)
+    model, codes = model.to(DTYPES[dtype]), _codes(candidates, grid)
+    batches = partial(scored, model, template, codes, at_once)
+    singly = partial(scored, model, template, codes, 1)
+    if dtype == "fp32" and not torch.allclose(batches(), singly(), atol=_SAME_LOSS):
+        raise RuntimeError("rerank: a batch has other caption losses than its pictures by themselves")
+    contenders: dict[str, Work] = {f"batches of {at_once}": batches, "one forward each": singly}
+    found = result("ms/candidate", contest(contenders, rounds), dict.fromkeys(contenders, candidates))
+    found.facts["s for all"] = found.values[f"batches of {at_once}"] * candidates / 1e3
+    return found
+
+
+def magnified(model: Transformer, template: Template, codes: Tensor, first_seed: int = 0) -> Tensor:
+    """Codes `(B, 2g, 2g)`; picture i has seed `first_seed + i`."""
+    seeds = range(first_seed, first_seed + len(codes))
+    return magnify(model, template, [TEXT] * len(codes), codes, seeds=seeds, sampling=Sampling(top_k=TOP_K))
+
+
+def scored(model: Transformer, template: Template, codes: Tensor, at_once: int) -> Tensor:
+    """Caption losses `(B,)` in nats, so many pictures in a forward."""
+    return torch.cat([caption_losses(model, template, [TEXT] * len(part), part) for part in codes.split(at_once)])
+
+
+def _codes(pictures: int, grid: int) -> Tensor:
+    torch.manual_seed(0)
+    return torch.randint(0, IMAGE_CODES, (pictures, grid, grid), device=DEVICE)

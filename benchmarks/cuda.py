@@ -1,0 +1,131 @@
+"""The released sizes on a GPU, with random weights: decoding, training, image tokenizer, ranking, super-resolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from benchmarks import gemm
+from benchmarks.companions import magnified, measure_rerank
+from benchmarks.contest import Work, contest, repeated
+from benchmarks.decoding import ours
+from benchmarks.image_tokenizer import encode_flops, released_size
+from benchmarks.references import step_bytes
+from benchmarks.report import Result, Row, result
+from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, super_resolution, vocabulary_size
+from benchmarks.training import our_step
+
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bf16 FLOP/s of data sheets, by part of the device's name."""
+_COPIES = 10
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything is run; the defaults fill one GPU of 80 GB."""
+
+    shapes: tuple[str, ...] = ("cogview_400m", "cogview_4b")
+    dtypes: tuple[str, ...] = ("fp16", "bf16")
+    grid: int = 32
+    pictures: int = 16
+    sequences: tuple[int, ...] = (8, 2)
+    """Per shape, of a training step."""
+    candidates: int = 60
+    ranked_at_once: int = 20
+    copied: int = 2**31
+    """Bytes."""
+    pixels: int = 256
+    rounds: int = 3
+
+
+def rows(sizes: Sizes = Sizes()) -> list[Row]:
+    """All of them; without a GPU they run as well, which only tests want."""
+    largest = sizes.shapes[-1]
+    decode = [
+        Row(f"cuda:decode-{shape}-{dtype}-x{batch}", partial(measure_decode, sizes, shape, dtype, batch))
+        for shape in sizes.shapes
+        for dtype in sizes.dtypes
+        for batch in (1, sizes.pictures)
+    ]
+    train = [
+        Row(f"cuda:train-{shape}-bf16-x{batch}", partial(measure_train, sizes, shape, batch))
+        for shape, batch in zip(sizes.shapes, sizes.sequences, strict=True)
+    ]
+    ranked = partial(measure_rerank, largest, "bf16", sizes.candidates, sizes.grid, sizes.ranked_at_once, sizes.rounds)
+    return [
+        *decode,
+        *train,
+        Row(f"cuda:encode-bf16-x{sizes.pictures}", partial(measure_encode, sizes)),
+        Row(f"cuda:rerank-{largest}-bf16-x{sizes.candidates}", ranked),
+        Row(f"cuda:magnify-{largest}-bf16-x1", partial(measure_magnify, sizes, largest)),
+    ]
+
+
+def measure_decode(sizes: Sizes, shape: str, dtype: str, batch: int) -> Result:
+    """Milliseconds per step behind a prompt of 64 tokens, and how much of the copy bandwidth its reads are."""
+    new = sizes.grid**2
+    source = torch.empty(sizes.copied, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    contenders = {
+        "ours": ours(shape, dtype, batch, sizes.grid),
+        "copy": repeated(lambda: target.copy_(source), _COPIES),
+    }
+    found = result("ms", contest(contenders, sizes.rounds), {"ours": new, "copy": _COPIES})
+    bandwidth = 2 * sizes.copied / found.values["copy"] * 1e3  # a copy reads and writes
+    read = step_bytes(shape, dtype, batch, new) / found.values["ours"] * 1e3
+    found.facts["copy, GB/s"] = bandwidth / 1e9
+    found.facts["share of the copy bandwidth"] = read / bandwidth
+    found.facts["pictures/s"] = batch / (found.values["ours"] * new) * 1e3
+    return found
+
+
+def measure_train(sizes: Sizes, shape: str, batch: int) -> Result:
+    """Milliseconds per step over the whole vocabulary, weights and AdamW's moments in bf16."""
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    step = our_step(shape, "bf16", "vocabulary", batch, sizes.grid, hold="bf16")
+    found = result("ms", contest({"ours": step} | gemm.squares("bf16"), sizes.rounds), {})
+    reached = step_flops(shape, batch, PROMPT + sizes.grid**2) / found.values["ours"] * 1e3
+    found.facts["TFLOP/s"] = reached / 1e12
+    found.facts["share of a 4,096³ product's rate"] = reached / gemm.square_rate(found.values)
+    if (peak := _peak()) is not None:
+        found.facts["MFU"] = reached / peak
+    if DEVICE.type == "cuda":
+        found.facts["peak memory, GB"] = torch.cuda.max_memory_allocated() / 1e9
+    return found
+
+
+def step_flops(shape: str, batch: int, length: int) -> int:
+    """FLOP of a training step: products of `batch` sequences, and attention to half of the square (causal)."""
+    layers, width, _ = SHAPES[shape]
+    products = gemm.training_flops(gemm.linears_of_step(layers, width, vocabulary_size(), batch * length))
+    return products + 6 * batch * layers * width * length**2
+
+
+def measure_encode(sizes: Sizes) -> Result:
+    """Milliseconds to encode pictures, bf16 by autocast with the code search in fp32."""
+    model = released_size()
+    images = torch.rand(sizes.pictures, 3, sizes.pixels, sizes.pixels, device=DEVICE)
+    images = images.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):
+        found = result("ms", contest({"encode": lambda: model.encode(images)}, sizes.rounds), {})
+    rate = sizes.pictures / found.values["encode"] * 1e3
+    found.facts["pictures/s"] = rate
+    if (peak := _peak()) is not None:
+        found.facts["share of the bf16 bound"] = rate * sum(encode_flops(sizes.pixels)) / peak
+    return found
+
+
+def measure_magnify(sizes: Sizes, shape: str) -> Result:
+    """Milliseconds to double one picture."""
+    model, template = super_resolution(shape, sizes.grid)
+    codes = torch.randint(0, IMAGE_CODES, (1, sizes.grid, sizes.grid), device=DEVICE)
+    work: Work = partial(magnified, model.to(DTYPES["bf16"]), template, codes)
+    return result("ms", contest({"one picture": work}, 1), {})
+
+
+def _peak() -> float | None:
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else ""
+    return next((peak for part, peak in PEAKS.items() if part in name), None)

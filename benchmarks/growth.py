@@ -1,0 +1,139 @@
+"""How a decoding step grows: with context length, with the batch, with the model; and what the cache holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.contest import Work, contest, repeated
+from benchmarks.report import Curve, Result, Row, result
+from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, SHAPES
+from cogview_pl.transformer import DecodingModel, KVCache, Transformer
+
+CONTEXTS = (64, 192, 320, 448, 576, 704, 832, 960, 1088)
+BATCHES = (1, 2, 4, 8, 16)
+SIZES = ((3, 192, 3), (6, 384, 6), (8, 512, 8), (12, 768, 12))  # layers, width, heads
+STEPS = 8
+"""Steps that are timed at once."""
+
+
+class Fit(NamedTuple):
+    """A straight line through measured points."""
+
+    slope: float
+    intercept: float
+    r_squared: float
+
+
+def rows() -> list[Row]:
+    """Three sweeps of S1 fp32, and the memory of caches."""
+    return [
+        Row("growth:context", measure_context),
+        Row("growth:batch", measure_batch),
+        Row("growth:model-size", measure_size),
+        Row("growth:cache-memory", measure_cache),
+    ]
+
+
+def measure_context(contexts: Sequence[int] = CONTEXTS, rounds: int = 9) -> Result:
+    """Milliseconds per token at context lengths; one cache of all positions is read up to each of them."""
+    model = _model(*SHAPES["S1"], positions=max(contexts))
+    cache = _cache(model, 1, max(contexts))
+    works = {str(context): _step(model, cache, 1, context) for context in contexts}
+    return _sweep("context, tokens", works, contexts, rounds)
+
+
+def measure_batch(batches: Sequence[int] = BATCHES, context: int = 320, rounds: int = 9) -> Result:
+    """Milliseconds per step of several pictures at once."""
+    model = _model(*SHAPES["S1"], positions=context)
+    works = {str(batch): _step(model, _cache(model, batch, context), batch, context) for batch in batches}
+    return _sweep("pictures in a batch", works, batches, rounds)
+
+
+def measure_size(sizes: Sequence[tuple[int, int, int]] = SIZES, context: int = 320, rounds: int = 9) -> Result:
+    """Milliseconds per token of models of (layers, width, heads), over their matrices in million weights."""
+    works: dict[str, Work] = {}
+    millions = []
+    for layers, width, heads in sizes:
+        model = _model(layers, width, heads, positions=context)
+        name = f"{layers} layers of {width}"
+        works[name] = _step(model, _cache(model, 1, context), 1, context)
+        millions.append((12 * layers * width**2 + IMAGE_CODES * width) / 1e6)
+    return _sweep("million weights", works, millions, rounds)
+
+
+def measure_cache() -> Result:
+    """Megabytes of caches of 1,088 positions.
+
+    Raises:
+        RuntimeError: a cache has another size than its formula.
+    """
+    values = {}
+    for shape, dtype, batch in (("S1", "fp32", 1), ("S1", "bf16", 16), ("S2", "fp32", 4)):
+        layers, width, heads = SHAPES[shape]
+        model = _model(layers, width, heads, positions=1).to(DTYPES[dtype])
+        measured = cache_bytes(_cache(model, batch, 1088))
+        wanted = 2 * layers * batch * heads * 1088 * (width // heads) * DTYPES[dtype].itemsize
+        if measured != wanted:
+            raise RuntimeError(f"cache of {shape} {dtype} x{batch}: {measured} bytes, by the formula {wanted}")
+        values[f"{shape} {dtype} x{batch}"] = measured / 1e6
+    return Result("MB", values, {}, {"measured bytes - formula": 0})
+
+
+def cache_bytes(cache: KVCache) -> int:
+    """Bytes of the keys and values that a cache has allocated."""
+    held = [value for value in vars(cache).values() if isinstance(value, Tensor) and value.is_floating_point()]
+    return sum(tensor.untyped_storage().nbytes() for tensor in held)
+
+
+def line(x: Sequence[float], y: Sequence[float]) -> Fit:
+    """Least squares."""
+    x_N, y_N = torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)
+    from_mean_N = x_N - x_N.mean()
+    slope = (from_mean_N * y_N).sum() / from_mean_N.square().sum()
+    residual_N = y_N - y_N.mean() - slope * from_mean_N
+    r_squared = 1 - residual_N.square().sum() / (y_N - y_N.mean()).square().sum()
+    return Fit(float(slope), float(y_N.mean() - slope * x_N.mean()), float(r_squared))
+
+
+def _sweep(x_label: str, works: Mapping[str, Work], x: Sequence[float], rounds: int) -> Result:
+    """Times of the works and the line through them; `x` has the place of each."""
+    contenders = {name: repeated(work, STEPS) for name, work in works.items()}
+    found = result("ms/step", contest(contenders, rounds), dict.fromkeys(contenders, STEPS))
+    y = list(found.values.values())
+    fit = line(x, y)
+    found.facts["line, ms"] = f"{fit.intercept:.4g} + {fit.slope:.4g} · ({x_label})"
+    found.facts["R²"] = fit.r_squared
+    return found._replace(curve=Curve(x_label, list(x), "ms per step", y))
+
+
+def _model(layers: int, width: int, heads: int, *, positions: int) -> Transformer:
+    """fp32, with a vocabulary of codes alone: the rest of the head is never multiplied."""
+    model = Transformer(
+        vocabulary_size=IMAGE_CODES, num_layers=layers, width=width, num_heads=heads, num_positions=positions
+    )
+    return model.eval().to(DEVICE)
+
+
+def _cache(model: Transformer, batch: int, capacity: int) -> KVCache:
+    cache = model.new_cache(batch, capacity)
+    assert isinstance(cache, KVCache)
+    return cache
+
+
+def _step(model: Transformer, cache: KVCache, batch: int, context: int) -> Work:
+    """One token of each row behind `context - 1` others, with logits; it is not counted, so the next is the same."""
+    decoding = DecodingModel(model, batch, [range(IMAGE_CODES)])
+    tokens_B1 = torch.zeros(batch, 1, dtype=torch.long, device=DEVICE)
+    positions_B1 = torch.full_like(tokens_B1, context - 1)
+
+    @torch.inference_mode()
+    def run() -> None:
+        cache.clear()
+        cache.advance(context - 1)
+        decoding.logits(decoding.hidden(tokens_B1, positions_B1, cache)[:, -1])
+
+    return run

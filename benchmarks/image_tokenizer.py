@@ -1,0 +1,138 @@
+"""The image tokenizer at the released size: code search, pictures to codes and back.
+
+Shapes: N vectors, D width of a code, K codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks import gemm, memory
+from benchmarks.contest import Work, contest
+from benchmarks.report import Result, Row, result
+from benchmarks.settings import DEVICE
+from cogview_pl.linear import product
+from cogview_pl.vqvae import VQVAE, make_quantizer
+from cogview_pl.vqvae.codebook import nearest, rows_per_block
+
+WIDTH, CODE_DIM, NUM_CODES = 512, 256, 8192
+STRIDES, KERNEL = 3, 4
+PICTURES, PIXELS = 4, 256
+VECTORS = 16 * 1024
+_CHECKED = 1024  # vectors whose codes are compared with those of fp64
+_NEAR_TIE = 1e-4  # so much farther, relatively, a code may be that counts as right
+
+
+def rows() -> list[Row]:
+    """Code search, and the way there and back in both precisions."""
+    codecs = [Row(f"vq:pictures-{dtype}", partial(measure_pictures, dtype)) for dtype in ("fp32", "bf16")]
+    return [Row("vq:code-search", measure_search), *codecs]
+
+
+def measure_search(rounds: int = 5) -> Result:
+    """Milliseconds for 16 x 1,024 vectors of width 256 and 8,192 codes."""
+    x_ND, codebook_KD = _vectors()
+    contenders: dict[str, Work] = {
+        "ours": lambda: nearest(x_ND, codebook_KD.T),
+        "vector-quantize-pytorch": _peer_search(x_ND, codebook_KD),
+        "cdist, argmin": lambda: torch.cdist(x_ND, codebook_KD).argmin(1),
+        "bare torch.mm": _bare_products(x_ND, codebook_KD, lambda x_RD: torch.mm(x_RD, codebook_KD.T)),
+        "bare product": _bare_products(x_ND, codebook_KD, lambda x_RD: product(x_RD, codebook_KD)),
+    }
+    with torch.inference_mode():
+        found = result("ms", contest(contenders, rounds), {})
+        found.facts["codes right"] = _share_right(x_ND, codebook_KD, nearest(x_ND, codebook_KD.T)[0])
+    fastest = min(found.values["bare torch.mm"], found.values["bare product"])
+    found.facts["share of the bare GEMM"] = fastest / found.values["ours"]
+    if memory.MEASURABLE and DEVICE.type == "cpu":
+        extra = memory.growth_apart("benchmarks.image_tokenizer:search_after_warm_up", with_inputs=False)
+        found.facts["memory above the inputs, MB"] = extra / 1e6
+    return found
+
+
+def measure_pictures(dtype: str, rounds: int = 3) -> Result:
+    """Milliseconds for four pictures of 256 pixels; bf16 is autocast, the code search in it fp32."""
+    model = released_size()
+    images = torch.rand(PICTURES, 3, PIXELS, PIXELS, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bf16"):
+        codes = model.encode(images)
+        contenders: dict[str, Work] = {"encode": lambda: model.encode(images), "decode": lambda: model.decode(codes)}
+        found = result("ms", contest(contenders | gemm.squares(dtype), rounds), {})
+    rate = gemm.square_rate(found.values)
+    found.facts["GFLOP/s of a 4,096³ product"] = rate / 1e9
+    for name, flops in (("encode", sum(encode_flops(PIXELS))), ("decode", decode_flops(PIXELS))):
+        reached = PICTURES * flops / found.values[name] * 1e3
+        found.facts[f"GFLOP/s of {name}"] = reached / 1e9
+        found.facts[f"{name}, share of the product's rate"] = reached / rate
+    return found
+
+
+def released_size() -> VQVAE:
+    """A tokenizer of the released size with random weights: fp32, channels last, on `DEVICE`."""
+    quantizer = make_quantizer("fixed", num_codes=NUM_CODES, code_dim=CODE_DIM, commitment_weight=0.25)
+    model = VQVAE(
+        width=WIDTH,
+        code_dim=CODE_DIM,
+        num_codes=NUM_CODES,
+        downsampling=2**STRIDES,
+        residual_blocks=0,
+        quantizer=quantizer,
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+    )
+    return model.to(DEVICE).to(memory_format=torch.channels_last).eval()
+
+
+def encode_flops(pixels: int) -> tuple[int, int]:
+    """FLOP of the convolutions and of the code search, for a picture of `pixels` x `pixels`."""
+    edges = [pixels >> stride for stride in range(1, STRIDES + 1)]
+    channels = [3] + [WIDTH] * (STRIDES - 1)
+    convolutions = [2 * edge**2 * into * WIDTH * KERNEL**2 for edge, into in zip(edges, channels, strict=True)]
+    last = 2 * edges[-1] ** 2 * WIDTH * CODE_DIM
+    return sum(convolutions) + last, 2 * edges[-1] ** 2 * CODE_DIM * NUM_CODES
+
+
+def decode_flops(pixels: int) -> int:
+    """FLOP of the transposed convolutions and the last one, for a picture of `pixels` x `pixels`."""
+    edges = [pixels >> stride for stride in range(STRIDES, 0, -1)]
+    channels = [CODE_DIM] + [WIDTH] * (STRIDES - 1)
+    convolutions = [2 * edge**2 * into * WIDTH * KERNEL**2 for edge, into in zip(edges, channels, strict=True)]
+    return sum(convolutions) + 2 * pixels**2 * WIDTH * 3
+
+
+def search_after_warm_up() -> Work:
+    """The code search, after one of a few vectors, so that libraries have set themselves up."""
+    x_ND, codebook_KD = _vectors()
+    nearest(x_ND[:8], codebook_KD[:16].T)
+    return lambda: nearest(x_ND, codebook_KD.T)
+
+
+def _vectors() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(VECTORS, CODE_DIM, device=DEVICE), torch.randn(NUM_CODES, CODE_DIM, device=DEVICE)
+
+
+def _peer_search(x_ND: Tensor, codebook_KD: Tensor) -> Work:
+    """vector-quantize-pytorch with the same codebook."""
+    from vector_quantize_pytorch import VectorQuantize
+
+    peer = VectorQuantize(dim=CODE_DIM, codebook_size=NUM_CODES, kmeans_init=False).eval().to(DEVICE)
+    peer._codebook.embed.data.copy_(codebook_KD[None])
+    return lambda: peer(x_ND[None])
+
+
+def _bare_products(x_ND: Tensor, codebook_KD: Tensor, multiply: Callable[[Tensor], Tensor]) -> Work:
+    """The products of the search and nothing else, in its blocks of rows."""
+    blocks = x_ND.split(rows_per_block(len(codebook_KD)))
+    return lambda: [multiply(x_RD) for x_RD in blocks]
+
+
+def _share_right(x_ND: Tensor, codebook_KD: Tensor, codes_N: Tensor) -> float:
+    """Share of codes that are nearest in fp64, or tie with the nearest."""
+    distance_NK = torch.cdist(x_ND[:_CHECKED].double(), codebook_KD.double())
+    found_N = distance_NK.gather(1, codes_N[:_CHECKED, None])[:, 0]
+    return float((found_N <= distance_NK.amin(1) * (1 + _NEAR_TIE)).double().mean())

@@ -1,0 +1,95 @@
+"""A training step of 4 x 1,088 tokens at vocabulary 58,240: forward, backward, fused AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import gemm, memory, references
+from benchmarks.contest import Work, contest
+from benchmarks.report import Result, Row, result
+from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, text_to_image, vocabulary_size
+from cogview_pl.transformer import sequence_loss
+
+CASES = (("S1", "fp32"), ("S1", "bf16"), ("S2", "fp32"), ("S2", "bf16"))
+BATCH, GRID = 4, 32
+TOKENS = PROMPT + GRID * GRID
+"""Tokens of a sequence that the model reads."""
+
+
+def rows() -> list[Row]:
+    """Time and peak memory of every case."""
+    times = [Row(f"train:{shape}-{dtype}", partial(measure, shape, dtype)) for shape, dtype in CASES]
+    peaks = [Row(f"train:{shape}-{dtype}-memory", partial(measure_memory, shape, dtype)) for shape, dtype in CASES]
+    return times + (peaks if memory.MEASURABLE and DEVICE.type == "cpu" else [])
+
+
+def measure(shape: str, dtype: str, rounds: int = 3) -> Result:
+    """Milliseconds per step; the floor is that of the loss over the whole vocabulary."""
+    layers, width, _ = SHAPES[shape]
+    linears = gemm.linears_of_step(layers, width, vocabulary_size(), BATCH * TOKENS)
+    contenders = {
+        "ours": our_step(shape, dtype, "vocabulary"),
+        "ours, loss over the slot": our_step(shape, dtype, "slot"),
+        "Hugging Face": hugging_face_step(shape, dtype),
+        "GEMM floor": gemm.floor(linears, dtype),
+    }
+    found = result("ms", contest(contenders, rounds), {})
+    found.facts["share of the GEMM floor"] = found.values["GEMM floor"] / found.values["ours"]
+    found.facts["TFLOP of the floor"] = gemm.training_flops(linears) / 1e12
+    return found
+
+
+def measure_memory(shape: str, dtype: str) -> Result:
+    """Peak growth of resident memory over what the process has before the model is built."""
+    ours = memory.growth_apart("benchmarks.training:our_step", shape, dtype, "vocabulary", with_inputs=True)
+    peer = memory.growth_apart("benchmarks.training:hugging_face_step", shape, dtype, with_inputs=True)
+    return Result("MB", {"ours": ours / 1e6, "Hugging Face": peer / 1e6}, {}, {"Hugging Face / ours": peer / ours})
+
+
+def our_step(shape: str, dtype: str, loss_over: str, batch: int = BATCH, grid: int = GRID, hold: str = "fp32") -> Work:
+    """A step of ours, with Sandwich-LN and PB-Relax.
+
+    Args:
+        shape, dtype: size; bf16 is autocast, as in training.
+        loss_over: `vocabulary`, or `slot` for the ids that a slot may hold.
+        batch, grid: sequences, and edge of their grids.
+        hold: precision of the weights, and with them of AdamW's moments.
+    """
+    model, template = text_to_image(shape, grid)
+    by_slot = [template.predicted(slot) for slot in template.slots]
+    tokens_BL = torch.randint(0, IMAGE_CODES, (batch, template.length), device=DEVICE)
+    tokens_BL[:, :PROMPT] += by_slot[0].start
+    positions_BL = torch.arange(template.length, device=DEVICE).expand_as(tokens_BL)
+    slots_BL = (positions_BL >= PROMPT).long()
+    weights_BL = torch.ones(tokens_BL.shape, device=DEVICE)
+    ids = by_slot if loss_over == "slot" else None
+    return step(
+        model.to(DTYPES[hold]).train(),
+        lambda: sequence_loss(model, tokens_BL, positions_BL, weights_BL, slots_BL, len(by_slot), ids).loss,
+        dtype,
+    )
+
+
+def hugging_face_step(shape: str, dtype: str) -> Work:
+    """A step of GPT-2 over as many tokens."""
+    model = references.hugging_face(shape, vocabulary_size()).train()
+    tokens_BL = torch.randint(0, IMAGE_CODES, (BATCH, TOKENS), device=DEVICE)
+    return step(model, lambda: model(tokens_BL, labels=tokens_BL).loss, dtype)
+
+
+def step(model: nn.Module, loss: Callable[[], Tensor], dtype: str) -> Work:
+    """Forward under autocast (in bf16), backward, AdamW."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bf16"):
+            value = loss()
+        value.backward()
+        optimizer.step()
+
+    return run
