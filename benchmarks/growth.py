@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from benchmarks.contest import Work, contest, repeated
 from benchmarks.report import Curve, Result, Row, result
@@ -75,18 +74,12 @@ def measure_cache() -> Result:
     for shape, dtype, batch in (("S1", "fp32", 1), ("S1", "bf16", 16), ("S2", "fp32", 4)):
         layers, width, heads = SHAPES[shape]
         model = _model(layers, width, heads, positions=1).to(DTYPES[dtype])
-        measured = cache_bytes(_cache(model, batch, 1088))
-        wanted = 2 * layers * batch * heads * 1088 * (width // heads) * DTYPES[dtype].itemsize
-        if measured != wanted:
-            raise RuntimeError(f"cache of {shape} {dtype} x{batch}: {measured} bytes, by the formula {wanted}")
-        values[f"{shape} {dtype} x{batch}"] = measured / 1e6
+        cache = _cache(model, batch, 1088)
+        wanted = 2 * layers * batch * heads * 1088 * (width // heads) * cache.dtype.itemsize
+        if cache.nbytes != wanted:
+            raise RuntimeError(f"cache of {shape} {dtype} x{batch}: {cache.nbytes} bytes, by the formula {wanted}")
+        values[f"{shape} {dtype} x{batch}"] = cache.nbytes / 1e6
     return Result("MB", values, {}, {"measured bytes - formula": 0})
-
-
-def cache_bytes(cache: KVCache) -> int:
-    """Bytes of the keys and values that a cache has allocated."""
-    held = [value for value in vars(cache).values() if isinstance(value, Tensor) and value.is_floating_point()]
-    return sum(tensor.untyped_storage().nbytes() for tensor in held)
 
 
 def line(x: Sequence[float], y: Sequence[float]) -> Fit:

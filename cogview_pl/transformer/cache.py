@@ -49,6 +49,16 @@ class KVCache:
         self._extent: _Extent | None = None
         self._places: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that keys and values take."""
+        return self._layers[0].untyped_storage().nbytes()  # the layers lie in one piece of memory
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the keys and values."""
+        return self._layers[0].dtype
+
     def rows(self, part: slice) -> KVCache:
         """Some of the rows as a cache of their own, in the same memory; use either views or the whole."""
         view = copy(self)
