@@ -18,8 +18,8 @@ from torch import Tensor
 
 from cogview_pl.linear import product
 
-# Distances held at a time, in float32 values (16 MB).
-BLOCK_VALUES = 4 * 1024 * 1024
+# Distances of a block, in float32 values (8 MB); two blocks are held for a moment.
+BLOCK_VALUES = 2 * 1024 * 1024
 
 
 def uniform_codebook(code_dim: int, num_codes: int) -> Tensor:
