@@ -8,8 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cogview_pl.checkpoints.store import build_template, build_vqvae
-from cogview_pl.choices import ActivationCheckpointing
-from cogview_pl.config import Config, Verb
+from cogview_pl.config import ActivationCheckpointing, Config, Verb
 from cogview_pl.data.sequences import SequenceBatch, SequenceCollator
 from cogview_pl.tasks.activation_memory import kept_bytes
 from cogview_pl.tasks.fit_image_tokenizer import vqvae_settings

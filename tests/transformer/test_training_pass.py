@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -144,18 +145,31 @@ class TestCompiled:
             assert largest_difference(loss_and_gradients(model, length), wanted) < 1e-4
         assert counters["stats"]["unique_graphs"] <= 2  # one for the first length, one for all others
 
-    @pytest.mark.parametrize("recompute", ["selective", "block"])
+    @pytest.mark.parametrize("recompute", ["none", "selective", "block"])
     def test_recomputed_dropout_is_the_same(self, recompute: str) -> None:
+        """Compiled code draws other numbers than eager code: the gradient is held against differences of the loss."""
         model = make(dropout=0.3)
-        model.set_training_pass(compiled=True)
-        plain = loss_and_gradients(model)
         model.set_training_pass(compiled=True, recompute=recompute)
-        assert largest_difference(loss_and_gradients(model), plain) < 1e-4
+        _, gradients = loss_and_gradients(model)
+        directions = [gradient.clone() for gradient in gradients]
+        squared_norm = sum(float(direction.square().sum()) for direction in directions)
+        step = 2e-4 / math.sqrt(squared_norm)
+
+        def moved(distance: float) -> float:
+            with torch.no_grad():
+                for parameter, direction in zip(model.parameters(), directions, strict=True):
+                    parameter.add_(direction, alpha=distance)
+            return float(loss_and_gradients(model)[0])
+
+        slope = (moved(step) - moved(-2 * step)) / (2 * step)
+        assert slope == pytest.approx(squared_norm, rel=0.02)
 
     def test_bf16(self) -> None:
         model = make()
         with torch.autocast("cpu", torch.bfloat16):
             plain = loss_and_gradients(model)
             model.set_training_pass(compiled=True)
-            assert largest_difference(loss_and_gradients(model), plain) < 5e-2
+            found = loss_and_gradients(model)
+        ours, theirs = (torch.cat([part.flatten() for part in gradients]) for _, gradients in (found, plain))
+        assert (ours - theirs).norm() < 2e-2 * theirs.norm()
         assert not counters["graph_break"]
