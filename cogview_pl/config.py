@@ -1,12 +1,12 @@
 """Schemas of our own config groups: a misspelt key or a wrong type dies when the config is composed.
 
-`conf/` holds the values and says what each knob does. Third-party objects (optimizer, …) are plain `_target_` nodes.
+`conf/` holds the values and says what each knob does; this file holds names and types (`choices.py` those of keys with
+a few named values). Third-party objects (optimizer, callbacks, loggers) are plain `_target_` nodes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 import hydra.utils
@@ -14,74 +14,18 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 
+from cogview_pl.choices import (
+    ActivationCheckpointing,
+    Algorithm,
+    AttentionForm,
+    Norm,
+    NormScope,
+    Reconstruction,
+    StoreFormat,
+    TokenSource,
+    Verb,
+)
 from cogview_pl.errors import UserError
-
-
-class Verb(Enum):
-    """What a task does; each is a file in `cogview_pl/tasks/`."""
-
-    fit_image_tokenizer = "fit_image_tokenizer"
-    fit_sequence_model = "fit_sequence_model"
-    tokenize = "tokenize"
-    generate = "generate"
-    rerank = "rerank"
-    magnify = "magnify"
-    fit_features = "fit_features"
-    evaluate = "evaluate"
-    convert = "convert"
-    chain = "chain"
-
-
-class Norm(Enum):
-    """Placement of LayerNorm."""
-
-    pre = "pre"
-    post = "post"
-    sandwich = "sandwich"
-
-
-class NormScope(Enum):
-    """Scope of the PB-Relax maximum in LayerNorm."""
-
-    none = "none"
-    token = "token"
-    tensor = "tensor"
-
-
-class Algorithm(Enum):
-    """How many codes a pass of the model yields in generation."""
-
-    sequential = "sequential"
-    jacobi = "jacobi"
-
-
-class AttentionForm(Enum):
-    """How attention is computed."""
-
-    fused = "fused"
-    pb_relax = "pb_relax"
-    naive = "naive"
-
-
-class StoreFormat(Enum):
-    """Rows of a token store on disk."""
-
-    native = "native"
-    cogview = "cogview"
-
-
-class TokenSource(Enum):
-    """Where stage 2 finds its tokens when no store is named."""
-
-    tokenize = "tokenize"
-    pictures = "pictures"
-
-
-class Reconstruction(Enum):
-    """Distance between a picture and its reconstruction."""
-
-    l1 = "l1"
-    l2 = "l2"
 
 
 @dataclass
@@ -344,6 +288,8 @@ class Config:
     plan: bool = False
     weights: str | None = None
     threads: int | None = None
+    compile: bool = False
+    activation_checkpointing: ActivationCheckpointing = MISSING
     font: str | None = None
 
     image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 _FEWEST_ROWS = 256  # below, laying the weights out for oneDNN costs more than it brings
 
+# Asked once: torch.compile cannot look through these two calls.
+_BOTH_LIBRARIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+
 
 class Linear(nn.Linear):
     """x · weightᵀ + bias of the last axis; in fp32 on a CPU it is taken as a convolution with a 1 × 1 kernel.
@@ -45,6 +48,5 @@ def _fp32_by_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and type(weight.data) is Tensor
         and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkl.is_available()
-        and torch.backends.mkldnn.is_available()
+        and _BOTH_LIBRARIES
     )

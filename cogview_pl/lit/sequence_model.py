@@ -18,6 +18,7 @@ from cogview_pl.lit.optim import (
     logs_this_step,
 )
 from cogview_pl.transformer import SequenceLoss, Transformer, sequence_loss
+from cogview_pl.transformer.flops import TRAINING, forward_flops
 
 
 class SequenceModule(LightningModule):
@@ -66,6 +67,10 @@ class SequenceModule(LightningModule):
             if logs_this_step(self.trainer) and count > 0:
                 self.log(f"train/loss_{name}", total / count)
         return result.loss
+
+    def training_flops(self, batch: SequenceBatch) -> Tensor:
+        """Operations of a training step on a batch, padding included; int64 scalar."""
+        return TRAINING * forward_flops(self.model, batch.weights, batch.slots, self.slot_ids)
 
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
         """Add up the cross-entropies and token counts of one batch."""

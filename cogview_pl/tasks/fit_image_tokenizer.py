@@ -14,6 +14,7 @@ from cogview_pl.data.skips import collate_images
 from cogview_pl.errors import UserError
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule, reconstruction_grid
+from cogview_pl.tasks.compiler import prepare_compiler
 from cogview_pl.tasks.models import check_precision, open_image_tokenizer
 from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.tasks.sources import open_images
@@ -26,6 +27,7 @@ _TRAINING_KEYS = ("path", "image_size", "grid", "reconstruction", "reconstructio
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Train the image tokenizer and write `model/`."""
     check_precision(config)
+    prepare_compiler(config)
     seed(config)
     options = config.image_tokenizer
     settings = vqvae_settings(options)
@@ -34,6 +36,9 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         start = open_image_tokenizer(config, config.init_from, "init_from")
         require_same(start.settings, settings, f"init_from={config.init_from}")
         model.load_state_dict(start.model.state_dict())
+    if config.compile:
+        model.encoder.compile()
+        model.decoder.compile()
     module = ImageTokenizerModule(
         model,
         reconstruction=options.reconstruction.value,

@@ -12,6 +12,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation.pipeline import CogView
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.sequence_model import SequenceModule
+from cogview_pl.tasks.compiler import prepare_compiler
 from cogview_pl.tasks.fit_image_tokenizer import plain, require_same
 from cogview_pl.tasks.models import check_positions, check_precision, layout_settings, open_sequence_model
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
@@ -37,6 +38,7 @@ class Layout(NamedTuple):
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Train the sequence model and write `model/`."""
     check_precision(config)
+    prepare_compiler(config)
     seed(config)
     start = _start(config)
     if start is not None:  # what does not fit must not surface after an hour of tokenising
@@ -49,11 +51,12 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     if start is not None:
         _require_tokenizers(config, start, tokens, vocabulary)
         model.load_state_dict(start.model.state_dict())
+    model.set_training_pass(recompute=config.activation_checkpointing.value, compiled=config.compile)
     loaded = SequenceModel(model, template, text, image_tokenizer, settings)
     module = SequenceModule(
         model,
         slot_names=[slot.name for slot in template.slots],
-        slot_ids=_predicted_ids(config, template),
+        slot_ids=predicted_ids(config, template),
         target=template.slots.index(template.target),
         target_noise=config.sequences.target_noise,
         optimizer=optimizer_factory(config.optimizer),
@@ -90,7 +93,7 @@ def _layout(config: Config, vocabulary: Vocabulary) -> Layout:
     return Layout(template, template_settings, settings)
 
 
-def _predicted_ids(config: Config, template: Template) -> list[range] | None:
+def predicted_ids(config: Config, template: Template) -> list[range] | None:
     """Per slot the ids that the loss is taken over; None: all of the vocabulary."""
     if config.compat.loss_over_vocabulary:
         return None

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cogview_pl.checkpoints.store import build_template, build_vqvae
-from cogview_pl.config import Config, Verb
+from cogview_pl.config import ActivationCheckpointing, Config, Verb
+from cogview_pl.data.sequences import SequenceBatch, SequenceCollator
 from cogview_pl.generation.quantized import matrix_bytes
+from cogview_pl.tasks.activation_memory import kept_bytes
 from cogview_pl.tasks.fit_image_tokenizer import vqvae_settings
-from cogview_pl.tasks.fit_sequence_model import transformer_settings
+from cogview_pl.tasks.fit_sequence_model import predicted_ids, transformer_settings
 from cogview_pl.tasks.generate import read_prompts
 from cogview_pl.tasks.models import layout_settings, weights_dtype
 from cogview_pl.transformer import Transformer
-from cogview_pl.vocab import Vocabulary
-
-_BACKWARD = 3  # a training step costs the forward pass and twice as much again
+from cogview_pl.transformer.attention import AttentionFunction, fused_attention
+from cogview_pl.transformer.flops import TRAINING, forward_flops
+from cogview_pl.vocab import Template, Vocabulary
 
 
 def run(config: Config) -> dict[str, float]:
     """Print parameters and FLOPs of both stages under this configuration."""
-    figures = {**_image_tokenizer(config), **_sequence_model(config)}
+    vocabulary = Vocabulary(config.image_tokenizer.num_codes, config.text.num_pieces)
+    template = build_template(layout_settings(config, config.template), vocabulary)
+    figures = {**_image_tokenizer(config), **_sequence_model(config, template)}
+    if config.verb == Verb.fit_sequence_model:
+        figures |= _training_memory(config, template)
     if config.verb == Verb.generate:
         figures |= _generation_memory(config, figures)
     width = max(map(len, figures))
@@ -41,24 +49,71 @@ def _image_tokenizer(config: Config) -> dict[str, float]:
     return {
         "image_tokenizer/parameters": sum(p.numel() for p in model.parameters()),
         "image_tokenizer/flops_per_picture": forward,
-        "image_tokenizer/flops_per_step": _BACKWARD * forward * config.data.batch_size,
+        "image_tokenizer/flops_per_step": TRAINING * forward * config.data.batch_size,
     }
 
 
-def _sequence_model(config: Config) -> dict[str, float]:
-    vocabulary = Vocabulary(config.image_tokenizer.num_codes, config.text.num_pieces)
-    template = build_template(layout_settings(config, config.template), vocabulary)
+def _sequence_model(config: Config, template: Template) -> dict[str, float]:
     with torch.device("meta"):
-        model = Transformer(**transformer_settings(config, vocabulary))
-        with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, template.length, dtype=torch.long))
+        model = Transformer(**transformer_settings(config, template.vocabulary))
+    batch = _longest(template, 1)
+    forward = int(forward_flops(model, batch.weights, batch.slots, predicted_ids(config, template)))
     return {
         "sequence_model/parameters": sum(p.numel() for p in model.parameters()),
-        "sequence_model/vocabulary": vocabulary.size,
+        "sequence_model/vocabulary": template.vocabulary.size,
         "sequence_model/longest_sequence": template.length,
-        "sequence_model/flops_per_sequence": counter.get_total_flops(),
-        "sequence_model/flops_per_step": _BACKWARD * counter.get_total_flops() * config.data.batch_size,
+        "sequence_model/flops_per_sequence": forward,
+        "sequence_model/flops_per_step": TRAINING * forward * config.data.batch_size,
     }
+
+
+def _longest(template: Template, count: int) -> SequenceBatch:
+    """A batch of the longest training sequences; ids are of no account."""
+    sequence = template.build({slot.name: [0] * slot.length for slot in template.slots})
+    return SequenceCollator(template.vocabulary.pad)([sequence] * count)
+
+
+def _training_memory(config: Config, template: Template) -> dict[str, float]:
+    """Bytes of activations at the height of a step on one device, under each choice of activation_checkpointing.
+
+        kept after the forward pass + (kept without checkpointing - kept) / layers
+
+    The second term is the one block whose activations the backward pass has made anew. The forward pass runs without
+    memory or arithmetic (fake tensors). Copies of the weights in half precision count where they are kept, and masks of
+    dropout at their size on a CPU, of which a GPU needs a quarter or half. Not counted: weights, their gradients and
+    the optimizer's state, and logits, of which the loss makes a few rows at a time.
+    """
+    kept = {choice.value: _kept_activations(config, template, choice) for choice in ActivationCheckpointing}
+    everything = kept[ActivationCheckpointing.none.value]
+    return {
+        f"memory/activations_{name}_bytes": bytes_ + (everything - bytes_) // config.model.num_layers
+        for name, bytes_ in kept.items()
+    }
+
+
+def _kept_activations(config: Config, template: Template, choice: ActivationCheckpointing) -> int:
+    dtype = weights_dtype(config)
+    settings = transformer_settings(config, template.vocabulary)
+    attentions: list[AttentionFunction] | None = None
+    if settings["attention"] == "fused":
+        attentions = [_attention_of_gpus] * settings["num_layers"]
+    with FakeTensorMode():
+        model = Transformer(**settings)
+        model.set_training_pass(recompute=choice.value)
+        tokens = torch.zeros(config.data.batch_size, template.length - 1, dtype=torch.long)
+
+        def forward() -> Tensor:
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                return model.hidden(tokens, attentions=attentions)
+
+        return kept_bytes(forward)
+
+
+def _attention_of_gpus(
+    q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHLS: Tensor | None, dropout: float
+) -> Tensor:
+    """Fused kernels of GPUs keep no mask of the dropout; on a CPU dropout falls back to all L × L scores."""
+    return fused_attention(q_BHLK, k_BHSK, v_BHSK, mask_BHLS, 0.0)
 
 
 def _generation_memory(config: Config, figures: dict[str, float]) -> dict[str, float]:

@@ -29,7 +29,9 @@ class AttentionFunction(Protocol):
 
 def fused_attention(q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHLS: Tensor | None, dropout: float) -> Tensor:
     """`scaled_dot_product_attention`: its kernels keep scores in fp32, so fp16 inputs cannot overflow them."""
-    is_causal = mask_BHLS is None and q_BHLK.shape[2] > 1
+    is_causal = False
+    if mask_BHLS is None and q_BHLK.shape[2] > 1:  # a branch, since for torch.compile the comparison may be symbolic
+        is_causal = True
     return F.scaled_dot_product_attention(
         q_BHLK, k_BHSK, v_BHSK, attn_mask=mask_BHLS, dropout_p=dropout, is_causal=is_causal
     )

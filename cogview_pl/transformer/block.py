@@ -15,6 +15,7 @@ from cogview_pl.linear import Linear
 from cogview_pl.transformer.attention import ATTENTIONS, AttentionFunction
 from cogview_pl.transformer.cache import KVCache, StaticKVCache
 from cogview_pl.transformer.memory import HiddenStateMemory
+from cogview_pl.transformer.training_pass import training_pass
 
 Cache = KVCache | StaticKVCache | HiddenStateMemory
 """What decoding keeps between steps."""
@@ -141,7 +142,13 @@ class Residual(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each inside its normalised residual branch."""
+    """Attention and MLP, each inside its normalised residual branch.
+
+    `recompute` (one of `RECOMPUTE`) and `compiled` say how it runs where gradients are taken; see `training_pass`.
+    """
+
+    recompute = "none"
+    compiled = False
 
     def __init__(
         self, width: int, num_heads: int, *, norm: str, norm_scope: str, attention: str, dropout: float
@@ -161,6 +168,18 @@ class Block(nn.Module):
         attend: AttentionFunction | None = None,
     ) -> Tensor:
         """Residual stream in, residual stream out, both `(B, L, D)`."""
+        # Below `forward`, so that hooks on a block (what callbacks look at) run once and outside of compiled code.
+        if cache is None and torch.is_grad_enabled() and (self.compiled or self.recompute != "none"):
+            return training_pass(self, x_BLD, attend, recompute=self.recompute, compiled=self.compiled)
+        return self._run(x_BLD, mask, cache, layer, attend)
+
+    def whole(self, x_BLD: Tensor, attend: AttentionFunction | None) -> Tensor:
+        """`forward` over whole sequences, without a cache."""
+        return self._run(x_BLD, None, None, 0, attend)
+
+    def _run(
+        self, x_BLD: Tensor, mask: Tensor | None, cache: Cache | None, layer: int, attend: AttentionFunction | None
+    ) -> Tensor:
         if isinstance(cache, HiddenStateMemory):
             cache.recall(layer, x_BLD, self._keys_and_values)
         branch_BLD = self.attention(self.attention_residual.open(x_BLD), mask, cache, layer, attend)

@@ -17,6 +17,7 @@ from cogview_pl.transformer.attention import AttentionFunction
 from cogview_pl.transformer.block import Block, Cache, LayerNorm
 from cogview_pl.transformer.cache import KVCache
 from cogview_pl.transformer.memory import HiddenStateMemory
+from cogview_pl.transformer.training_pass import RECOMPUTE
 
 
 class ParameterGroups(NamedTuple):
@@ -147,6 +148,20 @@ class Transformer(nn.Module):
             dtype=dtype,
             device=weight.device,
         )
+
+    def set_training_pass(self, *, recompute: str = "none", compiled: bool = False) -> None:
+        """How blocks run where gradients are taken; results stay the same, and names of weights too.
+
+        Args:
+            recompute: what the backward pass computes anew instead of keeping it: `none`, `selective` (all but
+                matrix products and fused attention) or `block` (all inside a block).
+            compiled: by torch.compile, one block at a time.
+        """
+        if recompute not in RECOMPUTE:
+            raise ValueError(f"recompute must be one of {', '.join(RECOMPUTE)}, got {recompute}")
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.recompute, block.compiled = recompute, compiled
 
     def parameter_groups(self) -> ParameterGroups:
         """The parameters by what they are, for the optimizer."""

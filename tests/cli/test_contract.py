@@ -43,7 +43,7 @@ FILES = {
 METRICS = {
     "vqvae": {"eval/psnr", "codebook/usage", "codebook/perplexity", "val/loss_reconstruction", "train/loss"},
     "tokenize": {"tokenize/rows_train", "tokenize/rows_val", "tokenize/skipped", "perf/pictures_per_s"},
-    "pretrain": {"val/loss", "val/loss_text", "val/loss_image", "perf/tokens_per_s", "perf/data_wait_share"},
+    "pretrain": {"val/loss", "val/loss_text", "val/loss_image", "perf/tokens_per_s", "perf/model_tflops"},
     "generate": {"toy/colour_accuracy", "toy/shape_accuracy", "toy/place_accuracy", "perf/tokens_per_s"},
     "quickstart": {"eval/psnr", "val/loss_image", "toy/colour_accuracy", "perf/vqvae_s", "perf/generate_s"},
 }

@@ -29,6 +29,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "unreadable_override": (["task=vqvae", "seed=["], ["seed"]),
     "unknown_norm": (["task=pretrain", "model.norm=rms"], ["model.norm", "rms", "sandwich"]),
     "unknown_weights": (["task=generate", "weights=int3"], ["weights", "int3", "int8", "int4"]),
+    "unknown_checkpointing": (
+        ["task=pretrain", "activation_checkpointing=some"],
+        ["activation_checkpointing", "some", "selective"],
+    ),
     # sizes
     "no_steps": (["task=vqvae", "trainer.max_steps=0"], ["trainer.max_steps", "0"]),
     "negative_steps": (["task=pretrain", "trainer.max_steps=-1"], ["trainer.max_steps", "-1"]),
@@ -37,6 +41,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "steps_no_number": (["task=vqvae", "trainer.max_steps=many"], ["trainer.max_steps", "many"]),
     "no_batch": ([*FIRST_TASK, "data.batch_size=0"], ["data.batch_size", "0"]),
     "negative_workers": ([*FIRST_TASK, "data.num_workers=-1"], ["data.num_workers", "-1"]),
+    "no_peak": ([*FIRST_TASK, "callbacks.throughput.peak_tflops=0"], ["callbacks.throughput.peak_tflops", "0"]),
     "no_threads": ([*FIRST_TASK, "threads=0"], ["threads", "0"]),
     "empty_toy": ([*FIRST_TASK, "data.train_size=0"], ["data.train_size", "0"]),
     "no_images": (["task=generate", "num_images=0"], ["num_images", "0"]),

@@ -25,6 +25,24 @@ def build(kind="ema", downsampling=4, residual_blocks=0, mean=(0.5, 0.5, 0.5), s
     )
 
 
+@pytest.mark.slow
+def test_compiled_convolutions_give_the_same_gradients():
+    images = torch.rand(2, 3, 16, 16)
+    found = []
+    for compiled in (False, True):
+        model = build("fixed", residual_blocks=1)
+        names = list(model.state_dict())
+        if compiled:
+            model.encoder.compile()
+            model.decoder.compile()
+        output = model(images)
+        (reconstruction_loss("l2", output.reconstruction, images) + output.quantized.loss).backward()
+        assert list(model.state_dict()) == names
+        found.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
 @pytest.mark.parametrize("residual_blocks", [0, 2])
 @pytest.mark.parametrize("downsampling", [4, 8, 16])
 def test_shapes(downsampling, residual_blocks):

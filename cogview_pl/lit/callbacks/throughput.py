@@ -1,13 +1,17 @@
-"""Samples and tokens per second, and how long training waited for them."""
+"""Samples and tokens per second, how long training waited for them, and how much of the device it used."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from cogview_pl.data.sequences import SequenceBatch
+from cogview_pl.lit.callbacks.device_peaks import peak_tflops
+from cogview_pl.lit.sequence_model import SequenceModule
 
 
 class Throughput(Callback):
@@ -16,17 +20,27 @@ class Throughput(Callback):
     `perf/data_wait_share` is the share of the time between two steps, in which batches are made or waited for: when
     it is not small, raise `data.num_workers`.
 
+    For sequences there is `perf/model_tflops` as well, the 10¹² operations per second over all devices that the task
+    needs (`transformer/flops.py`), and `perf/mfu`, their share (0 … 1) of what the devices could do at most: the
+    model FLOPs utilisation. It is left out where that peak is unknown.
+
     Validation is not counted: the clock runs from the end of one training batch to the end of the next, and a
     validation in between starts it anew.
+
+    Args:
+        peak_tflops: peak of one device in 10¹² operations per second, in the precision of the run; None looks the GPU
+            up in a table (`device_peaks.py`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, peak_tflops: float | None = None) -> None:
+        self.peak_tflops = peak_tflops
         self._restart()
 
     def _restart(self) -> None:
         self._since = self._idle_since = time.perf_counter()
         self._waited = 0.0
         self._samples = self._tokens = 0
+        self._flops: Tensor | int = 0  # a tensor on the device: reading it would wait for the step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restart()
@@ -43,12 +57,25 @@ class Throughput(Callback):
         self._samples += len(batch[0]) * trainer.world_size
         if isinstance(batch, SequenceBatch):
             self._tokens += batch.tokens.numel() * trainer.world_size
+        if isinstance(pl_module, SequenceModule):
+            self._flops += pl_module.training_flops(batch) * trainer.world_size
         self._idle_since = time.perf_counter()
         if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
+        flops = int(self._flops)  # before the clock is read
         seconds = time.perf_counter() - self._since
         pl_module.log("perf/samples_per_s", self._samples / seconds)
         pl_module.log("perf/data_wait_share", self._waited / seconds)
         if self._tokens:
             pl_module.log("perf/tokens_per_s", self._tokens / seconds)
+        if flops:
+            tflops = flops / seconds / 1e12
+            pl_module.log("perf/model_tflops", tflops)
+            peak = self.peak_tflops or _peak(pl_module.device, str(trainer.precision))
+            if peak is not None:
+                pl_module.log("perf/mfu", tflops / (peak * trainer.world_size))
         self._restart()
+
+
+def _peak(device: torch.device, precision: str) -> float | None:
+    return peak_tflops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None

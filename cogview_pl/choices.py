@@ -1,0 +1,80 @@
+"""Keys of the configuration that take one of a few names."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Verb(Enum):
+    """What a task does; each is a file in `cogview_pl/tasks/`."""
+
+    fit_image_tokenizer = "fit_image_tokenizer"
+    fit_sequence_model = "fit_sequence_model"
+    tokenize = "tokenize"
+    generate = "generate"
+    rerank = "rerank"
+    magnify = "magnify"
+    fit_features = "fit_features"
+    evaluate = "evaluate"
+    convert = "convert"
+    chain = "chain"
+
+
+class Norm(Enum):
+    """Placement of LayerNorm."""
+
+    pre = "pre"
+    post = "post"
+    sandwich = "sandwich"
+
+
+class NormScope(Enum):
+    """Scope of the PB-Relax maximum in LayerNorm."""
+
+    none = "none"
+    token = "token"
+    tensor = "tensor"
+
+
+class Algorithm(Enum):
+    """How many codes a pass of the model yields in generation."""
+
+    sequential = "sequential"
+    jacobi = "jacobi"
+
+
+class AttentionForm(Enum):
+    """How attention is computed."""
+
+    fused = "fused"
+    pb_relax = "pb_relax"
+    naive = "naive"
+
+
+class StoreFormat(Enum):
+    """Rows of a token store on disk."""
+
+    native = "native"
+    cogview = "cogview"
+
+
+class TokenSource(Enum):
+    """Where stage 2 finds its tokens when no store is named."""
+
+    tokenize = "tokenize"
+    pictures = "pictures"
+
+
+class Reconstruction(Enum):
+    """Distance between a picture and its reconstruction."""
+
+    l1 = "l1"
+    l2 = "l2"
+
+
+class ActivationCheckpointing(Enum):
+    """What the backward pass of stage 2 computes anew instead of keeping it."""
+
+    none = "none"
+    selective = "selective"
+    block = "block"

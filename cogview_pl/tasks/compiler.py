@@ -1,0 +1,50 @@
+"""What `compile=true` needs on this machine, looked for before an hour of work is lost to its absence."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import torch
+
+from cogview_pl.config import Config
+from cogview_pl.errors import UserError
+
+
+def prepare_compiler(config: Config) -> None:
+    """With `compile=true`, start from an empty cache of compiled code; raises UserError if a compiler is missing.
+
+    Another stage of a chain may have left code for another model in this process, and torch gives up on a function
+    after a few variants of it.
+    """
+    if not config.compile:
+        return
+    on_gpu = config.trainer["accelerator"] != "cpu" and torch.cuda.is_available()
+    missing = _missing_on_gpu() if on_gpu else _missing_on_cpu()
+    if missing is not None:
+        raise UserError(f"compile=true: {missing}, or set compile=false")
+    torch.compiler.reset()
+
+
+def _missing_on_cpu() -> str | None:
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX", usual)
+    if shutil.which(compiler) is None:
+        return f"on a CPU it needs a C++ compiler, and {compiler} was not found; install one or name it in CXX"
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    if not headers.is_file():
+        return f"on a CPU it needs the headers of Python, and {headers} was not found; install them (python3-dev)"
+    return None
+
+
+def _missing_on_gpu() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "on a GPU it needs Triton, which was not found; install the package triton"
+    named = os.environ.get("CC")
+    if not any(shutil.which(name) for name in ([named] if named else ["gcc", "clang", "cc"])):
+        return f"on a GPU Triton needs a C compiler, and {named or 'gcc'} was not found; install one or name it in CC"
+    return None

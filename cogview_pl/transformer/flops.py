@@ -1,0 +1,45 @@
+"""Floating-point operations of a training sequence: one formula, for `plan=true` and for the utilisation in the logs.
+
+A multiplication and an addition count as two operations. Counted are matrix products alone, and what the task needs
+rather than what a program spends: attention over earlier positions only (n² / 2, not n²), logits only where a loss is
+due and over the ids that the slot may hold, and nothing for activations that are computed a second time. Padding
+counts, as it does in tokens per second.
+
+Shapes: B batch, L length of the sequences (the model reads n = L - 1 of it), D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cogview_pl.transformer.model import Transformer
+
+TRAINING = 3
+"""A training step costs so many forward passes: the backward one takes a product for the inputs and one for weights."""
+
+
+def forward_flops(
+    model: Transformer, weights_BL: Tensor, slots_BL: Tensor, slot_ids: Sequence[range] | None = None
+) -> Tensor:
+    """Operations of the forward pass over a batch and its loss; int64 scalar on the device of the batch.
+
+        B · (n · 2 · parameters of the blocks' linear maps + layers · 2 · D · n · (n + 1)) + 2 · D · logits
+
+    The middle term is QKᵀ and its product with V: 2 · D operations each for n (n + 1) / 2 pairs of positions.
+
+    Args:
+        model: the sequence model, on any device.
+        weights_BL, slots_BL, slot_ids: as for `sequence_loss`.
+    """
+    batch, positions = weights_BL.shape[0], weights_BL.shape[1] - 1
+    vocabulary, width = model.token_embedding.weight.shape
+    linear = sum(matrix.numel() for matrix in model.parameter_groups().matrices)
+    attention = len(model.blocks) * 2 * width * positions * (positions + 1)
+    due, slots = weights_BL[:, 1:] > 0, slots_BL[:, 1:]
+    logits = due.sum() * vocabulary
+    if slot_ids is not None:
+        logits = sum(((due & (slots == slot)).sum() * len(ids) for slot, ids in enumerate(slot_ids)), due.new_zeros(()))
+    return batch * (2 * linear * positions + attention) + 2 * width * logits.to(torch.int64)
