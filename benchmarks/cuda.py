@@ -16,9 +16,9 @@ from benchmarks.references import step_bytes
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, super_resolution, vocabulary_size
 from benchmarks.training import our_step
+from cogview_pl.lit.callbacks.device_peaks import peak_tflops
+from cogview_pl.transformer.training_pass import RECOMPUTE
 
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bf16 FLOP/s of data sheets, by part of the device's name."""
 _COPIES = 10
 
 
@@ -50,8 +50,9 @@ def rows(sizes: Sizes = Sizes()) -> list[Row]:
         for batch in (1, sizes.pictures)
     ]
     train = [
-        Row(f"cuda:train-{shape}-bf16-x{batch}", partial(measure_train, sizes, shape, batch))
+        Row(f"cuda:train-{shape}-bf16-x{batch}-{recompute}", partial(measure_train, sizes, shape, batch, recompute))
         for shape, batch in zip(sizes.shapes, sizes.sequences, strict=True)
+        for recompute in RECOMPUTE
     ]
     ranked = partial(measure_rerank, largest, "bf16", sizes.candidates, sizes.grid, sizes.ranked_at_once, sizes.rounds)
     return [
@@ -81,11 +82,14 @@ def measure_decode(sizes: Sizes, shape: str, dtype: str, batch: int) -> Result:
     return found
 
 
-def measure_train(sizes: Sizes, shape: str, batch: int) -> Result:
-    """Milliseconds per step over the whole vocabulary, weights and AdamW's moments in bf16."""
+def measure_train(sizes: Sizes, shape: str, batch: int, recompute: str) -> Result:
+    """Milliseconds per step over the whole vocabulary, weights and AdamW's moments in bf16.
+
+    `recompute` is the activation checkpointing; what is computed again does not count as work done.
+    """
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    step = our_step(shape, "bf16", "vocabulary", batch, sizes.grid, hold="bf16")
+    step = our_step(shape, "bf16", "vocabulary", batch, sizes.grid, hold="bf16", recompute=recompute)
     found = result("ms", contest({"ours": step} | gemm.squares("bf16"), sizes.rounds), {})
     reached = step_flops(shape, batch, PROMPT + sizes.grid**2) / found.values["ours"] * 1e3
     found.facts["TFLOP/s"] = reached / 1e12
@@ -127,5 +131,6 @@ def measure_magnify(sizes: Sizes, shape: str) -> Result:
 
 
 def _peak() -> float | None:
-    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else ""
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    """Dense bf16 FLOP/s by the data sheet, of a GPU that is known."""
+    peak = peak_tflops(torch.cuda.get_device_name(), "bf16-true") if DEVICE.type == "cuda" else None
+    return None if peak is None else peak * 1e12

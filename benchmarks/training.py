@@ -50,7 +50,15 @@ def measure_memory(shape: str, dtype: str) -> Result:
     return Result("MB", {"ours": ours / 1e6, "Hugging Face": peer / 1e6}, {}, {"Hugging Face / ours": peer / ours})
 
 
-def our_step(shape: str, dtype: str, loss_over: str, batch: int = BATCH, grid: int = GRID, hold: str = "fp32") -> Work:
+def our_step(
+    shape: str,
+    dtype: str,
+    loss_over: str,
+    batch: int = BATCH,
+    grid: int = GRID,
+    hold: str = "fp32",
+    recompute: str = "none",
+) -> Work:
     """A step of ours, with Sandwich-LN and PB-Relax.
 
     Args:
@@ -58,8 +66,10 @@ def our_step(shape: str, dtype: str, loss_over: str, batch: int = BATCH, grid: i
         loss_over: `vocabulary`, or `slot` for the ids that a slot may hold.
         batch, grid: sequences, and edge of their grids.
         hold: precision of the weights, and with them of AdamW's moments.
+        recompute: activation checkpointing.
     """
     model, template = text_to_image(shape, grid)
+    model.set_training_pass(recompute=recompute)
     by_slot = [template.predicted(slot) for slot in template.slots]
     tokens_BL = torch.randint(0, IMAGE_CODES, (batch, template.length), device=DEVICE)
     tokens_BL[:, :PROMPT] += by_slot[0].start
