@@ -8,6 +8,7 @@ from pathlib import Path
 import hydra
 import pytest
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from cogview_pl.config import Config, register_schemas
 from cogview_pl.errors import UserError
@@ -31,23 +32,20 @@ def test_a_missing_compiler_is_named_before_training(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 def test_a_compiled_run_is_the_plain_one(cli, chain, tmp_path: Path, tiny) -> None:
-    """Same steps, same files; the numbers differ by rounding."""
-    # A step or two: the codebook of stage 1 and AdamW both enlarge what differs by rounding.
-    few = ("trainer.max_steps=2", "trainer.val_check_interval=2", "image_tokenizer.continuous_steps=2")
-    tasks = {
-        "vqvae": ("val/loss_reconstruction",),
-        "pretrain": ("val/loss_text", "val/loss_image"),
-    }
-    for task, keys in tasks.items():
-        found = {}
-        for name, extra in {
-            "plain": (),
-            "compiled": ("compile=true", "activation_checkpointing=selective"),
-        }.items():
-            store = (f"data.store={chain.run_folder('tokenize')}",) if task == "pretrain" else ()
-            run = tmp_path / task / name
-            cli.succeed([f"task={task}", *tiny, *few, *store, *extra, f"run_dir={run}"], tmp_path)
-            metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-            found[name] = [metrics[key] for key in keys]
-            assert "checkpointing" not in (run / "model" / "config.yaml").read_text(encoding="utf-8")
-        assert found["compiled"] == pytest.approx(found["plain"], rel=1e-3)
+    """The numbers differ by rounding; what is saved says nothing of how it was trained."""
+    few = ("trainer.max_steps=2", "trainer.val_check_interval=2", f"data.store={chain.run_folder('tokenize')}")
+    found = []
+    for name, extra in {
+        "plain": (),
+        "compiled": ("compile=true", "activation_checkpointing=selective"),
+    }.items():
+        run = tmp_path / name
+        cli.succeed(["task=pretrain", *tiny, *few, *extra, f"run_dir={run}"], tmp_path)
+        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        saved = load_file(run / "model" / "weights.safetensors").keys()
+        found.append(
+            (metrics["val/loss_text"], metrics["val/loss_image"], saved, (run / "model/config.yaml").read_text())
+        )
+    (*plain, names, settings), (*compiled, compiled_names, compiled_settings) = found
+    assert compiled == pytest.approx(plain, rel=1e-3)
+    assert compiled_names == names and compiled_settings == settings

@@ -102,14 +102,16 @@ def interrupt(cli, args: tuple[str, ...], home: Path, run: Path, number: signal.
 
 
 @pytest.mark.parametrize(
-    ("task", "workers", "number"),
+    ("task", "workers", "number", "more"),
     [
-        ("vqvae", 2, signal.SIGKILL),
-        ("pretrain", 0, signal.SIGKILL),
-        ("pretrain", 2, signal.SIGTERM),
+        ("vqvae", 2, signal.SIGKILL, ()),
+        ("pretrain", 0, signal.SIGKILL, ()),
+        ("pretrain", 2, signal.SIGTERM, ("activation_checkpointing=block",)),
     ],
 )
-def test_resumed_training_is_exact(task: str, workers: int, number: signal.Signals, cli, whole_runs, tmp_path) -> None:
+def test_resumed_training_is_exact(
+    task: str, workers: int, number: signal.Signals, more: tuple[str, ...], cli, whole_runs, tmp_path
+) -> None:
     args, whole, losses = whole_runs[task]
     run = tmp_path / "run"
     args = (*args, f"data.num_workers={workers}")
@@ -117,7 +119,7 @@ def test_resumed_training_is_exact(task: str, workers: int, number: signal.Signa
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 128 + signal.SIGTERM)
     step = last_checkpoint(run)["global_step"]
     assert EVERY <= step < STEPS
-    cli.succeed([*args, f"resume={run}"], tmp_path)
+    cli.succeed([*args, *more, f"resume={run}"], tmp_path)
     require_same_run(whole, run, losses)
 
 
