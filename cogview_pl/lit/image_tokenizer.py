@@ -103,8 +103,8 @@ class ImageTokenizerModule(LightningModule):
         """No weight decay: every weight of the VQ-VAE sits in a small convolution."""
         parameters = list(self.model.parameters())
         groups = [
-            ParameterGroup([p for p in parameters if p.ndim == 4], matrices=True, decay=False),
-            ParameterGroup([p for p in parameters if p.ndim != 4], matrices=False, decay=False),
+            ParameterGroup("filters", [p for p in parameters if p.ndim == 4], matrices=True, decay=False),
+            ParameterGroup("vectors", [p for p in parameters if p.ndim != 4], matrices=False, decay=False),
         ]
         return configure_optimizers(self.optimizer_factory, groups, self.trainer.max_steps)
 

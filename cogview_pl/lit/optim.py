@@ -34,6 +34,8 @@ class OptimizerFactory:
 class ParameterGroup(NamedTuple):
     """Parameters that the optimizer treats alike."""
 
+    name: str
+    """For the logs of the learning rate: `lr-Muon/matrices`."""
     parameters: list[nn.Parameter]
     matrices: bool
     """Whether they are linear maps or filters inside the model, which is what Muon is for."""
@@ -45,6 +47,7 @@ def configure_optimizers(factory: OptimizerFactory, groups: Iterable[ParameterGr
     optimizer = factory.build(
         [
             {
+                "name": group.name,
                 "params": group.parameters,
                 "weight_decay": factory.weight_decay if group.decay else 0.0,
                 "matrices": group.matrices,

@@ -95,9 +95,9 @@ class SequenceModule(LightningModule):
         """Weight decay on matrices and tables, none on biases and LayerNorms."""
         matrices, tables, vectors = self.model.parameter_groups()
         groups = [
-            ParameterGroup(matrices, matrices=True, decay=True),
-            ParameterGroup(tables, matrices=False, decay=True),
-            ParameterGroup(vectors, matrices=False, decay=False),
+            ParameterGroup("matrices", matrices, matrices=True, decay=True),
+            ParameterGroup("tables", tables, matrices=False, decay=True),
+            ParameterGroup("vectors", vectors, matrices=False, decay=False),
         ]
         return configure_optimizers(self.optimizer_factory, groups, self.trainer.max_steps)
 

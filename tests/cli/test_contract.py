@@ -48,7 +48,7 @@ METRICS = {
     "quickstart": {"eval/psnr", "val/loss_image", "toy/colour_accuracy", "perf/vqvae_s", "perf/generate_s"},
 }
 TAGS = {
-    "vqvae": {"train/loss", "train/psnr", "eval/psnr", "codebook/usage", "codebook/revived", "lr-AdamW"},
+    "vqvae": {"train/loss", "train/psnr", "eval/psnr", "codebook/usage", "codebook/revived", "lr-Muon/filters"},
     "pretrain": {
         "train/loss",
         "train/loss_text",
