@@ -78,3 +78,10 @@ class ActivationCheckpointing(Enum):
     none = "none"
     selective = "selective"
     block = "block"
+
+
+class Quantization(Enum):
+    """How matrices are held for inference."""
+
+    int8 = "int8"
+    int4 = "int4"

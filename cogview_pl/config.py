@@ -20,6 +20,7 @@ from cogview_pl.choices import (
     AttentionForm,
     Norm,
     NormScope,
+    Quantization,
     Reconstruction,
     StoreFormat,
     TokenSource,
@@ -286,7 +287,7 @@ class Config:
     num_captions: int = MISSING
     keep: int | None = None
     plan: bool = False
-    weights: str | None = None
+    weights: Quantization | None = None
     threads: int | None = None
     compile: bool = False
     activation_checkpointing: ActivationCheckpointing = MISSING

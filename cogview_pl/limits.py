@@ -1,4 +1,4 @@
-"""Ranges of the numbers in a configuration, and choices; what a type cannot say."""
+"""Ranges of the numbers in a configuration; what a type cannot say."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 
 
 def check_limits(config: DictConfig) -> None:
-    """Refuse values that no run could use; raises UserError naming the key.
+    """Refuse numbers that no run could use; raises UserError naming the key.
 
     What depends on several keys is checked where they meet.
     """
@@ -40,5 +40,3 @@ def check_limits(config: DictConfig) -> None:
             value = OmegaConf.select(config, key)
             if value is not None and not (isinstance(value, (int, float)) and holds(value)):
                 raise UserError(f"{key}={value} must be {wanted}")
-    if config.weights not in (None, "int8", "int4"):
-        raise UserError(f"weights={config.weights} must be int8, int4 or null")

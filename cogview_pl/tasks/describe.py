@@ -19,7 +19,7 @@ from cogview_pl.data.toy import score_captions
 from cogview_pl.errors import UserError
 from cogview_pl.generation.companions import Captioner
 from cogview_pl.generation.sheet import contact_sheet, load_font
-from cogview_pl.tasks.models import inference_device
+from cogview_pl.tasks.models import inference_device, quantization
 from cogview_pl.tasks.pictures import load_images, write_records
 from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.tasks.sources import validation_samples
@@ -48,7 +48,7 @@ def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[s
         raise UserError("prompts: this model writes captions of pictures; set images, or init_from to a pretrain run")
     load_font(config.font, 12)
     device, dtype = inference_device(config)
-    captioner = Captioner(loaded, device, dtype, config.weights)
+    captioner = Captioner(loaded, device, dtype, quantization(config))
     pictures = _pictures(config, folder, loaded.image_tokenizer.settings["image_size"])
     started = time.perf_counter()
     codes = encode([picture.image for picture in pictures], loaded.image_tokenizer, device, config.sampler.batch_size)

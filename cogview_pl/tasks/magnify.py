@@ -23,7 +23,7 @@ from cogview_pl.generation.companions import Upscaler
 from cogview_pl.generation.sheet import contact_sheet, load_font
 from cogview_pl.generation.windows import owners
 from cogview_pl.tasks.describe import encode
-from cogview_pl.tasks.models import inference_device, open_sequence_model
+from cogview_pl.tasks.models import inference_device, open_sequence_model, quantization
 from cogview_pl.tasks.pictures import SAMPLES, load_images, load_pairs, write_records
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.sources import at_twice_the_size, validation_samples
@@ -51,7 +51,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     path = predecessor(config.outputs, "super_resolution", "upscale_with", config.upscale_with)
     loaded = open_sequence_model(config, path, "upscale_with", config.upscale_template)
     device, dtype = inference_device(config)
-    upscaler = Upscaler(loaded, device, dtype, config.weights)
+    upscaler = Upscaler(loaded, device, dtype, quantization(config))
     load_font(config.font, 12)
     originals = _originals(config, loaded.image_tokenizer.settings["image_size"])
     if originals.skipped:

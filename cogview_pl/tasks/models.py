@@ -41,6 +41,11 @@ def inference_device(config: Config) -> tuple[str, torch.dtype]:
     return "cuda" if torch.cuda.is_available() else "cpu", weights_dtype(config)
 
 
+def quantization(config: Config) -> str | None:
+    """How the matrices of sequence models are held for inference; None: as they are."""
+    return None if config.weights is None else config.weights.value
+
+
 def layout_settings(config: Config, template: TemplateConfig) -> dict[str, Any]:
     """Constructor arguments of a template, as plain values."""
     compat = config.compat

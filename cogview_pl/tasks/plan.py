@@ -15,7 +15,7 @@ from cogview_pl.tasks.activation_memory import kept_bytes
 from cogview_pl.tasks.fit_image_tokenizer import vqvae_settings
 from cogview_pl.tasks.fit_sequence_model import predicted_ids, transformer_settings
 from cogview_pl.tasks.generate import read_prompts
-from cogview_pl.tasks.models import layout_settings, weights_dtype
+from cogview_pl.tasks.models import layout_settings, quantization, weights_dtype
 from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.attention import AttentionFunction, fused_attention
 from cogview_pl.transformer.flops import TRAINING, forward_flops
@@ -30,7 +30,7 @@ def run(config: Config) -> dict[str, float]:
     if config.verb == Verb.fit_sequence_model:
         figures |= _training_memory(config, template)
     if config.verb == Verb.generate:
-        figures |= _generation_memory(config, figures)
+        figures |= _generation_memory(config, template, figures)
     width = max(map(len, figures))
     for name, value in figures.items():
         print(f"{name:{width}}  {_readable(value)}")
@@ -116,23 +116,23 @@ def _attention_of_gpus(
     return fused_attention(q_BHLK, k_BHSK, v_BHSK, mask_BHLS, 0.0)
 
 
-def _generation_memory(config: Config, figures: dict[str, float]) -> dict[str, float]:
+def _generation_memory(config: Config, template: Template, figures: dict[str, float]) -> dict[str, float]:
     """Bytes that stay allocated while painting: all models are loaded at once, one of them fills its cache."""
     size = weights_dtype(config).itemsize
     models = 1 + (config.rerank_with is not None) + (config.upscale_with is not None)
-    vocabulary = Vocabulary(config.image_tokenizer.num_codes, config.text.num_pieces)
-    positions = build_template(layout_settings(config, config.template), vocabulary).length
+    positions = template.length
     if config.sampler.guidance != 1:
         positions *= 2  # every picture is painted with and without its text, side by side
     if config.upscale_with is not None:
-        enlarging = build_template(layout_settings(config, config.upscale_template), vocabulary).length
+        enlarging = build_template(layout_settings(config, config.upscale_template), template.vocabulary).length
         positions = max(positions, enlarging)
     cached = 2 * config.model.num_layers * config.model.width * positions  # a key and a value per layer and position
     pictures = min(config.sampler.batch_size, config.num_images * _num_prompts(config))
     each = figures["sequence_model/parameters"] * size
-    if config.weights is not None:
+    weights = quantization(config)
+    if weights is not None:
         width = config.model.width  # the matrices of a block have 12 · width² weights
-        each -= config.model.num_layers * (12 * width**2 * size - matrix_bytes(config.weights, width))
+        each -= config.model.num_layers * (12 * width**2 * size - matrix_bytes(weights, width))
     parts = {
         "memory/sequence_models_bytes": models * each,
         "memory/kv_cache_bytes": cached * pictures * size,

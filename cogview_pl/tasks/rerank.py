@@ -13,7 +13,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.evaluation.ranking import other_captions, retrieval
 from cogview_pl.generation.companions import Captioner
 from cogview_pl.tasks.describe import encode
-from cogview_pl.tasks.models import inference_device, open_sequence_model
+from cogview_pl.tasks.models import inference_device, open_sequence_model, quantization
 from cogview_pl.tasks.pictures import SAMPLES, load_pairs, write_records
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.sources import validation_samples
@@ -25,7 +25,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Rank the pictures in `pairs`; without, see how well validation pictures find their own captions."""
     path = predecessor(config.outputs, "caption", "rerank_with", config.rerank_with)
     loaded = open_sequence_model(config, path, "rerank_with", config.rerank_template)
-    captioner = Captioner(loaded, *inference_device(config), config.weights)
+    captioner = Captioner(loaded, *inference_device(config), quantization(config))
     if config.pairs is None:
         return _find_captions(config, captioner, loaded.image_tokenizer)
     return _rank(config, folder, captioner, loaded.image_tokenizer)

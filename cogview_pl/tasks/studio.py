@@ -17,7 +17,7 @@ from cogview_pl.generation import CogView, Sampling
 from cogview_pl.generation.companions import Captioner, Upscaler, require_same_codes
 from cogview_pl.generation.quantized import quantize
 from cogview_pl.generation.reading import check_sampling
-from cogview_pl.tasks.models import inference_device, open_sequence_model
+from cogview_pl.tasks.models import inference_device, open_sequence_model, quantization
 from cogview_pl.tasks.run_folder import predecessor
 
 
@@ -99,16 +99,16 @@ def open_studio(config: Config, loaded: SequenceModel) -> Studio:
     check_sampling(loaded.model, drawing)
     painter = CogView(loaded, device)
     painter.transformer.to(dtype)
-    quantize(painter.transformer, config.weights)
+    quantize(painter.transformer, quantization(config))
     captioner = upscaler = None
     if config.rerank_with is not None:
         found = open_sequence_model(config, config.rerank_with, "rerank_with", config.rerank_template)
         require_same_codes(loaded.image_tokenizer, found, "rerank_with")
-        captioner = Captioner(found, device, dtype, config.weights)
+        captioner = Captioner(found, device, dtype, quantization(config))
     if config.upscale_with is not None:
         found = open_sequence_model(config, config.upscale_with, "upscale_with", config.upscale_template)
         require_same_codes(loaded.image_tokenizer, found, "upscale_with")
-        upscaler = Upscaler(found, device, dtype, config.weights)
+        upscaler = Upscaler(found, device, dtype, quantization(config))
         if upscaler.grid != painter.grid:
             raise UserError(f"upscale_with: the model takes {upscaler.grid} codes, the painter makes {painter.grid}")
     return Studio(painter, captioner, upscaler, drawing, config.sampler.batch_size)
