@@ -5,29 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import hydra
 import pytest
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from cogview_pl.config import Config, register_schemas
 from cogview_pl.errors import UserError
 from cogview_pl.tasks.compiler import prepare_compiler
 
-
-def compose(*overrides: str) -> Config:
-    register_schemas()
-    with hydra.initialize(version_base="1.3", config_path="../../conf"):
-        config = OmegaConf.to_object(hydra.compose("config", overrides=["task=pretrain", *overrides]))
-    assert isinstance(config, Config)
-    return config
+from ..composed import composed
 
 
 def test_a_missing_compiler_is_named_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     with pytest.raises(UserError, match=r"compile=true.*/nowhere/g\+\+ was not found.*compile=false"):
-        prepare_compiler(compose("compile=true", "trainer.accelerator=cpu"))
-    prepare_compiler(compose("compile=false", "trainer.accelerator=cpu"))  # not looked for where nobody asks
+        prepare_compiler(composed("task=pretrain", "compile=true", "trainer.accelerator=cpu"))
+    prepare_compiler(
+        composed("task=pretrain", "compile=false", "trainer.accelerator=cpu")
+    )  # not looked for where nobody asks
 
 
 @pytest.mark.slow

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import hydra
-from omegaconf import OmegaConf
-
-from cogview_pl.config import Config, register_schemas
 from cogview_pl.tasks.plan import run as plan
 
-
-def composed(*overrides: str) -> Config:
-    register_schemas()
-    with hydra.initialize(version_base="1.3", config_path="../../conf"):
-        config = OmegaConf.to_object(hydra.compose("config", overrides=["plan=true", *overrides]))
-    assert isinstance(config, Config)
-    return config
+from ..composed import composed
 
 
 def painting(*overrides: str) -> dict[str, float]:
-    return plan(composed("task=generate", *overrides))
+    return plan(composed("task=generate", "plan=true", *overrides))
 
 
 def cache_bytes(*overrides: str) -> float:
@@ -44,7 +34,7 @@ def test_quantized_weights_are_counted() -> None:
 
 
 def test_activations_under_each_choice_of_checkpointing() -> None:
-    config = composed("task=pretrain", "model.dropout=0.1", "data.batch_size=4")
+    config = composed("task=pretrain", "plan=true", "model.dropout=0.1", "data.batch_size=4")
     figures = plan(config)
     none, selective, block = (figures[f"memory/activations_{name}_bytes"] for name in ("none", "selective", "block"))
     assert none > selective > block

@@ -5,7 +5,18 @@ from __future__ import annotations
 import torch
 
 from cogview_pl.transformer import Transformer
-from cogview_pl.vocab import Template
+from cogview_pl.vocab import Template, Vocabulary
+
+VOCABULARY = Vocabulary(num_codes=40, num_pieces=12)
+TWO_IMAGES = Template(
+    "[ROI1] {text} [BASE] [BOI1] {small:2x2} [EOI1] [ROI2] [POS0] [BASE] [BOI2] {large:4x4} [EOI2]",
+    target="large",
+    loss={},
+    vocabulary=VOCABULARY,
+    text_length=8,
+    restart_positions_at="[ROI2]",
+)
+"""Super-resolution with positions that start again."""
 
 
 def small_model(template: Template, *, init_std: float, norm_scope: str = "token") -> Transformer:

@@ -8,9 +8,9 @@ import torch
 from cogview_pl.generation.fill import fill
 from cogview_pl.generation.filters import Sampling
 from cogview_pl.transformer import Transformer
-from cogview_pl.vocab import Template, TextSlot, Vocabulary
+from cogview_pl.vocab import Template, TextSlot
 
-VOCABULARY = Vocabulary(num_codes=40, num_pieces=12)
+from .small_model import TWO_IMAGES, VOCABULARY
 
 LAYOUTS = {
     "text_image": Template(
@@ -20,14 +20,7 @@ LAYOUTS = {
         vocabulary=VOCABULARY,
         text_length=8,
     ),
-    "two_images": Template(
-        "[ROI1] {text} [BASE] [BOI1] {small:2x2} [EOI1] [ROI2] [POS0] [BASE] [BOI2] {large:4x4} [EOI2]",
-        target="large",
-        loss={},
-        vocabulary=VOCABULARY,
-        text_length=8,
-        restart_positions_at="[ROI2]",
-    ),
+    "two_images": TWO_IMAGES,
     "image_text": Template(
         "[BASE] [BOI1] {image:2x2} [EOI1] [ROI1] {text} [SEP]",
         target="text",

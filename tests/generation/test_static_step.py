@@ -17,21 +17,12 @@ from cogview_pl.generation.filters import Sampling, draw, probabilities
 from cogview_pl.generation.reading import Rows
 from cogview_pl.generation.static_step import Run, can_capture, follow, one_by_one, spans
 from cogview_pl.transformer import Transformer
-from cogview_pl.vocab import Template, Vocabulary
+from cogview_pl.vocab import Template
 
-from .small_model import small_model
+from .small_model import TWO_IMAGES, VOCABULARY, small_model
 
-VOCABULARY = Vocabulary(num_codes=40, num_pieces=12)
 TEMPLATE = Template(
     "[ROI1] {text} [BASE] [BOI1] {image:5x5} [EOI1]", target="image", loss={}, vocabulary=VOCABULARY, text_length=8
-)
-TWO_IMAGES = Template(
-    "[ROI1] {text} [BASE] [BOI1] {small:2x2} [EOI1] [ROI2] [POS0] [BASE] [BOI2] {large:4x4} [EOI2]",
-    target="large",
-    loss={},
-    vocabulary=VOCABULARY,
-    text_length=8,
-    restart_positions_at="[ROI2]",
 )
 TEXTS: tuple[list[int], ...] = ([3, 1, 4, 1, 5], [], [9, 2, 6, 5, 3, 5, 8, 9], [7])
 EQUALLY_LONG: tuple[list[int], ...] = ([3, 1], [4, 1], [5, 9])

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from cogview_pl.checkpoints.official import released_names, save_vqvae
 from cogview_pl.checkpoints.store import build_vqvae
-from cogview_pl.config import Config, register_schemas
 from cogview_pl.tasks.fit_image_tokenizer import vqvae_settings
 from cogview_pl.tasks.fit_sequence_model import transformer_settings
 from cogview_pl.tasks.plan import run as plan
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Vocabulary
+
+from ..composed import composed
 
 
 def released_shapes(layers: int, width: int) -> dict[str, tuple[int, ...]]:
@@ -41,20 +40,12 @@ def released_shapes(layers: int, width: int) -> dict[str, tuple[int, ...]]:
     return shapes | {f"transformer.final_layernorm.{kind}": (width,) for kind in ("weight", "bias")}
 
 
-def compose(*overrides: str) -> Config:
-    register_schemas()
-    with hydra.initialize(version_base="1.3", config_path="../../conf"):
-        config = OmegaConf.to_object(hydra.compose("config", overrides=["task=pretrain", *overrides]))
-    assert isinstance(config, Config)
-    return config
-
-
 @pytest.mark.parametrize(
     "name, layers, width, parameters",
     [("cogview_4b", 48, 2560, 3_928_849_920), ("cogview_400m", 24, 1088, 405_914_304)],
 )
 def test_transformer(name: str, layers: int, width: int, parameters: int, capsys) -> None:
-    config = compose(f"model={name}")
+    config = composed("task=pretrain", f"model={name}")
     vocabulary = Vocabulary(config.image_tokenizer.num_codes, config.text.num_pieces)
     with torch.device("meta"):
         model = Transformer(**transformer_settings(config, vocabulary))
@@ -63,12 +54,12 @@ def test_transformer(name: str, layers: int, width: int, parameters: int, capsys
     state = model.state_dict()
     found = {theirs: tuple(state[ours].shape) for ours, theirs in released_names(model).items()}
     assert found == released_shapes(layers, width)
-    plan(compose(f"model={name}", "plan=true"))
+    plan(composed("task=pretrain", f"model={name}", "plan=true"))
     assert f"{parameters:,}" in capsys.readouterr().out
 
 
 def test_image_tokenizer(tmp_path: Path) -> None:
-    model = build_vqvae(vqvae_settings(compose("model=cogview_4b").image_tokenizer))
+    model = build_vqvae(vqvae_settings(composed("task=pretrain", "model=cogview_4b").image_tokenizer))
     save_vqvae(model, tmp_path / "tokenizer.pt")
     found = {name: tuple(tensor.shape) for name, tensor in torch.load(tmp_path / "tokenizer.pt").items()}
     width, code_dim, num_codes = 512, 256, 8192

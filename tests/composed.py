@@ -1,0 +1,17 @@
+"""Configurations as the command line composes them, in this process."""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import OmegaConf
+
+from cogview_pl.config import Config, register_schemas
+
+
+def composed(*overrides: str) -> Config:
+    """The configuration of these overrides, of which one names the task."""
+    register_schemas()
+    with hydra.initialize(version_base="1.3", config_path="../conf"):
+        config = OmegaConf.to_object(hydra.compose("config", overrides=[*overrides]))
+    assert isinstance(config, Config)
+    return config
