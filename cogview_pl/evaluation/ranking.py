@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -48,13 +48,19 @@ def retrieval(losses: Tensor, places: Sequence[int]) -> dict[int, float]:
     return {k: float((better < k).float().mean()) for k in places}
 
 
-def other_captions(number: int, own: int, count: int) -> list[int]:
-    """Indices of `count` other captions out of `number`, drawn by the own index alone.
+def other_captions(meanings: Sequence[Hashable], own: int, count: int) -> list[int]:
+    """Indices of `count` captions that say something else than caption `own`, drawn by that index alone.
+
+    A caption that says the same of another picture is no false one, so it is never drawn.
+
+    Args:
+        meanings: what each caption says; equal values say the same.
 
     Raises:
         ValueError: there are not so many.
     """
-    if count >= number:
-        raise ValueError(f"{count} others out of {number}")
-    order = torch.randperm(number - 1, generator=torch.Generator().manual_seed(own))[:count]
-    return [index + (index >= own) for index in order.tolist()]
+    order = torch.randperm(len(meanings), generator=torch.Generator().manual_seed(own)).tolist()
+    others = [index for index in order if meanings[index] != meanings[own]]
+    if len(others) < count:
+        raise ValueError(f"{count} others wanted, {len(others)} say something else")
+    return others[:count]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 
 from torch import Tensor
@@ -19,6 +19,13 @@ def names_objects(prompt: str) -> bool:
         return bool(parse_caption(prompt))
     except UserError:
         return False
+
+
+def meaning(caption: str) -> Hashable:
+    """What a caption says: of the toy world its objects, in any order, and the style it names; else its words."""
+    if not names_objects(caption):
+        return caption
+    return frozenset(parse_caption(caption)), asked_style(caption, base_style="")
 
 
 def asked_style(prompt: str, base_style: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from statistics import fmean
 
 import torch
@@ -11,6 +12,7 @@ from cogview_pl.checkpoints.store import ImageTokenizer
 from cogview_pl.config import Config
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.ranking import other_captions, retrieval
+from cogview_pl.evaluation.toy import meaning
 from cogview_pl.generation.companions import Captioner
 from cogview_pl.tasks.describe import encode
 from cogview_pl.tasks.models import inference_device, open_sequence_model, quantization
@@ -47,19 +49,21 @@ def _rank(config: Config, folder: RunFolder, captioner: Captioner, tokenizer: Im
 
 
 def _find_captions(config: Config, captioner: Captioner, tokenizer: ImageTokenizer) -> dict[str, float]:
-    """Each of `num_prompts` validation pictures with its own caption and others: how often the own one is lowest."""
+    """Each of `num_prompts` validation pictures with its own caption and false ones: how often the own is lowest."""
     samples, _ = validation_samples(config.data, config.num_prompts)
     candidates = config.num_captions
-    if len(samples) < candidates:
+    meanings = [meaning(sample.text) for sample in samples]
+    fewest = len(samples) - max(Counter(meanings).values(), default=0)
+    if fewest < candidates - 1:
         raise UserError(
-            f"num_captions={candidates}: only {len(samples)} validation pictures can be read; raise num_prompts or "
-            "lower num_captions"
+            f"num_captions={candidates}: of {len(samples)} readable validation pictures only {fewest} have a caption "
+            "that says something else; raise num_prompts or lower num_captions"
         )
     device, _ = inference_device(config)
     codes = encode([sample.image for sample in samples], tokenizer, device, config.sampler.batch_size)
     rows = []
     for own, sample in enumerate(tqdm(samples, unit="pic", desc="captions", disable=None)):
-        others = [samples[index].text for index in other_captions(len(samples), own, candidates - 1)]
+        others = [samples[index].text for index in other_captions(meanings, own, candidates - 1)]
         texts = [sample.text, *others]
         rows.append(captioner.losses(texts, codes[own].expand(candidates, -1, -1), config.sampler.batch_size))
     shares = retrieval(torch.tensor(rows), _TOP)
