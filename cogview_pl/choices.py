@@ -80,6 +80,15 @@ class ActivationCheckpointing(Enum):
     block = "block"
 
 
+class LoRATarget(Enum):
+    """Linear maps of a block that LoRA can train beside."""
+
+    qkv = "qkv"
+    out = "out"
+    up = "up"
+    down = "down"
+
+
 class Quantization(Enum):
     """How matrices are held for inference."""
 

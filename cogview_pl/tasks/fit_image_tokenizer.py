@@ -27,6 +27,8 @@ _TRAINING_KEYS = ("path", "image_size", "grid", "reconstruction", "reconstructio
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Train the image tokenizer and write `model/`."""
     check_precision(config)
+    if config.lora.rank:
+        raise UserError(f"lora.rank={config.lora.rank}: LoRA is for finetunes of sequence models; set lora.rank=0")
     prepare_compiler(config)
     seed(config)
     options = config.image_tokenizer

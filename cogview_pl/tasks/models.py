@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from cogview_pl.checkpoints.adapters import load_adapted
 from cogview_pl.checkpoints.official import is_released, load_transformer, load_vqvae, vqvae_settings
 from cogview_pl.checkpoints.store import (
     ImageTokenizer,
     SequenceModel,
     build_template,
     load_image_tokenizer,
-    load_sequence_model,
 )
 from cogview_pl.config import Config, TemplateConfig
 from cogview_pl.errors import UserError
@@ -76,7 +76,7 @@ def open_image_tokenizer(config: Config, path: str | Path, key: str) -> ImageTok
 
 
 def open_sequence_model(config: Config, path: str | Path, key: str, template: TemplateConfig) -> SequenceModel:
-    """A sequence model of ours, or a released one laid out by `template`.
+    """A sequence model of ours, merged with its base if it is an adapter, or a released one laid out by `template`.
 
     Released weights come without tokenizers: `text.model` and `image_tokenizer.path` name them.
 
@@ -84,7 +84,7 @@ def open_sequence_model(config: Config, path: str | Path, key: str, template: Te
         UserError: the files do not fit together or the configuration; the message names the config `key`.
     """
     if not is_released(path):
-        return load_sequence_model(path, key)
+        return load_adapted(path, key, lambda base, of: open_sequence_model(config, base, of, template))
     _refuse_other_role(path, key)
     text = TextTokenizer.load(_given(config.text.model, "text.model", "cog-pretrain.model", path, key))
     tokenizer_path = _given(config.image_tokenizer.path, "image_tokenizer.path", "the tokenizer's .pt file", path, key)

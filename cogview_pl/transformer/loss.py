@@ -98,10 +98,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
         rows = _ROWS_ON_CPU if device == "cpu" else _ROWS_ON_DEVICE
-        train = any(ctx.needs_input_grad)
+        train_hidden, train_head = ctx.needs_input_grad[:2]
         hidden, head = hidden_ND.detach().to(dtype), head_VD.detach().to(dtype)
-        hidden_grad = torch.empty_like(hidden) if train else None
-        head_grad = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if train else None
+        hidden_grad = torch.empty_like(hidden) if train_hidden else None
+        head_grad = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if train_head else None
         entropies = []
         with torch.autocast(device, enabled=False):
             for some in range(0, len(targets_N), rows):
@@ -113,24 +113,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 exponentials = logits.sub_(maximum).exp_()  # in place: they are large
                 normaliser = exponentials.sum(1, keepdim=True)
                 entropies.append((normaliser.log() + maximum - at_target)[:, 0])
-                if hidden_grad is not None and head_grad is not None:
-                    # d(weight · cross-entropy) / d(logits) = weight · (softmax - one-hot)
-                    slope = exponentials.mul_(weights / normaliser).scatter_add_(1, targets, -weights).to(dtype)
+                if hidden_grad is None and head_grad is None:
+                    continue
+                # d(weight · cross-entropy) / d(logits) = weight · (softmax - one-hot)
+                slope = exponentials.mul_(weights / normaliser).scatter_add_(1, targets, -weights).to(dtype)
+                if hidden_grad is not None:
                     hidden_grad[part] = product(slope, head.T)
-                    if dtype == torch.float32:
-                        head_grad.addmm_(slope.T, hidden[part])
-                    else:
-                        head_grad += slope.T @ hidden[part]
+                if head_grad is not None and dtype == torch.float32:
+                    head_grad.addmm_(slope.T, hidden[part])
+                elif head_grad is not None:
+                    head_grad += slope.T @ hidden[part]
         entropy_N = torch.cat(entropies) if entropies else weights_N.new_zeros(0)
         ctx.mark_non_differentiable(entropy_N)
-        if train:
-            ctx.save_for_backward(hidden_grad, head_grad)
-            ctx.dtypes = hidden_ND.dtype, head_VD.dtype
+        ctx.save_for_backward(hidden_grad, head_grad)
+        ctx.dtypes = hidden_ND.dtype, head_VD.dtype
         return (weights_N * entropy_N).sum(), entropy_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        hidden_grad, head_grad = ctx.saved_tensors
-        to_hidden, to_head = ctx.dtypes
-        return (hidden_grad.float() * slope).to(to_hidden), (head_grad * slope).to(to_head), None, None
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden_grad, head_grad = (
+            None if gradient is None else (gradient.float() * slope).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return hidden_grad, head_grad, None, None
