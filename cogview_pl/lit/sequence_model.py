@@ -82,7 +82,7 @@ class SequenceModule(LightningModule):
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
         """Add up the cross-entropies and token counts of one batch."""
         result = self._loss(batch)
-        weight = batch.weights[:, 1:].sum()
+        weight = batch.weights[:, 1:].float().sum()
         sums = torch.stack([*result.slot_sums_S, *result.slot_counts_S, result.loss * weight, weight]).double()
         self._val_sums = sums if self._val_sums is None else self._val_sums + sums
 
@@ -128,7 +128,7 @@ def with_noise(batch: SequenceBatch, slot: int, share: float) -> Tensor:
     """
     inside = batch.slots == slot
     inside[:, :-1] &= batch.slots[:, 1:] == slot
-    at = (inside & (torch.rand(inside.shape, device=inside.device) < share)).nonzero(as_tuple=True)
+    at = (inside & (torch.rand(inside.shape, device=inside.device, dtype=torch.float32) < share)).nonzero(as_tuple=True)
     pool = batch.tokens[inside]
     tokens = batch.tokens.clone()
     tokens[at] = pool[torch.randint(max(1, len(pool)), (len(at[0]),), device=pool.device)]

@@ -16,6 +16,7 @@ from cogview_pl.lit.sequence_model import SequenceModule
 from cogview_pl.tasks.adapters import adapt, check_lora, check_lora_alone, lora_identity, save_lora
 from cogview_pl.tasks.compiler import prepare_compiler
 from cogview_pl.tasks.fit_image_tokenizer import plain, require_same
+from cogview_pl.tasks.levers import check_levers
 from cogview_pl.tasks.models import check_positions, check_precision, layout_settings, open_sequence_model
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.tokens import Tokens, open_tokens, training_sequences, validation_sequences
@@ -40,6 +41,7 @@ class Layout(NamedTuple):
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Train the sequence model and write `model/`."""
     check_precision(config)
+    check_levers(config)
     prepare_compiler(config)
     seed(config)
     path = _start(config)

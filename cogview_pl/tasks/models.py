@@ -23,10 +23,12 @@ from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 _ROLES = {"cogview-base": "init_from", "cogview-sr": "upscale_with", "cogview-caption": "rerank_with"}
 """The key that each released folder is for; any can be finetuned. Its files do not tell, so its name must."""
 
+_WEIGHTS = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
+
 
 def weights_dtype(config: Config) -> torch.dtype:
     """Precision of the weights that paint: half of `precision=fp16` or `bf16`, where training keeps fp32 ones."""
-    return {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(config.precision["precision"], torch.float32)
+    return _WEIGHTS.get(config.precision["precision"], torch.float32)
 
 
 def check_precision(config: Config) -> None:

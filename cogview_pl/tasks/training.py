@@ -52,6 +52,7 @@ def seed(config: Config) -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="To copy construct from a tensor.*")  # a learning rate of torchao's
     seed_everything(config.seed, workers=True, verbose=False)
 
 

@@ -52,7 +52,7 @@ def sequence_loss(
         inputs: int64 `(B, L)`, what the model reads in place of the tokens that it is to predict; None: the same.
     """
     hidden = model.hidden((tokens if inputs is None else inputs)[:, :-1], positions[:, :-1])
-    targets, weights, slots = tokens[:, 1:], weights[:, 1:], slots[:, 1:]
+    targets, weights, slots = tokens[:, 1:], weights[:, 1:].float(), slots[:, 1:]
     due = weights > 0
     hidden_ND, targets_N, weights_N, slots_N = hidden[due], targets[due], weights[due], slots[due]
     counts_S = torch.bincount(slots_N, minlength=num_slots)
@@ -60,7 +60,8 @@ def sequence_loss(
     groups: list[tuple[Any, range]] = [(slice(None), range(len(head_VD)))]
     if slot_ids is not None:
         groups = [(slots_N == slot, ids) for slot, ids in enumerate(slot_ids)]
-    total, sums_S = torch.zeros((), device=tokens.device), torch.zeros(num_slots, device=tokens.device)
+    # fp32 even where a trainer has made bf16 the default
+    total, sums_S = weights.new_zeros(()), weights.new_zeros(num_slots)
     for rows, ids in groups:
         part, entropies = linear_cross_entropy(
             hidden_ND[rows], head_VD[ids.start : ids.stop], targets_N[rows] - ids.start, weights_N[rows]
