@@ -46,9 +46,8 @@ class LoRALinear(Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map a tensor of any shape (…, D) to (…, M)."""
-        lowered = input.to(self.weight.dtype)
-        beside = lowered if torch.is_autocast_enabled(input.device.type) else input  # without autocast in fp32
-        return super().forward(lowered) + linear(linear(beside, self.lora_a) * self.scale, self.lora_b)
+        beside = linear(linear(input, self.lora_a) * self.scale, self.lora_b)
+        return super().forward(input.to(self.weight.dtype)) + beside
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
