@@ -16,7 +16,8 @@ from cogview_pl.transformer import Transformer, sequence_loss
 from cogview_pl.transformer.flops import forward_flops, training_flops
 from cogview_pl.transformer.lora import TARGETS, LoRALinear, adapter_shapes, adapter_state, add_lora, merged
 from cogview_pl.vocab import Template, Vocabulary
-from tests.composed import composed
+
+from ..composed import composed
 
 VOCABULARY = Vocabulary(num_codes=40, num_pieces=12)
 TEMPLATE = Template(
