@@ -81,12 +81,13 @@ class ActivationCheckpointing(Enum):
 
 
 class LoRATarget(Enum):
-    """Linear maps of a block that LoRA can train beside."""
+    """What LoRA can train beside."""
 
     qkv = "qkv"
     out = "out"
     up = "up"
     down = "down"
+    tokens = "tokens"
 
 
 class Quantization(Enum):

@@ -51,13 +51,13 @@ def training_flops(
     batch, positions = weights_BL.shape[0], weights_BL.shape[1] - 1
     frozen = sum(matrix.numel() for matrix in model.parameter_groups().matrices if not matrix.requires_grad)
     total = TRAINING * forward_flops(model, weights_BL, slots_BL, slot_ids) - batch * 2 * frozen * positions
-    if not model.token_embedding.weight.requires_grad:
+    if not any(parameter.requires_grad for parameter in model.token_embedding.parameters()):
         total = total - _head_flops(model, weights_BL, slots_BL, slot_ids)
     return total
 
 
 def _head_flops(model: Transformer, weights_BL: Tensor, slots_BL: Tensor, slot_ids: Sequence[range] | None) -> Tensor:
-    vocabulary, width = model.token_embedding.weight.shape
+    vocabulary, width = model.token_embedding.num_embeddings, model.token_embedding.embedding_dim
     due, slots = weights_BL[:, 1:] > 0, slots_BL[:, 1:]
     logits = due.sum() * vocabulary
     if slot_ids is not None:

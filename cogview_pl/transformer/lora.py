@@ -1,6 +1,6 @@
 """LoRA: a small trained map beside each frozen one (Hu et al. 2021, arxiv.org/abs/2106.09685).
 
-Shapes: D inputs, M outputs, R rank.
+Shapes: D inputs, M outputs, R rank; for the table of tokens D is the width and M the vocabulary.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogview_pl.linear import Linear, linear
 from cogview_pl.transformer.model import Transformer
 
-TARGETS = {"qkv": "attention.qkv", "out": "attention.out", "up": "mlp.up", "down": "mlp.down"}
-"""Linear maps of a block that can be adapted, and their names in it."""
+TARGETS = ("qkv", "out", "up", "down", "tokens")
+"""What can be adapted: the linear maps of all blocks, and the table of tokens, which is the output matrix as well."""
+
+_IN_A_BLOCK = {"qkv": "attention.qkv", "out": "attention.out", "up": "mlp.up", "down": "mlp.down"}
+_TABLE = "token_embedding"
 
 
 class LoRALinear(Linear):
@@ -39,10 +43,7 @@ class LoRALinear(Linear):
             nn.Parameter(parameter.detach().to(held), requires_grad=False) for parameter in (base.weight, base.bias)
         )
         self.scale = alpha / rank
-        device = base.weight.device
-        self.lora_a = nn.Parameter(torch.empty(rank, base.in_features, device=device))
-        self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
-        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))  # uniform within ±1/√D, as nn.Linear starts
+        self.lora_a, self.lora_b = _fresh(base.weight, rank)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map a tensor of any shape (…, D) to (…, M)."""
@@ -55,10 +56,45 @@ class LoRALinear(Linear):
         return self.weight.float() + self.scale * (self.lora_b @ self.lora_a)
 
 
+class LoRAEmbedding(nn.Module):
+    """A frozen table with a trained one of low rank added to it: W + α/R · B · A, W and its sum `(M, D)`.
+
+    It stands in for an `nn.Embedding`, of which `weight` is read as well; reading it takes a table more of memory.
+
+    Args:
+        base: the table to adapt; it stays as it is, and its memory is shared.
+        rank, alpha: as for `LoRALinear`.
+    """
+
+    def __init__(self, base: nn.Embedding, *, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = base.num_embeddings, base.embedding_dim
+        self.frozen = nn.Parameter(base.weight.detach(), requires_grad=False)
+        self.scale = alpha / rank
+        self.lora_a, self.lora_b = _fresh(base.weight, rank)
+
+    @property
+    def weight(self) -> Tensor:
+        """The sum, `(M, D)`."""
+        return self.frozen + self.scale * (self.lora_b @ self.lora_a)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Rows `(…, D)` of ids of any shape."""
+        return F.embedding(tokens, self.frozen) + self.scale * (F.embedding(tokens, self.lora_b) @ self.lora_a)
+
+
+def _fresh(weight_MD: Tensor, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """A and B, on the device of the weight: A uniform within ±1/√D, as nn.Linear starts, and B zero."""
+    outputs, inputs = weight_MD.shape
+    a_RD = nn.Parameter(torch.empty(rank, inputs, device=weight_MD.device))
+    nn.init.kaiming_uniform_(a_RD, a=math.sqrt(5))
+    return a_RD, nn.Parameter(torch.zeros(outputs, rank, device=weight_MD.device))
+
+
 def add_lora(
     model: Transformer, *, rank: int, alpha: float, targets: Sequence[str], held: torch.dtype = torch.float32
 ) -> None:
-    """Freeze a model and put adapters beside the named maps of every block, in place.
+    """Freeze a model and put adapters beside what `targets` names, in place.
 
     Args:
         model: without adapters.
@@ -66,13 +102,23 @@ def add_lora(
         targets: some of `TARGETS`.
     """
     model.requires_grad_(False)
-    for block in model.blocks:
-        for target in targets:
-            part, name = TARGETS[target].split(".")
-            parent = block.get_submodule(part)
-            base = parent.get_submodule(name)
-            assert isinstance(base, nn.Linear)
-            setattr(parent, name, LoRALinear(base, rank=rank, alpha=alpha, held=held))
+    for path in _paths(model, targets):
+        base = model.get_submodule(path)
+        parent, _, name = path.rpartition(".")
+        adapted: nn.Module
+        if isinstance(base, nn.Linear):
+            adapted = LoRALinear(base, rank=rank, alpha=alpha, held=held)
+        else:
+            assert isinstance(base, nn.Embedding)
+            adapted = LoRAEmbedding(base, rank=rank, alpha=alpha)
+        setattr(model.get_submodule(parent), name, adapted)
+
+
+def _paths(model: Transformer, targets: Sequence[str]) -> list[str]:
+    """Names in the model of all that is adapted."""
+    inner = [path for target, path in _IN_A_BLOCK.items() if target in targets]
+    paths = [f"blocks.{layer}.{path}" for layer in range(len(model.blocks)) for path in inner]
+    return [*paths, _TABLE] if "tokens" in targets else paths
 
 
 def adapter_state(model: Transformer) -> dict[str, Tensor]:
@@ -81,16 +127,15 @@ def adapter_state(model: Transformer) -> dict[str, Tensor]:
 
 
 def adapter_shapes(model: Transformer, *, rank: int, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Shapes of all that `adapter_state` gives once adapters were added to a model."""
+    """Shapes of all that `adapter_state` gives once adapters are added to a model; it has none yet."""
     shapes: dict[str, tuple[int, int]] = {}
-    for layer, block in enumerate(model.blocks):
-        for path in (TARGETS[target] for target in targets):
-            outputs, inputs = block.get_submodule(path).weight.shape  # type: ignore[union-attr, misc]
-            shapes[f"blocks.{layer}.{path}.lora_a"] = (rank, inputs)
-            shapes[f"blocks.{layer}.{path}.lora_b"] = (outputs, rank)
+    for path in _paths(model, targets):
+        outputs, inputs = model.get_parameter(f"{path}.weight").shape
+        shapes |= {f"{path}.lora_a": (rank, inputs), f"{path}.lora_b": (outputs, rank)}
     return shapes
 
 
+@torch.no_grad()
 def merged(model: Transformer, adapter: Mapping[str, Tensor], alpha: float) -> Transformer:
     """A plain model with an adapter added into its weights.
 
@@ -102,11 +147,9 @@ def merged(model: Transformer, adapter: Mapping[str, Tensor], alpha: float) -> T
         alpha: α.
     """
     replaced: dict[int, nn.Parameter] = {}
-    for name in {name.rpartition(".")[0] for name in adapter}:
-        base = model.get_submodule(name)
-        assert isinstance(base, nn.Linear)
-        adapted = LoRALinear(base, rank=len(adapter[f"{name}.lora_a"]), alpha=alpha)
-        adapted.load_state_dict({kind: adapter[f"{name}.{kind}"] for kind in ("lora_a", "lora_b")}, strict=False)
-        replaced[id(base.weight)] = nn.Parameter(adapted.merged_weight())
+    for path in {name.rpartition(".")[0] for name in adapter}:
+        weight = model.get_parameter(f"{path}.weight")
+        a_RD, b_MR = (adapter[f"{path}.{kind}"].to(weight.device) for kind in ("lora_a", "lora_b"))
+        replaced[id(weight)] = nn.Parameter(weight + alpha / len(a_RD) * (b_MR @ a_RD))
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     return deepcopy(model, {**shared, **replaced})

@@ -14,7 +14,15 @@ from cogview_pl.generation.filters import Sampling
 from cogview_pl.tasks.fit_sequence_model import transformer_settings
 from cogview_pl.transformer import Transformer, sequence_loss
 from cogview_pl.transformer.flops import forward_flops, training_flops
-from cogview_pl.transformer.lora import TARGETS, LoRALinear, adapter_shapes, adapter_state, add_lora, merged
+from cogview_pl.transformer.lora import (
+    TARGETS,
+    LoRAEmbedding,
+    LoRALinear,
+    adapter_shapes,
+    adapter_state,
+    add_lora,
+    merged,
+)
 from cogview_pl.vocab import Template, Vocabulary
 
 from ..composed import composed
@@ -23,7 +31,7 @@ VOCABULARY = Vocabulary(num_codes=40, num_pieces=12)
 TEMPLATE = Template(
     "[ROI1] {text} [BASE] [BOI1] {image:4x4} [EOI1]", target="image", loss={}, vocabulary=VOCABULARY, text_length=8
 )
-ALL = tuple(TARGETS)
+BLOCKS = ("qkv", "out", "up", "down")
 WIDTH, RANK, ALPHA = 32, 4, 8.0
 
 
@@ -33,7 +41,9 @@ def make() -> Transformer:
     return Transformer(vocabulary_size=VOCABULARY.size, **sizes).eval()  # type: ignore[arg-type]
 
 
-def adapted(targets: Sequence[str] = ALL, held: torch.dtype = torch.float32, *, trained: bool = True) -> Transformer:
+def adapted(
+    targets: Sequence[str] = TARGETS, held: torch.dtype = torch.float32, *, trained: bool = True
+) -> Transformer:
     """The model of `make` with adapters, of which B is no longer zero if they are `trained`."""
     model = make()
     add_lora(model, rank=RANK, alpha=ALPHA, targets=targets, held=held)
@@ -60,7 +70,7 @@ def test_a_fresh_adapter_changes_nothing() -> None:
     assert not torch.allclose(adapted()(ids), make()(ids), atol=0.1)
 
 
-@pytest.mark.parametrize("targets", [ALL, ("qkv",), ("out", "down")], ids="+".join)
+@pytest.mark.parametrize("targets", [BLOCKS, ("qkv",), ("out", "down", "tokens"), TARGETS], ids="+".join)
 @pytest.mark.parametrize("length", [20, 290], ids=["few_rows", "many_rows"])  # many are oneDNN's
 @torch.no_grad()
 def test_merged_and_unmerged_agree(length: int, targets: Sequence[str]) -> None:
@@ -69,7 +79,7 @@ def test_merged_and_unmerged_agree(length: int, targets: Sequence[str]) -> None:
     whole = merged(base, adapter_state(model), ALPHA)
     assert (whole(tokens(length)) - model(tokens(length))).abs().max() < 1e-5
     assert whole.state_dict().keys() == before.keys()
-    assert not any(isinstance(part, LoRALinear) for part in whole.modules())
+    assert not any(isinstance(part, (LoRALinear, LoRAEmbedding)) for part in whole.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
 
 
@@ -91,7 +101,7 @@ def test_gradients_are_those_that_the_chain_rule_gives(recompute: str) -> None:
     loss_of(model).backward()
     loss_of(whole).backward()
     for name, part in model.named_modules():
-        if isinstance(part, LoRALinear):
+        if isinstance(part, (LoRALinear, LoRAEmbedding)):
             gradient = whole.get_submodule(name).weight.grad
             assert isinstance(gradient, Tensor)
             wanted_a, wanted_b = part.scale * part.lora_b.T @ gradient, part.scale * gradient @ part.lora_a.T
@@ -112,7 +122,7 @@ def test_training_moves_the_adapters_and_nothing_else() -> None:
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.05
     trained = adapter_state(model)
-    assert trained.keys() == adapter_shapes(make(), rank=RANK, targets=ALL).keys()
+    assert trained.keys() == adapter_shapes(make(), rank=RANK, targets=TARGETS).keys()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]) == (name not in trained), name
 
@@ -152,7 +162,7 @@ def test_int8_weights_can_be_frozen_ones() -> None:
 
 
 def test_a_training_step_takes_no_products_for_frozen_weights() -> None:
-    model, plain = adapted(), make()
+    model, plain = adapted(BLOCKS), make()
     batch, length = 2, 9
     arguments = torch.ones(batch, length), torch.zeros(batch, length, dtype=torch.long)
     whole = int(forward_flops(plain, *arguments))
@@ -161,6 +171,7 @@ def test_a_training_step_takes_no_products_for_frozen_weights() -> None:
     head = 2 * WIDTH * VOCABULARY.size * batch * (length - 1)
     beside = 2 * 16 * RANK * WIDTH * 2 * batch * (length - 1)
     assert int(training_flops(model, *arguments)) == 3 * (whole + beside) - frozen - head
+    assert int(training_flops(adapted(), *arguments)) == 3 * (whole + beside) - frozen
 
 
 @pytest.mark.parametrize(("size", "rank"), [("small", 4), ("base", 8), ("cogview_400m", 16), ("cogview_4b", 32)])
@@ -170,8 +181,8 @@ def test_adapters_are_less_than_a_fiftieth_of_the_model(size: str, rank: int) ->
     with torch.device("meta"):
         model = Transformer(**transformer_settings(config, vocabulary))
     counted = sum(parameter.numel() for parameter in model.parameters())
-    add_lora(model, rank=rank, alpha=16, targets=ALL)
-    shapes = adapter_shapes(model, rank=rank, targets=ALL)
+    add_lora(model, rank=rank, alpha=16, targets=BLOCKS)
+    shapes = adapter_shapes(model, rank=rank, targets=BLOCKS)
     state = adapter_state(model)
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == shapes
     assert sum(tensor.numel() for tensor in state.values()) < 0.02 * counted
