@@ -23,7 +23,7 @@ from yaml import YAMLError
 from cogview_pl.checkpoints.store import SequenceModel, Settings, build_template, load_sequence_model
 from cogview_pl.errors import UserError
 from cogview_pl.transformer import Transformer
-from cogview_pl.transformer.lora import adapter_shapes, merged
+from cogview_pl.transformer.lora import adapter_shapes, merge
 from cogview_pl.vocab import Vocabulary
 
 FOLDER = "adapter"
@@ -132,22 +132,23 @@ def _read(folder: Path, key: str) -> Adapter:
 
 
 def _adapted(adapter: Adapter, base: SequenceModel, folder: Path) -> SequenceModel:
-    """The base with the adapter in its weights, laid out as in the adapter's task."""
+    """The base with the adapter added to its weights, in their memory, and laid out as in the adapter's task."""
     wanted = adapter_shapes(base.model, rank=adapter.rank, targets=adapter.targets)
     found = {name: tuple(tensor.shape) for name, tensor in adapter.weights.items()}
     if found != wanted:
         raise UserError(f"{folder / _WEIGHTS} does not fit its config.yaml or is damaged; copy the run again")
     with torch.device("meta"):
         model = Transformer(**adapter.transformer)
-    model.load_state_dict(merged(base.model, adapter.weights, adapter.alpha).state_dict(), assign=True)
-    vocabulary = base.settings["vocabulary"]
+    vocabulary, identity = base.settings["vocabulary"], f"{base.identity} {_file_hash(folder / _WEIGHTS)}"
+    merge(base.model, adapter.weights, adapter.alpha)
+    model.load_state_dict(base.model.state_dict(), assign=True)
     return SequenceModel(
         model=model.eval(),
         template=build_template(adapter.template, Vocabulary(**vocabulary)),
         text=base.text,
         image_tokenizer=base.image_tokenizer,
         settings={"transformer": adapter.transformer, "template": adapter.template, "vocabulary": vocabulary},
-        merged_from=f"{base.identity} {_file_hash(folder / _WEIGHTS)}",
+        merged_from=identity,
     )
 
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cogview_pl.checkpoints.adapters import FOLDER, Adapter, save_adapter
 from cogview_pl.checkpoints.store import SequenceModel
 from cogview_pl.choices import LoRATarget
@@ -16,7 +14,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.tasks.models import weights_dtype
 from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.transformer import Transformer
-from cogview_pl.transformer.lora import adapter_state, add_lora, merged
+from cogview_pl.transformer.lora import adapter_state, add_lora, merge
 
 
 def check_lora(config: Config, start: SequenceModel | None) -> None:
@@ -79,12 +77,14 @@ def save_lora(
     template: Mapping[str, Any],
     image_tokenizer: str,
 ) -> Transformer | None:
-    """Write `adapter/`; returns the model with the adapter in its weights where `lora.merge` wants one.
+    """Write `adapter/`; returns a model with the adapter in its weights where `lora.merge` wants one.
+
+    That is `start`, whose memory the frozen weights of `model` may share: neither is of use any more.
 
     Args:
         config, folder: of the run.
         model: trained, with adapters.
-        start: the model that it was trained beside, untouched; it was read from `base`.
+        start: the model that it was trained beside, as it was read from `base`.
         transformer, template: constructor arguments.
         image_tokenizer: identity of the image tokenizer.
     """
@@ -102,8 +102,10 @@ def save_lora(
         image_tokenizer=image_tokenizer,
     )
     save_adapter(folder / FOLDER, adapter)
-    with torch.no_grad():
-        return merged(start.model, weights, options.alpha) if options.merge else None
+    if not options.merge:
+        return None
+    merge(start.model, weights, options.alpha)
+    return start.model
 
 
 def _names(options: LoRAConfig) -> list[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
@@ -136,20 +135,15 @@ def adapter_shapes(model: Transformer, *, rank: int, targets: Sequence[str]) -> 
 
 
 @torch.no_grad()
-def merged(model: Transformer, adapter: Mapping[str, Tensor], alpha: float) -> Transformer:
-    """A plain model with an adapter added into its weights.
-
-    It shares the weights that no adapter belongs to with `model`, which stays as it is.
+def merge(model: Transformer, adapter: Mapping[str, Tensor], alpha: float) -> None:
+    """Add an adapter into the weights of the model that it was trained beside, in place.
 
     Args:
-        model: the model that the adapter was trained beside, without it.
+        model: without adapters.
         adapter: matrices as `adapter_state` gives them.
         alpha: α.
     """
-    replaced: dict[int, nn.Parameter] = {}
     for path in {name.rpartition(".")[0] for name in adapter}:
         weight = model.get_parameter(f"{path}.weight")
         a_RD, b_MR = (adapter[f"{path}.{kind}"].to(weight.device) for kind in ("lora_a", "lora_b"))
-        replaced[id(weight)] = nn.Parameter(weight + alpha / len(a_RD) * (b_MR @ a_RD))
-    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    return deepcopy(model, {**shared, **replaced})
+        weight.add_(alpha / len(a_RD) * (b_MR @ a_RD))
