@@ -80,6 +80,16 @@ class ActivationCheckpointing(Enum):
     block = "block"
 
 
+class LoRATarget(Enum):
+    """What LoRA can train beside."""
+
+    qkv = "qkv"
+    out = "out"
+    up = "up"
+    down = "down"
+    tokens = "tokens"
+
+
 class Quantization(Enum):
     """How matrices are held for inference."""
 

@@ -18,6 +18,7 @@ from cogview_pl.choices import (
     ActivationCheckpointing,
     Algorithm,
     AttentionForm,
+    LoRATarget,
     Norm,
     NormScope,
     Quantization,
@@ -227,6 +228,16 @@ class SamplerConfig:
 
 
 @dataclass
+class LoRAConfig:
+    """Small trained matrices beside frozen weights."""
+
+    rank: int = MISSING
+    alpha: float = MISSING
+    targets: list[LoRATarget] = MISSING
+    merge: bool = MISSING
+
+
+@dataclass
 class FeaturesConfig:
     """How task=features trains its network."""
 
@@ -306,6 +317,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     sequences: SequencesConfig = field(default_factory=SequencesConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: dict[str, Any] = field(default_factory=dict)

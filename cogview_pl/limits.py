@@ -20,8 +20,8 @@ _LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("at least 0", lambda value: value >= 0, """
         seed data.num_workers data.min_size image_tokenizer.residual_blocks image_tokenizer.continuous_steps
         features.blur features.noise features.tint sampler.temperature sampler.top_k sampler.guidance
-        model.init_std optimizer.weight_decay optimizer.gradient_clip"""),
-    ("above 0", lambda value: value > 0, "callbacks.throughput.peak_tflops"),
+        model.init_std lora.rank optimizer.weight_decay optimizer.gradient_clip"""),
+    ("above 0", lambda value: value > 0, "callbacks.throughput.peak_tflops lora.alpha"),
     ("above 0, at most 1", lambda value: 0 < value <= 1, "sampler.top_p text.character_coverage features.lr"),
     ("at least 0, below 1", lambda value: 0 <= value < 1, """
         model.dropout sequences.mix_share sequences.conditioning_dropout sequences.target_noise"""),

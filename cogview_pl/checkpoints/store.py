@@ -65,6 +65,20 @@ class SequenceModel:
     text: TextTokenizer
     image_tokenizer: ImageTokenizer
     settings: Settings
+    merged_from: str | None = None
+    """Of weights that an adapter was added to when they were read: the identities of both. (Sums of floating-point
+    numbers need not be the same to the bit on another machine.)"""
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of the transformer's weights in fp32, whatever they are saved in; to be read before they change."""
+        if self.merged_from is not None:
+            return hashlib.sha256(self.merged_from.encode()).hexdigest()
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().float().contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 def build_vqvae(settings: Settings) -> VQVAE:

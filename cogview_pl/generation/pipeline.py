@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from cogview_pl.checkpoints.store import SequenceModel, load_sequence_model
+from cogview_pl.checkpoints.adapters import load_adapted
+from cogview_pl.checkpoints.store import SequenceModel
 from cogview_pl.errors import UserError
 from cogview_pl.generation.fill import fill
 from cogview_pl.generation.filters import Sampling
@@ -44,9 +45,9 @@ class CogView:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str | None = None) -> CogView:
-        """Read a run folder or model folder, such as `outputs/pretrain/latest`; default device: the GPU if any."""
+        """Read a run, model or adapter folder, such as `outputs/pretrain/latest`; default device: the GPU if any."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(load_sequence_model(path), device)
+        return cls(load_adapted(path), device)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from cogview_pl.lit.optim import (
     logs_this_step,
 )
 from cogview_pl.transformer import SequenceLoss, Transformer, sequence_loss
-from cogview_pl.transformer.flops import TRAINING, forward_flops
+from cogview_pl.transformer.flops import training_flops
 
 
 class SequenceModule(LightningModule):
@@ -57,6 +57,13 @@ class SequenceModule(LightningModule):
         self.painter = painter
         self.val_prompts = val_prompts
         self._val_sums: Tensor | None = None
+        self._frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+        self.strict_loading = not self._frozen
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what is not trained: a resumed run reads it from where this one did."""
+        for name in self._frozen:
+            del checkpoint["state_dict"][name]
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         """One step."""
@@ -70,12 +77,12 @@ class SequenceModule(LightningModule):
 
     def training_flops(self, batch: SequenceBatch) -> Tensor:
         """Operations of a training step on a batch, padding included; int64 scalar."""
-        return TRAINING * forward_flops(self.model, batch.weights, batch.slots, self.slot_ids)
+        return training_flops(self.model, batch.weights, batch.slots, self.slot_ids)
 
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
         """Add up the cross-entropies and token counts of one batch."""
         result = self._loss(batch)
-        weight = batch.weights[:, 1:].sum()
+        weight = batch.weights[:, 1:].float().sum()
         sums = torch.stack([*result.slot_sums_S, *result.slot_counts_S, result.loss * weight, weight]).double()
         self._val_sums = sums if self._val_sums is None else self._val_sums + sums
 
@@ -92,14 +99,15 @@ class SequenceModule(LightningModule):
         self.log("val/loss", (sums[-2] / sums[-1]).float())
 
     def configure_optimizers(self) -> Any:
-        """Weight decay on matrices and tables, none on biases and LayerNorms."""
-        matrices, tables, vectors = self.model.parameter_groups()
-        groups = [
+        """Weight decay on matrices and tables, none on biases and LayerNorms; of frozen weights nothing is kept."""
+        groups = self.model.parameter_groups()
+        matrices, tables, vectors = ([p for p in group if p.requires_grad] for group in groups)
+        named = [
             ParameterGroup("matrices", matrices, matrices=True, decay=True),
             ParameterGroup("tables", tables, matrices=False, decay=True),
             ParameterGroup("vectors", vectors, matrices=False, decay=False),
         ]
-        return configure_optimizers(self.optimizer_factory, groups, self.trainer.max_steps)
+        return configure_optimizers(self.optimizer_factory, named, self.trainer.max_steps)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient before it is clipped."""
@@ -120,7 +128,7 @@ def with_noise(batch: SequenceBatch, slot: int, share: float) -> Tensor:
     """
     inside = batch.slots == slot
     inside[:, :-1] &= batch.slots[:, 1:] == slot
-    at = (inside & (torch.rand(inside.shape, device=inside.device) < share)).nonzero(as_tuple=True)
+    at = (inside & (torch.rand(inside.shape, device=inside.device, dtype=torch.float32) < share)).nonzero(as_tuple=True)
     pool = batch.tokens[inside]
     tokens = batch.tokens.clone()
     tokens[at] = pool[torch.randint(max(1, len(pool)), (len(at[0]),), device=pool.device)]

@@ -23,11 +23,15 @@ def prepare_compiler(config: Config) -> None:
     """
     if not config.compile:
         return
-    on_gpu = config.trainer["accelerator"] != "cpu" and torch.cuda.is_available()
-    missing = _missing_on_gpu() if on_gpu else _missing_on_cpu()
+    missing = missing_on_gpu() if trains_on_gpu(config) else _missing_on_cpu()
     if missing is not None:
         raise UserError(f"compile=true: {missing}, or set compile=false")
     torch.compiler.reset()
+
+
+def trains_on_gpu(config: Config) -> bool:
+    """Whether a run of this configuration uses a CUDA GPU."""
+    return config.trainer["accelerator"] != "cpu" and torch.cuda.is_available()
 
 
 def _missing_on_cpu() -> str | None:
@@ -41,7 +45,8 @@ def _missing_on_cpu() -> str | None:
     return None
 
 
-def _missing_on_gpu() -> str | None:
+def missing_on_gpu() -> str | None:
+    """What torch.compile lacks here to make code for a GPU, and what to do; None: nothing."""
     if importlib.util.find_spec("triton") is None:
         return "on a GPU it needs Triton, which was not found; install the package triton"
     named = os.environ.get("CC")

@@ -1,4 +1,4 @@
-"""task=convert: released CogView checkpoints → model folders of ours, and back."""
+"""task=convert: released CogView checkpoints → model folders of ours, and back; adapters → model folders."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from cogview_pl.checkpoints.adapters import find_adapter
 from cogview_pl.checkpoints.official import is_released, is_vqvae_file, save_transformer, save_vqvae
 from cogview_pl.checkpoints.store import (
     IMAGE_TOKENIZER,
@@ -32,11 +33,12 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         raise UserError(f"{_SOURCE}={source} does not exist; give a released file or folder, or a run folder")
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"convert.target={target} exists; choose another or delete it")
-    parameters = _from_released(config, source, target) if is_released(source) else _to_released(source, target)
+    to_ours = is_released(source) or find_adapter(source) is not None
+    parameters = _to_ours(config, source, target) if to_ours else _to_released(source, target)
     return {"convert/parameters": parameters}
 
 
-def _from_released(config: Config, source: Path, target: Path) -> int:
+def _to_ours(config: Config, source: Path, target: Path) -> int:
     if source.is_file() and is_vqvae_file(source, _SOURCE):
         tokenizer = open_image_tokenizer(config, source, _SOURCE)
         save_image_tokenizer(target, tokenizer)

@@ -15,6 +15,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule, reconstruction_grid
 from cogview_pl.tasks.compiler import prepare_compiler
+from cogview_pl.tasks.levers import check_levers
 from cogview_pl.tasks.models import check_precision, open_image_tokenizer
 from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.tasks.sources import open_images
@@ -27,6 +28,11 @@ _TRAINING_KEYS = ("path", "image_size", "grid", "reconstruction", "reconstructio
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Train the image tokenizer and write `model/`."""
     check_precision(config)
+    if config.lora.rank:
+        raise UserError(f"lora.rank={config.lora.rank}: LoRA is for finetunes of sequence models; set lora.rank=0")
+    if config.precision.get("precision") == "bf16-true":
+        raise UserError("precision=bf16_true: the averages of a codebook need fp32; use precision=bf16 for task=vqvae")
+    check_levers(config)
     prepare_compiler(config)
     seed(config)
     options = config.image_tokenizer

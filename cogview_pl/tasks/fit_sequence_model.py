@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from cogview_pl.checkpoints.store import SEQUENCE_MODEL, SequenceModel, build_template, save_sequence_model
@@ -12,8 +13,10 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation.pipeline import CogView
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.sequence_model import SequenceModule
+from cogview_pl.tasks.adapters import adapt, check_lora, check_lora_alone, lora_identity, save_lora
 from cogview_pl.tasks.compiler import prepare_compiler
 from cogview_pl.tasks.fit_image_tokenizer import plain, require_same
+from cogview_pl.tasks.levers import check_levers
 from cogview_pl.tasks.models import check_positions, check_precision, layout_settings, open_sequence_model
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.tokens import Tokens, open_tokens, training_sequences, validation_sequences
@@ -38,9 +41,12 @@ class Layout(NamedTuple):
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Train the sequence model and write `model/`."""
     check_precision(config)
+    check_levers(config)
     prepare_compiler(config)
     seed(config)
-    start = _start(config)
+    path = _start(config)
+    start = None if path is None else open_sequence_model(config, path, "init_from", config.template)
+    check_lora(config, start)
     if start is not None:  # what does not fit must not surface after an hour of tokenising
         _require_sizes(config, start, _layout(config, start.template.vocabulary).transformer_settings)
     tokens = open_tokens(config, folder, start)
@@ -50,7 +56,9 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     model = Transformer(**settings)
     if start is not None:
         _require_tokenizers(config, start, tokens, vocabulary)
-        model.load_state_dict(start.model.state_dict())
+        check_lora_alone(config, start, image_tokenizer.identity)
+        model.load_state_dict(start.model.state_dict(), assign=config.lora.rank > 0)  # frozen weights can be shared
+    adapt(config, model)
     model.set_training_pass(recompute=config.activation_checkpointing.value, compiled=config.compile)
     loaded = SequenceModel(model, template, text, image_tokenizer, settings)
     module = SequenceModule(
@@ -71,11 +79,26 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         num_workers=config.data.num_workers,
         seed=config.seed,
     )
-    metrics = train(config, folder, module, data, {"kind": SEQUENCE_MODEL, "settings": settings})
-    if module.global_rank == 0:
+    identity = {"kind": SEQUENCE_MODEL, "settings": {**settings, **lora_identity(config, start)}}
+    metrics = train(config, folder, module, data, identity)
+    if module.global_rank != 0:
+        return tokens.metrics | metrics
+    whole: Transformer | None = model
+    if config.lora.rank and start is not None and path is not None:
+        whole = save_lora(
+            config,
+            folder,
+            model,
+            start=start,
+            base=path,
+            transformer=settings,
+            template=template_settings,
+            image_tokenizer=image_tokenizer.identity,
+        )
+    if whole is not None:
         save_sequence_model(
             folder / "model",
-            model,
+            whole,
             transformer=settings,
             template=template_settings,
             vocabulary=vocabulary,
@@ -110,12 +133,11 @@ def transformer_settings(config: Config, vocabulary: Vocabulary) -> dict[str, An
     return {"vocabulary_size": vocabulary.size, **plain(asdict(config.model))}
 
 
-def _start(config: Config) -> SequenceModel | None:
-    """The model in `init_from`, or the newest run of the task that this one starts from; None: random weights."""
+def _start(config: Config) -> Path | None:
+    """Where the weights come from: `init_from`, or the newest run of another task; None: random ones."""
     if config.init_from is None and config.starts_from is None:
         return None
-    path = predecessor(config.outputs, config.starts_from or "pretrain", "init_from", config.init_from)
-    return open_sequence_model(config, path, "init_from", config.template)
+    return predecessor(config.outputs, config.starts_from or "pretrain", "init_from", config.init_from)
 
 
 def _require_sizes(config: Config, start: SequenceModel, settings: dict[str, Any]) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from cogview_pl.checkpoints.adapters import load_adapted
 from cogview_pl.checkpoints.official import is_released, load_transformer, load_vqvae, vqvae_settings
 from cogview_pl.checkpoints.store import (
     ImageTokenizer,
     SequenceModel,
     build_template,
     load_image_tokenizer,
-    load_sequence_model,
 )
 from cogview_pl.config import Config, TemplateConfig
 from cogview_pl.errors import UserError
@@ -23,10 +23,12 @@ from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 _ROLES = {"cogview-base": "init_from", "cogview-sr": "upscale_with", "cogview-caption": "rerank_with"}
 """The key that each released folder is for; any can be finetuned. Its files do not tell, so its name must."""
 
+_WEIGHTS = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
+
 
 def weights_dtype(config: Config) -> torch.dtype:
     """Precision of the weights that paint: half of `precision=fp16` or `bf16`, where training keeps fp32 ones."""
-    return {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(config.precision["precision"], torch.float32)
+    return _WEIGHTS.get(config.precision["precision"], torch.float32)
 
 
 def check_precision(config: Config) -> None:
@@ -76,7 +78,7 @@ def open_image_tokenizer(config: Config, path: str | Path, key: str) -> ImageTok
 
 
 def open_sequence_model(config: Config, path: str | Path, key: str, template: TemplateConfig) -> SequenceModel:
-    """A sequence model of ours, or a released one laid out by `template`.
+    """A sequence model of ours, merged with its base if it is an adapter, or a released one laid out by `template`.
 
     Released weights come without tokenizers: `text.model` and `image_tokenizer.path` name them.
 
@@ -84,7 +86,7 @@ def open_sequence_model(config: Config, path: str | Path, key: str, template: Te
         UserError: the files do not fit together or the configuration; the message names the config `key`.
     """
     if not is_released(path):
-        return load_sequence_model(path, key)
+        return load_adapted(path, key, lambda base, of: open_sequence_model(config, base, of, template))
     _refuse_other_role(path, key)
     text = TextTokenizer.load(_given(config.text.model, "text.model", "cog-pretrain.model", path, key))
     tokenizer_path = _given(config.image_tokenizer.path, "image_tokenizer.path", "the tokenizer's .pt file", path, key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def seed(config: Config) -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="To copy construct from a tensor.*")  # a learning rate of torchao's
     seed_everything(config.seed, workers=True, verbose=False)
 
 
@@ -69,7 +71,7 @@ def train(
         UserError: the checkpoint is of another stage or model.
         Terminated: after SIGTERM, once the checkpoint is saved.
     """
-    module.on_save_checkpoint = partial(_remember, identity)  # type: ignore[method-assign]
+    module.on_save_checkpoint = partial(_remember, identity, module.on_save_checkpoint)  # type: ignore[method-assign]
     checkpoint = None
     if config.resume:
         checkpoint = folder / LAST_CHECKPOINT
@@ -114,7 +116,8 @@ def _validation_interval(config: Config) -> int:
     return min(interval, config.trainer["max_steps"] * config.trainer["accumulate_grad_batches"])
 
 
-def _remember(identity: dict[str, Any], checkpoint: dict[str, Any]) -> None:
+def _remember(identity: dict[str, Any], hook: Callable[[dict[str, Any]], None], checkpoint: dict[str, Any]) -> None:
+    hook(checkpoint)
     checkpoint["cogview_pl"] = identity
 
 
@@ -132,10 +135,11 @@ def _check_checkpoint(file: Path, identity: dict[str, Any]) -> None:
             f"resume: {file} holds a checkpoint of stage {found.get('kind')}, this task trains {identity['kind']}; "
             "give a run of this task"
         )
-    wrong = [key for key, value in identity["settings"].items() if found["settings"].get(key) != value]
+    keys = {**identity["settings"], **found["settings"]}
+    wrong = [key for key in keys if found["settings"].get(key) != identity["settings"].get(key)]
     if wrong:
         key = wrong[0]
         raise UserError(
             f"resume: {file} was trained with {key}={found['settings'].get(key)}, this run has "
-            f"{identity['settings'][key]}; resume with the same model (see config.yaml beside it)"
+            f"{identity['settings'].get(key)}; resume with the same model (see config.yaml beside it)"
         )

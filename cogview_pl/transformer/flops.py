@@ -35,11 +35,31 @@ def forward_flops(
         weights_BL, slots_BL, slot_ids: as for `sequence_loss`.
     """
     batch, positions = weights_BL.shape[0], weights_BL.shape[1] - 1
-    vocabulary, width = model.token_embedding.weight.shape
+    width = model.token_embedding.embedding_dim
     linear = sum(matrix.numel() for matrix in model.parameter_groups().matrices)
     attention = len(model.blocks) * 2 * width * positions * (positions + 1)
+    return batch * (2 * linear * positions + attention) + _head_flops(model, weights_BL, slots_BL, slot_ids)
+
+
+def training_flops(
+    model: Transformer, weights_BL: Tensor, slots_BL: Tensor, slot_ids: Sequence[range] | None = None
+) -> Tensor:
+    """Operations of a training step: `TRAINING` forward passes, less the products for weights that are frozen.
+
+    Arguments and result as for `forward_flops`.
+    """
+    batch, positions = weights_BL.shape[0], weights_BL.shape[1] - 1
+    frozen = sum(matrix.numel() for matrix in model.parameter_groups().matrices if not matrix.requires_grad)
+    total = TRAINING * forward_flops(model, weights_BL, slots_BL, slot_ids) - batch * 2 * frozen * positions
+    if not any(parameter.requires_grad for parameter in model.token_embedding.parameters()):
+        total = total - _head_flops(model, weights_BL, slots_BL, slot_ids)
+    return total
+
+
+def _head_flops(model: Transformer, weights_BL: Tensor, slots_BL: Tensor, slot_ids: Sequence[range] | None) -> Tensor:
+    vocabulary, width = model.token_embedding.num_embeddings, model.token_embedding.embedding_dim
     due, slots = weights_BL[:, 1:] > 0, slots_BL[:, 1:]
     logits = due.sum() * vocabulary
     if slot_ids is not None:
         logits = sum(((due & (slots == slot)).sum() * len(ids) for slot, ids in enumerate(slot_ids)), due.new_zeros(()))
-    return batch * (2 * linear * positions + attention) + 2 * width * logits.to(torch.int64)
+    return 2 * width * logits.to(torch.int64)

@@ -52,7 +52,7 @@ def sequence_loss(
         inputs: int64 `(B, L)`, what the model reads in place of the tokens that it is to predict; None: the same.
     """
     hidden = model.hidden((tokens if inputs is None else inputs)[:, :-1], positions[:, :-1])
-    targets, weights, slots = tokens[:, 1:], weights[:, 1:], slots[:, 1:]
+    targets, weights, slots = tokens[:, 1:], weights[:, 1:].float(), slots[:, 1:]
     due = weights > 0
     hidden_ND, targets_N, weights_N, slots_N = hidden[due], targets[due], weights[due], slots[due]
     counts_S = torch.bincount(slots_N, minlength=num_slots)
@@ -60,7 +60,8 @@ def sequence_loss(
     groups: list[tuple[Any, range]] = [(slice(None), range(len(head_VD)))]
     if slot_ids is not None:
         groups = [(slots_N == slot, ids) for slot, ids in enumerate(slot_ids)]
-    total, sums_S = torch.zeros((), device=tokens.device), torch.zeros(num_slots, device=tokens.device)
+    # fp32 even where a trainer has made bf16 the default
+    total, sums_S = weights.new_zeros(()), weights.new_zeros(num_slots)
     for rows, ids in groups:
         part, entropies = linear_cross_entropy(
             hidden_ND[rows], head_VD[ids.start : ids.stop], targets_N[rows] - ids.start, weights_N[rows]
@@ -98,10 +99,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
         rows = _ROWS_ON_CPU if device == "cpu" else _ROWS_ON_DEVICE
-        train = any(ctx.needs_input_grad)
+        train_hidden, train_head = ctx.needs_input_grad[:2]
         hidden, head = hidden_ND.detach().to(dtype), head_VD.detach().to(dtype)
-        hidden_grad = torch.empty_like(hidden) if train else None
-        head_grad = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if train else None
+        hidden_grad = torch.empty_like(hidden) if train_hidden else None
+        head_grad = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if train_head else None
         entropies = []
         with torch.autocast(device, enabled=False):
             for some in range(0, len(targets_N), rows):
@@ -113,24 +114,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 exponentials = logits.sub_(maximum).exp_()  # in place: they are large
                 normaliser = exponentials.sum(1, keepdim=True)
                 entropies.append((normaliser.log() + maximum - at_target)[:, 0])
-                if hidden_grad is not None and head_grad is not None:
-                    # d(weight · cross-entropy) / d(logits) = weight · (softmax - one-hot)
-                    slope = exponentials.mul_(weights / normaliser).scatter_add_(1, targets, -weights).to(dtype)
+                if hidden_grad is None and head_grad is None:
+                    continue
+                # d(weight · cross-entropy) / d(logits) = weight · (softmax - one-hot)
+                slope = exponentials.mul_(weights / normaliser).scatter_add_(1, targets, -weights).to(dtype)
+                if hidden_grad is not None:
                     hidden_grad[part] = product(slope, head.T)
-                    if dtype == torch.float32:
-                        head_grad.addmm_(slope.T, hidden[part])
-                    else:
-                        head_grad += slope.T @ hidden[part]
+                if head_grad is not None and dtype == torch.float32:
+                    head_grad.addmm_(slope.T, hidden[part])
+                elif head_grad is not None:
+                    head_grad += slope.T @ hidden[part]
         entropy_N = torch.cat(entropies) if entropies else weights_N.new_zeros(0)
         ctx.mark_non_differentiable(entropy_N)
-        if train:
-            ctx.save_for_backward(hidden_grad, head_grad)
-            ctx.dtypes = hidden_ND.dtype, head_VD.dtype
+        ctx.save_for_backward(hidden_grad, head_grad)
+        ctx.dtypes = hidden_ND.dtype, head_VD.dtype
         return (weights_N * entropy_N).sum(), entropy_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        hidden_grad, head_grad = ctx.saved_tensors
-        to_hidden, to_head = ctx.dtypes
-        return (hidden_grad.float() * slope).to(to_hidden), (head_grad * slope).to(to_head), None, None
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden_grad, head_grad = (
+            None if gradient is None else (gradient.float() * slope).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return hidden_grad, head_grad, None, None

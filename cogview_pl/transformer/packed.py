@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cogview_pl.transformer.block import Cache
+from cogview_pl.transformer.lora import LoRALinear
 from cogview_pl.transformer.model import Transformer
 
 _FEWEST_ROWS = 4  # the layout that oneDNN chooses for 4 rows serves 1 row faster than its layout for 1 does
@@ -87,5 +88,12 @@ def _packed_copy(model: Transformer, rows: int) -> Transformer:
     """The model with packed linear maps; it shares everything else, quantized weights too, with the original."""
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     linears = [part for part in model.modules() if isinstance(part, nn.Linear) and _can_pack(part.weight)]
-    replaced = {id(linear): PackedLinear(linear.weight, linear.bias, rows) for linear in linears}
+    replaced = {id(linear): _packed(linear, rows) for linear in linears}
     return deepcopy(model, {**shared, **replaced})
+
+
+def _packed(linear: nn.Linear, rows: int) -> PackedLinear:
+    """The packed form of a map, with an adapter that it may have added to its weights."""
+    if isinstance(linear, LoRALinear):
+        return PackedLinear(linear.merged_weight(), linear.bias.float(), rows)
+    return PackedLinear(linear.weight, linear.bias, rows)

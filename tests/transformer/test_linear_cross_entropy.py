@@ -47,6 +47,18 @@ def test_autocast_stays_as_near_to_fp32_as_the_dense_form() -> None:
         assert (one - truth).norm() <= 1.2 * (other - truth).norm()
 
 
+def test_a_frozen_head_gets_no_gradient_and_the_hidden_states_the_same() -> None:
+    hidden, head, targets, weights = inputs(300)
+    (wanted,) = torch.autograd.grad(linear_cross_entropy(hidden, head, targets, weights)[0], [hidden])
+    frozen = head.detach()
+    loss, _ = linear_cross_entropy(hidden, frozen, targets, weights)
+    loss.backward()
+    assert hidden.grad is not None and torch.equal(hidden.grad, wanted)
+    (wanted,) = torch.autograd.grad(linear_cross_entropy(hidden, head, targets, weights)[0], [head])
+    (found,) = torch.autograd.grad(linear_cross_entropy(hidden.detach(), head, targets, weights)[0], [head])
+    assert torch.equal(found, wanted)
+
+
 def test_small_gradients_survive_fp16() -> None:
     """The division by the batch's weight happens in fp32: in fp16 it would take slopes below the smallest number."""
     hidden, head, targets, _ = inputs(300)

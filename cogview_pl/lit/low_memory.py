@@ -1,0 +1,93 @@
+"""AdamW in less memory, by torchao (extra `quant`): state in 8 bits, weights in bf16, or state in the host's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from cogview_pl.errors import UserError
+
+Betas = tuple[float, float]
+
+
+def adamw_8bit(params: Iterable[Any], *, lr: float, betas: Betas, eps: float) -> Optimizer:
+    """AdamW whose two moments are held in 8 bits, with a scale for every 256 of them (Dettmers et al. 2021).
+
+    Tensors of fewer than 4,096 elements keep moments in the precision of the weights. Arithmetic is fp32; weights in
+    bf16 are rounded up or down at random, so that steps smaller than the distance of two bf16 numbers count.
+    """
+    base = _torchao("adamw_8bit").AdamW8bit
+    return _eager_on_cpu(base)(params, lr=lr, betas=tuple(betas), eps=eps, bf16_stochastic_round=True)
+
+
+def adamw_bf16(params: Iterable[Any], *, lr: float, betas: Betas, eps: float) -> Optimizer:
+    """AdamW for weights in bf16: moments in bf16, arithmetic in fp32, weights rounded at random as in `adamw_8bit`."""
+    base = _torchao("adamw_bf16")._AdamW
+    return _eager_on_cpu(base)(params, lr=lr, betas=tuple(betas), eps=eps, bf16_stochastic_round=True)
+
+
+def adamw_offload(params: Iterable[Any], *, lr: float, betas: Betas, eps: float, offload_gradients: bool) -> Optimizer:
+    """AdamW whose moments lie in the host's memory and whose step runs on the CPU, while the backward pass goes on.
+
+    Gradients cross over as they are made, so nothing may change them afterwards: no clipping, loss scaling or
+    averaging over devices.
+
+    Args:
+        params, lr, betas, eps: as for AdamW.
+        offload_gradients: free each gradient on the device once it has crossed; not with gradient accumulation.
+
+    Raises:
+        UserError: torchao is missing, or there is no CUDA device.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("optimizer=adamw_offload moves state off a CUDA GPU and none was found; use optimizer=adamw")
+    optim = _torchao("adamw_offload")
+    # Every tensor becomes a group of its own, and the monitor of the learning rate takes no name twice.
+    groups = [{key: value for key, value in group.items() if key != "name"} for group in _as_groups(params)]
+    options: dict[str, Any] = {"lr": lr, "betas": tuple(betas), "eps": eps}
+    optimizer: Optimizer = optim.CPUOffloadOptimizer(
+        groups, torch.optim.AdamW, offload_gradients=offload_gradients, **options
+    )
+    optimizer.defaults = options  # both are read by Lightning, and torchao leaves them out
+    optimizer.state = {}  # type: ignore[assignment]  # nothing that could be moved to the device
+    return optimizer
+
+
+def _as_groups(params: Iterable[Any]) -> list[dict[str, Any]]:
+    return [group if isinstance(group, dict) else {"params": [group]} for group in params]
+
+
+def _torchao(name: str) -> Any:
+    try:
+        import torchao.optim
+    except ImportError as error:
+        raise UserError(f'optimizer={name} needs torchao; pip install "cogview_pl[quant]"') from error
+    return torchao.optim
+
+
+@cache
+def _eager_on_cpu(base: type[Optimizer]) -> Callable[..., Optimizer]:
+    """torchao compiles the update for every shape, which on a CPU takes minutes and a C++ compiler."""
+
+    class EagerOnCPU(base):  # type: ignore[misc, valid-type]
+        @torch.no_grad()
+        def step(self, closure: Callable[[], Any] | None = None) -> Any:
+            loss = None
+            if closure is not None:  # before, because it may hold compiled code of the model
+                with torch.enable_grad():
+                    loss = closure()
+            with self._stance():
+                super().step()
+            return loss
+
+        def _stance(self) -> AbstractContextManager[Any]:
+            devices = {parameter.device.type for group in self.param_groups for parameter in group["params"]}
+            return torch.compiler.set_stance("force_eager") if devices == {"cpu"} else nullcontext()
+
+    EagerOnCPU.__name__ = base.__name__  # in the logs: lr-AdamW8bit
+    return EagerOnCPU

@@ -1,0 +1,63 @@
+"""Run folders of the smallest models, with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cogview_pl.checkpoints.store import (
+    ImageTokenizer,
+    build_template,
+    build_vqvae,
+    load_image_tokenizer,
+    save_image_tokenizer,
+    save_sequence_model,
+)
+from cogview_pl.transformer import Transformer
+from cogview_pl.vocab import TextTokenizer, Vocabulary
+
+VQVAE = {
+    "width": 8,
+    "code_dim": 4,
+    "num_codes": 16,
+    "downsampling": 8,
+    "residual_blocks": 0,
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "quantizer": {"kind": "ema", "kmeans_iters": 0},
+}
+TEMPLATE = {
+    "layout": "[ROI1] {text} [BASE] [BOI1] {image:2x2} [EOI1]",
+    "target": "image",
+    "loss": {"image": 1.0},
+    "restart_positions_at": None,
+    "text_length": 8,
+}
+
+
+def save_tokenizer(folder: Path, **changes: object) -> ImageTokenizer:
+    settings = {**VQVAE, **changes}
+    save_image_tokenizer(folder, ImageTokenizer(build_vqvae(settings), {**settings, "image_size": 16}))
+    return load_image_tokenizer(folder)
+
+
+def save_run(folder: Path, images: ImageTokenizer) -> Path:
+    """A run folder with a saved sequence model of random weights."""
+    text = TextTokenizer.train(["红色的圆形", "蓝色的心形"], num_pieces=300)
+    vocabulary = Vocabulary(16, text.num_pieces)
+    settings = {
+        "vocabulary_size": vocabulary.size,
+        "num_layers": 1,
+        "width": 16,
+        "num_heads": 2,
+        "num_positions": build_template(TEMPLATE, vocabulary).num_positions,
+    }
+    save_sequence_model(
+        folder / "model",
+        Transformer(**settings),
+        transformer=settings,
+        template=TEMPLATE,
+        vocabulary=vocabulary,
+        text=text,
+        image_tokenizer=images,
+    )
+    return folder

@@ -1,0 +1,177 @@
+"""Adapter folders: small, read with the base that they belong to and with no other, and never with a traceback."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cogview_pl.checkpoints.adapters import Adapter, find_adapter, load_adapted, save_adapter
+from cogview_pl.checkpoints.store import SequenceModel, load_sequence_model
+from cogview_pl.errors import UserError
+from cogview_pl.transformer import Transformer
+from cogview_pl.transformer.lora import adapter_state, add_lora
+
+from .saved import save_run, save_tokenizer
+
+RANK, ALPHA = 2, 4.0
+TARGETS = ["qkv", "down"]
+
+
+def finetune(folder: Path, base: Path, *, loss: float = 1.0, seed: int = 0) -> tuple[Path, Transformer]:
+    """A run folder with an adapter beside the model in `base`, and the model with the adapter as it trained."""
+    start = load_adapted(base)
+    model = deepcopy(start.model)
+    add_lora(model, rank=RANK, alpha=ALPHA, targets=TARGETS)
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    adapter = Adapter(
+        weights=adapter_state(model),
+        rank=RANK,
+        alpha=ALPHA,
+        targets=TARGETS,
+        transformer=start.settings["transformer"],
+        template={**start.settings["template"], "loss": {"image": loss}},
+        base=str(base.resolve()),
+        base_identity=start.identity,
+        image_tokenizer=start.image_tokenizer.identity,
+    )
+    save_adapter(folder / "adapter", adapter)
+    return folder, model
+
+
+def logits(model: Transformer) -> Tensor:
+    return model(torch.arange(8)[None]).detach()
+
+
+@pytest.fixture
+def adapted(run: Path, tmp_path: Path) -> Path:
+    """A run folder with an adapter beside the model of `run`."""
+    return finetune(tmp_path / "finetune", run)[0]
+
+
+@pytest.mark.parametrize("part", ["", "adapter"])
+def test_an_adapter_is_read_with_its_base(part: str, run: Path, tmp_path: Path) -> None:
+    folder, trained = finetune(tmp_path / "finetune", run, loss=0.5)
+    found = load_adapted(folder / part)
+    base = load_sequence_model(run)
+    assert (logits(found.model) - logits(trained)).abs().max() < 1e-5
+    assert not torch.allclose(logits(found.model), logits(base.model), atol=1e-3)
+    assert found.model.state_dict().keys() == base.model.state_dict().keys()
+    assert found.settings["template"]["loss"] == {"image": 0.5}  # the layout of the finetune
+    assert found.text.identity == base.text.identity
+
+
+def test_a_run_with_a_whole_model_is_read_without_its_base(run: Path, tmp_path: Path) -> None:
+    folder, _ = finetune(tmp_path / "finetune", run)
+    shutil.copytree(run / "model", folder / "model")
+    shutil.rmtree(run)
+    assert find_adapter(folder) is None
+    load_adapted(folder)
+
+
+def test_an_adapter_may_stand_on_another(run: Path, tmp_path: Path) -> None:
+    first, _ = finetune(tmp_path / "first", run)
+    second, trained = finetune(tmp_path / "second", first, seed=1)
+    assert (logits(load_adapted(second).model) - logits(trained)).abs().max() < 1e-5
+    finetune(first, run, seed=2)  # another adapter under the second
+    with pytest.raises(UserError, match=r"holds other weights than the adapter was trained beside"):
+        load_adapted(second)
+
+
+def test_identities_follow_the_weights_and_not_the_file(run: Path, tmp_path: Path) -> None:
+    one = load_sequence_model(run)
+    assert load_sequence_model(shutil.copytree(run, tmp_path / "copy")).identity == one.identity
+    changed = load_sequence_model(run)
+    with torch.no_grad():
+        changed.model.final_norm.weight[0] += 1e-6
+    assert changed.identity != one.identity
+    half = deepcopy(load_sequence_model(run).model).to(torch.bfloat16)
+    same = [SequenceModel(m, one.template, one.text, one.image_tokenizer, {}) for m in (half, deepcopy(half).float())]
+    assert same[0].identity == same[1].identity != one.identity
+
+
+def move_base(run: Path, adapted: Path) -> None:
+    run.rename(run.with_name("elsewhere"))
+
+
+def other_base(run: Path, adapted: Path) -> None:
+    images = save_tokenizer(run.with_name("tokenizer") / "model")
+    torch.manual_seed(9)
+    shutil.rmtree(run)
+    save_run(run, images)
+
+
+def other_images(run: Path, adapted: Path) -> None:
+    torch.manual_seed(9)
+    save_tokenizer(run / "model" / "image_tokenizer")
+
+
+def own_base(run: Path, adapted: Path) -> None:
+    replace_in(adapted / "adapter" / "config.yaml", str(run), str(adapted))
+
+
+def cut_weights(run: Path, adapted: Path) -> None:
+    file = adapted / "adapter" / "adapter.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def other_rank(run: Path, adapted: Path) -> None:
+    replace_in(adapted / "adapter" / "config.yaml", "rank: 2", "rank: 3")
+
+
+def no_config(run: Path, adapted: Path) -> None:
+    (adapted / "adapter" / "config.yaml").unlink()
+
+
+def no_yaml(run: Path, adapted: Path) -> None:
+    (adapted / "adapter" / "config.yaml").write_text("a: [")
+
+
+def key_gone(run: Path, adapted: Path) -> None:
+    replace_in(adapted / "adapter" / "config.yaml", "identity:", "identify:")
+
+
+def replace_in(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("happens", "words"),
+    [
+        (move_base, ["run, does not exist", "base.path", "config.yaml"]),
+        (other_base, ["holds other weights", "base.path"]),
+        (other_images, ["another image tokenizer"]),
+        (own_base, ["its own base", "base.path"]),
+        (cut_weights, ["damaged"]),
+        (other_rank, ["does not fit its config.yaml"]),
+        (no_config, ["damaged"]),
+        (no_yaml, ["damaged"]),
+        (key_gone, ["damaged", "identity"]),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_what_does_not_belong_together_is_refused(
+    happens: Callable[[Path, Path], None], words: list[str], run: Path, adapted: Path
+) -> None:
+    happens(run, adapted)
+    with pytest.raises(UserError) as error:
+        load_adapted(adapted)
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_a_base_that_has_moved_is_found_where_its_path_is_corrected(run: Path, adapted: Path) -> None:
+    before = logits(load_adapted(adapted).model)
+    move_base(run, adapted)
+    replace_in(adapted / "adapter" / "config.yaml", str(run), str(run.with_name("elsewhere")))
+    assert torch.equal(logits(load_adapted(adapted).model), before)

@@ -1,0 +1,45 @@
+"""A finished run taken back to one of its checkpoints, and what resuming it must give."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from .test_resume import last_checkpoint, metrics, tensors
+
+KEEP_ALL = ("callbacks.checkpoint.every_n_train_steps=3", "callbacks.checkpoint.save_top_k=-1")
+"""Overrides of a run that can be taken back to step 3."""
+
+
+def rewind(run: Path, copy: Path) -> None:
+    """Leave of a run made with `KEEP_ALL` what a kill behind step 3 would have left; the whole goes to `copy`."""
+    shutil.copytree(run, copy)
+    for made in ("model", "adapter"):
+        shutil.rmtree(run / made, ignore_errors=True)
+    (run / "metrics.json").unlink()
+    (run / "checkpoints" / "step_3.ckpt").replace(run / "checkpoints" / "last.ckpt")
+    assert last_checkpoint(run)["global_step"] == 3
+
+
+def require_same(one: Path, other: Path) -> None:
+    """Weights, adapters, optimizer and metrics of two finished runs are equal to the bit."""
+    files = [path.relative_to(one) for path in one.rglob("*.safetensors")]
+    assert files
+    for file in files:
+        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        left, right = tensors(last_checkpoint(one)[part]), tensors(last_checkpoint(other)[part])
+        assert left.keys() == right.keys()
+        for name, value in left.items():
+            assert _equal(value, right[name]), f"{part}{name}"
+    assert metrics(one) == metrics(other)
+
+
+def _equal(one: object, other: object) -> bool:
+    if hasattr(one, "codes") and hasattr(other, "codes"):  # moments in 8 bits
+        return torch.equal(one.codes, other.codes) and torch.equal(one.scale, other.scale)  # type: ignore[attr-defined]
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    return bool(one == other)
