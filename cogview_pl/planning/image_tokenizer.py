@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,18 +15,24 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cogview_pl.checkpoints.store import build_vqvae
 from cogview_pl.planning.live import LiveBytes
 from cogview_pl.planning.sequence_step import ACTIVATIONS, BATCH, GRADIENTS, Heights
-from cogview_pl.vqvae import VQVAE
+from cogview_pl.vqvae import VQVAE, reconstruction_loss
 
 
 def training_heights(
-    settings: Mapping[str, Any], *, batch: int, edge: int, quantized: bool, arithmetic: torch.dtype, accumulates: bool
+    settings: Mapping[str, Any],
+    *,
+    batch: int,
+    edge: int,
+    reconstruction: Literal["l1", "l2"],
+    arithmetic: torch.dtype,
+    accumulates: bool,
 ) -> Heights:
-    """Heights of a training step of stage 1, on top of the weights.
+    """Heights of a training step of stage 1 with its codebook, on top of the weights.
 
     Args:
         settings: constructor arguments of the VQ-VAE.
         batch, edge: pictures, and their pixels along an edge.
-        quantized: with the codebook; the first steps go without.
+        reconstruction: distance between pictures.
         arithmetic: dtype of autocast; fp32 for none.
         accumulates: whether gradients of an earlier batch are there while this one runs backwards.
     """
@@ -41,15 +47,16 @@ def training_heights(
             with live.label(BATCH):
                 pictures = torch.zeros(batch, 3, edge, edge, dtype=torch.uint8)
             with torch.autocast("cpu", arithmetic, enabled=arithmetic != torch.float32):
-                images = (pictures.float() / 255).contiguous(memory_format=torch.channels_last)
-                if quantized:
-                    output = model(images)
-                    loss = (output.reconstruction - images).square().mean() + output.quantized.loss
-                else:
-                    loss = (model.reconstruct_continuous(images) - images).square().mean()
+                loss = _loss(model, pictures, reconstruction)
             forward = live.restart()
             loss.backward()
             return Heights(forward, live.restart())
+
+
+def _loss(model: VQVAE, pictures: Tensor, reconstruction: Literal["l1", "l2"]) -> Tensor:
+    images = (pictures.float() / 255).contiguous(memory_format=torch.channels_last)
+    output = model(images)
+    return reconstruction_loss(reconstruction, output.reconstruction, images) + output.quantized.loss
 
 
 def encoding_height(settings: Mapping[str, Any], *, batch: int, edge: int) -> Counter[str]:

@@ -17,17 +17,22 @@ from torch.utils._pytree import tree_leaves
 class LiveBytes(TorchDispatchMode):
     """Counts memory that operators allocate while this is active, until it is freed.
 
-    Works on real tensors and on fake ones, which occupy no memory. What existed before does not count, and neither does
-    what an operator takes and gives back inside (work space of a convolution). Each piece of memory belongs to the
-    label that was set when it was allocated.
+    Works on real tensors and on fake ones, which occupy no memory. What an operator takes and gives back inside (work
+    space of a convolution) does not count. Each piece of memory has the label that was set when it was allocated.
+
+    Args:
+        label: of what is allocated.
+        given: count memory that no operator has allocated (weights from a file, what was there before) as well, from
+            when an operator first reads it.
 
     Attributes:
         now: bytes alive, by label.
         peak: `now` when the sum was largest since the last `restart`.
     """
 
-    def __init__(self, label: str = "activations") -> None:
+    def __init__(self, label: str = "activations", *, given: bool = False) -> None:
         super().__init__()
+        self._count_given = given
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self._label = label
@@ -61,7 +66,7 @@ class LiveBytes(TorchDispatchMode):
 
     def claim(self, tensor: Tensor, name: str) -> None:
         """Give the memory of a tensor, which must have been counted, another label."""
-        address = tensor.untyped_storage()._cdata
+        address = _address(tensor)
         if address in self._known:
             reference, label, size = self._known[address]
             self._known[address] = reference, name, size
@@ -69,21 +74,25 @@ class LiveBytes(TorchDispatchMode):
             self.now[name] += size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._count_given:
+            for tensor in _tensors((args, kwargs)):
+                self._add(tensor)
         result = func(*args, **(kwargs or {}))
-        given: set[int] | None = None
         for tensor in _tensors(result):
-            storage = tensor.untyped_storage()
-            if storage._cdata in self._known:
+            if _address(tensor) in self._known:
                 continue
-            if given is None:
-                given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
-            if storage._cdata not in given:
-                self._add(storage)
+            if all(_address(other) != _address(tensor) for other in _tensors((args, kwargs))):
+                self._add(tensor)
         return result
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        address, size = storage._cdata, storage.nbytes()
-        self._known[address] = ref(storage, lambda _: self._drop(address)), self._label, size
+    def _add(self, tensor: Tensor) -> None:
+        address = _address(tensor)
+        if address in self._known:
+            return
+        opaque = tensor.is_mkldnn  # has no storage to ask
+        memory = tensor if opaque else tensor.untyped_storage()
+        size = tensor.numel() * tensor.element_size() if opaque else tensor.untyped_storage().nbytes()
+        self._known[address] = ref(memory, lambda _: self._drop(address)), self._label, size
         self.now[self._label] += size
         self._total += size
         if self._total > self._highest:
@@ -104,6 +113,11 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def _address(tensor: Tensor) -> int:
+    """What tells one piece of memory from others."""
+    return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage()._cdata
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -9,6 +9,9 @@ import torch
 CARDS = (24, 48, 80, 141)
 """Cards that plans name, in GiB: RTX 3090 and 4090; A6000 and L40S; A100 and H100; H200."""
 
+WORKSPACE = 32 * 2**20
+"""Bytes that cuBLAS takes from torch's allocator for itself; on Hopper, where it is most."""
+
 _GIB = 2**30
 _OF_THE_DRIVER = 0.6 * _GIB  # CUDA context, kernels, work space of cuBLAS
 _USABLE = 0.95  # the rest goes to gaps between pieces of memory

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cogview_pl.config import Config, Verb
 from cogview_pl.planning.image_tokenizer import encoding_height
+from cogview_pl.planning.machine import WORKSPACE
 from cogview_pl.planning.moments import Moments
 from cogview_pl.tasks.estimates_of_painting import generate, image_tokenizer_bytes, magnify, rerank
 from cogview_pl.tasks.estimates_of_training import fit_image_tokenizer, fit_sequence_model
@@ -24,7 +25,9 @@ def estimate(config: Config, on_gpu: bool) -> Moments:
     Raises:
         UserError: sizes of the configuration do not fit together.
     """
-    return _VERBS[config.verb](config, on_gpu)
+    found = _VERBS[config.verb](config, on_gpu)
+    workspace = Counter(workspace=WORKSPACE if on_gpu else 0)
+    return Moments({name: parts + workspace for name, parts in found.parts.items()})
 
 
 def _tokenize(config: Config, on_gpu: bool) -> Moments:

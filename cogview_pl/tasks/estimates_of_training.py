@@ -138,7 +138,8 @@ def fit_sequence_model(config: Config, on_gpu: bool) -> Moments:
     moments = _of_a_step(config, held + host, _heights(step), _step_bytes(config, counted, weights, on_gpu))
     if "samples" in config.callbacks and is_text_to_picture(sizes.template):
         painting = _painting(sizes, config.callbacks["samples"]["num_prompts"], weights, on_gpu)
-        moments |= {name: held + host + extra for name, extra in painting.items()}
+        without = _without_gradients(held)  # Lightning drops them before it validates
+        moments |= {name: without + host + extra for name, extra in painting.items()}
     if config.data.store is None and config.sequences.source == TokenSource.pictures:
         encoding = encoding_height(sizes.images.settings, batch=config.data.batch_size, edge=2 * sizes.images.edge)
         moments["tokenising"] = host + encoding + Counter(weights=held["weights"])
@@ -156,7 +157,7 @@ def fit_image_tokenizer(config: Config, on_gpu: bool) -> Moments:
         images.settings,
         batch=config.data.batch_size,
         edge=config.data.image_size,
-        quantized=True,
+        reconstruction=config.image_tokenizer.reconstruction.value,
         arithmetic=arithmetic,
         accumulates=config.trainer["accumulate_grad_batches"] > 1,
     )
@@ -228,14 +229,17 @@ def _of_a_step(config: Config, held: Counter[str], found: Heights, step: int) ->
 
     Lightning drops the gradients of the step before only when the forward pass is done, so they are there in it.
     """
-    without = held.copy()
-    if config.trainer["accumulate_grad_batches"] == 1:
-        del without["gradients"]  # the backward pass counts them as they come
+    accumulates = config.trainer["accumulate_grad_batches"] > 1
+    without = held if accumulates else _without_gradients(held)  # the backward pass counts them as they come
     return {
         "forward pass": held + found.forward,
         "backward pass": without + found.backward,
         "optimizer step": held + Counter(optimizer_step=step),
     }
+
+
+def _without_gradients(held: Counter[str]) -> Counter[str]:
+    return Counter({part: size for part, size in held.items() if part != "gradients"})
 
 
 def _predicted(config: Config, template: Template) -> tuple[Predicted, ...]:
