@@ -78,7 +78,12 @@ def _encoding(settings: str, batch: int, edge: int) -> Counter[str]:
 @cache
 def _decoding(settings: str, batch: int, grid: tuple[int, int]) -> Counter[str]:
     codes = (batch, *grid)
-    return _height(settings, lambda model: model.decode(torch.zeros(codes, dtype=torch.long)).clamp(0, 1) * 255)
+    return _height(settings, lambda model: _painted(model, torch.zeros(codes, dtype=torch.long)))
+
+
+def _painted(model: VQVAE, codes: Tensor) -> Tensor:
+    images = model.decode(codes).clamp(0, 1)
+    return (images * 255).round().to(torch.uint8)
 
 
 def _height(settings: str, work: Callable[[VQVAE], Tensor]) -> Counter[str]:

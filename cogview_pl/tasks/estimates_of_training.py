@@ -140,6 +140,8 @@ def fit_sequence_model(config: Config, on_gpu: bool) -> Moments:
         painting = _painting(sizes, config.callbacks["samples"]["num_prompts"], weights, on_gpu)
         without = _without_gradients(held)  # Lightning drops them before it validates
         moments |= {name: without + host + extra for name, extra in painting.items()}
+    if not on_gpu and (config.init_from is not None or config.starts_from is not None):
+        moments["loading"] = host + Counter(weights=held["weights"] + counted.parameters * torch.float32.itemsize)
     if config.data.store is None and config.sequences.source == TokenSource.pictures:
         encoding = encoding_height(sizes.images.settings, batch=config.data.batch_size, edge=2 * sizes.images.edge)
         moments["tokenising"] = host + encoding + Counter(weights=held["weights"])

@@ -51,6 +51,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     if start is not None:
         _require_tokenizers(config, start, tokens, vocabulary)
         model.load_state_dict(start.model.state_dict())
+        start = None  # its weights would stay beside those that train
     model.set_training_pass(recompute=config.activation_checkpointing.value, compiled=config.compile)
     loaded = SequenceModel(model, template, text, image_tokenizer, settings)
     module = SequenceModule(
