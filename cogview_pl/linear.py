@@ -29,6 +29,10 @@ class Linear(nn.Linear):
         """Map a tensor of any shape (…, D) to (…, M)."""
         if input.numel() < _FEWEST_ROWS * input.shape[-1] or not _fp32_by_onednn(input, self.weight):
             return super().forward(input)
+        return self.by_convolution(input)
+
+    def by_convolution(self, input: Tensor) -> Tensor:
+        """The same by oneDNN."""
         pixels_1D1N = input.reshape(1, 1, -1, input.shape[-1]).permute(0, 3, 1, 2)  # one row per pixel, channels last
         output_1M1N = F.conv2d(pixels_1D1N, self.weight[:, :, None, None], self.bias)
         return output_1M1N.permute(0, 2, 3, 1).reshape(*input.shape[:-1], -1)

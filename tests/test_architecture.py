@@ -30,7 +30,7 @@ ALLOWED = {
     "generation": MATHS | {"checkpoints"},
     "evaluation": MIDDLE | MATHS,
     "lit": MIDDLE | MATHS,
-    "planning": MIDDLE | MATHS,
+    "planning": MIDDLE | MATHS | {"linear"},
     "choices": set(),
     "config": {"choices"},
     "limits": set(),

@@ -19,7 +19,7 @@ from cogview_pl.generation.filters import Sampling, draw, probabilities
 from cogview_pl.planning.live import LiveBytes, default_dtype
 from cogview_pl.planning.sequence_step import ACTIVATIONS, LOGITS
 from cogview_pl.transformer import Transformer
-from cogview_pl.vocab import Template
+from cogview_pl.vocab import Template, TextSlot
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,17 @@ class Decoding:
         weights: torch.dtype,
         on_gpu: bool,
         sampling: Sampling,
+        pieces: int | None = None,
     ) -> Decoding:
-        """The target slot of a layout behind its longest prompt; rows are doubled by guidance."""
-        prompt = len(template.prompt({slot.name: [0] * slot.length for slot in template.slots}))
+        """The target slot of a layout behind a prompt with texts of so many `pieces` (None: as long as their slots).
+
+        Guidance doubles the rows.
+        """
+        texts = {slot.name: slot.length if pieces is None else min(pieces, slot.length) for slot in template.slots}
+        lengths = {
+            slot.name: texts[slot.name] if isinstance(slot, TextSlot) else slot.length for slot in template.slots
+        }
+        prompt = len(template.prompt({name: [0] * length for name, length in lengths.items()}))
         drafts = sampling.drafts if sampling.algorithm == "jacobi" else 0
         looked_at = 2 * (drafts + 1) if drafts else 0
         return cls(

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cogview_pl.planning.as_on_a_gpu import keep_as_on_a_gpu
+from cogview_pl.planning.devices import keep_as_on_a_cpu, keep_as_on_a_gpu
 from cogview_pl.planning.live import LiveBytes, default_dtype
 from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.loss import linear_cross_entropy
 
 ACTIVATIONS, LOGITS, GRADIENTS, BATCH = "activations", "logits", "gradients", "batch"
 _BATCH = (torch.long, torch.long, torch.float32, torch.long)  # tokens, positions, weights, slots
-_DEPTH = 2  # blocks played through; all others are like them
+_DEPTH = 2  # blocks played through; all others are like the last one
 
 
 class Predicted(NamedTuple):
@@ -84,7 +84,7 @@ def heights(step: SequenceStep) -> Heights:
         if step.adapt is not None:
             step.adapt(model)
         model.set_training_pass(recompute=step.recompute)
-        attentions = keep_as_on_a_gpu(model) if step.on_gpu else None
+        attentions = keep_as_on_a_gpu(model) if step.on_gpu else keep_as_on_a_cpu(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if step.accumulates:
             for parameter in trained:
@@ -113,7 +113,7 @@ def heights(step: SequenceStep) -> Heights:
             loss.backward()
             first = live.restart()
     more = layers - depth
-    of_a_block = kept[-1] - kept[0] if depth > 1 else 0
+    of_a_block = kept[-1] - kept[-2] if depth > 1 else 0
     own = sum(p.numel() * p.element_size() for p in model.blocks[0].parameters() if p.requires_grad)
     forward[ACTIVATIONS] += more * of_a_block
     if not marks:

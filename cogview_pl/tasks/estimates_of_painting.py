@@ -22,7 +22,7 @@ from cogview_pl.tasks.sizes import ImageSizes, SequenceSizes, written_sizes
 from cogview_pl.tasks.studio import sampling
 from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.packed import packed_bytes
-from cogview_pl.vocab import CodeSlot, TextSlot
+from cogview_pl.vocab import CodeSlot, TextSlot, TextTokenizer
 
 _RGB = 3
 
@@ -58,17 +58,23 @@ def cache_and_packed(work: Decoding, weights: str | None) -> Counter[str]:
     return Counter(kv_cache=work.cache_bytes, packed_weights=0 if work.on_gpu else packed)
 
 
-def num_prompts(config: Config) -> int:
-    """Prompts of a run; those on standard input are not known yet, and count as a full batch."""
+def known_prompts(config: Config) -> list[str] | None:
+    """The prompts that a configuration names; None for captions and for standard input, which must not be read yet."""
     given = config.prompts
-    if given is None:
-        return config.num_prompts
-    if given == "-":
-        return config.sampler.batch_size
+    if given is None or given == "-":
+        return None
     if isinstance(given, str):
         file = Path(given)
-        return len(file.read_text(encoding="utf-8-sig").split("\n")) if file.is_file() else 1
-    return len(given)
+        return file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
+    return [str(prompt) for prompt in given]
+
+
+def _longest(prompts: list[str] | None, text_model: Path | None) -> int | None:
+    """Pieces of the longest prompt; None where prompts or their tokenizer are not known."""
+    if not prompts or text_model is None:
+        return None
+    text = TextTokenizer.load(text_model)
+    return max(len(text.encode(prompt)) for prompt in prompts)
 
 
 def generate(config: Config, on_gpu: bool) -> Moments:
@@ -77,7 +83,8 @@ def generate(config: Config, on_gpu: bool) -> Moments:
     if isinstance(painter.template.target, TextSlot):
         return _describe(config, painter, on_gpu)
     dtype, quantized, options = weights_dtype(config), quantization(config), sampling(config)
-    prompts = num_prompts(config)
+    named = known_prompts(config)
+    prompts = len(named) if named else config.num_prompts if config.prompts is None else config.sampler.batch_size
     at_once = max(1, config.sampler.batch_size // config.num_images)
     pictures = min(config.sampler.batch_size, config.num_images * min(at_once, prompts))
     captioner = _companion(config, "caption", "rerank_with", config.rerank_with, config.rerank_template)
@@ -89,7 +96,8 @@ def generate(config: Config, on_gpu: bool) -> Moments:
         image_tokenizer=image_tokenizer_bytes(painter.images),
         pictures=0 if on_gpu else prompts * (config.keep or config.num_images) * _RGB * edge**2,
     )
-    work = Decoding.of(painter.settings, painter.template, pictures, dtype, on_gpu, options)
+    longest = _longest(named, painter.text_model)
+    work = Decoding.of(painter.settings, painter.template, pictures, dtype, on_gpu, options, longest)
     moments = {"painting": held + cache_and_packed(work, quantized) + decoding_height(work)}
     if not on_gpu:
         moments["loading"] = _loading(models, dtype, quantized)

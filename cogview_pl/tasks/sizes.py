@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cogview_pl.checkpoints.official import is_released
-from cogview_pl.checkpoints.store import IMAGE_TOKENIZER, SEQUENCE_MODEL, build_template, read_settings
+from cogview_pl.checkpoints.store import (
+    IMAGE_TOKENIZER,
+    SEQUENCE_MODEL,
+    build_template,
+    find_model_folder,
+    read_settings,
+)
 from cogview_pl.config import Config, ImageTokenizerConfig, TemplateConfig, TokenSource
 from cogview_pl.data.codes import Header
 from cogview_pl.errors import UserError
@@ -41,6 +47,8 @@ class SequenceSizes:
     settings: dict[str, Any]
     template: Template
     images: ImageSizes
+    text_model: Path | None = None
+    """Its SentencePiece file, of a model that is there already."""
 
 
 def vqvae_settings(config: ImageTokenizerConfig) -> dict[str, Any]:
@@ -106,7 +114,8 @@ def written_sizes(config: Config, task: str, key: str, given: str | None, layout
         return SequenceSizes(transformer_settings(config, vocabulary), template, images)
     found = read_settings(path, SEQUENCE_MODEL, key)
     template = build_template(found["template"], Vocabulary(**found["vocabulary"]))
-    return SequenceSizes(found["transformer"], template, _left_images(path, key, "image_tokenizer"))
+    images = _left_images(path, key, "image_tokenizer")
+    return SequenceSizes(found["transformer"], template, images, find_model_folder(path, key) / "text.model")
 
 
 def _of_tokens(config: Config) -> tuple[ImageSizes, Vocabulary]:

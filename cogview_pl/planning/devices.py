@@ -1,4 +1,4 @@
-"""Makes a model on the CPU keep for the backward pass what it would keep on a GPU.
+"""Makes a model without memory keep for the backward pass what a real one keeps on a CPU or on a GPU.
 
 Tensors without memory that stand on a GPU need one, so plans are made on the CPU. A GPU differs in three ways: dropout
 keeps one byte per number instead of a factor, fused attention keeps no mask of its dropout, and under autocast
@@ -10,9 +10,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cogview_pl.linear import Linear
 from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.attention import AttentionFunction, fused_attention
 from cogview_pl.transformer.block import LayerNorm
+
+
+def keep_as_on_a_cpu(model: Transformer) -> None:
+    """Take fp32 products as convolutions, as real ones are, in place: those keep their input even of a frozen weight."""
+    for module in model.modules():
+        if type(module) is Linear:
+            module.__class__ = _Convolution
 
 
 def keep_as_on_a_gpu(model: Transformer) -> list[AttentionFunction] | None:
@@ -28,6 +36,12 @@ def keep_as_on_a_gpu(model: Transformer) -> list[AttentionFunction] | None:
                 child.__class__ = _LayerNorm
     attention = model.blocks[0].attention  # type: ignore[union-attr]
     return [_without_mask] * len(model.blocks) if attention._attend is fused_attention else None  # type: ignore[union-attr]
+
+
+class _Convolution(Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        fp32 = input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return self.by_convolution(input) if fp32 else super().forward(input)
 
 
 class _Dropout(nn.Dropout):
