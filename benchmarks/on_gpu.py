@@ -119,9 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="append one line of JSON per row")
     options = parser.parse_args(arguments)
     if DEVICE.type != "cuda" and not options.tiny:
-        print(
-            "gpu: this machine has no CUDA device that torch can use; --tiny runs the same code here", file=sys.stderr
-        )
+        print("gpu: no CUDA device that torch can use; --tiny runs the same code on a CPU", file=sys.stderr)
         return _REFUSED
     if options.tiny:
         SHAPES.setdefault("tiny", (2, 32, 2))

@@ -17,7 +17,7 @@ from cogview_pl.transformer.block import LayerNorm
 
 
 def keep_as_on_a_cpu(model: Transformer) -> None:
-    """Take fp32 products as convolutions, as real ones are, in place: those keep their input even of a frozen weight."""
+    """Take fp32 products as convolutions, as real ones are, in place: they keep inputs even of frozen weights."""
     for module in model.modules():
         if type(module) is Linear:
             module.__class__ = _Convolution

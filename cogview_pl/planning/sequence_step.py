@@ -84,7 +84,11 @@ def heights(step: SequenceStep) -> Heights:
         if step.adapt is not None:
             step.adapt(model)
         model.set_training_pass(recompute=step.recompute)
-        attentions = keep_as_on_a_gpu(model) if step.on_gpu else keep_as_on_a_cpu(model)
+        attentions = None
+        if step.on_gpu:
+            attentions = keep_as_on_a_gpu(model)
+        else:
+            keep_as_on_a_cpu(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if step.accumulates:
             for parameter in trained:

@@ -11,9 +11,10 @@ from cogview_pl.lit.muon import Muon
 from cogview_pl.planning.holdings import KNOWN_STATES, StateBytes, Trained, holdings, share, state_bytes
 
 ADAMW = StateBytes(8, 8, 8)
+ALL = Trained(800, 150, 50)
 
 
-def held(strategy: str = "auto", devices: int = 1, trained: Trained = Trained(800, 150, 50)) -> dict[str, int]:
+def held(strategy: str = "auto", devices: int = 1, trained: Trained = ALL) -> dict[str, int]:
     return holdings(
         parameters=1000,
         trained=trained,
