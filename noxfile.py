@@ -65,6 +65,14 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def gpu(session: nox.Session) -> None:
+    """All that needs a GPU: memory planned and measured, 4B finetunes on one card, fp16 under outliers, its tests."""
+    session.install("-e", ".[dev,eval,quant]")
+    session.run("python", "-m", "benchmarks.on_gpu", *session.posargs)
+    session.run("pytest", "-m", "gpu")
+
+
+@nox.session
 def wheel(session: nox.Session) -> None:
     """Build the wheel, install it alone, run a few steps of the quickstart from another folder."""
     session.install("build")

@@ -15,7 +15,7 @@ from benchmarks.image_tokenizer import encode_flops, released_size
 from benchmarks.references import step_bytes
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, super_resolution, vocabulary_size
-from benchmarks.training import our_step
+from benchmarks.training import our_step, parameters
 from cogview_pl.lit.callbacks.device_peaks import peak_tflops
 from cogview_pl.transformer.training_pass import RECOMPUTE
 
@@ -93,6 +93,7 @@ def measure_train(sizes: Sizes, shape: str, batch: int, recompute: str) -> Resul
     found = result("ms", contest({"ours": step} | gemm.squares("bf16"), sizes.rounds), {})
     reached = step_flops(shape, batch, PROMPT + sizes.grid**2) / found.values["ours"] * 1e3
     found.facts["TFLOP/s"] = reached / 1e12
+    found.facts["parameters"] = parameters(shape)
     found.facts["share of a 4,096³ product's rate"] = reached / gemm.square_rate(found.values)
     if (peak := _peak()) is not None:
         found.facts["MFU"] = reached / peak

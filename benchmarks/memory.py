@@ -34,22 +34,22 @@ def growth(factory: str, with_inputs: bool, *arguments: str) -> int:
     """The same in this process."""
     module, _, name = factory.partition(":")
     build = getattr(importlib.import_module(module), name)
-    before = _start()
+    before = start()
     work: Work = build(*arguments)
     if not with_inputs:
-        before = _start()
+        before = start()
     for _ in range(CALLS):
         work()
-    return _status("VmHWM") - before
+    return status("VmHWM") - before
 
 
-def _start() -> int:
+def start() -> int:
     """Bytes resident now, from which the high-water mark starts again."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _status("VmRSS")
+    return status("VmRSS")
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
     """Bytes of one entry of the process's status."""
     lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     (line,) = (line for line in lines if line.startswith(f"{key}:"))

@@ -40,7 +40,15 @@ def measure(shape: str, dtype: str, rounds: int = 3) -> Result:
     found = result("ms", contest(contenders, rounds), {})
     found.facts["share of the GEMM floor"] = found.values["GEMM floor"] / found.values["ours"]
     found.facts["TFLOP of the floor"] = gemm.training_flops(linears) / 1e12
+    found.facts["TFLOP/s"] = gemm.training_flops(linears) / found.values["ours"] / 1e9
+    found.facts["parameters"] = parameters(shape)
     return found
+
+
+def parameters(shape: str) -> int:
+    """Of the blocks' matrices and the table of embeddings, near enough to find a model of like size."""
+    layers, width, _ = SHAPES[shape]
+    return 12 * layers * width**2 + vocabulary_size() * width
 
 
 def measure_memory(shape: str, dtype: str) -> Result:

@@ -277,6 +277,15 @@ class OptimizerConfig:
 
 
 @dataclass
+class PlanConfig:
+    """The estimate of memory: `plan=true` for nothing else, else before every fit and generate."""
+
+    only: bool = MISSING
+    strict: bool = MISSING
+    bench: str = MISSING
+
+
+@dataclass
 class Config:
     """The whole configuration of a run."""
 
@@ -297,7 +306,6 @@ class Config:
     num_images: int = MISSING
     num_captions: int = MISSING
     keep: int | None = None
-    plan: bool = False
     weights: Quantization | None = None
     threads: int | None = None
     compile: bool = False
@@ -320,6 +328,7 @@ class Config:
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     precision: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)

@@ -67,8 +67,8 @@ def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, 
     if missing:
         raise UserError(f"{missing[0]} has no value; set it on the command line: {missing[0]}=…")
     check_limits(composed)
-    if composed.plan:
-        return Path(), _verb("plan").run(OmegaConf.to_object(composed))
+    if composed.plan.only:
+        return Path(), _verb("plan").run(OmegaConf.to_object(composed), _run_stage)
 
     from cogview_pl.tasks.run_folder import interrupted_run, new_run
 
@@ -90,6 +90,8 @@ def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, 
     try:
         if first:
             folder.save_config(composed)
+        if first:
+            _verb("plan").require_fit(config)
         verb = _verb(config.verb.value)
         metrics = verb.run(config, folder, _run_stage) if config.verb == Verb.chain else verb.run(config, folder)
         if first:

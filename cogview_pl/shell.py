@@ -21,6 +21,8 @@ def quote_override(word: str) -> str:
     alone.
     """
     key, equals, value = word.partition("=")
+    if key == "plan" and value.lower() in ("true", "false"):  # a group, whose choices would be read as truth values
+        return f"{key}='{value.lower()}'"
     if not equals or any(quote in value for quote in _QUOTES):
         return word
     if not value.isascii() and _MAPPING.fullmatch(value.strip()):

@@ -6,12 +6,13 @@ import hydra
 from omegaconf import OmegaConf
 
 from cogview_pl.config import Config, register_schemas
+from cogview_pl.shell import quote_override
 
 
 def composed(*overrides: str) -> Config:
     """The configuration of these overrides, of which one names the task."""
     register_schemas()
     with hydra.initialize(version_base="1.3", config_path="../conf"):
-        config = OmegaConf.to_object(hydra.compose("config", overrides=[*overrides]))
+        config = OmegaConf.to_object(hydra.compose("config", overrides=[*map(quote_override, overrides)]))
     assert isinstance(config, Config)
     return config

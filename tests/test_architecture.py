@@ -1,6 +1,6 @@
 """The import direction of the package, read from its sources.
 
-run → tasks → {lit, evaluation} → {generation, data, checkpoints} → {transformer | vqvae} → linear, and vocab
+run → tasks → {lit, evaluation, planning} → {generation, data, checkpoints} → {transformer | vqvae} → linear, and vocab
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ ALLOWED = {
     "generation": MATHS | {"checkpoints"},
     "evaluation": MIDDLE | MATHS,
     "lit": MIDDLE | MATHS,
+    "planning": MIDDLE | MATHS | {"linear"},
     "choices": set(),
     "config": {"choices"},
     "limits": set(),
     "sweep": set(),
     "shell": set(),
-    "tasks": MIDDLE | MATHS | {"evaluation", "lit", "config"},
+    "tasks": MIDDLE | MATHS | {"evaluation", "planning", "lit", "config"},
     "run": {"tasks", "config", "limits", "sweep", "shell"},
     "": {"generation"},  # cogview_pl/__init__.py offers CogView
 }

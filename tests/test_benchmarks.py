@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench, cuda, gemm, growth, image_tokenizer, memory, report, settings
+from benchmarks import bench, cuda, gemm, growth, image_tokenizer, memory, on_gpu, random_runs, report, settings
 from benchmarks.contest import Work
 from benchmarks.references import original_decode
 from cogview_pl.lit.callbacks.device_peaks import peak_tflops
@@ -124,6 +124,35 @@ def test_the_originals_scheme_draws_codes_of_the_whole_picture(tiny: None) -> No
     assert isinstance(codes, torch.Tensor)
     assert codes.shape == (2, 16)
     assert int(codes.max()) < settings.IMAGE_CODES
+
+
+def test_what_needs_a_gpu_runs_tiny_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(settings.SHAPES, "tiny", (2, 32, 2))
+    assert on_gpu.main(["--tiny", "--json", str(tmp_path / "rows.jsonl")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = {line["row"]: line for line in lines}
+    memory = [row for title, row in rows.items() if "fp16" not in title]
+    assert len(memory) == len(on_gpu.TINY.cases)
+    for row in memory:
+        assert row["facts"]["planned / measured"] == pytest.approx(1, abs=0.1), row["row"]
+    stable, plain = rows["gpu:fp16-sandwich-with-PB-Relax-tiny"]["facts"], rows["gpu:fp16-plain-pre-LN-tiny"]["facts"]
+    steps = on_gpu.TINY.stability[0]
+    assert stable["of them with a finite loss"] == steps
+    assert stable["steps that the scaler skipped"] < steps / 2
+    assert plain["first step that overflowed"] == 0
+    assert plain["of them with a finite loss"] == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_whole_of_it_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert on_gpu.main([]) == 2
+    assert capsys.readouterr().err.startswith("gpu: no CUDA device")
+
+
+def test_random_tokenizers_have_as_many_pieces_as_are_wanted() -> None:
+    tokenizer = random_runs.text_tokenizer(30_000)
+    assert tokenizer.num_pieces == 30_000
+    assert tokenizer.encode("红色的圆形")
 
 
 def test_rows_of_a_gpu_run(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,15 @@ def load_sequence_model(path: str | Path, key: str = "init_from") -> SequenceMod
     )
 
 
+def read_settings(path: str | Path, kind: str, key: str, inner: str = "") -> dict[str, Any]:
+    """The `config.yaml` of a run folder's or model folder's model, or of the folder `inner` in it; no weights are read.
+
+    Raises:
+        UserError: there is none, or it is of another kind; the message names the config `key`.
+    """
+    return _read_config(find_model_folder(path, key) / inner, kind, key)
+
+
 def kind_of(path: str | Path, key: str) -> str:
     """`IMAGE_TOKENIZER` or `SEQUENCE_MODEL`: what a run folder or model folder holds."""
     folder = find_model_folder(path, key)

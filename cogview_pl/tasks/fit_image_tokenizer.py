@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from enum import Enum
 from typing import Any
 
 from torchvision.utils import save_image
 
 from cogview_pl.checkpoints.store import IMAGE_TOKENIZER, ImageTokenizer, build_vqvae, save_image_tokenizer
-from cogview_pl.config import Config, ImageTokenizerConfig
+from cogview_pl.config import Config
 from cogview_pl.data.skips import collate_images
 from cogview_pl.errors import UserError
 from cogview_pl.lit.data import DataModule
@@ -18,11 +16,11 @@ from cogview_pl.tasks.compiler import prepare_compiler
 from cogview_pl.tasks.levers import check_levers
 from cogview_pl.tasks.models import check_precision, open_image_tokenizer
 from cogview_pl.tasks.run_folder import RunFolder
+from cogview_pl.tasks.sizes import vqvae_settings
 from cogview_pl.tasks.sources import open_images
 from cogview_pl.tasks.training import optimizer_factory, seed, train
 
 _SHEET_PICTURES = 16  # validation pictures in reconstructions.png
-_TRAINING_KEYS = ("path", "image_size", "grid", "reconstruction", "reconstruction_weight", "continuous_steps")
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
@@ -66,22 +64,6 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         save_image_tokenizer(folder / "model", tokenizer)
         save_image(reconstruction_grid(model, data.val, _SHEET_PICTURES), folder / "reconstructions.png")
     return metrics
-
-
-def vqvae_settings(config: ImageTokenizerConfig) -> dict[str, Any]:
-    """Constructor arguments of the VQ-VAE, as plain values; raises UserError if sizes do not fit together."""
-    if config.grid * config.downsampling != config.image_size:
-        raise UserError(
-            f"image_tokenizer.grid={config.grid}: {config.image_size} pixels at {config.downsampling} pixels per code "
-            f"make {config.image_size / config.downsampling:g}; change image_size, downsampling or grid"
-        )
-    settings = {key: value for key, value in asdict(config).items() if key not in _TRAINING_KEYS}
-    return plain(settings)
-
-
-def plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Enums replaced by their values, so that settings can be saved and compared."""
-    return {key: value.value if isinstance(value, Enum) else value for key, value in settings.items()}
 
 
 def require_same(found: Any, wanted: dict[str, Any], source: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +14,11 @@ from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.sequence_model import SequenceModule
 from cogview_pl.tasks.adapters import adapt, check_lora, check_lora_alone, lora_identity, save_lora
 from cogview_pl.tasks.compiler import prepare_compiler
-from cogview_pl.tasks.fit_image_tokenizer import plain, require_same
+from cogview_pl.tasks.fit_image_tokenizer import require_same
 from cogview_pl.tasks.levers import check_levers
 from cogview_pl.tasks.models import check_positions, check_precision, layout_settings, open_sequence_model
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
+from cogview_pl.tasks.sizes import predicted_ids, transformer_settings
 from cogview_pl.tasks.tokens import Tokens, open_tokens, training_sequences, validation_sequences
 from cogview_pl.tasks.training import optimizer_factory, seed, train
 from cogview_pl.transformer import Transformer
@@ -58,6 +58,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         _require_tokenizers(config, start, tokens, vocabulary)
         check_lora_alone(config, start, image_tokenizer.identity)
         model.load_state_dict(start.model.state_dict(), assign=config.lora.rank > 0)  # frozen weights can be shared
+        start = start if config.lora.rank else None  # else its weights would stay beside those that train
     adapt(config, model)
     model.set_training_pass(recompute=config.activation_checkpointing.value, compiled=config.compile)
     loaded = SequenceModel(model, template, text, image_tokenizer, settings)
@@ -114,23 +115,6 @@ def _layout(config: Config, vocabulary: Vocabulary) -> Layout:
     settings = transformer_settings(config, vocabulary)
     check_positions(template, settings["num_positions"])
     return Layout(template, template_settings, settings)
-
-
-def predicted_ids(config: Config, template: Template) -> list[range] | None:
-    """Per slot the ids that the loss is taken over; None: all of the vocabulary."""
-    if config.compat.loss_over_vocabulary:
-        return None
-    if config.compat.loss_by_input:
-        raise UserError("compat.loss_by_input=true gives loss to command tokens; set compat.loss_over_vocabulary=true")
-    return [template.predicted(slot) for slot in template.slots]
-
-
-def transformer_settings(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Constructor arguments of the transformer, as plain values; raises UserError if sizes do not fit together."""
-    width, heads = config.model.width, config.model.num_heads
-    if width % heads:
-        raise UserError(f"model.width={width} is not a multiple of model.num_heads={heads}; change one of them")
-    return {"vocabulary_size": vocabulary.size, **plain(asdict(config.model))}
 
 
 def _start(config: Config) -> Path | None:

@@ -1,152 +1,211 @@
-"""plan=true: what a run would cost; trains and writes nothing."""
+"""plan=true: what a run would cost; trains and writes nothing. The same estimate stops a run that cannot fit."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from cogview_pl.checkpoints.store import build_template, build_vqvae
+from cogview_pl.checkpoints.store import build_vqvae
 from cogview_pl.config import ActivationCheckpointing, Config, Verb
-from cogview_pl.data.sequences import SequenceBatch, SequenceCollator
-from cogview_pl.generation.quantized import matrix_bytes
-from cogview_pl.tasks.activation_memory import kept_bytes
-from cogview_pl.tasks.fit_image_tokenizer import vqvae_settings
-from cogview_pl.tasks.fit_sequence_model import predicted_ids, transformer_settings
-from cogview_pl.tasks.generate import read_prompts
-from cogview_pl.tasks.models import layout_settings, quantization, weights_dtype
+from cogview_pl.errors import UserError
+from cogview_pl.planning.bench import steps_per_second
+from cogview_pl.planning.machine import CARDS, card_bytes, free_bytes
+from cogview_pl.planning.moments import Moments
+from cogview_pl.tasks.estimates import estimate
+from cogview_pl.tasks.estimates_of_painting import used_sizes
+from cogview_pl.tasks.estimates_of_training import (
+    count_image_tokenizer,
+    count_sequence_model,
+    held_bytes,
+    longest_batch,
+    num_devices,
+    precision,
+)
+from cogview_pl.tasks.plan_table import Plan, print_plan
+from cogview_pl.tasks.remedies import changed, cheapest
+from cogview_pl.tasks.sizes import (
+    ImageSizes,
+    SequenceSizes,
+    configured_images,
+    images_of_run,
+    predicted_ids,
+    trained_sizes,
+)
 from cogview_pl.transformer import Transformer
-from cogview_pl.transformer.attention import AttentionFunction, fused_attention
 from cogview_pl.transformer.flops import TRAINING, forward_flops
-from cogview_pl.vocab import Template, Vocabulary
+
+_TRAINS = (Verb.fit_image_tokenizer, Verb.fit_sequence_model)
+_CHECKED = (*_TRAINS, Verb.generate)
+_GIB = 2**30
+
+Figures = dict[str, "float | str"]
 
 
-def run(config: Config) -> dict[str, float]:
-    """Print parameters and FLOPs of both stages under this configuration."""
-    vocabulary = Vocabulary(config.image_tokenizer.num_codes, config.text.num_pieces)
-    template = build_template(layout_settings(config, config.template), vocabulary)
-    figures = {**_image_tokenizer(config), **_sequence_model(config, template)}
+class _Here(NamedTuple):
+    """The device of this machine that the run would use."""
+
+    on_gpu: bool
+    name: str
+    free: int
+
+
+def run(
+    config: Config, run_stage: Callable[[list[str]], tuple[Path, dict[str, float | str]]]
+) -> dict[str, float | str]:
+    """Print what a run would need and what fits; returns the figures. A chain plans its stages one by one."""
+    if config.verb == Verb.chain:
+        found: Figures = {}
+        for name, overrides in config.stages.items():
+            print(f"\n[{name}]")
+            figures = run_stage([*config.common, *overrides, "plan='true'"])[1]
+            found |= {f"{name}/{key}": value for key, value in figures.items()}
+        return found
+    plan = make_plan(config)
+    print_plan(plan)
+    return {**plan.figures}
+
+
+def require_fit(config: Config) -> None:
+    """Raises UserError if a fit or generate needs more memory than is free, unless `plan.strict=false`."""
+    if config.verb not in _CHECKED or not config.plan.strict:
+        return
+    here = _here(config)
+    moments = estimate(config, here.on_gpu)
+    if moments.total <= here.free:
+        return
+    remedy = _remedy(config, here.on_gpu, here.free)
+    advice = f"it fits with {remedy}" if remedy else "no override that was tried makes it fit"
+    raise UserError(
+        f"this run needs {moments.total / _GIB:.1f} GiB ({moments.worst}) and {here.name} has {here.free / _GIB:.1f} "
+        f"GiB to give; {advice}; plan=true shows the parts, plan.strict=false starts it all the same"
+    )
+
+
+def make_plan(config: Config) -> Plan:
+    """Figures of both stages, memory here and on a GPU, what fits, and what to change where it does not."""
+    here = _here(config)
+    moments = estimate(config, here.on_gpu)
+    on_card = moments if here.on_gpu else estimate(config, True)
+    figures = {**_models(config), **_memory("memory", moments)}
+    if not here.on_gpu:
+        figures |= _memory("memory_of_gpu", on_card)
     if config.verb == Verb.fit_sequence_model:
-        figures |= _training_memory(config, template)
-    if config.verb == Verb.generate:
-        figures |= _generation_memory(config, template, figures)
-    width = max(map(len, figures))
-    for name, value in figures.items():
-        print(f"{name:{width}}  {_readable(value)}")
+        figures |= _each_checkpointing(config, here.on_gpu)
+    if config.verb in _TRAINS and (speed := _speed(config, here, figures)) is not None:
+        figures["perf/expected_steps_per_s"] = speed
+    figures["fits/here"] = float(moments.total <= here.free)
+    advice: dict[str, str] = {}
+    if not figures["fits/here"]:
+        advice[here.name] = _remedy(config, here.on_gpu, here.free) or ""
+    for card in CARDS:
+        fits = on_card.total <= card_bytes(card)
+        figures[f"fits/{card}_GB"] = float(fits)
+        if not fits:
+            advice[f"{card} GB"] = _remedy(config, True, card_bytes(card)) or ""
+    return Plan(figures, here.name, here.on_gpu, here.free, moments, on_card, num_devices(config), advice)
+
+
+def _here(config: Config) -> _Here:
+    trained_on_cpu = config.verb in _TRAINS and config.trainer["accelerator"] == "cpu"
+    on_gpu = torch.cuda.is_available() and not trained_on_cpu and config.verb != Verb.convert
+    return _Here(on_gpu, torch.cuda.get_device_name() if on_gpu else "this machine", free_bytes(on_gpu))
+
+
+def _remedy(config: Config, on_gpu: bool, available: int) -> str | None:
+    def fits(other: Config) -> bool:
+        if other.verb in _TRAINS and held_bytes(other) > available:
+            return False  # what takes a moment to know first
+        return estimate(other, on_gpu).total <= available
+
+    return cheapest(config, fits, on_gpu=on_gpu)
+
+
+def _models(config: Config) -> dict[str, float]:
+    if config.verb in (Verb.fit_image_tokenizer, Verb.tokenize):
+        images = configured_images(config) if config.verb in _TRAINS else images_of_run(config)
+        return _image_tokenizer(config, images)
+    sizes = trained_sizes(config) if config.verb == Verb.fit_sequence_model else used_sizes(config)
+    return {**_image_tokenizer(config, sizes.images), **_sequence_model(config, sizes)}
+
+
+def _image_tokenizer(config: Config, images: ImageSizes) -> dict[str, float]:
+    settings = images.settings
+    with torch.device("meta"):
+        model = build_vqvae(settings)
+        pictures = torch.empty(1, 3, images.edge, images.edge)
+        with FlopCounterMode(display=False) as counter:
+            model.reconstruct_continuous(pictures)
+    codes = images.grid[0] * images.grid[1]
+    forward = counter.get_total_flops() + 2 * codes * settings["num_codes"] * settings["code_dim"]
+    figures = {
+        "image_tokenizer/parameters": count_image_tokenizer(settings).parameters,
+        "image_tokenizer/flops_per_picture": forward,
+    }
+    if config.verb == Verb.fit_image_tokenizer:
+        figures["image_tokenizer/flops_per_step"] = TRAINING * forward * _samples(config)
     return figures
 
 
-def _image_tokenizer(config: Config) -> dict[str, float]:
-    options = config.image_tokenizer
+def _sequence_model(config: Config, sizes: SequenceSizes) -> dict[str, float]:
+    template = sizes.template
     with torch.device("meta"):
-        model = build_vqvae(vqvae_settings(options))
-        images = torch.empty(1, 3, options.image_size, options.image_size)
-        with FlopCounterMode(display=False) as counter:
-            model.reconstruct_continuous(images)
-    search = 2 * options.grid**2 * options.num_codes * options.code_dim
-    forward = counter.get_total_flops() + search
-    return {
-        "image_tokenizer/parameters": sum(p.numel() for p in model.parameters()),
-        "image_tokenizer/flops_per_picture": forward,
-        "image_tokenizer/flops_per_step": TRAINING * forward * config.data.batch_size,
-    }
-
-
-def _sequence_model(config: Config, template: Template) -> dict[str, float]:
-    with torch.device("meta"):
-        model = Transformer(**transformer_settings(config, template.vocabulary))
-    batch = _longest(template, 1)
+        model = Transformer(**sizes.settings)
+    batch = longest_batch(template, 1)
     forward = int(forward_flops(model, batch.weights, batch.slots, predicted_ids(config, template)))
-    return {
-        "sequence_model/parameters": sum(p.numel() for p in model.parameters()),
-        "sequence_model/vocabulary": template.vocabulary.size,
+    counted = count_sequence_model(sizes)
+    figures = {
+        "sequence_model/parameters": counted.parameters,
+        "sequence_model/vocabulary": sizes.settings["vocabulary_size"],
         "sequence_model/longest_sequence": template.length,
         "sequence_model/flops_per_sequence": forward,
-        "sequence_model/flops_per_step": TRAINING * forward * config.data.batch_size,
+    }
+    if config.verb == Verb.fit_sequence_model:
+        figures |= {
+            "sequence_model/trained_parameters": counted.trained.total,
+            "sequence_model/tokens_per_step": _samples(config) * (template.length - 1),
+            "sequence_model/flops_per_step": TRAINING * forward * _samples(config),
+        }
+    return figures
+
+
+def _samples(config: Config) -> int:
+    """Of a step, on all devices."""
+    return int(config.data.batch_size * config.trainer["accumulate_grad_batches"] * num_devices(config))
+
+
+def _memory(name: str, moments: Moments) -> dict[str, float]:
+    """The most that each part takes at any moment, and the sum at the worst one."""
+    parts = {part for found in moments.parts.values() for part in found}
+    most = {part: max(found[part] for found in moments.parts.values()) for part in sorted(parts)}
+    return {f"{name}/{part}_bytes": float(size) for part, size in most.items() if size} | {
+        f"{name}/total_bytes": float(moments.total)
     }
 
 
-def _longest(template: Template, count: int) -> SequenceBatch:
-    """A batch of the longest training sequences; ids are of no account."""
-    sequence = template.build({slot.name: [0] * slot.length for slot in template.slots})
-    return SequenceCollator(template.vocabulary.pad)([sequence] * count)
+def _each_checkpointing(config: Config, on_gpu: bool) -> dict[str, float]:
+    """Activations at their height under each choice."""
+    found = {}
+    for choice in ActivationCheckpointing:
+        moments = estimate(changed(config, {"activation_checkpointing": choice}), on_gpu)
+        steps = [moments.parts[name] for name in ("forward pass", "backward pass")]
+        found[f"memory/activations_{choice.value}_bytes"] = float(max(step["activations"] for step in steps))
+    return found
 
 
-def _training_memory(config: Config, template: Template) -> dict[str, float]:
-    """Bytes of activations at the height of a step on one device, under each choice of activation_checkpointing.
-
-        kept after the forward pass + (kept without checkpointing - kept) / layers
-
-    The second term is the one block whose activations the backward pass has made anew. The forward pass runs without
-    memory or arithmetic (fake tensors). Copies of the weights in half precision count where they are kept, and masks of
-    dropout at their size on a CPU, of which a GPU needs a quarter or half. Not counted: weights, their gradients and
-    the optimizer's state, and logits, of which the loss makes a few rows at a time.
-    """
-    kept = {choice.value: _kept_activations(config, template, choice) for choice in ActivationCheckpointing}
-    everything = kept[ActivationCheckpointing.none.value]
-    return {
-        f"memory/activations_{name}_bytes": bytes_ + (everything - bytes_) // config.model.num_layers
-        for name, bytes_ in kept.items()
-    }
-
-
-def _kept_activations(config: Config, template: Template, choice: ActivationCheckpointing) -> int:
-    dtype = weights_dtype(config)
-    settings = transformer_settings(config, template.vocabulary)
-    attentions: list[AttentionFunction] | None = None
-    if settings["attention"] == "fused":
-        attentions = [_attention_of_gpus] * settings["num_layers"]
-    with FakeTensorMode():
-        model = Transformer(**settings)
-        model.set_training_pass(recompute=choice.value)
-        tokens = torch.zeros(config.data.batch_size, template.length - 1, dtype=torch.long)
-
-        def forward() -> Tensor:
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                return model.hidden(tokens, attentions=attentions)
-
-        return kept_bytes(forward)
-
-
-def _attention_of_gpus(
-    q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHLS: Tensor | None, dropout: float
-) -> Tensor:
-    """Fused kernels of GPUs keep no mask of the dropout; on a CPU dropout falls back to all L × L scores."""
-    return fused_attention(q_BHLK, k_BHSK, v_BHSK, mask_BHLS, 0.0)
-
-
-def _generation_memory(config: Config, template: Template, figures: dict[str, float]) -> dict[str, float]:
-    """Bytes that stay allocated while painting: all models are loaded at once, one of them fills its cache."""
-    size = weights_dtype(config).itemsize
-    models = 1 + (config.rerank_with is not None) + (config.upscale_with is not None)
-    positions = template.length
-    if config.sampler.guidance != 1:
-        positions *= 2  # every picture is painted with and without its text, side by side
-    if config.upscale_with is not None:
-        enlarging = build_template(layout_settings(config, config.upscale_template), template.vocabulary).length
-        positions = max(positions, enlarging)
-    cached = 2 * config.model.num_layers * config.model.width * positions  # a key and a value per layer and position
-    pictures = min(config.sampler.batch_size, config.num_images * _num_prompts(config))
-    each = figures["sequence_model/parameters"] * size
-    weights = quantization(config)
-    if weights is not None:
-        width = config.model.width  # the matrices of a block have 12 · width² weights
-        each -= config.model.num_layers * (12 * width**2 * size - matrix_bytes(weights, width))
-    parts = {
-        "memory/sequence_models_bytes": models * each,
-        "memory/kv_cache_bytes": cached * pictures * size,
-        "memory/image_tokenizer_bytes": figures["image_tokenizer/parameters"] * torch.float32.itemsize,
-    }
-    return {**parts, "memory/total_bytes": sum(parts.values())}
-
-
-def _num_prompts(config: Config) -> int:
-    return config.num_prompts if config.prompts is None else len(read_prompts(config))
-
-
-def _readable(value: float) -> str:
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if value >= size:
-            return f"{value:,.0f}  ({value / size:.2f} {unit})"
-    return f"{value:,.0f}"
+def _speed(config: Config, here: _Here, figures: dict[str, float]) -> float | None:
+    flops = figures.get("sequence_model/flops_per_step")
+    if flops is None:
+        return None
+    arithmetic = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(precision(config)[1], "fp32")
+    return steps_per_second(
+        Path(config.plan.bench),
+        device=here.name if here.on_gpu else "cpu",
+        precision=arithmetic,
+        recompute=config.activation_checkpointing.value,
+        parameters=int(figures["sequence_model/parameters"]),
+        flops=flops / num_devices(config),
+    )

@@ -72,7 +72,7 @@ def sequence_loss(
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor
+    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor, rows: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy of the logits hidden · headᵀ, which never exist as a whole.
 
@@ -83,22 +83,28 @@ def linear_cross_entropy(
         hidden_ND, head_VD: float; gradients flow to these two.
         targets_N: int64 ids below V.
         weights_N: float32, at least 0.
+        rows: logits made at once; None: as many as the device does well with.
 
     Returns:
         sum(weight · cross-entropy), a scalar; and the cross-entropies `(N,)` in nats, without a gradient. fp32.
     """
-    return _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, weights_N)  # type: ignore[no-any-return]
+    rows = rows or rows_at_once(hidden_ND.device.type)
+    return _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, weights_N, rows)  # type: ignore[no-any-return]
+
+
+def rows_at_once(device: str) -> int:
+    """Rows of logits that a type of device (`cpu`, `cuda`) makes at once."""
+    return _ROWS_ON_CPU if device == "cpu" else _ROWS_ON_DEVICE
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor, rows: int
     ) -> tuple[Tensor, Tensor]:
         device = hidden_ND.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
-        rows = _ROWS_ON_CPU if device == "cpu" else _ROWS_ON_DEVICE
         train_hidden, train_head = ctx.needs_input_grad[:2]
         hidden, head = hidden_ND.detach().to(dtype), head_VD.detach().to(dtype)
         hidden_grad = torch.empty_like(hidden) if train_hidden else None
@@ -132,9 +138,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         hidden_grad, head_grad = (
             None if gradient is None else (gradient.float() * slope).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return hidden_grad, head_grad, None, None
+        return hidden_grad, head_grad, None, None, None

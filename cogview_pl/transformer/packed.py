@@ -60,7 +60,7 @@ class DecodingModel:
         self._ids = ids
         self._head: nn.Module | None = None
         weight = model.token_embedding.weight
-        if _can_pack(weight):
+        if can_pack(weight):
             self._model = _packed_copy(model, rows)
             self._head = PackedLinear(torch.cat([weight[span.start : span.stop] for span in ids]), None, rows)
 
@@ -73,7 +73,14 @@ class DecodingModel:
         return self._model.logits(hidden, self._ids) if self._head is None else self._head(hidden)
 
 
-def _can_pack(weight: Tensor) -> bool:
+def packed_bytes(*, layers: int, width: int, ids: int, dtype: torch.dtype, quantized: bool) -> int:
+    """Memory of the packed copies on a CPU: the blocks' matrices, unless they are quantized, and the head's rows."""
+    if not can_pack(torch.empty(0, dtype=dtype)):
+        return 0
+    return ((0 if quantized else 12 * layers * width) + ids) * width * dtype.itemsize
+
+
+def can_pack(weight: Tensor) -> bool:
     """Whether this installation has a packed form of the weight, and its products would be taken as they are."""
     if weight.device.type != "cpu" or torch.is_autocast_enabled("cpu") or type(weight.data) is not Tensor:
         return False
@@ -87,7 +94,7 @@ def _can_pack(weight: Tensor) -> bool:
 def _packed_copy(model: Transformer, rows: int) -> Transformer:
     """The model with packed linear maps; it shares everything else, quantized weights too, with the original."""
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    linears = [part for part in model.modules() if isinstance(part, nn.Linear) and _can_pack(part.weight)]
+    linears = [part for part in model.modules() if isinstance(part, nn.Linear) and can_pack(part.weight)]
     replaced = {id(linear): _packed(linear, rows) for linear in linears}
     return deepcopy(model, {**shared, **replaced})
 

@@ -1,42 +1,132 @@
-"""plan=true: what it counts."""
+"""plan=true: what it counts, against what runs take, and runs that it stops."""
 
 from __future__ import annotations
 
-from cogview_pl.tasks.plan import run as plan
+from pathlib import Path
+
+import pytest
+
+from benchmarks.peaks import measure_apart
+from benchmarks.random_runs import make_model, make_tokens
+from cogview_pl.errors import UserError
+from cogview_pl.planning.machine import CARDS, card_bytes
+from cogview_pl.tasks.estimates import estimate
+from cogview_pl.tasks.plan import make_plan, require_fit
+from cogview_pl.tasks.remedies import cheapest
 
 from ..composed import composed
+from .conftest import CommandLine
+
+FOUR_BILLION = ("task=pretrain", "model=cogview_4b", "precision=bf16", "data.batch_size=8")
+FEW_STEPS = ("trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1", "data.val_size=4")
+PROMPTS = "prompts=[红圆,蓝方,绿心,红心]"
 
 
 def painting(*overrides: str) -> dict[str, float]:
-    return plan(composed("task=generate", "plan=true", *overrides))
+    return dict(make_plan(composed("task=generate", *overrides)).figures)
 
 
 def cache_bytes(*overrides: str) -> float:
     return painting(*overrides)["memory/kv_cache_bytes"]
 
 
-def test_guidance_doubles_the_cache_of_the_painter_only() -> None:
-    plain, guided = cache_bytes(), cache_bytes("sampler.guidance=3")
-    assert guided == 2 * plain
-    enlarging = cache_bytes("upscale_with=sr")
-    assert plain < enlarging < guided  # one model at a time fills its cache, so the larger counts
-    assert cache_bytes("upscale_with=sr", "sampler.guidance=3") == guided
+def test_guidance_doubles_the_cache() -> None:
+    assert cache_bytes("sampler.guidance=3") == 2 * cache_bytes()
+
+
+def test_the_cache_is_in_fp32_on_a_cpu_and_as_the_weights_on_a_gpu() -> None:
+    figures = painting("precision=bf16")
+    assert figures["memory/kv_cache_bytes"] == cache_bytes()
+    assert figures["memory_of_gpu/kv_cache_bytes"] == cache_bytes() / 2
 
 
 def test_quantized_weights_are_counted() -> None:
     options = ("precision=bf16", "model=cogview_4b")
     plain, int8, int4 = (painting(f"weights={weights}", *options) for weights in ("null", "int8", "int4"))
-    key, width, layers = "memory/sequence_models_bytes", 2560, 48
+    key, width, layers = "memory_of_gpu/sequence_models_bytes", 2560, 48
     assert plain[key] == 2 * plain["sequence_model/parameters"]
     assert plain[key] - int8[key] == 12 * layers * width**2
     assert int4[key] < int8[key]
-    assert int4["memory/kv_cache_bytes"] == plain["memory/kv_cache_bytes"]
+    assert int4["memory_of_gpu/kv_cache_bytes"] == plain["memory_of_gpu/kv_cache_bytes"]
 
 
-def test_activations_under_each_choice_of_checkpointing() -> None:
-    config = composed("task=pretrain", "plan=true", "model.dropout=0.1", "data.batch_size=4")
-    figures = plan(config)
+def test_released_size_has_its_published_parameters() -> None:
+    figures = make_plan(composed(*FOUR_BILLION)).figures
+    assert figures["sequence_model/parameters"] == 3_928_849_920
+    held = figures["memory_of_gpu/weights_bytes"] + figures["memory_of_gpu/optimizer_bytes"]
+    assert held == (4 + 8) * figures["sequence_model/parameters"]
     none, selective, block = (figures[f"memory/activations_{name}_bytes"] for name in ("none", "selective", "block"))
     assert none > selective > block
-    stream = 4 * (figures["sequence_model/longest_sequence"] - 1) * config.model.width * 4
-    assert block - none / config.model.num_layers < (config.model.num_layers + 5) * stream  # inputs of blocks, and ends
+
+
+def test_remedies_are_the_cheapest_and_make_it_fit() -> None:
+    config = composed(*FOUR_BILLION)
+
+    def fits_80(other: object) -> bool:
+        return estimate(other, True).total <= card_bytes(80)  # type: ignore[arg-type]
+
+    assert not fits_80(config)
+    advice = cheapest(config, fits_80, on_gpu=True)
+    assert advice is not None
+    assert fits_80(composed(*FOUR_BILLION, *advice.split()))
+    assert [card for card in CARDS if estimate(config, True).total <= card_bytes(card)] == [141]
+
+
+def test_a_run_that_cannot_fit_is_stopped_in_one_line() -> None:
+    huge = ("task=pretrain", "data.batch_size=4000000")
+    with pytest.raises(UserError, match=r"this run needs .* GiB .*plan\.strict=false"):
+        require_fit(composed(*huge))
+    require_fit(composed(*huge, "plan.strict=false"))
+
+
+def test_command_line(cli: CommandLine, tmp_path: Path) -> None:
+    plans = [
+        ("task=pretrain", "plan=true"),
+        ("experiment=quickstart", "plan=true", "plan.strict=false"),
+        *((f"task={task}", "plan=true") for task in ("vqvae", "tokenize", "magnify", "rerank", "features", "evaluate")),
+        ("task=convert", "convert.source=.", "convert.target=there", "plan=true"),
+    ]
+    refused = ("task=pretrain", "data.batch_size=4000000")
+    *planned, stopped = cli.run_many([(words, tmp_path) for words in (*plans, refused)], tmp_path)
+    for words, ended in zip(plans, planned, strict=True):
+        assert ended.code == 0, (words, ended.stderr[-2000:])
+        assert "141 GB" in ended.stdout
+    assert "memory, GiB" in planned[0].stdout
+    assert "[pretrain]" in planned[1].stdout
+    assert stopped.code == 2
+    assert stopped.stderr.count("\n") == 1
+    assert not (tmp_path / "outputs").exists() or not list((tmp_path / "outputs").glob("*/*"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random tokens and weights of the tiny model."""
+    folder = tmp_path_factory.mktemp("measured")
+    for make in (make_tokens, make_model):
+        make(folder / "outputs", ["task=pretrain", "model=tiny"])
+    return folder
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("task=vqvae", "data.train_size=64", "image_tokenizer.continuous_steps=1", *FEW_STEPS),
+        ("task=pretrain", *FEW_STEPS),
+        ("task=pretrain", "activation_checkpointing=block", "precision=bf16", *FEW_STEPS),
+        ("task=pretrain", "activation_checkpointing=selective", "optimizer=muon", "data.batch_size=4", *FEW_STEPS),
+        ("task=generate", PROMPTS, "num_images=8", "sampler.guidance=2"),
+    ],
+    ids=["vqvae", "pretrain", "bf16-block", "muon-selective", "generate"],
+)
+def test_tiny_runs_take_what_was_planned(home: Path, overrides: tuple[str, ...]) -> None:
+    assert measure_apart(overrides, home).error == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["live", "resident"])
+@pytest.mark.parametrize("checkpointing", ["none", "block"])
+def test_small_fits_take_what_was_planned(tmp_path: Path, checkpointing: str, how: str) -> None:
+    make_tokens(tmp_path / "outputs", ["task=pretrain", "model=small"])
+    fit = ("task=pretrain", "model=small", "~callbacks.samples", "data.batch_size=32", *FEW_STEPS)
+    found = measure_apart((*fit, f"activation_checkpointing={checkpointing}"), tmp_path, how)
+    assert found.error == pytest.approx(0, abs=0.1)

@@ -9,9 +9,8 @@ import torch
 
 from cogview_pl.checkpoints.official import released_names, save_vqvae
 from cogview_pl.checkpoints.store import build_vqvae
-from cogview_pl.tasks.fit_image_tokenizer import vqvae_settings
-from cogview_pl.tasks.fit_sequence_model import transformer_settings
 from cogview_pl.tasks.plan import run as plan
+from cogview_pl.tasks.sizes import transformer_settings, vqvae_settings
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Vocabulary
 

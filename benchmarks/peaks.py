@@ -1,0 +1,84 @@
+"""Planned against measured memory of a whole task, in a process of its own.
+
+    python -m benchmarks.peaks [live | resident] OVERRIDES …
+
+`live` counts the bytes of all tensors that are alive, which is what a plan predicts; `resident` the growth of the
+process's resident memory, which has the work space of libraries and the gaps between pieces of memory as well. On a GPU
+both are the peak of its allocator. Prints one line of JSON. Small models say nothing in `resident`: a process grows by
+tens of megabytes for reasons of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+_RETURN_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+"""For glibc: memory that is freed goes back to the system, else resident memory tells of the past."""
+
+
+class Peak(NamedTuple):
+    """What one run took."""
+
+    planned: int
+    """Bytes at the worst moment."""
+    moment: str
+    measured: int
+    steps_per_s: float
+    """Of a fit, at its end; 0 for other tasks."""
+
+    @property
+    def error(self) -> float:
+        """Planned / measured - 1."""
+        return self.planned / self.measured - 1
+
+
+def measure_apart(overrides: Sequence[str], cwd: Path, how: str = "live") -> Peak:
+    """Run a task in a fresh process, in the folder `cwd`."""
+    root = str(Path(__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    if how == "resident":
+        environment |= _RETURN_AT_ONCE
+    command = [sys.executable, "-m", "benchmarks.peaks", how, *overrides]
+    ended = subprocess.run(command, check=True, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True)
+    return Peak(**json.loads(ended.stdout.splitlines()[-1]))
+
+
+def measure(overrides: Sequence[str], how: str) -> Peak:
+    """Run a task in this process; `how` is `live` or `resident`."""
+    import torch
+
+    from benchmarks import memory
+    from benchmarks.random_runs import composed
+    from cogview_pl.planning.live import LiveBytes
+    from cogview_pl.tasks.estimates import estimate
+    from cogview_pl.tasks.run_folder import RunFolder
+
+    config = composed(["run_dir=measured", *overrides])
+    on_gpu = torch.cuda.is_available()
+    plan = estimate(config, on_gpu)
+    verb = import_module(f"cogview_pl.tasks.{config.verb.value}")
+    folder = RunFolder(Path("measured"), None)
+    counting = LiveBytes(given=True) if how == "live" and not on_gpu else nullcontext()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    before = memory.start() if how == "resident" and not on_gpu else 0
+    with counting as live:
+        metrics = verb.run(config, folder)
+    if on_gpu:
+        found = torch.cuda.max_memory_allocated()
+    else:
+        found = live.highest if live is not None else memory.status("VmHWM") - before
+    steps_per_s = metrics.get("perf/samples_per_s", 0.0) / config.data.batch_size
+    return Peak(plan.total, plan.worst, int(found), steps_per_s)
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[2:], sys.argv[1])._asdict()))

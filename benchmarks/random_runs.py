@@ -1,0 +1,122 @@
+"""Finished runs with random weights and random tokens, for which nothing had to be trained.
+
+What the command line then does with them is the ordinary thing: `task=pretrain`, `task=generate` and the rest find a
+token store and models of the sizes that a configuration names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import OmegaConf
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+from cogview_pl.checkpoints.store import (
+    ImageTokenizer,
+    build_template,
+    build_vqvae,
+    save_image_tokenizer,
+    save_sequence_model,
+)
+from cogview_pl.config import Config, register_schemas
+from cogview_pl.data.codes import StoreWriter
+from cogview_pl.shell import quote_override
+from cogview_pl.tasks.models import layout_settings
+from cogview_pl.tasks.sizes import transformer_settings, vqvae_settings
+from cogview_pl.transformer import Transformer
+from cogview_pl.vocab import TextTokenizer, Vocabulary
+
+ROWS = {"train": 256, "val": 8}
+_CONF = Path(__file__).parents[1] / "conf"
+_FIRST_CHARACTER = 0x4E00  # of the Chinese ones
+_CHARACTERS = 20_000
+_SEED_TEXT = ["红色的圆形", "蓝色的方块在左边", "一个大的绿色三角形"]
+
+
+def composed(overrides: Sequence[str]) -> Config:
+    """The configuration of a command line."""
+    register_schemas()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(_CONF)):
+        config = OmegaConf.to_object(hydra.compose("config", overrides=list(map(quote_override, overrides))))
+    assert isinstance(config, Config)
+    return config
+
+
+def make_tokens(outputs: Path, overrides: Sequence[str]) -> None:
+    """`OUTPUTS/tokenize/latest`: texts as long as the slot, random codes, and both tokenizers.
+
+    Args:
+        outputs: folder of the runs.
+        overrides: of `task=pretrain`; they say the sizes.
+    """
+    config, folder = composed(overrides), outputs / "tokenize" / "latest"
+    (folder / "store").mkdir(parents=True)
+    images = _image_tokenizer(config)
+    save_image_tokenizer(folder / "image_tokenizer", images)
+    text = text_tokenizer(config.text.num_pieces)
+    text.save(folder / "text.model")
+    writer = StoreWriter(
+        folder / "store",
+        text_length=config.text.max_length,
+        grid=images.grid,
+        num_pieces=text.num_pieces,
+        num_codes=images.model.num_codes,
+        text_tokenizer=text.identity,
+        image_tokenizer=images.identity,
+        splits=ROWS,
+    )
+    generator = torch.Generator().manual_seed(0)
+    for split, rows in ROWS.items():
+        pieces = torch.randint(3, text.num_pieces, (rows, config.text.max_length), generator=generator)
+        codes = torch.randint(images.model.num_codes, (rows, *images.grid), generator=generator)
+        writer.append(split, pieces.tolist(), codes, [f"{split} {row}" for row in range(rows)], rows)
+    writer.finish()
+
+
+def make_model(outputs: Path, overrides: Sequence[str]) -> None:
+    """`OUTPUTS/pretrain/latest`: a sequence model with random weights, behind `make_tokens`; stored in bf16."""
+    config = composed(overrides)
+    tokens = outputs / "tokenize" / "latest"
+    text = TextTokenizer.load(tokens / "text.model")
+    images = _image_tokenizer(config)
+    vocabulary = Vocabulary(images.model.num_codes, text.num_pieces)
+    settings, template = transformer_settings(config, vocabulary), layout_settings(config, config.template)
+    build_template(template, vocabulary)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # billions of random numbers take a minute
+        model = Transformer(**settings)
+    save_sequence_model(
+        outputs / "pretrain" / "latest" / "model",
+        model.bfloat16().cpu(),
+        transformer=settings,
+        template=template,
+        vocabulary=vocabulary,
+        text=text,
+        image_tokenizer=images,
+    )
+
+
+def text_tokenizer(num_pieces: int) -> TextTokenizer:
+    """A tokenizer of exactly so many pieces: a learned one, and Chinese words that nobody has said."""
+    learned = TextTokenizer.train(_SEED_TEXT, num_pieces=num_pieces)
+    found = ModelProto.FromString(learned.serialized)
+    known = {piece.piece for piece in found.pieces}
+    number, lowest = 0, min(piece.score for piece in found.pieces)
+    while len(found.pieces) < num_pieces:
+        first, second = divmod(number, _CHARACTERS)
+        word = chr(_FIRST_CHARACTER + first) + chr(_FIRST_CHARACTER + second)
+        number += 1
+        if word not in known:
+            found.pieces.add(piece=word, score=lowest - number)
+    found.trainer_spec.vocab_size = num_pieces
+    return TextTokenizer(found.SerializeToString())
+
+
+def _image_tokenizer(config: Config) -> ImageTokenizer:
+    """The same one every time."""
+    settings = vqvae_settings(config.image_tokenizer)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ImageTokenizer(build_vqvae(settings), {**settings, "image_size": config.image_tokenizer.image_size})

@@ -1,0 +1,135 @@
+"""fp16 under planted outliers: Sandwich-LN with PB-Relax trains on where plain pre-LN overflows (paper §2.4).
+
+Both start from weights in which one channel of the queries and keys of every head is so large that their products leave
+the range of fp16. That is what large models grow into by themselves after days; here it is there from the first step.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from benchmarks.report import Result, Row
+from benchmarks.settings import DEVICE, SHAPES
+from cogview_pl.transformer import Transformer, sequence_loss
+
+FORMS = {
+    "sandwich with PB-Relax": {"norm": "sandwich", "norm_scope": "token", "attention": "pb_relax"},
+    "plain pre-LN": {"norm": "pre", "norm_scope": "none", "attention": "naive"},
+}
+_SCORE = 1.5 * torch.finfo(torch.float16).max
+"""QKᵀ of the planted rows before it is divided."""
+_LR = 1e-4
+
+
+class Stability(NamedTuple):
+    """How a run in fp16 went."""
+
+    steps: int
+    finite_losses: int
+    skipped: int
+    """Steps that the loss scaler left out, since a gradient was not finite."""
+    first_overflow: int | None
+    """The first step whose loss was not finite."""
+
+
+def rows(shape: str, steps: int, batch: int, length: int) -> list[Row]:
+    """Both forms of one size."""
+    return [
+        Row(f"gpu:fp16-{name.replace(' ', '-')}-{shape}", partial(_measure, shape, steps, batch, length, name))
+        for name in FORMS
+    ]
+
+
+def train(
+    *,
+    form: str,
+    layers: int,
+    width: int,
+    heads: int,
+    vocabulary: int,
+    batch: int,
+    length: int,
+    steps: int,
+    device: torch.device,
+) -> Stability:
+    """Train on random tokens in fp16 with fp32 weights and dynamic loss scaling, as `precision=fp16` does.
+
+    Args:
+        form: one of `FORMS`.
+        layers, width, heads, vocabulary: of the model.
+        batch, length: of the sequences.
+        steps: how many; it goes on after an overflow.
+        device: a GPU, or the CPU for small sizes.
+    """
+    torch.manual_seed(0)
+    with device:
+        model = Transformer(
+            vocabulary_size=vocabulary,
+            num_layers=layers,
+            width=width,
+            num_heads=heads,
+            num_positions=length,
+            init_std=width**-0.5,
+            **FORMS[form],  # type: ignore[arg-type]
+        )
+        plant_outliers(model)
+        positions = torch.arange(length).expand(batch, -1)
+        ones, slots = torch.ones(batch, length), torch.zeros(batch, length, dtype=torch.long)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_LR)
+    scaler = torch.amp.GradScaler(device.type)
+    finite, skipped, first = 0, 0, None
+    for step in range(steps):
+        tokens = torch.randint(vocabulary, (batch, length), device=device)
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.float16):
+            loss = sequence_loss(model, tokens, positions, ones, slots, 1).loss
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        before = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        skipped += scaler.get_scale() < before
+        if bool(loss.isfinite()):
+            finite += 1
+        elif first is None:
+            first = step
+    return Stability(steps, finite, skipped, first)
+
+
+@torch.no_grad()
+def plant_outliers(model: Transformer) -> None:
+    """Make one channel of queries and of keys, in every head and layer, very large."""
+    width = model.token_embedding.weight.shape[1]
+    head = width // model.num_heads
+    size = _SCORE**0.5
+    for block in model.blocks:
+        attention = block.attention
+        assert isinstance(attention, nn.Module)
+        bias = attention.qkv.bias  # type: ignore[union-attr]
+        bias[: 2 * width : head] = size  # the first channel of every head of queries, then of keys  # type: ignore[index]
+
+
+def _measure(shape: str, steps: int, batch: int, length: int, form: str) -> Result:
+    layers, width, heads = SHAPES[shape]
+    found = train(
+        form=form,
+        layers=layers,
+        width=width,
+        heads=heads,
+        vocabulary=8192,
+        batch=batch,
+        length=length,
+        steps=steps,
+        device=DEVICE,
+    )
+    facts: dict[str, float | int | str] = {
+        "of them with a finite loss": found.finite_losses,
+        "steps that the scaler skipped": found.skipped,
+        "first step that overflowed": "none" if found.first_overflow is None else found.first_overflow,
+    }
+    return Result("steps", {form: float(found.steps)}, {}, facts)

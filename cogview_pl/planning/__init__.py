@@ -1,0 +1,1 @@
+"""How much memory a run takes: steps played through on tensors without memory, and the arithmetic around them."""

@@ -1,0 +1,124 @@
+"""Bytes of the tensors that are alive while code runs, and their height: what a plan predicts and a test measures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts memory that operators allocate while this is active, until it is freed.
+
+    Works on real tensors and on fake ones, which occupy no memory. What an operator takes and gives back inside (work
+    space of a convolution) does not count. Each piece of memory has the label that was set when it was allocated.
+
+    Args:
+        label: of what is allocated.
+        given: count memory that no operator has allocated (weights from a file, what was there before) as well, from
+            when an operator first reads it.
+
+    Attributes:
+        now: bytes alive, by label.
+        peak: `now` when the sum was largest since the last `restart`.
+    """
+
+    def __init__(self, label: str = "activations", *, given: bool = False) -> None:
+        super().__init__()
+        self._count_given = given
+        self.now: Counter[str] = Counter()
+        self.peak: Counter[str] = Counter()
+        self._label = label
+        self._total = self._highest = 0
+        self._known: dict[int, tuple[Any, str, int]] = {}  # by address: weak reference, label, bytes
+
+    @property
+    def highest(self) -> int:
+        """Bytes of `peak`, all labels."""
+        return self._highest
+
+    @property
+    def total(self) -> int:
+        """Bytes of `now`, all labels."""
+        return self._total
+
+    def restart(self) -> Counter[str]:
+        """The peak so far; from here on it is sought anew."""
+        peak = self.peak.copy()
+        self.peak, self._highest = self.now.copy(), self._total
+        return peak
+
+    @contextmanager
+    def label(self, name: str) -> Iterator[None]:
+        """What is allocated inside belongs to this label."""
+        before, self._label = self._label, name
+        try:
+            yield
+        finally:
+            self._label = before
+
+    def claim(self, tensor: Tensor, name: str) -> None:
+        """Give the memory of a tensor, which must have been counted, another label."""
+        address = _address(tensor)
+        if address in self._known:
+            reference, label, size = self._known[address]
+            self._known[address] = reference, name, size
+            self.now[label] -= size
+            self.now[name] += size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._count_given:
+            for tensor in _tensors((args, kwargs)):
+                self._add(tensor)
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            if _address(tensor) in self._known:
+                continue
+            if all(_address(other) != _address(tensor) for other in _tensors((args, kwargs))):
+                self._add(tensor)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        address = _address(tensor)
+        if address in self._known:
+            return
+        opaque = tensor.is_mkldnn  # has no storage to ask
+        memory = tensor if opaque else tensor.untyped_storage()
+        size = tensor.numel() * tensor.element_size() if opaque else tensor.untyped_storage().nbytes()
+        self._known[address] = ref(memory, lambda _: self._drop(address)), self._label, size
+        self.now[self._label] += size
+        self._total += size
+        if self._total > self._highest:
+            self.peak, self._highest = self.now.copy(), self._total
+
+    def _drop(self, address: int) -> None:
+        _, label, size = self._known.pop(address)
+        self.now[label] -= size
+        self._total -= size
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Floating-point tensors made inside have this dtype where none is named."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _address(tensor: Tensor) -> int:
+    """What tells one piece of memory from others."""
+    return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage()._cdata
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.device.type != "meta"]

@@ -1,0 +1,219 @@
+"""Memory of tasks that use trained models: painting, ranking, enlarging."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cogview_pl.checkpoints.store import build_vqvae
+from cogview_pl.config import Config, TemplateConfig, Verb
+from cogview_pl.generation.filters import Sampling
+from cogview_pl.generation.quantized import matrix_bytes
+from cogview_pl.generation.wavefront import timetable
+from cogview_pl.planning.decoding import Decoding, decoding_height, scoring_height
+from cogview_pl.planning.image_tokenizer import decoding_height as picture_height
+from cogview_pl.planning.image_tokenizer import encoding_height
+from cogview_pl.planning.moments import Moments
+from cogview_pl.tasks.models import quantization, weights_dtype
+from cogview_pl.tasks.sizes import ImageSizes, SequenceSizes, written_sizes
+from cogview_pl.tasks.studio import sampling
+from cogview_pl.transformer import Transformer
+from cogview_pl.transformer.packed import packed_bytes
+from cogview_pl.vocab import CodeSlot, TextSlot, TextTokenizer
+
+_RGB = 3
+
+
+def image_tokenizer_bytes(images: ImageSizes) -> int:
+    """Weights and codebook of an image tokenizer, which stay in fp32."""
+    with torch.device("meta"):
+        model = build_vqvae(images.settings)
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def sequence_model_bytes(sizes: SequenceSizes, dtype: torch.dtype, weights: str | None) -> int:
+    """Weights of a sequence model for inference, in `dtype`, its blocks' matrices as `weights` says."""
+    with torch.device("meta"):
+        model = Transformer(**sizes.settings)
+    size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+    if weights is not None:
+        width, layers = sizes.settings["width"], sizes.settings["num_layers"]
+        size -= int(layers * (12 * width**2 * dtype.itemsize - matrix_bytes(weights, width)))
+    return size
+
+
+def cache_and_packed(work: Decoding, weights: str | None) -> Counter[str]:
+    """The KV cache, and on a CPU the packed copy of the weights that decoding makes for each batch of prompts."""
+    settings = dict(work.settings)
+    packed = packed_bytes(
+        layers=settings["num_layers"],
+        width=settings["width"],
+        ids=work.ids,
+        dtype=work.weights,
+        quantized=weights is not None,
+    )
+    return Counter(kv_cache=work.cache_bytes, packed_weights=0 if work.on_gpu else packed)
+
+
+def known_prompts(config: Config) -> list[str] | None:
+    """The prompts that a configuration names; None for captions and for standard input, which must not be read yet."""
+    given = config.prompts
+    if given is None or given == "-":
+        return None
+    if isinstance(given, str):
+        file = Path(given)
+        return file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
+    return [str(prompt) for prompt in given]
+
+
+def _longest(prompts: list[str] | None, text_model: Path | None) -> int | None:
+    """Pieces of the longest prompt; None where prompts or their tokenizer are not known."""
+    if not prompts or text_model is None:
+        return None
+    text = TextTokenizer.load(text_model)
+    return max(len(text.encode(prompt)) for prompt in prompts)
+
+
+def generate(config: Config, on_gpu: bool) -> Moments:
+    """Painter, captioner and upscaler are loaded at once; one of them works."""
+    painter = _painter(config)
+    if isinstance(painter.template.target, TextSlot):
+        return _describe(config, painter, on_gpu)
+    dtype, quantized, options = weights_dtype(config), quantization(config), sampling(config)
+    named = known_prompts(config)
+    prompts = len(named) if named else config.num_prompts if config.prompts is None else config.sampler.batch_size
+    at_once = max(1, config.sampler.batch_size // config.num_images)
+    pictures = min(config.sampler.batch_size, config.num_images * min(at_once, prompts))
+    captioner = _companion(config, "caption", "rerank_with", config.rerank_with, config.rerank_template)
+    upscaler = _companion(config, "super_resolution", "upscale_with", config.upscale_with, config.upscale_template)
+    models = [painter, *(found for found in (captioner, upscaler) if found is not None)]
+    edge = painter.images.edge * (1 if upscaler is None else 2)
+    held = Counter(
+        sequence_models=sum(sequence_model_bytes(sizes, dtype, quantized) for sizes in models),
+        image_tokenizer=image_tokenizer_bytes(painter.images),
+        pictures=0 if on_gpu else prompts * (config.keep or config.num_images) * _RGB * edge**2,
+    )
+    longest = _longest(named, painter.text_model)
+    work = Decoding.of(painter.settings, painter.template, pictures, dtype, on_gpu, options, longest)
+    moments = {"painting": held + cache_and_packed(work, quantized) + decoding_height(work)}
+    if not on_gpu:
+        moments["loading"] = _loading(models, dtype, quantized)
+    grid = painter.images.grid
+    if captioner is not None:
+        moments["ranking"] = held + _scoring(captioner, pictures, dtype)
+    if upscaler is not None:
+        moments["enlarging"] = held + _enlarging(upscaler, pictures, dtype, quantized, on_gpu, options)
+        grid = (2 * grid[0], 2 * grid[1])
+    moments["decoding of pictures"] = held + picture_height(painter.images.settings, batch=pictures, grid=grid)
+    return Moments(moments)
+
+
+def rerank(config: Config, on_gpu: bool) -> Moments:
+    """A captioner and the image tokenizer."""
+    captioner = used_sizes(config)
+    dtype, batch = weights_dtype(config), config.sampler.batch_size
+    held = _held(captioner, dtype, quantization(config))
+    return Moments(
+        {
+            "encoding": held + encoding_height(captioner.images.settings, batch=batch, edge=captioner.images.edge),
+            "ranking": held + _scoring(captioner, batch, dtype),
+        }
+    )
+
+
+def magnify(config: Config, on_gpu: bool) -> Moments:
+    """An upscaler and the image tokenizer; pictures are kept as numbers until all are done."""
+    upscaler = used_sizes(config)
+    dtype, quantized = weights_dtype(config), quantization(config)
+    pictures = config.num_prompts
+    batch = min(config.sampler.batch_size, pictures)
+    images = upscaler.images
+    held = _held(upscaler, dtype, quantized)
+    if not on_gpu:
+        held["pictures"] = pictures * _RGB * images.edge**2 * (1 + 4 * torch.float32.itemsize)
+    grid = (2 * images.grid[0], 2 * images.grid[1])
+    enlarging = _enlarging(upscaler, batch, dtype, quantized, on_gpu, sampling(config).plain())
+    return Moments(
+        {
+            "encoding": held + encoding_height(images.settings, batch=batch, edge=images.edge),
+            "enlarging": held + enlarging,
+            "decoding of pictures": held + picture_height(images.settings, batch=batch, grid=grid),
+        }
+    )
+
+
+def used_sizes(config: Config) -> SequenceSizes:
+    """The model that a task is about: the upscaler of `magnify`, the captioner of `rerank`, else the painter."""
+    if config.verb == Verb.magnify:
+        return written_sizes(config, "super_resolution", "upscale_with", config.upscale_with, config.upscale_template)
+    if config.verb == Verb.rerank:
+        return written_sizes(config, "caption", "rerank_with", config.rerank_with, config.rerank_template)
+    return _painter(config)
+
+
+def _painter(config: Config) -> SequenceSizes:
+    if config.images is None:
+        return written_sizes(config, "pretrain", "init_from", config.init_from, config.template)
+    return written_sizes(config, "caption", "init_from", config.init_from, config.rerank_template)
+
+
+def _companion(config: Config, task: str, key: str, given: str | None, layout: TemplateConfig) -> SequenceSizes | None:
+    return None if given is None else written_sizes(config, task, key, given, layout)
+
+
+def _describe(config: Config, captioner: SequenceSizes, on_gpu: bool) -> Moments:
+    """A captioner that writes: pictures are encoded, then texts filled."""
+    dtype, quantized = weights_dtype(config), quantization(config)
+    batch = config.sampler.batch_size
+    held = _held(captioner, dtype, quantized)
+    work = Decoding.of(captioner.settings, captioner.template, batch, dtype, on_gpu, sampling(config).plain())
+    return Moments(
+        {
+            "encoding": held + encoding_height(captioner.images.settings, batch=batch, edge=captioner.images.edge),
+            "writing": held + cache_and_packed(work, quantized) + decoding_height(work),
+        }
+    )
+
+
+def _held(sizes: SequenceSizes, dtype: torch.dtype, quantized: str | None) -> Counter[str]:
+    return Counter(
+        sequence_models=sequence_model_bytes(sizes, dtype, quantized),
+        image_tokenizer=image_tokenizer_bytes(sizes.images),
+    )
+
+
+def _loading(models: list[SequenceSizes], dtype: torch.dtype, quantized: str | None) -> Counter[str]:
+    """Weights are read in fp32, one model after the other."""
+    done, worst = 0, 0
+    for sizes in models:
+        worst = max(worst, done + sequence_model_bytes(sizes, torch.float32, None))
+        done += sequence_model_bytes(sizes, dtype, quantized)
+    return Counter(sequence_models=worst)
+
+
+def _scoring(captioner: SequenceSizes, rows: int, dtype: torch.dtype) -> Counter[str]:
+    template = captioner.template
+    return scoring_height(
+        captioner.settings,
+        rows=rows,
+        tokens=template.length - 1,
+        scored=template.target.length + 1,
+        ids=len(template.predicted(template.target)),
+        weights=dtype,
+    )
+
+
+def _enlarging(
+    upscaler: SequenceSizes, pictures: int, dtype: torch.dtype, quantized: str | None, on_gpu: bool, options: Sampling
+) -> Counter[str]:
+    """Windows side by side, each in its lane of the cache."""
+    template = upscaler.template
+    assert isinstance(template.target, CodeSlot)
+    grid = template.target.grid[0]
+    lanes = 1 + max(turn.lane for step in timetable(grid) for turn in step)
+    work = Decoding.of(upscaler.settings, template, pictures * lanes, dtype, on_gpu, options.plain())
+    work = replace(work, positions=work.positions + grid)
+    return cache_and_packed(work, quantized) + decoding_height(work)
