@@ -23,6 +23,7 @@ from cogview_pl.choices import (
     Quantization,
     Reconstruction,
     StoreFormat,
+    StrategyKind,
     TokenSource,
     Verb,
 )
@@ -266,6 +267,14 @@ class OptimizerConfig:
 
 
 @dataclass
+class StrategyConfig:
+    """Devices: which kind of strategy, and the object or name that Lightning is given."""
+
+    kind: StrategyKind = MISSING
+    strategy: Any = MISSING
+
+
+@dataclass
 class Config:
     """The whole configuration of a run."""
 
@@ -309,7 +318,7 @@ class Config:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: dict[str, Any] = field(default_factory=dict)
-    strategy: dict[str, Any] = field(default_factory=dict)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,12 +25,13 @@ from omegaconf.errors import OmegaConfBaseException
 from cogview_pl.config import Config, Verb, register_schemas
 from cogview_pl.errors import UserError
 from cogview_pl.limits import check_limits
-from cogview_pl.shell import quote_override
+from cogview_pl.shell import quote_override, quoted
+from cogview_pl.tasks.processes import THESE
 
 _log = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).parent
-_RUN_DIR_OF_RANK_0 = "COGVIEW_PL_RUN_DIR"
+_PARALLEL = (Verb.fit_image_tokenizer, Verb.fit_sequence_model, Verb.chain)  # the first process does the others alone
 _CHAIN_KEYS = ("experiment", "task", "stages", "common", "run_dir")  # what a chain does not hand on to its stages
 
 
@@ -52,55 +54,61 @@ def _register_experiments(by_name_only: bool) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(_shipped("conf")), config_name="config")
 def _main(composed: DictConfig) -> dict[str, float | str]:
-    job = HydraConfig.get().job.num if HydraConfig.get().mode == RunMode.MULTIRUN else None
+    job, overrides = None, sys.argv[1:]
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        job, overrides = HydraConfig.get().job.num, [*_flags(), *HydraConfig.get().overrides.task]
     try:
-        return _run(composed, job)[1]
+        return _run(composed, overrides, job)[1]
     except UserError as error:  # caught here, because Hydra would put a line of its own before ours
         _give_up(str(error))
     except OmegaConfBaseException as error:
         _give_up(_one_line(error))
 
 
-def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, float | str]]:
-    """Run one composed configuration; returns its folder and its metrics."""
+def _run(composed: DictConfig, overrides: list[str], job: int | None = None) -> tuple[Path, dict[str, float | str]]:
+    """Run one composed configuration; returns its folder and, in the process that writes, its metrics.
+
+    `overrides` are the words that compose it; `job` is its number in a sweep.
+    """
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise UserError(f"{missing[0]} has no value; set it on the command line: {missing[0]}=…")
     check_limits(composed)
     if composed.plan:
-        return Path(), _verb("plan").run(OmegaConf.to_object(composed))
+        return Path(), {} if not THESE.first else _verb("plan").run(OmegaConf.to_object(composed))
 
-    from cogview_pl.tasks.run_folder import interrupted_run, new_run
+    from cogview_pl.tasks.run_folder import interrupted_run, new_run, open_run
 
     if composed.threads is not None:
         import torch
 
         torch.set_num_threads(composed.threads)
-    first = _RUN_DIR_OF_RANK_0 not in os.environ or "LOCAL_RANK" not in os.environ  # of the processes of this run
     if composed.resume:
         proof = "store/header.json" if composed.verb == Verb.tokenize else "checkpoints/last.ckpt"
-        folder = interrupted_run(composed.outputs, composed.task, composed.resume, proof)
+        find = partial(interrupted_run, composed.outputs, composed.task, composed.resume, proof)
     else:
-        given = composed.run_dir if first else os.environ[_RUN_DIR_OF_RANK_0]
-        folder = new_run(composed.outputs, composed.task, given, job if first else None)
+        find = partial(new_run, composed.outputs, composed.task, composed.run_dir, job)
+    folder = open_run(find, composed.run_dir)
     composed.run_dir = str(folder.path)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
-    os.environ[_RUN_DIR_OF_RANK_0] = config.run_dir or ""
+    verb = _verb(config.verb.value)
     try:
-        if first:
-            folder.save_config(composed)
-        verb = _verb(config.verb.value)
-        metrics = verb.run(config, folder, _run_stage) if config.verb == Verb.chain else verb.run(config, folder)
-        if first:
-            folder.finish(metrics)
+        folder.save_config(composed)
+        if config.verb == Verb.chain:
+            metrics = verb.run(config, folder, _run_stage)
+        elif config.verb in _PARALLEL:
+            with THESE.launching([*overrides, f"run_dir={quoted(str(folder.path))}"]):
+                metrics = verb.run(config, folder)
+        else:
+            with THESE.first_goes_ahead() as first:
+                metrics = verb.run(config, folder) if first else {}
+        folder.finish(metrics)
     except (UserError, OmegaConfBaseException):
         folder.undo()
         raise
-    finally:
-        if first:
-            os.environ.pop(_RUN_DIR_OF_RANK_0, None)
-    _log.info("done: %s", folder.path)
+    if folder.writes:
+        _log.info("done: %s", folder.path)
     return folder.path, metrics
 
 
@@ -111,7 +119,13 @@ def _run_stage(overrides: list[str]) -> tuple[Path, dict[str, float | str]]:
         for override in HydraConfig.get().overrides.task
         if override.lstrip("+~").split("=")[0].split(".")[0] not in _CHAIN_KEYS
     ]
-    return _run(hydra.compose("config", overrides=[*map(quote_override, overrides), *given]))
+    words = [*map(quote_override, overrides), *given]
+    return _run(hydra.compose("config", overrides=words), [*_flags(), *words])
+
+
+def _flags() -> list[str]:
+    """Words of the command line that say where configurations are."""
+    return [word for word in sys.argv[1:] if word.startswith("--config")]
 
 
 def _verb(name: str) -> Any:
@@ -151,7 +165,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _give_up(message: str) -> NoReturn:
-    print(f"cogview_pl: {' '.join(message.split())}", file=sys.stderr)
+    if THESE.first:  # the others found the same
+        print(f"cogview_pl: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
