@@ -95,7 +95,7 @@ class SequenceModule(LightningModule):
         """Mean cross-entropy per token (nats) of each slot, over the whole set and all devices."""
         if self._val_sums is None:
             return
-        sums = torch.as_tensor(self.all_gather(self._val_sums)).view(-1, len(self._val_sums)).sum(0)
+        sums = self._total(self._val_sums)
         self._val_sums = None
         slots = len(self.slot_names)
         for name, total, count in zip(self.slot_names, sums[:slots], sums[slots : 2 * slots], strict=True):

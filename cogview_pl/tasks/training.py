@@ -52,6 +52,7 @@ def seed(config: Config) -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")  # what is logged is summed up
     seed_everything(config.seed, workers=True, verbose=False)
 
 
