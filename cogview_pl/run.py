@@ -22,7 +22,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cogview_pl.config import Config, Verb, register_schemas
+from cogview_pl.choices import StrategyKind, Verb
+from cogview_pl.config import Config, register_schemas
 from cogview_pl.errors import UserError
 from cogview_pl.limits import check_limits
 from cogview_pl.shell import quote_override, quoted
@@ -97,7 +98,7 @@ def _run(composed: DictConfig, overrides: list[str], job: int | None = None) -> 
         folder.save_config(composed)
         if config.verb == Verb.chain:
             metrics = verb.run(config, folder, _run_stage)
-        elif config.verb in _PARALLEL:
+        elif config.verb in _PARALLEL or _paints_together(config):
             with THESE.launching([*overrides, f"run_dir={quoted(str(folder.path))}"]):
                 metrics = verb.run(config, folder)
         else:
@@ -110,6 +111,10 @@ def _run(composed: DictConfig, overrides: list[str], job: int | None = None) -> 
     if folder.writes:
         _log.info("done: %s", folder.path)
     return folder.path, metrics
+
+
+def _paints_together(config: Config) -> bool:
+    return config.verb == Verb.generate and config.strategy.kind == StrategyKind.tp
 
 
 def _run_stage(overrides: list[str]) -> tuple[Path, dict[str, float | str]]:

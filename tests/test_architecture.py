@@ -35,8 +35,8 @@ ALLOWED = {
     "limits": set(),
     "sweep": set(),
     "shell": set(),
-    "tasks": MIDDLE | MATHS | {"evaluation", "lit", "config"},
-    "run": {"tasks", "config", "limits", "sweep", "shell"},
+    "tasks": MIDDLE | MATHS | {"evaluation", "lit", "config", "choices"},
+    "run": {"tasks", "choices", "config", "limits", "sweep", "shell"},
     "": {"generation"},  # cogview_pl/__init__.py offers CogView
 }
 """Part of the package → the parts that it may import besides itself and `errors`."""

@@ -19,7 +19,7 @@ from cogview_pl.lit.optim import (
 )
 from cogview_pl.transformer import SequenceLoss, Transformer, over_devices, sequence_loss
 from cogview_pl.transformer.flops import TRAINING, forward_flops
-from cogview_pl.transformer.parallel import clip_gradients, is_spread, shard_weights, tensor_parallel
+from cogview_pl.transformer.parallel import clip_gradients, shard_weights, tensor_parallel
 
 
 class SequenceModule(LightningModule):
@@ -61,7 +61,7 @@ class SequenceModule(LightningModule):
 
     def configure_model(self) -> None:
         """Spread the weights over the devices, where the strategy has a mesh of them."""
-        if self.device_mesh is None or is_spread(self.model):
+        if self.device_mesh is None or self.model.spread:
             return
         if self.device_mesh["tensor_parallel"].size() > 1:
             tensor_parallel(self.model, self.device_mesh["tensor_parallel"])
@@ -124,7 +124,7 @@ class SequenceModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the norm of the gradient, which Lightning cannot where some weights are spread over devices."""
-        if not is_spread(self.model):
+        if not self.model.spread:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             clip_gradients(list(self.model.parameters()), gradient_clip_val)

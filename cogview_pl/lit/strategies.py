@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import ModelParallelStrategy as InferenceStrategy
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
@@ -62,6 +65,19 @@ class TensorParallelStrategy(_WholeCheckpoints):
     def setup_environment(self) -> None:
         self._data_parallel_size, self._tensor_parallel_size = 1, self.num_nodes * self.num_processes
         super().setup_environment()
+
+
+def join_tensor_parallel(accelerator: str, devices: int, num_nodes: int) -> DeviceMesh:
+    """Start or join the processes of an inference on several devices; returns the mesh that divides the model.
+
+    Raises:
+        ValueError, MisconfigurationException: there are not so many devices.
+    """
+    strategy = InferenceStrategy(
+        lambda model, mesh: model, data_parallel_size=1, tensor_parallel_size=devices * num_nodes
+    )
+    Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy).launch()
+    return strategy.device_mesh["tensor_parallel"]
 
 
 def _parts(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning import Trainer
 
-from cogview_pl.choices import StrategyKind
+from cogview_pl.choices import StrategyKind, Verb
 from cogview_pl.config import Config, instantiate
 from cogview_pl.errors import UserError
 from cogview_pl.tasks.processes import THESE
+from cogview_pl.transformer import Transformer
+
+if TYPE_CHECKING:  # tasks that train nothing start without Lightning
+    from lightning import Trainer
 
 _WHOLE_GRADIENTS = ("cogview_pl.lit.muon.Muon",)  # optimizers that need the whole gradient of a matrix
 _DEEPSPEED = (StrategyKind.deepspeed_2, StrategyKind.deepspeed_3)
@@ -70,6 +74,38 @@ def lightning_strategy(config: Config) -> Any:
     """What `lightning.Trainer` takes as its strategy; raises UserError if it cannot be made."""
     given = config.strategy.strategy
     return given if isinstance(given, str) else instantiate(given, "strategy.strategy")
+
+
+def inference_spread(config: Config) -> Callable[[Transformer], None]:
+    """What makes a model ready for the devices that paint together; with another strategy than tp it does nothing.
+
+    Raises:
+        UserError: another task, `weights`, or devices that cannot be had; called, heads that cannot be divided.
+    """
+    if config.strategy.kind != StrategyKind.tp:
+        return lambda model: None
+    if config.verb != Verb.generate:
+        raise UserError(f"strategy=tp trains and paints, task={config.task} runs on one device; set strategy=single")
+    if config.weights is not None:
+        raise UserError("strategy=tp divides matrices that weights= would pack; set weights=null or strategy=single")
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from cogview_pl.lit.strategies import join_tensor_parallel
+    from cogview_pl.transformer.parallel import tensor_parallel
+
+    options = config.trainer
+    try:
+        mesh = join_tensor_parallel(options["accelerator"], options["devices"], options["num_nodes"])
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+        raise UserError(f"strategy=tp, trainer.devices={options['devices']}: {error}") from error
+
+    def spread(model: Transformer) -> None:
+        try:
+            tensor_parallel(model, mesh)
+        except ValueError as error:
+            raise UserError(f"strategy=tp, trainer.devices={options['devices']}: {error}") from error
+
+    return spread
 
 
 def without_fused_kernel(config: Config) -> dict[str, Any]:

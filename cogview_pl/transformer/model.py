@@ -65,6 +65,7 @@ class Transformer(nn.Module):
         if width % num_heads:
             raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
+        self.spread = False  # over several devices, by `transformer.parallel`
         self.token_embedding = nn.Embedding(vocabulary_size, width)
         self.position_embedding = nn.Embedding(num_positions, width)
         self.dropout = nn.Dropout(dropout)

@@ -34,6 +34,7 @@ def shard_weights(model: Transformer, mesh: DeviceMesh) -> None:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "hidden")
+    model.spread = True
 
 
 def tensor_parallel(model: Transformer, mesh: DeviceMesh) -> None:
@@ -56,6 +57,7 @@ def tensor_parallel(model: Transformer, mesh: DeviceMesh) -> None:
         }
         parallelize_module(block, mesh, plan)
         block.attention.num_heads = model.num_heads // mesh.size()
+    model.spread = True
 
 
 class _HeadwiseParallel(ColwiseParallel):
@@ -68,11 +70,6 @@ class _HeadwiseParallel(ColwiseParallel):
         for key, parameter in list(module.named_parameters(recurse=False)):
             split = distribute_tensor(parameter, device_mesh, [_StridedShard(0, split_factor=_THREE)])
             module.register_parameter(key, nn.Parameter(split, requires_grad=parameter.requires_grad))
-
-
-def is_spread(model: nn.Module) -> bool:
-    """Whether weights are spread over devices."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def whole(value: Any, keep: bool) -> Any:

@@ -124,17 +124,13 @@ def test_two_processes_train_stage_1_as_one_does(on_one: Path) -> None:
     torch.testing.assert_close(*codebooks, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("run", "whole"), [("fsdp_again", "fsdp"), ("fsdp_on_one", "fsdp"), ("ddp_on_one", "ddp")]
-)
+@pytest.mark.parametrize(("run", "whole"), [("fsdp_again", "fsdp"), ("fsdp_on_one", "fsdp"), ("ddp_on_one", "ddp")])
 def test_saved_on_two_goes_on(run: str, whole: str, on_one: Path) -> None:
     for tag in ("train/loss", "val/loss"):
         expected = {step: value for step, value in curve(on_one / whole, tag).items() if step >= HALF}
         assert curve(on_one / run, tag) == pytest.approx(expected, abs=1e-5)
     torch.testing.assert_close(weights(on_one / run), weights(on_one / whole), atol=1e-4, rtol=0)
-    consumed = {
-        folder: last_checkpoint(on_one / folder)["DataModule"]["consumed"] for folder in (run, whole, "one")
-    }
+    consumed = {folder: last_checkpoint(on_one / folder)["DataModule"]["consumed"] for folder in (run, whole, "one")}
     assert consumed == dict.fromkeys(consumed, 8 * STEPS)
 
 
