@@ -336,9 +336,7 @@ def instantiate(node: dict[str, Any], key: str) -> Any:
 
 
 def register_schemas() -> None:
-    """Make the schemas known to Hydra, and to the files in `conf/` `${half:N}`, rounded down, and `${equal:A,B}`."""
-    OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)
-    OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
+    """Make the schemas known to Hydra."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for name, quantizer in _QUANTIZERS.items():
@@ -346,6 +344,10 @@ def register_schemas() -> None:
     for name, data in _DATA.items():
         store.store(group="schema/data", name=name, node=data)
 
+
+# For the files in `conf/`. On import, since to a job elsewhere a launcher sends the schemas along, but not these.
+OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)  # rounded down
+OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
 
 _QUANTIZERS = {
     "ema": EMAQuantizerConfig,

@@ -6,6 +6,7 @@ Exit codes: 0 done; 2 bad input or configuration, with one line that says which;
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
 import re
@@ -141,6 +142,7 @@ def main() -> None:
     """Entry point: turns errors that the user can mend into one line and exit code 2."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting with 1
     sys.argv[1:] = map(quote_override, sys.argv[1:])
+    _require_launcher()
     register_schemas()
     asks_for_help = bool({"--help", "-h"} & set(sys.argv[1:]))
     _register_experiments(by_name_only=asks_for_help)
@@ -150,6 +152,12 @@ def main() -> None:
         _main()
     except (HydraException, OmegaConfBaseException) as error:
         _give_up(_one_line(error))
+
+
+def _require_launcher() -> None:
+    wanted = [word for word in sys.argv[1:] if word.startswith("hydra/launcher=submitit")]
+    if wanted and importlib.util.find_spec("submitit") is None:
+        _give_up(f'{wanted[0]} needs hydra-submitit-launcher; pip install "cogview_pl[slurm]"')
 
 
 _INTERNALS = ("object_type=", "full_key:", "reference_type=", "See https://", "Config search path:", "provider=")

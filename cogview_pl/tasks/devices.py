@@ -33,6 +33,7 @@ def check_strategy(config: Config, *, spreads: bool) -> None:
     """
     kind = config.strategy.kind
     name = f"strategy={kind.value}"
+    _check_started(config)
     if not kind.spreads:
         return
     if not spreads:
@@ -58,15 +59,6 @@ def check_heads(config: Config, trainer: Trainer) -> None:
     if config.strategy.kind == StrategyKind.tp and heads % devices:
         raise UserError(
             f"strategy=tp: model.num_heads={heads} cannot be divided among {devices} devices; change trainer.devices"
-        )
-
-
-def check_world(trainer: Trainer) -> None:
-    """Raises UserError if torchrun or SLURM started another number of processes than the run has devices for."""
-    if THESE.size > 1 and trainer.world_size != THESE.size:
-        raise UserError(
-            f"trainer.devices and trainer.num_nodes make {trainer.world_size} processes, {THESE.size} were started; "
-            "set them, and strategy, to what torchrun or SLURM starts"
         )
 
 
@@ -114,6 +106,17 @@ def without_fused_kernel(config: Config) -> dict[str, Any]:
     if config.strategy.kind == StrategyKind.tp and node.get("fused"):
         return {**node, "fused": False}
     return node
+
+
+def _check_started(config: Config) -> None:
+    """Whether torchrun or SLURM, where it started the run, started a process for each device."""
+    devices, nodes, kind = config.trainer["devices"], config.trainer["num_nodes"], config.strategy.kind.value
+    wanted = (len(devices) if isinstance(devices, list) else devices) * nodes
+    if THESE.size > 1 and (config.strategy.kind == StrategyKind.single or wanted != THESE.size):
+        raise UserError(
+            f"{THESE.size} processes were started for strategy={kind}, trainer.devices={devices} and "
+            f"trainer.num_nodes={nodes}; set strategy=ddp or fsdp, and as many devices as processes"
+        )
 
 
 def _check_deepspeed(name: str) -> None:

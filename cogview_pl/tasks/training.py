@@ -17,7 +17,7 @@ from cogview_pl.config import Config, instantiate
 from cogview_pl.errors import UserError
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.optim import OptimizerFactory
-from cogview_pl.tasks.devices import check_heads, check_world, lightning_strategy, without_fused_kernel
+from cogview_pl.tasks.devices import check_heads, lightning_strategy, without_fused_kernel
 from cogview_pl.tasks.run_folder import RunFolder
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
@@ -77,7 +77,6 @@ def train(
         checkpoint = folder / LAST_CHECKPOINT
         _check_checkpoint(checkpoint, identity)
     trainer = _trainer(config, folder)
-    check_world(trainer)
     check_heads(config, trainer)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
