@@ -85,7 +85,8 @@ class DataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on behind the samples that the checkpoint has seen."""
-        self._consumed, self._batches = state_dict["consumed"], state_dict["batches"]
+        self._consumed = state_dict["consumed"]
+        self._batches = state_dict.get("batches", self._consumed // self.batch_size)  # older ones: of one process
 
     def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
         return DataLoader(

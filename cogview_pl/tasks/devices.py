@@ -13,6 +13,7 @@ from cogview_pl.config import Config, instantiate
 from cogview_pl.errors import UserError
 from cogview_pl.tasks.processes import THESE
 from cogview_pl.transformer import Transformer
+from cogview_pl.transformer.parallel import gather_weights, tensor_parallel
 
 if TYPE_CHECKING:  # tasks that train nothing start without Lightning
     from lightning import Trainer
@@ -68,6 +69,20 @@ def lightning_strategy(config: Config) -> Any:
     return given if isinstance(given, str) else instantiate(given, "strategy.strategy")
 
 
+def make_whole(config: Config, model: Transformer, keep: bool) -> None:
+    """Weights that the strategy spread over devices whole again, where `keep`; the model will not train any more."""
+    if config.strategy.kind != StrategyKind.deepspeed_3:
+        gather_weights(model, keep)
+        return
+    import deepspeed
+
+    parameters = list(model.parameters())
+    with deepspeed.zero.GatheredParameters(parameters):
+        whole = [parameter.detach().float().cpu() for parameter in parameters] if keep else []
+    for parameter, value in zip(parameters, whole, strict=False):
+        parameter.data = value
+
+
 def inference_spread(config: Config) -> Callable[[Transformer], None]:
     """What makes a model ready for the devices that paint together; with another strategy than tp it does nothing.
 
@@ -83,7 +98,6 @@ def inference_spread(config: Config) -> Callable[[Transformer], None]:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from cogview_pl.lit.strategies import join_tensor_parallel
-    from cogview_pl.transformer.parallel import tensor_parallel
 
     options = config.trainer
     try:

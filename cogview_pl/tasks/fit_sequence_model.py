@@ -13,14 +13,13 @@ from cogview_pl.generation.pipeline import CogView
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.sequence_model import SequenceModule
 from cogview_pl.tasks.compiler import prepare_compiler
-from cogview_pl.tasks.devices import check_strategy
+from cogview_pl.tasks.devices import check_strategy, make_whole
 from cogview_pl.tasks.fit_image_tokenizer import plain, require_same
 from cogview_pl.tasks.models import check_positions, check_precision, layout_settings, open_sequence_model
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.tokens import Tokens, open_tokens, training_sequences, validation_sequences
 from cogview_pl.tasks.training import optimizer_factory, seed, train
 from cogview_pl.transformer import Transformer
-from cogview_pl.transformer.parallel import gather_weights
 from cogview_pl.vocab import Template, Vocabulary, is_text_to_picture
 
 _OF_THE_WEIGHTS = ("vocabulary_size", "num_layers", "width", "num_heads", "num_positions", "norm")
@@ -75,7 +74,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         seed=config.seed,
     )
     metrics = train(config, folder, module, data, {"kind": SEQUENCE_MODEL, "settings": settings})
-    gather_weights(model, keep=folder.writes)
+    make_whole(config, model, keep=folder.writes)
     if folder.writes:
         save_sequence_model(
             folder / "model",

@@ -122,6 +122,8 @@ def _remember(identity: dict[str, Any], checkpoint: dict[str, Any]) -> None:
 
 
 def _check_checkpoint(file: Path, identity: dict[str, Any]) -> None:
+    if file.is_dir():  # DeepSpeed's, which it checks itself
+        return
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:

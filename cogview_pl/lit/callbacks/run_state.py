@@ -36,7 +36,7 @@ class RandomState(Callback):
         return {"processes": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict["processes"]
+        self._restored = state_dict.get("processes", [state_dict])  # older ones hold that of one process
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ready = False
