@@ -90,6 +90,22 @@ class LoRATarget(Enum):
     tokens = "tokens"
 
 
+class StrategyKind(Enum):
+    """How a run uses its devices."""
+
+    single = "single"
+    ddp = "ddp"
+    fsdp = "fsdp"
+    deepspeed_2 = "deepspeed_2"
+    deepspeed_3 = "deepspeed_3"
+    tp = "tp"
+
+    @property
+    def spreads(self) -> bool:
+        """Whether no device has all gradients and optimizer states."""
+        return self not in (StrategyKind.single, StrategyKind.ddp)
+
+
 class Quantization(Enum):
     """How matrices are held for inference."""
 

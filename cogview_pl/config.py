@@ -24,6 +24,7 @@ from cogview_pl.choices import (
     Quantization,
     Reconstruction,
     StoreFormat,
+    StrategyKind,
     TokenSource,
     Verb,
 )
@@ -286,6 +287,14 @@ class PlanConfig:
 
 
 @dataclass
+class StrategyConfig:
+    """Devices: which kind of strategy, and the object or name that Lightning is given."""
+
+    kind: StrategyKind = MISSING
+    strategy: Any = MISSING
+
+
+@dataclass
 class Config:
     """The whole configuration of a run."""
 
@@ -330,7 +339,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     precision: dict[str, Any] = field(default_factory=dict)
-    strategy: dict[str, Any] = field(default_factory=dict)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
@@ -348,9 +357,7 @@ def instantiate(node: dict[str, Any], key: str) -> Any:
 
 
 def register_schemas() -> None:
-    """Make the schemas known to Hydra, and to the files in `conf/` `${half:N}`, rounded down, and `${equal:A,B}`."""
-    OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)
-    OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
+    """Make the schemas known to Hydra."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for name, quantizer in _QUANTIZERS.items():
@@ -358,6 +365,10 @@ def register_schemas() -> None:
     for name, data in _DATA.items():
         store.store(group="schema/data", name=name, node=data)
 
+
+# For the files in `conf/`. On import, since to a job elsewhere a launcher sends the schemas along, but not these.
+OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)  # rounded down
+OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
 
 _QUANTIZERS = {
     "ema": EMAQuantizerConfig,

@@ -32,6 +32,11 @@ def quote_override(word: str) -> str:
     return f"{key}={_quote(value)}"
 
 
+def quoted(value: str) -> str:
+    """A value in quotes, whatever signs it holds."""
+    return "'" + value.replace("'", "\\'") + "'"
+
+
 def _quote(value: str) -> str:
     readable = "{" not in value or value.lstrip().startswith(("${", "[")) or _MAPPING.fullmatch(value.strip())
     return value if value.isascii() and readable else f'"{value.strip()}"'

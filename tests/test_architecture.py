@@ -36,8 +36,8 @@ ALLOWED = {
     "limits": set(),
     "sweep": set(),
     "shell": set(),
-    "tasks": MIDDLE | MATHS | {"evaluation", "planning", "lit", "config"},
-    "run": {"tasks", "config", "limits", "sweep", "shell"},
+    "tasks": MIDDLE | MATHS | {"evaluation", "planning", "lit", "config", "choices"},
+    "run": {"tasks", "choices", "config", "limits", "sweep", "shell"},
     "": {"generation"},  # cogview_pl/__init__.py offers CogView
 }
 """Part of the package → the parts that it may import besides itself and `errors`."""

@@ -75,7 +75,9 @@ class SequenceDataset(Dataset[Sequence]):
 
 
 class SequenceCollator:
-    """Pads sequences to the longest of the batch.
+    """Pads sequences to the longest of the batch; no sequences at all become one row of padding, which has no loss.
+
+    (A process that has run out of samples still goes through a model whose weights are spread over all.)
 
     Args:
         pad: id of `[PAD]`.
@@ -86,6 +88,7 @@ class SequenceCollator:
 
     def __call__(self, sequences: list[Sequence]) -> SequenceBatch:
         """Stack a list of sequences."""
+        sequences = sequences or [Sequence([self.pad] * 2, weights=[0.0] * 2, slots=[NO_SLOT] * 2, positions=[0] * 2)]
         length = max(len(sequence.tokens) for sequence in sequences)
         return SequenceBatch(
             tokens=_stack([s.tokens for s in sequences], length, self.pad),

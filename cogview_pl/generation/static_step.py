@@ -36,13 +36,14 @@ def can_capture(model: Transformer, template: Template, sampling: Sampling) -> b
     """Whether the steps that fill the target slot can be replayed, and are to be.
 
     Not texts, which stop as soon as all rows are closed; not `norm_scope="tensor"`, whose memory grows; not under
-    autocast, whose cached casts of the weights may be gone when a graph is replayed.
+    autocast, whose cached casts of the weights may be gone when a graph is replayed; not on several devices.
     """
     return (
         sampling.cuda_graphs
         and model.token_embedding.weight.device.type == "cuda"
         and isinstance(template.target, CodeSlot)
         and model.norm_scope != "tensor"
+        and not model.spread
         and not torch.is_autocast_enabled("cuda")
     )
 

@@ -6,17 +6,27 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Subset
+from lightning import LightningDataModule, Trainer
+from torch.utils.data import DataLoader, Dataset
 
 from cogview_pl.data.sampler import EndlessSampler
+
+
+def data_share(trainer: Trainer) -> tuple[int, int]:
+    """Number of this process among those that train on different samples, and how many there are of these.
+
+    With tensor parallelism all processes train on the same ones.
+    """
+    shares = trainer.distributed_sampler_kwargs
+    return (shares["rank"], shares["num_replicas"]) if shares else (0, 1)
 
 
 class DataModule(LightningDataModule):
     """Training and validation loaders.
 
     Training never ends an epoch by itself: the order is a function of (seed, epoch) and the position in it is a
-    count of samples, saved in the checkpoint. Lightning alone would restart the order after a resume.
+    count of samples over all devices, saved in the checkpoint, so that a run goes on exactly there, on another number
+    of devices too. Lightning alone would restart the order after a resume.
 
     Args:
         train, val: map-style data sets.
@@ -43,40 +53,44 @@ class DataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self._consumed = 0  # samples over all devices, before this process started
+        self._consumed = self._batches = 0  # samples over all devices and batches per device, before this process
 
     @property
     def _world(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        return data_share(self.trainer) if self.trainer is not None else (0, 1)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches for ever, from where the checkpoint stopped."""
         rank, world_size = self._world
-        sampler = EndlessSampler(len(self.train), self.seed, rank=rank, world_size=world_size)  # type: ignore[arg-type]
+        size, block = len(self.train), self.batch_size  # type: ignore[arg-type]
+        sampler = EndlessSampler(size, self.seed, rank=rank, world_size=world_size, block=block)
         sampler.consumed = self._consumed
-        return self._loader(self.train, sampler=sampler)
+        return self._loader(self.train, sampler=sampler, batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Every validation sample once, dealt out over the devices."""
+        """Every validation sample once, dealt out over the devices in equally many batches, of which some are empty."""
         rank, world_size = self._world
-        return self._loader(Subset(self.val, range(rank, len(self.val), world_size)))  # type: ignore[arg-type]
+        size = len(self.val)  # type: ignore[arg-type]
+        each = range(0, -(-size // world_size), self.batch_size)
+        mine = range(rank, size, world_size)
+        return self._loader(self.val, batch_sampler=[mine[start : start + self.batch_size] for start in each])
 
     def state_dict(self) -> dict[str, int]:
-        """How many training samples all devices together have been through."""
+        """How many training samples all devices together have been through, and how many batches each of them."""
         if self.trainer is None:
-            return {"consumed": self._consumed}
+            return {"consumed": self._consumed, "batches": self._batches}
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-        return {"consumed": batches * self.batch_size * self._world[1]}
+        new = (batches - self._batches) * self.batch_size * self._world[1]
+        return {"consumed": self._consumed + new, "batches": batches}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on behind the samples that the checkpoint has seen."""
         self._consumed = state_dict["consumed"]
+        self._batches = state_dict.get("batches", self._consumed // self.batch_size)  # older ones: of one process
 
     def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=self.collate,
             persistent_workers=self.num_workers > 0,

@@ -44,56 +44,73 @@ class ImageTokenizerModule(LightningModule):
         self.reconstruction_weight = reconstruction_weight
         self.continuous_steps = continuous_steps
         self.optimizer_factory = optimizer
-        self._code_counts: Tensor | None = None
+        self._val_sums: Tensor | None = None
+        self._code_counts = torch.zeros(0, dtype=torch.long)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor | None:
-        """One step; a batch in which no picture could be read is passed over."""
-        if not len(batch.images):
+        """One step; a batch in which no picture could be read is passed over, where there are several: in all of them.
+
+        Losses are means over the pictures of all devices.
+        """
+        count, total = len(batch.images), self._total_count(batch)
+        if not total:
             return None
-        images = to_unit_range(batch.images)
+        # A device without a readable picture goes along, so that the others need not wait for it.
+        images = to_unit_range(batch.images if count else batch.images.new_zeros(0, 3, *[self.model.downsampling] * 2))
+        share = count * self.trainer.world_size / total
         self.model.quantizer.set_progress(self.global_step / self.trainer.max_steps)
         if self.global_step < self.continuous_steps:
             loss = self._reconstruction_loss(self.model.reconstruct_continuous(images), images)
-            self.log("train/loss_reconstruction", loss)
-            return loss * self.reconstruction_weight
+            self._log_means({"train/loss_reconstruction": loss}, count, total)
+            return _scaled(loss * self.reconstruction_weight, share)
         output = self.model(images)
         reconstruction = self._reconstruction_loss(output.reconstruction, images)
         loss = reconstruction * self.reconstruction_weight + output.quantized.loss
+        means = {
+            "train/loss": loss,
+            "train/loss_reconstruction": reconstruction,
+            "train/loss_commitment": output.quantized.commitment,
+            "train/psnr": psnr(output.reconstruction.detach(), images),
+        }
+        self._log_means(means, count, total)
         self.log_dict(
             {
-                "train/loss": loss,
-                "train/loss_reconstruction": reconstruction,
-                "train/loss_commitment": output.quantized.commitment,
-                "train/psnr": psnr(output.reconstruction.detach(), images),
                 "codebook/batch_usage": output.quantized.usage,
                 "codebook/batch_perplexity": output.quantized.perplexity,
                 "codebook/dead": output.quantized.dead.float(),
                 "codebook/revived": output.quantized.revived.float(),
             }
         )
-        return loss
+        return _scaled(loss, share)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Reconstruction figures of one batch, and which codes it used."""
+        """Add up the reconstruction figures of one batch, and count the codes that it used."""
+        if self._val_sums is None:
+            self._val_sums = torch.zeros(4, device=self.device)
+            self._code_counts = torch.zeros(self.model.num_codes, dtype=torch.long, device=self.device)
         if not len(batch.images):
             return
         images = to_unit_range(batch.images)
         output = self.model(images)
-        values = {
-            "val/loss_reconstruction": self._reconstruction_loss(output.reconstruction, images),
-            "val/loss_commitment": output.quantized.commitment,
-            "eval/psnr": psnr(output.reconstruction, images),
-        }
-        self.log_dict(values, batch_size=len(images), sync_dist=True)
-        counts = torch.bincount(output.quantized.codes.flatten(), minlength=self.model.num_codes)
-        self._code_counts = counts if self._code_counts is None else self._code_counts + counts
+        means = [
+            self._reconstruction_loss(output.reconstruction, images),
+            output.quantized.commitment,
+            psnr(output.reconstruction, images),
+            torch.ones((), device=self.device),
+        ]
+        self._val_sums += torch.stack(means).float() * len(images)
+        self._code_counts += torch.bincount(output.quantized.codes.flatten(), minlength=self.model.num_codes)
 
     def on_validation_epoch_end(self) -> None:
-        """Usage and perplexity of the codebook over the whole validation set and all devices."""
-        if self._code_counts is None:
+        """Means per picture, usage and perplexity of the codebook, over the whole validation set and all devices."""
+        if self._val_sums is None:
             return
-        counts = torch.as_tensor(self.all_gather(self._code_counts)).view(-1, self.model.num_codes).sum(0).double()
-        self._code_counts = None
+        sums, counts = self._total(self._val_sums), self._total(self._code_counts).double()
+        self._val_sums = None
+        if sums[-1] == 0:
+            return
+        names = ("val/loss_reconstruction", "val/loss_commitment", "eval/psnr")
+        self.log_dict(dict(zip(names, sums[:-1] / sums[-1], strict=True)))
         share = counts / counts.sum()
         entropy = -(share * share.clamp(min=1e-12).log()).sum()
         self.log("codebook/usage", (counts > 0).float().mean())
@@ -112,8 +129,29 @@ class ImageTokenizerModule(LightningModule):
         """Log the norm of the gradient before it is clipped."""
         log_gradient_norm(self)
 
+    def _total(self, numbers: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(numbers, reduce_op="sum")  # type: ignore[return-value]
+
+    def _total_count(self, batch: ImageBatch) -> int:
+        """Readable pictures on all devices."""
+        if self.trainer.world_size == 1:
+            return len(batch.images)
+        return int(self._total(torch.tensor(len(batch.images), device=self.device)))
+
+    def _log_means(self, means: dict[str, Tensor], count: int, total: int) -> None:
+        """Log means over `count` pictures of this device as means over all `total`."""
+        if self.trainer.world_size > 1:
+            sums = torch.stack([*means.values()]).detach().nan_to_num() * count
+            means = dict(zip(means, self._total(sums) / total, strict=True))
+        self.log_dict(means)
+
     def _reconstruction_loss(self, reconstruction: Tensor, images: Tensor) -> Tensor:
         return reconstruction_loss(self.reconstruction, reconstruction, images)
+
+
+def _scaled(loss: Tensor, share: float) -> Tensor:
+    """A device's loss by its share of the pictures; the mean of no pictures is not a number, and counts nothing."""
+    return loss if share == 1 else loss.nan_to_num() * share
 
 
 def to_unit_range(images: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from lightning import LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from cogview_pl.transformer.parallel import gradient_norm
 
 
 @dataclass(frozen=True)
@@ -81,4 +82,4 @@ def log_gradient_norm(module: LightningModule) -> None:
     """Log `train/gradient_norm`, the L2 norm over all gradients, at logging steps (it costs a pass over them)."""
     if logs_this_step(module.trainer):
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        module.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+        module.log("train/gradient_norm", gradient_norm(gradients))

@@ -17,8 +17,9 @@ from cogview_pl.lit.optim import (
     log_gradient_norm,
     logs_this_step,
 )
-from cogview_pl.transformer import SequenceLoss, Transformer, sequence_loss
+from cogview_pl.transformer import SequenceLoss, Transformer, over_devices, sequence_loss
 from cogview_pl.transformer.flops import training_flops
+from cogview_pl.transformer.parallel import clip_gradients, shard_weights, tensor_parallel
 
 
 class SequenceModule(LightningModule):
@@ -65,10 +66,21 @@ class SequenceModule(LightningModule):
         for name in self._frozen:
             del checkpoint["state_dict"][name]
 
+    def configure_model(self) -> None:
+        """Spread the weights over the devices, where the strategy has a mesh of them."""
+        if self.device_mesh is None or self.model.spread:
+            return
+        if self.device_mesh["tensor_parallel"].size() > 1:
+            tensor_parallel(self.model, self.device_mesh["tensor_parallel"])
+        else:
+            shard_weights(self.model, self.device_mesh["data_parallel"])
+
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         """One step."""
         inputs = with_noise(batch, self.target, self.target_noise) if self.target_noise else None
         result = self._loss(batch, inputs)
+        if self.trainer.world_size > 1:
+            result = over_devices(result, self._total, self.trainer.world_size)
         self.log("train/loss", result.loss)
         for name, total, count in zip(self.slot_names, result.slot_sums_S, result.slot_counts_S, strict=True):
             if logs_this_step(self.trainer) and count > 0:
@@ -90,7 +102,7 @@ class SequenceModule(LightningModule):
         """Mean cross-entropy per token (nats) of each slot, over the whole set and all devices."""
         if self._val_sums is None:
             return
-        sums = torch.as_tensor(self.all_gather(self._val_sums)).view(-1, len(self._val_sums)).sum(0)
+        sums = self._total(self._val_sums)
         self._val_sums = None
         slots = len(self.slot_names)
         for name, total, count in zip(self.slot_names, sums[:slots], sums[slots : 2 * slots], strict=True):
@@ -112,6 +124,21 @@ class SequenceModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient before it is clipped."""
         log_gradient_norm(self)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of the gradient, which Lightning cannot where some weights are spread over devices."""
+        if not self.model.spread:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip_gradients(list(self.model.parameters()), gradient_clip_val)
+
+    def _total(self, numbers: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(numbers, reduce_op="sum")  # type: ignore[return-value]
 
     def _loss(self, batch: SequenceBatch, inputs: Tensor | None = None) -> SequenceLoss:
         slots = len(self.slot_names)

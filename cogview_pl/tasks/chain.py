@@ -35,8 +35,9 @@ def run(config: Config, folder: RunFolder, run_stage: RunStage) -> Metrics:
         finished[name] = Stage(stage, found, seconds)
         _log.info("[%d/%d] %s took %.0f s: %s", number, len(config.stages), name, seconds, stage)
         for sheet in (stage / "reconstructions.png", stage / "samples" / "grid.png"):
-            if sheet.exists():
+            if folder.writes and sheet.exists():
                 shutil.copy(sheet, folder / f"{name}.png")
                 _log.info("pictures: %s", folder / f"{name}.png")
-    _log.info("report: %s", write_report(folder.path, config.task, finished))
+    if folder.writes:
+        _log.info("report: %s", write_report(folder.path, config.task, finished))
     return metrics

@@ -202,7 +202,7 @@ def _step_bytes(config: Config, counted: Counted, weights: torch.dtype, on_gpu: 
 
 
 def _share(config: Config) -> Share:
-    return share(str(config.strategy.get("strategy")), num_devices(config))
+    return share(config.strategy.kind.value, num_devices(config))
 
 
 def _state(config: Config, weights: torch.dtype) -> StateBytes:

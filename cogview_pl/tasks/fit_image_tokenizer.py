@@ -13,6 +13,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule, reconstruction_grid
 from cogview_pl.tasks.compiler import prepare_compiler
+from cogview_pl.tasks.devices import check_strategy
 from cogview_pl.tasks.levers import check_levers
 from cogview_pl.tasks.models import check_precision, open_image_tokenizer
 from cogview_pl.tasks.run_folder import RunFolder
@@ -31,6 +32,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     if config.precision.get("precision") == "bf16-true":
         raise UserError("precision=bf16_true: the averages of a codebook need fp32; use precision=bf16 for task=vqvae")
     check_levers(config)
+    check_strategy(config, spreads=False)
     prepare_compiler(config)
     seed(config)
     options = config.image_tokenizer
@@ -43,12 +45,14 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     if config.compile:
         model.encoder.compile()
         model.decoder.compile()
+    if options.continuous_steps and any(True for _ in model.quantizer.parameters()):
+        _expect_unused(config)
     module = ImageTokenizerModule(
         model,
         reconstruction=options.reconstruction.value,
         reconstruction_weight=options.reconstruction_weight,
         continuous_steps=options.continuous_steps,
-        optimizer=optimizer_factory(config.optimizer),
+        optimizer=optimizer_factory(config),
     )
     data = DataModule(
         open_images(config.data, "train"),  # type: ignore[arg-type]
@@ -59,11 +63,17 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         seed=config.seed,
     )
     metrics = train(config, folder, module, data, {"kind": IMAGE_TOKENIZER, "settings": settings})
-    if module.global_rank == 0:
+    if folder.writes:
         tokenizer = ImageTokenizer(model, {**settings, "image_size": options.image_size})
         save_image_tokenizer(folder / "model", tokenizer)
         save_image(reconstruction_grid(model, data.val, _SHEET_PICTURES), folder / "reconstructions.png")
     return metrics
+
+
+def _expect_unused(config: Config) -> None:
+    """DDP waits for the gradient of every parameter, also of a codebook that the first steps do not use."""
+    if isinstance(config.strategy.strategy, dict):
+        config.strategy.strategy["find_unused_parameters"] = True
 
 
 def require_same(found: Any, wanted: dict[str, Any], source: str) -> None:

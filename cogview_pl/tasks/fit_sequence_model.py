@@ -14,6 +14,7 @@ from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.sequence_model import SequenceModule
 from cogview_pl.tasks.adapters import adapt, check_lora, check_lora_alone, lora_identity, save_lora
 from cogview_pl.tasks.compiler import prepare_compiler
+from cogview_pl.tasks.devices import check_strategy, make_whole
 from cogview_pl.tasks.fit_image_tokenizer import require_same
 from cogview_pl.tasks.levers import check_levers
 from cogview_pl.tasks.models import check_positions, check_precision, layout_settings, open_sequence_model
@@ -42,6 +43,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Train the sequence model and write `model/`."""
     check_precision(config)
     check_levers(config)
+    check_strategy(config, spreads=True)
     prepare_compiler(config)
     seed(config)
     path = _start(config)
@@ -68,8 +70,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         slot_ids=predicted_ids(config, template),
         target=template.slots.index(template.target),
         target_noise=config.sequences.target_noise,
-        optimizer=optimizer_factory(config.optimizer),
-        painter=CogView(loaded) if is_text_to_picture(template) else None,
+        optimizer=optimizer_factory(config),
+        painter=CogView(loaded) if is_text_to_picture(template) and not config.strategy.kind.spreads else None,
         val_prompts=_captions(tokens, config.text.max_length),
     )
     data = DataModule(
@@ -82,7 +84,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     )
     identity = {"kind": SEQUENCE_MODEL, "settings": {**settings, **lora_identity(config, start)}}
     metrics = train(config, folder, module, data, identity)
-    if module.global_rank != 0:
+    make_whole(config, model, keep=folder.writes)
+    if not folder.writes:
         return tokens.metrics | metrics
     whole: Transformer | None = model
     if config.lora.rank and start is not None and path is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -15,6 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 from cogview_pl.checkpoints.store import SequenceModel
+from cogview_pl.choices import StrategyKind
 from cogview_pl.config import Config, ToyDataConfig
 from cogview_pl.data.toy import Judge, score_detected
 from cogview_pl.errors import UserError
@@ -37,6 +39,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """
     loaded = open_painter(config)
     if isinstance(loaded.template.target, TextSlot):
+        if config.strategy.kind == StrategyKind.tp:
+            raise UserError("strategy=tp: only pictures are painted on several devices; set strategy=single")
         return describe(config, folder, loaded)
     if config.images is not None:
         raise UserError("images: this model paints from text; set prompts, or init_from to a run of task=caption")
@@ -44,7 +48,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     started = time.perf_counter()
     paintings = paint(config, folder, studio, prompts)
     seconds = time.perf_counter() - started
-    save_sheet(config, folder, prompts, paintings)
+    if folder.writes:
+        save_sheet(config, folder, prompts, paintings)
     painted = len(prompts) * config.num_images
     metrics = {
         "generate/pictures": len(paintings),
@@ -98,21 +103,25 @@ def paint(config: Config, folder: RunFolder, studio: Studio, prompts: list[str])
     """Paint and save in order; a picture is on disk as soon as its batch of prompts is done."""
     prompts_at_once = max(1, config.sampler.batch_size // config.num_images)
     paintings: list[Painting] = []
-    (folder / "samples").mkdir(exist_ok=True)
+    records = folder / "samples.jsonl" if folder.writes else Path(os.devnull)
+    if folder.writes:
+        (folder / "samples").mkdir(exist_ok=True)
     with (
-        tqdm(total=len(prompts), unit="prompt", desc="paint", disable=None) as progress,
-        (folder / "samples.jsonl").open("w", encoding="utf-8") as records,
+        tqdm(total=len(prompts), unit="prompt", desc="paint", disable=None if folder.writes else True) as progress,
+        records.open("w", encoding="utf-8") as lines,
     ):
         for first in range(0, len(prompts), prompts_at_once):
             group = prompts[first : first + prompts_at_once]
             made = studio.paint(group, num_images=config.num_images, keep=config.keep, seed=config.seed)
             for number, painting in made:
+                paintings.append(painting)
+                if not folder.writes:  # of several processes that paint the same pictures together
+                    continue
                 file = Path("samples") / f"{first + number // painting.of:04d}" / f"{number % painting.of:02d}.png"
                 (folder / str(file.parent)).mkdir(exist_ok=True)
                 painting.picture.save(folder / str(file))
-                records.write(json.dumps(_record(painting, file), ensure_ascii=False) + "\n")
-                records.flush()
-                paintings.append(painting)
+                lines.write(json.dumps(_record(painting, file), ensure_ascii=False) + "\n")
+                lines.flush()
             progress.update(len(group))
     return paintings
 

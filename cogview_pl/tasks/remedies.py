@@ -7,7 +7,8 @@ from copy import deepcopy
 from itertools import product
 from typing import Any, NamedTuple
 
-from cogview_pl.config import ActivationCheckpointing, Config, Quantization, Verb
+from cogview_pl.choices import ActivationCheckpointing, Quantization, StrategyKind, Verb
+from cogview_pl.config import Config
 
 _HALVINGS = 6
 _DEVICES = (2, 4, 8)
@@ -122,7 +123,7 @@ def _more_devices(config: Config) -> list[Remedy]:
             Remedy(
                 12 + number,
                 f"strategy=fsdp trainer.devices={devices}",
-                {"strategy.strategy": "fsdp", "trainer.devices": devices},
+                {"strategy.kind": StrategyKind.fsdp, "trainer.devices": devices},
             )
             for number, devices in enumerate(_DEVICES)
         ),

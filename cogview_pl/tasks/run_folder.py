@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from cogview_pl.errors import UserError
+from cogview_pl.tasks.processes import THESE, Processes
 
 Metrics = Mapping[str, "float | str"]
 """What a verb returns; texts only in the protocol of task=evaluate."""
@@ -23,17 +24,21 @@ _LATEST = "latest"
 
 
 class RunFolder:
-    """One run's folder.
+    """One run's folder, the same for all its processes, of which the first writes.
 
     Args:
         path: the folder; made if it does not exist.
         link: the `latest` link to set when the run is finished, or None for a folder outside `outputs/TASK`.
+        processes: those of the run.
     """
 
-    def __init__(self, path: Path, link: Path | None) -> None:
+    def __init__(self, path: Path, link: Path | None, processes: Processes = THESE) -> None:
         self.path = path
+        self.processes = processes
         self._link = link
         self._config_before: str | None = None
+        if not self.writes:
+            return
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -42,8 +47,15 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes what the run leaves; the methods below do nothing in the others."""
+        return self.processes.first
+
     def save_config(self, config: DictConfig) -> None:
         """Write the resolved configuration."""
+        if not self.writes:
+            return
         file = self / "config.yaml"
         if file.exists():
             self._config_before = file.read_text(encoding="utf-8")
@@ -51,6 +63,8 @@ class RunFolder:
 
     def undo(self) -> None:
         """Take the configuration back, and the folder if it holds nothing else: a refused run leaves no trace."""
+        if not self.writes:
+            return
         file = self / "config.yaml"
         if self._config_before is not None:
             file.write_text(self._config_before, encoding="utf-8")
@@ -60,6 +74,8 @@ class RunFolder:
 
     def finish(self, metrics: Metrics) -> None:
         """Write `metrics.json` and point `latest` here."""
+        if not self.writes:
+            return
         temporary = self / "metrics.json.tmp"
         temporary.write_text(json.dumps(dict(sorted(metrics.items())), indent=2, ensure_ascii=False) + "\n")
         os.replace(temporary, self / "metrics.json")
@@ -68,6 +84,22 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(os.path.relpath(self.path, self._link.parent))
             os.replace(temporary, self._link)
+
+
+def open_run(find: Callable[[], RunFolder], given: str | None) -> RunFolder:
+    """The folder that the first process finds or makes, in all processes of the run.
+
+    Args:
+        find: finds or makes it.
+        given: its path, for a process that was started by the first one.
+    """
+    if THESE.size == 1 and not THESE.first:
+        assert given is not None
+        return RunFolder(Path(given), None)
+    with THESE.first_goes_ahead() as first:
+        folder = find() if first else None
+    path = THESE.agree(str(folder.path) if folder else None)
+    return folder or RunFolder(Path(str(path)), None)
 
 
 def new_run(outputs: str, task: str, run_dir: str | None, job: int | None) -> RunFolder:

@@ -17,6 +17,7 @@ from cogview_pl.generation import CogView, Sampling
 from cogview_pl.generation.companions import Captioner, Upscaler, require_same_codes
 from cogview_pl.generation.quantized import quantize
 from cogview_pl.generation.reading import check_sampling
+from cogview_pl.tasks.devices import inference_spread
 from cogview_pl.tasks.models import inference_device, open_sequence_model, quantization
 from cogview_pl.tasks.run_folder import predecessor
 
@@ -97,17 +98,20 @@ def open_studio(config: Config, loaded: SequenceModel) -> Studio:
         raise UserError(f"keep={config.keep} keeps the best pictures, and nothing ranks them; set rerank_with")
     drawing = sampling(config)
     check_sampling(loaded.model, drawing)
+    spread = inference_spread(config)
+    spread(loaded.model.to(dtype))
     painter = CogView(loaded, device)
-    painter.transformer.to(dtype)
     quantize(painter.transformer, quantization(config))
     captioner = upscaler = None
     if config.rerank_with is not None:
         found = open_sequence_model(config, config.rerank_with, "rerank_with", config.rerank_template)
         require_same_codes(loaded.image_tokenizer, found, "rerank_with")
+        spread(found.model.to(dtype))
         captioner = Captioner(found, device, dtype, quantization(config))
     if config.upscale_with is not None:
         found = open_sequence_model(config, config.upscale_with, "upscale_with", config.upscale_template)
         require_same_codes(loaded.image_tokenizer, found, "upscale_with")
+        spread(found.model.to(dtype))
         upscaler = Upscaler(found, device, dtype, quantization(config))
         if upscaler.grid != painter.grid:
             raise UserError(f"upscale_with: the model takes {upscaler.grid} codes, the painter makes {painter.grid}")

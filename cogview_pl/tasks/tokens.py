@@ -43,8 +43,10 @@ def open_tokens(config: Config, folder: RunFolder, start: SequenceModel | None) 
     metrics: dict[str, float] = {}
     if config.data.store is None and config.sequences.source == TokenSource.pictures:
         path = folder / _TOKENS
-        path.mkdir(exist_ok=True)
-        metrics = tokenise(config, path, start)
+        with folder.processes.first_goes_ahead() as first:
+            if first:
+                path.mkdir(exist_ok=True)
+                metrics = tokenise(config, path, start)
     else:
         path = predecessor(config.outputs, "tokenize", "data.store", config.data.store)
     refuse_lmdb(path)

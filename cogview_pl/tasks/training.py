@@ -14,10 +14,11 @@ from lightning import LightningModule, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from cogview_pl.config import Config, OptimizerConfig, instantiate
+from cogview_pl.config import Config, instantiate
 from cogview_pl.errors import UserError
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.optim import OptimizerFactory
+from cogview_pl.tasks.devices import check_heads, lightning_strategy, without_fused_kernel
 from cogview_pl.tasks.run_folder import RunFolder
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
@@ -30,18 +31,18 @@ class Terminated(SystemExit):
         super().__init__(143)
 
 
-def optimizer_factory(config: OptimizerConfig) -> OptimizerFactory:
+def optimizer_factory(config: Config) -> OptimizerFactory:
     """The optimizer that `conf/optimizer/` describes; raises UserError if it does not take its arguments."""
-    build = instantiate(config.optimizer, "optimizer.optimizer")
+    build = instantiate(without_fused_kernel(config), "optimizer.optimizer")
     try:
         build([torch.nn.Parameter(torch.zeros(1))])  # a partial finds wrong arguments only when it is called
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer.optimizer: {error}; see conf/optimizer/") from error
     return OptimizerFactory(
         build=build,
-        weight_decay=config.weight_decay,
-        warmup=config.warmup,
-        final_lr=config.final_lr,
+        weight_decay=config.optimizer.weight_decay,
+        warmup=config.optimizer.warmup,
+        final_lr=config.optimizer.final_lr,
     )
 
 
@@ -53,6 +54,7 @@ def seed(config: Config) -> None:
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message="To copy construct from a tensor.*")  # a learning rate of torchao's
+    warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")  # what is logged is summed up
     seed_everything(config.seed, workers=True, verbose=False)
 
 
@@ -77,6 +79,7 @@ def train(
         checkpoint = folder / LAST_CHECKPOINT
         _check_checkpoint(checkpoint, identity)
     trainer = _trainer(config, folder)
+    check_heads(config, trainer)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SIGTERMException:  # would exit with 0, as if the run were done
@@ -95,7 +98,7 @@ def _trainer(config: Config, folder: RunFolder) -> Trainer:
         return Trainer(
             **{**config.trainer, "val_check_interval": _validation_interval(config)},
             **config.precision,
-            **config.strategy,
+            strategy=lightning_strategy(config),
             callbacks=callbacks,
             logger=loggers or False,
             gradient_clip_val=config.optimizer.gradient_clip,
@@ -122,6 +125,8 @@ def _remember(identity: dict[str, Any], hook: Callable[[dict[str, Any]], None], 
 
 
 def _check_checkpoint(file: Path, identity: dict[str, Any]) -> None:
+    if file.is_dir():  # DeepSpeed's, which it checks itself
+        return
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:

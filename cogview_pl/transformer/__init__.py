@@ -2,8 +2,17 @@
 
 from cogview_pl.transformer.block import Cache
 from cogview_pl.transformer.cache import KVCache, StaticKVCache
-from cogview_pl.transformer.loss import SequenceLoss, sequence_loss
+from cogview_pl.transformer.loss import SequenceLoss, over_devices, sequence_loss
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.transformer.packed import DecodingModel
 
-__all__ = ["Cache", "DecodingModel", "KVCache", "SequenceLoss", "StaticKVCache", "Transformer", "sequence_loss"]
+__all__ = [
+    "Cache",
+    "DecodingModel",
+    "KVCache",
+    "SequenceLoss",
+    "StaticKVCache",
+    "Transformer",
+    "over_devices",
+    "sequence_loss",
+]

@@ -64,11 +64,15 @@ def _largest(x: Tensor, dim: int | None) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention with one fused projection to queries, keys and values."""
+    """Causal multi-head self-attention with one fused projection to queries, keys and values.
+
+    `num_heads` are those that this process computes: all of them, or its part (`transformer.parallel`).
+    """
 
     def __init__(self, width: int, num_heads: int, *, attention: str, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.head_size = width // num_heads
         self.dropout = dropout
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
@@ -96,12 +100,12 @@ class Attention(nn.Module):
             q_BHLK = projected[0].to(k_BHSK.dtype)
         dropout = self.dropout if self.training else 0.0
         y_BHLK = (attend or self._attend)(q_BHLK, k_BHSK, v_BHSK, mask, dropout)
-        return self.out(y_BHLK.transpose(1, 2).reshape(x_BLD.shape).to(projected.dtype))
+        return self.out(y_BHLK.transpose(1, 2).flatten(2).to(projected.dtype))
 
     def project(self, x_BLD: Tensor) -> Tensor:
         """Queries, keys and values, `(3, B, H, L, K)`."""
-        batch, length, width = x_BLD.shape
-        return self.qkv(x_BLD).view(batch, length, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
+        batch, length, _ = x_BLD.shape
+        return self.qkv(x_BLD).view(batch, length, 3, self.num_heads, self.head_size).permute(2, 0, 3, 1, 4)
 
 
 class MLP(nn.Module):

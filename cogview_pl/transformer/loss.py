@@ -5,7 +5,7 @@ Shapes: B batch, L length, N predicted positions, V vocabulary, D width, S slots
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,8 @@ class SequenceLoss(NamedTuple):
 
     loss: Tensor
     """sum(weight · cross-entropy) / sum(weight), what training minimises; scalar."""
+    weight: Tensor
+    """sum(weight), scalar."""
     slot_sums_S: Tensor
     """Per slot, the sum of the unweighted cross-entropies (nats)."""
     slot_counts_S: Tensor
@@ -68,7 +70,27 @@ def sequence_loss(
         )
         total = total + part
         sums_S.index_add_(0, slots_N[rows], entropies)
-    return SequenceLoss(total / weights_N.sum().clamp(min=_SMALLEST_WEIGHT), sums_S, counts_S)
+    weight = weights_N.sum()
+    return SequenceLoss(total / weight.clamp(min=_SMALLEST_WEIGHT), weight, sums_S, counts_S)
+
+
+def over_devices(own: SequenceLoss, total: Callable[[Tensor], Tensor], devices: int) -> SequenceLoss:
+    """The loss of the batches of all devices, as if they were one.
+
+    `loss` has the value for all of them; its gradients, averaged over the devices, are those of that value. (The mean
+    of the devices' own losses is another number where they have unequal numbers of tokens.)
+
+    Args:
+        own: of this device.
+        total: sums a tensor over devices.
+        devices: how many of them there are.
+    """
+    numbers = torch.stack([(own.loss * own.weight).detach(), own.weight])
+    sums = total(torch.cat([numbers, own.slot_sums_S, own.slot_counts_S]).double())
+    loss_sum, weight, slots = sums[0], sums[1].clamp(min=_SMALLEST_WEIGHT), sums[2:].view(2, -1)
+    share = own.loss * (devices * own.weight / weight).to(own.loss.dtype)
+    value = (loss_sum / weight).to(own.loss.dtype)
+    return SequenceLoss(share + (value - share).detach(), weight, slots[0].float(), slots[1])
 
 
 def linear_cross_entropy(

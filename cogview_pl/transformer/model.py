@@ -65,6 +65,7 @@ class Transformer(nn.Module):
         if width % num_heads:
             raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
+        self.spread = False  # over several devices, by `transformer.parallel`
         self.token_embedding = nn.Embedding(vocabulary_size, width)
         self.position_embedding = nn.Embedding(num_positions, width)
         self.dropout = nn.Dropout(dropout)
@@ -134,7 +135,8 @@ class Transformer(nn.Module):
         """
         if self.norm_scope == "tensor":
             return HiddenStateMemory(len(self.blocks))
-        weight = self.token_embedding.weight
+        weight, first = self.token_embedding.weight, self.blocks[0]
+        assert isinstance(first, Block)
         device = weight.device.type
         dtype = torch.float32 if device == "cpu" else weight.dtype
         if torch.is_autocast_enabled(device):
@@ -142,9 +144,9 @@ class Transformer(nn.Module):
         return KVCache(
             num_layers=len(self.blocks),
             batch=batch,
-            num_heads=self.num_heads,
+            num_heads=first.attention.num_heads,
             capacity=capacity,
-            head_size=weight.shape[1] // self.num_heads,
+            head_size=first.attention.head_size,
             dtype=dtype,
             device=weight.device,
         )

@@ -127,6 +127,7 @@ def draw_rows(x_ND: Tensor, weight_N: Tensor, quantile_M: Tensor) -> Tensor:
         dist.broadcast(quantile_M, src=0)
     target_M = quantile_M.clamp(0, 1 - 1e-6) * upper[-1]
     lower = upper[rank - 1] if rank > 0 else torch.zeros_like(upper[0])
+    x_ND = x_ND if len(x_ND) else x_ND.new_zeros(1, x_ND.shape[1])
     index_M = torch.searchsorted(cumulative_N, target_M - lower, right=True).clamp_(max=x_ND.shape[0] - 1)
     mine_M = (target_M >= lower) & (target_M < upper[rank])
     return sum_over_ranks_(torch.where(mine_M[:, None], x_ND[index_M].float(), 0.0))

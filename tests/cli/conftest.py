@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -85,6 +86,38 @@ class CommandLine:
             timeout=900,
         )
         return [Ended(**result) for result in json.loads(results.read_text())]
+
+    def run_on_two(self, cases: Sequence[tuple[Sequence[str], Path]], scratch: Path) -> list[Ended]:
+        """As `run_many`, in two processes started as torchrun starts them; both must end with the same exit codes.
+
+        What counts is what the first prints.
+        """
+        given, results = scratch / "cases.json", scratch / "results.json"
+        given.write_text(json.dumps([{"args": list(args), "cwd": str(cwd)} for args, cwd in cases]))
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        variables = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, Path(__file__).with_name("in_process.py"), given, results],
+                env=self.environment | variables | {"RANK": rank, "LOCAL_RANK": rank},
+                stdout=subprocess.DEVNULL,
+            )
+            for rank in "01"
+        ]
+        try:
+            assert [process.wait(timeout=900) for process in processes] == [0, 0]
+        finally:
+            for process in processes:
+                process.kill()
+        first, second = (
+            [Ended(**result) for result in json.loads(Path(f"{results}{rank}").read_text())] for rank in "01"
+        )
+        for one, other in zip(first, second, strict=True):
+            assert one.code == other.code, f"{one.stderr[-3000:]}\n{other.stderr[-3000:]}"
+        return first
 
     def refuse(self, cases: Sequence[tuple[Sequence[str], Sequence[str]]], cwd: Path, scratch: Path) -> None:
         """Every case (arguments, words) must end with exit code 2 and one line that holds the words."""

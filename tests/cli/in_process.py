@@ -39,5 +39,5 @@ def run(args: list[str], cwd: str) -> dict[str, object]:
 
 if __name__ == "__main__":
     cases = json.loads(Path(sys.argv[1]).read_text())
-    results_file = Path(sys.argv[2]).resolve()
+    results_file = Path(sys.argv[2] + os.environ.get("RANK", "")).resolve()  # each process writes its own
     results_file.write_text(json.dumps([run(**case) for case in cases]))

@@ -57,6 +57,23 @@ def test_another_world_size_goes_on_without_a_gap() -> None:
     assert drawn(10, consumed=10) == order[10:20]
 
 
+@pytest.mark.parametrize("size", [3, 7, 24])
+def test_blocks_of_all_ranks_are_the_batch_of_one_process(size: int) -> None:
+    def batches(world: int, block: int, consumed: int = 0) -> list[list[int]]:
+        """Five batches of all ranks, one rank's share behind the other's."""
+        shares = []
+        for rank in range(world):
+            sampler = EndlessSampler(size, seed=3, rank=rank, world_size=world, block=block)
+            sampler.consumed = consumed
+            taken = list(islice(sampler, 5 * block))
+            shares.append([taken[start : start + block] for start in range(0, 5 * block, block)])
+        return [[index for share in step for index in share] for step in zip(*shares, strict=True)]
+
+    alone = batches(1, 6)
+    assert batches(2, 3) == batches(3, 2) == batches(6, 1) == alone
+    assert batches(2, 3, consumed=12)[:3] == alone[2:]
+
+
 def test_iterating_does_not_count_as_consuming() -> None:
     sampler = EndlessSampler(7, seed=3)
     ahead = iter(sampler)

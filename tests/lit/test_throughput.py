@@ -35,7 +35,10 @@ def logged(monkeypatch: pytest.MonkeyPatch, peak_tflops: float | None) -> dict[s
     long = torch.zeros(shape, dtype=torch.long)
     batch = SequenceBatch(long, long, torch.ones(shape), long)
     callback = Throughput(peak_tflops)
-    trainer = SimpleNamespace(world_size=2, log_every_n_steps=2, precision="32-true", global_step=0)
+    shares = {"rank": 0, "num_replicas": 2}
+    trainer = SimpleNamespace(
+        world_size=2, distributed_sampler_kwargs=shares, log_every_n_steps=2, precision="32-true", global_step=0
+    )
     callback.on_train_start(trainer, module)  # type: ignore[arg-type]
     for step in (1, 2):
         trainer.global_step = step

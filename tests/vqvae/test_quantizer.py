@@ -340,22 +340,23 @@ def drifting_batches() -> list[torch.Tensor]:
 
 def run_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    # Shares of different size, and another seed on each rank.
-    rows = slice(0, 44) if rank == 0 else slice(44, 64)
-    state = upkeep_after_batches([batch[rows] for batch in drifting_batches()], seed=5 + rank)
-    torch.save(state, f"{folder}/{rank}.pt")
+    for split in (44, 64):  # shares of different size, with another seed on each rank; at last one has nothing
+        rows = slice(0, split) if rank == 0 else slice(split, 64)
+        state = upkeep_after_batches([batch[rows] for batch in drifting_batches()], seed=5 + rank)
+        torch.save(state, f"{folder}/{rank}_{split}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.ddp
 def test_ranks_agree_with_each_other_and_with_one_process(tmp_path: Path):
     torch.multiprocessing.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     single = upkeep_after_batches(drifting_batches(), seed=5)
     assert single["revived_total"] > 0
-    for name, expected in single.items():
-        assert torch.equal(ranks[0][name], ranks[1][name]), name
-        torch.testing.assert_close(ranks[0][name], expected)
+    for split in (44, 64):
+        ranks = [torch.load(tmp_path / f"{rank}_{split}.pt", weights_only=True) for rank in range(2)]
+        for name, expected in single.items():
+            assert torch.equal(ranks[0][name], ranks[1][name]), name
+            torch.testing.assert_close(ranks[0][name], expected)
 
 
 # Codebook by gradient

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cogview_pl.data.sequences import SequenceBatch
 from cogview_pl.lit.callbacks.device_peaks import peak_tflops
+from cogview_pl.lit.data import data_share
 from cogview_pl.lit.sequence_model import SequenceModule
 
 
@@ -54,11 +55,12 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._samples += len(batch[0]) * trainer.world_size
+        _, shares = data_share(trainer)
+        self._samples += len(batch[0]) * shares
         if isinstance(batch, SequenceBatch):
-            self._tokens += batch.tokens.numel() * trainer.world_size
+            self._tokens += batch.tokens.numel() * shares
         if isinstance(pl_module, SequenceModule):
-            self._flops += pl_module.training_flops(batch) * trainer.world_size
+            self._flops += pl_module.training_flops(batch) * shares
         self._idle_since = time.perf_counter()
         if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return

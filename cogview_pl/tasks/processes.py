@@ -1,0 +1,137 @@
+"""Which of a run's processes this is, and what they agree on before there is a process group.
+
+A run has one process per device. They are started by Lightning, after the first of them has opened the run's folder,
+with its path on their command line; or all at once by torchrun or by SLURM's `srun`. Then they meet in a key-value
+store on the first node, where the first tells the others what they need to know.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
+_PATIENCE = timedelta(days=7)  # the others wait while the first one tokenises, however long that takes
+_INTERACTIVE = ("bash", "interactive")  # SLURM's name for a shell, in which a run is one process of its own
+_FAILED = "failed"
+_SET_BY_LIGHTNING = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Processes:
+    """The processes of a run.
+
+    Args:
+        rank: number of this one, 0 for the first, which writes what the run leaves.
+        size: how many were started at once from outside; 1 where Lightning starts the others, or none are.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+        self._store: TCPStore | None = None
+        self._told = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this one writes."""
+        return self.rank == 0
+
+    def agree(self, value: str | None) -> str | None:
+        """What the first process says, in all of them; the others wait for it. Without others: `value`.
+
+        Raises:
+            SystemExit: the first process has failed, and said why.
+        """
+        if self.size == 1:
+            return value
+        self._store = self._store or _meet(self.rank, self.size)
+        self._told += 1
+        key = f"cogview_pl/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{self._told}"
+        if self.first:
+            self._store.set(key, _FAILED if value is None else f"={value}")
+            return value
+        said = self._store.get(key).decode()
+        if said == _FAILED:
+            sys.exit(2)
+        return said.removeprefix("=")
+
+    @contextmanager
+    def first_goes_ahead(self) -> Iterator[bool]:
+        """The first process runs the block, told by True; the others wait for its end, then run theirs."""
+        if not self.first:
+            self.agree(None)
+            yield False
+            return
+        try:
+            yield True
+        except BaseException:
+            self.agree(None)
+            raise
+        self.agree("done")
+
+    @contextmanager
+    def launching(self, command: list[str]) -> Iterator[None]:
+        """While Lightning may start further processes they run `command`; afterwards they are forgotten.
+
+        Lightning repeats `sys.argv`, which in a sweep or a chain is more than the job under way, and leaves its
+        process group and its variables behind, on which the next job would build.
+        """
+        argv, variables = sys.argv, {name: os.environ.get(name) for name in _SET_BY_LIGHTNING}
+        sys.argv = [argv[0], *command]
+        try:
+            yield
+        finally:
+            sys.argv = argv
+            if self.size == 1:  # from outside, processes keep their group for the next job
+                _leave_group()
+            for name, value in variables.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+
+def _these() -> Processes:
+    environment = os.environ
+    if "TORCHELASTIC_RUN_ID" in environment:
+        return Processes(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
+    if "SLURM_PROCID" in environment and environment.get("SLURM_JOB_NAME") not in _INTERACTIVE:
+        return Processes(int(environment["SLURM_PROCID"]), int(environment.get("SLURM_NTASKS", 1)))
+    return Processes(int(environment.get("LOCAL_RANK", 0)), 1)
+
+
+THESE = _these()
+"""Those of the program that runs."""
+
+
+def _meet(rank: int, size: int) -> TCPStore:
+    from torch.distributed import TCPStore
+
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        from lightning.fabric.plugins.environments import SLURMEnvironment
+
+        slurm = SLURMEnvironment()  # sets MASTER_ADDR and MASTER_PORT
+        address, port = slurm.main_address, slurm.main_port
+    else:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return TCPStore(
+        address,
+        port,
+        size,
+        is_master=rank == 0 and not kept_by_torchrun,
+        timeout=_PATIENCE,
+        wait_for_workers=False,
+        multi_tenant=True,  # the process group will meet at the same place
+    )
+
+
+def _leave_group() -> None:
+    torch: Any = sys.modules.get("torch")  # where nothing has imported it there is no group
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

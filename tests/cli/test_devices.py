@@ -1,0 +1,196 @@
+"""Several processes train as one does, write one folder, and can be gone on with by another number of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+pytestmark = pytest.mark.ddp
+
+STEPS, HALF = 10, 5
+TRAIN = (
+    f"trainer.max_steps={STEPS}",
+    f"trainer.val_check_interval={HALF}",
+    f"callbacks.checkpoint.every_n_train_steps={HALF}",
+    "callbacks.checkpoint.save_top_k=-1",
+    "trainer.log_every_n_steps=1",
+    "data.val_size=9",  # not the same number for both
+    "threads=1",
+    "~callbacks.progress",
+)
+VQVAE = (
+    "task=vqvae",
+    *TRAIN,
+    "data.train_size=96",
+    "image_tokenizer.continuous_steps=2",
+    "image_tokenizer.num_codes=32",
+    "image_tokenizer.quantizer.kmeans_iters=2",
+    "image_tokenizer.quantizer.decay=0.5",
+    "image_tokenizer.quantizer.revive_every=2",
+    "image_tokenizer.quantizer.dead_threshold=0.4",
+)
+ONE = ("data.batch_size=8",)
+TWO = ("data.batch_size=4", "trainer.devices=2")
+DDP, FSDP = (*TWO, "strategy=ddp"), (*TWO, "strategy=fsdp")
+PAINT = ("task=generate", "prompts=[红色的圆形,蓝色的心形]", "num_images=2", "seed=7", "threads=1")
+TP = ("data.batch_size=8", "trainer.devices=2", "strategy=tp")  # both train on the same samples
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("devices")
+
+
+@pytest.fixture(scope="module")
+def pretrain(chain) -> tuple[str, ...]:
+    return ("task=pretrain", *TRAIN, f"data.store={chain.run_folder('tokenize')}", "~callbacks.samples")
+
+
+@pytest.fixture(scope="module")
+def on_two(cli, home, pretrain, tmp_path_factory) -> Path:
+    """Runs of two processes, in a folder each."""
+    cases = [
+        ([*VQVAE, *DDP, "run_dir=vqvae_ddp"], home),
+        ([*pretrain, *DDP, "run_dir=ddp"], home),
+        ([*pretrain, *FSDP, "run_dir=fsdp"], home),
+        ([*pretrain, *ONE, "run_dir=refused"], home),
+    ]
+    *done, refused = cli.run_on_two(cases, tmp_path_factory.mktemp("two"))
+    require_done(done)
+    assert refused.code == 2 and "2 processes were started" in refused.stderr
+    return home
+
+
+@pytest.fixture(scope="module")
+def more_on_two(cli, on_two, pretrain, chain, tmp_path_factory) -> Path:
+    """What takes longer: tensor parallelism, and runs that went on in two processes."""
+    again = [middle_of(on_two / run, f"{run}_again") for run in ("ddp", "fsdp")]
+    painter = f"init_from={chain.run_folder('pretrain')}"
+    cases = [
+        ([*pretrain, *DDP, f"resume={again[0]}"], on_two),
+        ([*pretrain, *FSDP, f"resume={again[1]}"], on_two),
+        ([*pretrain, *TP, "run_dir=tp"], on_two),
+        ([*PAINT, painter, "strategy=tp", "trainer.devices=2", "run_dir=painted_tp"], on_two),
+    ]
+    require_done(cli.run_on_two(cases, tmp_path_factory.mktemp("two_again")))
+    require_done(cli.run_many([([*PAINT, painter, "run_dir=painted_one"], on_two)], tmp_path_factory.mktemp("paint")))
+    return on_two
+
+
+@pytest.fixture(scope="module")
+def on_one(cli, home, on_two, pretrain, tmp_path_factory) -> Path:
+    """The same in one process, and runs that went on in one process from the middle of one in two."""
+    cases = [
+        ([*VQVAE, *ONE, "run_dir=vqvae_one"], home),
+        ([*pretrain, *ONE, "run_dir=one"], home),
+        ([*pretrain, *ONE, f"resume={middle_of(home / 'ddp', 'ddp_on_one')}"], home),
+        ([*pretrain, *ONE, f"resume={middle_of(home / 'fsdp', 'fsdp_on_one')}"], home),
+    ]
+    require_done(cli.run_many(cases, tmp_path_factory.mktemp("one")))
+    return home
+
+
+def require_done(ended: list[Any]) -> None:
+    for result in ended:
+        assert result.code == 0, result.stderr[-4000:]
+
+
+def middle_of(run: Path, name: str) -> Path:
+    """A copy of a run as it was at half its steps."""
+    copy = run.with_name(name)
+    (copy / "checkpoints").mkdir(parents=True)
+    shutil.copy(run / "checkpoints" / f"step_{HALF}.ckpt", copy / "checkpoints" / "last.ckpt")
+    return copy
+
+
+def curve(run: Path, tag: str) -> dict[int, float]:
+    """Step → value."""
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "weights.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_train_stage_2_as_one_does(kind: str, on_one: Path) -> None:
+    require_same_training(on_one / kind, on_one / "one")
+
+
+@pytest.mark.slow
+def test_tensor_parallel_trains_as_one_process_does(more_on_two: Path, on_one: Path) -> None:
+    require_same_training(more_on_two / "tp", on_one / "one")
+
+
+@pytest.mark.slow
+def test_tensor_parallel_paints_the_same_pictures(more_on_two: Path) -> None:
+    one, two = more_on_two / "painted_one", more_on_two / "painted_tp"
+    assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
+    for picture in (one / "samples").rglob("*.png"):
+        assert picture.read_bytes() == (two / picture.relative_to(one)).read_bytes()
+
+
+def require_same_training(several: Path, one: Path) -> None:
+    """Curves, gradients, weights and optimizer states."""
+    for tag in ("train/loss", "train/loss_text", "train/loss_image", "val/loss"):
+        expected = curve(one, tag)
+        assert len(expected) == (2 if tag == "val/loss" else STEPS)
+        assert curve(several, tag) == pytest.approx(expected, abs=1e-5)
+    assert curve(several, "train/gradient_norm") == pytest.approx(curve(one, "train/gradient_norm"), rel=1e-4)
+    torch.testing.assert_close(weights(several), weights(one), atol=1e-4, rtol=0)
+    found, wanted = last_checkpoint(several), last_checkpoint(one)
+    torch.testing.assert_close(found["state_dict"], wanted["state_dict"], atol=1e-4, rtol=0)
+    states = found["optimizer_states"][0]["state"], wanted["optimizer_states"][0]["state"]
+    assert states[0].keys() == states[1].keys()
+    for number, state in states[1].items():
+        torch.testing.assert_close(states[0][number]["exp_avg"], state["exp_avg"], atol=1e-5, rtol=1e-3)
+
+
+def test_two_processes_train_stage_1_as_one_does(on_one: Path) -> None:
+    assert sum(curve(on_one / "vqvae_one", "codebook/revived").values()) > 0
+    for tag in ("train/loss", "train/loss_reconstruction", "train/loss_commitment", "codebook/revived"):
+        assert curve(on_one / "vqvae_ddp", tag) == pytest.approx(curve(on_one / "vqvae_one", tag), abs=1e-5)
+    codebooks = [weights(on_one / run)["quantizer.codebook"] for run in ("vqvae_one", "vqvae_ddp")]
+    torch.testing.assert_close(*codebooks, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_saved_on_two_goes_on_with_one(kind: str, on_one: Path) -> None:
+    require_same_second_half(on_one / f"{kind}_on_one", on_one / kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_saved_on_two_goes_on_with_two(kind: str, more_on_two: Path) -> None:
+    require_same_second_half(more_on_two / f"{kind}_again", more_on_two / kind)
+
+
+def require_same_second_half(resumed: Path, whole: Path) -> None:
+    """Curves, weights and the position in the data."""
+    for tag in ("train/loss", "val/loss"):
+        expected = {step: value for step, value in curve(whole, tag).items() if step >= HALF}
+        assert curve(resumed, tag) == pytest.approx(expected, abs=1e-5)
+    torch.testing.assert_close(weights(resumed), weights(whole), atol=1e-4, rtol=0)
+    for run in (resumed, whole):
+        assert last_checkpoint(run)["DataModule"]["consumed"] == 8 * STEPS
+
+
+def last_checkpoint(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / f"step_{STEPS}.ckpt", map_location="cpu", weights_only=True)
+
+
+def test_one_folder_written_once(on_two: Path) -> None:
+    assert {path.name for path in on_two.iterdir()} >= {"vqvae_ddp", "ddp", "fsdp"}
+    assert not (on_two / "outputs").exists() and not (on_two / "refused").exists()
+    for run in ("ddp", "fsdp"):
+        assert len(list((on_two / run / "tensorboard").glob("events.*"))) == 1
+        assert json.loads((on_two / run / "metrics.json").read_text())["val/loss"] > 0
