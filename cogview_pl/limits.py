@@ -12,6 +12,7 @@ _LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("a whole number, at least 1", lambda value: value >= 1 and value == int(value), """
         threads num_prompts num_images num_captions keep sampler.batch_size sampler.drafts
         trainer.max_steps trainer.val_check_interval trainer.accumulate_grad_batches trainer.log_every_n_steps
+        callbacks.nan_guard.patience callbacks.checkpoint.every_n_train_steps
         data.batch_size data.train_size data.val_size data.image_size
         features.epochs features.width features.num_features evaluate.resolution evaluate.is_splits
         image_tokenizer.image_size image_tokenizer.grid image_tokenizer.width image_tokenizer.code_dim

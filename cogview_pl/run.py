@@ -1,10 +1,12 @@
 """`python -m cogview_pl.run`: compose the configuration, check it, hand it to a verb.
 
-Exit codes: 0 done; 2 bad input or configuration, with one line that says which; 143 stopped by SIGTERM, resumable.
+Exit codes: 0 done; 2 bad input or configuration, or a full disk, with one line that says which; 143 stopped by SIGTERM
+and 130 by Ctrl-C, with one line that says how to go on.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -22,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cogview_pl.config import Config, Verb, register_schemas
+from cogview_pl.durable import disk_full, is_disk_full
 from cogview_pl.errors import UserError
 from cogview_pl.limits import check_limits
 from cogview_pl.shell import quote_override
@@ -56,9 +59,13 @@ def _main(composed: DictConfig) -> dict[str, float | str]:
     try:
         return _run(composed, job)[1]
     except UserError as error:  # caught here, because Hydra would put a line of its own before ours
-        _give_up(str(error))
+        _give_up(_without_worker(str(error)))
     except OmegaConfBaseException as error:
         _give_up(_one_line(error))
+    except OSError as error:
+        if error.errno not in _NOT_OUR_FAULT:
+            raise
+        _give_up(_of_the_machine(error))
 
 
 def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, float | str]]:
@@ -70,36 +77,42 @@ def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, 
     if composed.plan:
         return Path(), _verb("plan").run(OmegaConf.to_object(composed))
 
-    from cogview_pl.tasks.run_folder import interrupted_run, new_run
+    from cogview_pl.tasks.run_folder import can_go_on, open_run
+    from cogview_pl.tasks.stopping import STOP, Stopped
 
     if composed.threads is not None:
         import torch
 
         torch.set_num_threads(composed.threads)
     first = _RUN_DIR_OF_RANK_0 not in os.environ or "LOCAL_RANK" not in os.environ  # of the processes of this run
-    if composed.resume:
-        proof = "store/header.json" if composed.verb == Verb.tokenize else "checkpoints/last.ckpt"
-        folder = interrupted_run(composed.outputs, composed.task, composed.resume, proof)
-    else:
-        given = composed.run_dir if first else os.environ[_RUN_DIR_OF_RANK_0]
-        folder = new_run(composed.outputs, composed.task, given, job if first else None)
+    folder, composed.resume = open_run(composed, None if first else os.environ[_RUN_DIR_OF_RANK_0], job)
     composed.run_dir = str(folder.path)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
+    if first:
+        folder.lock()
     os.environ[_RUN_DIR_OF_RANK_0] = config.run_dir or ""
     try:
-        if first:
-            folder.save_config(composed)
-        verb = _verb(config.verb.value)
-        metrics = verb.run(config, folder, _run_stage) if config.verb == Verb.chain else verb.run(config, folder)
-        if first:
-            folder.finish(metrics)
+        with STOP:
+            if first:
+                folder.save_config(composed)
+            verb = _verb(config.verb.value)
+            metrics = verb.run(config, folder, _run_stage) if config.verb == Verb.chain else verb.run(config, folder)
+            if first:
+                folder.finish(metrics)
     except (UserError, OmegaConfBaseException):
         folder.undo()
+        raise
+    except Stopped as stop:
+        goes_on = can_go_on(folder.path, config.verb)
+        stop.advice = stop.advice or (f"go on with resume={folder.path}" if goes_on else "start it again")
+        if not goes_on and first:
+            folder.undo()
         raise
     finally:
         if first:
             os.environ.pop(_RUN_DIR_OF_RANK_0, None)
+            folder.unlock()
     _log.info("done: %s", folder.path)
     return folder.path, metrics
 
@@ -131,6 +144,29 @@ def main() -> None:
         _main()
     except (HydraException, OmegaConfBaseException) as error:
         _give_up(_one_line(error))
+    except SystemExit as stop:
+        if advice := getattr(stop, "advice", ""):
+            print(f"cogview_pl: stopped by {stop.signal.name}; {advice}", file=sys.stderr)  # type: ignore[attr-defined]
+        raise
+
+
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+_NOT_OUR_FAULT = (*_OF_DISKS, errno.EACCES, errno.EPERM, errno.EMFILE)
+
+
+def _of_the_machine(error: OSError) -> str:
+    """One line for what the machine refuses, with the file where it is known."""
+    if is_disk_full(error):
+        return disk_full(Path(error.filename or "a file of this run"))
+    return f"{error.filename or 'a file'}: {error.strerror}; see to the disk and its permissions, then go on"
+
+
+_FROM_WORKER = re.compile(r"Caught UserError in .*\nOriginal Traceback .*UserError: ", re.DOTALL)
+
+
+def _without_worker(message: str) -> str:
+    """A message that a loader's worker has wrapped in its traceback, as it was."""
+    return _FROM_WORKER.sub("", message)
 
 
 _INTERNALS = ("object_type=", "full_key:", "reference_type=", "See https://", "Config search path:", "provider=")

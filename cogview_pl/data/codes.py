@@ -6,6 +6,8 @@ A folder:
   after the rows are on disk, so it never counts a row that is not there.
 - `SPLIT.bin`: the rows (`rows.py`), in one of two formats.
 - `SPLIT.keys.txt`: the key of each row, one per line.
+- `SPLIT.crc32`: the checksum of each row, uint32, with which a row is compared when it is read. Stores of earlier
+  versions have none, and are read without.
 
 A writer that was killed goes on where the header says, and ends with the same bytes as one that was not.
 """
@@ -14,13 +16,17 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from cogview_pl.data.rows import NATIVE, RowLayout, StoredRows
+from cogview_pl.data.rows import CHECKSUM, NATIVE, RowLayout, StoredRows
+from cogview_pl.durable import append, write_text
 from cogview_pl.errors import UserError
 
 VERSION = 1
@@ -51,17 +57,13 @@ class Header(RowLayout):
     image_tokenizer: str
     splits: dict[str, SplitHeader]
     complete: bool = False
+    checksums: bool = False
+    """Whether the store has them; the field is missing in headers of earlier versions."""
 
     def save(self, folder: Path) -> None:
         """Replace the header in one step: a reader or a kill sees the old one or the new one."""
         values = {"version": VERSION, "dtype": self.dtype.name, **asdict(self)}
-        draft = folder / f"{HEADER}.tmp"
-        with draft.open("w", encoding="utf-8") as stream:
-            stream.write(json.dumps(values, ensure_ascii=False, indent=1) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, folder / HEADER)
-        _sync_folder(folder)
+        write_text(folder / HEADER, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Header:
@@ -135,6 +137,7 @@ class StoreWriter:
             splits={name: SplitHeader(source) for name, source in splits.items()},
             format=format,
             large=large,
+            checksums=True,
         )
         if (self.folder / HEADER).exists():
             found = Header.load(self.folder)
@@ -146,6 +149,8 @@ class StoreWriter:
         for name, split in self.header.splits.items():
             _cut(_rows_file(self.folder, name), split.rows * self.header.row_bytes)
             _cut(_keys_file(self.folder, name), split.key_bytes)
+            if self.header.checksums:
+                _cut(_checksums_file(self.folder, name), split.rows * CHECKSUM.itemsize)
 
     def resume_index(self, split: str) -> int:
         """Index in the source of the next sample to tokenise; the source's size when the split is done."""
@@ -180,8 +185,12 @@ class StoreWriter:
             raise ValueError(f"next_index={next_index}: {now.next} done, {len(keys)} new, of {now.source}")
         self._check_ids(pieces, codes, large, len(keys))
         names = "".join(" ".join(key.splitlines()) + "\n" for key in keys).encode("utf-8", "backslashreplace")
-        _append(_rows_file(self.folder, split), self.header.pack(pieces, codes, large).tobytes())
-        _append(_keys_file(self.folder, split), names)
+        rows = self.header.pack(pieces, codes, large)
+        append(_rows_file(self.folder, split), rows.tobytes())
+        append(_keys_file(self.folder, split), names)
+        if self.header.checksums:
+            sums = np.array([zlib.crc32(row.tobytes()) for row in rows], CHECKSUM)
+            append(_checksums_file(self.folder, split), sums.tobytes())
         now.next = next_index
         now.rows += len(keys)
         now.truncated += sum(len(ids) > self.header.text_length for ids in pieces)
@@ -234,13 +243,10 @@ class TokenStore:
         if not header.complete:
             raise UserError(f"{folder}: the token store was not finished; run task=tokenize resume=true")
         for name, split in header.splits.items():
-            file = _rows_file(folder, name)
-            found = file.stat().st_size if file.exists() else 0
-            if found != split.rows * header.row_bytes:
-                raise UserError(
-                    f"{file} has {found} bytes, {HEADER} says {split.rows} rows of {header.row_bytes}; "
-                    "the file is truncated or of another store: copy it again or run task=tokenize again"
-                )
+            _require_rows(_rows_file(folder, name), split.rows, header.row_bytes)
+            _require_rows(_keys_file(folder, name), split.key_bytes, 1)
+            if header.checksums:
+                _require_rows(_checksums_file(folder, name), split.rows, CHECKSUM.itemsize)
         return cls(folder, header)
 
     def split(self, name: str) -> StoreSplit:
@@ -274,12 +280,18 @@ class StoreSplit(StoredRows):
     """The rows of a split."""
 
     def __init__(self, folder: Path, header: Header, name: str) -> None:
-        super().__init__(_rows_file(folder, name), header, range(header.splits[name].rows))
+        sums = _checksums_file(folder, name) if header.checksums else None
+        super().__init__(_rows_file(folder, name), header, range(header.splits[name].rows), sums)
         self._keys = _keys_file(folder, name)
 
     def keys(self) -> list[str]:
         """The key of each row."""
         return self._keys.read_text(encoding="utf-8").split("\n")[:-1]
+
+    def key(self, index: int) -> str:
+        """The key of a row; reads the file up to it."""
+        with self._keys.open(encoding="utf-8", newline="\n") as stream:
+            return next(islice(stream, index, None)).rstrip("\n")
 
 
 def _rows_file(folder: Path, split: str) -> Path:
@@ -290,9 +302,22 @@ def _keys_file(folder: Path, split: str) -> Path:
     return folder / f"{split}.keys.txt"
 
 
+def _checksums_file(folder: Path, split: str) -> Path:
+    return folder / f"{split}.crc32"
+
+
+def _require_rows(file: Path, rows: int, size: int) -> None:
+    found = file.stat().st_size if file.exists() else 0
+    if found != rows * size:
+        raise UserError(
+            f"{file} has {found} bytes, {HEADER} says {rows} rows of {size}; "
+            "the file is truncated or of another store: copy it again or run task=tokenize again"
+        )
+
+
 def _identity(header: Header) -> dict[str, object]:
     """What must agree for a store to be gone on with."""
-    values = {name: value for name, value in vars(header).items() if name not in ("splits", "complete")}
+    values = {name: value for name, value in vars(header).items() if name not in ("splits", "complete", "checksums")}
     return values | {f"samples of {name}": split.source for name, split in header.splits.items()}
 
 
@@ -313,19 +338,3 @@ def _cut(file: Path, size: int) -> None:
             raise UserError(f"{file} has {found} bytes, {HEADER} says {size}: data were lost; {START_AGAIN}")
         stream.truncate(size)
         os.fsync(stream.fileno())
-
-
-def _append(file: Path, data: bytes) -> None:
-    with file.open("ab") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a renamed file survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
 from torch import Tensor
 
 from cogview_pl.data.images import SampleError, find_pictures, load_picture
+from cogview_pl.durable import replacing, write_text
 from cogview_pl.errors import UserError
 
 SAMPLES = "samples.jsonl"
@@ -90,7 +92,13 @@ def picture_files(given: object) -> list[Path]:
 
 def write_records(file: Path, records: list[dict[str, object]] | list[dict[str, str]]) -> None:
     """Write one JSON object per line."""
-    file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def save_picture(picture: Image.Image, file: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    with replacing(file) as draft:
+        picture.save(draft, "PNG")
 
 
 def pairs_file(path: Path) -> Path:

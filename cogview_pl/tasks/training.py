@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cogview_pl.config import Config, OptimizerConfig, instantiate
 from cogview_pl.errors import UserError
+from cogview_pl.lit.callbacks import StopAtStepEnd
+from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.optim import OptimizerFactory
 from cogview_pl.tasks.run_folder import RunFolder
+from cogview_pl.tasks.stopping import STOP, Stopped
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
-
-
-class Terminated(SystemExit):
-    """The run was told to stop (SIGTERM), saved its checkpoint and can be resumed; exit code 143."""
-
-    def __init__(self) -> None:
-        super().__init__(143)
 
 
 def optimizer_factory(config: OptimizerConfig) -> OptimizerFactory:
@@ -67,18 +65,17 @@ def train(
 
     Raises:
         UserError: the checkpoint is of another stage or model.
-        Terminated: after SIGTERM, once the checkpoint is saved.
+        Stopped: after a signal, once the checkpoint is saved.
     """
     module.on_save_checkpoint = partial(_remember, identity)  # type: ignore[method-assign]
-    checkpoint = None
-    if config.resume:
-        checkpoint = folder / LAST_CHECKPOINT
+    checkpoint = _checkpoint(config, folder)
+    if checkpoint is not None:
         _check_checkpoint(checkpoint, identity)
     trainer = _trainer(config, folder)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SIGTERMException:  # would exit with 0, as if the run were done
-        raise Terminated from None
+        raise Stopped(STOP.received or signal.SIGTERM) from None
     metrics = dict(trainer.callback_metrics)
     if trainer.global_step % _validation_interval(config):
         trainer.validate(module, datamodule=data, verbose=False)
@@ -88,6 +85,7 @@ def train(
 
 def _trainer(config: Config, folder: RunFolder) -> Trainer:
     callbacks = [instantiate(node, f"callbacks.{name}") for name, node in config.callbacks.items()]
+    callbacks.append(StopAtStepEnd(lambda: STOP.asked, _defer_signals))
     loggers = [instantiate(node, f"logger.{name}") for name, node in config.logger.items()]
     try:
         return Trainer(
@@ -96,6 +94,7 @@ def _trainer(config: Config, folder: RunFolder) -> Trainer:
             **config.strategy,
             callbacks=callbacks,
             logger=loggers or False,
+            plugins=[DurableCheckpointIO()],
             gradient_clip_val=config.optimizer.gradient_clip,
             default_root_dir=str(folder.path),
             use_distributed_sampler=False,  # the data module deals samples out itself
@@ -114,17 +113,37 @@ def _validation_interval(config: Config) -> int:
     return min(interval, config.trainer["max_steps"] * config.trainer["accumulate_grad_batches"])
 
 
+def _defer_signals(deferred: bool) -> None:
+    STOP.deferred = deferred
+    if deferred:
+        STOP.listen()  # Lightning has put its handlers in their place
+
+
+def _checkpoint(config: Config, folder: RunFolder) -> Path | None:
+    """The checkpoint to go on from: the one that `resume` names, or the newest; None for a run without."""
+    if not config.resume:
+        return None
+    given = Path(str(config.resume))
+    file = given if given.suffix == ".ckpt" else folder / LAST_CHECKPOINT
+    return file if file.exists() else None
+
+
 def _remember(identity: dict[str, Any], checkpoint: dict[str, Any]) -> None:
     checkpoint["cogview_pl"] = identity
 
 
 def _check_checkpoint(file: Path, identity: dict[str, Any]) -> None:
     try:
+        with zipfile.ZipFile(file) as archive:  # torch does not look at the checksums
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
+        others = sorted(str(other) for other in file.parent.glob("*.ckpt") if other != file)
         raise UserError(
             f"resume: {file} cannot be read ({reason}); it is damaged or not one of our checkpoints"
+            + (f"; go on from another one: resume={others[-1]}" if others else "")
         ) from error
     found = checkpoint.get("cogview_pl", {})
     if found.get("kind") != identity["kind"]:

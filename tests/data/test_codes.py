@@ -104,6 +104,7 @@ def test_the_layout_on_disk(tmp_path: Path) -> None:
         "image_tokenizer": "image-1",
         "splits": {"train": {"source": 2, "next": 2, "rows": 2, "truncated": 1, "key_bytes": 6}},
         "complete": True,
+        "checksums": True,
     }
 
 
@@ -267,7 +268,7 @@ def test_an_old_header_with_newer_rows(store: Path, tmp_path: Path) -> None:
     for name, data in content(store).items():
         (folder / name).write_bytes(data)
     (folder / "header.json").write_bytes(header)
-    (folder / "header.json.tmp").write_bytes(b"{ half a hea")
+    (folder / ".header.json.draft").write_bytes(b"{ half a hea")
     tokenize(folder)
     assert content(folder) == content(store)
 

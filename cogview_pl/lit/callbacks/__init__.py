@@ -1,8 +1,19 @@
 """What watches a run: throughput, activations, pictures, skipped files, random state."""
 
 from cogview_pl.lit.callbacks.activations import Activations
+from cogview_pl.lit.callbacks.nan_guard import NanGuard
 from cogview_pl.lit.callbacks.pictures import Reconstructions, Samples
 from cogview_pl.lit.callbacks.run_state import RandomState, SkippedPictures
+from cogview_pl.lit.callbacks.stop_at_step_end import StopAtStepEnd
 from cogview_pl.lit.callbacks.throughput import Throughput
 
-__all__ = ["Activations", "RandomState", "Reconstructions", "Samples", "SkippedPictures", "Throughput"]
+__all__ = [
+    "Activations",
+    "NanGuard",
+    "RandomState",
+    "Reconstructions",
+    "Samples",
+    "SkippedPictures",
+    "StopAtStepEnd",
+    "Throughput",
+]
