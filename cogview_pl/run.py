@@ -56,6 +56,14 @@ def _register_experiments(by_name_only: bool) -> None:
 @hydra.main(version_base="1.3", config_path=str(_shipped("conf")), config_name="config")
 def _main(composed: DictConfig) -> dict[str, float | str]:
     job = HydraConfig.get().job.num if HydraConfig.get().mode == RunMode.MULTIRUN else None
+    return run_or_give_up(composed, job)
+
+
+def run_or_give_up(composed: DictConfig, job: int | None = None) -> dict[str, float | str]:
+    """Run one composed configuration and return its metrics; what the user can mend becomes one line and exit code 2.
+
+    A run that was told to stop ends with the code of the signal and one line that says how to go on.
+    """
     try:
         return _run(composed, job)[1]
     except UserError as error:  # caught here, because Hydra would put a line of its own before ours
@@ -66,6 +74,10 @@ def _main(composed: DictConfig) -> dict[str, float | str]:
         if error.errno not in _NOT_OUR_FAULT:
             raise
         _give_up(_of_the_machine(error))
+    except SystemExit as stop:
+        if advice := getattr(stop, "advice", ""):
+            print(f"cogview_pl: stopped by {stop.signal.name}; {advice}", file=sys.stderr)  # type: ignore[attr-defined]
+        raise
 
 
 def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, float | str]]:
@@ -144,10 +156,6 @@ def main() -> None:
         _main()
     except (HydraException, OmegaConfBaseException) as error:
         _give_up(_one_line(error))
-    except SystemExit as stop:
-        if advice := getattr(stop, "advice", ""):
-            print(f"cogview_pl: stopped by {stop.signal.name}; {advice}", file=sys.stderr)  # type: ignore[attr-defined]
-        raise
 
 
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,8 @@ class Header(RowLayout):
     def save(self, folder: Path) -> None:
         """Replace the header in one step: a reader or a kill sees the old one or the new one."""
         values = {"version": VERSION, "dtype": self.dtype.name, **asdict(self)}
+        if self.checksums:
+            values["crc32"] = _checksum(values)
         write_text(folder / HEADER, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
@@ -82,6 +85,9 @@ class Header(RowLayout):
         version = values.get("version") if isinstance(values, dict) else None
         if version != VERSION:
             raise UserError(f"{file} has version {version}, this program reads {VERSION}; {START_AGAIN}")
+        found = values.pop("crc32", None)
+        if (found is not None or values.get("checksums")) and found != _checksum(values):
+            raise UserError(f"{file} is damaged (its checksum is wrong); {START_AGAIN}")
         try:
             del values["version"]
             dtype = values.pop("dtype")
@@ -292,6 +298,11 @@ class StoreSplit(StoredRows):
         """The key of a row; reads the file up to it."""
         with self._keys.open(encoding="utf-8", newline="\n") as stream:
             return next(islice(stream, index, None)).rstrip("\n")
+
+
+def _checksum(values: dict[str, Any]) -> int:
+    """CRC-32 of a header's values, however they are spaced and ordered."""
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def _rows_file(folder: Path, split: str) -> Path:
