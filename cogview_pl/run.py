@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -145,6 +146,7 @@ def _verb(name: str) -> Any:
 
 def main() -> None:
     """Entry point: turns errors that the user can mend into one line and exit code 2."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a run listens, Ctrl-C just ends the process
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting with 1
     sys.argv[1:] = map(quote_override, sys.argv[1:])
     register_schemas()

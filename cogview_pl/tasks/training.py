@@ -67,17 +67,19 @@ def train(
         UserError: the checkpoint is of another stage or model.
         Stopped: after a signal, once the checkpoint is saved.
     """
-    module.on_save_checkpoint = partial(_remember, identity)  # type: ignore[method-assign]
+    module.on_save_checkpoint = partial(_remember, module, identity)  # type: ignore[method-assign]
     checkpoint = _checkpoint(config, folder)
-    if checkpoint is not None:
-        _check_checkpoint(checkpoint, identity)
+    metrics = {} if checkpoint is None else _check_checkpoint(checkpoint, identity)
     trainer = _trainer(config, folder)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SIGTERMException:  # would exit with 0, as if the run were done
         raise Stopped(STOP.received or signal.SIGTERM) from None
-    metrics = dict(trainer.callback_metrics)
-    if trainer.global_step % _validation_interval(config):
+    found = trainer.callback_metrics
+    metrics |= found
+    # A run that was ended behind its last step has not validated in this process.
+    steps = _validation_interval(config) // config.trainer["accumulate_grad_batches"]
+    if trainer.global_step % steps or not any(name.startswith("val/") for name in found):
         trainer.validate(module, datamodule=data, verbose=False)
         metrics |= trainer.callback_metrics
     return {name: float(value) for name, value in metrics.items()}
@@ -128,11 +130,13 @@ def _checkpoint(config: Config, folder: RunFolder) -> Path | None:
     return file if file.exists() else None
 
 
-def _remember(identity: dict[str, Any], checkpoint: dict[str, Any]) -> None:
-    checkpoint["cogview_pl"] = identity
+def _remember(module: LightningModule, identity: dict[str, Any], checkpoint: dict[str, Any]) -> None:
+    metrics = {name: float(value) for name, value in module.trainer.callback_metrics.items()}
+    checkpoint["cogview_pl"] = {**identity, "metrics": metrics}
 
 
-def _check_checkpoint(file: Path, identity: dict[str, Any]) -> None:
+def _check_checkpoint(file: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a damaged checkpoint, or one of another model; returns the metrics that were last logged before it."""
     try:
         with zipfile.ZipFile(file) as archive:  # torch does not look at the checksums
             if (damaged := archive.testzip()) is not None:
@@ -158,3 +162,4 @@ def _check_checkpoint(file: Path, identity: dict[str, Any]) -> None:
             f"resume: {file} was trained with {key}={found['settings'].get(key)}, this run has "
             f"{identity['settings'][key]}; resume with the same model (see config.yaml beside it)"
         )
+    return dict(found.get("metrics", {}))
