@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from cogview_pl.errors import UserError
 
 _LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    ("a whole number, at least 1", lambda value: value >= 1 and value == int(value), """
+    ("a whole number, at least 1", lambda value: value >= 1 and value % 1 == 0, """
         threads num_prompts num_images num_captions keep sampler.batch_size sampler.drafts
         trainer.max_steps trainer.val_check_interval trainer.accumulate_grad_batches trainer.log_every_n_steps
         callbacks.nan_guard.patience callbacks.checkpoint.every_n_train_steps

@@ -158,6 +158,10 @@ def main() -> None:
         _main()
     except (HydraException, OmegaConfBaseException) as error:
         _give_up(_one_line(error))
+    except OverflowError as error:  # OmegaConf's, of a value with hundreds of digits
+        if "full_key:" not in str(error):
+            raise
+        _give_up(_one_line(error))
 
 
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)

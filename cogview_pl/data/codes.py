@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from cogview_pl.data.rows import CHECKSUM, NATIVE, RowLayout, StoredRows
+from cogview_pl.data.rows import CHECKSUM, NATIVE, RowLayout, StoredRows, require_counts
 from cogview_pl.durable import append, write_text
 from cogview_pl.errors import UserError
 
 VERSION = 1
 HEADER = "header.json"
+_KINDS = {"text_tokenizer": str, "image_tokenizer": str, "complete": bool, "checksums": bool, "large": bool}
 START_AGAIN = "delete the folder and run task=tokenize again"
 
 
@@ -49,6 +50,11 @@ class SplitHeader:
     key_bytes: int = 0
     """Size of `SPLIT.keys.txt`."""
 
+    def __post_init__(self) -> None:
+        require_counts(vars(self), least=0)
+        if not self.truncated <= self.rows <= self.next <= self.source:
+            raise ValueError(f"{self.truncated} cut, {self.rows} rows, {self.next} done of {self.source}")
+
 
 @dataclass(kw_only=True)
 class Header(RowLayout):
@@ -60,6 +66,12 @@ class Header(RowLayout):
     complete: bool = False
     checksums: bool = False
     """Whether the store has them; the field is missing in headers of earlier versions."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(self, name), kind)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {getattr(self, wrong[0])!r}")
 
     def save(self, folder: Path) -> None:
         """Replace the header in one step: a reader or a kill sees the old one or the new one."""
@@ -80,7 +92,7 @@ class Header(RowLayout):
             values = json.loads(file.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{folder} has no {HEADER}: not a token store; run task=tokenize") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is not JSON ({error}); {START_AGAIN}") from None
         version = values.get("version") if isinstance(values, dict) else None
         if version != VERSION:

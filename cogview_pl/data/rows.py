@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +31,13 @@ CHECKSUM = np.dtype("<u4")
 _WITH_LARGE = 5  # y * x codes, and four times as many at twice the size
 
 
+def require_counts(values: Mapping[str, object], least: int) -> None:
+    """Raises ValueError naming the first value that is no whole number of at least `least`."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} is {value!r}")
+
+
 @dataclass(kw_only=True)
 class RowLayout:
     """What the numbers of a row mean; raises ValueError for an unknown format."""
@@ -46,6 +53,8 @@ class RowLayout:
     def __post_init__(self) -> None:
         if self.format not in (NATIVE, COGVIEW):
             raise ValueError(f"format is {self.format}, known are {NATIVE} and {COGVIEW}")
+        sizes = {"text_length": self.text_length, "num_pieces": self.num_pieces, "num_codes": self.num_codes}
+        require_counts({**sizes, "y": self.grid[0], "x": self.grid[1]}, least=1)
 
     @property
     def dtype(self) -> np.dtype[Any]:

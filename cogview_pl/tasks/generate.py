@@ -88,12 +88,20 @@ def read_prompts(config: Config) -> list[str]:
                 f"prompts={given} is not a file; give a text file, a list prompts='[一个红色的圆形]', "
                 "or - for standard input"
             )
-        lines = Path(given).read_text(encoding="utf-8-sig").splitlines()
-    else:
+        try:
+            lines = Path(given).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"prompts={given} is not UTF-8 text; save it as UTF-8") from None
+    elif isinstance(given, Sequence):
         lines = [str(prompt) for prompt in given]
+    else:
+        raise UserError(f"prompts={given} is no text; give a list prompts='[一个红色的圆形]', a text file, or -")
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise UserError(f"prompts={given} holds no text; give at least one prompt")
+    for prompt in prompts:
+        if any("\ud800" <= sign <= "\udfff" for sign in prompt):
+            raise UserError(f"prompts: {prompt!r} is not valid Unicode; write it again")
     return prompts
 
 

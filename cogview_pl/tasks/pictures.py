@@ -112,13 +112,17 @@ def pairs_file(path: Path) -> Path:
 def read_pairs(file: Path) -> list[dict[str, str]]:
     """The lines of a list: `prompt` and `file`, relative to the list; raises UserError for any other line."""
     pairs = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"pairs={file} is not UTF-8 text; save it as UTF-8") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
             pairs.append({"prompt": str(record["prompt"]), "file": str(record["file"])})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f'pairs={file}, line {number}: expected {{"prompt": …, "file": …}}, found {line[:60]!r}'
             ) from None
