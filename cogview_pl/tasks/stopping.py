@@ -107,7 +107,7 @@ def requeue() -> None:
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", "") or error
+        reason = " ".join((getattr(error, "stderr", "") or str(error)).split())
         raise UserError(
             f"scontrol requeue {job} failed ({reason}); the checkpoint is saved, submit the job again with resume=auto"
         ) from error

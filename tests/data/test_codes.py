@@ -434,3 +434,64 @@ def test_the_tokenizers_must_be_those_of_the_store(store: Path) -> None:
         opened.require(text_tokenizer="text-2", image_tokenizer="image-1")
     with pytest.raises(UserError, match=r"made with image_tokenizer image-1, this run uses image-2; .*task=tokenize"):
         opened.require(text_tokenizer="text-1", image_tokenizer="image-2")
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("name", ["header.json", "train.bin", "train.crc32", "train.keys.txt"])
+def test_a_flipped_bit_is_never_read_as_something_else(store: Path, name: str) -> None:
+    wanted = [(pieces, codes.tolist()) for pieces, codes in every_row(store)]
+    file = store / name
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        file.write_bytes(data)
+        try:
+            found = [(pieces, codes.tolist()) for pieces, codes in every_row(store)]
+        except UserError as error:
+            assert str(store) in str(error) and "\n" not in str(error)
+        else:
+            assert name in ("train.keys.txt", "header.json")  # keys only name rows; white space says nothing
+            assert found == wanted
+
+
+def every_row(store: Path) -> list[tuple[list[int], torch.Tensor]]:
+    rows = TokenStore.open(store).split("train")
+    return [rows[index] for index in range(len(rows))]
+
+
+def test_a_damaged_row_is_named(store: Path) -> None:
+    file = store / "train.bin"
+    data = bytearray(file.read_bytes())
+    data[2 * 20 + 5] ^= 16
+    file.write_bytes(data)
+    rows = TokenStore.open(store).split("train")
+    assert rows[1][0] == sample("train", 1)[0]  # type: ignore[index]
+    with pytest.raises(UserError, match=r"train\.bin: row 2 is damaged, its checksum is wrong; copy the token store"):
+        rows[2]
+
+
+def test_a_store_that_shrinks_or_vanishes_while_it_is_read(store: Path) -> None:
+    rows = TokenStore.open(store).split("train")
+    assert rows[0]
+    os.truncate(store / "train.bin", 45)
+    with pytest.raises(UserError, match=r"train\.bin has become shorter: row 5 is missing"):
+        rows[5]
+    (store / "train.bin").unlink()
+    with pytest.raises(UserError, match=r"train\.bin cannot be read \(No such file or directory\)"):
+        pickle.loads(pickle.dumps(rows))[0]
+
+
+def test_a_store_without_checksums_is_gone_on_with(tmp_path: Path, store: Path) -> None:
+    """One that an earlier version began."""
+    folder = tmp_path / "begun"
+    StoreWriter(folder, **SETTINGS)
+    edit_header(folder)
+    for name in SETTINGS["splits"]:
+        (folder / f"{name}.crc32").unlink()
+    tokenize(folder)
+    assert not TokenStore.open(folder).header.checksums
+    assert [file.name for file in folder.glob("*.crc32")] == []
+    assert (folder / "train.bin").read_bytes() == (store / "train.bin").read_bytes()
