@@ -50,7 +50,10 @@ def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[s
     load_font(config.font, 12)
     device, dtype = inference_device(config)
     captioner = Captioner(loaded, device, dtype, quantization(config))
-    pictures = _pictures(config, folder, loaded.image_tokenizer.settings["image_size"])
+    pictures, skipped = _pictures(config, loaded.image_tokenizer.settings["image_size"])
+    if skipped:
+        write_records(folder / "skipped.jsonl", skipped)
+        _log.warning("left out: %d pictures that cannot be read, listed in %s", len(skipped), folder / "skipped.jsonl")
     started = time.perf_counter()
     codes = encode([picture.image for picture in pictures], loaded.image_tokenizer, device, config.sampler.batch_size)
     captions: list[str] = []
@@ -71,7 +74,8 @@ def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[s
     rows = [(c, [to_pil_image(p.image)]) for c, p in zip(captions, pictures[:_SHEET_PICTURES], strict=False)]
     sheet = contact_sheet(rows, columns=_SHEET_COLUMNS, cell=96, font=config.font)
     save_picture(sheet, folder / "samples" / "grid.png")
-    metrics = {"generate/captions": float(len(captions)), "perf/pictures_per_s": len(captions) / seconds}
+    metrics = {"generate/captions": float(len(captions)), "generate/skipped": float(len(skipped))}
+    metrics |= {"perf/pictures_per_s": len(captions) / seconds}
     if config.images is None and isinstance(config.data, ToyDataConfig):
         truth = [picture.caption or "" for picture in pictures]
         metrics |= {f"toy/caption_{name}": value for name, value in asdict(score_captions(captions, truth)).items()}
@@ -86,12 +90,11 @@ def encode(images: Sequence[Tensor], tokenizer: ImageTokenizer, device: str, bat
     return torch.cat(parts)
 
 
-def _pictures(config: Config, folder: RunFolder, size: int) -> list[Picture]:
+def _pictures(config: Config, size: int) -> tuple[list[Picture], list[dict[str, str]]]:
+    """The pictures to describe, and those that cannot be read, with the reason."""
     if config.images is None:
-        samples, _ = validation_samples(config.data, config.num_prompts)
-        return [Picture(sample.key, sample.image, sample.text) for sample in samples]
+        samples, left_out = validation_samples(config.data, config.num_prompts)
+        skipped = [{"file": sample.key, "reason": sample.reason} for sample in left_out]
+        return [Picture(sample.key, sample.image, sample.text) for sample in samples], skipped
     files, images, skipped = load_images(config.images, size)
-    if skipped:
-        write_records(folder / "skipped.jsonl", skipped)
-        _log.warning("left out: %d pictures that cannot be read, listed in %s", len(skipped), folder / "skipped.jsonl")
-    return [Picture(file, image, None) for file, image in zip(files, images, strict=True)]
+    return [Picture(file, image, None) for file, image in zip(files, images, strict=True)], skipped

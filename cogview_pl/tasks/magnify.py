@@ -71,7 +71,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     seconds = time.perf_counter() - started
     before = _decode(codes, loaded.image_tokenizer, config.sampler.batch_size)
     _write(config, folder, originals, before, pictures)
-    metrics = {"magnify/pictures": float(len(pictures)), "perf/pictures_per_s": len(pictures) / seconds}
+    metrics = {"magnify/pictures": float(len(pictures)), "magnify/skipped": float(len(originals.skipped))}
+    metrics |= {"perf/pictures_per_s": len(pictures) / seconds}
     if originals.truth is not None:
         metrics |= _compare(torch.stack(originals.truth) / 255, before, pictures, owners(codes.shape[-1]))
     if originals.truth is not None and isinstance(config.data, ToyDataConfig):

@@ -191,3 +191,15 @@ def test_painting_goes_on_where_it_stopped(cli, chain, tmp_path) -> None:
     assert metrics(runs["whole"]) == metrics(runs["stopped"])
     for ended, words in zip(refused, ("seed=3, this run has 4", "prompt '", "holds an earlier run"), strict=True):
         assert ended.code == 2 and ended.stderr.count("\n") == 1 and words in ended.stderr
+
+
+def test_training_that_diverges_names_layer_and_samples(cli, chain, whole_runs, tmp_path) -> None:
+    args, _, _ = whole_runs["pretrain"]
+    more = ("optimizer.optimizer.lr=1e30", "callbacks.nan_guard.patience=3", f"run_dir={tmp_path / 'run'}")
+    (ended,) = cli.run_many([([*args, *more], tmp_path)], tmp_path)
+    assert ended.code == 2 and "3 steps in a row had no finite gradient, from step 2 on" in ended.stderr
+    found = json.loads((tmp_path / "run" / "bad_batch.json").read_text())
+    assert found["step"] == 2 and found["layer"].startswith(("model.", "the gradient of model.", "the loss"))
+    keys = (chain.run_folder("tokenize") / "store" / "train.keys.txt").read_text().splitlines()
+    assert len(found["keys"]) == 8 and set(found["keys"]) <= set(keys)
+    assert found["layer"] in ended.stderr and found["keys"][0] in ended.stderr
