@@ -115,9 +115,20 @@ def new_run(outputs: str, task: str, run_dir: str | None, job: int | None) -> Ru
         return RunFolder(path, None)
     path = _numbered(str(home / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")), job)
     stamp, attempt = path, 1
-    while path.exists():
+    while not _made(path):
         path, attempt = Path(f"{stamp}.{attempt}"), attempt + 1
     return RunFolder(path, home / _LATEST)
+
+
+def _made(path: Path) -> bool:
+    """Make a folder; False if there is one, maybe that of a run started at the same moment."""
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return path.parent.is_file()  # then RunFolder says what is wrong
+    except OSError:
+        pass
+    return True
 
 
 def _numbered(path: str, job: int | None) -> Path:

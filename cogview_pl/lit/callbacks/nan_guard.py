@@ -15,6 +15,7 @@ from cogview_pl.durable import write_text
 from cogview_pl.errors import UserError
 
 _KEYS_IN_MESSAGE = 4
+_HALVINGS = 16  # steps in a row in which a loss scaler may come down from its first scale, 65,536
 
 
 class NanGuard(Callback):
@@ -33,7 +34,7 @@ class NanGuard(Callback):
 
     Args:
         folder: the run's folder.
-        patience: bad steps in a row that end the run.
+        patience: bad steps in a row that end the run; with a loss scaler 16 more, in which it may find its scale.
     """
 
     def __init__(self, folder: str, patience: int) -> None:
@@ -60,7 +61,7 @@ class NanGuard(Callback):
             self._streak = self._counted = torch.zeros((), dtype=torch.int64, device=good.device)
         self._streak = torch.where(good, 0, self._streak + 1)
         self._counted = self._counted + (~good).long()
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        if _scaler(trainer):
             return
         if good.device.type != "cpu":
             for parameter in parameters:
@@ -77,10 +78,10 @@ class NanGuard(Callback):
             return
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        reads = self._streak.device.type == "cpu" or trainer.global_step % self._patience == 0
-        if reads:
+        step = (batch_idx + 1) // trainer.accumulate_grad_batches  # counted on where a scaler passes over one
+        if self._streak.device.type == "cpu" or step % self._patience == 0:
             pl_module.log("train/bad_steps", float(self._total + int(self._counted)))
-            if (streak := int(self._streak)) >= self._patience:
+            if (streak := int(self._streak)) >= self._patience + (_HALVINGS if _scaler(trainer) else 0):
                 self._stop(trainer, pl_module, streak)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -156,6 +157,11 @@ def _listener(name: str, found: list[str]) -> Any:
             found.append(name)
 
     return listen
+
+
+def _scaler(trainer: Trainer) -> bool:
+    """Whether a loss scaler watches the gradients."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
 def _silent(*arguments: Any, **options: Any) -> None:
