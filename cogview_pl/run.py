@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -144,9 +145,16 @@ def _verb(name: str) -> Any:
     return importlib.import_module(f"cogview_pl.tasks.{name}")
 
 
+def _quiet_where_full(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer is a thread: that its disk is full is said once, by the main one."""
+    if not is_disk_full(failed.exc_value):
+        threading.__excepthook__(failed)
+
+
 def main() -> None:
     """Entry point: turns errors that the user can mend into one line and exit code 2."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a run listens, Ctrl-C just ends the process
+    threading.excepthook = _quiet_where_full
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting with 1
     sys.argv[1:] = map(quote_override, sys.argv[1:])
     register_schemas()

@@ -70,8 +70,12 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-        if self.received == signal.SIGUSR1 and isinstance(error, SystemExit):
+        if error is None or self.received is None:
+            return
+        if self.received == signal.SIGUSR1:
             requeue()
+        if not isinstance(error, SystemExit):  # what the interrupted code made of it while it was cleaning up
+            raise Stopped(self.received) from error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked worker; the main process ends it

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cogview_pl.config import Config, OptimizerConfig, instantiate
@@ -88,6 +89,8 @@ def train(
 def _trainer(config: Config, folder: RunFolder) -> Trainer:
     callbacks = [instantiate(node, f"callbacks.{name}") for name, node in config.callbacks.items()]
     callbacks.append(StopAtStepEnd(lambda: STOP.asked, _defer_signals))
+    if not config.logger:  # learning rates are for nobody to see, and their callback would refuse to run
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     loggers = [instantiate(node, f"logger.{name}") for name, node in config.logger.items()]
     try:
         return Trainer(

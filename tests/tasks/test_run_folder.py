@@ -92,6 +92,14 @@ def test_signals_end_a_run_or_wait_for_the_end_of_a_step(number: int, code: int)
         assert stop.asked and stop.received == number
 
 
+def test_a_stop_is_one_whatever_the_interrupted_code_makes_of_it() -> None:
+    with pytest.raises(Stopped), StopSignals():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            raise AttributeError("cleaning up after half a call")
+
+
 def test_the_second_interrupt_ends_the_process_at_once() -> None:
     child = os.fork()
     if not child:
