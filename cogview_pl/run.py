@@ -78,7 +78,8 @@ def run_or_give_up(composed: DictConfig, job: int | None = None) -> dict[str, fl
         _give_up(_of_the_machine(error))
     except SystemExit as stop:
         if advice := getattr(stop, "advice", ""):
-            print(f"cogview_pl: stopped by {stop.signal.name}; {advice}", file=sys.stderr)  # type: ignore[attr-defined]
+            name = stop.signal.name  # type: ignore[attr-defined]
+            print(f"\ncogview_pl: stopped by {name}; {advice}", file=sys.stderr)  # behind a progress bar
         raise
 
 

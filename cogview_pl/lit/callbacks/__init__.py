@@ -1,6 +1,7 @@
 """What watches a run: throughput, activations, pictures, skipped files, random state."""
 
 from cogview_pl.lit.callbacks.activations import Activations
+from cogview_pl.lit.callbacks.checkpoints import Checkpoints
 from cogview_pl.lit.callbacks.nan_guard import NanGuard
 from cogview_pl.lit.callbacks.pictures import Reconstructions, Samples
 from cogview_pl.lit.callbacks.run_state import RandomState, SkippedPictures
@@ -9,6 +10,7 @@ from cogview_pl.lit.callbacks.throughput import Throughput
 
 __all__ = [
     "Activations",
+    "Checkpoints",
     "NanGuard",
     "RandomState",
     "Reconstructions",
