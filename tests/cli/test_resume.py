@@ -124,6 +124,7 @@ def test_resumed_training_is_exact(
         assert code == 128 + number
         assert f"cogview_pl: stopped by {number.name}; go on with resume={run}" in stderr.splitlines()
         assert "Traceback" not in stderr
+        assert len(list((run / "checkpoints").iterdir())) == 2  # last.ckpt and the newest of every_n_train_steps
     step = last_checkpoint(run)["global_step"]
     assert EVERY <= step < STEPS
     cli.succeed([*args, *more, f"resume={run}"], tmp_path)

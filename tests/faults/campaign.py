@@ -43,10 +43,11 @@ EARLY = "had ended before"
 FAILED = "FAILED"
 
 QUIET = ("seed=5", "threads=1", "logger=none")
+EVERY = 2  # steps between checkpoints
 STEPS = (
     "trainer.max_steps=8",
     "trainer.val_check_interval=4",
-    "callbacks.checkpoint.every_n_train_steps=2",
+    f"callbacks.checkpoint.every_n_train_steps={EVERY}",
     "trainer.log_every_n_steps=2",
     "data.val_size=4",
     "data.batch_size=4",
@@ -138,6 +139,9 @@ def declared(run: Path) -> dict[str, bytes]:
             torch.load(checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:
             raise Wrong(f"{checkpoint.name} is no whole checkpoint: {error}") from error
+    steps = [int(file.stem.split("_")[1]) for file in run.glob("checkpoints/step_*.ckpt")]
+    if steps and max(steps) > EVERY and not (run / "checkpoints" / "last.ckpt").exists():
+        raise Wrong("there is no last.ckpt any more")
     header = run / "store" / "header.json"
     if header.exists():
         for name, split in json.loads(header.read_bytes())["splits"].items():
