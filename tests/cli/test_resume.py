@@ -36,6 +36,7 @@ VQVAE = (
     "image_tokenizer.quantizer.dead_threshold=0.4",
 )
 TOKENIZE = ("task=tokenize", "data.train_size=200", "data.val_size=16", "data.batch_size=4", "threads=1")
+GENERATE = ("task=generate", "num_prompts=4", "num_images=2", "sampler.batch_size=2", "threads=1", "seed=3")
 PRETRAIN = ("task=pretrain", *TRAIN, "model.dropout=0.1")
 
 
@@ -137,13 +138,15 @@ def whole_runs(cli, chain, tmp_path_factory) -> dict[str, tuple[tuple[str, ...],
     root = tmp_path_factory.mktemp("whole")
     pretrain = (*PRETRAIN, f"data.store={chain.run_folder('tokenize')}")
     tokenize = (*TOKENIZE, f"image_tokenizer.path={chain.run_folder('vqvae')}")
+    generate = (*GENERATE, f"init_from={chain.run_folder('pretrain')}")
     runs: dict[str, tuple[tuple[str, ...], Path, tuple[str, ...]]] = {
         "tokenize": (tokenize, root / "tokenize", ()),
         "vqvae": (VQVAE, root / "vqvae", ("train/loss_reconstruction", "train/gradient_norm")),
         "pretrain": (pretrain, root / "pretrain", ("train/loss", "train/loss_image")),
+        "generate": (generate, root / "generate", ()),
     }
     ended = cli.run_many([([*args, f"run_dir={run}"], root) for args, run, _ in runs.values()], root)
-    assert [result.code for result in ended] == [0, 0, 0], ended
+    assert [result.code for result in ended] == [0, 0, 0, 0], ended
     return runs
 
 
@@ -164,12 +167,10 @@ def test_resumed_tokenisation_is_exact(cli, whole_runs, tmp_path) -> None:
     assert metrics(whole) == metrics(tmp_path / "killed")
 
 
-def test_painting_goes_on_where_it_stopped(cli, chain, tmp_path) -> None:
+def test_painting_goes_on_where_it_stopped(cli, whole_runs, tmp_path) -> None:
     """Two of four prompts are done, a third is half written; the rest is painted as if nothing had happened."""
-    model = f"init_from={chain.run_folder('pretrain')}"
-    args = ("task=generate", model, "num_prompts=4", "num_images=2", "sampler.batch_size=2", "threads=1", "seed=3")
-    runs = {name: tmp_path / name for name in ("whole", "stopped", "other")}
-    assert cli.run_many([([*args, f"run_dir={runs['whole']}"], tmp_path)], tmp_path)[0].code == 0
+    args, whole, _ = whole_runs["generate"]
+    runs = {"whole": whole} | {name: tmp_path / name for name in ("stopped", "other")}
     lines = (runs["whole"] / "samples.jsonl").read_bytes().splitlines(keepends=True)
     for name in ("stopped", "other"):
         shutil.copytree(runs["whole"], runs[name])

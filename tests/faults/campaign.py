@@ -43,7 +43,7 @@ EARLY = "had ended before"
 FAILED = "FAILED"
 
 QUIET = ("seed=5", "threads=1", "logger=none")
-EVERY = 2  # steps between checkpoints
+EVERY = 3  # steps between checkpoints: some before a validation, some not
 STEPS = (
     "trainer.max_steps=8",
     "trainer.val_check_interval=4",

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class StopAtStepEnd(Callback):
-    """Raises Lightning's SIGTERMException behind an optimizer step, once `asked` says so on any device.
+    """Has Lightning end the run behind an optimizer step, once `asked` says so on any device.
 
-    Lightning's own handling would leave inside a validation or between two batches whose gradients are added up, and
-    its signal handler talks to the other processes, which hangs while these wait for a gradient.
+    Lightning's own handler of SIGTERM would end it between two batches whose gradients are added up, or inside a
+    validation, from where going on is not exact; and it talks to the other processes, which hangs while these wait for
+    a gradient. So it is not called: what it sets is set here, when the time has come.
 
     Args:
         asked: whether this process was told to stop.
@@ -23,6 +23,7 @@ class StopAtStepEnd(Callback):
     def __init__(self, asked: Callable[[], bool], defer: Callable[[bool], None]) -> None:
         self._asked = asked
         self._defer = defer
+        self._stops = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._defer(True)
@@ -33,7 +34,18 @@ class StopAtStepEnd(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        done = trainer.global_step >= trainer.max_steps
-        if between_steps and not done and trainer.strategy.reduce_boolean_decision(self._asked(), all=False):
-            raise SIGTERMException
+        """Lightning ends the run when it has logged this step, if no validation comes before that."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self._stops = trainer.strategy.reduce_boolean_decision(self._asked(), all=False)
+            _end_soon(trainer, self._stops)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate to the end."""
+        _end_soon(trainer, False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _end_soon(trainer, self._stops)
+
+
+def _end_soon(trainer: Trainer, whether: bool) -> None:
+    trainer._signal_connector.received_sigterm = whether  # type: ignore[attr-defined]
