@@ -51,6 +51,14 @@ def slow(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """The fault campaign: 240 kills, signals, full disks and flipped bits, a quarter of an hour."""
+    session.install("-e", ".[dev,eval]")
+    arguments = session.posargs or ("--injections", "240", "--seed", "0")
+    session.run("python", "-m", "tests.faults.campaign", *arguments, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def quickstart(session: nox.Session) -> None:
     """The README's first command."""
     session.install("-e", ".[fonts]")

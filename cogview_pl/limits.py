@@ -9,9 +9,10 @@ from omegaconf import DictConfig, OmegaConf
 from cogview_pl.errors import UserError
 
 _LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    ("a whole number, at least 1", lambda value: value >= 1 and value == int(value), """
+    ("a whole number, at least 1", lambda value: value >= 1 and value % 1 == 0, """
         threads num_prompts num_images num_captions keep sampler.batch_size sampler.drafts
         trainer.max_steps trainer.val_check_interval trainer.accumulate_grad_batches trainer.log_every_n_steps
+        callbacks.nan_guard.patience callbacks.checkpoint.every_n_train_steps
         data.batch_size data.train_size data.val_size data.image_size
         features.epochs features.width features.num_features evaluate.resolution evaluate.is_splits
         image_tokenizer.image_size image_tokenizer.grid image_tokenizer.width image_tokenizer.code_dim
@@ -21,6 +22,7 @@ _LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         seed data.num_workers data.min_size image_tokenizer.residual_blocks image_tokenizer.continuous_steps
         features.blur features.noise features.tint sampler.temperature sampler.top_k sampler.guidance
         model.init_std lora.rank optimizer.weight_decay optimizer.gradient_clip"""),
+    ("at most 4294967295, what random generators take", lambda value: value < 2**32, "seed"),
     ("above 0", lambda value: value > 0, "callbacks.throughput.peak_tflops lora.alpha"),
     ("above 0, at most 1", lambda value: 0 < value <= 1, "sampler.top_p text.character_coverage features.lr"),
     ("at least 0, below 1", lambda value: 0 <= value < 1, """

@@ -1,19 +1,23 @@
 """`python -m cogview_pl.run`: compose the configuration, check it, hand it to a verb.
 
-Exit codes: 0 done; 2 bad input or configuration, with one line that says which; 143 stopped by SIGTERM, resumable.
+Exit codes: 0 done; 2 bad input or configuration, or a full disk, with one line that says which; 143 stopped by SIGTERM
+and 130 by Ctrl-C, with one line that says how to go on.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import logging
 import os
 import re
+import signal
 import sys
-from functools import partial
+import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -25,15 +29,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cogview_pl.choices import StrategyKind, Verb
 from cogview_pl.config import Config, register_schemas
+from cogview_pl.durable import disk_full, is_disk_full
 from cogview_pl.errors import UserError
 from cogview_pl.limits import check_limits
 from cogview_pl.shell import quote_override, quoted
 from cogview_pl.tasks.processes import THESE
 
+if TYPE_CHECKING:
+    from cogview_pl.tasks.run_folder import RunFolder
+
 _log = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).parent
-_PARALLEL = (Verb.fit_image_tokenizer, Verb.fit_sequence_model, Verb.chain)  # the first process does the others alone
+_PARALLEL = (Verb.fit_image_tokenizer, Verb.fit_sequence_model)  # the first process does the others alone
 _CHAIN_KEYS = ("experiment", "task", "stages", "common", "run_dir")  # what a chain does not hand on to its stages
 
 
@@ -59,12 +67,34 @@ def _main(composed: DictConfig) -> dict[str, float | str]:
     job, overrides = None, sys.argv[1:]
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         job, overrides = HydraConfig.get().job.num, [*_flags(), *HydraConfig.get().overrides.task]
+    return run_or_give_up(composed, overrides, job)
+
+
+def run_or_give_up(composed: DictConfig, overrides: list[str], job: int | None = None) -> dict[str, float | str]:
+    """Run one composed configuration and return its metrics; what the user can mend becomes one line and exit code 2.
+
+    A run that was told to stop ends with the code of the signal and one line that says how to go on.
+
+    Args:
+        composed: the configuration.
+        overrides: the words that compose it.
+        job: its number in a sweep.
+    """
     try:
         return _run(composed, overrides, job)[1]
     except UserError as error:  # caught here, because Hydra would put a line of its own before ours
-        _give_up(str(error))
+        _give_up(_without_worker(str(error)))
     except OmegaConfBaseException as error:
         _give_up(_one_line(error))
+    except OSError as error:
+        if error.errno not in _NOT_OUR_FAULT:
+            raise
+        _give_up(_of_the_machine(error))
+    except SystemExit as stop:
+        if THESE.first and (advice := getattr(stop, "advice", "")):
+            name = stop.signal.name  # type: ignore[attr-defined]
+            print(f"\ncogview_pl: stopped by {name}; {advice}", file=sys.stderr)  # behind a progress bar
+        raise
 
 
 def _run(composed: DictConfig, overrides: list[str], job: int | None = None) -> tuple[Path, dict[str, float | str]]:
@@ -79,42 +109,51 @@ def _run(composed: DictConfig, overrides: list[str], job: int | None = None) -> 
     if composed.plan.only:
         return Path(), _verb("plan").run(OmegaConf.to_object(composed), _run_stage) if THESE.first else {}
 
-    from cogview_pl.tasks.run_folder import interrupted_run, new_run, open_run
+    from cogview_pl.tasks.run_folder import can_go_on, open_run
+    from cogview_pl.tasks.stopping import STOP, Stopped
 
     if composed.threads is not None:
         import torch
 
         torch.set_num_threads(composed.threads)
-    if composed.resume:
-        proof = "store/header.json" if composed.verb == Verb.tokenize else "checkpoints/last.ckpt"
-        find = partial(interrupted_run, composed.outputs, composed.task, composed.resume, proof)
-    else:
-        find = partial(new_run, composed.outputs, composed.task, composed.run_dir, job)
-    folder = open_run(find, composed.run_dir)
+    folder, composed.resume = open_run(composed, job)
     composed.run_dir = str(folder.path)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
-    verb = _verb(config.verb.value)
     try:
-        folder.save_config(composed)
-        with THESE.first_goes_ahead() as first:
-            if first:
-                _verb("plan").require_fit(config)
-        if config.verb == Verb.chain:
-            metrics = verb.run(config, folder, _run_stage)
-        elif config.verb in _PARALLEL or _paints_together(config):
-            with THESE.launching([*overrides, f"run_dir={quoted(str(folder.path))}"]):
-                metrics = verb.run(config, folder)
-        else:
-            with THESE.first_goes_ahead() as first:
-                metrics = verb.run(config, folder) if first else {}
-        folder.finish(metrics)
+        with STOP:
+            folder.save_config(composed)
+            metrics = dict(_carry_out(config, folder, overrides))
+            folder.finish(metrics)
     except (UserError, OmegaConfBaseException):
         folder.undo()
         raise
+    except Stopped as stop:
+        goes_on = can_go_on(folder.path, config.verb)
+        stop.advice = stop.advice or (f"go on with resume={folder.path}" if goes_on else "start it again")
+        if not goes_on:
+            folder.undo()
+        raise
+    finally:
+        folder.unlock()
     if folder.writes:
         _log.info("done: %s", folder.path)
     return folder.path, metrics
+
+
+def _carry_out(config: Config, folder: RunFolder, overrides: list[str]) -> Mapping[str, float | str]:
+    """What the verb does, in as many processes as it is for; returns its metrics."""
+    with THESE.first_goes_ahead() as first:
+        if first:
+            _verb("plan").require_fit(config)
+    verb = _verb(config.verb.value)
+    if config.verb == Verb.chain:
+        return verb.run(config, folder, _run_stage)  # type: ignore[no-any-return]
+    if config.verb in _PARALLEL or _paints_together(config):
+        with THESE.launching([*overrides, f"run_dir={quoted(str(folder.path))}"]):
+            return verb.run(config, folder)  # type: ignore[no-any-return]
+    with THESE.first_goes_ahead() as first:
+        return verb.run(config, folder) if first else {}
 
 
 def _paints_together(config: Config) -> bool:
@@ -141,8 +180,16 @@ def _verb(name: str) -> Any:
     return importlib.import_module(f"cogview_pl.tasks.{name}")
 
 
+def _quiet_where_full(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer is a thread: that its disk is full is said once, by the main one."""
+    if not is_disk_full(failed.exc_value):
+        threading.__excepthook__(failed)
+
+
 def main() -> None:
     """Entry point: turns errors that the user can mend into one line and exit code 2."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a run listens, Ctrl-C just ends the process
+    threading.excepthook = _quiet_where_full
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting with 1
     sys.argv[1:] = map(quote_override, sys.argv[1:])
     _require_launcher()
@@ -155,6 +202,29 @@ def main() -> None:
         _main()
     except (HydraException, OmegaConfBaseException) as error:
         _give_up(_one_line(error))
+    except OverflowError as error:  # OmegaConf's, of a value with hundreds of digits
+        if "full_key:" not in str(error):
+            raise
+        _give_up(_one_line(error))
+
+
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+_NOT_OUR_FAULT = (*_OF_DISKS, errno.EACCES, errno.EPERM, errno.EMFILE)
+
+
+def _of_the_machine(error: OSError) -> str:
+    """One line for what the machine refuses, with the file where it is known."""
+    if is_disk_full(error):
+        return disk_full(Path(error.filename or "a file of this run"))
+    return f"{error.filename or 'a file'}: {error.strerror}; see to the disk and its permissions, then go on"
+
+
+_FROM_WORKER = re.compile(r"Caught UserError in .*\nOriginal Traceback .*UserError: ", re.DOTALL)
+
+
+def _without_worker(message: str) -> str:
+    """A message that a loader's worker has wrapped in its traceback, as it was."""
+    return _FROM_WORKER.sub("", message)
 
 
 def _require_launcher() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cogview_pl.checkpoints.pickles import read_pt
 from cogview_pl.checkpoints.store import build_vqvae
+from cogview_pl.durable import replacing, write_text
 from cogview_pl.errors import UserError
 from cogview_pl.transformer import Transformer
 from cogview_pl.vqvae import VQVAE
@@ -126,7 +127,8 @@ def save_vqvae(model: VQVAE, path: str | Path) -> None:
     state = {name: tensor.contiguous() for name, tensor in (statistics | state).items() if name not in _NOT_IN_FILES}
     _require_keys(state, {name for ours in _VQVAE for name in _with_kinds(ours)}, {}, path, "convert")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(_renamed(state, _VQVAE, path, "convert"), path)
+    with replacing(Path(path)) as draft, draft.open("wb") as stream:
+        torch.save(_renamed(state, _VQVAE, path, "convert"), stream)
 
 
 def load_transformer(
@@ -199,8 +201,9 @@ def save_transformer(model: Transformer, path: str | Path, *, iteration: int = 1
         state = {name: tensor.half() for name, tensor in state.items()}
     folder = Path(path) / str(iteration)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"module": state, "iteration": iteration}, folder / _RANK_FILE.format(0))
-    (Path(path) / _LATEST).write_text(str(iteration))
+    with replacing(folder / _RANK_FILE.format(0)) as draft, draft.open("wb") as stream:
+        torch.save({"module": state, "iteration": iteration}, stream)
+    write_text(Path(path) / _LATEST, str(iteration))
 
 
 def _rank_files(path: Path, key: str) -> list[Path]:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 from yaml import YAMLError
 
+from cogview_pl.durable import replacing, write_text
 from cogview_pl.errors import UserError
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
@@ -128,9 +129,10 @@ def save_sequence_model(
         "template": dict(template),
         "vocabulary": {"num_codes": vocabulary.num_codes, "num_pieces": vocabulary.num_pieces},
     }
-    _save(folder, model, config)
+    folder.mkdir(parents=True, exist_ok=True)
     text.save(folder / "text.model")
     save_image_tokenizer(folder / "image_tokenizer", image_tokenizer)
+    _save(folder, model, config)
 
 
 def load_sequence_model(path: str | Path, key: str = "init_from") -> SequenceModel:
@@ -189,8 +191,10 @@ def find_model_folder(path: str | Path, key: str) -> Path:
 
 def _save(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_state(model), folder / "weights.safetensors")
-    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+    with replacing(folder / "weights.safetensors") as draft:
+        save_file(_state(model), draft)
+    # Last, because it is what makes a folder a model: one that a kill left unfinished is taken for none.
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
 
 
 def _read_config(folder: Path, kind: str, key: str) -> dict[str, Any]:

@@ -6,6 +6,8 @@ A folder:
   after the rows are on disk, so it never counts a row that is not there.
 - `SPLIT.bin`: the rows (`rows.py`), in one of two formats.
 - `SPLIT.keys.txt`: the key of each row, one per line.
+- `SPLIT.crc32`: the checksum of each row, uint32, with which a row is compared when it is read. Stores of earlier
+  versions have none, and are read without.
 
 A writer that was killed goes on where the header says, and ends with the same bytes as one that was not.
 """
@@ -14,17 +16,23 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from cogview_pl.data.rows import NATIVE, RowLayout, StoredRows
+from cogview_pl.data.rows import CHECKSUM, NATIVE, RowLayout, StoredRows, require_counts
+from cogview_pl.durable import append, write_text
 from cogview_pl.errors import UserError
 
 VERSION = 1
 HEADER = "header.json"
+_KINDS = {"text_tokenizer": str, "image_tokenizer": str, "complete": bool, "checksums": bool, "large": bool}
 START_AGAIN = "delete the folder and run task=tokenize again"
 
 
@@ -42,6 +50,11 @@ class SplitHeader:
     key_bytes: int = 0
     """Size of `SPLIT.keys.txt`."""
 
+    def __post_init__(self) -> None:
+        require_counts(vars(self), least=0)
+        if not self.truncated <= self.rows <= self.next <= self.source:
+            raise ValueError(f"{self.truncated} cut, {self.rows} rows, {self.next} done of {self.source}")
+
 
 @dataclass(kw_only=True)
 class Header(RowLayout):
@@ -51,17 +64,21 @@ class Header(RowLayout):
     image_tokenizer: str
     splits: dict[str, SplitHeader]
     complete: bool = False
+    checksums: bool = False
+    """Whether the store has them; the field is missing in headers of earlier versions."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(self, name), kind)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {getattr(self, wrong[0])!r}")
 
     def save(self, folder: Path) -> None:
         """Replace the header in one step: a reader or a kill sees the old one or the new one."""
         values = {"version": VERSION, "dtype": self.dtype.name, **asdict(self)}
-        draft = folder / f"{HEADER}.tmp"
-        with draft.open("w", encoding="utf-8") as stream:
-            stream.write(json.dumps(values, ensure_ascii=False, indent=1) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, folder / HEADER)
-        _sync_folder(folder)
+        if self.checksums:
+            values["crc32"] = _checksum(values)
+        write_text(folder / HEADER, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Header:
@@ -75,11 +92,14 @@ class Header(RowLayout):
             values = json.loads(file.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{folder} has no {HEADER}: not a token store; run task=tokenize") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is not JSON ({error}); {START_AGAIN}") from None
         version = values.get("version") if isinstance(values, dict) else None
         if version != VERSION:
             raise UserError(f"{file} has version {version}, this program reads {VERSION}; {START_AGAIN}")
+        found = values.pop("crc32", None)
+        if (found is not None or values.get("checksums")) and found != _checksum(values):
+            raise UserError(f"{file} is damaged (its checksum is wrong); {START_AGAIN}")
         try:
             del values["version"]
             dtype = values.pop("dtype")
@@ -135,6 +155,7 @@ class StoreWriter:
             splits={name: SplitHeader(source) for name, source in splits.items()},
             format=format,
             large=large,
+            checksums=True,
         )
         if (self.folder / HEADER).exists():
             found = Header.load(self.folder)
@@ -146,6 +167,8 @@ class StoreWriter:
         for name, split in self.header.splits.items():
             _cut(_rows_file(self.folder, name), split.rows * self.header.row_bytes)
             _cut(_keys_file(self.folder, name), split.key_bytes)
+            if self.header.checksums:
+                _cut(_checksums_file(self.folder, name), split.rows * CHECKSUM.itemsize)
 
     def resume_index(self, split: str) -> int:
         """Index in the source of the next sample to tokenise; the source's size when the split is done."""
@@ -180,8 +203,12 @@ class StoreWriter:
             raise ValueError(f"next_index={next_index}: {now.next} done, {len(keys)} new, of {now.source}")
         self._check_ids(pieces, codes, large, len(keys))
         names = "".join(" ".join(key.splitlines()) + "\n" for key in keys).encode("utf-8", "backslashreplace")
-        _append(_rows_file(self.folder, split), self.header.pack(pieces, codes, large).tobytes())
-        _append(_keys_file(self.folder, split), names)
+        rows = self.header.pack(pieces, codes, large)
+        append(_rows_file(self.folder, split), rows.tobytes())
+        append(_keys_file(self.folder, split), names)
+        if self.header.checksums:
+            sums = np.array([zlib.crc32(row.tobytes()) for row in rows], CHECKSUM)
+            append(_checksums_file(self.folder, split), sums.tobytes())
         now.next = next_index
         now.rows += len(keys)
         now.truncated += sum(len(ids) > self.header.text_length for ids in pieces)
@@ -234,13 +261,10 @@ class TokenStore:
         if not header.complete:
             raise UserError(f"{folder}: the token store was not finished; run task=tokenize resume=true")
         for name, split in header.splits.items():
-            file = _rows_file(folder, name)
-            found = file.stat().st_size if file.exists() else 0
-            if found != split.rows * header.row_bytes:
-                raise UserError(
-                    f"{file} has {found} bytes, {HEADER} says {split.rows} rows of {header.row_bytes}; "
-                    "the file is truncated or of another store: copy it again or run task=tokenize again"
-                )
+            _require_rows(_rows_file(folder, name), split.rows, header.row_bytes)
+            _require_rows(_keys_file(folder, name), split.key_bytes, 1)
+            if header.checksums:
+                _require_rows(_checksums_file(folder, name), split.rows, CHECKSUM.itemsize)
         return cls(folder, header)
 
     def split(self, name: str) -> StoreSplit:
@@ -274,12 +298,23 @@ class StoreSplit(StoredRows):
     """The rows of a split."""
 
     def __init__(self, folder: Path, header: Header, name: str) -> None:
-        super().__init__(_rows_file(folder, name), header, range(header.splits[name].rows))
+        sums = _checksums_file(folder, name) if header.checksums else None
+        super().__init__(_rows_file(folder, name), header, range(header.splits[name].rows), sums)
         self._keys = _keys_file(folder, name)
 
     def keys(self) -> list[str]:
         """The key of each row."""
         return self._keys.read_text(encoding="utf-8").split("\n")[:-1]
+
+    def key(self, index: int) -> str:
+        """The key of a row; reads the file up to it."""
+        with self._keys.open(encoding="utf-8", newline="\n") as stream:
+            return next(islice(stream, index, None)).rstrip("\n")
+
+
+def _checksum(values: dict[str, Any]) -> int:
+    """CRC-32 of a header's values, however they are spaced and ordered."""
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def _rows_file(folder: Path, split: str) -> Path:
@@ -290,9 +325,22 @@ def _keys_file(folder: Path, split: str) -> Path:
     return folder / f"{split}.keys.txt"
 
 
+def _checksums_file(folder: Path, split: str) -> Path:
+    return folder / f"{split}.crc32"
+
+
+def _require_rows(file: Path, rows: int, size: int) -> None:
+    found = file.stat().st_size if file.exists() else 0
+    if found != rows * size:
+        raise UserError(
+            f"{file} has {found} bytes, {HEADER} says {rows} rows of {size}; "
+            "the file is truncated or of another store: copy it again or run task=tokenize again"
+        )
+
+
 def _identity(header: Header) -> dict[str, object]:
     """What must agree for a store to be gone on with."""
-    values = {name: value for name, value in vars(header).items() if name not in ("splits", "complete")}
+    values = {name: value for name, value in vars(header).items() if name not in ("splits", "complete", "checksums")}
     return values | {f"samples of {name}": split.source for name, split in header.splits.items()}
 
 
@@ -313,19 +361,3 @@ def _cut(file: Path, size: int) -> None:
             raise UserError(f"{file} has {found} bytes, {HEADER} says {size}: data were lost; {START_AGAIN}")
         stream.truncate(size)
         os.fsync(stream.fileno())
-
-
-def _append(file: Path, data: bytes) -> None:
-    with file.open("ab") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a renamed file survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

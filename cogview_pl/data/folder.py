@@ -154,12 +154,19 @@ def find_captions(
         raise UserError(f"{listing} is not UTF-8 text; save it as UTF-8") from None
     if not found:
         raise UserError(f"{listing} lists no pictures; give one per line, with the fields file_name and text")
-    if not any((root / picture.file).is_file() for picture in found):
+    if not any(_exists(root / picture.file) for picture in found):
         raise UserError(
             f"{listing}: none of the {len(found)} listed pictures exists, the first is {root / found[0].file}; "
             f"give files relative to {name}"
         )
     return found
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name that no file system takes, or a disk that fails
+        return False
 
 
 def _captions_beside(root: Path, name: str) -> list[Listed]:
@@ -189,7 +196,7 @@ def _json_lines(stream: TextIO, file: Path) -> Iterator[tuple[str, dict[str, obj
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file}:{number} is not JSON ({error}); write one object per line") from None
         if not isinstance(record, dict):
             raise UserError(f"{file}:{number} is not a JSON object; write one object per line")

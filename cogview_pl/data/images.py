@@ -66,6 +66,8 @@ def load_picture(file: str | Path | BinaryIO, size: int, min_size: int = 0) -> t
                     raise PictureError(f"{image.width}x{image.height} is too elongated for a square crop")
                 if min(image.size) < min_size:
                     raise PictureError(f"{image.width}x{image.height} is smaller than data.min_size={min_size}")
+                if image.format == "PNG":
+                    _verify_png(file)
                 _decode_smaller(image, 2 * size)
                 ImageOps.exif_transpose(image, in_place=True)
                 pixels = tv.pil_to_tensor(_to_rgb(image))
@@ -77,6 +79,17 @@ def load_picture(file: str | Path | BinaryIO, size: int, min_size: int = 0) -> t
         raise PictureError(" ".join(str(error).split()) or type(error).__name__) from error
     pixels = tv.resize(pixels, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
     return tv.center_crop(pixels, [size, size]).contiguous()
+
+
+def _verify_png(file: str | Path | BinaryIO) -> None:
+    """Compare the checksums of a PNG, which decoding does not: it stops at the last pixel, before it gets to them."""
+    place = None if isinstance(file, (str, Path)) else file.tell()
+    if place is not None:
+        file.seek(0)  # type: ignore[union-attr]
+    with Image.open(file, formats=["PNG"]) as image:
+        image.verify()
+    if place is not None:
+        file.seek(place)  # type: ignore[union-attr]
 
 
 def _decode_smaller(image: Image.Image, shorter: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from bisect import bisect_right
+from typing import Any, TypeVar
 
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset, Subset
@@ -25,6 +26,16 @@ def mixed(main: Dataset[T], other: Dataset[T], share: float) -> Dataset[T]:
     size, other_size = len(main), len(other)  # type: ignore[arg-type]
     total = max(size / (1 - share), other_size / share)
     return ConcatDataset([_cycled(main, size, total * (1 - share)), _cycled(other, other_size, total * share)])
+
+
+def sample_key(dataset: Dataset[Any], index: int) -> str:
+    """What names a sample of a data set, or of one made of several here, in a message."""
+    if isinstance(dataset, ConcatDataset):
+        part = bisect_right(dataset.cumulative_sizes, index)
+        return sample_key(dataset.datasets[part], index - ([0, *dataset.cumulative_sizes][part]))
+    if isinstance(dataset, Subset):
+        return sample_key(dataset.dataset, int(dataset.indices[index]))
+    return str(dataset.key(index))  # type: ignore[attr-defined]
 
 
 def _cycled(dataset: Dataset[T], size: int, count: float) -> Dataset[T]:

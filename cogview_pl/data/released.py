@@ -76,7 +76,9 @@ class ReleasedFile:
             num_val = min(max(num_val, 1), num_rows - 1)
         if num_val == num_rows:
             raise UserError(f"data.val_fraction={val_fraction} leaves no rows of {file} to train on; lower it")
-        _CheckedRows(file, layout, range(num_rows)).raw(slice(0, num_rows, -(-num_rows // _CHECKED_AT_OPENING)))
+        rows = _CheckedRows(file, layout, range(num_rows))
+        for number in range(0, num_rows, -(-num_rows // _CHECKED_AT_OPENING)):
+            rows.raw(number)
         spans = {"train": range(num_rows - num_val), "val": range(num_rows - num_val, num_rows)}
         return cls(file, layout, spans)
 
@@ -88,21 +90,20 @@ class ReleasedFile:
 class _CheckedRows(StoredRows):
     """Rows whose ids are checked when they are read: nothing else vouches for them."""
 
-    def raw(self, rows: slice) -> np.ndarray:
-        found = super().raw(rows)
-        text, codes = np.split(found, [self.layout.text_length], axis=1)
-        self._require(rows, text, text != self.layout.sentinel, self.layout.text_ids, "text id")
-        self._require(rows, codes, np.ones_like(codes, dtype=bool), range(self.layout.num_codes), "code")
+    def raw(self, number: int) -> np.ndarray:
+        found = super().raw(number)
+        text, codes = np.split(found, [self.layout.text_length])
+        self._require(number, text[text != self.layout.sentinel], self.layout.text_ids, "text id")
+        self._require(number, codes, range(self.layout.num_codes), "code")
         return found
 
-    def _require(self, rows: slice, ids: np.ndarray, used: np.ndarray, allowed: range, name: str) -> None:
-        wrong = np.argwhere(used & ((ids < allowed.start) | (ids >= allowed.stop)))
+    def _require(self, number: int, ids: np.ndarray, allowed: range, name: str) -> None:
+        wrong = ids[(ids < allowed.start) | (ids >= allowed.stop)]
         if len(wrong):
-            row, column = wrong[0]
             raise UserError(
-                f"data.store={self.file}: row {rows.start + row * (rows.step or 1)} has {name} {ids[row, column]}, it "
-                f"must be in [{allowed.start}, {allowed.stop}); rows must be {_size(self.layout)}, and text.model and "
-                "image_tokenizer.path the tokenizers that made them"
+                f"data.store={self.file}: row {number} has {name} {wrong[0]}, it must be in [{allowed.start}, "
+                f"{allowed.stop}); rows must be {_size(self.layout)}, and text.model and image_tokenizer.path the "
+                "tokenizers that made them"
             )
 
 

@@ -10,20 +10,32 @@ Shapes: B samples, R = text_length + y * x numbers in a row, or text_length + 5 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from cogview_pl.errors import UserError
 from cogview_pl.vocab import Vocabulary
 
 NATIVE = "native"
 COGVIEW = "cogview"
+CHECKSUM = np.dtype("<u4")
+"""Type of a row's CRC-32 on disk."""
 _WITH_LARGE = 5  # y * x codes, and four times as many at twice the size
+
+
+def require_counts(values: Mapping[str, object], least: int) -> None:
+    """Raises ValueError naming the first value that is no whole number of at least `least`."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} is {value!r}")
 
 
 @dataclass(kw_only=True)
@@ -41,6 +53,8 @@ class RowLayout:
     def __post_init__(self) -> None:
         if self.format not in (NATIVE, COGVIEW):
             raise ValueError(f"format is {self.format}, known are {NATIVE} and {COGVIEW}")
+        sizes = {"text_length": self.text_length, "num_pieces": self.num_pieces, "num_codes": self.num_codes}
+        require_counts({**sizes, "y": self.grid[0], "x": self.grid[1]}, least=1)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -104,42 +118,74 @@ class RowLayout:
 class StoredRows(Dataset[tuple[list[int], torch.Tensor]]):
     """Rows of a file: `rows[i]` is `(pieces without padding, codes int64 (y, x))`.
 
-    The file is mapped into memory at first use, in each process, and not pickled.
+    Each process opens the file for itself, at first use. Rows are read, not mapped into memory, where a file that
+    becomes shorter or a disk that fails would kill the process.
 
     Args:
         file: rows, and nothing else.
         layout: what they mean.
         span: which of them.
+        checksums: file with the CRC-32 of each row, little-endian uint32; None where there are none. A row is compared
+            with its own when it is read.
+
+    Reading a row raises UserError where it is missing, cannot be read or is not what was written.
     """
 
-    def __init__(self, file: Path, layout: RowLayout, span: range) -> None:
+    def __init__(self, file: Path, layout: RowLayout, span: range, checksums: Path | None = None) -> None:
         self.file = file
         self.layout = layout
         self.span = span
-        self._mapped: np.ndarray | None = None
+        self.checksums = checksums
+        self._rows = _Records(file, layout.row_bytes)
+        self._sums = None if checksums is None else _Records(checksums, CHECKSUM.itemsize)
 
     def __len__(self) -> int:
         return len(self.span)
 
     def __getitem__(self, index: int) -> tuple[list[int], torch.Tensor]:
-        return self.layout.unpack(self._row(index))
+        return self.layout.unpack(self.raw(self.span[index]))
 
     def large(self, index: int) -> torch.Tensor:
         """Codes of the picture at twice the size, int64 `(2y, 2x)`, where the rows have them."""
-        return self.layout.unpack_large(self._row(index))
+        return self.layout.unpack_large(self.raw(self.span[index]))
 
-    def _row(self, index: int) -> np.ndarray:
-        return self.raw(slice(self.span[index], self.span[index] + 1))[0]
+    def raw(self, number: int) -> np.ndarray:
+        """A row as it is on disk, `(R,)`; counted from the beginning of the file."""
+        data = self._rows.read(number)
+        if self._sums is not None and zlib.crc32(data) != np.frombuffer(self._sums.read(number), CHECKSUM)[0]:
+            raise UserError(
+                f"{self.file}: row {number} is damaged, its checksum is wrong; copy the token store again or run "
+                "task=tokenize again"
+            )
+        return np.frombuffer(data, self.layout.dtype)
 
-    def raw(self, rows: slice) -> np.ndarray:
-        """Rows as they are on disk, `(B, R)`; counted from the beginning of the file."""
-        if self._mapped is None:
-            shape = (self.span.stop, self.layout.row_length)
-            self._mapped = np.memmap(self.file, self.layout.dtype, mode="r", shape=shape)
-        return self._mapped[rows]
+    def key(self, index: int) -> str:
+        """What names a sample in a message."""
+        return f"row {self.span[index]} of {self.file.name}"
+
+
+class _Records:
+    """Records of one size in a file, read at any place, also by forked and spawned workers."""
+
+    def __init__(self, file: Path, size: int) -> None:
+        self._file = file
+        self._size = size
+        self._stream: BinaryIO | None = None
+
+    def read(self, number: int) -> bytes:
+        """Record `number`; raises UserError if it is not there or the disk fails."""
+        try:
+            if self._stream is None:
+                self._stream = self._file.open("rb")
+            data = os.pread(self._stream.fileno(), self._size, number * self._size)
+        except OSError as error:
+            raise UserError(f"{self._file} cannot be read ({error.strerror}); copy the token store again") from error
+        if len(data) != self._size:
+            raise UserError(f"{self._file} has become shorter: row {number} is missing; copy the token store again")
+        return data
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_mapped": None}
+        return self.__dict__ | {"_stream": None}
 
 
 class WithoutText(Dataset[tuple[list[int], torch.Tensor]]):
@@ -162,3 +208,7 @@ class WithoutText(Dataset[tuple[list[int], torch.Tensor]]):
     def large(self, index: int) -> torch.Tensor:
         """Codes of the picture at twice the size."""
         return self.rows.large(index)
+
+    def key(self, index: int) -> str:
+        """What names a sample in a message."""
+        return self.rows.key(index)

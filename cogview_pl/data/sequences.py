@@ -39,6 +39,10 @@ class TokenisedSamples(Protocol):
         """Piece ids without padding, and codes int64 `(y, x)`."""
         ...
 
+    def key(self, index: int) -> str:
+        """What names a sample in a message."""
+        ...
+
 
 class SequenceDataset(Dataset[Sequence]):
     """Tokenised samples laid out by a template.
@@ -72,6 +76,10 @@ class SequenceDataset(Dataset[Sequence]):
         flat = codes.flatten().tolist()
         values = {name: pieces for name in self._text} | {name: flat for name in self._codes}
         return self.template.build(values)
+
+    def key(self, index: int) -> str:
+        """What names a sample in a message."""
+        return self.samples.key(index)
 
 
 class SequenceCollator:

@@ -248,7 +248,7 @@ class ShardDataset(CaptionedPictures):
 def _json_object(data: bytes) -> dict[str, object]:
     try:
         record = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CaptionError("the .json is not valid JSON") from None
     if not isinstance(record, dict):
         raise CaptionError("the .json is not an object")
@@ -315,7 +315,7 @@ def index_shard(path: Path) -> dict[str, dict[str, Span]]:
                     place = Span(member.offset_data, member.size)
                     samples.setdefault(folder + slash + stem, {})[extension.lower()] = place
             end = tar.offset
-    except (tarfile.TarError, ValueError) as error:
+    except (tarfile.TarError, ValueError, OSError) as error:
         raise UserError(
             f"{path} is not an uncompressed tar file or is cut off ({error}); "
             "unpack it if it is compressed, otherwise fetch it again or leave it out of data.urls"

@@ -90,7 +90,7 @@ class SkipLog:
         for number, line in enumerate(lines[:-1], 1):
             try:
                 self._note(Skipped(**json.loads(line)))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 raise UserError(f"{self.path}:{number} is not a skipped sample; delete the file") from None
 
     def _note(self, sample: Skipped) -> None:

@@ -61,8 +61,17 @@ class WindowDataset(Dataset[Sequence]):
     def __len__(self) -> int:
         return len(self.samples) * (_WINDOWS if self.every else 1)
 
+    def key(self, index: int) -> str:
+        """What names a sample in a message."""
+        picture, window = self._place(index)
+        return f"{self.samples.key(picture)}, window {window}"
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Picture and window of a sample."""
+        return divmod(index, _WINDOWS) if self.every else (index, index % _WINDOWS)
+
     def __getitem__(self, index: int) -> Sequence:
-        picture, window = divmod(index, _WINDOWS) if self.every else (index, index % _WINDOWS)
+        picture, window = self._place(index)
         top, left = (self._step * place for place in divmod(window, _ACROSS))
         pieces, codes = self.samples[picture]
         text, small, large = self._names

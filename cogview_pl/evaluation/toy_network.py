@@ -7,6 +7,7 @@ Shapes: B pictures, F features, S styles, A attributes.
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogview_pl.data.toy import COLOURS, PLACES, SHAPES, SIZES, Scene
+from cogview_pl.durable import write_bytes
 from cogview_pl.evaluation.features import METADATA
 from cogview_pl.evaluation.pictures import blur
 
@@ -124,4 +126,6 @@ def save_network(network: ToyNetwork, file: Path, resolution: int, classes: Sequ
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # see features.py
         traced = torch.jit.trace(network.eval(), torch.zeros(2, 3, resolution, resolution))
-        torch.jit.save(traced, str(file), _extra_files={METADATA: metadata})
+        content = io.BytesIO()
+        torch.jit.save(traced, content, _extra_files={METADATA: metadata})
+    write_bytes(file, content.getvalue())

@@ -9,7 +9,9 @@ import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
+from cogview_pl.data.mixing import sample_key
 from cogview_pl.data.sampler import EndlessSampler
+from cogview_pl.data.workers import ignore_interrupts
 
 
 def data_share(trainer: Trainer) -> tuple[int, int]:
@@ -88,12 +90,24 @@ class DataModule(LightningDataModule):
         self._consumed = state_dict["consumed"]
         self._batches = state_dict.get("batches", self._consumed // self.batch_size)  # older ones: of one process
 
+    def samples_of_batch(self, number: int) -> list[int]:
+        """Indices into `train` of the samples of this device's training batch `number`, counted from 0."""
+        rank, world_size = self._world
+        sampler = EndlessSampler(len(self.train), self.seed)  # type: ignore[arg-type]
+        first = number * self.batch_size
+        return [sampler.index_at((first + place) * world_size + rank) for place in range(self.batch_size)]
+
+    def key(self, index: int) -> str:
+        """What names a training sample in a message."""
+        return sample_key(self.train, index)
+
     def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             num_workers=self.num_workers,
             collate_fn=self.collate,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=ignore_interrupts,
             pin_memory=torch.cuda.is_available(),
             # Loaders draw seeds for their workers; from the global generator this would move dropout, and
             # differently after a resume, when they are started anew.

@@ -16,11 +16,12 @@ from tqdm import tqdm
 from cogview_pl.checkpoints.store import ImageTokenizer, SequenceModel
 from cogview_pl.config import Config, ToyDataConfig
 from cogview_pl.data.toy import score_captions
+from cogview_pl.durable import disk_full_named
 from cogview_pl.errors import UserError
 from cogview_pl.generation.companions import Captioner
 from cogview_pl.generation.sheet import contact_sheet, load_font
 from cogview_pl.tasks.models import inference_device, quantization
-from cogview_pl.tasks.pictures import load_images, write_records
+from cogview_pl.tasks.pictures import SAMPLES, load_images, save_picture, write_records
 from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.tasks.sources import validation_samples
 from cogview_pl.tasks.studio import sampling
@@ -49,11 +50,14 @@ def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[s
     load_font(config.font, 12)
     device, dtype = inference_device(config)
     captioner = Captioner(loaded, device, dtype, quantization(config))
-    pictures = _pictures(config, folder, loaded.image_tokenizer.settings["image_size"])
+    pictures, skipped = _pictures(config, loaded.image_tokenizer.settings["image_size"])
+    if skipped:
+        write_records(folder / "skipped.jsonl", skipped)
+        _log.warning("left out: %d pictures that cannot be read, listed in %s", len(skipped), folder / "skipped.jsonl")
     started = time.perf_counter()
     codes = encode([picture.image for picture in pictures], loaded.image_tokenizer, device, config.sampler.batch_size)
     captions: list[str] = []
-    with (folder / "samples.jsonl").open("w", encoding="utf-8") as records:
+    with (folder / SAMPLES).open("w", encoding="utf-8") as records:
         made = captioner.captions(
             codes,
             seeds=[config.seed] * len(codes),
@@ -61,15 +65,17 @@ def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[s
             batch_size=config.sampler.batch_size,
         )
         for picture, caption in zip(pictures, tqdm(made, total=len(codes), unit="pic", disable=None), strict=True):
-            records.write(json.dumps({"file": picture.name, "caption": caption}, ensure_ascii=False) + "\n")
-            records.flush()
+            with disk_full_named(folder / SAMPLES):
+                records.write(json.dumps({"file": picture.name, "caption": caption}, ensure_ascii=False) + "\n")
+                records.flush()
             captions.append(caption)
     seconds = time.perf_counter() - started
     (folder / "samples").mkdir(exist_ok=True)
     rows = [(c, [to_pil_image(p.image)]) for c, p in zip(captions, pictures[:_SHEET_PICTURES], strict=False)]
     sheet = contact_sheet(rows, columns=_SHEET_COLUMNS, cell=96, font=config.font)
-    sheet.save(folder / "samples" / "grid.png")
-    metrics = {"generate/captions": float(len(captions)), "perf/pictures_per_s": len(captions) / seconds}
+    save_picture(sheet, folder / "samples" / "grid.png")
+    metrics = {"generate/captions": float(len(captions)), "generate/skipped": float(len(skipped))}
+    metrics |= {"perf/pictures_per_s": len(captions) / seconds}
     if config.images is None and isinstance(config.data, ToyDataConfig):
         truth = [picture.caption or "" for picture in pictures]
         metrics |= {f"toy/caption_{name}": value for name, value in asdict(score_captions(captions, truth)).items()}
@@ -84,12 +90,11 @@ def encode(images: Sequence[Tensor], tokenizer: ImageTokenizer, device: str, bat
     return torch.cat(parts)
 
 
-def _pictures(config: Config, folder: RunFolder, size: int) -> list[Picture]:
+def _pictures(config: Config, size: int) -> tuple[list[Picture], list[dict[str, str]]]:
+    """The pictures to describe, and those that cannot be read, with the reason."""
     if config.images is None:
-        samples, _ = validation_samples(config.data, config.num_prompts)
-        return [Picture(sample.key, sample.image, sample.text) for sample in samples]
+        samples, left_out = validation_samples(config.data, config.num_prompts)
+        skipped = [{"file": sample.key, "reason": sample.reason} for sample in left_out]
+        return [Picture(sample.key, sample.image, sample.text) for sample in samples], skipped
     files, images, skipped = load_images(config.images, size)
-    if skipped:
-        write_records(folder / "skipped.jsonl", skipped)
-        _log.warning("left out: %d pictures that cannot be read, listed in %s", len(skipped), folder / "skipped.jsonl")
-    return [Picture(file, image, None) for file, image in zip(files, images, strict=True)]
+    return [Picture(file, image, None) for file, image in zip(files, images, strict=True)], skipped

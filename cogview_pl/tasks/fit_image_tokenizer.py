@@ -9,6 +9,7 @@ from torchvision.utils import save_image
 from cogview_pl.checkpoints.store import IMAGE_TOKENIZER, ImageTokenizer, build_vqvae, save_image_tokenizer
 from cogview_pl.config import Config
 from cogview_pl.data.skips import collate_images
+from cogview_pl.durable import replacing
 from cogview_pl.errors import UserError
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule, reconstruction_grid
@@ -66,7 +67,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     if folder.writes:
         tokenizer = ImageTokenizer(model, {**settings, "image_size": options.image_size})
         save_image_tokenizer(folder / "model", tokenizer)
-        save_image(reconstruction_grid(model, data.val, _SHEET_PICTURES), folder / "reconstructions.png")
+        with replacing(folder / "reconstructions.png") as draft:
+            save_image(reconstruction_grid(model, data.val, _SHEET_PICTURES), draft, format="png")
     return metrics
 
 

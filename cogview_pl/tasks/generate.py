@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 import sys
 import time
@@ -23,6 +21,8 @@ from cogview_pl.errors import UserError
 from cogview_pl.evaluation.ranking import Ranked, best_of
 from cogview_pl.generation.sheet import contact_sheet, load_font
 from cogview_pl.tasks.describe import describe
+from cogview_pl.tasks.painted import PaintedPictures
+from cogview_pl.tasks.pictures import save_picture
 from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.tasks.sources import open_images
 from cogview_pl.tasks.studio import Painting, Studio, open_painter, open_studio
@@ -41,6 +41,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     if isinstance(loaded.template.target, TextSlot):
         if config.strategy.kind == StrategyKind.tp:
             raise UserError("strategy=tp: only pictures are painted on several devices; set strategy=single")
+        if config.resume:
+            raise UserError("resume: captions are written anew each time; start it without resume")
         return describe(config, folder, loaded)
     if config.images is not None:
         raise UserError("images: this model paints from text; set prompts, or init_from to a run of task=caption")
@@ -90,53 +92,47 @@ def read_prompts(config: Config) -> list[str]:
                 f"prompts={given} is not a file; give a text file, a list prompts='[一个红色的圆形]', "
                 "or - for standard input"
             )
-        lines = Path(given).read_text(encoding="utf-8-sig").splitlines()
-    else:
+        try:
+            lines = Path(given).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"prompts={given} is not UTF-8 text; save it as UTF-8") from None
+    elif isinstance(given, Sequence):
         lines = [str(prompt) for prompt in given]
+    else:
+        raise UserError(f"prompts={given} is no text; give a list prompts='[一个红色的圆形]', a text file, or -")
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise UserError(f"prompts={given} holds no text; give at least one prompt")
+    for prompt in prompts:
+        if any("\ud800" <= sign <= "\udfff" for sign in prompt):
+            raise UserError(f"prompts: {prompt!r} is not valid Unicode; write it again")
     return prompts
 
 
 def paint(config: Config, folder: RunFolder, studio: Studio, prompts: list[str]) -> list[Painting]:
-    """Paint and save in order; a picture is on disk as soon as its batch of prompts is done."""
+    """Paint and save in order; a picture is on disk as soon as its batch of prompts is done.
+
+    With `resume` set, those that the folder holds are not painted again.
+    """
     prompts_at_once = max(1, config.sampler.batch_size // config.num_images)
+    each = min(config.keep or config.num_images, config.num_images)
+    done = PaintedPictures(folder, each)
     paintings: list[Painting] = []
-    records = folder / "samples.jsonl" if folder.writes else Path(os.devnull)
-    if folder.writes:
-        (folder / "samples").mkdir(exist_ok=True)
-    with (
-        tqdm(total=len(prompts), unit="prompt", desc="paint", disable=None if folder.writes else True) as progress,
-        records.open("w", encoding="utf-8") as lines,
-    ):
-        for first in range(0, len(prompts), prompts_at_once):
+    if config.resume:
+        paintings = done.go_on(config, prompts, prompts_at_once)
+    else:
+        done.start(config)
+    finished = len(paintings) // each
+    with tqdm(
+        total=len(prompts), initial=finished, unit="prompt", desc="paint", disable=None if folder.writes else True
+    ) as progress:
+        for first in range(finished, len(prompts), prompts_at_once):
             group = prompts[first : first + prompts_at_once]
-            made = studio.paint(group, num_images=config.num_images, keep=config.keep, seed=config.seed)
-            for number, painting in made:
+            for _, painting in studio.paint(group, num_images=config.num_images, keep=config.keep, seed=config.seed):
+                done.add(len(paintings), painting)
                 paintings.append(painting)
-                if not folder.writes:  # of several processes that paint the same pictures together
-                    continue
-                file = Path("samples") / f"{first + number // painting.of:04d}" / f"{number % painting.of:02d}.png"
-                (folder / str(file.parent)).mkdir(exist_ok=True)
-                painting.picture.save(folder / str(file))
-                lines.write(json.dumps(_record(painting, file), ensure_ascii=False) + "\n")
-                lines.flush()
             progress.update(len(group))
     return paintings
-
-
-def _record(painting: Painting, file: Path) -> dict[str, object]:
-    record: dict[str, object] = {
-        "prompt": painting.prompt,
-        "file": str(file),
-        "seed": painting.seed,
-        "width": painting.picture.width,
-        "height": painting.picture.height,
-    }
-    if painting.caption_loss is not None:
-        record["caption_loss"] = painting.caption_loss
-    return record
 
 
 def save_sheet(config: Config, folder: RunFolder, prompts: list[str], paintings: list[Painting]) -> None:
@@ -148,7 +144,8 @@ def save_sheet(config: Config, folder: RunFolder, prompts: list[str], paintings:
     ]
     columns = max(1, _SHEET_WIDTH // each)
     cell = max(96, min(paintings[0].picture.width, 256))
-    contact_sheet(rows, columns=columns, cell=cell, font=config.font).save(folder / "samples" / "grid.png")
+    sheet = contact_sheet(rows, columns=columns, cell=cell, font=config.font)
+    save_picture(sheet, folder / "samples" / "grid.png")
 
 
 def _judge(paintings: list[Painting]) -> dict[str, float]:

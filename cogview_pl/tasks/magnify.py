@@ -24,7 +24,7 @@ from cogview_pl.generation.sheet import contact_sheet, load_font
 from cogview_pl.generation.windows import owners
 from cogview_pl.tasks.describe import encode
 from cogview_pl.tasks.models import inference_device, open_sequence_model, quantization
-from cogview_pl.tasks.pictures import SAMPLES, load_images, load_pairs, write_records
+from cogview_pl.tasks.pictures import SAMPLES, load_images, load_pairs, save_picture, write_records
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.sources import at_twice_the_size, validation_samples
 from cogview_pl.tasks.studio import sampling
@@ -71,7 +71,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     seconds = time.perf_counter() - started
     before = _decode(codes, loaded.image_tokenizer, config.sampler.batch_size)
     _write(config, folder, originals, before, pictures)
-    metrics = {"magnify/pictures": float(len(pictures)), "perf/pictures_per_s": len(pictures) / seconds}
+    metrics = {"magnify/pictures": float(len(pictures)), "magnify/skipped": float(len(originals.skipped))}
+    metrics |= {"perf/pictures_per_s": len(pictures) / seconds}
     if originals.truth is not None:
         metrics |= _compare(torch.stack(originals.truth) / 255, before, pictures, owners(codes.shape[-1]))
     if originals.truth is not None and isinstance(config.data, ToyDataConfig):
@@ -131,11 +132,12 @@ def _write(config: Config, folder: RunFolder, originals: Originals, before: Tens
     for number, (prompt, source) in enumerate(zip(originals.prompts, originals.files, strict=True)):
         picture = to_pil_image((after[number] * 255).round().to(torch.uint8))
         file = Path("samples") / f"{number:04d}.png"
-        picture.save(folder / str(file))
+        save_picture(picture, folder / str(file))
         size = {"width": picture.width, "height": picture.height}
         records.append({"prompt": prompt, "file": str(file), "source": source, **size})
         if number < _SHEET_ROWS:
             rows.append((prompt, [to_pil_image((before[number] * 255).round().to(torch.uint8)), picture]))
     write_records(folder / SAMPLES, records)
     cell = max(pictures[-1].width for _, pictures in rows)
-    contact_sheet(rows, columns=_SHEET_COLUMNS, cell=cell, font=config.font).save(folder / "samples" / "grid.png")
+    sheet = contact_sheet(rows, columns=_SHEET_COLUMNS, cell=cell, font=config.font)
+    save_picture(sheet, folder / "samples" / "grid.png")

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
 from torch import Tensor
 
 from cogview_pl.data.images import SampleError, find_pictures, load_picture
+from cogview_pl.durable import replacing, write_text
 from cogview_pl.errors import UserError
 
 SAMPLES = "samples.jsonl"
@@ -90,7 +92,13 @@ def picture_files(given: object) -> list[Path]:
 
 def write_records(file: Path, records: list[dict[str, object]] | list[dict[str, str]]) -> None:
     """Write one JSON object per line."""
-    file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def save_picture(picture: Image.Image, file: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    with replacing(file) as draft:
+        picture.save(draft, "PNG")
 
 
 def pairs_file(path: Path) -> Path:
@@ -104,13 +112,17 @@ def pairs_file(path: Path) -> Path:
 def read_pairs(file: Path) -> list[dict[str, str]]:
     """The lines of a list: `prompt` and `file`, relative to the list; raises UserError for any other line."""
     pairs = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"pairs={file} is not UTF-8 text; save it as UTF-8") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
             pairs.append({"prompt": str(record["prompt"]), "file": str(record["file"])})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f'pairs={file}, line {number}: expected {{"prompt": …, "file": …}}, found {line[:60]!r}'
             ) from None

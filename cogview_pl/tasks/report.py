@@ -20,6 +20,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from cogview_pl.data.images import PictureError, load_picture
+from cogview_pl.durable import write_bytes
 from cogview_pl.tasks.curves import draw_curve, read_curves
 from cogview_pl.tasks.pictures import SAMPLES
 from cogview_pl.tasks.run_folder import Metrics
@@ -103,7 +104,7 @@ def write_report(folder: Path, title: str, stages: Mapping[str, Stage]) -> Path:
     ]
     file = folder / REPORT
     # A file name that is no valid Unicode, in skipped.jsonl, cannot be written otherwise.
-    file.write_text("\n".join(page), encoding="utf-8", errors="backslashreplace")
+    write_bytes(file, "\n".join(page).encode("utf-8", "backslashreplace"))
     return file
 
 

@@ -29,7 +29,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     loaded = open_sequence_model(config, path, "rerank_with", config.rerank_template)
     captioner = Captioner(loaded, *inference_device(config), quantization(config))
     if config.pairs is None:
-        return _find_captions(config, captioner, loaded.image_tokenizer)
+        return _find_captions(config, folder, captioner, loaded.image_tokenizer)
     return _rank(config, folder, captioner, loaded.image_tokenizer)
 
 
@@ -48,9 +48,13 @@ def _rank(config: Config, folder: RunFolder, captioner: Captioner, tokenizer: Im
     return {"rerank/pairs": len(scored), "rerank/skipped": len(skipped), "rerank/caption_loss": fmean(losses)}
 
 
-def _find_captions(config: Config, captioner: Captioner, tokenizer: ImageTokenizer) -> dict[str, float]:
+def _find_captions(
+    config: Config, folder: RunFolder, captioner: Captioner, tokenizer: ImageTokenizer
+) -> dict[str, float]:
     """Each of `num_prompts` validation pictures with its own caption and false ones: how often the own is lowest."""
-    samples, _ = validation_samples(config.data, config.num_prompts)
+    samples, skipped = validation_samples(config.data, config.num_prompts)
+    if skipped:
+        write_records(folder / "skipped.jsonl", [sample._asdict() for sample in skipped])
     candidates = config.num_captions
     meanings = [meaning(sample.text) for sample in samples]
     fewest = len(samples) - max(Counter(meanings).values(), default=0)
@@ -69,6 +73,7 @@ def _find_captions(config: Config, captioner: Captioner, tokenizer: ImageTokeniz
     shares = retrieval(torch.tensor(rows), _TOP)
     return {
         "rerank/pictures": len(samples),
+        "rerank/skipped": len(skipped),
         "rerank/captions": candidates,
         "rerank/caption_loss": fmean(row[0] for row in rows),
         **{f"rerank/own_caption_top{k}": share for k, share in shares.items()},

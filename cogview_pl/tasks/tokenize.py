@@ -17,6 +17,7 @@ from cogview_pl.config import Config, StoreFormat
 from cogview_pl.data.codes import StoreWriter
 from cogview_pl.data.released import TEXT_LENGTH
 from cogview_pl.data.skips import ImageBatch, SkipLog, collate_images, enough_to_judge
+from cogview_pl.data.workers import ignore_interrupts
 from cogview_pl.errors import UserError
 from cogview_pl.tasks.models import open_image_tokenizer
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
@@ -101,6 +102,7 @@ def _tokenise_split(
         batch_size=config.data.batch_size,
         num_workers=config.data.num_workers,
         collate_fn=collate_images,
+        worker_init_fn=ignore_interrupts,
     )
     with tqdm(total=len(source), initial=start, desc=split, unit="pic", disable=None) as progress:
         for batch in loader:

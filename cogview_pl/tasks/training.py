@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,23 +14,20 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cogview_pl.config import Config, instantiate
 from cogview_pl.errors import UserError
+from cogview_pl.lit.callbacks import StopAtStepEnd
+from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.optim import OptimizerFactory
 from cogview_pl.tasks.devices import check_heads, lightning_strategy, without_fused_kernel
 from cogview_pl.tasks.run_folder import RunFolder
+from cogview_pl.tasks.stopping import STOP, Stopped
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
-
-
-class Terminated(SystemExit):
-    """The run was told to stop (SIGTERM), saved its checkpoint and can be resumed; exit code 143."""
-
-    def __init__(self) -> None:
-        super().__init__(143)
 
 
 def optimizer_factory(config: Config) -> OptimizerFactory:
@@ -71,21 +70,22 @@ def train(
 
     Raises:
         UserError: the checkpoint is of another stage or model.
-        Terminated: after SIGTERM, once the checkpoint is saved.
+        Stopped: after a signal, once the checkpoint is saved.
     """
-    module.on_save_checkpoint = partial(_remember, identity, module.on_save_checkpoint)  # type: ignore[method-assign]
-    checkpoint = None
-    if config.resume:
-        checkpoint = folder / LAST_CHECKPOINT
-        _check_checkpoint(checkpoint, identity)
+    module.on_save_checkpoint = partial(_remember, module, identity, module.on_save_checkpoint)  # type: ignore[method-assign]
+    checkpoint = _checkpoint(config, folder)
+    metrics = {} if checkpoint is None else _check_checkpoint(checkpoint, identity)
     trainer = _trainer(config, folder)
     check_heads(config, trainer)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SIGTERMException:  # would exit with 0, as if the run were done
-        raise Terminated from None
-    metrics = dict(trainer.callback_metrics)
-    if trainer.global_step % _validation_interval(config):
+        raise Stopped(STOP.received or signal.SIGTERM) from None
+    found = trainer.callback_metrics
+    metrics |= found
+    # A run that was ended behind its last step has not validated in this process.
+    steps = _validation_interval(config) // config.trainer["accumulate_grad_batches"]
+    if trainer.global_step % steps or not any(name.startswith("val/") for name in found):
         trainer.validate(module, datamodule=data, verbose=False)
         metrics |= trainer.callback_metrics
     return {name: float(value) for name, value in metrics.items()}
@@ -93,6 +93,9 @@ def train(
 
 def _trainer(config: Config, folder: RunFolder) -> Trainer:
     callbacks = [instantiate(node, f"callbacks.{name}") for name, node in config.callbacks.items()]
+    callbacks.append(StopAtStepEnd(lambda: STOP.asked, _defer_signals))
+    if not config.logger:  # learning rates are for nobody to see, and their callback would refuse to run
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     loggers = [instantiate(node, f"logger.{name}") for name, node in config.logger.items()]
     try:
         return Trainer(
@@ -101,6 +104,7 @@ def _trainer(config: Config, folder: RunFolder) -> Trainer:
             strategy=lightning_strategy(config),
             callbacks=callbacks,
             logger=loggers or False,
+            plugins=[DurableCheckpointIO()],
             gradient_clip_val=config.optimizer.gradient_clip,
             default_root_dir=str(folder.path),
             use_distributed_sampler=False,  # the data module deals samples out itself
@@ -119,20 +123,47 @@ def _validation_interval(config: Config) -> int:
     return min(interval, config.trainer["max_steps"] * config.trainer["accumulate_grad_batches"])
 
 
-def _remember(identity: dict[str, Any], hook: Callable[[dict[str, Any]], None], checkpoint: dict[str, Any]) -> None:
+def _defer_signals(deferred: bool) -> None:
+    STOP.deferred = deferred
+    if deferred:
+        STOP.listen()  # Lightning has put its handlers in their place
+
+
+def _checkpoint(config: Config, folder: RunFolder) -> Path | None:
+    """The checkpoint to go on from: the one that `resume` names, or the newest; None for a run without."""
+    if not config.resume:
+        return None
+    given = Path(str(config.resume))
+    file = given if given.suffix == ".ckpt" else folder / LAST_CHECKPOINT
+    return file if file.exists() else None
+
+
+def _remember(
+    module: LightningModule,
+    identity: dict[str, Any],
+    hook: Callable[[dict[str, Any]], None],
+    checkpoint: dict[str, Any],
+) -> None:
     hook(checkpoint)
-    checkpoint["cogview_pl"] = identity
+    metrics = {name: float(value) for name, value in module.trainer.callback_metrics.items()}
+    checkpoint["cogview_pl"] = {**identity, "metrics": metrics}
 
 
-def _check_checkpoint(file: Path, identity: dict[str, Any]) -> None:
+def _check_checkpoint(file: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a damaged checkpoint, or one of another model; returns the metrics that were last logged before it."""
     if file.is_dir():  # DeepSpeed's, which it checks itself
-        return
+        return {}
     try:
+        with zipfile.ZipFile(file) as archive:  # torch does not look at the checksums
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
+        others = sorted(str(other) for other in file.parent.glob("*.ckpt") if other != file)
         raise UserError(
             f"resume: {file} cannot be read ({reason}); it is damaged or not one of our checkpoints"
+            + (f"; go on from another one: resume={others[-1]}" if others else "")
         ) from error
     found = checkpoint.get("cogview_pl", {})
     if found.get("kind") != identity["kind"]:
@@ -148,3 +179,4 @@ def _check_checkpoint(file: Path, identity: dict[str, Any]) -> None:
             f"resume: {file} was trained with {key}={found['settings'].get(key)}, this run has "
             f"{identity['settings'].get(key)}; resume with the same model (see config.yaml beside it)"
         )
+    return dict(found.get("metrics", {}))

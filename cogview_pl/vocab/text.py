@@ -9,6 +9,7 @@ from pathlib import Path
 
 import sentencepiece as spm
 
+from cogview_pl.durable import write_bytes
 from cogview_pl.errors import UserError
 
 
@@ -106,4 +107,4 @@ class TextTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write the `.model` file."""
-        Path(path).write_bytes(self.serialized)
+        write_bytes(Path(path), self.serialized)

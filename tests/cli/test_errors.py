@@ -170,6 +170,11 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "resume_other_size": (["task=pretrain", "resume={pretrain}", "model.num_layers=1"], ["resume", "num_layers"]),
     "resume_damaged": (["task=vqvae", "resume={damaged_checkpoint}"], ["resume", "last.ckpt", "damaged"]),
     "resume_generate": (["task=generate", "resume=true"], ["resume", "generate"]),
+    "resume_auto": (["task=vqvae", "resume=auto"], ["resume=auto", "run_dir"]),
+    "run_dir_of_another_run": ([*FIRST_TASK, "run_dir={pretrain}"], ["run_dir={pretrain}", "last.ckpt", "resume="]),
+    "resume_flipped": (["task=vqvae", "resume={flipped_checkpoint}"], ["last.ckpt", "damaged", "checksum"]),
+    "patience": ([*FIRST_TASK, "callbacks.nan_guard.patience=0"], ["callbacks.nan_guard.patience", "0"]),
+    "endless_steps": ([*FIRST_TASK, "trainer.max_steps=inf"], ["trainer.max_steps", "inf"]),
     "run_dir_is_file": ([*FIRST_TASK, "run_dir={plain}/00.png"], ["run_dir={plain}/00.png"]),
 }
 
@@ -208,12 +213,18 @@ def places(chain, tmp_path_factory) -> dict[str, Path]:
     file = copy("truncated", "tokenize") / "store" / "train.bin"
     file.write_bytes(file.read_bytes()[:-1])
     file = copy("unfinished", "tokenize") / "store" / "header.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"complete": False}))
+    values = json.loads(file.read_text()) | {"complete": False}
+    del values["checksums"], values["crc32"]  # a header of an earlier version
+    file.write_text(json.dumps(values))
     file = copy("damaged", "tokenize") / "store" / "header.json"
     file.write_bytes(file.read_bytes()[:50])
     file = copy("damaged_model", "pretrain") / "model" / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     (copy("damaged_config", "pretrain") / "model" / "config.yaml").write_text("a: [")
+    file = copy("flipped_checkpoint", "vqvae") / "checkpoints" / "last.ckpt"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
     file = copy("damaged_checkpoint", "vqvae") / "checkpoints" / "last.ckpt"
     file.write_bytes(file.read_bytes()[:1000])
     return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import time
@@ -34,6 +36,7 @@ VQVAE = (
     "image_tokenizer.quantizer.dead_threshold=0.4",
 )
 TOKENIZE = ("task=tokenize", "data.train_size=200", "data.val_size=16", "data.batch_size=4", "threads=1")
+GENERATE = ("task=generate", "num_prompts=4", "num_images=2", "sampler.batch_size=2", "threads=1", "seed=3")
 PRETRAIN = ("task=pretrain", *TRAIN, "model.dropout=0.1")
 
 
@@ -90,23 +93,23 @@ def wait_for(process: subprocess.Popen[str], condition: Any) -> None:
         time.sleep(0.002)
 
 
-def interrupt(cli, args: tuple[str, ...], home: Path, run: Path, number: signal.Signals) -> int:
-    """Start a run, send it a signal once it has a checkpoint; returns its exit code."""
-    process = cli.start([*args, f"run_dir={run}"], home)
+def interrupt(cli, args: tuple[str, ...], home: Path, run: Path, number: signal.Signals) -> tuple[int, str]:
+    """Start a run, send a signal to all its processes once it has a checkpoint; its exit code and standard error."""
+    process = cli.start([*args, f"run_dir={run}"], home, start_new_session=True)
     wait_for(process, (run / "checkpoints" / "last.ckpt").exists)
     time.sleep(0.2)  # some steps further, which the resumed run takes again
-    process.send_signal(number)
-    process.communicate(timeout=120)
+    os.killpg(process.pid, number)  # as a terminal does for Ctrl-C
+    _, stderr = process.communicate(timeout=120)
     assert not (run / "model").exists(), "the run ended before it was interrupted: it needs more steps"
-    return process.returncode
+    return process.returncode, stderr
 
 
 @pytest.mark.parametrize(
     ("task", "workers", "number", "more"),
     [
         ("vqvae", 2, signal.SIGKILL, ()),
-        ("pretrain", 0, signal.SIGKILL, ()),
-        ("pretrain", 2, signal.SIGTERM, ("activation_checkpointing=block",)),
+        ("pretrain", 2, signal.SIGINT, ()),
+        ("pretrain", 0, signal.SIGTERM, ("activation_checkpointing=block",)),
     ],
 )
 def test_resumed_training_is_exact(
@@ -115,8 +118,14 @@ def test_resumed_training_is_exact(
     args, whole, losses = whole_runs[task]
     run = tmp_path / "run"
     args = (*args, f"data.num_workers={workers}")
-    code = interrupt(cli, args, tmp_path, run, number)
-    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 128 + signal.SIGTERM)
+    code, stderr = interrupt(cli, args, tmp_path, run, number)
+    if number == signal.SIGKILL:
+        assert code == -signal.SIGKILL
+    else:
+        assert code == 128 + number
+        assert f"cogview_pl: stopped by {number.name}; go on with resume={run}" in stderr.splitlines()
+        assert "Traceback" not in stderr
+        assert len(list((run / "checkpoints").iterdir())) == 2  # last.ckpt and the newest of every_n_train_steps
     step = last_checkpoint(run)["global_step"]
     assert EVERY <= step < STEPS
     cli.succeed([*args, *more, f"resume={run}"], tmp_path)
@@ -129,13 +138,15 @@ def whole_runs(cli, chain, tmp_path_factory) -> dict[str, tuple[tuple[str, ...],
     root = tmp_path_factory.mktemp("whole")
     pretrain = (*PRETRAIN, f"data.store={chain.run_folder('tokenize')}")
     tokenize = (*TOKENIZE, f"image_tokenizer.path={chain.run_folder('vqvae')}")
+    generate = (*GENERATE, f"init_from={chain.run_folder('pretrain')}")
     runs: dict[str, tuple[tuple[str, ...], Path, tuple[str, ...]]] = {
         "tokenize": (tokenize, root / "tokenize", ()),
         "vqvae": (VQVAE, root / "vqvae", ("train/loss_reconstruction", "train/gradient_norm")),
         "pretrain": (pretrain, root / "pretrain", ("train/loss", "train/loss_image")),
+        "generate": (generate, root / "generate", ()),
     }
     ended = cli.run_many([([*args, f"run_dir={run}"], root) for args, run, _ in runs.values()], root)
-    assert [result.code for result in ended] == [0, 0, 0], ended
+    assert [result.code for result in ended] == [0, 0, 0, 0], ended
     return runs
 
 
@@ -154,3 +165,43 @@ def test_resumed_tokenisation_is_exact(cli, whole_runs, tmp_path) -> None:
     for file in files:
         assert (whole / "store" / file).read_bytes() == (tmp_path / "killed" / "store" / file).read_bytes()
     assert metrics(whole) == metrics(tmp_path / "killed")
+
+
+def test_painting_goes_on_where_it_stopped(cli, whole_runs, tmp_path) -> None:
+    """Two of four prompts are done, a third is half written; the rest is painted as if nothing had happened."""
+    args, whole, _ = whole_runs["generate"]
+    runs = {"whole": whole} | {name: tmp_path / name for name in ("stopped", "other")}
+    lines = (runs["whole"] / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    for name in ("stopped", "other"):
+        shutil.copytree(runs["whole"], runs[name])
+        (runs[name] / "metrics.json").unlink()
+        (runs[name] / "samples.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])
+        shutil.rmtree(runs[name] / "samples" / "0003")
+    cases = [
+        [*args, f"resume={runs['stopped']}"],
+        [*args, f"resume={runs['other']}", "seed=4"],
+        [*args, f"resume={runs['other']}", "prompts=[红色]"],
+        [*args, f"run_dir={runs['other']}"],
+    ]
+    went_on, *refused = cli.run_many([(case, tmp_path) for case in cases], tmp_path)
+    assert went_on.code == 0, went_on.stderr
+    files = sorted(file.relative_to(runs["whole"]) for file in runs["whole"].rglob("*") if file.is_file())
+    assert files == sorted(file.relative_to(runs["stopped"]) for file in runs["stopped"].rglob("*") if file.is_file())
+    for file in files:
+        if file.name not in ("config.yaml", "metrics.json"):
+            assert (runs["whole"] / file).read_bytes() == (runs["stopped"] / file).read_bytes(), file
+    assert metrics(runs["whole"]) == metrics(runs["stopped"])
+    for ended, words in zip(refused, ("seed=3, this run has 4", "prompt '", "holds an earlier run"), strict=True):
+        assert ended.code == 2 and ended.stderr.count("\n") == 1 and words in ended.stderr
+
+
+def test_training_that_diverges_names_layer_and_samples(cli, chain, whole_runs, tmp_path) -> None:
+    args, _, _ = whole_runs["pretrain"]
+    more = ("optimizer.optimizer.lr=1e30", "callbacks.nan_guard.patience=3", f"run_dir={tmp_path / 'run'}")
+    (ended,) = cli.run_many([([*args, *more], tmp_path)], tmp_path)
+    assert ended.code == 2 and "3 steps in a row had no finite gradient, from step 2 on" in ended.stderr
+    found = json.loads((tmp_path / "run" / "bad_batch.json").read_text())
+    assert found["step"] == 2 and found["layer"].startswith(("model.", "the gradient of model.", "the loss"))
+    keys = (chain.run_folder("tokenize") / "store" / "train.keys.txt").read_text().splitlines()
+    assert len(found["keys"]) == 8 and set(found["keys"]) <= set(keys)
+    assert found["layer"] in ended.stderr and found["keys"][0] in ended.stderr

@@ -63,7 +63,9 @@ def store(tmp_path: Path) -> Path:
 
 
 def edit_header(folder: Path, **changes: object) -> None:
+    """Change a header into another one of an earlier version, which has no checksums."""
     values = json.loads((folder / "header.json").read_text())
+    values = {name: value for name, value in values.items() if name not in ("crc32", "checksums")}
     (folder / "header.json").write_text(json.dumps(values | changes))
 
 
@@ -91,7 +93,9 @@ def test_the_layout_on_disk(tmp_path: Path) -> None:
     rows = np.fromfile(tmp_path / "train.bin", dtype="<u2").reshape(2, 10)
     assert rows.tolist() == [[1, 2, 65535, 65535, *range(6)], [3, 4, 5, 6, *range(6, 12)]]
     assert (tmp_path / "train.keys.txt").read_text() == "a b\nc\n"
-    assert json.loads((tmp_path / "header.json").read_text()) == {
+    header = json.loads((tmp_path / "header.json").read_text())
+    del header["crc32"]
+    assert header == {
         "version": 1,
         "dtype": "uint16",
         "text_length": 4,
@@ -104,10 +108,12 @@ def test_the_layout_on_disk(tmp_path: Path) -> None:
         "image_tokenizer": "image-1",
         "splits": {"train": {"source": 2, "next": 2, "rows": 2, "truncated": 1, "key_bytes": 6}},
         "complete": True,
+        "checksums": True,
     }
 
 
 def test_a_store_from_before_large_codes_opens(store: Path) -> None:
+    edit_header(store)
     header = json.loads((store / "header.json").read_text())
     del header["large"]
     (store / "header.json").write_text(json.dumps(header))
@@ -267,7 +273,7 @@ def test_an_old_header_with_newer_rows(store: Path, tmp_path: Path) -> None:
     for name, data in content(store).items():
         (folder / name).write_bytes(data)
     (folder / "header.json").write_bytes(header)
-    (folder / "header.json.tmp").write_bytes(b"{ half a hea")
+    (folder / ".header.json.draft").write_bytes(b"{ half a hea")
     tokenize(folder)
     assert content(folder) == content(store)
 
@@ -409,6 +415,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_store_from_before_there_were_formats(store: Path) -> None:
+    edit_header(store)
     values = json.loads((store / "header.json").read_text())
     del values["format"]
     (store / "header.json").write_text(json.dumps(values))
@@ -427,3 +434,64 @@ def test_the_tokenizers_must_be_those_of_the_store(store: Path) -> None:
         opened.require(text_tokenizer="text-2", image_tokenizer="image-1")
     with pytest.raises(UserError, match=r"made with image_tokenizer image-1, this run uses image-2; .*task=tokenize"):
         opened.require(text_tokenizer="text-1", image_tokenizer="image-2")
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("name", ["header.json", "train.bin", "train.crc32", "train.keys.txt"])
+def test_a_flipped_bit_is_never_read_as_something_else(store: Path, name: str) -> None:
+    wanted = [(pieces, codes.tolist()) for pieces, codes in every_row(store)]
+    file = store / name
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        file.write_bytes(data)
+        try:
+            found = [(pieces, codes.tolist()) for pieces, codes in every_row(store)]
+        except UserError as error:
+            assert str(store) in str(error) and "\n" not in str(error)
+        else:
+            assert name in ("train.keys.txt", "header.json")  # keys only name rows; white space says nothing
+            assert found == wanted
+
+
+def every_row(store: Path) -> list[tuple[list[int], torch.Tensor]]:
+    rows = TokenStore.open(store).split("train")
+    return [rows[index] for index in range(len(rows))]
+
+
+def test_a_damaged_row_is_named(store: Path) -> None:
+    file = store / "train.bin"
+    data = bytearray(file.read_bytes())
+    data[2 * 20 + 5] ^= 16
+    file.write_bytes(data)
+    rows = TokenStore.open(store).split("train")
+    assert rows[1][0] == sample("train", 1)[0]  # type: ignore[index]
+    with pytest.raises(UserError, match=r"train\.bin: row 2 is damaged, its checksum is wrong; copy the token store"):
+        rows[2]
+
+
+def test_a_store_that_shrinks_or_vanishes_while_it_is_read(store: Path) -> None:
+    rows = TokenStore.open(store).split("train")
+    assert rows[0]
+    os.truncate(store / "train.bin", 45)
+    with pytest.raises(UserError, match=r"train\.bin has become shorter: row 5 is missing"):
+        rows[5]
+    (store / "train.bin").unlink()
+    with pytest.raises(UserError, match=r"train\.bin cannot be read \(No such file or directory\)"):
+        pickle.loads(pickle.dumps(rows))[0]
+
+
+def test_a_store_without_checksums_is_gone_on_with(tmp_path: Path, store: Path) -> None:
+    """One that an earlier version began."""
+    folder = tmp_path / "begun"
+    StoreWriter(folder, **SETTINGS)
+    edit_header(folder)
+    for name in SETTINGS["splits"]:
+        (folder / f"{name}.crc32").unlink()
+    tokenize(folder)
+    assert not TokenStore.open(folder).header.checksums
+    assert [file.name for file in folder.glob("*.crc32")] == []
+    assert (folder / "train.bin").read_bytes() == (store / "train.bin").read_bytes()

@@ -301,3 +301,19 @@ def test_collate_sets_the_skipped_aside() -> None:
     assert nothing.images.shape == (0, 3, 0, 0)
     assert nothing.images.dtype == torch.uint8
     assert (nothing.texts, nothing.keys, nothing.skipped) == ([], [], bad(1, 2))
+
+
+@pytest.mark.parametrize("as_stream", [False, True])
+def test_a_flipped_bit_in_a_png_is_noticed_wherever_it_is(tmp_path: Path, as_stream: bool) -> None:
+    """Also in the last pixels, behind which the decoder stops."""
+    file = tmp_path / "a.png"
+    Image.effect_noise((24, 24), 60).convert("RGB").save(file)
+    whole, wanted = file.read_bytes(), load_picture(file, 24)
+    assert torch.equal(load_picture(io.BytesIO(whole), 24), wanted)
+    pixels = range(whole.index(b"IDAT") + 4, whole.index(b"IEND") - 4)
+    for place in [*pixels[:20], *pixels[-120:]]:
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        file.write_bytes(data)
+        with pytest.raises(PictureError):
+            load_picture(io.BytesIO(data) if as_stream else file, 24)

@@ -1,9 +1,23 @@
 """What watches a run: throughput, activations, loss scale, pictures, skipped files, random state."""
 
 from cogview_pl.lit.callbacks.activations import Activations
+from cogview_pl.lit.callbacks.checkpoints import Checkpoints
+from cogview_pl.lit.callbacks.nan_guard import NanGuard
 from cogview_pl.lit.callbacks.pictures import Reconstructions, Samples
 from cogview_pl.lit.callbacks.precision import LossScale
 from cogview_pl.lit.callbacks.run_state import RandomState, SkippedPictures
+from cogview_pl.lit.callbacks.stop_at_step_end import StopAtStepEnd
 from cogview_pl.lit.callbacks.throughput import Throughput
 
-__all__ = ["Activations", "LossScale", "RandomState", "Reconstructions", "Samples", "SkippedPictures", "Throughput"]
+__all__ = [
+    "Activations",
+    "Checkpoints",
+    "LossScale",
+    "NanGuard",
+    "RandomState",
+    "Reconstructions",
+    "Samples",
+    "SkippedPictures",
+    "StopAtStepEnd",
+    "Throughput",
+]
