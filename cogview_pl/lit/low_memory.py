@@ -22,13 +22,13 @@ def adamw_8bit(params: Iterable[Any], *, lr: float, betas: Betas, eps: float) ->
     bf16 are rounded up or down at random, so that steps smaller than the distance of two bf16 numbers count.
     """
     base = _torchao("adamw_8bit").AdamW8bit
-    return _eager_on_cpu(base)(params, lr=lr, betas=tuple(betas), eps=eps, bf16_stochastic_round=True)
+    return _suited(base)(params, lr=lr, betas=tuple(betas), eps=eps, bf16_stochastic_round=True)
 
 
 def adamw_bf16(params: Iterable[Any], *, lr: float, betas: Betas, eps: float) -> Optimizer:
     """AdamW for weights in bf16: moments in bf16, arithmetic in fp32, weights rounded at random as in `adamw_8bit`."""
     base = _torchao("adamw_bf16")._AdamW
-    return _eager_on_cpu(base)(params, lr=lr, betas=tuple(betas), eps=eps, bf16_stochastic_round=True)
+    return _suited(base)(params, lr=lr, betas=tuple(betas), eps=eps, bf16_stochastic_round=True)
 
 
 def adamw_offload(params: Iterable[Any], *, lr: float, betas: Betas, eps: float, offload_gradients: bool) -> Optimizer:
@@ -71,10 +71,14 @@ def _torchao(name: str) -> Any:
 
 
 @cache
-def _eager_on_cpu(base: type[Optimizer]) -> Callable[..., Optimizer]:
-    """torchao compiles the update for every shape, which on a CPU takes minutes and a C++ compiler."""
+def _suited(base: type[Optimizer]) -> Callable[..., Optimizer]:
+    """An optimizer of torchao's that runs uncompiled on a CPU and saves plain tensors.
 
-    class EagerOnCPU(base):  # type: ignore[misc, valid-type]
+    torchao compiles the update for every shape, which on a CPU takes minutes and a C++ compiler. And Lightning's way
+    of reading checkpoints has no place for tensors of a class of their own.
+    """
+
+    class Suited(base):  # type: ignore[misc, valid-type]
         @torch.no_grad()
         def step(self, closure: Callable[[], Any] | None = None) -> Any:
             loss = None
@@ -89,5 +93,41 @@ def _eager_on_cpu(base: type[Optimizer]) -> Callable[..., Optimizer]:
             devices = {parameter.device.type for group in self.param_groups for parameter in group["params"]}
             return torch.compiler.set_stance("force_eager") if devices == {"cpu"} else nullcontext()
 
-    EagerOnCPU.__name__ = base.__name__  # in the logs: lr-AdamW8bit
-    return EagerOnCPU
+        def state_dict(self) -> dict[str, Any]:
+            found = super().state_dict()
+            return {**found, "state": {index: _apart(state) for index, state in found["state"].items()}}
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            whole = {index: _together(state) for index, state in state_dict["state"].items()}
+            super().load_state_dict({**state_dict, "state": whole})
+
+    Suited.__name__ = base.__name__  # in the logs: lr-AdamW8bit
+    return Suited
+
+
+def _apart(state: dict[str, Any]) -> dict[str, Any]:
+    """Moments in 8 bits as `NAME.codes` and `NAME.scale`."""
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    parts: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, OptimState8bit):
+            parts |= {f"{name}.codes": value.codes, f"{name}.scale": value.scale}
+        else:
+            parts[name] = value
+    return parts
+
+
+def _together(parts: dict[str, Any]) -> dict[str, Any]:
+    """What `_apart` was given."""
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    state = {name: value for name, value in parts.items() if not name.endswith((".codes", ".scale"))}
+    for name in (name.removesuffix(".codes") for name in parts if name.endswith(".codes")):
+        codes, scale = parts[f"{name}.codes"], parts[f"{name}.scale"]
+        signed = name == "exp_avg"  # the second moment is a mean of squares
+        moment = OptimState8bit.zeros(codes.shape, signed, codes.numel() // scale.numel(), codes.device, torch.float32)
+        moment.codes.copy_(codes)
+        moment.scale.copy_(scale)
+        state[name] = moment
+    return state

@@ -14,7 +14,7 @@ BF16 = ("precision=bf16_true", "optimizer=adamw_8bit", "model.dropout=0.1", "seq
 
 
 def test_8_bits_and_bf16_resume_exactly(cli, chain, tiny, tmp_path: Path) -> None:
-    pytest.importorskip("torchao.optim")  # knows how to read its checkpoints
+    pytest.importorskip("torchao")
     args = ["task=pretrain", f"data.store={chain.run_folder('tokenize')}", *BF16, *tiny, *KEEP_ALL]
     run, whole = tmp_path / "run", tmp_path / "whole"
     [ended] = cli.run_many([([*args, "run_dir=run"], tmp_path)], tmp_path)
