@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).parent
 _RUN_DIR_OF_RANK_0 = "COGVIEW_PL_RUN_DIR"
+_MUST_FIT = (Verb.fit_image_tokenizer, Verb.fit_sequence_model, Verb.generate)
 _CHAIN_KEYS = ("experiment", "task", "stages", "common", "run_dir")  # what a chain does not hand on to its stages
 
 
@@ -90,7 +91,7 @@ def _run(composed: DictConfig, job: int | None = None) -> tuple[Path, dict[str, 
     try:
         if first:
             folder.save_config(composed)
-        if first:
+        if first and config.verb in _MUST_FIT:
             _verb("plan").require_fit(config)
         verb = _verb(config.verb.value)
         metrics = verb.run(config, folder, _run_stage) if config.verb == Verb.chain else verb.run(config, folder)
