@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).parent
 _PARALLEL = (Verb.fit_image_tokenizer, Verb.fit_sequence_model)  # the first process does the others alone
+_MUST_FIT = (*_PARALLEL, Verb.generate)  # into memory
 _CHAIN_KEYS = ("experiment", "task", "stages", "common", "run_dir")  # what a chain does not hand on to its stages
 
 
@@ -143,9 +144,10 @@ def _run(composed: DictConfig, overrides: list[str], job: int | None = None) -> 
 
 def _carry_out(config: Config, folder: RunFolder, overrides: list[str]) -> Mapping[str, float | str]:
     """What the verb does, in as many processes as it is for; returns its metrics."""
-    with THESE.first_goes_ahead() as first:
-        if first:
-            _verb("plan").require_fit(config)
+    if config.verb in _MUST_FIT:
+        with THESE.first_goes_ahead() as first:
+            if first:
+                _verb("plan").require_fit(config)
     verb = _verb(config.verb.value)
     if config.verb == Verb.chain:
         return verb.run(config, folder, _run_stage)  # type: ignore[no-any-return]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from cogview_pl.transformer.loss import linear_cross_entropy
 
 ACTIVATIONS, LOGITS, GRADIENTS, BATCH = "activations", "logits", "gradients", "batch"
 _BATCH = (torch.long, torch.long, torch.float32, torch.long)  # tokens, positions, weights, slots
+_LARGEST = 64  # sequences played through at most: the loss runs over them piece by piece
 _DEPTH = 2  # blocks played through; all others are like the last one
 
 
@@ -70,6 +71,19 @@ class Heights(NamedTuple):
 
 
 def heights(step: SequenceStep) -> Heights:
+    """Bytes at the heights of a step; those of a large batch follow the straight line through two smaller ones."""
+    if step.batch <= _LARGEST:
+        return _played(step)
+    one, two = (_played(replace(step, batch=batch)) for batch in (_LARGEST // 2, _LARGEST))
+    factor = (step.batch - _LARGEST) / (_LARGEST - _LARGEST // 2)
+    return Heights(*(_further(half, whole, factor) for half, whole in zip(one, two, strict=True)))
+
+
+def _further(half: Counter[str], whole: Counter[str], factor: float) -> Counter[str]:
+    return Counter({name: whole[name] + int((whole[name] - half[name]) * factor) for name in whole})
+
+
+def _played(step: SequenceStep) -> Heights:
     """Play the step through with two blocks, and count the others as their like.
 
     The forward pass grows by what a block keeps. So does the backward pass as long as it is in the last block; when it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -56,6 +58,11 @@ def total(found: Heights) -> tuple[int, int]:
 @pytest.mark.parametrize("layers", [1, 2, 7])
 def test_heights_are_those_of_a_real_step(layers: int, recompute: str, arithmetic: torch.dtype) -> None:
     wanted = step(layers, recompute, arithmetic)
+    assert total(heights(wanted)) == pytest.approx(total(real(wanted)), rel=0.02)
+
+
+def test_large_batches_follow_a_straight_line() -> None:
+    wanted = replace(step(2, "none", torch.float32), batch=150)
     assert total(heights(wanted)) == pytest.approx(total(real(wanted)), rel=0.02)
 
 
