@@ -1,4 +1,4 @@
-"""Whatever a user types or a disk hands on ends in a result or in one line; 2,700 cases, always the same ones.
+"""Whatever a user types or a disk hands on ends in a result or in one line; 2,800 cases, always the same ones.
 
 Everything runs in this process, at the level of the functions that read: values of the configuration, prompts, caption
 files and lists of pictures, headers of token stores, layouts.
