@@ -39,77 +39,97 @@ class Layout(NamedTuple):
     transformer_settings: dict[str, Any]
 
 
+class Base(NamedTuple):
+    """The model that a finetune starts from, and where it was read."""
+
+    model: SequenceModel
+    path: Path
+
+
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Train the sequence model and write `model/`."""
+    """Train the sequence model and write `model/`, or with LoRA `adapter/` and maybe `model/`."""
     check_precision(config)
     check_levers(config)
     check_strategy(config, spreads=True)
     prepare_compiler(config)
     seed(config)
-    path = _start(config)
-    start = None if path is None else open_sequence_model(config, path, "init_from", config.template)
-    check_lora(config, start)
-    if start is not None:  # what does not fit must not surface after an hour of tokenising
-        _require_sizes(config, start, _layout(config, start.template.vocabulary).transformer_settings)
-    tokens = open_tokens(config, folder, start)
-    text, image_tokenizer = tokens.text, tokens.image_tokenizer
-    vocabulary = Vocabulary(tokens.store.header.num_codes, text.num_pieces)
-    template, template_settings, settings = _layout(config, vocabulary)
-    model = Transformer(**settings)
-    if start is not None:
-        _require_tokenizers(config, start, tokens, vocabulary)
-        check_lora_alone(config, start, image_tokenizer.identity)
-        model.load_state_dict(start.model.state_dict(), assign=config.lora.rank > 0)  # frozen weights can be shared
-        start = start if config.lora.rank else None  # else its weights would stay beside those that train
+    base = _open_base(config)
+    check_lora(config, base and base.model)
+    if base is not None:  # what does not fit must not surface after an hour of tokenising
+        _require_sizes(config, base.model, _layout(config, base.model.template.vocabulary).transformer_settings)
+    tokens = open_tokens(config, folder, base and base.model)
+    vocabulary = Vocabulary(tokens.store.header.num_codes, tokens.text.num_pieces)
+    layout = _layout(config, vocabulary)
+    model = Transformer(**layout.transformer_settings)
+    if base is not None:
+        _require_tokenizers(config, base.model, tokens, vocabulary)
+        check_lora_alone(config, base.model, tokens.image_tokenizer.identity)
+        model.load_state_dict(base.model.model.state_dict(), assign=config.lora.rank > 0)  # share what is frozen
+        base = base if config.lora.rank else None  # else its weights would stay beside those that train
     adapt(config, model)
     model.set_training_pass(recompute=config.activation_checkpointing.value, compiled=config.compile)
-    loaded = SequenceModel(model, template, text, image_tokenizer, settings)
-    module = SequenceModule(
+    identity = {**layout.transformer_settings, **lora_identity(config, base and base.model)}
+    module, data = _module(config, model, layout, tokens), _data(config, layout.template, tokens)
+    metrics = train(config, folder, module, data, {"kind": SEQUENCE_MODEL, "settings": identity})
+    make_whole(config, model, keep=folder.writes)
+    if folder.writes:
+        _save(config, folder, model, layout, tokens, base)
+    return tokens.metrics | metrics
+
+
+def _module(config: Config, model: Transformer, layout: Layout, tokens: Tokens) -> SequenceModule:
+    template = layout.template
+    loaded = SequenceModel(model, template, tokens.text, tokens.image_tokenizer, layout.transformer_settings)
+    paints = is_text_to_picture(template) and not config.strategy.kind.spreads
+    return SequenceModule(
         model,
         slot_names=[slot.name for slot in template.slots],
         slot_ids=predicted_ids(config, template),
         target=template.slots.index(template.target),
         target_noise=config.sequences.target_noise,
         optimizer=optimizer_factory(config),
-        painter=CogView(loaded) if is_text_to_picture(template) and not config.strategy.kind.spreads else None,
+        painter=CogView(loaded) if paints else None,
         val_prompts=_captions(tokens, config.text.max_length),
     )
-    data = DataModule(
+
+
+def _data(config: Config, template: Template, tokens: Tokens) -> DataModule:
+    return DataModule(
         training_sequences(config, tokens, template),
         validation_sequences(tokens, template),
-        collate=SequenceCollator(vocabulary.pad),
+        collate=SequenceCollator(template.vocabulary.pad),
         batch_size=config.data.batch_size,
         num_workers=config.data.num_workers,
         seed=config.seed,
     )
-    identity = {"kind": SEQUENCE_MODEL, "settings": {**settings, **lora_identity(config, start)}}
-    metrics = train(config, folder, module, data, identity)
-    make_whole(config, model, keep=folder.writes)
-    if not folder.writes:
-        return tokens.metrics | metrics
+
+
+def _save(
+    config: Config, folder: RunFolder, model: Transformer, layout: Layout, tokens: Tokens, base: Base | None
+) -> None:
+    """Write what the run leaves; `base` is what adapters were trained beside, None without LoRA."""
     whole: Transformer | None = model
-    if config.lora.rank and start is not None and path is not None:
+    if base is not None:
         whole = save_lora(
             config,
             folder,
             model,
-            start=start,
-            base=path,
-            transformer=settings,
-            template=template_settings,
-            image_tokenizer=image_tokenizer.identity,
+            start=base.model,
+            base=base.path,
+            transformer=layout.transformer_settings,
+            template=layout.template_settings,
+            image_tokenizer=tokens.image_tokenizer.identity,
         )
     if whole is not None:
         save_sequence_model(
             folder / "model",
             whole,
-            transformer=settings,
-            template=template_settings,
-            vocabulary=vocabulary,
-            text=text,
-            image_tokenizer=image_tokenizer,
+            transformer=layout.transformer_settings,
+            template=layout.template_settings,
+            vocabulary=layout.template.vocabulary,
+            text=tokens.text,
+            image_tokenizer=tokens.image_tokenizer,
         )
-    return tokens.metrics | metrics
 
 
 def _layout(config: Config, vocabulary: Vocabulary) -> Layout:
@@ -120,11 +140,12 @@ def _layout(config: Config, vocabulary: Vocabulary) -> Layout:
     return Layout(template, template_settings, settings)
 
 
-def _start(config: Config) -> Path | None:
-    """Where the weights come from: `init_from`, or the newest run of another task; None: random ones."""
+def _open_base(config: Config) -> Base | None:
+    """The model in `init_from`, or that of the newest run of the task to start from; None: random weights."""
     if config.init_from is None and config.starts_from is None:
         return None
-    return predecessor(config.outputs, config.starts_from or "pretrain", "init_from", config.init_from)
+    path = predecessor(config.outputs, config.starts_from or "pretrain", "init_from", config.init_from)
+    return Base(open_sequence_model(config, path, "init_from", config.template), path)
 
 
 def _require_sizes(config: Config, start: SequenceModel, settings: dict[str, Any]) -> None:
