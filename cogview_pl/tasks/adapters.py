@@ -8,8 +8,7 @@ from typing import Any
 
 from cogview_pl.checkpoints.adapters import FOLDER, Adapter, save_adapter
 from cogview_pl.checkpoints.store import SequenceModel
-from cogview_pl.choices import LoRATarget
-from cogview_pl.config import Config, LoRAConfig
+from cogview_pl.config import Config, LoRAConfig, LoRATarget
 from cogview_pl.errors import UserError
 from cogview_pl.tasks.models import weights_dtype
 from cogview_pl.tasks.run_folder import RunFolder
