@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cogview_pl.config import instantiate
+
 from ..composed import composed
 
 
