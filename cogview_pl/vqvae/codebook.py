@@ -115,12 +115,13 @@ def draw_rows(x_ND: Tensor, weight_N: Tensor, quantile_M: Tensor) -> Tensor:
     """Rows of the batch joined over all ranks, at quantiles of the cumulative weight: `(M, D)`, float32.
 
     `quantile_M` in [0, 1) is random; rank 0's values count. Every rank returns the same rows: those that one
-    process would take from the joined batch. Weights must be positive.
+    process would take from the joined batch. Weights must be positive. A rank may have no
+    rows.
     """
     cumulative_N = weight_N.float().cumsum(0)
     upper = torch.zeros(world_size(), device=x_ND.device)
     rank = dist.get_rank() if world_size() > 1 else 0
-    upper[rank] = cumulative_N[-1]
+    upper[rank] = cumulative_N[-1:].sum()
     upper = sum_over_ranks_(upper).cumsum(0)
     if world_size() > 1:
         quantile_M = quantile_M.contiguous()
