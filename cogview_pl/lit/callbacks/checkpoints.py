@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class Checkpoints(ModelCheckpoint):
@@ -24,6 +25,7 @@ class Checkpoints(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save, unless this step has been saved."""
-        if self._should_save_on_exception(trainer):
+        """Save, unless this step has been saved, or other processes have not met the exception: saving needs them."""
+        alone = trainer.world_size > 1 and not isinstance(exception, SIGTERMException)
+        if not alone and self._should_save_on_exception(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
