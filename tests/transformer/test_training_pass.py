@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from cogview_pl.tasks.activation_memory import kept_bytes
+from cogview_pl.planning.live import LiveBytes
 from cogview_pl.transformer import DecodingModel, Transformer, sequence_loss
 
 BATCH, LENGTH, WIDTH, LAYERS = 2, 200, 32, 3
@@ -61,7 +61,10 @@ class TestRecompute:
         for recompute in ("none", "selective", "block"):
             model = make()
             model.set_training_pass(recompute=recompute)
-            kept[recompute] = kept_bytes(lambda model=model: model.hidden(tokens)) / stream
+            with LiveBytes() as live:
+                hidden = model.hidden(tokens)
+            kept[recompute] = live.total / stream
+            del hidden
         # A block keeps its input alone; selective also queries, keys and values (3), attention (1), both outputs (2)
         # and the inner layer (4), and per row and head a number of the softmax (4 heads in 32).
         ends = 4  # embeddings, the last norm with its scaled input, and statistics of rows
