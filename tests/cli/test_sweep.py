@@ -32,10 +32,12 @@ def test_jobs_on_one_and_two_devices(cli, tmp_path: Path) -> None:
     jobs = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in folders]
     found = {(job["seed"], job["trainer"]["devices"]): figures(path) for job, path in zip(jobs, folders, strict=True)}
     alone = [(seed, batch) for seed in (0, 1) for batch in (4, 8)]
-    cases = [[*JOB, f"data.batch_size={batch}", f"seed={seed}", f"run_dir={seed}_{batch}"] for seed, batch in alone]
+    cases = [
+        [*JOB, f"data.batch_size={batch}", f"seed={seed}", f"run_dir=alone_{seed}_{batch}"] for seed, batch in alone
+    ]
     ended = cli.run_many([(words, tmp_path) for words in cases], tmp_path)
     assert [result.code for result in ended] == [0] * 4, ended
-    expected = {(seed, batch // 4): figures(tmp_path / f"{seed}_{batch}") for seed, batch in alone}
+    expected = {(seed, batch // 4): figures(tmp_path / f"alone_{seed}_{batch}") for seed, batch in alone}
     assert found.keys() == expected.keys()
     for job, values in expected.items():
         assert found[job] == pytest.approx(values, rel=1e-4), job
