@@ -8,7 +8,8 @@ adapter/
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,8 @@ def load_adapted(
     if folder is None:
         return load_sequence_model(path, key)
     adapter = _read(folder, key)
-    mend = f"write the path of the model that it was trained beside into base.path of {folder / _CONFIG}"
-    if not Path(adapter.base).exists():
-        raise UserError(f"{key}={path}: the adapter's base, {adapter.base}, does not exist; {mend}")
-    if find_adapter(adapter.base) == folder.resolve():
-        raise UserError(f"{key}={path}: the adapter is named as its own base; {mend}")
+    _require_base(adapter.base, folder, key)
+    mend = _mend(folder)
     base = (open_base or load_adapted)(adapter.base, f"base of {key}")
     if base.identity != adapter.base_identity:
         raise UserError(
@@ -112,11 +110,38 @@ def load_adapted(
     return _adapted(adapter, base, folder)
 
 
+def read_base(folder: Path, key: str) -> tuple[dict[str, Settings], str]:
+    """Constructor arguments `transformer` and `template` of an adapted model, and the path of its base; no weights.
+
+    Args:
+        folder: as `find_adapter` gives it.
+        key: of the configuration, for errors.
+
+    Raises:
+        UserError: the folder is damaged, or the base has moved.
+    """
+    with _damage_named(folder, key):
+        config = _read_config(folder)
+        settings: dict[str, Settings] = {name: dict(config[name]) for name in ("transformer", "template")}
+        base = str(config["base"]["path"])
+    _require_base(base, folder, key)
+    return settings, base
+
+
+def _require_base(base: str, folder: Path, key: str) -> None:
+    if not Path(base).exists():
+        raise UserError(f"{key}={folder}: the adapter's base, {base}, does not exist; {_mend(folder)}")
+    if find_adapter(base) == folder.resolve():
+        raise UserError(f"{key}={folder}: the adapter is named as its own base; {_mend(folder)}")
+
+
+def _mend(folder: Path) -> str:
+    return f"write the path of the model that it was trained beside into base.path of {folder / _CONFIG}"
+
+
 def _read(folder: Path, key: str) -> Adapter:
-    try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / _CONFIG))
-        if config["kind"] != _KIND:
-            raise ValueError(f"it is of kind {config['kind']}")
+    with _damage_named(folder, key):
+        config = _read_config(folder)
         return Adapter(
             weights=load_file(folder / _WEIGHTS),
             **config["lora"],
@@ -126,6 +151,19 @@ def _read(folder: Path, key: str) -> Adapter:
             base_identity=config["base"]["identity"],
             image_tokenizer=config["image_tokenizer"],
         )
+
+
+def _read_config(folder: Path) -> Any:
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / _CONFIG))
+    if config["kind"] != _KIND:
+        raise ValueError(f"it is of kind {config['kind']}")
+    return config
+
+
+@contextmanager
+def _damage_named(folder: Path, key: str) -> Iterator[None]:
+    try:
+        yield
     except (YAMLError, OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{key}={folder} is a damaged adapter ({reason}); copy the run again") from error

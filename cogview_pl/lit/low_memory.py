@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -63,6 +64,7 @@ def _as_groups(params: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def _torchao(name: str) -> Any:
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # warns of how torchao registers its enums
     try:
         import torchao.optim
     except ImportError as error:

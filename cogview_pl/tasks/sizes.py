@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from cogview_pl.checkpoints.adapters import find_adapter, read_base
 from cogview_pl.checkpoints.official import is_released
 from cogview_pl.checkpoints.store import (
     IMAGE_TOKENIZER,
@@ -107,15 +108,15 @@ def trained_sizes(config: Config) -> SequenceSizes:
 def written_sizes(config: Config, task: str, key: str, given: str | None, layout: TemplateConfig) -> SequenceSizes:
     """A model that a task uses: the one `given`, the newest of its `task`, or as configured where there is none yet."""
     path = _existing(config.outputs, task, given)
-    if path is None or is_released(path):
+    left = None if path is None else _left_model(path, key)
+    if left is None:
         images = images_of_run(config)
         vocabulary = Vocabulary(images.settings["num_codes"], config.text.num_pieces)
         template = build_template(layout_settings(config, layout), vocabulary)
         return SequenceSizes(transformer_settings(config, vocabulary), template, images)
-    found = read_settings(path, SEQUENCE_MODEL, key)
-    template = build_template(found["template"], Vocabulary(**found["vocabulary"]))
-    images = _left_images(path, key, "image_tokenizer")
-    return SequenceSizes(found["transformer"], template, images, find_model_folder(path, key) / "text.model")
+    template = build_template(left.settings["template"], Vocabulary(**left.settings["vocabulary"]))
+    images = _left_images(left.folder, key, "image_tokenizer")
+    return SequenceSizes(left.settings["transformer"], template, images, left.folder / "text.model")
 
 
 def _of_tokens(config: Config) -> tuple[ImageSizes, Vocabulary]:
@@ -127,10 +128,10 @@ def _of_tokens(config: Config) -> tuple[ImageSizes, Vocabulary]:
             images = _left_images(path / "image_tokenizer", "data.store")
             return images, Vocabulary(header.num_codes, _num_pieces(path / "text.model"))
     start = _existing(config.outputs, config.starts_from, config.init_from) if _starts(config) else None
-    if start is not None and not is_released(start):
-        return _left_images(start, "init_from", "image_tokenizer"), Vocabulary(
-            **read_settings(start, SEQUENCE_MODEL, "init_from")["vocabulary"]
-        )
+    left = None if start is None else _left_model(start, "init_from")
+    if left is not None:
+        images = _left_images(left.folder, "init_from", "image_tokenizer")
+        return images, Vocabulary(**left.settings["vocabulary"])
     images = images_of_run(config)
     pieces = config.text.num_pieces
     if config.text.model is not None:
@@ -158,6 +159,26 @@ def _existing(outputs: str, task: str | None, given: str | None) -> Path | None:
         return predecessor(outputs, task or "pretrain", "", given)
     except UserError:
         return None
+
+
+class _Left(NamedTuple):
+    """A sequence model that a run has left."""
+
+    settings: dict[str, Any]
+    folder: Path
+    """The model folder that holds its tokenizers; of an adapter, that of its base."""
+
+
+def _left_model(path: Path, key: str) -> _Left | None:
+    """What a run has left, read without weights; None for released weights, which say nothing of themselves."""
+    if is_released(path):
+        return None
+    adapter = find_adapter(path)
+    if adapter is None:
+        return _Left(read_settings(path, SEQUENCE_MODEL, key), find_model_folder(path, key))
+    own, base = read_base(adapter, key)
+    found = _left_model(Path(base), key)
+    return found and _Left({**found.settings, **own}, found.folder)
 
 
 def _left_images(path: Path, key: str, inner: str = "") -> ImageSizes:
