@@ -38,7 +38,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests that need no GPU and less than ten minutes."""
-    session.install("-e", ".[dev,eval]")
+    session.install("-e", ".[dev,eval,quant]")
     workers = ("-n", "2", "--dist", "loadfile")  # most tests wait for one process of their own
     session.run("pytest", "-m", "not slow and not gpu", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
@@ -46,14 +46,14 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """The long tests."""
-    session.install("-e", ".[dev,eval]")
+    session.install("-e", ".[dev,eval,quant]")
     session.run("pytest", "-m", "slow", *session.posargs)
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
     """The fault campaign: 240 kills, signals, full disks and flipped bits, a quarter of an hour."""
-    session.install("-e", ".[dev,eval]")
+    session.install("-e", ".[dev,eval,quant]")
     arguments = session.posargs or ("--injections", "240", "--seed", "0")
     session.run("python", "-m", "tests.faults.campaign", *arguments, env={"OMP_NUM_THREADS": "1"})
 
