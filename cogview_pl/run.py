@@ -144,11 +144,13 @@ def _run(composed: DictConfig, overrides: list[str], job: int | None = None) -> 
 
 def _carry_out(config: Config, folder: RunFolder, overrides: list[str]) -> Mapping[str, float | str]:
     """What the verb does, in as many processes as it is for; returns its metrics."""
+    verb = _verb(config.verb.value)
+    if config.verb in _PARALLEL:
+        verb.check(config)
     if config.verb in _MUST_FIT:
         with THESE.first_goes_ahead() as first:
             if first:
                 _verb("plan").require_fit(config)
-    verb = _verb(config.verb.value)
     if config.verb == Verb.chain:
         return verb.run(config, folder, _run_stage)  # type: ignore[no-any-return]
     if config.verb in _PARALLEL or _paints_together(config):

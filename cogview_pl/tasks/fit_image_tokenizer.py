@@ -25,8 +25,8 @@ from cogview_pl.tasks.training import optimizer_factory, seed, train
 _SHEET_PICTURES = 16  # validation pictures in reconstructions.png
 
 
-def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Train the image tokenizer and write `model/`."""
+def check(config: Config) -> None:
+    """Raises UserError for what does not go together, before anything is read."""
     check_precision(config)
     if config.lora.rank:
         raise UserError(f"lora.rank={config.lora.rank}: LoRA is for finetunes of sequence models; set lora.rank=0")
@@ -35,6 +35,11 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     check_levers(config)
     check_strategy(config, spreads=False)
     prepare_compiler(config)
+    optimizer_factory(config)
+
+
+def run(config: Config, folder: RunFolder) -> dict[str, float]:
+    """Train the image tokenizer and write `model/`."""
     seed(config)
     options = config.image_tokenizer
     settings = vqvae_settings(options)

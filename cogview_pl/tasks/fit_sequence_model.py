@@ -46,12 +46,17 @@ class Base(NamedTuple):
     path: Path
 
 
-def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Train the sequence model and write `model/`, or with LoRA `adapter/` and maybe `model/`."""
+def check(config: Config) -> None:
+    """Raises UserError for what does not go together, before anything is read."""
     check_precision(config)
     check_levers(config)
     check_strategy(config, spreads=True)
     prepare_compiler(config)
+    optimizer_factory(config)
+
+
+def run(config: Config, folder: RunFolder) -> dict[str, float]:
+    """Train the sequence model and write `model/`, or with LoRA `adapter/` and maybe `model/`."""
     seed(config)
     base = _open_base(config)
     check_lora(config, base and base.model)

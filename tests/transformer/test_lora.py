@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cogview_pl.generation.fill import fill
 from cogview_pl.generation.filters import Sampling
-from cogview_pl.tasks.fit_sequence_model import transformer_settings
+from cogview_pl.tasks.sizes import transformer_settings
 from cogview_pl.transformer import Transformer, sequence_loss
 from cogview_pl.transformer.flops import forward_flops, training_flops
 from cogview_pl.transformer.lora import (
