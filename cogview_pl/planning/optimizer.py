@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
-from cogview_pl.planning.live import LiveBytes
+from cogview_pl.planning.live import LiveBytes, plain_tensors
 from cogview_pl.planning.model import Tensors
 
 Build = Callable[[Sequence[dict[str, Any]]], Optimizer]
@@ -80,11 +80,5 @@ def _with_gradient(value: Tensor) -> nn.Parameter:
 
 
 def _state(optimizer: Optimizer, parameter: nn.Parameter) -> int:
-    return sum(_bytes(value) for value in optimizer.state[parameter].values() if isinstance(value, Tensor))
-
-
-def _bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor; of a packed one those that it is made of."""
-    if hasattr(tensor, "__tensor_flatten__"):
-        return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
-    return tensor.numel() * tensor.element_size()
+    tensors = [value for value in optimizer.state[parameter].values() if isinstance(value, Tensor)]
+    return sum(plain.numel() * plain.element_size() for tensor in tensors for plain in plain_tensors(tensor))
