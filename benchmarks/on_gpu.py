@@ -77,7 +77,7 @@ ON_A_CARD = Sizes(
         Case("fit-400m-bf16-selective", "cogview_400m", (*_FIT, "precision=bf16", "data.batch_size=8",
              "activation_checkpointing=selective")),
         Case("fit-400m-fp16-block", "cogview_400m", (*_FIT, "precision=fp16", "data.batch_size=8", _BLOCK)),
-        Case("fit-4b-lora", "cogview_4b", (*_FIT, "precision=bf16_true", "lora.rank=16", "data.batch_size=4", _BLOCK),
+        Case("fit-4b-lora", "cogview_4b", (*_FIT, "precision=bf16", "lora.rank=16", "data.batch_size=4", _BLOCK),
              from_weights=True),
         Case("fit-4b-8bit", "cogview_4b", (*_FIT, "precision=bf16_true", "optimizer=adamw_8bit", "data.batch_size=4",
              _BLOCK), from_weights=True),
@@ -96,7 +96,9 @@ _FEW = ("data.batch_size=4", "text.num_pieces=400", "text.max_length=8", "thread
 TINY = Sizes(
     cases=(
         Case("fit-tiny-fp32", "tiny", (*_FIT, *_FEW)),
-        Case("fit-tiny-block", "tiny", (*_FIT, *_FEW, _BLOCK, "init_from=outputs/pretrain/latest"), True),
+        Case("fit-tiny-block", "tiny", (*_FIT, *_FEW, _BLOCK), True),
+        Case("fit-tiny-lora", "tiny", (*_FIT, *_FEW, "precision=bf16", "lora.rank=4", _BLOCK), True),
+        Case("fit-tiny-8bit", "tiny", (*_FIT, *_FEW, "precision=bf16_true", "optimizer=adamw_8bit", _BLOCK), True),
         Case("generate-tiny", "tiny", ("task=generate", *_FEW, "prompts=[圆,方]"), True),
     ),
     steps=2,

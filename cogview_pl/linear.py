@@ -29,19 +29,16 @@ class Linear(nn.Linear):
         """Map a tensor of any shape (…, D) to (…, M)."""
         return linear(input, self.weight, self.bias)
 
-    def by_convolution(self, input: Tensor) -> Tensor:
-        """The same by oneDNN."""
-        return _by_convolution(input, self.weight, self.bias)
-
 
 def linear(input: Tensor, weight_MD: Tensor, bias_M: Tensor | None = None) -> Tensor:
     """`Linear` as a function: input · weightᵀ + bias, of shape (…, M) for an input (…, D)."""
     if input.numel() < _FEWEST_ROWS * input.shape[-1] or not _fp32_by_onednn(input, weight_MD):
         return F.linear(input, weight_MD, bias_M)
-    return _by_convolution(input, weight_MD, bias_M)
+    return by_convolution(input, weight_MD, bias_M)
 
 
-def _by_convolution(input: Tensor, weight_MD: Tensor, bias_M: Tensor | None) -> Tensor:
+def by_convolution(input: Tensor, weight_MD: Tensor, bias_M: Tensor | None = None) -> Tensor:
+    """`linear` by oneDNN, whatever it brings."""
     pixels_1D1N = input.reshape(1, 1, -1, input.shape[-1]).permute(0, 3, 1, 2)  # one row per pixel, channels last
     output_1M1N = F.conv2d(pixels_1D1N, weight_MD[:, :, None, None], bias_M)
     return output_1M1N.permute(0, 2, 3, 1).reshape(*input.shape[:-1], -1)

@@ -6,19 +6,17 @@ Shapes: B rows, P prompt, S cached positions, n ids that a token is drawn from.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cogview_pl.generation.filters import Sampling, draw, probabilities
-from cogview_pl.planning.live import LiveBytes, default_dtype
+from cogview_pl.planning.live import LiveBytes
+from cogview_pl.planning.model import Model
 from cogview_pl.planning.sequence_step import ACTIVATIONS, LOGITS
-from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Template, TextSlot
 
 
@@ -27,23 +25,21 @@ class Decoding:
     """A batch of prompts whose slot is filled.
 
     Attributes:
-        settings: constructor arguments of the transformer, as pairs.
+        model: what writes.
         rows: B, with guidance twice the pictures.
         prompt: P, the longest.
         positions: S, what the cache has room for.
         ids: n.
-        weights: dtype of the weights.
         on_gpu: the cache is in the precision of the weights there, on a CPU in fp32.
         drafts: codes looked at ahead in each pass; 0 for one code per pass.
         sampling: temperature and filters.
     """
 
-    settings: tuple[tuple[str, Any], ...]
+    model: Model
     rows: int
     prompt: int
     positions: int
     ids: int
-    weights: torch.dtype
     on_gpu: bool
     drafts: int
     sampling: Sampling
@@ -51,10 +47,9 @@ class Decoding:
     @classmethod
     def of(
         cls,
-        settings: Mapping[str, Any],
+        model: Model,
         template: Template,
         rows: int,
-        weights: torch.dtype,
         on_gpu: bool,
         sampling: Sampling,
         pieces: int | None = None,
@@ -71,12 +66,11 @@ class Decoding:
         drafts = sampling.drafts if sampling.algorithm == "jacobi" else 0
         looked_at = 2 * (drafts + 1) if drafts else 0
         return cls(
-            settings=tuple(sorted(settings.items())),
+            model=model,
             rows=rows * (2 if sampling.guided else 1),
             prompt=prompt,
             positions=prompt + template.target.length + looked_at,
             ids=sum(map(len, template.allowed(template.target))),
-            weights=weights,
             on_gpu=on_gpu,
             drafts=drafts,
             sampling=sampling,
@@ -85,12 +79,11 @@ class Decoding:
     @property
     def cache_bytes(self) -> int:
         """A key and a value per layer, row and position; with `norm_scope=tensor` the input of every layer."""
-        settings = dict(self.settings)
-        width, layers = settings["width"], settings["num_layers"]
-        if settings["norm_scope"] == "tensor":
-            return layers * width * self.positions * self.rows * self.weights.itemsize
-        size = self.weights.itemsize if self.on_gpu else torch.float32.itemsize
-        return 2 * layers * width * self.positions * self.rows * size
+        numbers = self.model.layers * self.model.width * self.positions * self.rows
+        if dict(self.model.settings)["norm_scope"] == "tensor":
+            return numbers * self.model.weights.itemsize
+        size = self.model.weights.itemsize if self.on_gpu else torch.float32.itemsize
+        return 2 * numbers * size // self.model.parts
 
 
 def decoding_height(work: Decoding) -> Counter[str]:
@@ -103,12 +96,10 @@ def _decoding_height(work: Decoding) -> Counter[str]:
     return max(_prompts(work), _draw(work), key=lambda found: sum(found.values()))
 
 
-def scoring_height(
-    settings: Mapping[str, Any], *, rows: int, tokens: int, scored: int, ids: int, weights: torch.dtype
-) -> Counter[str]:
+def scoring_height(captioner: Model, *, rows: int, tokens: int, scored: int, ids: int) -> Counter[str]:
     """Bytes on top of the weights while a captioner scores `rows` pairs of `tokens`, `scored` of them among `ids`."""
     with FakeTensorMode(), torch.inference_mode():
-        model = _shallow(settings, weights)
+        model = captioner.build(1).eval()
         with LiveBytes(ACTIVATIONS) as live:
             hidden = model.hidden(torch.zeros(rows, tokens, dtype=torch.long))
             with live.label(LOGITS):
@@ -119,7 +110,7 @@ def scoring_height(
 
 def _prompts(work: Decoding) -> Counter[str]:
     with FakeTensorMode(), torch.inference_mode():
-        model = _shallow(dict(work.settings), work.weights)
+        model = work.model.build(1).eval()  # without gradients no block keeps anything
         with LiveBytes(ACTIVATIONS) as live:
             model.hidden(torch.zeros(work.rows, work.prompt, dtype=torch.long))
             return live.peak
@@ -129,7 +120,7 @@ def _draw(work: Decoding) -> Counter[str]:
     """Logits of all rows and drafts, filtered and drawn from."""
     looked_at = work.drafts + 1
     with FakeTensorMode(), torch.inference_mode(), LiveBytes(LOGITS) as live:
-        logits = torch.zeros(work.rows * looked_at, work.ids, dtype=work.weights)
+        logits = torch.zeros(work.rows * looked_at, work.ids, dtype=work.model.weights)
         first = probabilities(logits, work.sampling)
         if not work.drafts:
             _draw_one(first)
@@ -142,9 +133,3 @@ def _draw(work: Decoding) -> Counter[str]:
 
 def _draw_one(first: Tensor) -> None:
     draw(first, torch.zeros(len(first)))
-
-
-def _shallow(settings: Mapping[str, Any], weights: torch.dtype) -> Transformer:
-    """One block: without gradients none keeps anything."""
-    with default_dtype(weights):
-        return Transformer(**{**settings, "num_layers": 1}).eval()

@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cogview_pl.linear import Linear
+from cogview_pl.linear import Linear, by_convolution
 from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.attention import AttentionFunction, fused_attention
 from cogview_pl.transformer.block import LayerNorm
+from cogview_pl.transformer.lora import LoRALinear
 
 
 def keep_as_on_a_cpu(model: Transformer) -> None:
@@ -21,6 +22,8 @@ def keep_as_on_a_cpu(model: Transformer) -> None:
     for module in model.modules():
         if type(module) is Linear:
             module.__class__ = _Convolution
+        elif type(module) is LoRALinear:
+            module.__class__ = _LoRAConvolution
 
 
 def keep_as_on_a_gpu(model: Transformer) -> list[AttentionFunction] | None:
@@ -41,7 +44,11 @@ def keep_as_on_a_gpu(model: Transformer) -> list[AttentionFunction] | None:
 class _Convolution(Linear):
     def forward(self, input: Tensor) -> Tensor:
         fp32 = input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        return self.by_convolution(input) if fp32 else super().forward(input)
+        return by_convolution(input, self.weight, self.bias) if fp32 else super().forward(input)
+
+
+class _LoRAConvolution(LoRALinear, _Convolution):
+    """The frozen map; those beside it are trained and keep the same either way."""
 
 
 class _Dropout(nn.Dropout):

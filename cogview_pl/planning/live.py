@@ -121,4 +121,12 @@ def _address(tensor: Tensor) -> int:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.device.type != "meta"]
+    leaves = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.device.type != "meta"]
+    return [plain for leaf in leaves for plain in plain_tensors(leaf)]
+
+
+def plain_tensors(tensor: Tensor) -> list[Tensor]:
+    """The tensors that a packed one (8-bit moments, quantized weights) is made of; of any other itself."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    return [plain for name in tensor.__tensor_flatten__()[0] for plain in plain_tensors(getattr(tensor, name))]

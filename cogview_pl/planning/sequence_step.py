@@ -6,16 +6,17 @@ Shapes: B sequences, L tokens that the model reads, D width, N predicted tokens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cogview_pl.planning.devices import keep_as_on_a_cpu, keep_as_on_a_gpu
-from cogview_pl.planning.live import LiveBytes, default_dtype
+from cogview_pl.planning.live import LiveBytes
+from cogview_pl.planning.model import Model
 from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.loss import linear_cross_entropy
 
@@ -37,28 +38,25 @@ class SequenceStep:
     """What a training step is made of.
 
     Attributes:
-        settings: constructor arguments of the transformer, as pairs.
+        model: what trains.
         batch, tokens: B and L.
         predicted: the tokens with a loss.
         recompute: activation checkpointing, one of `RECOMPUTE`.
-        weights, arithmetic: dtype of the weights, and that of autocast (the same: no autocast).
+        arithmetic: dtype of autocast (that of the weights: no autocast).
         on_gpu: count as on a GPU.
         loss_rows: logits made at once there; None as on a CPU.
         accumulates: whether gradients of an earlier batch are there while this one runs backwards.
-        adapt: what is done to the model before it trains (low-rank adapters, frozen weights).
     """
 
-    settings: tuple[tuple[str, Any], ...]
+    model: Model
     batch: int
     tokens: int
     predicted: tuple[Predicted, ...]
     recompute: str
-    weights: torch.dtype
     arithmetic: torch.dtype
     on_gpu: bool
     loss_rows: int | None
     accumulates: bool
-    adapt: Callable[[Transformer], None] | None = None
 
 
 class Heights(NamedTuple):
@@ -72,6 +70,11 @@ class Heights(NamedTuple):
 
 def heights(step: SequenceStep) -> Heights:
     """Bytes at the heights of a step; those of a large batch follow the straight line through two smaller ones."""
+    return Heights(*(found.copy() for found in _heights(step)))
+
+
+@cache
+def _heights(step: SequenceStep) -> Heights:
     if step.batch <= _LARGEST:
         return _played(step)
     one, two = (_played(replace(step, batch=batch)) for batch in (_LARGEST // 2, _LARGEST))
@@ -89,14 +92,10 @@ def _played(step: SequenceStep) -> Heights:
     The forward pass grows by what a block keeps. So does the backward pass as long as it is in the last block; when it
     reaches the first, the others have given back what they kept and hold gradients instead.
     """
-    settings = dict(step.settings)
-    layers = settings["num_layers"]
+    layers = step.model.layers
     depth = min(layers, _DEPTH)
     with FakeTensorMode():
-        with default_dtype(step.weights):  # fake weights cannot be converted
-            model = Transformer(**{**settings, "num_layers": depth}).train()
-        if step.adapt is not None:
-            step.adapt(model)
+        model = step.model.build(depth).train()
         model.set_training_pass(recompute=step.recompute)
         attentions = None
         if step.on_gpu:
@@ -120,7 +119,7 @@ def _played(step: SequenceStep) -> Heights:
                 )
             with live.label(BATCH):
                 batch = [torch.zeros(step.batch, step.tokens + 1, dtype=dtype) for dtype in _BATCH]
-            with torch.autocast("cpu", step.arithmetic, enabled=step.arithmetic != step.weights):
+            with torch.autocast("cpu", step.arithmetic, enabled=step.arithmetic != step.model.weights):
                 hidden_BLD = model.hidden(batch[0][:, :-1], batch[1][:, :-1], attentions=attentions)
                 with live.label(LOGITS):
                     loss = _loss(model, hidden_BLD, step)

@@ -46,10 +46,17 @@ def check_lora_alone(config: Config, start: SequenceModel | None, image_tokenize
 
 def adapt(config: Config, model: Transformer) -> None:
     """Freeze a model and add adapters, as `lora:` says; nothing with `lora.rank=0`."""
+    if options := lora_options(config):
+        add_lora(model, **options)
+
+
+def lora_options(config: Config) -> dict[str, Any]:
+    """Arguments of `add_lora`; empty with `lora.rank=0`."""
     options = config.lora
-    if options.rank:
-        held = weights_dtype(config)
-        add_lora(model, rank=options.rank, alpha=options.alpha, targets=_names(options), held=held)
+    if not options.rank:
+        return {}
+    held = weights_dtype(config)
+    return {"rank": options.rank, "alpha": options.alpha, "targets": _names(options), "held": held}
 
 
 def lora_identity(config: Config, start: SequenceModel | None) -> dict[str, Any]:

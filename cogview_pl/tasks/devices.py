@@ -65,6 +65,21 @@ def check_strategy(config: Config, *, spreads: bool) -> None:
         raise UserError(f"{name} does not go with compile=true; set compile=false")
 
 
+def num_devices(config: Config) -> int:
+    """Devices that one run trains on; `auto` and `-1` are those of this machine."""
+    devices = config.trainer.get("devices", 1)
+    if isinstance(devices, (list, tuple)):
+        devices = len(devices)
+    if not isinstance(devices, int) or devices < 1:
+        devices = max(1, torch.cuda.device_count())
+    return devices * int(config.trainer.get("num_nodes", 1))
+
+
+def tensor_parts(config: Config) -> int:
+    """Devices among which tensor parallelism divides heads and inner units; 1 without it."""
+    return num_devices(config) if config.strategy.kind == StrategyKind.tp else 1
+
+
 def check_heads(config: Config, trainer: Trainer) -> None:
     """Raises UserError if tensor parallelism cannot divide the model's heads among the devices."""
     heads, devices = config.model.num_heads, trainer.world_size

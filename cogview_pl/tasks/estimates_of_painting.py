@@ -16,11 +16,12 @@ from cogview_pl.generation.wavefront import timetable
 from cogview_pl.planning.decoding import Decoding, decoding_height, scoring_height
 from cogview_pl.planning.image_tokenizer import decoding_height as picture_height
 from cogview_pl.planning.image_tokenizer import encoding_height
+from cogview_pl.planning.model import Model, counted
 from cogview_pl.planning.moments import Moments
+from cogview_pl.tasks.devices import tensor_parts
 from cogview_pl.tasks.models import quantization, weights_dtype
 from cogview_pl.tasks.sizes import ImageSizes, SequenceSizes, written_sizes
 from cogview_pl.tasks.studio import sampling
-from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.packed import packed_bytes
 from cogview_pl.vocab import CodeSlot, TextSlot, TextTokenizer
 
@@ -34,26 +35,23 @@ def image_tokenizer_bytes(images: ImageSizes) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
-def sequence_model_bytes(sizes: SequenceSizes, dtype: torch.dtype, weights: str | None) -> int:
-    """Weights of a sequence model for inference, in `dtype`, its blocks' matrices as `weights` says."""
-    with torch.device("meta"):
-        model = Transformer(**sizes.settings)
-    size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+def sequence_model_bytes(model: Model, weights: str | None) -> int:
+    """Weights of a sequence model for inference, its blocks' matrices as `weights` says."""
+    size = counted(model).bytes
     if weights is not None:
-        width, layers = sizes.settings["width"], sizes.settings["num_layers"]
-        size -= int(layers * (12 * width**2 * dtype.itemsize - matrix_bytes(weights, width)))
+        of_a_block = 12 * model.width**2 * model.weights.itemsize
+        size -= int(model.layers * (of_a_block - matrix_bytes(weights, model.width)))
     return size
 
 
 def cache_and_packed(work: Decoding, weights: str | None) -> Counter[str]:
     """The KV cache, and on a CPU the packed copy of the weights that decoding makes for each batch of prompts."""
-    settings = dict(work.settings)
     packed = packed_bytes(
-        layers=settings["num_layers"],
-        width=settings["width"],
+        layers=work.model.layers,
+        width=work.model.width,
         ids=work.ids,
-        dtype=work.weights,
-        quantized=weights is not None,
+        dtype=work.model.weights,
+        quantized=weights is not None or work.model.parts > 1,
     )
     return Counter(kv_cache=work.cache_bytes, packed_weights=0 if work.on_gpu else packed)
 
@@ -82,7 +80,7 @@ def generate(config: Config, on_gpu: bool) -> Moments:
     painter = _painter(config)
     if isinstance(painter.template.target, TextSlot):
         return _describe(config, painter, on_gpu)
-    dtype, quantized, options = weights_dtype(config), quantization(config), sampling(config)
+    quantized, options = quantization(config), sampling(config)
     named = known_prompts(config)
     prompts = len(named) if named else config.num_prompts if config.prompts is None else config.sampler.batch_size
     at_once = max(1, config.sampler.batch_size // config.num_images)
@@ -92,20 +90,20 @@ def generate(config: Config, on_gpu: bool) -> Moments:
     models = [painter, *(found for found in (captioner, upscaler) if found is not None)]
     edge = painter.images.edge * (1 if upscaler is None else 2)
     held = Counter(
-        sequence_models=sum(sequence_model_bytes(sizes, dtype, quantized) for sizes in models),
+        sequence_models=sum(sequence_model_bytes(_model(config, sizes), quantized) for sizes in models),
         image_tokenizer=image_tokenizer_bytes(painter.images),
         pictures=0 if on_gpu else prompts * (config.keep or config.num_images) * _RGB * edge**2,
     )
     longest = _longest(named, painter.text_model)
-    work = Decoding.of(painter.settings, painter.template, pictures, dtype, on_gpu, options, longest)
+    work = Decoding.of(_model(config, painter), painter.template, pictures, on_gpu, options, longest)
     moments = {"painting": held + cache_and_packed(work, quantized) + decoding_height(work)}
     if not on_gpu:
-        moments["loading"] = _loading(models, dtype, quantized)
+        moments["loading"] = _loading(config, models)
     grid = painter.images.grid
     if captioner is not None:
-        moments["ranking"] = held + _scoring(captioner, pictures, dtype)
+        moments["ranking"] = held + _scoring(config, captioner, pictures)
     if upscaler is not None:
-        moments["enlarging"] = held + _enlarging(upscaler, pictures, dtype, quantized, on_gpu, options)
+        moments["enlarging"] = held + _enlarging(config, upscaler, pictures, on_gpu, options)
         grid = (2 * grid[0], 2 * grid[1])
     moments["decoding of pictures"] = held + picture_height(painter.images.settings, batch=pictures, grid=grid)
     return Moments(moments)
@@ -113,13 +111,12 @@ def generate(config: Config, on_gpu: bool) -> Moments:
 
 def rerank(config: Config, on_gpu: bool) -> Moments:
     """A captioner and the image tokenizer."""
-    captioner = used_sizes(config)
-    dtype, batch = weights_dtype(config), config.sampler.batch_size
-    held = _held(captioner, dtype, quantization(config))
+    captioner, batch = used_sizes(config), config.sampler.batch_size
+    held = _held(config, captioner)
     return Moments(
         {
             "encoding": held + encoding_height(captioner.images.settings, batch=batch, edge=captioner.images.edge),
-            "ranking": held + _scoring(captioner, batch, dtype),
+            "ranking": held + _scoring(config, captioner, batch),
         }
     )
 
@@ -127,15 +124,14 @@ def rerank(config: Config, on_gpu: bool) -> Moments:
 def magnify(config: Config, on_gpu: bool) -> Moments:
     """An upscaler and the image tokenizer; pictures are kept as numbers until all are done."""
     upscaler = used_sizes(config)
-    dtype, quantized = weights_dtype(config), quantization(config)
     pictures = config.num_prompts
     batch = min(config.sampler.batch_size, pictures)
     images = upscaler.images
-    held = _held(upscaler, dtype, quantized)
+    held = _held(config, upscaler)
     if not on_gpu:
         held["pictures"] = pictures * _RGB * images.edge**2 * (1 + 4 * torch.float32.itemsize)
     grid = (2 * images.grid[0], 2 * images.grid[1])
-    enlarging = _enlarging(upscaler, batch, dtype, quantized, on_gpu, sampling(config).plain())
+    enlarging = _enlarging(config, upscaler, batch, on_gpu, sampling(config))
     return Moments(
         {
             "encoding": held + encoding_height(images.settings, batch=batch, edge=images.edge),
@@ -166,54 +162,55 @@ def _companion(config: Config, task: str, key: str, given: str | None, layout: T
 
 def _describe(config: Config, captioner: SequenceSizes, on_gpu: bool) -> Moments:
     """A captioner that writes: pictures are encoded, then texts filled."""
-    dtype, quantized = weights_dtype(config), quantization(config)
     batch = config.sampler.batch_size
-    held = _held(captioner, dtype, quantized)
-    work = Decoding.of(captioner.settings, captioner.template, batch, dtype, on_gpu, sampling(config).plain())
+    held = _held(config, captioner)
+    work = Decoding.of(_model(config, captioner), captioner.template, batch, on_gpu, sampling(config).plain())
     return Moments(
         {
             "encoding": held + encoding_height(captioner.images.settings, batch=batch, edge=captioner.images.edge),
-            "writing": held + cache_and_packed(work, quantized) + decoding_height(work),
+            "writing": held + cache_and_packed(work, quantization(config)) + decoding_height(work),
         }
     )
 
 
-def _held(sizes: SequenceSizes, dtype: torch.dtype, quantized: str | None) -> Counter[str]:
+def _model(config: Config, sizes: SequenceSizes) -> Model:
+    """As one device paints with it; an adapter has been merged into it."""
+    return Model.of(sizes.settings, weights_dtype(config), parts=tensor_parts(config))
+
+
+def _held(config: Config, sizes: SequenceSizes) -> Counter[str]:
     return Counter(
-        sequence_models=sequence_model_bytes(sizes, dtype, quantized),
+        sequence_models=sequence_model_bytes(_model(config, sizes), quantization(config)),
         image_tokenizer=image_tokenizer_bytes(sizes.images),
     )
 
 
-def _loading(models: list[SequenceSizes], dtype: torch.dtype, quantized: str | None) -> Counter[str]:
+def _loading(config: Config, models: list[SequenceSizes]) -> Counter[str]:
     """Weights are read in fp32, one model after the other."""
     done, worst = 0, 0
     for sizes in models:
-        worst = max(worst, done + sequence_model_bytes(sizes, torch.float32, None))
-        done += sequence_model_bytes(sizes, dtype, quantized)
+        worst = max(worst, done + counted(Model.of(sizes.settings, torch.float32)).bytes)
+        done += sequence_model_bytes(_model(config, sizes), quantization(config))
     return Counter(sequence_models=worst)
 
 
-def _scoring(captioner: SequenceSizes, rows: int, dtype: torch.dtype) -> Counter[str]:
+def _scoring(config: Config, captioner: SequenceSizes, rows: int) -> Counter[str]:
     template = captioner.template
     return scoring_height(
-        captioner.settings,
+        _model(config, captioner),
         rows=rows,
         tokens=template.length - 1,
         scored=template.target.length + 1,
         ids=len(template.predicted(template.target)),
-        weights=dtype,
     )
 
 
-def _enlarging(
-    upscaler: SequenceSizes, pictures: int, dtype: torch.dtype, quantized: str | None, on_gpu: bool, options: Sampling
-) -> Counter[str]:
+def _enlarging(config: Config, upscaler: SequenceSizes, pictures: int, on_gpu: bool, options: Sampling) -> Counter[str]:
     """Windows side by side, each in its lane of the cache."""
     template = upscaler.template
     assert isinstance(template.target, CodeSlot)
     grid = template.target.grid[0]
     lanes = 1 + max(turn.lane for step in timetable(grid) for turn in step)
-    work = Decoding.of(upscaler.settings, template, pictures * lanes, dtype, on_gpu, options.plain())
+    work = Decoding.of(_model(config, upscaler), template, pictures * lanes, on_gpu, options.plain())
     work = replace(work, positions=work.positions + grid)
-    return cache_and_packed(work, quantized) + decoding_height(work)
+    return cache_and_packed(work, quantization(config)) + decoding_height(work)

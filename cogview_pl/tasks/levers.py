@@ -7,6 +7,9 @@ from cogview_pl.errors import UserError
 from cogview_pl.tasks.compiler import missing_on_gpu, trains_on_gpu
 
 _OURS = "cogview_pl.lit.low_memory."
+ADAMW_8BIT, ADAMW_OFFLOAD = f"{_OURS}adamw_8bit", f"{_OURS}adamw_offload"
+"""As optimizers name them in `_target_`."""
+
 _ROUNDS_AT_RANDOM = ("adamw_bf16", "adamw_8bit")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,19 +15,20 @@ from cogview_pl.config import ActivationCheckpointing, Config, Verb
 from cogview_pl.errors import UserError
 from cogview_pl.planning.bench import steps_per_second
 from cogview_pl.planning.machine import CARDS, card_bytes, free_bytes
+from cogview_pl.planning.model import counted
 from cogview_pl.planning.moments import Moments
+from cogview_pl.tasks.devices import num_devices, tensor_parts
 from cogview_pl.tasks.estimates import estimate
 from cogview_pl.tasks.estimates_of_painting import used_sizes
 from cogview_pl.tasks.estimates_of_training import (
     count_image_tokenizer,
-    count_sequence_model,
     held_bytes,
     longest_batch,
-    num_devices,
     precision,
+    trained_model,
 )
 from cogview_pl.tasks.plan_table import Plan, print_plan
-from cogview_pl.tasks.remedies import changed, cheapest
+from cogview_pl.tasks.remedies import TRAINS, changed, cheapest
 from cogview_pl.tasks.sizes import (
     ImageSizes,
     SequenceSizes,
@@ -38,7 +40,6 @@ from cogview_pl.tasks.sizes import (
 from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.flops import TRAINING, forward_flops
 
-_TRAINS = (Verb.fit_image_tokenizer, Verb.fit_sequence_model)
 _GIB = 2**30
 
 Figures = dict[str, "float | str"]
@@ -94,7 +95,7 @@ def make_plan(config: Config) -> Plan:
         figures |= _memory("memory_of_gpu", on_card)
     if config.verb == Verb.fit_sequence_model:
         figures |= _each_checkpointing(config, here.on_gpu)
-    if config.verb in _TRAINS and (speed := _speed(config, here, figures)) is not None:
+    if config.verb in TRAINS and (speed := _speed(config, here, figures)) is not None:
         figures["perf/expected_steps_per_s"] = speed
     figures["fits/here"] = float(moments.total <= here.free)
     advice: dict[str, str] = {}
@@ -109,14 +110,14 @@ def make_plan(config: Config) -> Plan:
 
 
 def _here(config: Config) -> _Here:
-    trained_on_cpu = config.verb in _TRAINS and config.trainer["accelerator"] == "cpu"
+    trained_on_cpu = config.verb in TRAINS and config.trainer["accelerator"] == "cpu"
     on_gpu = torch.cuda.is_available() and not trained_on_cpu and config.verb != Verb.convert
     return _Here(on_gpu, torch.cuda.get_device_name() if on_gpu else "this machine", free_bytes(on_gpu))
 
 
 def _remedy(config: Config, on_gpu: bool, available: int) -> str | None:
     def fits(other: Config) -> bool:
-        if other.verb in _TRAINS and held_bytes(other) > available:
+        if other.verb in TRAINS and held_bytes(other, on_gpu) > available:
             return False  # what takes a moment to know first
         return estimate(other, on_gpu).total <= available
 
@@ -125,7 +126,7 @@ def _remedy(config: Config, on_gpu: bool, available: int) -> str | None:
 
 def _models(config: Config) -> dict[str, float]:
     if config.verb in (Verb.fit_image_tokenizer, Verb.tokenize):
-        images = configured_images(config) if config.verb in _TRAINS else images_of_run(config)
+        images = configured_images(config) if config.verb in TRAINS else images_of_run(config)
         return _image_tokenizer(config, images)
     sizes = trained_sizes(config) if config.verb == Verb.fit_sequence_model else used_sizes(config)
     return {**_image_tokenizer(config, sizes.images), **_sequence_model(config, sizes)}
@@ -155,25 +156,30 @@ def _sequence_model(config: Config, sizes: SequenceSizes) -> dict[str, float]:
         model = Transformer(**sizes.settings)
     batch = longest_batch(template, 1)
     forward = int(forward_flops(model, batch.weights, batch.slots, predicted_ids(config, template)))
-    counted = count_sequence_model(sizes)
     figures = {
-        "sequence_model/parameters": counted.parameters,
+        "sequence_model/parameters": sum(p.numel() for p in model.parameters()),
         "sequence_model/vocabulary": sizes.settings["vocabulary_size"],
         "sequence_model/longest_sequence": template.length,
         "sequence_model/flops_per_sequence": forward,
     }
     if config.verb == Verb.fit_sequence_model:
         figures |= {
-            "sequence_model/trained_parameters": counted.trained.total,
+            "sequence_model/trained_parameters": _trained_parameters(config, sizes),
             "sequence_model/tokens_per_step": _samples(config) * (template.length - 1),
             "sequence_model/flops_per_step": TRAINING * forward * _samples(config),
         }
     return figures
 
 
+def _trained_parameters(config: Config, sizes: SequenceSizes) -> int:
+    """Of the whole model, whatever part of it a device has."""
+    return counted(replace(trained_model(config, sizes), parts=1)).trained_parameters
+
+
 def _samples(config: Config) -> int:
-    """Of a step, on all devices."""
-    return int(config.data.batch_size * config.trainer["accumulate_grad_batches"] * num_devices(config))
+    """Of a step, on all devices; with tensor parallelism these share a batch."""
+    batches = config.trainer["accumulate_grad_batches"] * num_devices(config) // tensor_parts(config)
+    return int(config.data.batch_size * batches)
 
 
 def _memory(name: str, moments: Moments) -> dict[str, float]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from itertools import product
 from typing import Any, NamedTuple
 
 from cogview_pl.choices import ActivationCheckpointing, Quantization, StrategyKind, Verb
 from cogview_pl.config import Config
+from cogview_pl.errors import UserError
+from cogview_pl.tasks.devices import check_strategy
+from cogview_pl.tasks.levers import ADAMW_8BIT, check_levers
 
 _HALVINGS = 6
 _DEVICES = (2, 4, 8)
+_RANK = 8  # of adapters
+
+TRAINS = (Verb.fit_image_tokenizer, Verb.fit_sequence_model)
+"""Verbs that train by Lightning."""
 
 
 class Remedy(NamedTuple):
@@ -31,16 +38,25 @@ _NOTHING = Remedy(0, "", {})
 def cheapest(config: Config, fits: Callable[[Config], bool], *, on_gpu: bool) -> str | None:
     """The overrides of lowest cost with which the run fits; None where none of those that are tried does.
 
+    Nothing is named that training would refuse.
+
     Args:
         config: a run that does not fit.
-        fits: whether a configuration does.
+        fits: whether a configuration does; the smaller its batches, the sooner.
         on_gpu: some help there only.
     """
-    combinations = [[r for r in chosen if r.text] for chosen in product(*_levers(config, on_gpu))]
-    for chosen in sorted(combinations, key=lambda remedies: (sum(r.cost for r in remedies), len(remedies))):
-        if chosen and fits(changed(config, {key: value for r in chosen for key, value in r.changes.items()})):
-            return " ".join(remedy.text for remedy in chosen)
-    return None
+    batches, *levers = _levers(config, on_gpu)
+    best: tuple[int, int, str] | None = None
+    for others in sorted(product(*levers), key=_cost):
+        if best is not None and _cost(others) >= best[0]:
+            break
+        if not _works([batches[-1], *others], config, fits):  # smaller ones there are none
+            continue
+        chosen = next(chosen for batch in batches if _works(chosen := [batch, *others], config, fits))
+        words = [remedy.text for remedy in chosen if remedy.text]
+        found = _cost(chosen), len(words), " ".join(words)
+        best = found if best is None else min(best, found)
+    return None if best is None else best[2]
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -58,36 +74,48 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     return found
 
 
+def _cost(remedies: Iterable[Remedy]) -> int:
+    return sum(remedy.cost for remedy in remedies)
+
+
+def _works(remedies: list[Remedy], config: Config, fits: Callable[[Config], bool]) -> bool:
+    """Whether a run would start with these overrides, and fit."""
+    other = changed(config, {key: value for remedy in remedies for key, value in remedy.changes.items()})
+    try:
+        if other.verb in TRAINS:
+            check_levers(other)
+            check_strategy(other, spreads=other.verb == Verb.fit_sequence_model)
+        return fits(other)
+    except UserError:  # does not go together, or needs a package that is not there
+        return False
+
+
 def _levers(config: Config, on_gpu: bool) -> list[list[Remedy]]:
-    """Per lever its settings, of which one is taken; the first is to leave it."""
-    fp32 = config.precision.get("precision") == "32-true"
-    half = Remedy(4, "precision=bf16", {"precision.precision": "bf16-mixed", "optimizer.optimizer.fused": False})
-    levers: list[list[Remedy]] = []
+    """Per lever its settings, of which one is taken; the first is to leave it. Smaller batches come first."""
     if config.verb == Verb.fit_sequence_model:
-        levers.append(_fewer_sequences(config))
+        levers = [_fewer_sequences(config), _numbers(config, on_gpu)]
         if config.activation_checkpointing == ActivationCheckpointing.none:
             levers.append([_NOTHING, _checkpointing("selective", 2), _checkpointing("block", 3)])
-        levers += [[_NOTHING, half]] if fp32 and on_gpu else []
-        levers += [_optimizers(config), _more_devices(config)] if on_gpu else []
-    elif config.verb == Verb.fit_image_tokenizer:
-        levers.append(_fewer_sequences(config))
-        levers += [[_NOTHING, half]] if fp32 and on_gpu else []
-    elif config.verb == Verb.tokenize:
-        levers.append(list(_halved("data.batch_size", config.data.batch_size)))
-    elif config.verb in (Verb.generate, Verb.rerank, Verb.magnify, Verb.evaluate):
-        levers.append(list(_halved("sampler.batch_size", config.sampler.batch_size)))
-        if fp32 and on_gpu:
+        if not config.lora.rank and (config.init_from is not None or config.starts_from is not None):
+            levers.append([_NOTHING, Remedy(5, f"lora.rank={_RANK}", {"lora.rank": _RANK})])
+        return [*levers, _more_devices()] if on_gpu else levers
+    if config.verb == Verb.fit_image_tokenizer:
+        return [_fewer_sequences(config), _numbers(config, on_gpu)]
+    if config.verb == Verb.tokenize:
+        return [_halved("data.batch_size", config.data.batch_size)]
+    if config.verb in (Verb.generate, Verb.rerank, Verb.magnify, Verb.evaluate):
+        levers = [_halved("sampler.batch_size", config.sampler.batch_size)]
+        if on_gpu and _in_fp32(config):
             levers.append([_NOTHING, Remedy(2, "precision=bf16", {"precision.precision": "bf16-mixed"})])
-        if config.weights is None:
+        if config.weights is None and not config.strategy.kind.spreads:
             levers.append([_NOTHING, Remedy(5, "weights=int8", {"weights": Quantization.int8})])
-    return levers
+        return levers
+    return [[_NOTHING]]
 
 
-def _halved(key: str, size: int) -> Iterator[Remedy]:
-    yield _NOTHING
-    for cost in range(1, _HALVINGS + 1):
-        if size >= 2**cost:
-            yield Remedy(cost, f"{key}={size >> cost}", {key: size >> cost})
+def _halved(key: str, size: int) -> list[Remedy]:
+    halvings = [cost for cost in range(1, _HALVINGS + 1) if size >= 2**cost]
+    return [_NOTHING, *(Remedy(cost, f"{key}={size >> cost}", {key: size >> cost}) for cost in halvings)]
 
 
 def _fewer_sequences(config: Config) -> list[Remedy]:
@@ -103,20 +131,33 @@ def _fewer_sequences(config: Config) -> list[Remedy]:
     return found
 
 
+def _numbers(config: Config, on_gpu: bool) -> list[Remedy]:
+    """Precision of arithmetic, weights and optimizer state, which do not all go together."""
+    if not on_gpu:
+        return [_NOTHING]
+    node = config.optimizer.optimizer
+    shared = {key: value for key, value in node.items() if key in ("_partial_", "lr", "betas", "eps")}
+    in_8_bits = {"optimizer.optimizer": {**shared, "_target_": ADAMW_8BIT}}
+    found = [_NOTHING, Remedy(6, "optimizer=adamw_8bit", in_8_bits)]
+    if _in_fp32(config):
+        half: dict[str, Any] = {"precision.precision": "bf16-mixed"}
+        unfused = {"optimizer.optimizer.fused": False} if node.get("fused") else {}
+        found.append(Remedy(4, "precision=bf16", {**half, **unfused}))
+        found.append(Remedy(10, "precision=bf16 optimizer=adamw_8bit", {**half, **in_8_bits}))
+    pure = {"precision.precision": "bf16-true", **in_8_bits}
+    return [*found, Remedy(12, "precision=bf16_true optimizer=adamw_8bit", pure)]
+
+
+def _in_fp32(config: Config) -> bool:
+    return bool(config.precision["precision"] == "32-true")
+
+
 def _checkpointing(choice: str, cost: int) -> Remedy:
-    return Remedy(
-        cost,
-        f"activation_checkpointing={choice}",
-        {"activation_checkpointing": ActivationCheckpointing(choice)},
-    )
+    changes = {"activation_checkpointing": ActivationCheckpointing(choice)}
+    return Remedy(cost, f"activation_checkpointing={choice}", changes)
 
 
-def _optimizers(config: Config) -> list[Remedy]:
-    target = {"optimizer.optimizer._target_": "torchao.optim.AdamW8bit", "optimizer.optimizer.fused": False}
-    return [_NOTHING, Remedy(6, "optimizer=adamw_8bit", target)]
-
-
-def _more_devices(config: Config) -> list[Remedy]:
+def _more_devices() -> list[Remedy]:
     return [
         _NOTHING,
         *(

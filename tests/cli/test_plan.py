@@ -8,9 +8,12 @@ import pytest
 
 from benchmarks.peaks import measure_apart
 from benchmarks.random_runs import make_model, make_tokens
+from cogview_pl.config import Config
 from cogview_pl.errors import UserError
 from cogview_pl.planning.machine import CARDS, card_bytes
+from cogview_pl.tasks.devices import check_strategy
 from cogview_pl.tasks.estimates import estimate
+from cogview_pl.tasks.levers import check_levers
 from cogview_pl.tasks.plan import make_plan, require_fit
 from cogview_pl.tasks.remedies import cheapest
 
@@ -19,6 +22,7 @@ from .conftest import CommandLine
 
 FOUR_BILLION = ("task=pretrain", "model=cogview_4b", "precision=bf16", "data.batch_size=8")
 FEW_STEPS = ("trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1", "data.val_size=4")
+START = "init_from=outputs/pretrain/latest"
 PROMPTS = "prompts=[红圆,蓝方,绿心,红心]"
 
 
@@ -62,14 +66,62 @@ def test_released_size_has_its_published_parameters() -> None:
 def test_remedies_are_the_cheapest_and_make_it_fit() -> None:
     config = composed(*FOUR_BILLION)
 
-    def fits_80(other: object) -> bool:
-        return estimate(other, True).total <= card_bytes(80)  # type: ignore[arg-type]
+    def fits_80(other: Config) -> bool:
+        return estimate(other, True).total <= card_bytes(80)
 
     assert not fits_80(config)
     advice = cheapest(config, fits_80, on_gpu=True)
     assert advice is not None
     assert fits_80(composed(*FOUR_BILLION, *advice.split()))
     assert [card for card in CARDS if estimate(config, True).total <= card_bytes(card)] == [141]
+
+
+STYLE = ("task=style", "model=cogview_4b", "data.styles=[oil]")
+
+
+@pytest.mark.parametrize(
+    ("card", "wanted", "overrides"),
+    [
+        (24, "lora.rank=8", (*STYLE, "precision=bf16", "data.batch_size=1")),
+        (24, "strategy=fsdp trainer.devices=", (*FOUR_BILLION, "data.batch_size=1")),
+        (32, "precision=bf16_true optimizer=adamw_8bit", (*FOUR_BILLION[:2], "data.batch_size=1")),
+    ],
+)
+def test_remedies_are_what_a_run_accepts(card: int, wanted: str, overrides: tuple[str, ...]) -> None:
+    pytest.importorskip("torchao")
+
+    def fits(other: Config) -> bool:
+        return estimate(other, True).total <= card_bytes(card)
+
+    advice = cheapest(composed(*overrides), fits, on_gpu=True)
+    assert advice is not None and wanted in advice
+    config = composed(*overrides, *advice.split())
+    check_levers(config)
+    check_strategy(config, spreads=True)
+    assert fits(config)
+
+
+def test_what_a_strategy_refuses_is_no_remedy() -> None:
+    config = composed(*FOUR_BILLION, "strategy=fsdp", "trainer.devices=2")
+    assert "adamw_8bit" not in (cheapest(config, lambda other: "8bit" in str(other.optimizer), on_gpu=True) or "")
+
+
+def test_adapters_are_planned_as_what_they_are() -> None:
+    plain, lora = (make_plan(composed(*STYLE, "precision=bf16", f"lora.rank={rank}")).figures for rank in (0, 8))
+    key = "sequence_model/trained_parameters"
+    assert plain[key] == plain["sequence_model/parameters"] == lora["sequence_model/parameters"]
+    assert lora[key] == 48 * 16 * 8 * 2560  # blocks, rows and columns of four maps, rank, width
+    assert lora["memory_of_gpu/gradients_bytes"] == 4 * lora[key]
+    frozen_in_half = 48 * (12 * 2560**2 + 9 * 2560)
+    assert lora["memory_of_gpu/weights_bytes"] == 4 * (plain[key] + lora[key]) - 2 * frozen_in_half
+
+
+def test_devices_of_tensor_parallelism_share_a_batch() -> None:
+    tp, ddp = (
+        make_plan(composed("task=pretrain", f"strategy={name}", "trainer.devices=2")).figures for name in ("tp", "ddp")
+    )
+    assert ddp["sequence_model/tokens_per_step"] == 2 * tp["sequence_model/tokens_per_step"]
+    assert tp["memory/weights_bytes"] < ddp["memory/weights_bytes"]
 
 
 def test_a_run_that_cannot_fit_is_stopped_in_one_line() -> None:
@@ -114,9 +166,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("task=pretrain", *FEW_STEPS),
         ("task=pretrain", "activation_checkpointing=block", "precision=bf16", *FEW_STEPS),
         ("task=pretrain", "activation_checkpointing=selective", "optimizer=muon", "data.batch_size=4", *FEW_STEPS),
+        ("task=pretrain", START, "lora.rank=4", "data.batch_size=16", *FEW_STEPS),
+        ("task=pretrain", START, "lora.rank=4", "data.batch_size=16", "precision=bf16", *FEW_STEPS),
         ("task=generate", PROMPTS, "num_images=8", "sampler.guidance=2"),
     ],
-    ids=["vqvae", "pretrain", "bf16-block", "muon-selective", "generate"],
+    ids=["vqvae", "pretrain", "bf16-block", "muon-selective", "lora", "lora-bf16", "generate"],
 )
 def test_tiny_runs_take_what_was_planned(home: Path, overrides: tuple[str, ...]) -> None:
     assert measure_apart(overrides, home).error == pytest.approx(0, abs=0.1)
