@@ -88,7 +88,8 @@ def fit_sequence_model(config: Config, on_gpu: bool) -> Moments:
             moments["decoding of pictures"] = without + pictures
     if not on_gpu and _starts_from_weights(config):  # random weights are replaced by those that were read
         read = counted(Model.of(sizes.settings, torch.float32)).bytes
-        moments["loading"] = Counter(image_tokenizer=host["image_tokenizer"], weights=2 * read)
+        tokenizers = 2 * image_tokenizer_bytes(sizes.images)
+        moments["loading"] = Counter(image_tokenizer=tokenizers, weights=2 * read)
     if config.data.store is None and config.sequences.source == TokenSource.pictures:
         encoding = encoding_height(sizes.images.settings, batch=config.data.batch_size, edge=2 * sizes.images.edge)
         moments["tokenising"] = host + encoding + Counter(weights=counted(model).bytes)
@@ -130,6 +131,7 @@ def _on_the_host(config: Config, sizes: SequenceSizes, model: Model) -> Counter[
     """
     found = Counter(image_tokenizer=image_tokenizer_bytes(sizes.images))
     if model.lora:
+        found["image_tokenizer"] *= 2  # each of the two models came with its own
         fp32 = counted(Model.of(sizes.settings, torch.float32, {**dict(model.lora), "held": torch.float32}))
         if fp32.bytes > counted(model).bytes:
             found["base_in_fp32"] = 2 * (fp32.bytes - counted(model).bytes)

@@ -107,13 +107,15 @@ def test_what_a_strategy_refuses_is_no_remedy() -> None:
 
 
 def test_adapters_are_planned_as_what_they_are() -> None:
-    plain, lora = (make_plan(composed(*STYLE, "precision=bf16", f"lora.rank={rank}")).figures for rank in (0, 8))
+    style = ("task=style", "model=small", "data.styles=[oil]", "precision=bf16")
+    plain, lora = (make_plan(composed(*style, f"lora.rank={rank}")).figures for rank in (0, 8))
+    layers, width = (getattr(composed(*style).model, name) for name in ("num_layers", "width"))
     key = "sequence_model/trained_parameters"
     assert plain[key] == plain["sequence_model/parameters"] == lora["sequence_model/parameters"]
-    assert lora[key] == 48 * 16 * 8 * 2560  # blocks, rows and columns of four maps, rank, width
-    assert lora["memory_of_gpu/gradients_bytes"] == 4 * lora[key]
-    frozen_in_half = 48 * (12 * 2560**2 + 9 * 2560)
+    assert lora[key] == layers * 16 * 8 * width  # rows and columns of four maps of rank 8
+    frozen_in_half = layers * (12 * width**2 + 9 * width)
     assert lora["memory_of_gpu/weights_bytes"] == 4 * (plain[key] + lora[key]) - 2 * frozen_in_half
+    assert lora["memory_of_gpu/optimizer_bytes"] == pytest.approx(8 * lora[key], rel=0.001)
 
 
 def test_devices_of_tensor_parallelism_share_a_batch() -> None:
