@@ -126,6 +126,7 @@ def test_the_originals_scheme_draws_codes_of_the_whole_picture(tiny: None) -> No
     assert int(codes.max()) < settings.IMAGE_CODES
 
 
+@pytest.mark.slow
 def test_what_needs_a_gpu_runs_tiny_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(settings.SHAPES, "tiny", (2, 32, 2))
     assert on_gpu.main(["--tiny", "--json", str(tmp_path / "rows.jsonl")]) == 0

@@ -16,12 +16,12 @@ from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.lora import adapter_state, add_lora, merge
 
 
-def check_lora(config: Config, start: SequenceModel | None) -> None:
+def check_lora(config: Config) -> None:
     """Raises UserError if `lora:` asks for what cannot be."""
     options = config.lora
     if not options.rank:
         return
-    if start is None:
+    if config.init_from is None and config.starts_from is None:
         raise UserError(
             f"lora.rank={options.rank}: LoRA trains beside the weights of a model, and this run starts from random "
             "ones; set init_from, or lora.rank=0"

@@ -49,6 +49,7 @@ class Base(NamedTuple):
 def check(config: Config) -> None:
     """Raises UserError for what does not go together, before anything is read."""
     check_precision(config)
+    check_lora(config)
     check_levers(config)
     check_strategy(config, spreads=True)
     prepare_compiler(config)
@@ -59,7 +60,6 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Train the sequence model and write `model/`, or with LoRA `adapter/` and maybe `model/`."""
     seed(config)
     base = _open_base(config)
-    check_lora(config, base and base.model)
     if base is not None:  # what does not fit must not surface after an hour of tokenising
         _require_sizes(config, base.model, _layout(config, base.model.template.vocabulary).transformer_settings)
     tokens = open_tokens(config, folder, base and base.model)

@@ -13,6 +13,7 @@ from .rewound import KEEP_ALL, require_same, rewind
 BF16 = ("precision=bf16_true", "optimizer=adamw_8bit", "model.dropout=0.1", "sequences.target_noise=0.2")
 
 
+@pytest.mark.slow
 def test_8_bits_and_bf16_resume_exactly(cli, chain, tiny, tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     args = ["task=pretrain", f"data.store={chain.run_folder('tokenize')}", *BF16, *tiny, *KEEP_ALL]

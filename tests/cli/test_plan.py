@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,6 +154,15 @@ def test_command_line(cli: CommandLine, tmp_path: Path) -> None:
     assert not (tmp_path / "outputs").exists() or not list((tmp_path / "outputs").glob("*/*"))
 
 
+BF16_BLOCK = ("activation_checkpointing=block", "precision=bf16")
+MUON_SELECTIVE = ("activation_checkpointing=selective", "optimizer=muon", "data.batch_size=4")
+LORA = ("lora.rank=4", "data.batch_size=16")
+
+
+def param(*overrides: str, id: str, slow: bool = False) -> Any:
+    return pytest.param(overrides, id=id, marks=[pytest.mark.slow] if slow else [])
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random tokens and weights of the tiny model."""
@@ -165,15 +175,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("task=vqvae", "data.train_size=64", "image_tokenizer.continuous_steps=1", *FEW_STEPS),
-        ("task=pretrain", *FEW_STEPS),
-        ("task=pretrain", "activation_checkpointing=block", "precision=bf16", *FEW_STEPS),
-        ("task=pretrain", "activation_checkpointing=selective", "optimizer=muon", "data.batch_size=4", *FEW_STEPS),
-        ("task=pretrain", START, "lora.rank=4", "data.batch_size=16", *FEW_STEPS),
-        ("task=pretrain", START, "lora.rank=4", "data.batch_size=16", "precision=bf16", *FEW_STEPS),
-        ("task=generate", PROMPTS, "num_images=8", "sampler.guidance=2"),
+        param(
+            "task=vqvae", "data.train_size=64", "image_tokenizer.continuous_steps=1", *FEW_STEPS, id="vqvae", slow=True
+        ),
+        param("task=pretrain", *FEW_STEPS, id="pretrain"),
+        param("task=pretrain", *BF16_BLOCK, *FEW_STEPS, id="bf16-block", slow=True),
+        param("task=pretrain", *MUON_SELECTIVE, *FEW_STEPS, id="muon-selective", slow=True),
+        param("task=pretrain", START, *LORA, *FEW_STEPS, id="lora", slow=True),
+        param("task=pretrain", START, *LORA, "precision=bf16", *FEW_STEPS, id="lora-bf16"),
+        param("task=generate", PROMPTS, "num_images=8", "sampler.guidance=2", id="generate"),
     ],
-    ids=["vqvae", "pretrain", "bf16-block", "muon-selective", "lora", "lora-bf16", "generate"],
 )
 def test_tiny_runs_take_what_was_planned(home: Path, overrides: tuple[str, ...]) -> None:
     assert measure_apart(overrides, home).error == pytest.approx(0, abs=0.1)
