@@ -49,11 +49,6 @@ class EndlessSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         return self._from(self.consumed)
 
-    def index_at(self, position: int) -> int:
-        """The sample at a position of the order."""
-        epoch, place = divmod(position, self.size)
-        return int(self._order(epoch)[place])
-
     def _from(self, position: int) -> Iterator[int]:
         order, known = torch.empty(0), -1
         while True:

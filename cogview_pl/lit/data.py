@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -63,11 +64,7 @@ class DataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches for ever, from where the checkpoint stopped."""
-        rank, world_size = self._world
-        size, block = len(self.train), self.batch_size  # type: ignore[arg-type]
-        sampler = EndlessSampler(size, self.seed, rank=rank, world_size=world_size, block=block)
-        sampler.consumed = self._consumed
-        return self._loader(self.train, sampler=sampler, batch_size=self.batch_size)
+        return self._loader(self.train, sampler=self._order_from(self._consumed), batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every validation sample once, dealt out over the devices in equally many batches, of which some are empty."""
@@ -92,14 +89,20 @@ class DataModule(LightningDataModule):
 
     def samples_of_batch(self, number: int) -> list[int]:
         """Indices into `train` of the samples of this device's training batch `number`, counted from 0."""
-        rank, world_size = self._world
-        sampler = EndlessSampler(len(self.train), self.seed)  # type: ignore[arg-type]
-        first = number * self.batch_size
-        return [sampler.index_at((first + place) * world_size + rank) for place in range(self.batch_size)]
+        before = self._consumed + (number - self._batches) * self.batch_size * self._world[1]
+        return list(islice(self._order_from(before), self.batch_size))
 
     def key(self, index: int) -> str:
         """What names a training sample in a message."""
         return sample_key(self.train, index)
+
+    def _order_from(self, consumed: int) -> EndlessSampler:
+        """This device's training order behind so many samples of all devices."""
+        rank, world_size = self._world
+        size = len(self.train)  # type: ignore[arg-type]
+        sampler = EndlessSampler(size, self.seed, rank=rank, world_size=world_size, block=self.batch_size)
+        sampler.consumed = consumed
+        return sampler
 
     def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
         return DataLoader(

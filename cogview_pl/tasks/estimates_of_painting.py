@@ -19,6 +19,7 @@ from cogview_pl.planning.image_tokenizer import encoding_height
 from cogview_pl.planning.model import Model, counted
 from cogview_pl.planning.moments import Moments
 from cogview_pl.tasks.devices import tensor_parts
+from cogview_pl.tasks.generate import read_prompts
 from cogview_pl.tasks.models import quantization, weights_dtype
 from cogview_pl.tasks.sizes import ImageSizes, SequenceSizes, written_sizes
 from cogview_pl.tasks.studio import sampling
@@ -56,15 +57,9 @@ def cache_and_packed(work: Decoding, weights: str | None) -> Counter[str]:
     return Counter(kv_cache=work.cache_bytes, packed_weights=0 if work.on_gpu else packed)
 
 
-def known_prompts(config: Config) -> list[str] | None:
-    """The prompts that a configuration names; None for captions and for standard input, which must not be read yet."""
-    given = config.prompts
-    if given is None or given == "-":
-        return None
-    if isinstance(given, str):
-        file = Path(given)
-        return file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
-    return [str(prompt) for prompt in given]
+def _named_prompts(config: Config) -> list[str] | None:
+    """The prompts that a configuration names; None for captions and for standard input, which can be read once."""
+    return None if config.prompts in (None, "-") else read_prompts(config)
 
 
 def _longest(prompts: list[str] | None, text_model: Path | None) -> int | None:
@@ -81,7 +76,7 @@ def generate(config: Config, on_gpu: bool) -> Moments:
     if isinstance(painter.template.target, TextSlot):
         return _describe(config, painter, on_gpu)
     quantized, options = quantization(config), sampling(config)
-    named = known_prompts(config)
+    named = _named_prompts(config)
     prompts = len(named) if named else config.num_prompts if config.prompts is None else config.sampler.batch_size
     at_once = max(1, config.sampler.batch_size // config.num_images)
     pictures = min(config.sampler.batch_size, config.num_images * min(at_once, prompts))

@@ -156,6 +156,8 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     # prompts and sampling
     "prompt_too_long": (["task=generate", "prompts=[" + "红色的圆形" * 20 + "]"], ["prompts", "48"]),
     "prompts_file_missing": (["task=generate", "prompts=nowhere.txt"], ["prompts=nowhere.txt"]),
+    "prompts_no_text": (["task=generate", "prompts={latin}"], ["prompts=", "UTF-8"]),
+    "prompts_a_number": (["task=generate", "prompts=5"], ["prompts=5"]),
     "prompts_empty": (["task=generate", "prompts=[]"], ["prompts"]),
     "prompts_blank": (["task=generate", "prompts=[' ']"], ["prompts"]),
     "temperature": (["task=generate", "sampler.temperature=-1"], ["sampler.temperature", "-1"]),
@@ -202,6 +204,9 @@ def places(chain, tmp_path_factory) -> dict[str, Path]:
                 member = tarfile.TarInfo(f"{number}.{name}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
+
+    found["latin"] = root / "latin.txt"
+    found["latin"].write_bytes(b"caf\xe9")
 
     def copy(name: str, task: str) -> Path:
         found[name] = root / name

@@ -24,6 +24,17 @@ def module(rank: int, world: int, *, batch_size: int, val: int = 9, processed: i
     return made
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_batch_is_named_by_the_samples_that_were_in_it(world: int) -> None:
+    """Also in a run that goes on with another batch size on another number of devices."""
+    for rank in range(world):
+        fresh, resumed = (module(rank, world, batch_size=4) for _ in range(2))
+        resumed.load_state_dict({"consumed": 42, "batches": 7})
+        for made, first in ((fresh, 0), (resumed, 7)):
+            for number, batch in enumerate(islice(made.train_dataloader(), 15), start=first):
+                assert made.samples_of_batch(number) == batch
+
+
 @pytest.mark.parametrize(("val", "world", "batch_size"), [(9, 2, 4), (1, 2, 4), (8, 3, 2), (16, 2, 4)])
 def test_validation_samples_once_each_in_equally_many_batches(val: int, world: int, batch_size: int) -> None:
     dealt = [list(module(rank, world, batch_size=batch_size, val=val).val_dataloader()) for rank in range(world)]
