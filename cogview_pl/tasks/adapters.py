@@ -10,7 +10,7 @@ from cogview_pl.checkpoints.adapters import FOLDER, Adapter, save_adapter
 from cogview_pl.checkpoints.store import SequenceModel
 from cogview_pl.config import Config, LoRAConfig, LoRATarget
 from cogview_pl.errors import UserError
-from cogview_pl.tasks.models import weights_dtype
+from cogview_pl.tasks.models import starts_from_weights, weights_dtype
 from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.lora import adapter_state, add_lora, merge
@@ -21,7 +21,7 @@ def check_lora(config: Config) -> None:
     options = config.lora
     if not options.rank:
         return
-    if config.init_from is None and config.starts_from is None:
+    if not starts_from_weights(config):
         raise UserError(
             f"lora.rank={options.rank}: LoRA trains beside the weights of a model, and this run starts from random "
             "ones; set init_from, or lora.rank=0"

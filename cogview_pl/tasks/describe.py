@@ -21,8 +21,8 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation.companions import Captioner
 from cogview_pl.generation.sheet import contact_sheet, load_font
 from cogview_pl.tasks.models import inference_device, quantization
-from cogview_pl.tasks.pictures import SAMPLES, load_images, save_picture, write_records
-from cogview_pl.tasks.run_folder import RunFolder
+from cogview_pl.tasks.pictures import load_images, save_picture, write_records
+from cogview_pl.tasks.run_folder import SAMPLES, RunFolder
 from cogview_pl.tasks.sources import validation_samples
 from cogview_pl.tasks.studio import sampling
 

@@ -18,12 +18,7 @@ from cogview_pl.transformer.parallel import gather_weights, tensor_parallel
 if TYPE_CHECKING:  # tasks that train nothing start without Lightning
     from lightning import Trainer
 
-_OF_WHOLE_TENSORS = {  # optimizers that cannot work on a part of a tensor, or whose state could not be put together
-    "cogview_pl.lit.muon.Muon": "muon",
-    "cogview_pl.lit.low_memory.adamw_8bit": "adamw_8bit",
-    "cogview_pl.lit.low_memory.adamw_bf16": "adamw_bf16",
-    "cogview_pl.lit.low_memory.adamw_offload": "adamw_offload",
-}
+_OURS = "cogview_pl.lit."  # optimizers of ours cannot work on a part of a tensor, or their state cannot be put together
 _DEEPSPEED = (StrategyKind.deepspeed_2, StrategyKind.deepspeed_3)
 
 
@@ -44,8 +39,9 @@ def check_strategy(config: Config, *, spreads: bool) -> None:
         return
     if not spreads:
         raise UserError(f"{name}: an image tokenizer is small and trains whole on each device; set strategy=ddp")
-    optimizer = _OF_WHOLE_TENSORS.get(str(config.optimizer.optimizer.get("_target_")))
-    if optimizer is not None:
+    target = str(config.optimizer.optimizer.get("_target_"))
+    if target.startswith(_OURS):
+        optimizer = target.rpartition(".")[2].lower()
         raise UserError(
             f"{name}: optimizer={optimizer} needs whole tensors, which no device has; set optimizer=adamw or "
             "strategy=ddp"
@@ -151,8 +147,7 @@ def without_fused_kernel(config: Config) -> dict[str, Any]:
 def _check_started(config: Config) -> None:
     """Whether torchrun or SLURM, where it started the run, started a process for each device."""
     devices, nodes, kind = config.trainer["devices"], config.trainer["num_nodes"], config.strategy.kind.value
-    wanted = (len(devices) if isinstance(devices, list) else devices) * nodes
-    if THESE.size > 1 and (config.strategy.kind == StrategyKind.single or wanted != THESE.size):
+    if THESE.size > 1 and (config.strategy.kind == StrategyKind.single or num_devices(config) != THESE.size):
         raise UserError(
             f"{THESE.size} processes were started for strategy={kind}, trainer.devices={devices} and "
             f"trainer.num_nodes={nodes}; set strategy=ddp or fsdp, and as many devices as processes"

@@ -23,6 +23,7 @@ from cogview_pl.tasks.adapters import lora_options
 from cogview_pl.tasks.devices import num_devices, tensor_parts, without_fused_kernel
 from cogview_pl.tasks.estimates_of_painting import cache_and_packed, image_tokenizer_bytes
 from cogview_pl.tasks.levers import ADAMW_OFFLOAD
+from cogview_pl.tasks.models import starts_from_weights
 from cogview_pl.tasks.sizes import SequenceSizes, configured_images, predicted_ids, trained_sizes
 from cogview_pl.transformer.loss import rows_at_once
 from cogview_pl.vocab import Template, is_text_to_picture
@@ -86,7 +87,7 @@ def fit_sequence_model(config: Config, on_gpu: bool) -> Moments:
         if not on_gpu:  # else the image tokenizer stays on the host
             pictures = picture_height(sizes.images.settings, batch=work.rows, grid=sizes.images.grid)
             moments["decoding of pictures"] = without + pictures
-    if not on_gpu and _starts_from_weights(config):  # random weights are replaced by those that were read
+    if not on_gpu and starts_from_weights(config):  # random weights are replaced by those that were read
         read = counted(Model.of(sizes.settings, torch.float32)).bytes
         tokenizers = 2 * image_tokenizer_bytes(sizes.images)
         moments["loading"] = Counter(image_tokenizer=tokenizers, weights=2 * read)
@@ -192,10 +193,6 @@ def _frees_gradients(config: Config) -> bool:
     """Whether gradients leave the device as soon as they are made."""
     node = config.optimizer.optimizer
     return node["_target_"] == ADAMW_OFFLOAD and bool(node["offload_gradients"])
-
-
-def _starts_from_weights(config: Config) -> bool:
-    return config.init_from is not None or config.starts_from is not None
 
 
 def _predicted(config: Config, template: Template) -> tuple[Predicted, ...]:

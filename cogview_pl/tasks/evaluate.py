@@ -35,8 +35,8 @@ from cogview_pl.tasks.describe import encode
 from cogview_pl.tasks.fit_features import FEATURES
 from cogview_pl.tasks.generate import paint, ready_to_paint, save_sheet
 from cogview_pl.tasks.models import inference_device, open_image_tokenizer, open_sequence_model
-from cogview_pl.tasks.pictures import SAMPLES, pairs_file, picture_files, read_pairs
-from cogview_pl.tasks.run_folder import Metrics, RunFolder, predecessor
+from cogview_pl.tasks.pictures import pairs_file, picture_files, read_pairs
+from cogview_pl.tasks.run_folder import SAMPLES, Metrics, RunFolder, predecessor
 from cogview_pl.tasks.sizes import plain
 from cogview_pl.tasks.sources import open_images
 from cogview_pl.tasks.studio import open_painter

@@ -17,7 +17,13 @@ from cogview_pl.tasks.compiler import prepare_compiler
 from cogview_pl.tasks.devices import check_strategy, make_whole
 from cogview_pl.tasks.fit_image_tokenizer import require_same
 from cogview_pl.tasks.levers import check_levers
-from cogview_pl.tasks.models import check_positions, check_precision, layout_settings, open_sequence_model
+from cogview_pl.tasks.models import (
+    check_positions,
+    check_precision,
+    layout_settings,
+    open_sequence_model,
+    starts_from_weights,
+)
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.sizes import predicted_ids, transformer_settings
 from cogview_pl.tasks.tokens import Tokens, open_tokens, training_sequences, validation_sequences
@@ -147,7 +153,7 @@ def _layout(config: Config, vocabulary: Vocabulary) -> Layout:
 
 def _open_base(config: Config) -> Base | None:
     """The model in `init_from`, or that of the newest run of the task to start from; None: random weights."""
-    if config.init_from is None and config.starts_from is None:
+    if not starts_from_weights(config):
         return None
     path = predecessor(config.outputs, config.starts_from or "pretrain", "init_from", config.init_from)
     return Base(open_sequence_model(config, path, "init_from", config.template), path)

@@ -24,8 +24,8 @@ from cogview_pl.generation.sheet import contact_sheet, load_font
 from cogview_pl.generation.windows import owners
 from cogview_pl.tasks.describe import encode
 from cogview_pl.tasks.models import inference_device, open_sequence_model, quantization
-from cogview_pl.tasks.pictures import SAMPLES, load_images, load_pairs, save_picture, write_records
-from cogview_pl.tasks.run_folder import RunFolder, predecessor
+from cogview_pl.tasks.pictures import load_images, load_pairs, save_picture, write_records
+from cogview_pl.tasks.run_folder import SAMPLES, RunFolder, predecessor
 from cogview_pl.tasks.sources import at_twice_the_size, validation_samples
 from cogview_pl.tasks.studio import sampling
 

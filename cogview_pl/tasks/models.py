@@ -37,6 +37,11 @@ def check_precision(config: Config) -> None:
         raise UserError("precision=fp16 needs a CUDA GPU and none was found; use precision=fp32 or precision=bf16")
 
 
+def starts_from_weights(config: Config) -> bool:
+    """Whether a training run begins with the weights of a model instead of random ones."""
+    return config.init_from is not None or config.starts_from is not None
+
+
 def inference_device(config: Config) -> tuple[str, torch.dtype]:
     """Where models paint, caption and rank, and in which precision; raises UserError for fp16 without a GPU."""
     check_precision(config)

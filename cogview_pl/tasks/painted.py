@@ -17,8 +17,8 @@ from PIL import Image, UnidentifiedImageError
 from cogview_pl.config import Config
 from cogview_pl.durable import append, write_bytes, write_text
 from cogview_pl.errors import UserError
-from cogview_pl.tasks.pictures import SAMPLES, save_picture
-from cogview_pl.tasks.run_folder import RunFolder, predecessor
+from cogview_pl.tasks.pictures import save_picture
+from cogview_pl.tasks.run_folder import SAMPLES, RunFolder, predecessor
 from cogview_pl.tasks.studio import Painting
 
 _SETTINGS = "painting.json"

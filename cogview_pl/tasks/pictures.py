@@ -12,8 +12,7 @@ from torch import Tensor
 from cogview_pl.data.images import SampleError, find_pictures, load_picture
 from cogview_pl.durable import replacing, write_text
 from cogview_pl.errors import UserError
-
-SAMPLES = "samples.jsonl"
+from cogview_pl.tasks.run_folder import SAMPLES
 
 
 class LoadedPairs(NamedTuple):

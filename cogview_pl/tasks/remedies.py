@@ -12,6 +12,7 @@ from cogview_pl.config import Config
 from cogview_pl.errors import UserError
 from cogview_pl.tasks.devices import check_strategy
 from cogview_pl.tasks.levers import ADAMW_8BIT, check_levers
+from cogview_pl.tasks.models import starts_from_weights
 
 _HALVINGS = 6
 _DEVICES = (2, 4, 8)
@@ -96,7 +97,7 @@ def _levers(config: Config, on_gpu: bool) -> list[list[Remedy]]:
         levers = [_fewer_sequences(config), _numbers(config, on_gpu)]
         if config.activation_checkpointing == ActivationCheckpointing.none:
             levers.append([_NOTHING, _checkpointing("selective", 2), _checkpointing("block", 3)])
-        if not config.lora.rank and (config.init_from is not None or config.starts_from is not None):
+        if not config.lora.rank and starts_from_weights(config):
             levers.append([_NOTHING, Remedy(5, f"lora.rank={_RANK}", {"lora.rank": _RANK})])
         return [*levers, _more_devices()] if on_gpu else levers
     if config.verb == Verb.fit_image_tokenizer:

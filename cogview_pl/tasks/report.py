@@ -22,8 +22,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from cogview_pl.data.images import PictureError, load_picture
 from cogview_pl.durable import write_bytes
 from cogview_pl.tasks.curves import draw_curve, read_curves
-from cogview_pl.tasks.pictures import SAMPLES
-from cogview_pl.tasks.run_folder import Metrics
+from cogview_pl.tasks.run_folder import SAMPLES, Metrics
 
 REPORT = "report.html"
 

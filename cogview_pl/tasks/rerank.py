@@ -16,8 +16,8 @@ from cogview_pl.evaluation.toy import meaning
 from cogview_pl.generation.companions import Captioner
 from cogview_pl.tasks.describe import encode
 from cogview_pl.tasks.models import inference_device, open_sequence_model, quantization
-from cogview_pl.tasks.pictures import SAMPLES, load_pairs, write_records
-from cogview_pl.tasks.run_folder import RunFolder, predecessor
+from cogview_pl.tasks.pictures import load_pairs, write_records
+from cogview_pl.tasks.run_folder import SAMPLES, RunFolder, predecessor
 from cogview_pl.tasks.sources import validation_samples
 
 _TOP = (1, 5)

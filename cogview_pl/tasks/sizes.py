@@ -20,7 +20,7 @@ from cogview_pl.checkpoints.store import (
 from cogview_pl.config import Config, ImageTokenizerConfig, TemplateConfig, TokenSource
 from cogview_pl.data.codes import Header
 from cogview_pl.errors import UserError
-from cogview_pl.tasks.models import layout_settings
+from cogview_pl.tasks.models import layout_settings, starts_from_weights
 from cogview_pl.tasks.run_folder import predecessor
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 
@@ -127,7 +127,7 @@ def _of_tokens(config: Config) -> tuple[ImageSizes, Vocabulary]:
             header = Header.load(path / "store")
             images = _left_images(path / "image_tokenizer", "data.store")
             return images, Vocabulary(header.num_codes, _num_pieces(path / "text.model"))
-    start = _existing(config.outputs, config.starts_from, config.init_from) if _starts(config) else None
+    start = _existing(config.outputs, config.starts_from, config.init_from) if starts_from_weights(config) else None
     left = None if start is None else _left_model(start, "init_from")
     if left is not None:
         images = _left_images(left.folder, "init_from", "image_tokenizer")
@@ -147,10 +147,6 @@ def _num_pieces(file: Path) -> int:
 @cache
 def _read_num_pieces(file: Path, changed: int) -> int:
     return TextTokenizer.load(file).num_pieces
-
-
-def _starts(config: Config) -> bool:
-    return config.init_from is not None or config.starts_from is not None
 
 
 def _existing(outputs: str, task: str | None, given: str | None) -> Path | None:

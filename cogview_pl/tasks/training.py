@@ -24,10 +24,8 @@ from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.optim import OptimizerFactory
 from cogview_pl.tasks.devices import check_heads, lightning_strategy, without_fused_kernel
-from cogview_pl.tasks.run_folder import RunFolder
+from cogview_pl.tasks.run_folder import CHECKPOINT, RunFolder
 from cogview_pl.tasks.stopping import STOP, Stopped
-
-LAST_CHECKPOINT = "checkpoints/last.ckpt"
 
 
 def optimizer_factory(config: Config) -> OptimizerFactory:
@@ -134,7 +132,7 @@ def _checkpoint(config: Config, folder: RunFolder) -> Path | None:
     if not config.resume:
         return None
     given = Path(str(config.resume))
-    file = given if given.suffix == ".ckpt" else folder / LAST_CHECKPOINT
+    file = given if given.suffix == ".ckpt" else folder / CHECKPOINT
     return file if file.exists() else None
 
 

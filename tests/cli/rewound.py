@@ -1,13 +1,13 @@
-"""A finished run taken back to one of its checkpoints, and what resuming it must give."""
+"""What two runs have in common that must be equal, and a run taken back to one of its checkpoints."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-
-from .test_resume import last_checkpoint, metrics, tensors
 
 KEEP_ALL = ("callbacks.checkpoint.every_n_train_steps=3", "callbacks.checkpoint.save_top_k=-1")
 """Overrides of a run that can be taken back to step 3."""
@@ -19,13 +19,27 @@ def rewind(run: Path, copy: Path) -> None:
     for made in ("model", "adapter"):
         shutil.rmtree(run / made, ignore_errors=True)
     (run / "metrics.json").unlink()
-    last = run / "checkpoints" / "last.ckpt"
-    checkpoint = torch.load(run / "checkpoints" / "step_3.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 3
-    for name, state in checkpoint["callbacks"].items():  # it was written right before last.ckpt, and names none
-        if name.startswith("ModelCheckpoint"):
-            state["last_model_path"] = str(last)
-    torch.save(checkpoint, last)
+    earlier, last = (run / "checkpoints" / name for name in ("step_3.ckpt", "last.ckpt"))
+    assert torch.load(earlier, weights_only=True)["global_step"] == 3
+    shutil.copy(earlier, last)
+
+
+def last_checkpoint(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
+
+
+def metrics(run: Path) -> dict[str, float]:
+    found = json.loads((run / "metrics.json").read_text())
+    return {name: value for name, value in found.items() if not name.startswith("perf/")}
+
+
+def tensors(tree: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of nested dictionaries and lists by their path."""
+    if isinstance(tree, dict):
+        return {k: v for key, value in tree.items() for k, v in tensors(value, f"{path}/{key}").items()}
+    if isinstance(tree, (list, tuple)):
+        return {k: v for i, value in enumerate(tree) for k, v in tensors(value, f"{path}/{i}").items()}
+    return {path: tree}
 
 
 def require_same(one: Path, other: Path) -> None:

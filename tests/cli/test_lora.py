@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 
 from cogview_pl import CogView
 
-from .rewound import KEEP_ALL, require_same, rewind
-from .test_resume import last_checkpoint
+from .rewound import KEEP_ALL, last_checkpoint, require_same, rewind
 
 LORA = ("lora.rank=4", "lora.alpha=8", "lora.targets=[qkv,down,tokens]")
 STYLE = ("task=style", "data.styles=[oil,ink]", "model.dropout=0.1", "sequences.target_noise=0.2", *LORA, *KEEP_ALL)

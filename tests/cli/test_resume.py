@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from .rewound import last_checkpoint, metrics, require_same
 
 STEPS, EVERY = 20, 4
 TRAIN = (
@@ -40,10 +41,6 @@ GENERATE = ("task=generate", "num_prompts=4", "num_images=2", "sampler.batch_siz
 PRETRAIN = ("task=pretrain", *TRAIN, "model.dropout=0.1")
 
 
-def last_checkpoint(run: Path) -> dict[str, Any]:
-    return torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
-
-
 def scalars(run: Path, tag: str) -> dict[int, float]:
     """Step → value; where a step was taken twice, before the kill and after it, the last counts."""
     found: dict[int, float] = {}
@@ -55,34 +52,13 @@ def scalars(run: Path, tag: str) -> dict[int, float]:
     return found
 
 
-def metrics(run: Path) -> dict[str, float]:
-    found = json.loads((run / "metrics.json").read_text())
-    return {name: value for name, value in found.items() if not name.startswith("perf/")}
-
-
-def tensors(tree: Any, path: str = "") -> dict[str, Any]:
-    """Leaves of nested dictionaries and lists by their path."""
-    if isinstance(tree, dict):
-        return {k: v for key, value in tree.items() for k, v in tensors(value, f"{path}/{key}").items()}
-    if isinstance(tree, (list, tuple)):
-        return {k: v for i, value in enumerate(tree) for k, v in tensors(value, f"{path}/{i}").items()}
-    return {path: tree}
-
-
 def require_same_run(one: Path, other: Path, losses: tuple[str, ...]) -> None:
-    weights = "model/weights.safetensors"
-    assert (one / weights).read_bytes() == (other / weights).read_bytes()
-    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
-        left, right = tensors(last_checkpoint(one)[part]), tensors(last_checkpoint(other)[part])
-        assert left.keys() == right.keys()
-        for name, value in left.items():
-            same = torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
-            assert same, f"{part}{name}"
+    assert (one / "model" / "weights.safetensors").exists()
+    require_same(one, other)
     for tag in losses:
         left, right = scalars(one, tag), scalars(other, tag)
         assert len(left) >= STEPS - 2
         assert left == right
-    assert metrics(one) == metrics(other)
 
 
 def wait_for(process: subprocess.Popen[str], condition: Any) -> None:

@@ -23,6 +23,8 @@ from cogview_pl.data.released import ReleasedFile, refuse_lmdb
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import TextTokenizer
 
+from ..checkpoints import saved
+
 SIZES: dict[str, Any] = {"text_length": 4, "grid": (2, 3), "num_pieces": 500, "num_codes": 64}
 PIECES = [[], [0], [1, 2, 499], [3, 4, 5, 6, 7]]
 ROWS = [
@@ -195,16 +197,7 @@ class TestRefused:
 
 
 REPOSITORY = Path(__file__).parents[2]
-VQVAE = {
-    "downsampling": 8,
-    "width": 8,
-    "residual_blocks": 0,
-    "code_dim": 4,
-    "num_codes": 16,
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.5, 0.5, 0.5],
-    "quantizer": {"kind": "fixed", "commitment_weight": 0.25},
-}
+VQVAE = {**saved.VQVAE, "quantizer": {"kind": "fixed", "commitment_weight": 0.25}}
 
 
 @pytest.fixture(scope="module")

@@ -15,46 +15,41 @@ _CALLS = ("fsync", "replace")
 
 def count_calls(result: Path) -> Callable[[], None]:
     """Count the calls that bring files to the disk, and write the number to a file as they are made."""
-
-    def prepare() -> None:
-        made = 0
-
-        def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*arguments: Any, **options: Any) -> Any:
-                nonlocal made
-                made += 1
-                result.write_text(str(made))
-                return function(*arguments, **options)
-
-            return call
-
-        for name in _CALLS:
-            setattr(os, name, counted(getattr(os, name)))
-
-    return prepare
+    return _at_calls(before=lambda made: result.write_text(str(made)))
 
 
 def die_at_call(number: int, before: bool) -> Callable[[], None]:
     """kill -9 right before or after the call with this number, counted from 1."""
 
+    def die(made: int) -> None:
+        if made == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return _at_calls(before=die) if before else _at_calls(after=die)
+
+
+def _at_calls(
+    before: Callable[[int], object] = lambda made: None, after: Callable[[int], object] = lambda made: None
+) -> Callable[[], None]:
+    """Do something right before and after each call that brings files to the disk; both are told its number."""
+
     def prepare() -> None:
         made = 0
 
-        def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(function: Callable[..., Any]) -> Callable[..., Any]:
             def call(*arguments: Any, **options: Any) -> Any:
                 nonlocal made
                 made += 1
-                if made == number and before:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                number = made
+                before(number)
                 result = function(*arguments, **options)
-                if made == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                after(number)
                 return result
 
             return call
 
         for name in _CALLS:
-            setattr(os, name, deadly(getattr(os, name)))
+            setattr(os, name, watched(getattr(os, name)))
 
     return prepare
 

@@ -26,17 +26,17 @@ class LossScale(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._skipped = state_dict["skipped"]
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._scale = _scale(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        scale = _scale(trainer)
-        if scale is None or self._scale is None:
+        before, self._scale = self._scale, _scale(trainer)
+        if before is None or self._scale is None:
             return
-        self._skipped += scale < self._scale  # nothing else makes it smaller
-        pl_module.log("precision/loss_scale", scale)
+        self._skipped += self._scale < before  # nothing else makes it smaller
+        pl_module.log("precision/loss_scale", self._scale)
         pl_module.log("precision/skipped_steps", float(self._skipped))
 
 
