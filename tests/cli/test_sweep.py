@@ -23,6 +23,7 @@ JOB = (
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 def test_jobs_on_one_and_two_devices(cli, tmp_path: Path) -> None:
     swept = cli.succeed(["-m", *JOB, "strategy=ddp", "data.batch_size=4", "seed=0,1", "trainer.devices=1,2"], tmp_path)
     folders = sorted(path for path in (tmp_path / "outputs" / "vqvae").iterdir() if not path.is_symlink())
