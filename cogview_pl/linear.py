@@ -1,13 +1,16 @@
 """Matrix products on a CPU: by oneDNN where the default library is slow.
 
-`torch.nn.functional.linear` hands fp32 products on x86 to MKL, which runs at half its speed or less on processors of
-other makers than its own. oneDNN, which the same torch carries for convolutions, does not. Measured in
-`docs/performance.md`.
+`torch.nn.functional.linear` hands fp32 products on x86 to MKL, which is as fast as any on processors of its own maker
+and runs at half its speed or less on all others. oneDNN, which the same torch carries for convolutions, makes no such
+difference. Measured in `docs/performance.md`.
 
 Shapes: N rows, D inputs, M outputs.
 """
 
 from __future__ import annotations
+
+import platform
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +18,22 @@ from torch import Tensor, nn
 
 _FEWEST_ROWS = 256  # below, laying the weights out for oneDNN costs more than it brings
 
-# Asked once: torch.compile cannot look through these two calls.
-_BOTH_LIBRARIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+
+def _processor() -> str:
+    """Maker and model, as the system tells them."""
+    linux = Path("/proc/cpuinfo")
+    return linux.read_text(encoding="utf-8", errors="replace") if linux.is_file() else platform.processor()
+
+
+# Asked once: torch.compile cannot look through these calls.
+ONEDNN_IS_FASTER = (
+    torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and "GenuineIntel" not in _processor()
+)
+"""Whether fp32 products are taken by oneDNN on this machine."""
 
 
 class Linear(nn.Linear):
-    """x · weightᵀ + bias of the last axis; in fp32 on a CPU it is taken as a convolution with a 1 × 1 kernel.
+    """x · weightᵀ + bias of the last axis; by oneDNN it is taken as a convolution with a 1 × 1 kernel.
 
     That is how oneDNN is reached with gradients. Sums run in another order: about 1e-6 relative to `nn.Linear`.
     """
@@ -52,11 +65,11 @@ def product(x_ND: Tensor, weight_MD: Tensor, bias_M: Tensor | None = None) -> Te
 
 
 def _fp32_by_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether this is a plain fp32 product on a CPU whose torch has both libraries."""
+    """Whether this is a plain fp32 product on a CPU where oneDNN is faster."""
     return (
-        x.device.type == "cpu"
+        ONEDNN_IS_FASTER
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and type(weight.data) is Tensor
         and not torch.is_autocast_enabled("cpu")
-        and _BOTH_LIBRARIES
     )

@@ -1,13 +1,15 @@
-"""Linear maps that a CPU takes by oneDNN: the same numbers as the default library's, with gradients."""
+"""Linear maps by oneDNN, wherever that is the faster library: the numbers of the default one, with gradients."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cogview_pl.linear import Linear, product
+from cogview_pl.linear import Linear, by_convolution, linear, product
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:
@@ -16,14 +18,16 @@ def _relative(found: Tensor, wanted: Tensor) -> float:
 
 @pytest.mark.parametrize("shape", [(300, 24), (4, 100, 24), (3, 24)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_results_and_gradients_are_those_of_the_plain_form(shape: tuple[int, ...], bias: bool) -> None:
+@pytest.mark.parametrize("form", [linear, by_convolution])
+def test_results_and_gradients_are_those_of_the_plain_form(
+    form: Callable[..., Tensor], shape: tuple[int, ...], bias: bool
+) -> None:
     torch.manual_seed(0)
-    linear = Linear(24, 40, bias=bias)
     x = torch.randn(shape, requires_grad=True)
+    inputs = [x, *Linear(24, 40, bias=bias).parameters()]
     slope = torch.randn(*shape[:-1], 40)
-    inputs = [x, *linear.parameters()]
-    wanted = F.linear(x, linear.weight, linear.bias)
-    found = linear(x)
+    wanted = F.linear(*inputs)
+    found = form(*inputs)
     assert found.shape == wanted.shape
     assert _relative(found, wanted) < 1e-5
     for ours, theirs in zip(
@@ -32,19 +36,19 @@ def test_results_and_gradients_are_those_of_the_plain_form(shape: tuple[int, ...
         assert _relative(ours, theirs) < 1e-5
 
 
-def test_input_may_be_strided() -> None:
+@pytest.mark.parametrize("form", [linear, by_convolution])
+def test_input_may_be_strided(form: Callable[..., Tensor]) -> None:
     torch.manual_seed(0)
-    linear = Linear(24, 40)
-    x = torch.randn(24, 512).T
-    assert _relative(linear(x), F.linear(x, linear.weight, linear.bias)) < 1e-5
+    x, weight = torch.randn(24, 512).T, torch.randn(40, 24)
+    assert _relative(form(x, weight), F.linear(x, weight)) < 1e-5
 
 
 def test_other_precisions_are_kept() -> None:
-    linear = Linear(24, 40)
+    module = Linear(24, 40)
     x = torch.randn(512, 24)
     with torch.autocast("cpu", torch.bfloat16):
-        assert linear(x).dtype == torch.bfloat16
-    assert linear.double()(x.double()).dtype == torch.float64
+        assert module(x).dtype == torch.bfloat16
+    assert module.double()(x.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cogview_pl.linear import Linear, by_convolution
+from cogview_pl.linear import ONEDNN_IS_FASTER, Linear, by_convolution
 from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.attention import AttentionFunction, fused_attention
 from cogview_pl.transformer.block import LayerNorm
@@ -18,7 +18,9 @@ from cogview_pl.transformer.lora import LoRALinear
 
 
 def keep_as_on_a_cpu(model: Transformer) -> None:
-    """Take fp32 products as convolutions, as real ones are, in place: they keep inputs even of frozen weights."""
+    """Take fp32 products as convolutions where real ones are, in place: they keep inputs even of frozen weights."""
+    if not ONEDNN_IS_FASTER:
+        return
     for module in model.modules():
         if type(module) is Linear:
             module.__class__ = _Convolution

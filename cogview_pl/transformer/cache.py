@@ -10,10 +10,19 @@ import torch
 from torch import Tensor
 
 
-class _Extent(NamedTuple):
+class _Step(NamedTuple):
+    """What the L new positions of a pass need to know, the same for all layers."""
+
+    length: int
+    """L."""
     longest: int
+    """Positions of the longest row before them."""
     even: bool
     """Whether all rows are equally long."""
+    new: tuple[Tensor, ...]
+    """Per layer, where they go if the rows are equally long: `(2, B, H, L, K)`."""
+    seen: tuple[tuple[Tensor, Tensor], ...]
+    """Per layer, keys and values up to the end of the longest row: `(B, H, S, K)`."""
 
 
 class KVCache:
@@ -41,55 +50,52 @@ class KVCache:
         device: torch.device,
     ) -> None:
         shape = (num_layers, 2, batch, num_heads, capacity, head_size)
-        self._layers = torch.zeros(shape, dtype=dtype, device=device).unbind()
-        """Per layer keys and values `(2, B, H, C, K)`."""
+        self._stored = torch.zeros(shape, dtype=dtype, device=device)
+        """Keys and values `(layers, 2, B, H, C, K)`."""
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.capacity = capacity
         self._host_lengths = torch.zeros(batch, dtype=torch.long)  # the same, so that no step waits for the device
-        self._extent: _Extent | None = None
+        self._step: _Step | None = None
         self._places: tuple[Tensor, Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes that keys and values take."""
-        return self._layers[0].untyped_storage().nbytes()  # the layers lie in one piece of memory
+        return self._stored.untyped_storage().nbytes()
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the keys and values."""
-        return self._layers[0].dtype
+        return self._stored.dtype
 
     def rows(self, part: slice) -> KVCache:
         """Some of the rows as a cache of their own, in the same memory; use either views or the whole."""
         view = copy(self)
-        view._layers = tuple(layer[:, part] for layer in self._layers)
+        view._stored = self._stored[:, :, part]
         view.lengths, view._host_lengths = self.lengths[part], self._host_lengths[part]
-        view._extent = view._places = None
+        view._step = view._places = None
         return view
 
     def clear(self) -> None:
         """Forget what is stored."""
         self.lengths.zero_()
         self._host_lengths.zero_()
-        self._extent = self._places = None
+        self._step = self._places = None
 
     def store(self, layer: int, keys_and_values: Tensor) -> tuple[Tensor, Tensor]:
         """Write L new positions `(2, B, H, L, K)` behind every row.
 
         Returns keys and values up to the longest row, `(B, H, S, K)`.
         """
-        length = keys_and_values.shape[3]
-        extent = self._new_extent()
-        end = extent.longest + length
-        stored_2BHCK = self._layers[layer]
-        if extent.even:
-            stored_2BHCK.narrow(3, extent.longest, length).copy_(keys_and_values)
+        step = self._next(keys_and_values.shape[3])
+        if step.even:
+            step.new[layer].copy_(keys_and_values)
         else:
-            rows_B1, places_BL = self._new_places(length)
+            rows_B1, places_BL = self._new_places(step.length)
             new_BL2HK = keys_and_values.permute(1, 3, 0, 2, 4)
+            stored_2BHCK = self._stored[layer]
             stored_2BHCK.transpose(0, 1)[rows_B1, :, :, places_BL] = new_BL2HK.to(stored_2BHCK.dtype)
-        keys_BHSK, values_BHSK = stored_2BHCK.narrow(3, 0, end).unbind()
-        return keys_BHSK, values_BHSK
+        return step.seen[layer]
 
     def mask(self, length: int) -> Tensor | None:
         """Who sees whom for L new positions: bool `(B, 1, L, S)`, True where key s is not later than query l.
@@ -97,11 +103,11 @@ class KVCache:
         None where the new positions alone decide: before anything is stored (causal), or for one new position behind
         rows that are equally long (it sees everything).
         """
-        extent = self._new_extent()
-        if extent.longest == 0 or (extent.even and length == 1):
+        step = self._next(length)
+        if step.longest == 0 or (step.even and length == 1):
             return None
         steps_L = torch.arange(length, device=self.lengths.device)
-        keys_S = torch.arange(extent.longest + length, device=self.lengths.device)
+        keys_S = torch.arange(step.longest + length, device=self.lengths.device)
         return keys_S <= (self.lengths[:, None] + steps_L)[:, None, :, None]
 
     def advance(self, lengths: Sequence[int] | int) -> None:
@@ -109,14 +115,19 @@ class KVCache:
         new = lengths if isinstance(lengths, int) else torch.tensor(lengths)
         self.lengths += new if isinstance(new, int) else new.to(self.lengths.device)
         self._host_lengths += new
-        self._extent = self._places = None
+        self._step = self._places = None
 
-    def _new_extent(self) -> _Extent:
-        """How far the rows reach; the same for all layers."""
-        if self._extent is None:
-            shortest, longest = self._host_lengths.aminmax()
-            self._extent = _Extent(int(longest), bool(shortest == longest))
-        return self._extent
+    def _next(self, length: int) -> _Step:
+        """The next L positions. Views of all layers are made at once: one by one they would take a tenth of a step."""
+        if self._step is None or self._step.length != length:
+            shortest, longest = map(int, self._host_lengths.aminmax())
+            new = self._stored.narrow(4, longest, length).unbind()
+            every = self._stored.narrow(4, 0, longest + length)
+            seen = every.view(-1, *every.shape[2:]).unbind()  # keys and values in turn
+            self._step = _Step(
+                length, longest, shortest == longest, new, tuple(zip(seen[::2], seen[1::2], strict=True))
+            )
+        return self._step
 
     def _new_places(self, length: int) -> tuple[Tensor, Tensor]:
         """Where the next L positions of every row go; the same for all layers."""
@@ -140,7 +151,7 @@ class StaticKVCache:
     """
 
     def __init__(self, cache: KVCache, reach: int) -> None:
-        self._layers = tuple(layer.narrow(3, 0, reach) for layer in cache._layers)
+        self._layers = cache._stored.narrow(4, 0, reach).unbind()
         self._lengths = cache.lengths
         self._rows_B = torch.arange(len(cache.lengths), device=cache.lengths.device)
         self._reach_S = torch.arange(reach, device=cache.lengths.device)

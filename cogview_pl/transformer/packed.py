@@ -1,8 +1,8 @@
 """The model as decoding runs it: at each step a few rows are multiplied by every weight.
 
-On a CPU such a product is as fast as the weights can be read. `torch.nn.functional.linear` reads them at a third of
-that speed or less (on one thread for one row); oneDNN with weights that are laid out for the number of rows comes
-close. Measured in `docs/performance.md`.
+On a CPU such a product is as fast as the weights can be read. oneDNN comes close to that with weights that are laid
+out for the number of rows. `torch.nn.functional.linear` does so in fp32 on Intel's processors; on others it reads them
+at a third of that speed or less (on one thread for one row). Measured in `docs/performance.md`.
 
 Shapes: R rows, D inputs, N outputs, n ids.
 """
@@ -15,7 +15,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from cogview_pl.transformer.block import Cache
+from cogview_pl.linear import ONEDNN_IS_FASTER
+from cogview_pl.transformer.block import MLP, Cache
 from cogview_pl.transformer.lora import LoRALinear
 from cogview_pl.transformer.model import Transformer
 
@@ -29,17 +30,19 @@ class PackedLinear(nn.Module):
         weight: `(N, D)`, fp32 or bf16, on the CPU.
         bias: `(N,)` or None.
         rows: how many rows there will be; with another number it is right, and slower.
+        gelu: take the GELU of the result, in its tanh form.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int, *, gelu: bool = False) -> None:
         super().__init__()
         weight = weight.detach().contiguous()
         self._weight = torch.ops.mkldnn._reorder_linear_weight.default(weight, max(rows, _FEWEST_ROWS))
         self._bias = bias
+        self._then: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the last axis of a tensor of any shape (…, D)."""
-        return torch.ops.mkldnn._linear_pointwise.default(x, self._weight, self._bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(x, self._weight, self._bias, *self._then)
 
 
 class DecodingModel:
@@ -81,26 +84,34 @@ def packed_bytes(*, layers: int, width: int, ids: int, dtype: torch.dtype, quant
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether this installation has a packed form of the weight, and its products would be taken as they are."""
+    """Whether there is a packed form of the weight, faster than the plain one, and products are taken as they are."""
     if weight.device.type != "cpu" or torch.is_autocast_enabled("cpu") or type(weight.data) is not Tensor:
         return False
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float32
+    return ONEDNN_IS_FASTER and weight.dtype == torch.float32
 
 
 def _packed_copy(model: Transformer, rows: int) -> Transformer:
-    """The model with packed linear maps; it shares everything else, quantized weights too, with the original."""
-    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    linears = [part for part in model.modules() if isinstance(part, nn.Linear) and can_pack(part.weight)]
-    replaced = {id(linear): _packed(linear, rows) for linear in linears}
-    return deepcopy(model, {**shared, **replaced})
+    """The model with packed linear maps and nothing that only training needs.
+
+    It shares everything else, quantized weights too, with the original.
+    """
+    replaced: dict[int, nn.Module | Tensor] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    for part in model.modules():
+        if isinstance(part, MLP) and can_pack(part.up.weight):
+            replaced |= {id(part.up): _packed(part.up, rows, gelu=True), id(part.gelu): nn.Identity()}
+        elif isinstance(part, nn.Linear) and id(part) not in replaced and can_pack(part.weight):
+            replaced[id(part)] = _packed(part, rows)
+        elif isinstance(part, nn.Dropout):
+            replaced[id(part)] = nn.Identity()
+    return deepcopy(model, replaced)
 
 
-def _packed(linear: nn.Linear, rows: int) -> PackedLinear:
+def _packed(linear: nn.Linear, rows: int, *, gelu: bool = False) -> PackedLinear:
     """The packed form of a map, with an adapter that it may have added to its weights."""
     if isinstance(linear, LoRALinear):
-        return PackedLinear(linear.merged_weight(), linear.bias.float(), rows)
-    return PackedLinear(linear.weight, linear.bias, rows)
+        return PackedLinear(linear.merged_weight(), linear.bias.float(), rows, gelu=gelu)
+    return PackedLinear(linear.weight, linear.bias, rows, gelu=gelu)
