@@ -74,7 +74,7 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         return torch.zeros_like(logits).scatter_(-1, likeliest, 1.0)  # `one_hot` may wait for the device to check ids
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # so that no temperature overflows
     if 0 < sampling.top_k < logits.shape[-1]:
-        threshold = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        threshold = logits.topk(sampling.top_k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
         logits = logits.masked_fill(logits < threshold, float("-inf"))
     if sampling.top_p < 1:
         ordered, order = logits.softmax(-1).sort(-1, descending=True)

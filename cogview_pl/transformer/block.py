@@ -25,7 +25,6 @@ NORM_SCOPES = ("none", "token", "tensor")
 
 _NORM_TARGET = 8.0  # PB-Relax brings the largest |x| to this, as the released models do
 _SMALLEST_MAXIMUM = 1e-4  # an all-zero vector is left alone; representable in fp16 even after dividing by 8
-_ONE_THREAD = 2**15  # numbers that no operation of torch on a CPU divides among threads
 
 
 class LayerNorm(nn.LayerNorm):
@@ -59,11 +58,9 @@ class LayerNorm(nn.LayerNorm):
 
 def _largest(x: Tensor, dim: int | None) -> Tensor:
     """Largest |x| along an axis, which is kept, or of all (None)."""
-    # `vector_norm` is one operation, but has one thread on a CPU. A compiler makes one of the other form too, and must
-    # not be asked for a number of rows.
-    if x.device.type == "cpu" and (torch.compiler.is_compiling() or x.numel() > _ONE_THREAD):
+    if x.device.type == "cpu":
         return x.abs().amax(dim, keepdim=True) if dim is not None else x.abs().amax()
-    return torch.linalg.vector_norm(x, math.inf, dim=dim, keepdim=dim is not None)
+    return torch.linalg.vector_norm(x, math.inf, dim=dim, keepdim=dim is not None)  # one pass, but one thread on a CPU
 
 
 class Attention(nn.Module):

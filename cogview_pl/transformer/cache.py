@@ -118,15 +118,14 @@ class KVCache:
         self._step = self._places = None
 
     def _next(self, length: int) -> _Step:
-        """The next L positions. Views of all layers are made at once: one by one they would take a tenth of a step."""
+        """The next L positions; the views of all layers are made at once."""
         if self._step is None or self._step.length != length:
             shortest, longest = map(int, self._host_lengths.aminmax())
             new = self._stored.narrow(4, longest, length).unbind()
             every = self._stored.narrow(4, 0, longest + length)
-            seen = every.view(-1, *every.shape[2:]).unbind()  # keys and values in turn
-            self._step = _Step(
-                length, longest, shortest == longest, new, tuple(zip(seen[::2], seen[1::2], strict=True))
-            )
+            views = every.view(-1, *every.shape[2:]).unbind()  # keys and values in turn
+            seen = tuple(zip(views[::2], views[1::2], strict=True))
+            self._step, self._places = _Step(length, longest, shortest == longest, new, seen), None
         return self._step
 
     def _new_places(self, length: int) -> tuple[Tensor, Tensor]:

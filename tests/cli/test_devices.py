@@ -54,6 +54,13 @@ def pretrain(chain) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
+def lora(chain) -> tuple[str, ...]:
+    base = f"init_from={chain.run_folder('pretrain')}"
+    store = f"data.store={chain.run_folder('tokenize')}"
+    return ("task=caption", *TRAIN, store, base, "lora.rank=4", "lora.targets=[qkv,down,tokens]")
+
+
+@pytest.fixture(scope="module")
 def on_two(cli, home, pretrain, tmp_path_factory) -> Path:
     """Runs of two processes, in a folder each."""
     cases = [
@@ -69,18 +76,23 @@ def on_two(cli, home, pretrain, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def more_on_two(cli, on_two, pretrain, chain, tmp_path_factory) -> Path:
-    """What takes longer: tensor parallelism, and runs that went on in two processes."""
+def more_on_two(cli, on_two, pretrain, lora, chain, tmp_path_factory) -> Path:
+    """What takes longer: tensor parallelism, adapters, and runs that went on in two processes."""
     again = [middle_of(on_two / run, f"{run}_again") for run in ("ddp", "fsdp")]
     painter = f"init_from={chain.run_folder('pretrain')}"
     cases = [
         ([*pretrain, *DDP, f"resume={again[0]}"], on_two),
         ([*pretrain, *FSDP, f"resume={again[1]}"], on_two),
         ([*pretrain, *TP, "run_dir=tp"], on_two),
+        ([*lora, *DDP, "run_dir=lora_ddp"], on_two),
         ([*PAINT, painter, "strategy=tp", "trainer.devices=2", "run_dir=painted_tp"], on_two),
     ]
     require_done(cli.run_on_two(cases, tmp_path_factory.mktemp("two_again")))
-    require_done(cli.run_many([([*PAINT, painter, "run_dir=painted_one"], on_two)], tmp_path_factory.mktemp("paint")))
+    alone = [
+        ([*PAINT, painter, "run_dir=painted_one"], on_two),
+        ([*lora, *ONE, "run_dir=lora_one"], on_two),
+    ]
+    require_done(cli.run_many(alone, tmp_path_factory.mktemp("one_again")))
     return on_two
 
 
@@ -139,9 +151,17 @@ def test_tensor_parallel_paints_the_same_pictures(more_on_two: Path) -> None:
         assert picture.read_bytes() == (two / picture.relative_to(one)).read_bytes()
 
 
-def require_same_training(several: Path, one: Path) -> None:
+@pytest.mark.slow
+def test_two_processes_train_adapters_as_one_does(more_on_two: Path) -> None:
+    several, one = more_on_two / "lora_ddp", more_on_two / "lora_one"
+    require_same_training(several, one, slots=("text",))
+    adapters = [load_file(run / "adapter" / "adapter.safetensors") for run in (several, one)]
+    torch.testing.assert_close(*adapters, atol=1e-4, rtol=0)
+
+
+def require_same_training(several: Path, one: Path, slots: tuple[str, ...] = ("text", "image")) -> None:
     """Curves, gradients, weights and optimizer states."""
-    for tag in ("train/loss", "train/loss_text", "train/loss_image", "val/loss"):
+    for tag in ("train/loss", *(f"train/loss_{slot}" for slot in slots), "val/loss"):
         expected = curve(one, tag)
         assert len(expected) == (2 if tag == "val/loss" else STEPS)
         assert curve(several, tag) == pytest.approx(expected, abs=1e-5)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from cogview_pl.linear import ONEDNN_IS_FASTER
 from cogview_pl.planning.live import LiveBytes
 from cogview_pl.transformer import DecodingModel, Transformer, sequence_loss
 
@@ -139,6 +140,10 @@ class TestCompiled:
             decoding.hidden(torch.zeros(1, 5, dtype=torch.long), torch.arange(5)[None], model.new_cache(1, 8))
         assert counters["stats"]["unique_graphs"] == 1
 
+    @pytest.mark.xfail(
+        ONEDNN_IS_FASTER and torch.__version__.startswith("2.14."),
+        reason="torch 2.14 compiles the backward pass of a convolution for one shape",
+    )
     def test_lengths_may_differ(self) -> None:
         model = make()
         lengths = (200, 190, 185, 170)
