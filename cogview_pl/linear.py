@@ -17,12 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _FEWEST_ROWS = 256  # below, laying the weights out for oneDNN costs more than it brings
+_FIRST_CORE = 1000  # characters that hold what is said of it
 
 
 def _processor() -> str:
     """Maker and model, as the system tells them."""
     linux = Path("/proc/cpuinfo")
-    return linux.read_text(encoding="utf-8", errors="replace") if linux.is_file() else platform.processor()
+    if not linux.is_file():
+        return platform.processor()
+    with linux.open(encoding="utf-8", errors="replace") as cores:
+        return cores.read(_FIRST_CORE)
 
 
 # Asked once: torch.compile cannot look through these calls.
