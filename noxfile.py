@@ -52,7 +52,7 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """The fault campaign: 240 kills, signals, full disks and flipped bits, a quarter of an hour."""
+    """The fault campaign: 240 kills, signals, full disks and flipped bits, in about five minutes."""
     session.install("-e", ".[dev,eval,quant]")
     arguments = session.posargs or ("--injections", "240", "--seed", "0")
     session.run("python", "-m", "tests.faults.campaign", *arguments, env={"OMP_NUM_THREADS": "1"})
