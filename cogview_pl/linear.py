@@ -30,10 +30,10 @@ def _processor() -> str:
 
 
 # Asked once: torch.compile cannot look through these calls.
-ONEDNN_IS_FASTER = (
-    torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and "GenuineIntel" not in _processor()
-)
-"""Whether fp32 products are taken by oneDNN on this machine."""
+_BOTH_LIBRARIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+
+ONEDNN_IS_FASTER = _BOTH_LIBRARIES and "GenuineIntel" not in _processor()
+"""Whether fp32 products with gradients, or of few rows, are taken by oneDNN on this machine."""
 
 
 class Linear(nn.Linear):
@@ -49,7 +49,8 @@ class Linear(nn.Linear):
 
 def linear(input: Tensor, weight_MD: Tensor, bias_M: Tensor | None = None) -> Tensor:
     """`Linear` as a function: input · weightᵀ + bias, of shape (…, M) for an input (…, D)."""
-    if input.numel() < _FEWEST_ROWS * input.shape[-1] or not _fp32_by_onednn(input, weight_MD):
+    many = input.numel() >= _FEWEST_ROWS * input.shape[-1]
+    if not (ONEDNN_IS_FASTER and many and _plain_fp32(input, weight_MD)):
         return F.linear(input, weight_MD, bias_M)
     return by_convolution(input, weight_MD, bias_M)
 
@@ -62,17 +63,19 @@ def by_convolution(input: Tensor, weight_MD: Tensor, bias_M: Tensor | None = Non
 
 
 def product(x_ND: Tensor, weight_MD: Tensor, bias_M: Tensor | None = None) -> Tensor:
-    """x · weightᵀ + bias `(N, M)` without gradients; strided views are fine."""
-    if _fp32_by_onednn(x_ND, weight_MD) and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    """x · weightᵀ + bias `(N, M)` of many rows, without gradients; strided views are fine.
+
+    By oneDNN on every processor: where MKL is as fast it still takes more memory to work in.
+    """
+    if _BOTH_LIBRARIES and _plain_fp32(x_ND, weight_MD) and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return torch.ops.mkldnn._linear_pointwise.default(x_ND, weight_MD, bias_M, "none", [], "")
     return F.linear(x_ND, weight_MD, bias_M)
 
 
-def _fp32_by_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether this is a plain fp32 product on a CPU where oneDNN is faster."""
+def _plain_fp32(x: Tensor, weight: Tensor) -> bool:
+    """Whether this is an fp32 product on a CPU, of ordinary tensors."""
     return (
-        ONEDNN_IS_FASTER
-        and x.device.type == "cpu"
+        x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and type(weight.data) is Tensor
         and not torch.is_autocast_enabled("cpu")

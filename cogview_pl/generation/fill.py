@@ -35,8 +35,9 @@ def fill(
 ) -> list[list[int]]:
     """Sample the tokens of the target slot, one row per prompt.
 
-    A row depends on its prompt and its seed only, not on the rows beside it. (Not so with `norm_scope="tensor"`:
-    then prompts must be equally long, and the maximum of LayerNorm runs over all of them.)
+    A row depends on its prompt and its seed only, not on the rows beside it, but for rounding: products of another
+    number of rows are summed in another order. (With `norm_scope="tensor"` prompts must be equally long, and the
+    maximum of LayerNorm runs over all of them.)
 
     Args:
         model: the sequence model.
