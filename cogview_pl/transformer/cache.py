@@ -17,8 +17,8 @@ class _Step(NamedTuple):
     """L."""
     longest: int
     """Positions of the longest row before them."""
-    even: bool
-    """Whether all rows are equally long."""
+    places: tuple[Tensor, Tensor] | None
+    """Rows `(B, 1)` and positions `(B, L)` where they go; None if all rows are equally long."""
     new: tuple[Tensor, ...]
     """Per layer, where they go if the rows are equally long: `(2, B, H, L, K)`."""
     seen: tuple[tuple[Tensor, Tensor], ...]
@@ -56,7 +56,6 @@ class KVCache:
         self.capacity = capacity
         self._host_lengths = torch.zeros(batch, dtype=torch.long)  # the same, so that no step waits for the device
         self._step: _Step | None = None
-        self._places: tuple[Tensor, Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -73,14 +72,14 @@ class KVCache:
         view = copy(self)
         view._stored = self._stored[:, :, part]
         view.lengths, view._host_lengths = self.lengths[part], self._host_lengths[part]
-        view._step = view._places = None
+        view._step = None
         return view
 
     def clear(self) -> None:
         """Forget what is stored."""
         self.lengths.zero_()
         self._host_lengths.zero_()
-        self._step = self._places = None
+        self._step = None
 
     def store(self, layer: int, keys_and_values: Tensor) -> tuple[Tensor, Tensor]:
         """Write L new positions `(2, B, H, L, K)` behind every row.
@@ -88,10 +87,10 @@ class KVCache:
         Returns keys and values up to the longest row, `(B, H, S, K)`.
         """
         step = self._next(keys_and_values.shape[3])
-        if step.even:
+        if step.places is None:
             step.new[layer].copy_(keys_and_values)
         else:
-            rows_B1, places_BL = self._new_places(step.length)
+            rows_B1, places_BL = step.places
             new_BL2HK = keys_and_values.permute(1, 3, 0, 2, 4)
             stored_2BHCK = self._stored[layer]
             stored_2BHCK.transpose(0, 1)[rows_B1, :, :, places_BL] = new_BL2HK.to(stored_2BHCK.dtype)
@@ -104,7 +103,7 @@ class KVCache:
         rows that are equally long (it sees everything).
         """
         step = self._next(length)
-        if step.longest == 0 or (step.even and length == 1):
+        if step.longest == 0 or (step.places is None and length == 1):
             return None
         steps_L = torch.arange(length, device=self.lengths.device)
         keys_S = torch.arange(step.longest + length, device=self.lengths.device)
@@ -115,26 +114,25 @@ class KVCache:
         new = lengths if isinstance(lengths, int) else torch.tensor(lengths)
         self.lengths += new if isinstance(new, int) else new.to(self.lengths.device)
         self._host_lengths += new
-        self._step = self._places = None
+        self._step = None
 
     def _next(self, length: int) -> _Step:
         """The next L positions; the views of all layers are made at once."""
         if self._step is None or self._step.length != length:
             shortest, longest = map(int, self._host_lengths.aminmax())
+            places = None if shortest == longest else self._places(length)
             new = self._stored.narrow(4, longest, length).unbind()
             every = self._stored.narrow(4, 0, longest + length)
             views = every.view(-1, *every.shape[2:]).unbind()  # keys and values in turn
             seen = tuple(zip(views[::2], views[1::2], strict=True))
-            self._step, self._places = _Step(length, longest, shortest == longest, new, seen), None
+            self._step = _Step(length, longest, places, new, seen)
         return self._step
 
-    def _new_places(self, length: int) -> tuple[Tensor, Tensor]:
-        """Where the next L positions of every row go; the same for all layers."""
-        if self._places is None:
-            device = self.lengths.device
-            rows_B1 = torch.arange(len(self.lengths), device=device)[:, None]
-            self._places = rows_B1, self.lengths[:, None] + torch.arange(length, device=device)
-        return self._places
+    def _places(self, length: int) -> tuple[Tensor, Tensor]:
+        """Rows and positions of the next L positions of every row."""
+        device = self.lengths.device
+        rows_B1 = torch.arange(len(self.lengths), device=device)[:, None]
+        return rows_B1, self.lengths[:, None] + torch.arange(length, device=device)
 
 
 class StaticKVCache:
