@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from benchmarks import gemm
 from benchmarks.companions import magnified, measure_rerank
@@ -18,6 +19,7 @@ from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, sup
 from benchmarks.training import our_step, parameters
 from cogview_pl.lit.callbacks.device_peaks import peak_tflops
 from cogview_pl.transformer.training_pass import RECOMPUTE
+from cogview_pl.vqvae import VQVAE
 
 _COPIES = 10
 
@@ -30,8 +32,10 @@ class Sizes:
     dtypes: tuple[str, ...] = ("fp16", "bf16")
     grid: int = 32
     pictures: int = 16
-    sequences: tuple[int, ...] = (8, 2)
-    """Per shape, of a training step."""
+    sequences: tuple[tuple[int, ...], ...] = ((64, 64, 64), (10, 10, 16))
+    """Per shape, of a training step with each form of activation checkpointing."""
+    encoded: int = 64
+    """Pictures at once."""
     candidates: int = 60
     ranked_at_once: int = 20
     copied: int = 2**31
@@ -50,15 +54,22 @@ def rows(sizes: Sizes = Sizes()) -> list[Row]:
         for batch in (1, sizes.pictures)
     ]
     train = [
-        Row(f"cuda:train-{shape}-bf16-x{batch}-{recompute}", partial(measure_train, sizes, shape, batch, recompute))
-        for shape, batch in zip(sizes.shapes, sizes.sequences, strict=True)
-        for recompute in RECOMPUTE
+        Row(
+            f"cuda:train-{shape}-bf16-x{batch}-{recompute}{'-compiled' if compiled else ''}",
+            partial(measure_train, sizes, shape, batch, recompute, compiled),
+        )
+        for shape, batches in zip(sizes.shapes, sizes.sequences, strict=True)
+        for batch, recompute in zip(batches, RECOMPUTE, strict=True)
+        for compiled in (False, True)
     ]
     ranked = partial(measure_rerank, largest, "bf16", sizes.candidates, sizes.grid, sizes.ranked_at_once, sizes.rounds)
     return [
         *decode,
         *train,
-        Row(f"cuda:encode-bf16-x{sizes.pictures}", partial(measure_encode, sizes)),
+        *(
+            Row(f"cuda:encode-{dtype}-x{sizes.encoded}", partial(measure_encode, sizes, dtype))
+            for dtype in ("tf32", "bf16")
+        ),
         Row(f"cuda:rerank-{largest}-bf16-x{sizes.candidates}", ranked),
         Row(f"cuda:magnify-{largest}-bf16-x1", partial(measure_magnify, sizes, largest)),
     ]
@@ -82,14 +93,15 @@ def measure_decode(sizes: Sizes, shape: str, dtype: str, batch: int) -> Result:
     return found
 
 
-def measure_train(sizes: Sizes, shape: str, batch: int, recompute: str) -> Result:
+def measure_train(sizes: Sizes, shape: str, batch: int, recompute: str, compiled: bool) -> Result:
     """Milliseconds per step over the whole vocabulary, weights and AdamW's moments in bf16.
 
-    `recompute` is the activation checkpointing; what is computed again does not count as work done.
+    `recompute` is the activation checkpointing; what is computed again does not count as work done. `compiled`: by
+    torch.compile.
     """
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    step = our_step(shape, "bf16", "vocabulary", batch, sizes.grid, hold="bf16", recompute=recompute)
+    step = our_step(shape, "bf16", "vocabulary", batch, sizes.grid, hold="bf16", recompute=recompute, compiled=compiled)
     found = result("ms", contest({"ours": step} | gemm.squares("bf16"), sizes.rounds), {})
     reached = step_flops(shape, batch, PROMPT + sizes.grid**2) / found.values["ours"] * 1e3
     found.facts["TFLOP/s"] = reached / 1e12
@@ -109,18 +121,27 @@ def step_flops(shape: str, batch: int, length: int) -> int:
     return products + 6 * batch * layers * width * length**2
 
 
-def measure_encode(sizes: Sizes) -> Result:
-    """Milliseconds to encode pictures, bf16 by autocast with the code search in fp32."""
+def measure_encode(sizes: Sizes, dtype: str) -> Result:
+    """Milliseconds to encode pictures, in fp32 (convolutions in TF32, as is torch's default) or bf16 (autocast)."""
     model = released_size()
-    images = torch.rand(sizes.pictures, 3, sizes.pixels, sizes.pixels, device=DEVICE)
+    images = torch.rand(sizes.encoded, 3, sizes.pixels, sizes.pixels, device=DEVICE)
     images = images.contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):
+    with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bf16"):
         found = result("ms", contest({"encode": lambda: model.encode(images)}, sizes.rounds), {})
-    rate = sizes.pictures / found.values["encode"] * 1e3
+        found.facts["codes as in fp32"] = float(
+            (model.encode(images) == _encoded_exactly(model, images)).float().mean()
+        )
+    rate = sizes.encoded / found.values["encode"] * 1e3
     found.facts["pictures/s"] = rate
     if (peak := _peak()) is not None:
         found.facts["share of the bf16 bound"] = rate * sum(encode_flops(sizes.pixels)) / peak
     return found
+
+
+def _encoded_exactly(model: VQVAE, images: Tensor) -> Tensor:
+    """Codes without TF32."""
+    with torch.autocast(DEVICE.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return model.encode(images)
 
 
 def measure_magnify(sizes: Sizes, shape: str) -> Result:

@@ -66,18 +66,20 @@ def our_step(
     grid: int = GRID,
     hold: str = "fp32",
     recompute: str = "none",
+    compiled: bool = False,
 ) -> Work:
     """A step of ours, with Sandwich-LN and PB-Relax.
 
     Args:
-        shape, dtype: size; bf16 is autocast, as in training.
+        shape, dtype: size; bf16 over weights in fp32 is autocast, as in training.
         loss_over: `vocabulary`, or `slot` for the ids that a slot may hold.
         batch, grid: sequences, and edge of their grids.
         hold: precision of the weights, and with them of AdamW's moments.
         recompute: activation checkpointing.
+        compiled: blocks by torch.compile.
     """
     model, template = text_to_image(shape, grid)
-    model.set_training_pass(recompute=recompute)
+    model.set_training_pass(recompute=recompute, compiled=compiled)
     by_slot = [template.predicted(slot) for slot in template.slots]
     tokens_BL = torch.randint(0, IMAGE_CODES, (batch, template.length), device=DEVICE)
     tokens_BL[:, :PROMPT] += by_slot[0].start
@@ -100,12 +102,13 @@ def hugging_face_step(shape: str, dtype: str) -> Work:
 
 
 def step(model: nn.Module, loss: Callable[[], Tensor], dtype: str) -> Work:
-    """Forward under autocast (in bf16), backward, AdamW."""
+    """Forward, under autocast if weights are fp32 and `dtype` is bf16, backward, AdamW."""
+    by_autocast = dtype == "bf16" and next(model.parameters()).dtype == torch.float32
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def run() -> None:
         optimizer.zero_grad()
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bf16"):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=by_autocast):
             value = loss()
         value.backward()
         optimizer.step()

@@ -20,7 +20,8 @@ TINY = cuda.Sizes(
     dtypes=("fp16", "bf16"),
     grid=4,
     pictures=2,
-    sequences=(2,),
+    sequences=((2, 2, 2),),
+    encoded=2,
     candidates=3,
     ranked_at_once=2,
     copied=2**16,
@@ -160,6 +161,8 @@ def test_rows_of_a_gpu_run(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WIDTH", "CODE_DIM"):
         monkeypatch.setattr(image_tokenizer, name, 16)
     for row in cuda.rows(TINY):
+        if "compiled" in row.title:
+            continue  # takes a CPU half a minute
         found = row.measure()
         assert all(math.isfinite(value) and value > 0 for value in found.values.values()), row.title
         assert row.title in report.text(row.title, found)

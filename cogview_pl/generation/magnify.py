@@ -17,6 +17,8 @@ from torch import Tensor
 from cogview_pl.errors import UserError
 from cogview_pl.generation.fill import OPEN, fill
 from cogview_pl.generation.filters import Sampling
+from cogview_pl.generation.static_step import can_capture
+from cogview_pl.generation.static_wavefront import StaticWavefront
 from cogview_pl.generation.wavefront import Wavefront
 from cogview_pl.generation.windows import ORDER, Window, windows
 from cogview_pl.transformer import Transformer
@@ -57,7 +59,8 @@ def magnify(
     window_seeds = [[seed * len(ORDER) + number for seed in seeds] for number in range(len(ORDER))]
     if model.norm_scope == "tensor":
         return _in_order(model, template, prompts, window_seeds, codes.shape, sampling, on_window)
-    front = Wavefront(model, template, prompts, window_seeds, grid=codes.shape[1], sampling=sampling)
+    kind = StaticWavefront if can_capture(model, template, sampling) else Wavefront
+    front = kind(model, template, prompts, window_seeds, grid=codes.shape[1], sampling=sampling)
     return front.run(on_window).cpu()
 
 

@@ -97,6 +97,11 @@ class Rows:
         """So many of the tokens last looked at are read, in each row."""
         self._count([*counts, *counts] if self._sampling.guided else counts)
 
+    @property
+    def attend_to_their_ends(self) -> bool:
+        """Whether each row of `static` attends as far as it is filled; else all do over `reach` positions."""
+        return self._model.fused is not None
+
     def static(self, reach: int) -> Rows:
         """These rows for reading one token at a time on fixed memory, while none is longer than `reach`.
 

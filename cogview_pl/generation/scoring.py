@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cogview_pl.errors import UserError
-from cogview_pl.transformer import Transformer
+from cogview_pl.transformer import Transformer, fused_model
 from cogview_pl.vocab import Template, TextSlot, caption_slots
 
 
@@ -52,9 +52,10 @@ def caption_log_likelihoods(
     for row, (start, pieces) in enumerate(zip(starts, texts, strict=True)):
         due[row, start : start + len(pieces) + closing] = True
     due = due[:, 1:].to(device)  # of each input, whether what it predicts is scored
-    hidden = model.hidden(tokens[:, :-1], positions[:, :-1])
+    reader = fused_model(model) or model
+    hidden = reader.hidden(tokens[:, :-1], positions[:, :-1])
     words = template.predicted(template.target)
-    log_probabilities = model.logits(hidden[due], [words]).float().log_softmax(-1)
+    log_probabilities = reader.logits(hidden[due], [words]).float().log_softmax(-1)
     targets = tokens[:, 1:][due] - words.start
     scored = log_probabilities.gather(1, targets[:, None])[:, 0]
     sums = torch.zeros(len(texts), device=device).index_add_(0, due.nonzero()[:, 0], scored)

@@ -6,8 +6,8 @@ the host would have to know: the last token, the place in the slot and the lengt
 step itself moves on, attention runs over a fixed number of cached positions behind a mask, and no tensor's shape
 depends on what was sampled.
 
-Attention over the whole cache would read mostly unused positions in the beginning, hence a graph for every
-`_REACH` positions: no step reads more than that in vain.
+Where attention runs over the whole cache behind a mask it would read mostly unused positions in the beginning, hence a
+graph for every `_REACH` positions: no step reads more than that in vain.
 
 Shapes: B rows, T codes of the slot, n allowed ids.
 """
@@ -28,8 +28,10 @@ from cogview_pl.vocab import CodeSlot, Template
 
 _REACH = 256
 
-Run = Callable[[Callable[[], None], int, Callable[[], None]], None]
-"""Repeats a step so many times, and calls the last after each."""
+Repeat = Callable[[int, Callable[[], None]], None]
+"""Runs a step so many times, and calls the function after each."""
+Repeater = Callable[[Callable[[], None]], Repeat]
+"""How a step is repeated."""
 
 
 def can_capture(model: Transformer, template: Template, sampling: Sampling) -> bool:
@@ -73,8 +75,8 @@ def follow(
     uniform_BT: Tensor,
     sampling: Sampling,
     on_step: Callable[[], None] = lambda: None,
-    run: Run | None = None,
-    width: int = _REACH,
+    repeater: Repeater | None = None,
+    width: int | None = None,
 ) -> list[list[int]]:
     """All T codes of each row, of which the first is given; the same as sampling them one by one.
 
@@ -88,10 +90,10 @@ def follow(
         uniform_BT: the numbers in [0, 1) that decide each draw.
         sampling: temperature, filters and guidance.
         on_step: called for every code but the first.
-        run: how a step is repeated; by default `replayed` on a GPU and `one_by_one` elsewhere.
-        width: cached positions by which attention grows.
+        repeater: by default `by_graph` on a GPU and `one_by_one` elsewhere.
+        width: cached positions by which attention grows; None: what the rows do well with.
     """
-    run = run or (replayed if first_B.device.type == "cuda" else one_by_one)
+    repeater = repeater or default_repeater(first_B.device)
     filled_BT = first_B[:, None].repeat(1, uniform_BT.shape[1])
     last_B1 = first_B[:, None].clone()
     place_1 = torch.ones(1, dtype=torch.long, device=first_B.device)
@@ -103,32 +105,54 @@ def follow(
         filled_BT.index_copy_(1, place_1, last_B1)
         place_1.add_(1)
 
-    for span in spans(rows.longest, uniform_BT.shape[1] - 1, width):
-        run(partial(step, rows.static(span.reach)), span.steps, on_step)
+    steps = uniform_BT.shape[1] - 1
+    if width is None:
+        width = rows.longest + steps if rows.attend_to_their_ends else _REACH
+    for span in spans(rows.longest, steps, width):
+        repeater(partial(step, rows.static(span.reach)))(span.steps, on_step)
     return filled_BT.tolist()
 
 
-def one_by_one(step: Callable[[], None], count: int, on_step: Callable[[], None]) -> None:
-    """The same without a graph."""
-    for _ in range(count):
-        step()
-        on_step()
+def default_repeater(device: torch.device) -> Repeater:
+    """`by_graph` on a GPU, `one_by_one` elsewhere."""
+    return by_graph if device.type == "cuda" else one_by_one
 
 
-def replayed(step: Callable[[], None], count: int, on_step: Callable[[], None]) -> None:
-    """`count` times the step, by a graph; the first runs as it is, for libraries allocate and load kernels in it."""
+def one_by_one(step: Callable[[], None]) -> Repeat:
+    """The step as it is."""
+
+    def repeat(count: int, on_step: Callable[[], None]) -> None:
+        for _ in range(count):
+            step()
+            on_step()
+
+    return repeat
+
+
+def by_graph(step: Callable[[], None]) -> Repeat:
+    """The step by a graph, but for the first time, in which libraries allocate and load kernels."""
     stream = torch.cuda.Stream()
+    graph: torch.cuda.CUDAGraph | None = None
+
+    def repeat(count: int, on_step: Callable[[], None]) -> None:
+        nonlocal graph
+        for _ in range(count):
+            if graph is not None:
+                graph.replay()
+            else:
+                graph = _run_and_record(step, stream)
+            on_step()
+        torch.cuda.current_stream().synchronize()  # before the graph and its memory go
+
+    return repeat
+
+
+def _run_and_record(step: Callable[[], None], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()
     torch.cuda.current_stream().wait_stream(stream)
-    on_step()
-    if count == 1:
-        return
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         step()  # recorded, not run
-    for _ in range(count - 1):
-        graph.replay()
-        on_step()
-    torch.cuda.current_stream().synchronize()  # before the graph and its memory go
+    return graph

@@ -40,7 +40,7 @@ def keep_as_on_a_gpu(model: Transformer) -> list[AttentionFunction] | None:
             elif isinstance(child, LayerNorm):
                 child.__class__ = _LayerNorm
     attention = model.blocks[0].attention  # type: ignore[union-attr]
-    return [_without_mask] * len(model.blocks) if attention._attend is fused_attention else None  # type: ignore[union-attr]
+    return [_without_mask] * len(model.blocks) if attention.function is fused_attention else None  # type: ignore[union-attr]
 
 
 class _Convolution(Linear):

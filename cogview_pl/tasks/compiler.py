@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import sys
@@ -13,6 +12,7 @@ import torch
 
 from cogview_pl.config import Config
 from cogview_pl.errors import UserError
+from cogview_pl.gpu import missing_for_triton
 
 
 def prepare_compiler(config: Config) -> None:
@@ -23,7 +23,7 @@ def prepare_compiler(config: Config) -> None:
     """
     if not config.compile:
         return
-    missing = missing_on_gpu() if trains_on_gpu(config) else _missing_on_cpu()
+    missing = missing_for_triton() if trains_on_gpu(config) else _missing_on_cpu()
     if missing is not None:
         raise UserError(f"compile=true: {missing}, or set compile=false")
     torch.compiler.reset()
@@ -42,14 +42,4 @@ def _missing_on_cpu() -> str | None:
     headers = Path(sysconfig.get_path("include"), "Python.h")
     if not headers.is_file():
         return f"on a CPU it needs the headers of Python, and {headers} was not found; install them (python3-dev)"
-    return None
-
-
-def missing_on_gpu() -> str | None:
-    """What torch.compile lacks here to make code for a GPU, and what to do; None: nothing."""
-    if importlib.util.find_spec("triton") is None:
-        return "on a GPU it needs Triton, which was not found; install the package triton"
-    named = os.environ.get("CC")
-    if not any(shutil.which(name) for name in ([named] if named else ["gcc", "clang", "cc"])):
-        return f"on a GPU Triton needs a C compiler, and {named or 'gcc'} was not found; install one or name it in CC"
     return None

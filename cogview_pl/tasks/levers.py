@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from cogview_pl.config import Config
 from cogview_pl.errors import UserError
-from cogview_pl.tasks.compiler import missing_on_gpu, trains_on_gpu
+from cogview_pl.gpu import missing_for_triton
+from cogview_pl.tasks.compiler import trains_on_gpu
 
 _OURS = "cogview_pl.lit.low_memory."
 ADAMW_8BIT, ADAMW_OFFLOAD = f"{_OURS}adamw_8bit", f"{_OURS}adamw_offload"
@@ -26,7 +27,7 @@ def check_levers(config: Config) -> None:
     if optimizer == "adamw_offload":
         _check_offload(config)
     if optimizer in _ROUNDS_AT_RANDOM and trains_on_gpu(config):
-        missing = missing_on_gpu()
+        missing = missing_for_triton()
         if missing is not None:
             raise UserError(f"optimizer={optimizer}: {missing}, or use optimizer=adamw")
 

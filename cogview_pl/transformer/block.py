@@ -23,8 +23,8 @@ Cache = KVCache | StaticKVCache | HiddenStateMemory
 NORM_PLACEMENTS = ("pre", "post", "sandwich")
 NORM_SCOPES = ("none", "token", "tensor")
 
-_NORM_TARGET = 8.0  # PB-Relax brings the largest |x| to this, as the released models do
-_SMALLEST_MAXIMUM = 1e-4  # an all-zero vector is left alone; representable in fp16 even after dividing by 8
+NORM_TARGET = 8.0  # PB-Relax brings the largest |x| to this, as the released models do
+SMALLEST_MAXIMUM = 1e-4  # an all-zero vector is left alone; representable in fp16 even after dividing by 8
 
 
 class LayerNorm(nn.LayerNorm):
@@ -52,8 +52,8 @@ class LayerNorm(nn.LayerNorm):
         dim = -1 if self.scope == "token" else None
         maximum = _largest(input.detach() if input.requires_grad else input, dim)
         # Brought to 1 instead of 8, with eps in proportion: the same numbers, and one pass less.
-        scaled = input / maximum.clamp(min=_SMALLEST_MAXIMUM * _NORM_TARGET)
-        return F.layer_norm(scaled, self.normalized_shape, self.weight, self.bias, self.eps / _NORM_TARGET**2)
+        scaled = input / maximum.clamp(min=SMALLEST_MAXIMUM * NORM_TARGET)
+        return F.layer_norm(scaled, self.normalized_shape, self.weight, self.bias, self.eps / NORM_TARGET**2)
 
 
 def _largest(x: Tensor, dim: int | None) -> Tensor:
@@ -78,7 +78,7 @@ class Attention(nn.Module):
         self.out = Linear(width, width)
         if attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention}")
-        self._attend = ATTENTIONS[attention]
+        self.function = ATTENTIONS[attention]
 
     def forward(
         self,
@@ -99,7 +99,7 @@ class Attention(nn.Module):
             k_BHSK, v_BHSK = cache.store(layer, projected.narrow(0, 1, 2))
             q_BHLK = projected.select(0, 0).to(k_BHSK.dtype)
         dropout = self.dropout if self.training else 0.0
-        y_BHLK = (attend or self._attend)(q_BHLK, k_BHSK, v_BHSK, mask, dropout)
+        y_BHLK = (attend or self.function)(q_BHLK, k_BHSK, v_BHSK, mask, dropout)
         return self.out(y_BHLK.transpose(1, 2).flatten(2).to(projected.dtype))
 
     def project(self, x_BLD: Tensor) -> Tensor:

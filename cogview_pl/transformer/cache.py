@@ -116,6 +116,11 @@ class KVCache:
         self._host_lengths += new
         self._step = None
 
+    def stored_elsewhere(self, count: int) -> None:
+        """Count positions as stored that a `StaticKVCache` of the same memory has stored, and counted on the device."""
+        self._host_lengths += count
+        self._step = None
+
     def _next(self, length: int) -> _Step:
         """The next L positions; the views of all layers are made at once."""
         if self._step is None or self._step.length != length:
@@ -149,26 +154,33 @@ class StaticKVCache:
 
     def __init__(self, cache: KVCache, reach: int) -> None:
         self._layers = cache._stored.narrow(4, 0, reach).unbind()
-        self._lengths = cache.lengths
+        self.lengths = cache.lengths
         self._rows_B = torch.arange(len(cache.lengths), device=cache.lengths.device)
+        _, _, batch, heads, *_ = cache._stored.shape
+        self.arrived = torch.zeros(batch * heads, dtype=torch.int32, device=cache.lengths.device)
+        """Counts for the kernel of attention, 0 between steps."""
         self._reach_S = torch.arange(reach, device=cache.lengths.device)
 
     def store(self, layer: int, keys_and_values: Tensor) -> tuple[Tensor, Tensor]:
         """Write one new position `(2, B, H, 1, K)` behind every row; returns keys and values `(B, H, reach, K)`."""
         stored_2BHSK = self._layers[layer]
         new_B2HK = keys_and_values[:, :, :, 0].transpose(0, 1)
-        stored_2BHSK.transpose(0, 1)[self._rows_B, :, :, self._lengths] = new_B2HK.to(stored_2BHSK.dtype)
-        keys_BHSK, values_BHSK = stored_2BHSK.unbind()
+        stored_2BHSK.transpose(0, 1)[self._rows_B, :, :, self.lengths] = new_B2HK.to(stored_2BHSK.dtype)
+        return self.keys_and_values(layer)
+
+    def keys_and_values(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values `(B, H, reach, K)`."""
+        keys_BHSK, values_BHSK = self._layers[layer].unbind()
         return keys_BHSK, values_BHSK
 
     def mask(self, length: int) -> Tensor:
         """What each row's new position sees: bool `(B, 1, 1, reach)`."""
         if length != 1:
             raise ValueError(f"a static cache takes one new position at a time, not {length}")
-        return (self._reach_S <= self._lengths[:, None])[:, None, None]
+        return (self._reach_S <= self.lengths[:, None])[:, None, None]
 
     def advance(self, lengths: Sequence[int] | int) -> None:
         """Count the new position of every row as stored; `lengths` is 1."""
         if lengths != 1:
             raise ValueError(f"a static cache takes one new position at a time, not {lengths}")
-        self._lengths += 1
+        self.lengths += 1

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cogview_pl.linear import ONEDNN_IS_FASTER
 from cogview_pl.transformer.block import MLP, Cache
+from cogview_pl.transformer.fused import fused_model
 from cogview_pl.transformer.lora import LoRALinear
 from cogview_pl.transformer.model import Transformer
 
@@ -66,14 +67,18 @@ class DecodingModel:
         if can_pack(weight):
             self._model = model if model.spread else _packed_copy(model, rows)
             self._head = PackedLinear(torch.cat([weight[span.start : span.stop] for span in ids]), None, rows)
+        self.fused = fused_model(model)
+        """The kernels of a GPU; None where the model's own operations run."""
 
     def hidden(self, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """Hidden states `(B, L, D)` of tokens that continue the rows of the cache; see `Transformer.hidden`."""
-        return self._model.hidden(tokens, positions, cache)
+        return (self.fused or self._model).hidden(tokens, positions, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `(…, n)` of hidden states `(…, D)`."""
-        return self._model.logits(hidden, self._ids) if self._head is None else self._head(hidden)
+        if self._head is not None:
+            return self._head(hidden)
+        return (self.fused or self._model).logits(hidden, self._ids)
 
 
 def packed_bytes(*, layers: int, width: int, ids: int, dtype: torch.dtype, quantized: bool) -> int:

@@ -16,10 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cogview_pl.gpu import runs_kernels
 from cogview_pl.linear import product
 
 # Distances of a block, in float32 values (8 MB); two blocks are held for a moment.
 BLOCK_VALUES = 2 * 1024 * 1024
+_WIDEST_FOR_KERNEL = 256  # the tiles of wider codes do not fit on a GPU's chip
 
 
 def uniform_codebook(code_dim: int, num_codes: int) -> Tensor:
@@ -37,8 +39,12 @@ def rows_per_block(num_codes: int) -> int:
 def nearest(x_ND: Tensor, codebook_DK: Tensor) -> tuple[Tensor, Tensor]:
     """Index of the nearest code (int64, `(N,)`) and the squared distance to it (float32, `(N,)`).
 
-    Distances are computed in float32 also under autocast; of equally near codes the lowest index wins.
+    Distances are as good as in float32 also under autocast; of equally near codes the lowest index wins.
     """
+    if x_ND.shape[1] <= _WIDEST_FOR_KERNEL and runs_kernels(x_ND.device):
+        from cogview_pl.vqvae.gpu_kernels import nearest_by_kernel  # Triton is there where there is a GPU
+
+        return nearest_by_kernel(x_ND, codebook_DK)
     num_rows, num_codes = x_ND.shape[0], codebook_DK.shape[1]
     codes_N = torch.empty(num_rows, dtype=torch.int64, device=x_ND.device)
     distance_N = torch.empty(num_rows, dtype=torch.float32, device=x_ND.device)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cogview_pl.errors import UserError
+from cogview_pl.vqvae.fused import can_fuse, encode_by_fused_convolutions
 from cogview_pl.vqvae.quantizer import Quantizer, QuantizerOutput
 
 
@@ -122,7 +123,10 @@ class VQVAE(nn.Module):
                 f"image of {height} x {width} pixels: both edges must be multiples of {self.downsampling} "
                 "(image_tokenizer.downsampling); resize or crop it"
             )
-        return self.encoder((images - self.mean) / self.std)
+        normalised = (images - self.mean) / self.std
+        if can_fuse(normalised):
+            return encode_by_fused_convolutions(self.encoder, normalised)
+        return self.encoder(normalised)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from cogview_pl.generation.fill import fill, uniforms
 from cogview_pl.generation.filters import Sampling, draw, probabilities
 from cogview_pl.generation.reading import Rows
-from cogview_pl.generation.static_step import Run, can_capture, follow, one_by_one, spans
+from cogview_pl.generation.static_step import Repeater, can_capture, follow, one_by_one, spans
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Template
 
+from .recorder import recorded
 from .small_model import TWO_IMAGES, VOCABULARY, small_model
 
 TEMPLATE = Template(
@@ -42,14 +38,14 @@ def by_static_steps(
     texts: tuple[list[int], ...],
     sampling: Sampling,
     width: int,
-    run: Run = one_by_one,
+    repeater: Repeater = one_by_one,
 ) -> list[list[int]]:
     prompts = prompts_of(template, texts)
     length, span = template.target.length, template.allowed(template.target)[0]
     uniform_BT, ids_n = uniforms(range(len(texts)), prompts, length), torch.arange(span.start, span.stop)
     rows = Rows(model, template, prompts, without_text(template, texts), length, sampling)
     first_B = ids_n[draw(probabilities(rows.logits(), sampling), uniform_BT[:, 0])]
-    return follow(rows, first_B, ids_n=ids_n, uniform_BT=uniform_BT, sampling=sampling, run=run, width=width)
+    return follow(rows, first_B, ids_n=ids_n, uniform_BT=uniform_BT, sampling=sampling, repeater=repeater, width=width)
 
 
 def prompts_of(template: Template, texts: tuple[list[int], ...]) -> list[list[int]]:
@@ -85,33 +81,6 @@ def test_restarting_positions_and_forms_of_attention(attention: str) -> None:
     prompts = prompts_of(TWO_IMAGES, TEXTS)
     filled = fill(model, TWO_IMAGES, prompts, seeds=range(4), sampling=Sampling())
     assert by_static_steps(model, TWO_IMAGES, TEXTS, Sampling(), 16) == filled
-
-
-class Recorder(TorchDispatchMode):
-    """Keeps every operation with its operands and results, and runs them again on the same memory, as a graph does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[tuple[Any, Any, Any, list[Tensor]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), "waits"
-        results = func(*args, **(kwargs or {}))
-        self.operations.append((func, args, kwargs or {}, tree_leaves(results)))
-        return results
-
-    def replay(self) -> None:
-        for func, args, kwargs, recorded in self.operations:
-            for old, new in zip(recorded, tree_leaves(func(*args, **kwargs)), strict=True):
-                if old.data_ptr() != new.data_ptr():  # neither a view nor written in place
-                    old.copy_(new)
-
-
-def recorded(step: Callable[[], None], count: int, on_step: Callable[[], None]) -> None:
-    with Recorder() as recorder:
-        step()
-    for _ in range(count - 1):
-        recorder.replay()
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import unwrap
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +13,14 @@ from torch import Tensor
 from cogview_pl.generation import Sampling, fill
 from cogview_pl.generation.fill import OPEN
 from cogview_pl.generation.magnify import magnify
+from cogview_pl.generation.static_step import Repeater, one_by_one
+from cogview_pl.generation.static_wavefront import StaticWavefront
 from cogview_pl.generation.wavefront import timetable
 from cogview_pl.generation.windows import owners, windows
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 
+from .recorder import recorded
 from .small_model import small_model
 
 CODES, PIECES = 40, 30
@@ -65,6 +70,36 @@ def test_same_codes_as_in_order(grid: int, sampling: Sampling) -> None:
     found = magnify(model, template, TEXTS, codes, seeds=range(len(TEXTS)), sampling=sampling)
     assert torch.equal(found, in_order(model, template, TEXTS, codes, sampling))
     assert len(found.unique()) > 5  # not the same code everywhere
+
+
+@pytest.mark.parametrize("repeater", [one_by_one, recorded], ids=["one_by_one", "recorded"])
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(top_k=10)], ids=["greedy", "sampled"])
+def test_same_codes_by_steps_on_fixed_memory(
+    repeater: Repeater, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a GPU, where the steps are CUDA graphs.
+    model, template = make(8)
+    codes = torch.randint(CODES, (len(TEXTS), 8, 8), generator=torch.Generator().manual_seed(1))
+    arguments: dict[str, Any] = {"seeds": range(len(TEXTS)), "sampling": sampling}
+    plainly = magnify(model, template, TEXTS, codes, **arguments)
+    monkeypatch.setattr("cogview_pl.generation.magnify.can_capture", lambda *_: True)
+    monkeypatch.setattr("cogview_pl.generation.static_wavefront.default_repeater", lambda _: repeater)
+    with torch.no_grad():  # in inference mode the recorder would see whole operations, not what they are made of
+        monkeypatch.setattr(StaticWavefront, "run", unwrap(StaticWavefront.run))
+        assert torch.equal(magnify(model, template, TEXTS, codes, **arguments), plainly)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+def test_graphs_give_the_codes_of_single_operations() -> None:
+    model, template = make(8)
+    model.to("cuda")
+    codes = torch.randint(CODES, (len(TEXTS), 8, 8), generator=torch.Generator().manual_seed(1))
+    by_graphs, plainly = (
+        magnify(model, template, TEXTS, codes, seeds=range(3), sampling=Sampling(top_k=10, cuda_graphs=graphs))
+        for graphs in (True, False)
+    )
+    assert torch.equal(by_graphs, plainly)
 
 
 class TestTimetable:

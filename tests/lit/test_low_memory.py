@@ -158,7 +158,10 @@ def test_offloaded_state_trains_as_adamw_does(offload_gradients: bool) -> None:
             sequence_loss(trained, *arguments).loss.backward()
             stepped.step()
             stepped.zero_grad()
-    for one, other in zip(model.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+    for (name, one), (_, other) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        # Attention does not depend on the biases of keys: their gradients are rounding, which Adam makes steps of.
+        parts = (0, 2) if name.endswith("qkv.bias") else (0, 1, 2)
+        for part in parts:
+            torch.testing.assert_close(one.chunk(3)[part], other.chunk(3)[part], atol=1e-4, rtol=1e-3)
     moments = 2 * sum(parameter.nbytes for parameter in reference.parameters())
     assert torch.cuda.memory_allocated() - before < 1.5 * moments  # of the reference alone

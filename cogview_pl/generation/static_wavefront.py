@@ -1,0 +1,124 @@
+"""Super-resolution windows side by side, by captured CUDA graphs: a `Wavefront` whose steps all do the same.
+
+Nine tenths of the steps read one code per window. What such a step writes and where is known before the first one, so
+it is laid out in tensors, and the step, on fixed memory, takes its line of them: all lanes read a token and draw a
+code, and those that are not in the step draw theirs into the void. Prompts, and rows of codes that another window
+has filled, are read in between, as in a `Wavefront`.
+
+Shapes: B pictures, R rows (lanes · B, lane by lane), S steps, g edge of the source grid, T codes of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cogview_pl.generation.fill import uniforms
+from cogview_pl.generation.filters import draw, probabilities
+from cogview_pl.generation.static_step import Repeater, default_repeater
+from cogview_pl.generation.wavefront import Turn, Wavefront
+from cogview_pl.transformer import StaticKVCache
+
+
+class _Lines(NamedTuple):
+    """What every step does, per row of the cache."""
+
+    active_SR: Tensor
+    """int64, 1 where a code is drawn."""
+    target_SR: Tensor
+    """Index of the code among all codes."""
+    uniform_SR: Tensor
+    """The number that decides the draw."""
+
+
+class StaticWavefront(Wavefront):
+    """The codes of a `Wavefront`, by steps on fixed memory."""
+
+    @torch.inference_mode()
+    def run(self, on_window: Callable[[], None] = lambda: None, repeater: Repeater | None = None) -> Tensor:
+        """All steps; returns the codes. `on_window` is called when the steps of a window have been sent."""
+        device = self._model.device
+        cells = self.codes[0].numel()
+        num_rows = len(self._cache.lengths)
+        all_codes = torch.cat([self.codes.flatten(), self.codes.new_zeros(1)])  # the last cell is the void
+        self.codes = all_codes[:-1].view(self.codes.shape)
+        pending_R1 = torch.zeros(num_rows, 1, dtype=torch.long, device=device)  # tokens that are to be read next
+        next_R = torch.zeros(num_rows, dtype=torch.long, device=device)  # their positions
+        step_1 = torch.zeros(1, dtype=torch.long, device=device)
+        lines = self._lines(num_rows, cells)
+        static = StaticKVCache(self._cache, self._cache.capacity)
+
+        def step() -> None:
+            active_R, target_R, uniform_R = (line.index_select(0, step_1)[0] for line in lines)
+            hidden_RD = self._model.hidden(pending_R1, next_R[:, None], static)[:, -1]
+            static.lengths.add_(active_R)
+            next_R.add_(active_R)
+            drawn_R = draw(probabilities(self._model.logits(hidden_RD), self._sampling), uniform_R)
+            all_codes.index_copy_(0, target_R, drawn_R)
+            pending_R1.copy_(torch.where(active_R > 0, drawn_R, pending_R1[:, 0])[:, None])
+            step_1.add_(1)
+
+        repeat = (repeater or default_repeater(device))(step)
+        sent: list[Sequence[Turn]] = []
+
+        def send() -> None:
+            repeat(len(sent), lambda: None)
+            for turn in (turn for turns in sent for turn in turns):
+                self._cache.rows(self._rows(turn, turn)).stored_elsewhere(1)
+            sent.clear()
+
+        for turns in self._steps:
+            ahead = [turn for turn in turns if not self._one_behind(turn)]
+            if ahead:
+                send()
+            for turn in ahead:
+                self._catch_up(turn, pending_R1, next_R)
+            sent.append(turns)
+            for turn in turns:
+                self._running[turn.window].read = turn.place
+            for turn in (turn for turn in turns if turn.last):
+                send()
+                del self._running[turn.window]
+                on_window()
+        return self.codes
+
+    def _one_behind(self, turn: Turn) -> bool:
+        """Whether the window has read all codes before the turn's but the one that it has drawn last."""
+        return turn.window in self._running and self._running[turn.window].read == turn.place - 1
+
+    def _catch_up(self, turn: Turn, pending_R1: Tensor, next_R: Tensor) -> None:
+        """Read prompt and codes before the turn's in one pass, and the last of them not: that the step will do."""
+        rows = self._rows(turn, turn)
+        if turn.window not in self._running:
+            self._start(turn)
+        else:
+            self._running[turn.window].next_B = next_R[rows].clone()
+            self._read([turn])
+        window = self._running[turn.window]
+        self._cache.rows(rows).advance(-1)
+        next_R[rows] = window.next_B - 1
+        if turn.place > 0:
+            pending_R1[rows] = self.codes[(slice(None), *window.region)].flatten(1)[:, turn.place - 1, None]
+        else:
+            ends = [prompt[-1] for prompt in self._prompts[turn.window]]
+            pending_R1[rows] = torch.tensor(ends, device=pending_R1.device)[:, None]
+
+    def _lines(self, num_rows: int, cells: int) -> _Lines:
+        pictures, length = self._num_pictures, self._template.target.length
+        numbers = [uniforms(seeds, p, length) for seeds, p in zip(self._seeds, self._prompts, strict=True)]
+        active_SR = torch.zeros(len(self._steps), num_rows, dtype=torch.long)
+        target_SR = torch.full_like(active_SR, pictures * cells)
+        uniform_SR = torch.zeros(active_SR.shape)
+        index = torch.arange(pictures * cells).view(self.codes.shape)
+        regions = [index[(slice(None), *window.target)].flatten(1) for window in self._windows]
+        for number, turns in enumerate(self._steps):
+            for turn in turns:
+                rows = self._rows(turn, turn)
+                active_SR[number, rows] = 1
+                target_SR[number, rows] = regions[turn.window][:, turn.place]
+                uniform_SR[number, rows] = numbers[turn.window][:, turn.place]
+        device = self._model.device
+        return _Lines(active_SR.to(device), target_SR.to(device), uniform_SR.to(device))

@@ -1,0 +1,30 @@
+"""Where code that Triton makes for GPUs can run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from functools import cache
+
+import torch
+
+_FROM = (8, 0)  # compute capability that multiplies bf16
+
+
+@cache
+def runs_kernels(device: torch.device) -> bool:
+    """Whether the project's own kernels run there: a GPU of NVIDIA from Ampere on, and all that Triton needs."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= _FROM and missing_for_triton() is None
+
+
+def missing_for_triton() -> str | None:
+    """What Triton lacks here, and what to do; None: nothing."""
+    if importlib.util.find_spec("triton") is None:
+        return "on a GPU it needs Triton, which was not found; install the package triton"
+    named = os.environ.get("CC")
+    if not any(shutil.which(name) for name in ([named] if named else ["gcc", "clang", "cc"])):
+        return f"on a GPU Triton needs a C compiler, and {named or 'gcc'} was not found; install one or name it in CC"
+    return None
