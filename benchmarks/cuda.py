@@ -53,6 +53,7 @@ def rows(sizes: Sizes = Sizes()) -> list[Row]:
         for dtype in sizes.dtypes
         for batch in (1, sizes.pictures)
     ]
+    in_int8 = partial(measure_decode, sizes, largest, "bf16", 1, int8=True)
     train = [
         Row(
             f"cuda:train-{shape}-bf16-x{batch}-{recompute}{'-compiled' if compiled else ''}",
@@ -65,6 +66,7 @@ def rows(sizes: Sizes = Sizes()) -> list[Row]:
     ranked = partial(measure_rerank, largest, "bf16", sizes.candidates, sizes.grid, sizes.ranked_at_once, sizes.rounds)
     return [
         *decode,
+        Row(f"cuda:decode-{largest}-int8-x1", in_int8),
         *train,
         *(
             Row(f"cuda:encode-{dtype}-x{sizes.encoded}", partial(measure_encode, sizes, dtype))
@@ -75,18 +77,21 @@ def rows(sizes: Sizes = Sizes()) -> list[Row]:
     ]
 
 
-def measure_decode(sizes: Sizes, shape: str, dtype: str, batch: int) -> Result:
-    """Milliseconds per step behind a prompt of 64 tokens, and how much of the copy bandwidth its reads are."""
+def measure_decode(sizes: Sizes, shape: str, dtype: str, batch: int, *, int8: bool = False) -> Result:
+    """Milliseconds per step behind a prompt of 64 tokens, and how much of the copy bandwidth its reads are.
+
+    With `int8` the matrices are held so (`weights=int8`).
+    """
     new = sizes.grid**2
     source = torch.empty(sizes.copied, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     contenders = {
-        "ours": ours(shape, dtype, batch, sizes.grid),
+        "ours": ours(shape, dtype, batch, sizes.grid, "int8" if int8 else None),
         "copy": repeated(lambda: target.copy_(source), _COPIES),
     }
     found = result("ms", contest(contenders, sizes.rounds), {"ours": new, "copy": _COPIES})
     bandwidth = 2 * sizes.copied / found.values["copy"] * 1e3  # a copy reads and writes
-    read = step_bytes(shape, dtype, batch, new) / found.values["ours"] * 1e3
+    read = step_bytes(shape, dtype, batch, new, int8=int8) / found.values["ours"] * 1e3
     found.facts["copy, GB/s"] = bandwidth / 1e9
     found.facts["share of the copy bandwidth"] = read / bandwidth
     found.facts["pictures/s"] = batch / (found.values["ours"] * new) * 1e3

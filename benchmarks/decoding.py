@@ -10,6 +10,7 @@ from benchmarks.contest import Work, contest, repeated
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DTYPES, IMAGE_CODES, TEXT, TOP_K, text_to_image
 from cogview_pl.generation import Sampling, fill
+from cogview_pl.generation.quantized import quantize
 
 REPEATS = 20
 """Calls of the short contenders per round."""
@@ -67,9 +68,10 @@ def measure(case: Case, rounds: int = 3) -> Result:
     return found
 
 
-def ours(shape: str, dtype: str, batch: int, grid: int) -> Work:
-    """Paint `batch` grids of `grid` x `grid` codes behind prompts of 64 tokens."""
+def ours(shape: str, dtype: str, batch: int, grid: int, weights: str | None = None) -> Work:
+    """Paint `batch` grids of `grid` x `grid` codes behind prompts of 64 tokens; `weights`: int8 or int4."""
     model, template = text_to_image(shape, grid)
     model = model.to(DTYPES[dtype])
+    quantize(model, weights)
     prompts = [template.prompt({"text": TEXT})] * batch
     return lambda: fill(model, template, prompts, seeds=range(batch), sampling=Sampling(top_k=TOP_K))

@@ -88,12 +88,13 @@ def stream(shape: str, dtype: str, batch: int, new: int) -> Work:
     return memory.sum
 
 
-def step_bytes(shape: str, dtype: str, batch: int, new: int) -> int:
-    """Bytes that a step reads at least: matrices, the codes' rows of the head, and the mean KV cache."""
+def step_bytes(shape: str, dtype: str, batch: int, new: int, *, int8: bool = False) -> int:
+    """Bytes that a step reads at least: matrices (a byte per weight if `int8`), head of the codes, mean KV cache."""
     layers, width, _ = SHAPES[shape]
-    weights = 12 * layers * width**2 + IMAGE_CODES * width
+    size = DTYPES[dtype].itemsize
+    matrices = 12 * layers * width**2 * (1 if int8 else size)
     cache = batch * 2 * layers * width * (PROMPT + new // 2)
-    return (weights + cache) * DTYPES[dtype].itemsize
+    return matrices + (IMAGE_CODES * width + cache) * size
 
 
 def _weights(shape: str, dtype: str) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Triton kernels of a decoding step on a GPU: what a step of few rows does, in seven kernels per block.
+"""Triton kernels for a GPU: a decoding step in seven kernels per block, and the loss.
 
 A step of one row reads every weight once and computes next to nothing, so it is as fast as memory if kernels are few
 and none waits for the one before it longer than it must: linear maps take bias and GELU along, the end of one residual
@@ -189,3 +189,36 @@ def attend(
         summed = tl.sum(tl.load(theirs[:, None] + k[None, :], held, 0.0, cache_modifier=".cg") * shares[:, None], 0)
         tl.store(y_BHK + row * width + head * HEAD + k, (summed / total).to(y_BHK.dtype.element_ty), in_k)
         tl.store(arrived + own, 0)  # for the next step
+
+
+@triton.jit
+def cross_entropies(
+    logits_RV, targets_R, weights_R, entropies_R, vocabulary, SLOPES: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Cross-entropies in fp32; with `SLOPES`, weight · (softmax - one-hot) takes the place of the logits.
+
+    One program per row reads it twice and writes it once.
+    """
+    row = tl.program_id(0)
+    logits_V = logits_RV + row.to(tl.int64) * vocabulary
+    target = tl.load(targets_R + row)
+    weight = tl.load(weights_R + row)
+    v = tl.arange(0, BLOCK)
+    largest_of_lane = tl.full((BLOCK,), -1e38, tl.float32)  # finite, so that an empty lane gives no infinite difference
+    total_of_lane = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, vocabulary, BLOCK):
+        logits = tl.load(logits_V + start + v, start + v < vocabulary, float("-inf")).to(tl.float32)
+        larger = tl.maximum(largest_of_lane, logits)
+        total_of_lane = total_of_lane * tl.exp(largest_of_lane - larger) + tl.exp(logits - larger)
+        largest_of_lane = larger
+    largest = tl.max(largest_of_lane)
+    total = tl.sum(total_of_lane * tl.exp(largest_of_lane - largest))
+    at_target = tl.load(logits_V + target).to(tl.float32)
+    tl.store(entropies_R + row, tl.log(total) + largest - at_target)
+    if SLOPES:
+        tl.debug_barrier()  # all have read the logit of the target
+        for start in range(0, vocabulary, BLOCK):
+            inside = start + v < vocabulary
+            logits = tl.load(logits_V + start + v, inside, float("-inf")).to(tl.float32)
+            slopes = weight * (tl.exp(logits - largest) / total - tl.where(start + v == target, 1.0, 0.0))
+            tl.store(logits_V + start + v, slopes.to(logits_RV.dtype.element_ty), inside)
