@@ -18,7 +18,7 @@ from cogview_pl.planning.devices import keep_as_on_a_cpu, keep_as_on_a_gpu
 from cogview_pl.planning.live import LiveBytes
 from cogview_pl.planning.model import Model
 from cogview_pl.transformer import Transformer
-from cogview_pl.transformer.loss import linear_cross_entropy
+from cogview_pl.transformer.loss import linear_cross_entropy, rows_at_once, rows_of
 
 ACTIVATIONS, LOGITS, GRADIENTS, BATCH = "activations", "logits", "gradients", "batch"
 _BATCH = (torch.long, torch.long, torch.float32, torch.long)  # tokens, positions, weights, slots
@@ -44,7 +44,6 @@ class SequenceStep:
         recompute: activation checkpointing, one of `RECOMPUTE`.
         arithmetic: dtype of autocast (that of the weights: no autocast).
         on_gpu: count as on a GPU.
-        loss_rows: logits made at once there; None as on a CPU.
         accumulates: whether gradients of an earlier batch are there while this one runs backwards.
     """
 
@@ -55,7 +54,6 @@ class SequenceStep:
     recompute: str
     arithmetic: torch.dtype
     on_gpu: bool
-    loss_rows: int | None
     accumulates: bool
 
 
@@ -148,14 +146,16 @@ def _loss(model: Transformer, hidden_BLD: Tensor, step: SequenceStep) -> Tensor:
     due_N = torch.zeros(step.batch * sum(part.number for part in step.predicted), dtype=torch.long)
     hidden_ND = hidden_BLD.flatten(0, 1)[due_N]
     head_VD = model.token_embedding.weight
+    device = "cuda" if step.on_gpu else "cpu"
+    first = rows_at_once(device, step.arithmetic)  # the rows after them take the same memory again
     for part in step.predicted:
         rows = torch.zeros(step.batch * part.number, dtype=torch.long)
         loss, _ = linear_cross_entropy(
             hidden_ND[rows],
-            head_VD[part.ids.start : part.ids.stop],
-            rows,
-            torch.zeros(len(rows)),
-            step.loss_rows,
+            rows_of(head_VD, part.ids),
+            rows[:first],
+            torch.zeros(len(rows))[:first],
+            device,
         )
         total = total + loss
     return total

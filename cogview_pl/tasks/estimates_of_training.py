@@ -25,7 +25,6 @@ from cogview_pl.tasks.estimates_of_painting import cache_and_packed, image_token
 from cogview_pl.tasks.levers import ADAMW_OFFLOAD
 from cogview_pl.tasks.models import starts_from_weights
 from cogview_pl.tasks.sizes import SequenceSizes, configured_images, predicted_ids, trained_sizes
-from cogview_pl.transformer.loss import rows_at_once
 from cogview_pl.vocab import Template, is_text_to_picture
 
 _PRECISIONS = {  # weights, arithmetic
@@ -75,7 +74,6 @@ def fit_sequence_model(config: Config, on_gpu: bool) -> Moments:
         recompute=config.activation_checkpointing.value,
         arithmetic=arithmetic,
         on_gpu=on_gpu,
-        loss_rows=rows_at_once("cuda" if on_gpu else "cpu"),
         accumulates=_accumulates(config),
     )
     host = Counter() if on_gpu else _on_the_host(config, sizes, model)

@@ -16,7 +16,11 @@ from cogview_pl.linear import product
 from cogview_pl.transformer.model import Transformer
 
 _SMALLEST_WEIGHT = 1e-9  # a batch in which no token carries loss has loss 0
-_ROWS_ON_CPU, _ROWS_ON_DEVICE = 256, 2048  # logits made at once: few stay in the cache, many fill a device
+_ROWS_ON_DEVICE = 2048  # of logits made at once; they fill it
+_ROWS_ON_CPU_IN_FP32 = 256
+_ROWS_ON_CPU = 1536  # in less than fp32, where what each such block adds to the head's gradient has to be cast
+_IN_CACHE = 2**20  # logits in fp32 that a CPU goes over several times before it takes the next
+_IDS_IN_CACHE = 2048  # rows of the head's gradient that a CPU makes, casts and adds before it takes the next
 
 
 class SequenceLoss(NamedTuple):
@@ -66,7 +70,7 @@ def sequence_loss(
     total, sums_S = weights.new_zeros(()), weights.new_zeros(num_slots)
     for rows, ids in groups:
         part, entropies = linear_cross_entropy(
-            hidden_ND[rows], head_VD[ids.start : ids.stop], targets_N[rows] - ids.start, weights_N[rows]
+            hidden_ND[rows], rows_of(head_VD, ids), targets_N[rows] - ids.start, weights_N[rows]
         )
         total = total + part
         sums_S.index_add_(0, slots_N[rows], entropies)
@@ -94,7 +98,7 @@ def over_devices(own: SequenceLoss, total: Callable[[Tensor], Tensor], devices: 
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor, rows: int | None = None
+    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor, device: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy of the logits hidden · headᵀ, which never exist as a whole.
 
@@ -105,53 +109,54 @@ def linear_cross_entropy(
         hidden_ND, head_VD: float; gradients flow to these two.
         targets_N: int64 ids below V.
         weights_N: float32, at least 0.
-        rows: logits made at once; None: as many as the device does well with.
+        device: type of device (`cpu`, `cuda`) that as much is made at a time for; None: the one that this runs on.
 
     Returns:
         sum(weight · cross-entropy), a scalar; and the cross-entropies `(N,)` in nats, without a gradient. fp32.
     """
-    rows = rows or rows_at_once(hidden_ND.device.type)
-    return _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, weights_N, rows)  # type: ignore[no-any-return]
+    device = device or hidden_ND.device.type
+    return _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, weights_N, device)  # type: ignore[no-any-return]
 
 
-def rows_at_once(device: str) -> int:
-    """Rows of logits that a type of device (`cpu`, `cuda`) makes at once."""
-    return _ROWS_ON_CPU if device == "cpu" else _ROWS_ON_DEVICE
+def rows_of(head_VD: Tensor, ids: range) -> Tensor:
+    """The rows of some ids; all of them as they are, because a slice copies its gradient into one of zeros."""
+    return head_VD if len(ids) == len(head_VD) else head_VD[ids.start : ids.stop]
+
+
+def rows_at_once(device: str, dtype: torch.dtype) -> int:
+    """Rows of logits that a type of device (`cpu`, `cuda`) makes at once, by products in this precision."""
+    if device != "cpu":
+        return _ROWS_ON_DEVICE
+    return _ROWS_ON_CPU_IN_FP32 if dtype == torch.float32 else _ROWS_ON_CPU
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor, rows: int
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor, as_on: str
     ) -> tuple[Tensor, Tensor]:
         device = hidden_ND.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
         train_hidden, train_head = ctx.needs_input_grad[:2]
+        slopes = train_hidden or train_head
         hidden, head = hidden_ND.detach().to(dtype), head_VD.detach().to(dtype)
         hidden_grad = torch.empty_like(hidden) if train_hidden else None
         head_grad = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if train_head else None
-        entropies = []
+        rows, ids = rows_at_once(as_on, dtype), len(head)
+        rows_of_softmax, ids_of_sum = (max(1, _IN_CACHE // ids), _IDS_IN_CACHE) if as_on == "cpu" else (rows, ids)
+        room = None if dtype == torch.float32 else head.new_empty(min(rows, len(targets_N)), ids)
+        entropies: list[Tensor] = []
         with torch.autocast(device, enabled=False):
             for some in range(0, len(targets_N), rows):
                 part = slice(some, some + rows)
-                targets, weights = targets_N[part, None], weights_N[part, None].float()
-                logits = product(hidden[part], head).float()
-                at_target = logits.gather(1, targets)
-                maximum = logits.amax(1, keepdim=True)
-                exponentials = logits.sub_(maximum).exp_()  # in place: they are large
-                normaliser = exponentials.sum(1, keepdim=True)
-                entropies.append((normaliser.log() + maximum - at_target)[:, 0])
-                if hidden_grad is None and head_grad is None:
-                    continue
-                # d(weight · cross-entropy) / d(logits) = weight · (softmax - one-hot)
-                slope = exponentials.mul_(weights / normaliser).scatter_add_(1, targets, -weights).to(dtype)
+                logits = _logits(hidden[part], head, room)
+                entropies += _entropies(logits, targets_N[part], weights_N[part], rows_of_softmax, slopes)
                 if hidden_grad is not None:
-                    hidden_grad[part] = product(slope, head.T)
-                if head_grad is not None and dtype == torch.float32:
-                    head_grad.addmm_(slope.T, hidden[part])
-                elif head_grad is not None:
-                    head_grad += slope.T @ hidden[part]
+                    hidden_grad[part] = product(logits, head.T)
+                if head_grad is not None:
+                    _add_product(head_grad, logits, hidden[part], ids_of_sum)
+                del logits  # before the next are made
         entropy_N = torch.cat(entropies) if entropies else weights_N.new_zeros(0)
         ctx.mark_non_differentiable(entropy_N)
         ctx.save_for_backward(hidden_grad, head_grad)
@@ -166,3 +171,38 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return hidden_grad, head_grad, None, None, None
+
+
+def _logits(hidden_RD: Tensor, head_VD: Tensor, room_RV: Tensor | None) -> Tensor:
+    """Into the room given, since memory that is new to a process costs it time; oneDNN makes its own in fp32."""
+    if room_RV is None:
+        return product(hidden_RD, head_VD)
+    return torch.mm(hidden_RD, head_VD.T, out=room_RV[: len(hidden_RD)])
+
+
+def _entropies(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor, rows: int, slopes: bool) -> list[Tensor]:
+    """Cross-entropies in fp32, of some rows at a time; with `slopes`, the gradient takes the place of the logits."""
+    entropies = []
+    room = None
+    if logits_RV.dtype != torch.float32:
+        room = logits_RV.new_empty((min(rows, len(logits_RV)), logits_RV.shape[1]), dtype=torch.float32)
+    some = logits_RV.split(rows), targets_R[:, None].split(rows), weights_R[:, None].float().split(rows)
+    for given, targets, weights in zip(*some, strict=True):
+        logits = given if room is None else room[: len(given)].copy_(given)
+        at_target = logits.gather(1, targets)
+        maximum = logits.amax(1, keepdim=True)
+        exponentials = logits.sub_(maximum).exp_()  # in place: they are large
+        normaliser = exponentials.sum(1, keepdim=True)
+        entropies.append((normaliser.log() + maximum - at_target)[:, 0])
+        if slopes:  # d(weight · cross-entropy) / d(logits) = weight · (softmax - one-hot)
+            given.copy_(exponentials.mul_(weights / normaliser).scatter_add_(1, targets, -weights))
+    return entropies
+
+
+def _add_product(sum_VD: Tensor, slopes_RV: Tensor, hidden_RD: Tensor, ids: int) -> None:
+    """Add slopesᵀ · hidden; if it has to be cast then for some ids at a time, or that would take as much as the sum."""
+    if hidden_RD.dtype == torch.float32:
+        sum_VD.addmm_(slopes_RV.T, hidden_RD)
+        return
+    for some_sum, some_slopes in zip(sum_VD.split(ids), slopes_RV.split(ids, dim=1), strict=True):
+        some_sum += some_slopes.T @ hidden_RD

@@ -29,7 +29,6 @@ def step(
         predicted=(Predicted(8, TEXT), Predicted(32, CODES)),
         recompute=recompute,
         arithmetic=arithmetic,
-        loss_rows=None,
         **(defaults | more),  # type: ignore[arg-type]
     )
 

@@ -10,11 +10,11 @@ from cogview_pl.transformer.loss import linear_cross_entropy
 WIDTH, VOCABULARY = 16, 50
 
 
-def inputs(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def inputs(count: int, vocabulary: int = VOCABULARY) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(count, WIDTH, generator=generator, requires_grad=True)
-    head = torch.randn(VOCABULARY, WIDTH, generator=generator, requires_grad=True)
-    targets = torch.randint(VOCABULARY, (count,), generator=generator)
+    head = torch.randn(vocabulary, WIDTH, generator=generator, requires_grad=True)
+    targets = torch.randint(vocabulary, (count,), generator=generator)
     return hidden, head, targets, torch.rand(count, generator=generator)
 
 
@@ -45,6 +45,21 @@ def test_autocast_stays_as_near_to_fp32_as_the_dense_form() -> None:
     for one, other, truth in zip(ours, dense_bf16, exact, strict=True):
         assert one.dtype == torch.float32
         assert (one - truth).norm() <= 1.2 * (other - truth).norm()
+
+
+@pytest.mark.parametrize("vocabulary", [50, 5000])  # a block's softmax at once, and in parts; the head likewise
+@pytest.mark.parametrize("count", [1, 1536, 3200])  # of rows: less than a block, just one, two and a rest
+def test_blocks_in_half_precision_equal_the_dense_form(count: int, vocabulary: int) -> None:
+    hidden, head, targets, weights = inputs(count, vocabulary)
+    hidden_bf16, head_bf16 = (x.detach().bfloat16().requires_grad_() for x in (hidden, head))
+    found, entropies = linear_cross_entropy(hidden_bf16, head_bf16, targets, weights)
+    ours = torch.autograd.grad(found / count, [hidden_bf16, head_bf16])
+    dense_bf16, expected_entropies = dense(hidden_bf16, head_bf16, targets, weights)
+    theirs = torch.autograd.grad(dense_bf16 / count, [hidden_bf16, head_bf16])
+    torch.testing.assert_close(entropies, expected_entropies, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, dense_bf16, rtol=1e-5, atol=1e-5)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).norm() < 0.01 * other.norm()
 
 
 def test_a_frozen_head_gets_no_gradient_and_the_hidden_states_the_same() -> None:
