@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cogview_pl.gpu import runs_kernels
 from cogview_pl.linear import product
 from cogview_pl.transformer.model import Transformer
 
 _SMALLEST_WEIGHT = 1e-9  # a batch in which no token carries loss has loss 0
-_ROWS_ON_DEVICE = 2048  # of logits made at once; they fill it
+_ROWS_ON_DEVICE = 4096  # of logits made at once; they fill it
+_ROWS_IN_FP32 = 256  # of them, of which it makes copies in fp32 where the kernel does not run
 _ROWS_ON_CPU_IN_FP32 = 256
 _ROWS_ON_CPU = 1536  # in less than fp32, where what each such block adds to the head's gradient has to be cast
 _IN_CACHE = 2**20  # logits in fp32 that a CPU goes over several times before it takes the next
+_IDS_OF_KERNEL, _WARPS_OF_KERNEL = 2048, 8  # that go over a row of logits on a GPU
 _IDS_IN_CACHE = 2048  # rows of the head's gradient that a CPU makes, casts and adds before it takes the next
 
 
@@ -144,7 +147,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden) if train_hidden else None
         head_grad = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if train_head else None
         rows, ids = rows_at_once(as_on, dtype), len(head)
-        rows_of_softmax, ids_of_sum = (max(1, _IN_CACHE // ids), _IDS_IN_CACHE) if as_on == "cpu" else (rows, ids)
+        rows_of_softmax, ids_of_sum = (
+            (max(1, _IN_CACHE // ids), _IDS_IN_CACHE) if as_on == "cpu" else (_ROWS_IN_FP32, ids)
+        )
         room = None if dtype == torch.float32 else head.new_empty(min(rows, len(targets_N)), ids)
         entropies: list[Tensor] = []
         with torch.autocast(device, enabled=False):
@@ -182,6 +187,8 @@ def _logits(hidden_RD: Tensor, head_VD: Tensor, room_RV: Tensor | None) -> Tenso
 
 def _entropies(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor, rows: int, slopes: bool) -> list[Tensor]:
     """Cross-entropies in fp32, of some rows at a time; with `slopes`, the gradient takes the place of the logits."""
+    if runs_kernels(logits_RV.device):
+        return [_entropies_by_kernel(logits_RV, targets_R, weights_R, slopes)]
     entropies = []
     room = None
     if logits_RV.dtype != torch.float32:
@@ -197,6 +204,18 @@ def _entropies(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor, rows: in
         if slopes:  # d(weight · cross-entropy) / d(logits) = weight · (softmax - one-hot)
             given.copy_(exponentials.mul_(weights / normaliser).scatter_add_(1, targets, -weights))
     return entropies
+
+
+def _entropies_by_kernel(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor, slopes: bool) -> Tensor:
+    from cogview_pl.transformer.gpu_kernels import cross_entropies  # Triton is there where there is a GPU
+
+    rows, ids = logits_RV.shape
+    entropies_R = logits_RV.new_empty(rows, dtype=torch.float32)
+    cross_entropies[(rows,)](
+        logits_RV, targets_R.contiguous(), weights_R.float().contiguous(), entropies_R, ids,
+        SLOPES=slopes, BLOCK=_IDS_OF_KERNEL, num_warps=_WARPS_OF_KERNEL,
+    )  # fmt: skip
+    return entropies_R
 
 
 def _add_product(sum_VD: Tensor, slopes_RV: Tensor, hidden_RD: Tensor, ids: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cogview_pl.transformer import KVCache, StaticKVCache, Transformer
@@ -116,6 +117,23 @@ def test_fp16_is_as_near_to_fp32_as_single_operations_are() -> None:
     wanted, plainly, fused = found
     assert near(fused, wanted, 3e-3)
     assert near(plainly, wanted, 3e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("vocabulary", [50, 3000])  # less than a program reads at once, and more
+def test_cross_entropies(dtype: torch.dtype, vocabulary: int) -> None:
+    from cogview_pl.transformer.gpu_kernels import cross_entropies
+
+    logits = (20 * torch.randn(4, vocabulary, device=DEVICE)).to(dtype)
+    targets, weights = torch.tensor([0, 7, 49, 3], device=DEVICE), torch.tensor([1.0, 0.5, 0.0, 3.0], device=DEVICE)
+    predicted = logits.float().requires_grad_()
+    wanted = F.cross_entropy(predicted, targets, reduction="none")
+    (weights * wanted).sum().backward()
+    found = torch.empty(4, device=DEVICE)
+    for slopes in (False, True):
+        cross_entropies[(4,)](logits, targets, weights, found, vocabulary, SLOPES=slopes, BLOCK=1024)
+        torch.testing.assert_close(found, wanted.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits.float(), predicted.grad, atol=1e-6, rtol=1e-3)
 
 
 @torch.no_grad()

@@ -91,3 +91,19 @@ def test_no_rows() -> None:
     total.backward()
     assert total.item() == 0.0 and len(entropies) == 0
     assert head.grad is not None and not head.grad.any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.parametrize("count", [1, 5000])  # of rows: less than a block, one and a rest
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_gpu_gives_the_dense_form(count: int, dtype: torch.dtype) -> None:
+    hidden, head, targets, weights = (x.detach().to("cuda") for x in inputs(count, 5000))
+    hidden, head = (x.to(dtype).requires_grad_() for x in (hidden, head))
+    found, entropies = linear_cross_entropy(hidden, head, targets, weights)
+    ours = torch.autograd.grad(found / count, [hidden, head])
+    expected, expected_entropies = dense(hidden, head, targets, weights)
+    theirs = torch.autograd.grad(expected / count, [hidden, head])
+    torch.testing.assert_close(entropies, expected_entropies, rtol=1e-4, atol=1e-4)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).norm() < (1e-4 if dtype == torch.float32 else 0.01) * other.norm()
