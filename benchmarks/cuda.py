@@ -32,7 +32,7 @@ class Sizes:
     dtypes: tuple[str, ...] = ("fp16", "bf16")
     grid: int = 32
     pictures: int = 16
-    sequences: tuple[tuple[int, ...], ...] = ((24, 24, 64), (12, 12, 24))
+    sequences: tuple[tuple[int, ...], ...] = ((24, 24, 64), (10, 10, 16))
     """Per shape, of a training step with each form of activation checkpointing."""
     encoded: int = 64
     """Pictures at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
@@ -18,6 +19,11 @@ def runs_kernels(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.cuda is None:
         return False
     return torch.cuda.get_device_capability(device) >= _FROM and missing_for_triton() is None
+
+
+def current(device: torch.device) -> AbstractContextManager[None]:
+    """Makes a GPU the current one, on which Triton starts kernels and graphs are recorded; nothing on a CPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def missing_for_triton() -> str | None:

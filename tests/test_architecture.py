@@ -30,7 +30,7 @@ ALLOWED = {
     "vqvae": {"linear", "gpu"},
     "data": MATHS,
     "checkpoints": MATHS,
-    "generation": MATHS | {"checkpoints"},
+    "generation": MATHS | {"checkpoints", "gpu"},
     "evaluation": MIDDLE | MATHS,
     "lit": MIDDLE | MATHS,
     "planning": MIDDLE | MATHS | {"linear"},

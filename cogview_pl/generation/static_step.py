@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cogview_pl.generation.filters import Sampling, draw, probabilities
 from cogview_pl.generation.reading import Rows
+from cogview_pl.gpu import current
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import CodeSlot, Template
 
@@ -108,9 +109,11 @@ def follow(
     steps = uniform_BT.shape[1] - 1
     if width is None:
         width = rows.longest + steps if rows.attend_to_their_ends else _REACH
-    for span in spans(rows.longest, steps, width):
-        repeater(partial(step, rows.static(span.reach)))(span.steps, on_step)
-    return filled_BT.tolist()
+    with current(first_B.device):
+        parts = [(span, repeater(partial(step, rows.static(span.reach)))) for span in spans(rows.longest, steps, width)]
+        for span, repeat in parts:
+            repeat(span.steps, on_step)
+        return filled_BT.tolist()  # waits for the steps, whose graphs go here
 
 
 def default_repeater(device: torch.device) -> Repeater:
@@ -130,7 +133,10 @@ def one_by_one(step: Callable[[], None]) -> Repeat:
 
 
 def by_graph(step: Callable[[], None]) -> Repeat:
-    """The step by a graph, but for the first time, in which libraries allocate and load kernels."""
+    """The step by a graph, but for the first time, in which libraries allocate and load kernels.
+
+    It must be kept until the device has run the steps; they run on its memory.
+    """
     stream = torch.cuda.Stream()
     graph: torch.cuda.CUDAGraph | None = None
 
@@ -142,7 +148,6 @@ def by_graph(step: Callable[[], None]) -> Repeat:
             else:
                 graph = _run_and_record(step, stream)
             on_step()
-        torch.cuda.current_stream().synchronize()  # before the graph and its memory go
 
     return repeat
 

@@ -11,15 +11,16 @@ Shapes: B pictures, R rows (lanes · B, lane by lane), S steps, g edge of the so
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cogview_pl.generation.fill import uniforms
 from cogview_pl.generation.filters import draw, probabilities
-from cogview_pl.generation.static_step import Repeater, default_repeater
+from cogview_pl.generation.static_step import Repeat, Repeater, default_repeater
 from cogview_pl.generation.wavefront import Turn, Wavefront
+from cogview_pl.gpu import current
 from cogview_pl.transformer import StaticKVCache
 
 
@@ -35,81 +36,84 @@ class _Lines(NamedTuple):
 
 
 class StaticWavefront(Wavefront):
-    """The codes of a `Wavefront`, by steps on fixed memory."""
+    """The codes of a `Wavefront`, by steps on fixed memory; arguments are the same."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        device, num_rows = self._model.device, len(self._cache.lengths)
+        self._all_codes = torch.cat([self.codes.flatten(), self.codes.new_zeros(1)])  # the last cell is the void
+        self.codes = self._all_codes[:-1].view(self.codes.shape)
+        self._pending_R1 = torch.zeros(num_rows, 1, dtype=torch.long, device=device)  # tokens that are to be read next
+        self._next_R = torch.zeros(num_rows, dtype=torch.long, device=device)  # their positions
+        self._line_1 = torch.zeros(1, dtype=torch.long, device=device)  # of the next step
+        self._lines = self._lines_of_steps()
+        self._static = StaticKVCache(self._cache, self._cache.capacity)
+        self._unsent: list[Sequence[Turn]] = []
 
     @torch.inference_mode()
     def run(self, on_window: Callable[[], None] = lambda: None, repeater: Repeater | None = None) -> Tensor:
         """All steps; returns the codes. `on_window` is called when the steps of a window have been sent."""
-        device = self._model.device
-        cells = self.codes[0].numel()
-        num_rows = len(self._cache.lengths)
-        all_codes = torch.cat([self.codes.flatten(), self.codes.new_zeros(1)])  # the last cell is the void
-        self.codes = all_codes[:-1].view(self.codes.shape)
-        pending_R1 = torch.zeros(num_rows, 1, dtype=torch.long, device=device)  # tokens that are to be read next
-        next_R = torch.zeros(num_rows, dtype=torch.long, device=device)  # their positions
-        step_1 = torch.zeros(1, dtype=torch.long, device=device)
-        lines = self._lines(num_rows, cells)
-        static = StaticKVCache(self._cache, self._cache.capacity)
+        with current(self._model.device):
+            repeat = (repeater or default_repeater(self._model.device))(self._step)
+            for turns in self._steps:
+                ahead = [turn for turn in turns if not self._one_behind(turn)]
+                if ahead:
+                    self._send(repeat)
+                for turn in ahead:
+                    self._catch_up(turn)
+                self._unsent.append(turns)
+                for turn in turns:
+                    self._running[turn.window].read = turn.place
+                for turn in (turn for turn in turns if turn.last):
+                    self._send(repeat)
+                    del self._running[turn.window]
+                    on_window()
+            return self.codes.cpu()  # waits for the steps, whose graph goes here
 
-        def step() -> None:
-            active_R, target_R, uniform_R = (line.index_select(0, step_1)[0] for line in lines)
-            hidden_RD = self._model.hidden(pending_R1, next_R[:, None], static)[:, -1]
-            static.lengths.add_(active_R)
-            next_R.add_(active_R)
-            drawn_R = draw(probabilities(self._model.logits(hidden_RD), self._sampling), uniform_R)
-            all_codes.index_copy_(0, target_R, drawn_R)
-            pending_R1.copy_(torch.where(active_R > 0, drawn_R, pending_R1[:, 0])[:, None])
-            step_1.add_(1)
+    def _step(self) -> None:
+        active_R, target_R, uniform_R = (line.index_select(0, self._line_1)[0] for line in self._lines)
+        hidden_RD = self._model.hidden(self._pending_R1, self._next_R[:, None], self._static)[:, -1]
+        self._static.lengths.add_(active_R)
+        self._next_R.add_(active_R)
+        drawn_R = draw(probabilities(self._model.logits(hidden_RD), self._sampling), uniform_R)
+        self._all_codes.index_copy_(0, target_R, drawn_R)
+        self._pending_R1.copy_(torch.where(active_R > 0, drawn_R, self._pending_R1[:, 0])[:, None])
+        self._line_1.add_(1)
 
-        repeat = (repeater or default_repeater(device))(step)
-        sent: list[Sequence[Turn]] = []
-
-        def send() -> None:
-            repeat(len(sent), lambda: None)
-            for turn in (turn for turns in sent for turn in turns):
-                self._cache.rows(self._rows(turn, turn)).stored_elsewhere(1)
-            sent.clear()
-
-        for turns in self._steps:
-            ahead = [turn for turn in turns if not self._one_behind(turn)]
-            if ahead:
-                send()
-            for turn in ahead:
-                self._catch_up(turn, pending_R1, next_R)
-            sent.append(turns)
-            for turn in turns:
-                self._running[turn.window].read = turn.place
-            for turn in (turn for turn in turns if turn.last):
-                send()
-                del self._running[turn.window]
-                on_window()
-        return self.codes
+    def _send(self, repeat: Repeat) -> None:
+        repeat(len(self._unsent), lambda: None)
+        for turn in (turn for turns in self._unsent for turn in turns):
+            self._cache.rows(self._rows(turn, turn)).stored_elsewhere(1)
+        self._unsent.clear()
 
     def _one_behind(self, turn: Turn) -> bool:
         """Whether the window has read all codes before the turn's but the one that it has drawn last."""
         return turn.window in self._running and self._running[turn.window].read == turn.place - 1
 
-    def _catch_up(self, turn: Turn, pending_R1: Tensor, next_R: Tensor) -> None:
-        """Read prompt and codes before the turn's in one pass, and the last of them not: that the step will do."""
+    def _catch_up(self, turn: Turn) -> None:
+        """Read prompt and codes before the turn's in one pass, but for the last of them: that the step will do.
+
+        But at the start of a window nothing here waits for the device, which meanwhile runs the steps sent before.
+        """
         rows = self._rows(turn, turn)
         if turn.window not in self._running:
             self._start(turn)
         else:
-            self._running[turn.window].next_B = next_R[rows].clone()
+            self._running[turn.window].next_B = self._next_R[rows].clone()
             self._read([turn])
         window = self._running[turn.window]
         self._cache.rows(rows).advance(-1)
-        next_R[rows] = window.next_B - 1
+        self._next_R[rows] = window.next_B - 1
         if turn.place > 0:
-            pending_R1[rows] = self.codes[(slice(None), *window.region)].flatten(1)[:, turn.place - 1, None]
+            self._pending_R1[rows] = self.codes[(slice(None), *window.region)].flatten(1)[:, turn.place - 1, None]
         else:
             ends = [prompt[-1] for prompt in self._prompts[turn.window]]
-            pending_R1[rows] = torch.tensor(ends, device=pending_R1.device)[:, None]
+            self._pending_R1[rows] = torch.tensor(ends, device=self._model.device)[:, None]
 
-    def _lines(self, num_rows: int, cells: int) -> _Lines:
-        pictures, length = self._num_pictures, self._template.target.length
+    def _lines_of_steps(self) -> _Lines:
+        pictures, length, cells = self._num_pictures, self._template.target.length, self.codes[0].numel()
         numbers = [uniforms(seeds, p, length) for seeds, p in zip(self._seeds, self._prompts, strict=True)]
-        active_SR = torch.zeros(len(self._steps), num_rows, dtype=torch.long)
+        active_SR = torch.zeros(len(self._steps), len(self._cache.lengths), dtype=torch.long)
         target_SR = torch.full_like(active_SR, pictures * cells)
         uniform_SR = torch.zeros(active_SR.shape)
         index = torch.arange(pictures * cells).view(self.codes.shape)
@@ -120,5 +124,4 @@ class StaticWavefront(Wavefront):
                 active_SR[number, rows] = 1
                 target_SR[number, rows] = regions[turn.window][:, turn.place]
                 uniform_SR[number, rows] = numbers[turn.window][:, turn.place]
-        device = self._model.device
-        return _Lines(active_SR.to(device), target_SR.to(device), uniform_SR.to(device))
+        return _Lines(*(lines.to(self._model.device) for lines in (active_SR, target_SR, uniform_SR)))

@@ -111,6 +111,8 @@ class KVCache:
 
     def advance(self, lengths: Sequence[int] | int) -> None:
         """Count new positions as stored: so many valid ones in each row, or in all of them."""
+        if not isinstance(lengths, int) and len(set(lengths)) == 1:
+            lengths = lengths[0]  # one number need not be copied to a device, which the host would wait for
         new = lengths if isinstance(lengths, int) else torch.tensor(lengths)
         self.lengths += new if isinstance(new, int) else new.to(self.lengths.device)
         self._host_lengths += new

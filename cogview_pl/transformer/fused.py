@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogview_pl.gpu import runs_kernels
+from cogview_pl.gpu import current, runs_kernels
 from cogview_pl.linear import Linear
 from cogview_pl.transformer.attention import fused_attention
 from cogview_pl.transformer.block import NORM_TARGET, SMALLEST_MAXIMUM, Attention, Block, Cache, LayerNorm, Residual
@@ -75,19 +75,21 @@ class FusedModel:
         mask = None if cache is None or isinstance(cache, StaticKVCache) else cache.mask(tokens.shape[1])
         x_RD = F.embedding(tokens.flatten(), model.token_embedding.weight)
         places_RD = F.embedding(positions.flatten(), model.position_embedding.weight)
-        y_RD = self._close_and_open(x_RD, places_RD, None, next(following))
-        for layer, block in enumerate(blocks):
-            y_RD = self._attention(y_RD, tokens.shape, block.attention, mask, cache, layer)
-            y_RD = self._close_and_open(x_RD, y_RD, block.attention_residual, next(following))
-            y_RD = self._linear(self._linear(y_RD, block.mlp.up, gelu=True), block.mlp.down)
-            y_RD = self._close_and_open(x_RD, y_RD, block.mlp_residual, next(following))
+        with current(x_RD.device):
+            y_RD = self._close_and_open(x_RD, places_RD, None, next(following))
+            for layer, block in enumerate(blocks):
+                y_RD = self._attention(y_RD, tokens.shape, block.attention, mask, cache, layer)
+                y_RD = self._close_and_open(x_RD, y_RD, block.attention_residual, next(following))
+                y_RD = self._linear(self._linear(y_RD, block.mlp.up, gelu=True), block.mlp.down)
+                y_RD = self._close_and_open(x_RD, y_RD, block.mlp_residual, next(following))
         return y_RD.view(*tokens.shape, -1)
 
     def logits(self, hidden: Tensor, ids: Sequence[range]) -> Tensor:
         """Logits `(…, n)` of hidden states `(…, D)` over the given id ranges, end to end."""
         head_VD = self._model.token_embedding.weight
         hidden_RD = hidden.reshape(-1, hidden.shape[-1]).contiguous()
-        parts = [self._product(hidden_RD, head_VD[span.start : span.stop], None) for span in ids]
+        with current(hidden_RD.device):
+            parts = [self._product(hidden_RD, head_VD[span.start : span.stop], None) for span in ids]
         return torch.cat(parts, -1).view(*hidden.shape[:-1], -1)
 
     def _attention(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cogview_pl.gpu import runs_kernels
+from cogview_pl.gpu import current, runs_kernels
 from cogview_pl.linear import product
 from cogview_pl.transformer.model import Transformer
 
@@ -211,10 +211,11 @@ def _entropies_by_kernel(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor
 
     rows, ids = logits_RV.shape
     entropies_R = logits_RV.new_empty(rows, dtype=torch.float32)
-    cross_entropies[(rows,)](
-        logits_RV, targets_R.contiguous(), weights_R.float().contiguous(), entropies_R, ids,
-        SLOPES=slopes, BLOCK=_IDS_OF_KERNEL, num_warps=_WARPS_OF_KERNEL,
-    )  # fmt: skip
+    with current(logits_RV.device):
+        cross_entropies[(rows,)](
+            logits_RV, targets_R.contiguous(), weights_R.float().contiguous(), entropies_R, ids,
+            SLOPES=slopes, BLOCK=_IDS_OF_KERNEL, num_warps=_WARPS_OF_KERNEL,
+        )  # fmt: skip
     return entropies_R
 
 

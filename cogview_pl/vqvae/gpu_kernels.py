@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cogview_pl.gpu import current
+
 # Tile of a program; chosen on an H100 for D = 256. With split vectors as many take twice the room.
 _VECTORS, _SPLIT_VECTORS, _CODES, _WARPS, _STAGES = 128, 64, 64, 8, 2
 
@@ -66,11 +68,12 @@ def nearest_by_kernel(x_ND: Tensor, codebook_DK: Tensor) -> tuple[Tensor, Tensor
     codes_N = torch.empty(num_vectors, dtype=torch.int64, device=x_ND.device)
     distance_N = torch.empty(num_vectors, dtype=torch.float32, device=x_ND.device)
     at_once = _SPLIT_VECTORS if split else _VECTORS
-    _nearest[(-(-num_vectors // at_once),)](
-        x_high_ND, x_low_ND, high_KD, low_KD, codebook_KD.square().sum(1), codes_N, distance_N,
-        num_vectors, len(codebook_KD), width, SPLIT=split, BLOCK_D=max(16, 1 << (width - 1).bit_length()),
-        BLOCK_N=at_once, BLOCK_K=_CODES, num_warps=_WARPS, num_stages=_STAGES,
-    )  # fmt: skip
+    with current(x_ND.device):
+        _nearest[(-(-num_vectors // at_once),)](
+            x_high_ND, x_low_ND, high_KD, low_KD, codebook_KD.square().sum(1), codes_N, distance_N,
+            num_vectors, len(codebook_KD), width, SPLIT=split, BLOCK_D=max(16, 1 << (width - 1).bit_length()),
+            BLOCK_N=at_once, BLOCK_K=_CODES, num_warps=_WARPS, num_stages=_STAGES,
+        )  # fmt: skip
     return codes_N, distance_N.clamp_(min=0)
 
 
