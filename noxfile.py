@@ -9,6 +9,7 @@ nox.options.reuse_venv = "yes"  # torch is gigabytes
 nox.options.sessions = ["lint", "types", "tests"]
 
 SOURCES = ("cogview_pl", "benchmarks", "tests", "noxfile.py")
+KERNELS = ("tests/transformer/test_fused.py", "tests/vqvae/test_gpu_kernels.py")
 FEW_STEPS = (
     "trainer.max_steps=4",
     "trainer.val_check_interval=4",
@@ -78,6 +79,7 @@ def gpu(session: nox.Session) -> None:
     session.install("-e", ".[dev,eval,quant]")
     session.run("python", "-m", "benchmarks.on_gpu", *session.posargs)
     session.run("pytest", "-m", "gpu")
+    session.run("pytest", *KERNELS)  # elsewhere an interpreter runs them
 
 
 @nox.session

@@ -56,7 +56,7 @@ def close_and_open(
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-    places = tl.program_id(0) * width + columns
+    places = tl.program_id(0).to(tl.int64) * width + columns  # of all positions of a batch there may be 2³¹
     branch = tl.load(branch_BD + places, inside, 0.0).to(tl.float32)
     x = tl.load(x_BD + places, inside, 0.0).to(tl.float32)
     if BRANCH_NORM:
