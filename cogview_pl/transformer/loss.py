@@ -116,6 +116,7 @@ def linear_cross_entropy(
 
     Returns:
         sum(weight · cross-entropy), a scalar; and the cross-entropies `(N,)` in nats, without a gradient. fp32.
+        Backward passes through the scalar raise RuntimeError but for the first.
     """
     device = device or hidden_ND.device.type
     return _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, weights_N, device)  # type: ignore[no-any-return]
@@ -164,17 +165,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 del logits  # before the next are made
         entropy_N = torch.cat(entropies) if entropies else weights_N.new_zeros(0)
         ctx.mark_non_differentiable(entropy_N)
-        ctx.save_for_backward(hidden_grad, head_grad)
+        ctx.gradients = hidden_grad, head_grad
         ctx.dtypes = hidden_ND.dtype, head_VD.dtype
         return (weights_N * entropy_N).sum(), entropy_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        if ctx.gradients is None:
+            raise RuntimeError("linear_cross_entropy has given its gradients away; take the loss anew")
+        # In place: at this moment all activations are there, and the head's gradient is as large as the head.
         hidden_grad, head_grad = (
-            None if gradient is None else (gradient.float() * slope).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            None if gradient is None else gradient.mul_(slope).to(dtype)
+            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
         )
+        ctx.gradients = None
         return hidden_grad, head_grad, None, None, None
 
 

@@ -107,3 +107,11 @@ def test_a_gpu_gives_the_dense_form(count: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(entropies, expected_entropies, rtol=1e-4, atol=1e-4)
     for one, other in zip(ours, theirs, strict=True):
         assert (one - other).norm() < (1e-4 if dtype == torch.float32 else 0.01) * other.norm()
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    hidden, head, targets, weights = inputs(3)
+    loss, _ = linear_cross_entropy(hidden, head, targets, weights)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="take the loss anew"):
+        loss.backward()
