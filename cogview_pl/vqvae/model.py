@@ -31,7 +31,7 @@ class ResidualBlock(nn.Module):
         self.layers = nn.Sequential(
             nn.ReLU(),
             nn.Conv2d(channels, hidden, kernel_size=3, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(hidden, channels, kernel_size=1),
         )
 
@@ -43,7 +43,7 @@ def build_encoder(width: int, code_dim: int, num_strides: int, residual_blocks: 
     """`(B, 3, Y, X)` -> `(B, D, y, x)`: strided convolutions, residual blocks, 1x1 convolution."""
     layers: list[nn.Module] = []
     for i in range(num_strides):
-        layers += [nn.Conv2d(width if i else 3, width, kernel_size=4, stride=2, padding=1), nn.ReLU()]
+        layers += [nn.Conv2d(width if i else 3, width, kernel_size=4, stride=2, padding=1), nn.ReLU(inplace=True)]
     layers += [ResidualBlock(width, hidden=width) for _ in range(residual_blocks)]
     layers.append(nn.Conv2d(width, code_dim, kernel_size=1))
     return nn.Sequential(*layers)
@@ -54,7 +54,7 @@ def build_decoder(width: int, code_dim: int, num_strides: int, residual_blocks: 
     layers: list[nn.Module] = [ResidualBlock(code_dim, hidden=width) for _ in range(residual_blocks)]
     for i in range(num_strides):
         in_channels = width if i else code_dim
-        layers += [nn.ConvTranspose2d(in_channels, width, kernel_size=4, stride=2, padding=1), nn.ReLU()]
+        layers += [nn.ConvTranspose2d(in_channels, width, kernel_size=4, stride=2, padding=1), nn.ReLU(inplace=True)]
     layers.append(nn.Conv2d(width, 3, kernel_size=1))
     return nn.Sequential(*layers)
 
