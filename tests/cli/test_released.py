@@ -89,6 +89,7 @@ def test_painted_ranked_and_enlarged(painted: Path) -> None:
         assert Image.open(painted / str(record["file"])).size == (64, 64)
 
 
+@pytest.mark.slow
 def test_converted_models_paint_the_same_pictures(cli, release, options, painted, tmp_path: Path) -> None:
     ours = [tmp_path / name for name in ("base", "sr", "caption")]
     templates = ("text_image", "super_resolution", "image_text")

@@ -85,7 +85,7 @@ def interrupt(cli, args: tuple[str, ...], home: Path, run: Path, number: signal.
     [
         ("vqvae", 2, signal.SIGKILL, ()),
         ("pretrain", 2, signal.SIGINT, ()),
-        ("pretrain", 0, signal.SIGTERM, ("activation_checkpointing=block",)),
+        pytest.param("pretrain", 0, signal.SIGTERM, ("activation_checkpointing=block",), marks=pytest.mark.slow),
     ],
 )
 def test_resumed_training_is_exact(

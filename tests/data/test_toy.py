@@ -230,6 +230,7 @@ class TestJudge:
         scenes, images = flat_pictures
         assert min(share_right(scenes, Judge(64)(images)).values()) >= 0.999
 
+    @pytest.mark.slow
     def test_reads_blurred_and_noisy_drawings(self, flat_pictures: tuple[list[Scene], torch.Tensor]) -> None:
         scenes, images = flat_pictures
         assert min(share_right(scenes, Judge(64)(degraded(images))).values()) >= 0.995

@@ -83,6 +83,7 @@ def test_attributes_of_a_scene() -> None:
     assert named == {value for thing in scene.objects for value in thing.spec}
 
 
+@pytest.mark.slow
 def test_network_learns_the_styles_and_survives_its_file(tmp_path: Path) -> None:
     network = trained(*drawings("train", 1200), epochs=4, width=8)
     save_network(network, tmp_path / "features.pt", 64, CLASSES)
