@@ -53,7 +53,6 @@ def rows(sizes: Sizes = Sizes()) -> list[Row]:
         for dtype in sizes.dtypes
         for batch in (1, sizes.pictures)
     ]
-    in_int8 = partial(measure_decode, sizes, largest, "bf16", 1, int8=True)
     train = [
         Row(
             f"cuda:train-{shape}-bf16-x{batch}-{recompute}{'-compiled' if compiled else ''}",
@@ -66,7 +65,7 @@ def rows(sizes: Sizes = Sizes()) -> list[Row]:
     ranked = partial(measure_rerank, largest, "bf16", sizes.candidates, sizes.grid, sizes.ranked_at_once, sizes.rounds)
     return [
         *decode,
-        Row(f"cuda:decode-{largest}-int8-x1", in_int8),
+        Row(f"cuda:decode-{largest}-int8-x1", partial(measure_decode, sizes, largest, "bf16", 1, int8=True)),
         *train,
         *(
             Row(f"cuda:encode-{dtype}-x{sizes.encoded}", partial(measure_encode, sizes, dtype))

@@ -16,9 +16,13 @@ _FROM = (8, 0)  # compute capability that multiplies bf16
 @cache
 def runs_kernels(device: torch.device) -> bool:
     """Whether the project's own kernels run there: a GPU of NVIDIA from Ampere on, and all that Triton needs."""
-    if device.type != "cuda" or torch.version.cuda is None:
-        return False
-    return torch.cuda.get_device_capability(device) >= _FROM and missing_for_triton() is None
+    enough = on_nvidia(device) and torch.cuda.get_device_capability(device) >= _FROM
+    return enough and missing_for_triton() is None
+
+
+def on_nvidia(device: torch.device) -> bool:
+    """Whether the device is a GPU of NVIDIA; torch calls those of AMD `cuda` as well."""
+    return device.type == "cuda" and torch.version.cuda is not None
 
 
 def current(device: torch.device) -> AbstractContextManager[None]:

@@ -100,7 +100,7 @@ class Rows:
     @property
     def attend_to_their_ends(self) -> bool:
         """Whether each row of `static` attends as far as it is filled; else all do over `reach` positions."""
-        return self._model.fused is not None
+        return self._model.by_kernels
 
     def static(self, reach: int) -> Rows:
         """These rows for reading one token at a time on fixed memory, while none is longer than `reach`.

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cogview_pl.generation.fill import uniforms
 from cogview_pl.generation.filters import draw, probabilities
-from cogview_pl.generation.static_step import Repeat, Repeater, default_repeater
+from cogview_pl.generation.static_step import Repeat, default_repeater
 from cogview_pl.generation.wavefront import Turn, Wavefront
 from cogview_pl.gpu import current
 from cogview_pl.transformer import StaticKVCache
@@ -51,10 +50,10 @@ class StaticWavefront(Wavefront):
         self._unsent: list[Sequence[Turn]] = []
 
     @torch.inference_mode()
-    def run(self, on_window: Callable[[], None] = lambda: None, repeater: Repeater | None = None) -> Tensor:
+    def run(self, on_window: Callable[[], None] = lambda: None) -> Tensor:
         """All steps; returns the codes. `on_window` is called when the steps of a window have been sent."""
         with current(self._model.device):
-            repeat = (repeater or default_repeater(self._model.device))(self._step)
+            repeat = default_repeater(self._model.device)(self._step)
             for turns in self._steps:
                 ahead = [turn for turn in turns if not self._one_behind(turn)]
                 if ahead:
@@ -64,10 +63,10 @@ class StaticWavefront(Wavefront):
                 self._unsent.append(turns)
                 for turn in turns:
                     self._running[turn.window].read = turn.place
-                for turn in (turn for turn in turns if turn.last):
-                    self._send(repeat)
-                    del self._running[turn.window]
-                    on_window()
+                    if turn.last:
+                        self._send(repeat)
+                        del self._running[turn.window]
+                        on_window()
             return self.codes.cpu()  # waits for the steps, whose graph goes here
 
     def _step(self) -> None:
@@ -105,23 +104,22 @@ class StaticWavefront(Wavefront):
         self._cache.rows(rows).advance(-1)
         self._next_R[rows] = window.next_B - 1
         if turn.place > 0:
-            self._pending_R1[rows] = self.codes[(slice(None), *window.region)].flatten(1)[:, turn.place - 1, None]
+            self._pending_R1[rows] = self._codes_of(window.region)[:, turn.place - 1, None]
         else:
             ends = [prompt[-1] for prompt in self._prompts[turn.window]]
             self._pending_R1[rows] = torch.tensor(ends, device=self._model.device)[:, None]
 
     def _lines_of_steps(self) -> _Lines:
-        pictures, length, cells = self._num_pictures, self._template.target.length, self.codes[0].numel()
-        numbers = [uniforms(seeds, p, length) for seeds, p in zip(self._seeds, self._prompts, strict=True)]
+        uniform_WBT = self._uniform_WBT.cpu()
         active_SR = torch.zeros(len(self._steps), len(self._cache.lengths), dtype=torch.long)
-        target_SR = torch.full_like(active_SR, pictures * cells)
+        target_SR = torch.full_like(active_SR, self.codes.numel())  # the void
         uniform_SR = torch.zeros(active_SR.shape)
-        index = torch.arange(pictures * cells).view(self.codes.shape)
+        index = torch.arange(self.codes.numel()).view(self.codes.shape)
         regions = [index[(slice(None), *window.target)].flatten(1) for window in self._windows]
         for number, turns in enumerate(self._steps):
             for turn in turns:
                 rows = self._rows(turn, turn)
                 active_SR[number, rows] = 1
                 target_SR[number, rows] = regions[turn.window][:, turn.place]
-                uniform_SR[number, rows] = numbers[turn.window][:, turn.place]
+                uniform_SR[number, rows] = uniform_WBT[turn.window, :, turn.place]
         return _Lines(*(lines.to(self._model.device) for lines in (active_SR, target_SR, uniform_SR)))

@@ -4,7 +4,7 @@ In its window a code depends on what stands before it in raster order. Some of t
 window can run beside another, a little behind it. The timetable follows from the windows alone: 2,080 steps instead
 of 4,096 for a grid of 32x32 codes, with the same distribution of every code.
 
-Shapes: B pictures, g edge of the source grid, L tokens fed to a window at once, D width.
+Shapes: B pictures, W windows, T codes of a window, g edge of the source grid, L tokens fed at once, D width.
 """
 
 from __future__ import annotations
@@ -75,7 +75,6 @@ class _Running:
     """A window that has been started in its lane, for all B pictures."""
 
     region: tuple[slice, slice]
-    uniform_BT: Tensor
     hidden_BD: Tensor
     """Of the last token that the model has read."""
     next_B: Tensor
@@ -106,7 +105,7 @@ class Wavefront:
         grid: int,
         sampling: Sampling,
     ) -> None:
-        self._template, self._prompts, self._seeds, self._sampling = template, prompts, seeds, sampling
+        self._template, self._prompts, self._sampling = template, prompts, sampling
         self._windows = windows(grid)
         self._steps = timetable(grid)
         self._num_pictures = num_pictures = len(prompts[0])
@@ -118,6 +117,8 @@ class Wavefront:
         assert isinstance(cache, KVCache)
         self._cache = cache
         self._running: dict[int, _Running] = {}
+        numbers = [uniforms(own, p, template.target.length) for own, p in zip(seeds, prompts, strict=True)]
+        self._uniform_WBT = torch.stack(numbers).to(self._model.device)  # per window, what decides each draw
         self.codes = torch.full((num_pictures, 2 * grid, 2 * grid), OPEN, device=self._model.device)
         """Codes `(B, 2g, 2g)`, `OPEN` where there is none yet."""
 
@@ -141,13 +142,11 @@ class Wavefront:
     def _start(self, turn: Turn) -> None:
         """Prompts and all codes before the first own one, in one pass."""
         region = self._windows[turn.window].target
-        prompts, seeds = self._prompts[turn.window], self._seeds[turn.window]
-        known = self.codes[(slice(None), *region)].flatten(1)[:, : turn.place].tolist()
+        known = self._codes_of(region)[:, : turn.place].tolist()
         lane = self._cache.rows(self._rows(turn, turn))
         lane.clear()
-        hidden_BD, next_B = prefill(self._model, self._template, prompts, lane, known)
-        uniform_BT = uniforms(seeds, prompts, self._template.target.length).to(self._model.device)
-        self._running[turn.window] = _Running(region, uniform_BT, hidden_BD, next_B, turn.place)
+        hidden_BD, next_B = prefill(self._model, self._template, self._prompts[turn.window], lane, known)
+        self._running[turn.window] = _Running(region, hidden_BD, next_B, turn.place)
 
     def _read(self, turns: Sequence[Turn]) -> None:
         """One pass in which each of these windows reads its codes up to its place; lanes between them idle along."""
@@ -161,7 +160,7 @@ class Wavefront:
             if lane not in by_lane:
                 continue
             turn, window = by_lane[lane], self._running[by_lane[lane].window]
-            codes_BL = self.codes[(slice(None), *window.region)].flatten(1)[:, window.read : turn.place]
+            codes_BL = self._codes_of(window.region)[:, window.read : turn.place]
             tokens[row] = F.pad(codes_BL, (0, longest - new[lane]))
             # Padding needs some position that exists.
             positions[row] = window.next_B[:, None] + torch.arange(longest, device=device).clamp(max=new[lane] - 1)
@@ -178,12 +177,16 @@ class Wavefront:
     def _sample(self, step: Sequence[Turn]) -> None:
         running = [self._running[turn.window] for turn in step]
         logits = self._model.logits(torch.cat([window.hidden_BD for window in running]))
-        uniforms = [window.uniform_BT[:, turn.place] for window, turn in zip(running, step, strict=True)]
-        drawn = draw(probabilities(logits, self._sampling), torch.cat(uniforms)).split(self._num_pictures)
+        uniform_R = torch.cat([self._uniform_WBT[turn.window, :, turn.place] for turn in step])
+        drawn = draw(probabilities(logits, self._sampling), uniform_R).split(self._num_pictures)
         for window, turn, codes_B in zip(running, step, drawn, strict=True):
             rows, columns = window.region
             y, x = divmod(turn.place, columns.stop - columns.start)
             self.codes[:, rows.start + y, columns.start + x] = codes_B  # the allowed ids are the codes, from 0 on
+
+    def _codes_of(self, region: tuple[slice, slice]) -> Tensor:
+        """Codes `(B, T)` of a window's region, in raster order."""
+        return self.codes[(slice(None), *region)].flatten(1)
 
     def _rows(self, first: Turn, last: Turn) -> slice:
         return slice(first.lane * self._num_pictures, (last.lane + 1) * self._num_pictures)

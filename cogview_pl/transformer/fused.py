@@ -58,7 +58,13 @@ class FusedModel:
         from cogview_pl.transformer import gpu_kernels  # Triton is there where there is a GPU
 
         self._kernels: Any = gpu_kernels
+        self._power_of_2 = gpu_kernels.triton.next_power_of_2
         self._model = model
+        self._blocks = [block for block in model.blocks if isinstance(block, Block)]
+        residuals = [residual for block in self._blocks for residual in (block.attention_residual, block.mlp_residual)]
+        openings = [residual.norm_in for residual in residuals if isinstance(residual.norm_in, LayerNorm)]
+        self._norms = [*openings, model.final_norm]
+        """Those that open a branch, and the last, in order."""
         device = model.token_embedding.weight.device
         overlap = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _OVERLAP_FROM
         self._launch = {"OVERLAP": overlap} | ({"launch_pdl": True} if overlap else {})
@@ -67,17 +73,13 @@ class FusedModel:
 
     def hidden(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """Final normalised hidden states `(B, L, D)`; see `Transformer.hidden`."""
-        model = self._model
-        blocks = [block for block in model.blocks if isinstance(block, Block)]
-        residuals = [residual for block in blocks for residual in (block.attention_residual, block.mlp_residual)]
-        openings = [residual.norm_in for residual in residuals if isinstance(residual.norm_in, LayerNorm)]
-        following = iter([*openings, model.final_norm])
+        following = iter(self._norms)
         mask = None if cache is None or isinstance(cache, StaticKVCache) else cache.mask(tokens.shape[1])
-        x_RD = F.embedding(tokens.flatten(), model.token_embedding.weight)
-        places_RD = F.embedding(positions.flatten(), model.position_embedding.weight)
+        x_RD = F.embedding(tokens.flatten(), self._model.token_embedding.weight)
+        places_RD = F.embedding(positions.flatten(), self._model.position_embedding.weight)
         with current(x_RD.device):
             y_RD = self._close_and_open(x_RD, places_RD, None, next(following))
-            for layer, block in enumerate(blocks):
+            for layer, block in enumerate(self._blocks):
                 y_RD = self._attention(y_RD, tokens.shape, block.attention, mask, cache, layer)
                 y_RD = self._close_and_open(x_RD, y_RD, block.attention_residual, next(following))
                 y_RD = self._linear(self._linear(y_RD, block.mlp.up, gelu=True), block.mlp.down)
@@ -122,7 +124,7 @@ class FusedModel:
         self._kernels.linear_of_few_rows[(-(-outputs // _OUTPUTS),)](
             x_RD, weight_ND, scale_N, bias_N, y_RN, outputs, inputs,
             ROWS=rows, SCALE=scale_N is not None, BIAS=bias_N is not None, GELU=gelu,
-            BLOCK_N=_OUTPUTS, BLOCK_D=min(_INPUTS, _power_of_2(inputs)), num_warps=_WARPS, **self._launch,
+            BLOCK_N=_OUTPUTS, BLOCK_D=min(_INPUTS, self._power_of_2(inputs)), num_warps=_WARPS, **self._launch,
         )  # fmt: skip
         return y_RN
 
@@ -135,7 +137,7 @@ class FusedModel:
         y_RD = torch.empty_like(x_RD)
         self._kernels.close_and_open[(rows,)](
             x_RD, branch_RD, y_RD, norm and norm.weight, norm and norm.bias, following.weight, following.bias,
-            width, following.eps, BRANCH_NORM=norm is not None, BLOCK=_power_of_2(width), **self._norm,
+            width, following.eps, BRANCH_NORM=norm is not None, BLOCK=self._power_of_2(width), **self._norm,
             num_warps=_WARPS, **self._launch,
         )  # fmt: skip
         return y_RD
@@ -144,13 +146,13 @@ class FusedModel:
         """Attention `(B, D)` of one new position per row; its keys and values go into the cache."""
         keys_BHSK, values_BHSK = cache.keys_and_values(layer)
         batch, heads, reach, _ = keys_BHSK.shape
-        parts, block = -(-reach // _POSITIONS), _power_of_2(head_size)
+        parts, block = -(-reach // _POSITIONS), self._power_of_2(head_size)
         y_BD = qkv_BN.new_empty(batch, heads * head_size)
         shares = torch.empty(batch * heads, parts, block + 2, dtype=torch.float32, device=y_BD.device)
         self._kernels.attend[(batch * heads, parts)](
             qkv_BN, keys_BHSK, values_BHSK, cache.lengths, y_BD, shares, cache.arrived,
             heads, keys_BHSK.stride(0), keys_BHSK.stride(1), head_size**-0.5,
-            HEAD=head_size, BLOCK_K=block, BLOCK_S=_POSITIONS, PARTS=parts, PARTS_2=_power_of_2(parts),
+            HEAD=head_size, BLOCK_K=block, BLOCK_S=_POSITIONS, PARTS=parts, PARTS_2=self._power_of_2(parts),
             num_warps=_WARPS_OF_ATTENTION, **self._launch,
         )  # fmt: skip
         return y_BD
@@ -160,8 +162,3 @@ def _is_int8(weight: Tensor) -> bool:
     """Whether torchao holds the weight as one int8 number per weight and a scale per output."""
     inside = getattr(weight, "qdata", None)
     return inside is not None and inside.dtype == torch.int8 and inside.shape == weight.shape
-
-
-def _power_of_2(number: int) -> int:
-    """The smallest that is not below."""
-    return 1 << (number - 1).bit_length()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cogview_pl.linear import ONEDNN_IS_FASTER
 from cogview_pl.transformer.block import MLP, Cache
-from cogview_pl.transformer.fused import fused_model
+from cogview_pl.transformer.fused import FusedModel, fused_model
 from cogview_pl.transformer.lora import LoRALinear
 from cogview_pl.transformer.model import Transformer
 
@@ -60,25 +60,24 @@ class DecodingModel:
 
     def __init__(self, model: Transformer, rows: int, ids: Sequence[range]) -> None:
         self.device = model.token_embedding.weight.device
-        self._model = model
+        fused = fused_model(model)
+        self.by_kernels = fused is not None
+        """Whether it runs by the kernels of a GPU."""
+        self._model: Transformer | FusedModel = fused or model
         self._ids = ids
         self._head: nn.Module | None = None
         weight = model.token_embedding.weight
         if can_pack(weight):
             self._model = model if model.spread else _packed_copy(model, rows)
             self._head = PackedLinear(torch.cat([weight[span.start : span.stop] for span in ids]), None, rows)
-        self.fused = fused_model(model)
-        """The kernels of a GPU; None where the model's own operations run."""
 
     def hidden(self, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """Hidden states `(B, L, D)` of tokens that continue the rows of the cache; see `Transformer.hidden`."""
-        return (self.fused or self._model).hidden(tokens, positions, cache)
+        return self._model.hidden(tokens, positions, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `(…, n)` of hidden states `(…, D)`."""
-        if self._head is not None:
-            return self._head(hidden)
-        return (self.fused or self._model).logits(hidden, self._ids)
+        return self._model.logits(hidden, self._ids) if self._head is None else self._head(hidden)
 
 
 def packed_bytes(*, layers: int, width: int, ids: int, dtype: torch.dtype, quantized: bool) -> int:

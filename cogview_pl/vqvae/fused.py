@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogview_pl.gpu import on_nvidia
+
 _FEWEST_CHANNELS = 8  # a convolution of fewer runs without tensor cores, at a fraction of their speed
 
 
 def can_fuse(images: Tensor) -> bool:
     """Whether there are such kernels for a tensor where it lies."""
-    on_nvidia = images.device.type == "cuda" and torch.version.cuda is not None
-    return on_nvidia and torch.backends.cudnn.is_available() and not torch.is_grad_enabled()
+    return on_nvidia(images.device) and torch.backends.cudnn.is_available() and not torch.is_grad_enabled()
 
 
 def encode_by_fused_convolutions(encoder: nn.Sequential, images: Tensor) -> Tensor:

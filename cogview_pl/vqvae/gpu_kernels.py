@@ -69,9 +69,9 @@ def nearest_by_kernel(x_ND: Tensor, codebook_DK: Tensor) -> tuple[Tensor, Tensor
     distance_N = torch.empty(num_vectors, dtype=torch.float32, device=x_ND.device)
     at_once = _SPLIT_VECTORS if split else _VECTORS
     with current(x_ND.device):
-        _nearest[(-(-num_vectors // at_once),)](
+        _nearest[(triton.cdiv(num_vectors, at_once),)](
             x_high_ND, x_low_ND, high_KD, low_KD, codebook_KD.square().sum(1), codes_N, distance_N,
-            num_vectors, len(codebook_KD), width, SPLIT=split, BLOCK_D=max(16, 1 << (width - 1).bit_length()),
+            num_vectors, len(codebook_KD), width, SPLIT=split, BLOCK_D=max(16, triton.next_power_of_2(width)),
             BLOCK_N=at_once, BLOCK_K=_CODES, num_warps=_WARPS, num_stages=_STAGES,
         )  # fmt: skip
     return codes_N, distance_N.clamp_(min=0)
