@@ -155,6 +155,7 @@ class DataConfig:
     image_size: int = MISSING
     batch_size: int = MISSING
     num_workers: int = MISSING
+    worker_timeout: float | None = MISSING
     max_skipped_share: float = MISSING
     val_fraction: float = MISSING
     min_size: int = 0
@@ -259,6 +260,7 @@ class EvaluateConfig:
     features: str | None = None
     trust_features: bool = MISSING
     resolution: int | None = None
+    lpips: list[str] | None = None
     reference: str | None = None
     blur: list[float] = MISSING
     is_splits: int = MISSING
@@ -320,6 +322,7 @@ class Config:
     compile: bool = False
     activation_checkpointing: ActivationCheckpointing = MISSING
     font: str | None = None
+    verify: bool = MISSING
 
     image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
     text: TextConfig = field(default_factory=TextConfig)

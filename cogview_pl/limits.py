@@ -23,7 +23,7 @@ _LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         features.blur features.noise features.tint sampler.temperature sampler.top_k sampler.guidance
         model.init_std lora.rank optimizer.weight_decay optimizer.gradient_clip"""),
     ("at most 4294967295, what random generators take", lambda value: value < 2**32, "seed"),
-    ("above 0", lambda value: value > 0, "callbacks.throughput.peak_tflops lora.alpha"),
+    ("above 0", lambda value: value > 0, "callbacks.throughput.peak_tflops lora.alpha data.worker_timeout"),
     ("above 0, at most 1", lambda value: 0 < value <= 1, "sampler.top_p text.character_coverage features.lr"),
     ("at least 0, below 1", lambda value: 0 <= value < 1, """
         model.dropout sequences.mix_share sequences.conditioning_dropout sequences.target_noise"""),

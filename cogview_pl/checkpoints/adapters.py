@@ -1,36 +1,38 @@
 """Adapter folders: what a LoRA finetune changed, without the weights that it started from.
 
 adapter/
-  config.yaml           where the base is and what it holds, rank, alpha and targets, and the layout of the task
+  config.yaml           what the base holds, rank, alpha and targets, and the layout of the task
   adapter.safetensors   the trained matrices
+  manifest.json         hashes of the two
+  base.txt              where the base is; to be corrected when it has moved
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from yaml import YAMLError
 
-from cogview_pl.checkpoints.store import SequenceModel, Settings, build_template, load_sequence_model
+from cogview_pl.checkpoints.manifest import file_hash, require_undamaged, write_manifest
+from cogview_pl.checkpoints.settings import CONFIG, Settings, read_settings, unfit_named, write_settings
+from cogview_pl.checkpoints.store import SequenceModel, build_template, load_sequence_model
+from cogview_pl.checkpoints.weights import read_weights, save_weights
+from cogview_pl.durable import write_text
 from cogview_pl.errors import UserError
 from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.lora import adapter_shapes, merge
 from cogview_pl.vocab import Vocabulary
 
 FOLDER = "adapter"
+BASE = "base.txt"
 
-_CONFIG, _WEIGHTS = "config.yaml", "adapter.safetensors"
+_WEIGHTS = "adapter.safetensors"
 _KIND = "adapter"
+_LONGEST_PATH = 1 << 14  # bytes of base.txt
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,18 @@ class Adapter:
 def save_adapter(folder: Path, adapter: Adapter) -> None:
     """Write an adapter folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.cpu().contiguous() for name, tensor in adapter.weights.items()}, folder / _WEIGHTS)
+    save_weights(folder / _WEIGHTS, {name: tensor.cpu().contiguous() for name, tensor in adapter.weights.items()})
+    write_text(folder / BASE, f"{adapter.base}\n")
     config = {
         "kind": _KIND,
-        "base": {"path": adapter.base, "identity": adapter.base_identity},
+        "base_identity": adapter.base_identity,
         "image_tokenizer": adapter.image_tokenizer,
         "lora": {"rank": adapter.rank, "alpha": adapter.alpha, "targets": adapter.targets},
         "transformer": dict(adapter.transformer),
         "template": dict(adapter.template),
     }
-    OmegaConf.save(OmegaConf.create(config), folder / _CONFIG)
+    write_settings(folder, config)
+    write_manifest(folder, (CONFIG, _WEIGHTS))
 
 
 def find_adapter(path: str | Path) -> Path | None:
@@ -78,6 +82,8 @@ def load_adapted(
     path: str | Path,
     key: str = "init_from",
     open_base: Callable[[str, str], SequenceModel] | None = None,
+    *,
+    verify: bool = True,
 ) -> SequenceModel:
     """Read a sequence model from a run folder, a model folder or an adapter folder, whose base is read as well.
 
@@ -87,17 +93,18 @@ def load_adapted(
         path: the folder.
         key: of the configuration, for errors.
         open_base: reads the base at a path, naming a key in errors; None: as this function does.
+        verify: compare files with their hashes; see `load_model`.
 
     Raises:
         UserError: no such folder, a damaged one, or the base has moved or is another.
     """
     folder = find_adapter(path)
     if folder is None:
-        return load_sequence_model(path, key)
-    adapter = _read(folder, key)
-    _require_base(adapter.base, folder, key)
+        return load_sequence_model(path, key, verify=verify)
+    find_base(folder, key)
+    adapter = _read(folder, verify)
     mend = _mend(folder)
-    base = (open_base or load_adapted)(adapter.base, f"base of {key}")
+    base = open_base(adapter.base, f"base of {key}") if open_base else load_adapted(adapter.base, key, verify=verify)
     if base.identity != adapter.base_identity:
         raise UserError(
             f"{key}={path}: its base, {adapter.base}, holds other weights than the adapter was trained beside; {mend}"
@@ -110,85 +117,111 @@ def load_adapted(
     return _adapted(adapter, base, folder)
 
 
-def read_base(folder: Path, key: str) -> tuple[dict[str, Settings], str]:
-    """Constructor arguments `transformer` and `template` of an adapted model, and the path of its base; no weights.
+def read_adapter_settings(folder: Path, *, verify: bool = True) -> dict[str, Settings]:
+    """Constructor arguments `transformer` and `template` of an adapted model; no weights.
+
+    Args:
+        folder: as `find_adapter` gives it.
+        verify: compare the settings with their hash.
+
+    Raises:
+        UserError: the folder is damaged.
+    """
+    if verify:
+        require_undamaged(folder, (CONFIG,))
+    config = _read_config(folder)
+    with unfit_named(folder / CONFIG):
+        return {name: dict(config[name]) for name in ("transformer", "template")}
+
+
+def find_base(folder: Path, key: str) -> str:
+    """Path of the model that an adapter was trained beside.
 
     Args:
         folder: as `find_adapter` gives it.
         key: of the configuration, for errors.
 
     Raises:
-        UserError: the folder is damaged, or the base has moved.
+        UserError: it, or one that it is based on in its turn, is missing, or an adapter is based on itself.
     """
-    with _damage_named(folder, key):
-        config = _read_config(folder)
-        settings: dict[str, Settings] = {name: dict(config[name]) for name in ("transformer", "template")}
-        base = str(config["base"]["path"])
-    _require_base(base, folder, key)
-    return settings, base
+    met: list[Path] = []
+    current: Path | None = folder
+    while current is not None:
+        if (here := current.resolve()) in met:
+            raise UserError(f"{key}={folder}: the adapter is named as its own base; {_mend(current)}")
+        met.append(here)
+        base = _base_of(current)
+        if not Path(base).exists():
+            raise UserError(f"{key}={folder}: the adapter's base, {base}, does not exist; {_mend(current)}")
+        current = find_adapter(base)
+    return _base_of(folder)
 
 
-def _require_base(base: str, folder: Path, key: str) -> None:
-    if not Path(base).exists():
-        raise UserError(f"{key}={folder}: the adapter's base, {base}, does not exist; {_mend(folder)}")
-    if find_adapter(base) == folder.resolve():
-        raise UserError(f"{key}={folder}: the adapter is named as its own base; {_mend(folder)}")
+def _base_of(folder: Path) -> str:
+    file = folder / BASE
+    try:
+        if file.stat().st_size > _LONGEST_PATH:
+            raise ValueError(f"it has {file.stat().st_size} bytes")
+        base = file.read_text(encoding="utf-8").strip()
+        if not base or not base.isprintable():
+            raise ValueError(f"it holds {base[:40]!r}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no path ({error}); {_mend(folder)}") from error
+    return base
 
 
 def _mend(folder: Path) -> str:
-    return f"write the path of the model that it was trained beside into base.path of {folder / _CONFIG}"
+    return f"write the path of the model that it was trained beside into {folder / BASE}"
 
 
-def _read(folder: Path, key: str) -> Adapter:
-    with _damage_named(folder, key):
-        config = _read_config(folder)
+def _read(folder: Path, verify: bool) -> Adapter:
+    if verify:
+        require_undamaged(folder, (CONFIG, _WEIGHTS))
+    config, base = _read_config(folder), _base_of(folder)
+    weights = read_weights(folder / _WEIGHTS, finite=verify)
+    with unfit_named(folder / CONFIG):
         return Adapter(
-            weights=load_file(folder / _WEIGHTS),
+            weights=weights,
             **config["lora"],
             transformer=config["transformer"],
             template=config["template"],
-            base=str(config["base"]["path"]),
-            base_identity=config["base"]["identity"],
+            base=base,
+            base_identity=config["base_identity"],
             image_tokenizer=config["image_tokenizer"],
         )
 
 
-def _read_config(folder: Path) -> Any:
-    config: Any = OmegaConf.to_container(OmegaConf.load(folder / _CONFIG))
-    if config["kind"] != _KIND:
-        raise ValueError(f"it is of kind {config['kind']}")
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = read_settings(folder)
+    if config.get("kind") != _KIND:
+        raise UserError(f"{folder / CONFIG} is damaged (it is of kind {config.get('kind')}); copy the folder again")
     return config
-
-
-@contextmanager
-def _damage_named(folder: Path, key: str) -> Iterator[None]:
-    try:
-        yield
-    except (YAMLError, OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{key}={folder} is a damaged adapter ({reason}); copy the run again") from error
 
 
 def _adapted(adapter: Adapter, base: SequenceModel, folder: Path) -> SequenceModel:
     """The base with the adapter added to its weights, in their memory, and laid out as in the adapter's task."""
-    wanted = adapter_shapes(base.model, rank=adapter.rank, targets=adapter.targets)
+    vocabulary = base.settings["vocabulary"]
+    with unfit_named(folder / CONFIG):
+        wanted = adapter_shapes(base.model, rank=adapter.rank, targets=adapter.targets)
+        template = build_template(adapter.template, Vocabulary(**vocabulary))
+        if adapter.transformer["num_layers"] != len(base.model.blocks):
+            raise ValueError(
+                f"num_layers is {adapter.transformer['num_layers']}, the base has {len(base.model.blocks)}"
+            )
+        with torch.device("meta"):
+            model = Transformer(**adapter.transformer)
     found = {name: tuple(tensor.shape) for name, tensor in adapter.weights.items()}
     if found != wanted:
-        raise UserError(f"{folder / _WEIGHTS} does not fit its config.yaml or is damaged; copy the run again")
-    with torch.device("meta"):
-        model = Transformer(**adapter.transformer)
-    vocabulary, identity = base.settings["vocabulary"], f"{base.identity} {_file_hash(folder / _WEIGHTS)}"
-    merge(base.model, adapter.weights, adapter.alpha)
-    model.load_state_dict(base.model.state_dict(), assign=True)
+        raise UserError(f"{folder / _WEIGHTS} does not fit its config.yaml or is damaged; copy the folder again")
+    identity = f"{base.identity} {file_hash(folder / _WEIGHTS)}"
+    with unfit_named(folder / CONFIG):
+        merge(base.model, adapter.weights, adapter.alpha)
+        model.load_state_dict(base.model.state_dict(), assign=True)
     return SequenceModel(
         model=model.eval(),
-        template=build_template(adapter.template, Vocabulary(**vocabulary)),
+        template=template,
         text=base.text,
         image_tokenizer=base.image_tokenizer,
         settings={"transformer": adapter.transformer, "template": adapter.template, "vocabulary": vocabulary},
         merged_from=identity,
     )
-
-
-def _file_hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -44,10 +44,13 @@ class CogView:
             )
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str | None = None) -> CogView:
-        """Read a run, model or adapter folder, such as `outputs/pretrain/latest`; default device: the GPU if any."""
+    def load(cls, path: str | Path, device: torch.device | str | None = None, *, verify: bool = True) -> CogView:
+        """Read a run, model or adapter folder, such as `outputs/pretrain/latest`; default device: the GPU if any.
+
+        `verify` compares the files with their hashes; a damaged or incomplete folder raises UserError.
+        """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(load_adapted(path), device)
+        return cls(load_adapted(path, verify=verify), device)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -34,12 +34,12 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"convert.target={target} exists; choose another or delete it")
     to_ours = is_released(source) or find_adapter(source) is not None
-    parameters = _to_ours(config, source, target) if to_ours else _to_released(source, target)
+    parameters = _to_ours(config, source, target) if to_ours else _to_released(source, target, config.verify)
     return {"convert/parameters": parameters}
 
 
 def _to_ours(config: Config, source: Path, target: Path) -> int:
-    if source.is_file() and is_vqvae_file(source, _SOURCE):
+    if source.is_file() and is_vqvae_file(source, _SOURCE, verify=False):
         tokenizer = open_image_tokenizer(config, source, _SOURCE)
         save_image_tokenizer(target, tokenizer)
         return _size(tokenizer.model)
@@ -56,14 +56,14 @@ def _to_ours(config: Config, source: Path, target: Path) -> int:
     return _size(found.model)
 
 
-def _to_released(source: Path, target: Path) -> int:
+def _to_released(source: Path, target: Path, verify: bool) -> int:
     if kind_of(source, _SOURCE) == IMAGE_TOKENIZER:
-        tokenizer = load_image_tokenizer(source, _SOURCE)
+        tokenizer = load_image_tokenizer(source, _SOURCE, verify=verify)
         if target.suffix != ".pt":
             raise UserError(f"convert.target={target}: a released tokenizer is one file; end the name in .pt")
         save_vqvae(tokenizer.model, target)
         return _size(tokenizer.model)
-    found = load_sequence_model(source, _SOURCE)
+    found = load_sequence_model(source, _SOURCE, verify=verify)
     save_transformer(found.model, target)
     return _size(found.model)
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 
-from cogview_pl.checkpoints.adapters import load_adapted
+from cogview_pl.checkpoints.adapters import BASE, find_adapter, load_adapted
+from cogview_pl.checkpoints.manifest import MANIFEST
 from cogview_pl.checkpoints.official import is_released, load_transformer, load_vqvae, vqvae_settings
 from cogview_pl.checkpoints.store import (
     ImageTokenizer,
@@ -77,9 +79,33 @@ def check_positions(template: Template, num_positions: int) -> None:
 def open_image_tokenizer(config: Config, path: str | Path, key: str) -> ImageTokenizer:
     """An image tokenizer of ours or a released one; raises UserError naming the config `key`."""
     if not is_released(path):
-        return load_image_tokenizer(path, key)
-    model = load_vqvae(path, key)
+        return load_image_tokenizer(path, key, verify=config.verify)
+    model = load_vqvae(path, key, verify=config.verify)
     return ImageTokenizer(model, {**vqvae_settings(model), "image_size": config.image_tokenizer.image_size})
+
+
+def model_hash(path: str | Path) -> str:
+    """A hash that changes with the weights at a path, without reading them: of their manifests, or sizes and times."""
+    digest = xxhash.xxh3_128()
+    for file in sorted(_files_of_model(Path(path))):
+        if file.name == MANIFEST:
+            digest.update(file.read_bytes())
+        elif file.name == BASE:
+            digest.update(model_hash(file.read_text(encoding="utf-8").strip()).encode())
+        else:
+            status = file.stat()
+            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _files_of_model(path: Path) -> list[Path]:
+    """The files that tell a model from another: manifests, where the folder has them."""
+    if path.is_file():
+        return [path]
+    folder = find_adapter(path) or (path / "model" if (path / "model").is_dir() else path)
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    marked = [file for file in files if file.name in (MANIFEST, BASE)]
+    return marked or files
 
 
 def open_sequence_model(config: Config, path: str | Path, key: str, template: TemplateConfig) -> SequenceModel:
@@ -91,14 +117,18 @@ def open_sequence_model(config: Config, path: str | Path, key: str, template: Te
         UserError: the files do not fit together or the configuration; the message names the config `key`.
     """
     if not is_released(path):
-        return load_adapted(path, key, lambda base, of: open_sequence_model(config, base, of, template))
+        return load_adapted(
+            path, key, lambda base, of: open_sequence_model(config, base, of, template), verify=config.verify
+        )
     _refuse_other_role(path, key)
     text = TextTokenizer.load(_given(config.text.model, "text.model", "cog-pretrain.model", path, key))
     tokenizer_path = _given(config.image_tokenizer.path, "image_tokenizer.path", "the tokenizer's .pt file", path, key)
     image_tokenizer = open_image_tokenizer(config, tokenizer_path, "image_tokenizer.path")
     vocabulary = Vocabulary(image_tokenizer.model.num_codes, text.num_pieces)
     options = config.model
-    model = load_transformer(path, num_heads=options.num_heads, norm_scope=options.norm_scope.value, key=key)
+    model = load_transformer(
+        path, num_heads=options.num_heads, norm_scope=options.norm_scope.value, key=key, verify=config.verify
+    )
     settings = {
         "vocabulary_size": model.token_embedding.num_embeddings,
         "num_layers": len(model.blocks),

@@ -8,14 +8,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cogview_pl.checkpoints.adapters import find_adapter, read_base
+from cogview_pl.checkpoints.adapters import find_adapter, find_base, read_adapter_settings
 from cogview_pl.checkpoints.official import is_released
+from cogview_pl.checkpoints.settings import CONFIG, unfit_named
 from cogview_pl.checkpoints.store import (
     IMAGE_TOKENIZER,
     SEQUENCE_MODEL,
     build_template,
     find_model_folder,
-    read_settings,
+    read_model_settings,
 )
 from cogview_pl.config import Config, ImageTokenizerConfig, TemplateConfig, TokenSource
 from cogview_pl.data.codes import Header
@@ -95,7 +96,7 @@ def images_of_run(config: Config) -> ImageSizes:
     path = _existing(config.outputs, "vqvae", config.image_tokenizer.path)
     if path is None or is_released(path):  # the released ones are of one size
         return configured_images(config)
-    return _left_images(path, "image_tokenizer.path")
+    return _left_images(config, path, "image_tokenizer.path")
 
 
 def trained_sizes(config: Config) -> SequenceSizes:
@@ -108,14 +109,15 @@ def trained_sizes(config: Config) -> SequenceSizes:
 def written_sizes(config: Config, task: str, key: str, given: str | None, layout: TemplateConfig) -> SequenceSizes:
     """A model that a task uses: the one `given`, the newest of its `task`, or as configured where there is none yet."""
     path = _existing(config.outputs, task, given)
-    left = None if path is None else _left_model(path, key)
+    left = None if path is None else _left_model(config, path, key)
     if left is None:
         images = images_of_run(config)
         vocabulary = Vocabulary(images.settings["num_codes"], config.text.num_pieces)
         template = build_template(layout_settings(config, layout), vocabulary)
         return SequenceSizes(transformer_settings(config, vocabulary), template, images)
-    template = build_template(left.settings["template"], Vocabulary(**left.settings["vocabulary"]))
-    images = _left_images(left.folder, key, "image_tokenizer")
+    with unfit_named(left.folder / CONFIG):
+        template = build_template(left.settings["template"], Vocabulary(**left.settings["vocabulary"]))
+    images = _left_images(config, left.folder, key, "image_tokenizer")
     return SequenceSizes(left.settings["transformer"], template, images, left.folder / "text.model")
 
 
@@ -125,12 +127,12 @@ def _of_tokens(config: Config) -> tuple[ImageSizes, Vocabulary]:
         path = _existing(config.outputs, "tokenize", config.data.store)
         if path is not None and path.is_dir() and (path / "text.model").exists():
             header = Header.load(path / "store")
-            images = _left_images(path / "image_tokenizer", "data.store")
+            images = _left_images(config, path / "image_tokenizer", "data.store")
             return images, Vocabulary(header.num_codes, _num_pieces(path / "text.model"))
     start = _existing(config.outputs, config.starts_from, config.init_from) if starts_from_weights(config) else None
-    left = None if start is None else _left_model(start, "init_from")
+    left = None if start is None else _left_model(config, start, "init_from")
     if left is not None:
-        images = _left_images(left.folder, "init_from", "image_tokenizer")
+        images = _left_images(config, left.folder, "init_from", "image_tokenizer")
         return images, Vocabulary(**left.settings["vocabulary"])
     images = images_of_run(config)
     pieces = config.text.num_pieces
@@ -165,18 +167,20 @@ class _Left(NamedTuple):
     """The model folder that holds its tokenizers; of an adapter, that of its base."""
 
 
-def _left_model(path: Path, key: str) -> _Left | None:
+def _left_model(config: Config, path: Path, key: str) -> _Left | None:
     """What a run has left, read without weights; None for released weights, which say nothing of themselves."""
     if is_released(path):
         return None
     adapter = find_adapter(path)
     if adapter is None:
-        return _Left(read_settings(path, SEQUENCE_MODEL, key), find_model_folder(path, key))
-    own, base = read_base(adapter, key)
-    found = _left_model(Path(base), key)
+        settings = read_model_settings(path, SEQUENCE_MODEL, key, verify=config.verify)
+        return _Left(settings, find_model_folder(path, key))
+    own = read_adapter_settings(adapter, verify=config.verify)
+    found = _left_model(config, Path(find_base(adapter, key)), key)
     return found and _Left({**found.settings, **own}, found.folder)
 
 
-def _left_images(path: Path, key: str, inner: str = "") -> ImageSizes:
-    found = read_settings(path, IMAGE_TOKENIZER, key, inner)
-    return ImageSizes(found["vqvae"], found["image_size"])
+def _left_images(config: Config, path: Path, key: str, inner: str = "") -> ImageSizes:
+    found = read_model_settings(path, IMAGE_TOKENIZER, key, inner, verify=config.verify)
+    with unfit_named(find_model_folder(path, key) / inner / CONFIG):
+        return ImageSizes(found["vqvae"], found["image_size"])

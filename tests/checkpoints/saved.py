@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from cogview_pl.checkpoints.manifest import MANIFEST, write_manifest
 from cogview_pl.checkpoints.store import (
     ImageTokenizer,
     build_template,
@@ -61,3 +63,9 @@ def save_run(folder: Path, images: ImageTokenizer) -> Path:
         image_tokenizer=images,
     )
     return folder
+
+
+def forge_manifest(folder: Path) -> None:
+    """Hashes of the files as they are now: what somebody does who changes them on purpose."""
+    names = json.loads((folder / MANIFEST).read_text())
+    write_manifest(folder, [name for name in names if (folder / name).exists()])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cogview_pl.checkpoints.adapters import Adapter, find_adapter, load_adapted, save_adapter
@@ -17,7 +18,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.lora import adapter_state, add_lora
 
-from .saved import save_run, save_tokenizer
+from .saved import forge_manifest, save_run, save_tokenizer
 
 RANK, ALPHA = 2, 4.0
 TARGETS = ["qkv", "down"]
@@ -115,7 +116,13 @@ def other_images(run: Path, adapted: Path) -> None:
 
 
 def own_base(run: Path, adapted: Path) -> None:
-    replace_in(adapted / "adapter" / "config.yaml", str(run), str(adapted))
+    replace_in(adapted / "adapter" / "base.txt", str(run), str(adapted))
+
+
+def base_of_each_other(run: Path, adapted: Path) -> None:
+    other = shutil.copytree(adapted, adapted.with_name("other"))
+    replace_in(other / "adapter" / "base.txt", str(run), str(adapted))
+    replace_in(adapted / "adapter" / "base.txt", str(run), str(other))
 
 
 def cut_weights(run: Path, adapted: Path) -> None:
@@ -125,6 +132,28 @@ def cut_weights(run: Path, adapted: Path) -> None:
 
 def other_rank(run: Path, adapted: Path) -> None:
     replace_in(adapted / "adapter" / "config.yaml", "rank: 2", "rank: 3")
+    forge_manifest(adapted / "adapter")
+
+
+def other_rank_by_accident(run: Path, adapted: Path) -> None:
+    replace_in(adapted / "adapter" / "config.yaml", "rank: 2", "rank: 3")
+
+
+def many_layers(run: Path, adapted: Path) -> None:
+    replace_in(adapted / "adapter" / "config.yaml", "num_layers: 1", "num_layers: 1000000000")
+    forge_manifest(adapted / "adapter")
+
+
+def no_base(run: Path, adapted: Path) -> None:
+    (adapted / "adapter" / "base.txt").write_bytes(b"\xff\n")
+
+
+def not_finite(run: Path, adapted: Path) -> None:
+    file = adapted / "adapter" / "adapter.safetensors"
+    weights = load_file(file)
+    next(iter(weights.values()))[0, 0] = torch.nan
+    save_file({name: tensor.clone() for name, tensor in weights.items()}, file)
+    forge_manifest(adapted / "adapter")
 
 
 def no_config(run: Path, adapted: Path) -> None:
@@ -133,10 +162,12 @@ def no_config(run: Path, adapted: Path) -> None:
 
 def no_yaml(run: Path, adapted: Path) -> None:
     (adapted / "adapter" / "config.yaml").write_text("a: [")
+    forge_manifest(adapted / "adapter")
 
 
 def key_gone(run: Path, adapted: Path) -> None:
     replace_in(adapted / "adapter" / "config.yaml", "identity:", "identify:")
+    forge_manifest(adapted / "adapter")
 
 
 def replace_in(file: Path, old: str, new: str) -> None:
@@ -148,13 +179,18 @@ def replace_in(file: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("happens", "words"),
     [
-        (move_base, ["run, does not exist", "base.path", "config.yaml"]),
-        (other_base, ["holds other weights", "base.path"]),
+        (move_base, ["run, does not exist", "base.txt"]),
+        (other_base, ["holds other weights", "base.txt"]),
         (other_images, ["another image tokenizer"]),
-        (own_base, ["its own base", "base.path"]),
+        (own_base, ["its own base", "base.txt"]),
+        (base_of_each_other, ["its own base", "base.txt"]),
+        (no_base, ["base.txt", "is no path"]),
         (cut_weights, ["damaged"]),
         (other_rank, ["does not fit its config.yaml"]),
-        (no_config, ["damaged"]),
+        (other_rank_by_accident, ["config.yaml is damaged", "manifest.json", "verify=false"]),
+        (many_layers, ["num_layers is 1000000000"]),
+        (not_finite, ["not finite"]),
+        (no_config, ["config.yaml is missing"]),
         (no_yaml, ["damaged"]),
         (key_gone, ["damaged", "identity"]),
     ],
@@ -173,5 +209,5 @@ def test_what_does_not_belong_together_is_refused(
 def test_a_base_that_has_moved_is_found_where_its_path_is_corrected(run: Path, adapted: Path) -> None:
     before = logits(load_adapted(adapted).model)
     move_base(run, adapted)
-    replace_in(adapted / "adapter" / "config.yaml", str(run), str(run.with_name("elsewhere")))
+    replace_in(adapted / "adapter" / "base.txt", str(run), str(run.with_name("elsewhere")))
     assert torch.equal(logits(load_adapted(adapted).model), before)
