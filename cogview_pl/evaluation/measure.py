@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.skips import ImageBatch, SkipLog, collate_images
+from cogview_pl.data.workers import Loader, ignore_interrupts
 from cogview_pl.evaluation.features import FeatureNetwork, Features
 from cogview_pl.evaluation.metrics import FID, ReconstructionMetrics
 from cogview_pl.evaluation.pictures import blur
 from cogview_pl.evaluation.toy import AttributeAccuracy, StyleAccuracy
+from cogview_pl.stopping import STOP
 
 
 class Pictures(Protocol):
@@ -36,18 +37,24 @@ class Reader:
 
     batch_size: int
     num_workers: int
+    worker_timeout: float | None
+    """Seconds that a loader process may take for a batch; None: no limit."""
     skips: SkipLog
 
     def batches(self, source: Pictures, name: str) -> Iterator[ImageBatch]:
         """All readable pictures in order, under a progress bar with a name."""
-        loader: DataLoader[ImageBatch] = DataLoader(
+        loader: Loader[ImageBatch] = Loader(
             source,  # type: ignore[arg-type]
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=collate_images,
+            worker_init_fn=ignore_interrupts,
+            patience=self.worker_timeout,
+            look=STOP.look,
         )
         with tqdm(total=len(source), unit="pic", desc=name, disable=None) as progress:
             for batch in loader:
+                STOP.look()
                 self.skips.add(batch.skipped, len(batch.images) + len(batch.skipped))
                 if len(batch.images):
                     yield batch

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cogview_pl.errors import UserError
+from cogview_pl.evaluation.lpips import LPIPS
 from cogview_pl.vqvae import VQVAE, psnr
 from cogview_pl.vqvae.codebook import count_codes, usage_and_perplexity
 
@@ -72,14 +73,17 @@ def inception_score(logits: Tensor, splits: int, seed: int) -> float:
 
 
 class ReconstructionMetrics:
-    """PSNR, SSIM and use of the codebook, over pictures given batch by batch.
+    """PSNR, SSIM, LPIPS and use of the codebook, over pictures given batch by batch.
 
     Args:
         model: the VQ-VAE, in place.
+        lpips: on the same device; None leaves it out.
     """
 
-    def __init__(self, model: VQVAE) -> None:
+    def __init__(self, model: VQVAE, lpips: LPIPS | None = None) -> None:
         self._model = model
+        self._lpips = lpips
+        self._distance = 0.0
         device = next(model.parameters()).device
         self._ssim = StructuralSimilarityIndexMeasure(data_range=1.0).to(device)
         self._counts = torch.zeros(model.num_codes, device=device)
@@ -94,14 +98,20 @@ class ReconstructionMetrics:
         decoded = self._model.decode(codes).clamp(0, 1)
         self._counts += count_codes(codes.flatten(), len(self._counts))
         self._psnr += float(psnr(decoded, images)) * len(images)
+        if self._lpips is not None:
+            self._distance += float(self._lpips(decoded, images).sum())
         self._seen += len(images)
         self._ssim.update(decoded, images)
         return decoded
 
     def compute(self) -> dict[str, float]:
-        """Means over the pictures: `eval/psnr` (dB), `eval/ssim`, `codebook/usage`, `codebook/perplexity`."""
+        """Means over the pictures: `eval/psnr` (dB), `eval/ssim`, `codebook/usage`, `codebook/perplexity`.
+
+        With LPIPS `eval/lpips` as well.
+        """
         usage, perplexity = usage_and_perplexity(self._counts)
-        return {
+        distance = {} if self._lpips is None else {"eval/lpips": self._distance / self._seen}
+        return distance | {
             "eval/psnr": self._psnr / self._seen,
             "eval/ssim": float(torch.as_tensor(self._ssim.compute())),
             "codebook/usage": float(usage),

@@ -1,32 +1,28 @@
 """A small feature network for the toy world: it tells styles apart, and which attributes occur in a picture.
 
-Saved as TorchScript, not as a `torch.export` program, because that can be opened without running code of the file.
-
 Shapes: B pictures, F features, S styles, A attributes.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogview_pl.checkpoints.store import FEATURE_NETWORK, find_model_folder, load_model, save_model
 from cogview_pl.data.toy import COLOURS, PLACES, SHAPES, SIZES, Scene
-from cogview_pl.durable import write_bytes
-from cogview_pl.evaluation.features import METADATA
 from cogview_pl.evaluation.pictures import blur
 
 ATTRIBUTES = (*COLOURS, *SHAPES, *SIZES, *PLACES)
 """What the network learns to see besides the style, so that its features tell contents apart as well."""
 
 _BLURS_PER_BATCH = 4
+_LARGEST = 4096  # edge of images, so that a changed file cannot ask for all memory
 _GRID = 4  # the last feature map is pooled to so many cells across, which keeps places apart
 
 
@@ -120,12 +116,40 @@ def _worsened(images: Tensor, blur_radius: float, noise: float, tint: float, ran
     return (softer + shift + level * torch.randn(images.shape, generator=random)).clamp(0, 1)
 
 
-def save_network(network: ToyNetwork, file: Path, resolution: int, classes: Sequence[str]) -> None:
-    """Write the network as TorchScript, with its resolution and the names of its logits."""
-    metadata = json.dumps({"resolution": resolution, "classes": list(classes)})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # see features.py
-        traced = torch.jit.trace(network.eval(), torch.zeros(2, 3, resolution, resolution))
-        content = io.BytesIO()
-        torch.jit.save(traced, content, _extra_files={METADATA: metadata})
-    write_bytes(file, content.getvalue())
+def save_network(network: ToyNetwork, folder: Path, resolution: int, classes: Sequence[str]) -> None:
+    """Write a model folder.
+
+    Args:
+        network: the network.
+        folder: made if it is missing.
+        resolution: edge of the pictures that it was trained on.
+        classes: names of its logits.
+    """
+    sizes = {"width": network.convolutions[0].out_channels, "num_features": network.features.out_features}
+    settings = {"resolution": resolution, "classes": list(classes), "toy_network": sizes}
+    save_model(folder, network, FEATURE_NETWORK, settings)
+
+
+def load_network(path: Path, key: str, *, verify: bool) -> tuple[ToyNetwork, int, tuple[str, ...]]:
+    """The network of a run folder or model folder, the edge of its pictures, and the names of its logits.
+
+    Args:
+        path: the folder.
+        key: of the configuration, for errors.
+        verify: see `load_model`.
+
+    Raises:
+        UserError: there is none, or it is damaged or of another kind.
+    """
+    network, settings = load_model(find_model_folder(path, key), FEATURE_NETWORK, key, _build, verify=verify)
+    return network, settings["resolution"], tuple(settings["classes"])
+
+
+def _build(settings: dict[str, Any]) -> ToyNetwork:
+    """Raises KeyError, TypeError or ValueError for settings that `save_network` did not write."""
+    resolution, classes = settings["resolution"], settings["classes"]
+    if type(resolution) is not int or not 1 <= resolution <= _LARGEST:
+        raise ValueError(f"resolution is {resolution!r}, not a whole number up to {_LARGEST}")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"classes is {classes!r}, not a list of names")
+    return ToyNetwork(**settings["toy_network"], num_styles=len(classes))

@@ -12,6 +12,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from torchvision.models import vgg16
+
+from ..evaluation.fixed import fixed_values, fixed_weights
+from ..evaluation.hostile import hostile_archive
 
 SMALL_FEATURES = ("features.epochs=1", "features.width=4", "data.train_size=64", "data.val_size=16", "threads=1")
 MEASURED = ("data.val_size=8", "evaluate.is_splits=2", "threads=1")
@@ -28,7 +32,10 @@ RUNS = {
         "run_dir=images",
     ],
     "missing": ["task=evaluate", "pairs=some.jsonl", "evaluate.metrics=[toy,style]", *MEASURED, "run_dir=missing"],
-    "reconstruction": ["task=evaluate", "evaluate.metrics=[reconstruction]", *MEASURED, "run_dir=reconstruction"],
+    "reconstruction": [
+        *("task=evaluate", "evaluate.metrics=[reconstruction]", "evaluate.lpips=[vgg16.pth,linear.pth]", *MEASURED),
+        "run_dir=reconstruction",
+    ],
     "compare": ["task=evaluate", "evaluate.compare=[pairs,again]", "run_dir=compare"],
 }
 
@@ -38,8 +45,20 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     ([*ON_PAIRS, "outputs=nowhere"], ["evaluate.features", "task=features"]),
     ([*ON_PAIRS, "evaluate.features=nowhere.pt"], ["evaluate.features=nowhere.pt"]),
     (
-        [*ON_PAIRS, "evaluate.features=flat.pt", "evaluate.resolution=8"],
+        [*ON_PAIRS, "evaluate.features=flat.pt", "evaluate.resolution=8", "evaluate.trust_features=true"],
         ["evaluate.features=flat.pt", "features (B, F)"],
+    ),
+    ([*ON_PAIRS, "evaluate.features=inception_v3.pt"], ["evaluate.features=inception_v3.pt", "trust_features=true"]),
+    ([*ON_PAIRS, "evaluate.features=linear.pth"], ["evaluate.features=linear.pth", "fc.weight is missing"]),
+    ([*ON_PAIRS, "evaluate.features=outputs/vqvae/latest"], ["kind image_tokenizer", "task=features"]),
+    ([*ON_PAIRS, "evaluate.lpips=[vgg16.pth]"], ["evaluate.lpips", "give two"]),
+    (
+        [*ON_PAIRS, "evaluate.lpips=[linear.pth,vgg16.pth]"],
+        ["evaluate.lpips=linear.pth", "features.0.weight is missing"],
+    ),
+    (
+        [*ON_PAIRS, "evaluate.lpips=[vgg16.pth,linear.pth]", "evaluate.metrics=[fid]"],
+        ["evaluate.lpips", "add reconstruction"],
     ),
     ([*ON_PAIRS, "evaluate.base_style=fresco"], ["evaluate.base_style=fresco", "ink"]),
     ([*ON_PAIRS, "evaluate.reference=nowhere"], ["evaluate.reference=nowhere"]),
@@ -92,6 +111,8 @@ def evaluated(cli, chain, tiny, tmp_path_factory) -> Evaluated:
     write_pairs(home / "cats.jsonl", [("一只猫", "pictures/0.png")] * 2)
     write_pairs(home / "long.jsonl", [("红色的圆形" * 20, "pictures/0.png")])
     torch.jit.save(torch.jit.trace(torch.nn.Flatten(2), torch.zeros(2, 3, 8, 8)), str(home / "flat.pt"))
+    hostile_archive(home / "inception_v3.pt", Path("written"))
+    save_lpips(home)
     styles = OmegaConf.load(home / "outputs" / "vqvae" / "latest" / "config.yaml").data.styles
     runs = {
         **RUNS,
@@ -104,6 +125,15 @@ def evaluated(cli, chain, tiny, tmp_path_factory) -> Evaluated:
         assert result.code == 0, f"{name}: {result.stderr[-3000:]}"
     compared = ended[list(runs).index("compare")].stdout
     return Evaluated(home, ended[len(runs) :], compared, set(home.glob("outputs/evaluate/*")) - left)
+
+
+def save_lpips(home: Path) -> None:
+    """The two files of LPIPS."""
+    with torch.device("meta"):
+        network = torch.nn.ModuleDict({"features": vgg16(weights=None, init_weights=False).features})
+    torch.save(fixed_weights(network), home / "vgg16.pth")
+    sizes = enumerate((64, 128, 256, 512, 512))
+    torch.save({f"lin{i}.model.1.weight": fixed_values((1, size, 1, 1), i) for i, size in sizes}, home / "linear.pth")
 
 
 def write_pairs(file: Path, rows: list[tuple[str, str]]) -> None:
@@ -132,6 +162,8 @@ def test_reconstruction_agrees_with_the_training_run(home: Path) -> None:
     found = metrics(home / "reconstruction")
     for name in ("eval/psnr", "codebook/usage", "codebook/perplexity"):
         assert found[name] == pytest.approx(trained[name], rel=1e-5)
+    assert float(found["eval/lpips"]) > 0
+    assert len(str(found["protocol/lpips_sha256"])) == 2 * 64 + 1
 
 
 def test_judges_agree_with_generate_and_rerank(home: Path) -> None:
@@ -189,3 +221,4 @@ def test_mistakes(evaluated: Evaluated) -> None:
         for word in words:
             assert word in ended.stderr, (arguments, ended.stderr)
     assert evaluated.left == set()
+    assert not (evaluated.home / "written").exists()

@@ -84,10 +84,10 @@ def test_attributes_of_a_scene() -> None:
 
 
 @pytest.mark.slow
-def test_network_learns_the_styles_and_survives_its_file(tmp_path: Path) -> None:
+def test_network_learns_the_styles_and_survives_its_folder(tmp_path: Path) -> None:
     network = trained(*drawings("train", 1200), epochs=4, width=8)
-    save_network(network, tmp_path / "features.pt", 64, CLASSES)
-    opened = open_features(tmp_path / "features.pt", device="cpu", resolution=None, trust=False)
+    save_network(network, tmp_path / "model", 64, CLASSES)
+    opened = open_features(tmp_path, device="cpu", resolution=None, trust=False, verify=True)
     assert opened.classes == CLASSES and opened.num_features == 32
     images, styles, _ = drawings("val", 200)
     exact = images.float() / 255
