@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from cogview_pl.checkpoints.manifest import file_hash, require_undamaged, write_manifest
-from cogview_pl.checkpoints.settings import CONFIG, Settings, read_settings, unfit_named, write_settings
-from cogview_pl.checkpoints.store import SequenceModel, build_template, load_sequence_model
+from cogview_pl.checkpoints.settings import CONFIG, Settings, read_settings, require_types, unfit_named, write_settings
+from cogview_pl.checkpoints.store import SequenceModel, build_template, build_transformer, load_sequence_model
 from cogview_pl.checkpoints.weights import read_weights, save_weights
 from cogview_pl.durable import write_text
 from cogview_pl.errors import UserError
-from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.lora import adapter_shapes, merge
 from cogview_pl.vocab import Vocabulary
 
@@ -180,15 +179,9 @@ def _read(folder: Path, verify: bool) -> Adapter:
     config, base = _read_config(folder), _base_of(folder)
     weights = read_weights(folder / _WEIGHTS, finite=verify)
     with unfit_named(folder / CONFIG):
-        return Adapter(
-            weights=weights,
-            **config["lora"],
-            transformer=config["transformer"],
-            template=config["template"],
-            base=base,
-            base_identity=config["base_identity"],
-            image_tokenizer=config["image_tokenizer"],
-        )
+        names = ("transformer", "template", "base_identity", "image_tokenizer")
+        values = {**config["lora"], **{name: config[name] for name in names}}
+        return Adapter(weights=weights, base=base, **require_types(Adapter, values))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -209,7 +202,7 @@ def _adapted(adapter: Adapter, base: SequenceModel, folder: Path) -> SequenceMod
                 f"num_layers is {adapter.transformer['num_layers']}, the base has {len(base.model.blocks)}"
             )
         with torch.device("meta"):
-            model = Transformer(**adapter.transformer)
+            model = build_transformer(adapter.transformer)
     found = {name: tuple(tensor.shape) for name, tensor in adapter.weights.items()}
     if found != wanted:
         raise UserError(f"{folder / _WEIGHTS} does not fit its config.yaml or is damaged; copy the folder again")

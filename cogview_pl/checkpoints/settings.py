@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -18,7 +19,15 @@ CONFIG = "config.yaml"
 
 Settings = Mapping[str, Any]
 
-_LARGEST = 1 << 20  # bytes: ours have a few thousand
+_LARGEST = 1 << 16  # bytes: ours have a few thousand
+_DEEPEST = 16  # mappings and lists in one another: ours have three
+_OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 _UNFIT = (  # what constructors raise for settings of the wrong type, range or name
     *(KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, AssertionError),
     *(RuntimeError, MemoryError, yaml.YAMLError, OmegaConfBaseException),
@@ -42,14 +51,24 @@ def read_settings(folder: Path) -> dict[str, Any]:
             if file.stat().st_size > _LARGEST:
                 raise ValueError(f"it has {file.stat().st_size} bytes")
             text = file.read_text(encoding="utf-8")
-            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-                raise ValueError("it uses YAML aliases")
+            _require_plain(text)
             found = OmegaConf.to_container(OmegaConf.create(text))
             if not isinstance(found, dict):
                 raise ValueError("it is no mapping")
     except FileNotFoundError:
         raise UserError(f"{file} is missing; copy the folder again") from None
     return {str(name): value for name, value in found.items()}
+
+
+def _require_plain(text: str) -> None:
+    """Raises ValueError for YAML with which a few lines fill any memory (aliases) or take for ever (deep nesting)."""
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            raise ValueError("it uses YAML aliases")
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if depth > _DEEPEST:
+            raise ValueError("it is nested too deeply")
 
 
 @contextmanager
@@ -63,3 +82,32 @@ def unfit_named(file: Path) -> Iterator[None]:
         words = f"no {error}" if isinstance(error, KeyError) else str(error)
         reason = " ".join(words.split())[:300] or type(error).__name__
         raise UserError(f"{file} is damaged ({reason}); copy the folder again") from error
+
+
+def require_types(build: Callable[..., Any], arguments: Settings) -> Settings:
+    """The arguments; raises ValueError naming the first that is of another type than `build` declares.
+
+    Without it a wrong type would come up long after the folder was read.
+    """
+    hints = get_type_hints(build.__init__ if isinstance(build, type) else build)  # type: ignore[misc]
+    for name, value in arguments.items():
+        if name in hints and not _fits(value, hints[name]):
+            raise ValueError(f"{name} is {value!r}")
+    return arguments
+
+
+def _fits(value: object, hint: Any) -> bool:
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind is Any:
+        return True
+    if kind in (Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if kind is Sequence:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if kind is Mapping:
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
+    if kind is types.NoneType:
+        return value is None
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return not isinstance(kind, type) or isinstance(value, kind)

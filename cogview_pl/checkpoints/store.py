@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from cogview_pl.checkpoints.manifest import manifest_hash, require_undamaged, write_manifest
-from cogview_pl.checkpoints.settings import CONFIG, Settings, read_settings, unfit_named, write_settings
+from cogview_pl.checkpoints.settings import CONFIG, Settings, read_settings, require_types, unfit_named, write_settings
 from cogview_pl.checkpoints.weights import load_weights, number_of_tensors, save_weights
 from cogview_pl.errors import UserError
 from cogview_pl.transformer import Transformer
@@ -90,13 +90,20 @@ def build_vqvae(settings: Settings) -> VQVAE:
     arguments = dict(settings)
     options = dict(arguments.pop("quantizer"))
     sizes = {"num_codes": arguments["num_codes"], "code_dim": arguments["code_dim"]}
-    quantizer = make_quantizer(options.pop("kind"), **sizes, **options)
-    return VQVAE(**arguments, quantizer=quantizer)
+    kind = options.pop("kind")
+    quantizer = make_quantizer(kind, **sizes, **options)
+    require_types(type(quantizer), {**sizes, **options})
+    return VQVAE(**require_types(VQVAE, arguments), quantizer=quantizer)
+
+
+def build_transformer(settings: Settings) -> Transformer:
+    """Transformer from its constructor arguments."""
+    return Transformer(**require_types(Transformer, settings))
 
 
 def build_template(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Template:
     """Template from its constructor arguments."""
-    return Template(**settings, vocabulary=vocabulary)
+    return Template(**require_types(Template, settings), vocabulary=vocabulary)
 
 
 def save_model(folder: Path, model: nn.Module, kind: str, settings: Settings, beside: tuple[str, ...] = ()) -> None:
@@ -183,14 +190,14 @@ def load_sequence_model(path: str | Path, key: str = "init_from", *, verify: boo
     """Read a sequence model from a run folder or model folder; errors name the config `key`."""
     folder = find_model_folder(path, key)
     model, config = load_model(
-        folder, SEQUENCE_MODEL, key, lambda config: Transformer(**config["transformer"]), verify=verify
+        folder, SEQUENCE_MODEL, key, lambda config: build_transformer(config["transformer"]), verify=verify
     )
     if verify:
         require_undamaged(folder, (_TEXT,))
     text = TextTokenizer.load(folder / _TEXT)
     image_tokenizer = load_image_tokenizer(folder / _IMAGES, key, verify=verify)
     with unfit_named(folder / CONFIG):
-        vocabulary = Vocabulary(**config["vocabulary"])
+        vocabulary = Vocabulary(**require_types(Vocabulary, config["vocabulary"]))
         template = build_template(config["template"], vocabulary)
     if vocabulary.num_codes != image_tokenizer.model.num_codes:
         raise UserError(

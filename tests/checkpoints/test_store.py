@@ -158,7 +158,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
 
 HOSTILE: dict[str, tuple[Callable[[str], str], str]] = {
     "alias bomb": (write(f"kind: sequence_model\n{BOMB}"), "aliases"),
-    "deep": (write("[" * 100_000), "damaged"),
+    "deep": (write("[" * 60_000), "nested too deeply"),
+    "long": (write("#" * 70_000), "70000 bytes"),
     "a list": (write("- 1\n- 2\n"), "no mapping"),
     "endless layers": (replace("num_layers: 1", "num_layers: 1000000000"), "num_layers is 1000000000"),
     "layers of another type": (replace("num_layers: 1", "num_layers: many"), "damaged"),
@@ -169,7 +170,7 @@ HOSTILE: dict[str, tuple[Callable[[str], str], str]] = {
     "missing key": (replace("num_heads: 2\n", "\n"), "num_heads"),
     "no transformer": (replace("transformer:", "transformers:"), "no 'transformer'"),
     "no vocabulary": (replace("num_codes: 16", "num_codes: -16"), "knows -16 image codes"),
-    "longer text": (replace("text_length: 8", "text_length: 9"), "needs 16 positions, the weights have 15"),
+    "longer text": (replace("text_length: 8", "text_length: 9"), "needs 17 positions, the weights have 16"),
     "a layout of nothing": (replace("layout:", "layouts:"), "layout"),
     "an interpolation": (replace("num_heads: 2", "num_heads: ${oc.env:HOME}"), "damaged"),
     "python": (write("!!python/object/apply:os.system ['true']"), "damaged"),
