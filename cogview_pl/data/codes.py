@@ -5,7 +5,7 @@ A folder:
 - `header.json`: what the store is and, while it is written, how far it has come. It is replaced as a whole
   after the rows are on disk, so it never counts a row that is not there.
 - `SPLIT.bin`: the rows (`rows.py`), in one of two formats.
-- `SPLIT.keys.txt`: the key of each row, one per line.
+- `SPLIT.keys.txt`: the key of each row, one per line; its checksum is in the header.
 - `SPLIT.crc32`: the checksum of each row, uint32, with which a row is compared when it is read. Stores of earlier
   versions have none, and are read without.
 
@@ -14,103 +14,33 @@ A writer that was killed goes on where the header says, and ends with the same b
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from cogview_pl.data.rows import CHECKSUM, NATIVE, RowLayout, StoredRows, require_counts
-from cogview_pl.durable import append, write_text
+from cogview_pl.data.fingerprint import Fingerprint
+from cogview_pl.data.rows import CHECKSUM, NATIVE, StoredRows
+from cogview_pl.data.store_header import (
+    HEADER,
+    START_AGAIN,
+    Header,
+    SplitHeader,
+    checksums_file,
+    keys_file,
+    rows_file,
+)
+from cogview_pl.durable import append, disk_full_named, no_links
 from cogview_pl.errors import UserError
+from cogview_pl.files import UnreadableError, cannot_be_read, find, read_file, require_file
 
-VERSION = 1
-HEADER = "header.json"
-_KINDS = {"text_tokenizer": str, "image_tokenizer": str, "complete": bool, "checksums": bool, "large": bool}
-START_AGAIN = "delete the folder and run task=tokenize again"
-
-
-@dataclass
-class SplitHeader:
-    """How much of a split is in the store."""
-
-    source: int
-    """Samples of the data set."""
-    next: int = 0
-    """The next of them to be tokenised; those before it are in the store or were skipped."""
-    rows: int = 0
-    truncated: int = 0
-    """Rows with a caption that was cut to `text_length`."""
-    key_bytes: int = 0
-    """Size of `SPLIT.keys.txt`."""
-
-    def __post_init__(self) -> None:
-        require_counts(vars(self), least=0)
-        if not self.truncated <= self.rows <= self.next <= self.source:
-            raise ValueError(f"{self.truncated} cut, {self.rows} rows, {self.next} done of {self.source}")
-
-
-@dataclass(kw_only=True)
-class Header(RowLayout):
-    """What a store is."""
-
-    text_tokenizer: str
-    image_tokenizer: str
-    splits: dict[str, SplitHeader]
-    complete: bool = False
-    checksums: bool = False
-    """Whether the store has them; the field is missing in headers of earlier versions."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(self, name), kind)]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is {getattr(self, wrong[0])!r}")
-
-    def save(self, folder: Path) -> None:
-        """Replace the header in one step: a reader or a kill sees the old one or the new one."""
-        values = {"version": VERSION, "dtype": self.dtype.name, **asdict(self)}
-        if self.checksums:
-            values["crc32"] = _checksum(values)
-        write_text(folder / HEADER, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
-
-    @classmethod
-    def load(cls, folder: Path) -> Header:
-        """Read and check a header.
-
-        Raises:
-            UserError: it is missing, damaged or of another version.
-        """
-        file = folder / HEADER
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{folder} has no {HEADER}: not a token store; run task=tokenize") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file} is not JSON ({error}); {START_AGAIN}") from None
-        version = values.get("version") if isinstance(values, dict) else None
-        if version != VERSION:
-            raise UserError(f"{file} has version {version}, this program reads {VERSION}; {START_AGAIN}")
-        found = values.pop("crc32", None)
-        if (found is not None or values.get("checksums")) and found != _checksum(values):
-            raise UserError(f"{file} is damaged (its checksum is wrong); {START_AGAIN}")
-        try:
-            del values["version"]
-            dtype = values.pop("dtype")
-            splits = {name: SplitHeader(**split) for name, split in values.pop("splits").items()}
-            y, x = values.pop("grid")
-            header = cls(grid=(y, x), splits=splits, **values)
-            if header.dtype.name != dtype:
-                raise ValueError(f"dtype is {dtype}, the sizes ask for {header.dtype.name}")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{file} is damaged ({error}); {START_AGAIN}") from None
-        return header
+_COPY_AGAIN = "copy the token store again or run task=tokenize again"
+_CHUNK = 2**20  # bytes of a file of keys read at once
 
 
 class StoreWriter:
@@ -127,7 +57,8 @@ class StoreWriter:
         large: rows hold the codes of the picture at twice the size as well.
 
     Raises:
-        UserError: the folder holds a store with other sizes or identities, or one that has lost data.
+        UserError: the folder holds a store with other sizes or identities, or one that has lost data or cannot be
+            written.
     """
 
     def __init__(
@@ -157,7 +88,7 @@ class StoreWriter:
             large=large,
             checksums=True,
         )
-        if (self.folder / HEADER).exists():
+        if _exists(self.folder / HEADER):
             found = Header.load(self.folder)
             _require_same(self.folder, _identity(found), _identity(self.header))
             self.header = found
@@ -165,10 +96,10 @@ class StoreWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.header.save(self.folder)
         for name, split in self.header.splits.items():
-            _cut(_rows_file(self.folder, name), split.rows * self.header.row_bytes)
-            _cut(_keys_file(self.folder, name), split.key_bytes)
+            _cut(rows_file(self.folder, name), split.rows * self.header.row_bytes)
+            _cut(keys_file(self.folder, name), split.key_bytes)
             if self.header.checksums:
-                _cut(_checksums_file(self.folder, name), split.rows * CHECKSUM.itemsize)
+                _cut(checksums_file(self.folder, name), split.rows * CHECKSUM.itemsize)
 
     def resume_index(self, split: str) -> int:
         """Index in the source of the next sample to tokenise; the source's size when the split is done."""
@@ -204,15 +135,17 @@ class StoreWriter:
         self._check_ids(pieces, codes, large, len(keys))
         names = "".join(" ".join(key.splitlines()) + "\n" for key in keys).encode("utf-8", "backslashreplace")
         rows = self.header.pack(pieces, codes, large)
-        append(_rows_file(self.folder, split), rows.tobytes())
-        append(_keys_file(self.folder, split), names)
+        append(rows_file(self.folder, split), rows.tobytes())
+        append(keys_file(self.folder, split), names)
         if self.header.checksums:
             sums = np.array([zlib.crc32(row.tobytes()) for row in rows], CHECKSUM)
-            append(_checksums_file(self.folder, split), sums.tobytes())
+            append(checksums_file(self.folder, split), sums.tobytes())
         now.next = next_index
         now.rows += len(keys)
         now.truncated += sum(len(ids) > self.header.text_length for ids in pieces)
         now.key_bytes += len(names)
+        if now.keys_crc32 is not None:
+            now.keys_crc32 = zlib.crc32(names, now.keys_crc32)
         self.header.save(self.folder)
 
     def finish(self) -> None:
@@ -261,11 +194,29 @@ class TokenStore:
         if not header.complete:
             raise UserError(f"{folder}: the token store was not finished; run task=tokenize resume=true")
         for name, split in header.splits.items():
-            _require_rows(_rows_file(folder, name), split.rows, header.row_bytes)
-            _require_rows(_keys_file(folder, name), split.key_bytes, 1)
+            _require_rows(rows_file(folder, name), split.rows, header.row_bytes)
+            _require_rows(keys_file(folder, name), split.key_bytes, 1)
             if header.checksums:
-                _require_rows(_checksums_file(folder, name), split.rows, CHECKSUM.itemsize)
+                _require_rows(checksums_file(folder, name), split.rows, CHECKSUM.itemsize)
         return cls(folder, header)
+
+    def fingerprint(self) -> str:
+        """A digest of the header and of the checksums of all rows: another one where anything is different.
+
+        Reads 4 bytes a row. Stores without checksums count by the size and time of their files.
+        """
+        found = Fingerprint("token store")
+        found.add(asdict(self.header))
+        for name, split in self.header.splits.items():
+            if not self.header.checksums:
+                found.add_file(rows_file(self.folder, name))
+                continue
+            file = checksums_file(self.folder, name)
+            try:
+                found.add_bytes(read_file(file, split.rows * CHECKSUM.itemsize))
+            except UnreadableError as error:
+                raise UserError(f"{file} {error}; {_COPY_AGAIN}") from None
+        return found.hexdigest()
 
     def split(self, name: str) -> StoreSplit:
         """The rows of one split.
@@ -298,39 +249,66 @@ class StoreSplit(StoredRows):
     """The rows of a split."""
 
     def __init__(self, folder: Path, header: Header, name: str) -> None:
-        sums = _checksums_file(folder, name) if header.checksums else None
-        super().__init__(_rows_file(folder, name), header, range(header.splits[name].rows), sums)
-        self._keys = _keys_file(folder, name)
+        sums = checksums_file(folder, name) if header.checksums else None
+        super().__init__(rows_file(folder, name), header, range(header.splits[name].rows), sums)
+        self._keys = keys_file(folder, name)
+        self._header = header.splits[name]
 
     def keys(self) -> list[str]:
-        """The key of each row."""
-        return self._keys.read_text(encoding="utf-8").split("\n")[:-1]
+        """The key of each row.
+
+        Raises:
+            UserError: the file is damaged or cannot be read.
+        """
+        self._require_whole()
+        found = self._lines(0, None)
+        if len(found) != len(self):
+            raise UserError(f"{self._keys} has {len(found)} keys for {len(self)} rows; {_COPY_AGAIN}")
+        return found
 
     def key(self, index: int) -> str:
-        """The key of a row; reads the file up to it."""
-        with self._keys.open(encoding="utf-8", newline="\n") as stream:
-            return next(islice(stream, index, None)).rstrip("\n")
+        """The key of a row; reads the whole file, for its checksum. Raises as `keys` does."""
+        self._require_whole()
+        place = self.span[index]
+        found = self._lines(place, place + 1)
+        if not found:
+            raise UserError(f"{self._keys} has no key for row {place}; {_COPY_AGAIN}")
+        return found[0]
 
+    def _lines(self, start: int, stop: int | None) -> list[str]:
+        try:
+            with self._keys.open(encoding="utf-8", newline="\n") as stream:
+                return [line.rstrip("\n") for line in islice(stream, start, stop)]
+        except OSError as error:
+            raise UserError(f"{self._keys} {cannot_be_read(error)}; {_COPY_AGAIN}") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{self._keys} is damaged, it is not UTF-8 text; {_COPY_AGAIN}") from None
 
-def _checksum(values: dict[str, Any]) -> int:
-    """CRC-32 of a header's values, however they are spaced and ordered."""
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
-
-
-def _rows_file(folder: Path, split: str) -> Path:
-    return folder / f"{split}.bin"
-
-
-def _keys_file(folder: Path, split: str) -> Path:
-    return folder / f"{split}.keys.txt"
-
-
-def _checksums_file(folder: Path, split: str) -> Path:
-    return folder / f"{split}.crc32"
+    def _require_whole(self) -> None:
+        """Compare the checksum of the keys, where the store has one."""
+        try:
+            require_file(self._keys, self._header.key_bytes)
+            if self._header.keys_crc32 is None:
+                return
+            found = 0
+            with self._keys.open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    found = zlib.crc32(chunk, found)
+        except UnreadableError as error:
+            raise UserError(f"{self._keys} {error}; {_COPY_AGAIN}") from None
+        except OSError as error:
+            raise UserError(f"{self._keys} {cannot_be_read(error)}; {_COPY_AGAIN}") from None
+        if found != self._header.keys_crc32:
+            raise UserError(f"{self._keys} is damaged, its checksum is wrong; {_COPY_AGAIN}")
 
 
 def _require_rows(file: Path, rows: int, size: int) -> None:
-    found = file.stat().st_size if file.exists() else 0
+    try:
+        found = require_file(file).st_size
+    except UnreadableError as error:
+        if not error.missing:
+            raise UserError(f"{file} {error}; {_COPY_AGAIN}") from None
+        found = 0
     if found != rows * size:
         raise UserError(
             f"{file} has {found} bytes, {HEADER} says {rows} rows of {size}; "
@@ -353,11 +331,26 @@ def _require_same(folder: Path, found: dict[str, object], wanted: dict[str, obje
             )
 
 
+def _exists(file: Path) -> bool:
+    try:
+        return find(file) is not None
+    except UnreadableError as error:
+        raise UserError(f"{file} {error}; {START_AGAIN}") from None
+
+
 def _cut(file: Path, size: int) -> None:
     """Take away what a killed writer added after the header was last replaced."""
-    with file.open("ab") as stream:
-        found = stream.tell()
-        if found < size:
-            raise UserError(f"{file} has {found} bytes, {HEADER} says {size}: data were lost; {START_AGAIN}")
-        stream.truncate(size)
-        os.fsync(stream.fileno())
+    try:
+        if _exists(file):
+            require_file(file)
+        with disk_full_named(file), open(file, "ab", opener=no_links) as stream:
+            found = stream.tell()
+            if found >= size:
+                stream.truncate(size)
+                os.fsync(stream.fileno())
+    except UnreadableError as error:
+        raise UserError(f"{file} {error}; {START_AGAIN}") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror}); {START_AGAIN}") from None
+    if found < size:
+        raise UserError(f"{file} has {found} bytes, {HEADER} says {size}: data were lost; {START_AGAIN}")

@@ -7,12 +7,25 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.images import CaptionedPictures, CaptionError, field_text, find_pictures, split_indices
 from cogview_pl.errors import UserError
+from cogview_pl.files import (
+    MAX_CAPTION,
+    UnreadableError,
+    bounded_lines,
+    cannot_be_read,
+    find,
+    kind_of,
+    read_file,
+    require_file,
+)
+from cogview_pl.stopping import STOP
 
 CAPTION_FILES = (
     "metadata.jsonl",
@@ -92,6 +105,14 @@ class FolderDataset(CaptionedPictures):
     def key(self, index: int) -> str:
         return self._samples[index][0]
 
+    def fingerprint(self) -> str:
+        found = Fingerprint("folder")
+        found.add(*self._settings())
+        for index, (key, _, picture) in enumerate(self._samples):
+            STOP.look()
+            found.add_file(self._picture(index), key, picture.caption, picture.style)
+        return found.hexdigest()
+
     def _caption(self, index: int) -> str:
         return self._samples[index][2].caption
 
@@ -115,7 +136,7 @@ def _folders(root: str | Path | None, styles: Mapping[str, str | Path] | None) -
     folders = {"": root} if root is not None else styles
     if not isinstance(folders, Mapping) or not all(isinstance(folder, (str, Path)) for folder in folders.values()):
         raise UserError(f"data.styles={folders}: give one folder per style, as in {{油画: DIR, 素描: DIR}}")
-    return {str(style): Path(folder).expanduser() for style, folder in folders.items()}
+    return {str(style): Path(os.path.expanduser(folder)) for style, folder in folders.items()}
 
 
 def find_captions(
@@ -130,14 +151,12 @@ def find_captions(
     `name` is the configuration key of `root`, for messages.
 
     Raises:
-        UserError: the folder is missing, has no captions, a line is malformed or lacks a field, or none of
-            the listed pictures exists.
+        UserError: the folder is missing or cannot be read, has no captions, a line is malformed, too long or lacks a
+            field, or none of the listed pictures can be read.
     """
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        state = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"{name}={root} {state}; set it to a folder of pictures with captions")
-    listing = next((root / file for file in CAPTION_FILES if (root / file).is_file()), None)
+    root = Path(os.path.expanduser(root))
+    _require_folder(root, name)
+    listing = _listing(root)
     if listing is None:
         beside = _captions_beside(root, name)
         if style_field is not None:
@@ -152,36 +171,65 @@ def find_captions(
             found = [_listed(record, where, caption_field, style_field) for where, record in read(stream, listing)]
     except UnicodeDecodeError:
         raise UserError(f"{listing} is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{listing} {cannot_be_read(error)}; see to it") from None
     if not found:
         raise UserError(f"{listing} lists no pictures; give one per line, with the fields file_name and text")
-    if not any(_exists(root / picture.file) for picture in found):
-        raise UserError(
-            f"{listing}: none of the {len(found)} listed pictures exists, the first is {root / found[0].file}; "
-            f"give files relative to {name}"
-        )
+    _require_one(found, root, listing, name)
     return found
 
 
-def _exists(file: Path) -> bool:
+def _require_folder(root: Path, name: str) -> None:
     try:
-        return file.is_file()
-    except OSError:  # a name that no file system takes, or a disk that fails
-        return False
+        found = find(root)
+    except UnreadableError as error:
+        raise UserError(f"{name}={root} {error}; set it to a folder of pictures with captions") from None
+    if found is None or kind_of(found) != "a folder":
+        state = "does not exist" if found is None else "is not a folder"
+        raise UserError(f"{name}={root} {state}; set it to a folder of pictures with captions")
+
+
+def _listing(root: Path) -> Path | None:
+    """The file with the captions of a folder, where it has one."""
+    for file in CAPTION_FILES:
+        try:
+            require_file(root / file)
+        except UnreadableError as error:
+            if not error.missing:
+                raise UserError(f"{root / file} {error}; mend or remove it") from None
+        else:
+            return root / file
+    return None
+
+
+def _require_one(listed: list[Listed], root: Path, listing: Path, name: str) -> None:
+    """Refuse a list of which no picture can be opened."""
+    unreadable = ""
+    for picture in listed:
+        STOP.look()
+        try:
+            require_file(root / picture.file)
+        except UnreadableError as error:
+            if not error.missing and not unreadable:
+                unreadable = f"{root / picture.file} {error}"
+        else:
+            return
+    if unreadable:
+        raise UserError(f"{listing}: none of the {len(listed)} listed pictures can be read; {unreadable}")
+    raise UserError(
+        f"{listing}: none of the {len(listed)} listed pictures exists, the first is {root / listed[0].file}; "
+        f"give files relative to {name}"
+    )
 
 
 def _captions_beside(root: Path, name: str) -> list[Listed]:
     found = []
     num_captions = 0
     for picture in find_pictures(root):
-        note = picture.with_suffix(".txt")
-        caption = ""
-        if note.is_file():
-            num_captions += 1
-            try:
-                caption = note.read_text(encoding="utf-8-sig").strip()
-            except UnicodeDecodeError:
-                raise UserError(f"{note} is not UTF-8 text; save it as UTF-8") from None
-        found.append(Listed(picture.relative_to(root).as_posix(), caption))
+        STOP.look()
+        caption = _note(picture.with_suffix(".txt"))
+        num_captions += caption is not None
+        found.append(Listed(picture.relative_to(root).as_posix(), caption or ""))
     if not num_captions:
         raise UserError(
             f"{name}={root} has no captions; add one of {', '.join(CAPTION_FILES)} with the fields "
@@ -190,8 +238,21 @@ def _captions_beside(root: Path, name: str) -> list[Listed]:
     return found
 
 
+def _note(file: Path) -> str | None:
+    """The caption in a file beside a picture; None where there is no such file."""
+    try:
+        text = read_file(file, MAX_CAPTION).decode("utf-8-sig")
+    except UnreadableError as error:
+        if error.missing:
+            return None
+        raise UserError(f"{file} {error}; mend or remove it") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not UTF-8 text; save it as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
 def _json_lines(stream: TextIO, file: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(bounded_lines(stream, file), 1):
         if not line.strip():
             continue
         try:
@@ -204,7 +265,7 @@ def _json_lines(stream: TextIO, file: Path) -> Iterator[tuple[str, dict[str, obj
 
 
 def _table_rows(stream: TextIO, file: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    reader = csv.reader(stream, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+    reader = csv.reader(bounded_lines(stream, file), delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
     try:
         header = next(reader, [])
         for row in reader:

@@ -24,11 +24,14 @@ from torchvision.transforms.v2 import functional as tv
 from cogview_pl.data.samples import ImageSample, Skipped, fraction_of
 from cogview_pl.data.styles import StylePatterns
 from cogview_pl.errors import UserError
+from cogview_pl.files import MAX_PICTURE, UnreadableError, cannot_be_read, require_file
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
 
 # Raster formats only: Pillow's EPS reader, for one, would start another program on a file from a stranger.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+_OF_THE_SYSTEM = "lost+found"  # at the top of a disk, readable by root alone
 
 # Resizing the shorter edge makes the longer one `LONGEST_SHAPE * size` pixels at most.
 LONGEST_SHAPE = 32
@@ -54,10 +57,12 @@ def load_picture(file: str | Path | BinaryIO, size: int, min_size: int = 0) -> t
     `size` (bicubic, antialiased), then the centre is cropped.
 
     Raises:
-        PictureError: the file is missing, damaged, no picture, has more pixels than Pillow takes for safe, or its
-            shorter edge has less than `min_size`.
+        PictureError: the file is missing, cannot be read, is no regular file or larger than `MAX_PICTURE`, damaged, no
+            picture, has more pixels than Pillow takes for safe, or its shorter edge has less than `min_size`.
     """
     try:
+        if isinstance(file, (str, Path)):
+            require_file(file, MAX_PICTURE)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # on odd metadata of pictures that can be read
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -71,11 +76,13 @@ def load_picture(file: str | Path | BinaryIO, size: int, min_size: int = 0) -> t
                 _decode_smaller(image, 2 * size)
                 ImageOps.exif_transpose(image, in_place=True)
                 pixels = tv.pil_to_tensor(_to_rgb(image))
-    except FileNotFoundError:
-        raise PictureError("file not found") from None
+    except UnreadableError as error:
+        raise PictureError("file not found" if error.missing else str(error)) from None
     except UnidentifiedImageError:
         raise PictureError("not a picture in a known format, or cut off") from None
     except Exception as error:  # damaged bytes make Pillow's readers raise nearly anything
+        if isinstance(error, OSError) and error.errno is not None:
+            raise PictureError(cannot_be_read(error)) from error
         raise PictureError(" ".join(str(error).split()) or type(error).__name__) from error
     pixels = tv.resize(pixels, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
     return tv.center_crop(pixels, [size, size]).contiguous()
@@ -192,6 +199,13 @@ class CaptionedPictures(Dataset["ImageSample | Skipped"], ABC):
         """The sample's name within the data set."""
 
     @abstractmethod
+    def fingerprint(self) -> str:
+        """A digest of the settings, and the names, sizes and times of the files: another one where samples changed.
+
+        Reads no pictures. See `fingerprint.py`.
+        """
+
+    @abstractmethod
     def _caption(self, index: int) -> str:
         """The caption, maybe empty, or a SampleError."""
 
@@ -202,6 +216,10 @@ class CaptionedPictures(Dataset["ImageSample | Skipped"], ABC):
     @abstractmethod
     def _picture(self, index: int) -> Path | BinaryIO:
         """Where to read the picture, or a SampleError."""
+
+    def _settings(self) -> tuple[object, ...]:
+        """What changes a sample besides its files."""
+        return self.image_size, self.min_size, self._patterns.patterns
 
     def text(self, index: int) -> str:
         """The caption, with its style if there are patterns; empty where the sample lacks one of them."""
@@ -237,9 +255,36 @@ class CaptionedPictures(Dataset["ImageSample | Skipped"], ABC):
 
 
 def find_pictures(root: Path) -> Iterator[Path]:
-    """All picture files below a folder, hidden ones left out, in a fixed order."""
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    """All picture files below a folder, hidden ones left out, in a fixed order.
+
+    Links to folders are followed, but not to one that the link itself is in.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    above = {os.fspath(root): {_identity(root)}}  # a folder → itself and the folders on the way to it
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_refuse_folder):
+        way = above.pop(folder)
+        kept = []
+        for name in sorted(folders):
+            path = os.path.join(folder, name)
+            if not name.startswith(".") and name != _OF_THE_SYSTEM and (place := _identity(path)) not in way:
+                kept.append(name)
+                above[path] = {*way, place}
+        folders[:] = kept
         for name in sorted(files):
             if not name.startswith(".") and name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
                 yield Path(folder, name)
+
+
+def _identity(folder: str | Path) -> tuple[int, int] | None:
+    """What tells a folder from all others, whatever link leads to it; None where it cannot be looked at."""
+    try:
+        found = os.stat(folder)
+    except OSError:  # named when it is walked into
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise UserError(f"{error.filename} {cannot_be_read(error)}; make it readable, or move it away") from None

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.rows import COGVIEW, RowLayout, StoredRows
 from cogview_pl.errors import UserError
+from cogview_pl.files import UnreadableError, find, require_file
 
 TEXT_LENGTH = 64
 """Text ids in a row of the original's files."""
@@ -16,8 +18,12 @@ _CHECKED_AT_OPENING = 1024  # rows, evenly spread; every row is checked again wh
 
 
 def refuse_lmdb(path: Path) -> None:
-    """Raises UserError if `path` is an LMDB, the other kind of data file that the original reads."""
-    if path.suffix == ".lmdb" or path.name == "data.mdb" or (path / "data.mdb").exists():
+    """Raises UserError if `path` is an LMDB, the other kind of data file that the original reads, or cannot be read."""
+    try:
+        inside = find(path / "data.mdb")
+    except UnreadableError as error:
+        raise UserError(f"data.store={path} {error}; give the folder of a run of task=tokenize, or a file") from None
+    if path.suffix == ".lmdb" or path.name == "data.mdb" or inside is not None:
         raise UserError(
             f"data.store={path} is an LMDB: its rows are pickled Python objects, and loading those can run any code, "
             f"so it is not read; convert it where it was made to rows of {TEXT_LENGTH} text ids and the codes as "
@@ -58,16 +64,20 @@ class ReleasedFile:
                 rows or more is empty.
 
         Raises:
-            UserError: the size or the ids do not fit, or no rows are left to train on.
+            UserError: the file cannot be read, the size or the ids do not fit, or no rows are left to train on.
         """
         file = Path(file)
         layout = RowLayout(
             text_length=text_length, grid=grid, num_pieces=num_pieces, num_codes=num_codes, format=COGVIEW
         )
-        num_rows, rest = divmod(file.stat().st_size, layout.row_bytes)
+        try:
+            size = require_file(file).st_size
+        except UnreadableError as error:
+            raise UserError(f"data.store={file} {error}; give a file of rows") from None
+        num_rows, rest = divmod(size, layout.row_bytes)
         if rest or not num_rows:
             raise UserError(
-                f"data.store={file} has {file.stat().st_size} bytes, a row has {layout.row_bytes} ({_size(layout)} as "
+                f"data.store={file} has {size} bytes, a row has {layout.row_bytes} ({_size(layout)} as "
                 "int32); the file is truncated or was made with another image tokenizer: copy it again or set "
                 "image_tokenizer.path to that one"
             )
@@ -81,6 +91,14 @@ class ReleasedFile:
             rows.raw(number)
         spans = {"train": range(num_rows - num_val), "val": range(num_rows - num_val, num_rows)}
         return cls(file, layout, spans)
+
+    def fingerprint(self) -> str:
+        """A digest of the file's size and time, of what its rows mean, and of the split."""
+        found = Fingerprint("released file")
+        found.add_file(
+            self.file, vars(self.header), {name: [span.start, span.stop] for name, span in self._spans.items()}
+        )
+        return found.hexdigest()
 
     def split(self, name: str) -> StoredRows:
         """The rows of `train` or `val`; reading one with ids that do not fit raises UserError."""

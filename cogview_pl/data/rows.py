@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cogview_pl.errors import UserError
+from cogview_pl.files import UnreadableError, cannot_be_read, require_file
 from cogview_pl.vocab import Vocabulary
 
 NATIVE = "native"
@@ -176,10 +177,13 @@ class _Records:
         """Record `number`; raises UserError if it is not there or the disk fails."""
         try:
             if self._stream is None:
+                require_file(self._file)
                 self._stream = self._file.open("rb")
             data = os.pread(self._stream.fileno(), self._size, number * self._size)
+        except UnreadableError as error:
+            raise UserError(f"{self._file} {error}; copy the token store again") from None
         except OSError as error:
-            raise UserError(f"{self._file} cannot be read ({error.strerror}); copy the token store again") from error
+            raise UserError(f"{self._file} {cannot_be_read(error)}; copy the token store again") from error
         if len(data) != self._size:
             raise UserError(f"{self._file} has become shorter: row {number} is missing; copy the token store again")
         return data

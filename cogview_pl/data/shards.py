@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import re
-import tarfile
-from collections.abc import Iterator, Sequence
-from glob import glob
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
-from braceexpand import braceexpand
 from numpy.typing import NDArray
 
+from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.images import (
     IMAGE_EXTENSIONS,
     CaptionedPictures,
@@ -30,23 +26,15 @@ from cogview_pl.data.images import (
     field_text,
     split_indices,
 )
+from cogview_pl.data.shard_files import OpenFiles, expand_urls
 from cogview_pl.data.styles import check_present
+from cogview_pl.data.tar_index import NO_MEMBER, SPARSE_MEMBER, Span, index_shard
 from cogview_pl.errors import UserError
+from cogview_pl.files import MAX_CAPTION, MAX_PICTURE, UnreadableError, cannot_be_read, require_size
+from cogview_pl.stopping import STOP
 
 # Samples looked at for the caption and style fields before a run starts.
 FIRST_SAMPLES = 32
-# Shards kept open at once by one process.
-MAX_OPEN = 64
-
-
-class Span(NamedTuple):
-    """Where a member's bytes are in its shard."""
-
-    offset: int
-    size: int
-
-
-NO_MEMBER = Span(-1, 0)
 
 
 class ShardDataset(CaptionedPictures):
@@ -100,11 +88,12 @@ class ShardDataset(CaptionedPictures):
                 )
         self.caption_field = caption_field
         self.style_field = style_field
+        self._chosen_by = (split, val_fraction if val_urls is None else None, list(styles or ()))
         self._caption_extension = "txt" if caption_field == "txt" else "json"
         self.shards = expand_urls(urls, "data.urls")
         if val_urls is not None:
             self.shards = _side(self.shards, expand_urls(val_urls, "data.val_urls"), split)
-        self._files = _OpenFiles()
+        self._files = OpenFiles()
         self._read_index()
         if styles:
             self._keep_styles(styles, must_have_all=split == "train" or val_urls is None)
@@ -112,10 +101,18 @@ class ShardDataset(CaptionedPictures):
             self._choose(split_indices([self.key(i) for i in range(len(self))], split, val_fraction))
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._shard_of)
 
     def key(self, index: int) -> str:
-        return self._keys[index].decode("utf-8", "surrogateescape")
+        offset, size = self._keys[index]
+        return self._key_bytes[offset : offset + size].decode("utf-8", "surrogateescape")
+
+    def fingerprint(self) -> str:
+        found = Fingerprint("shards")
+        found.add(*self._settings(), self.caption_field, self.style_field, *self._chosen_by)
+        for shard in self.shards:
+            found.add_file(shard, shard.name)
+        return found.hexdigest()
 
     def _read_index(self) -> None:
         """Note the members of all samples, in arrays: millions of tuples would cost too much memory."""
@@ -126,6 +123,7 @@ class ShardDataset(CaptionedPictures):
         records: list[Span] = []
         first: list[tuple[int, dict[str, Span]]] = []
         for shard, path in enumerate(self.shards):
+            STOP.look()
             for key, members in index_shard(path).items():
                 if len(first) < FIRST_SAMPLES:
                     first.append((shard, members))
@@ -143,7 +141,10 @@ class ShardDataset(CaptionedPictures):
         self._check_captions(first)
         if self.style_field is not None:
             self._check_field("style_field", self.style_field, first)
-        self._keys = np.array(keys)
+        # One behind the other: an array of texts would give each the room of the longest.
+        self._key_bytes = b"".join(keys)
+        sizes = np.array([len(key) for key in keys], dtype=np.int64)
+        self._keys = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
         self._shard_of = np.array(shards)
         self._pictures = np.array(pictures)
         self._captions = np.array(captions)
@@ -162,6 +163,7 @@ class ShardDataset(CaptionedPictures):
         """Leave out the samples of other styles."""
         kept, found = [], set()
         for index in range(len(self)):
+            STOP.look()
             try:
                 style = self._style(index)
             except SampleError:
@@ -196,8 +198,8 @@ class ShardDataset(CaptionedPictures):
         fields: dict[str, None] = {}  # a set with the order of the file
         for shard, members in samples:
             try:
-                fields |= dict.fromkeys(_json_object(self._read(shard, *members.get("json", NO_MEMBER))))
-            except SampleError:
+                fields |= dict.fromkeys(_json_object(self._read(shard, members["json"], ".json", MAX_CAPTION)))
+            except (KeyError, SampleError):
                 continue
         if fields and field not in fields:
             raise UserError(
@@ -224,24 +226,33 @@ class ShardDataset(CaptionedPictures):
         return field_text(record.get(self.style_field), "style")
 
     def _note(self, places: NDArray[np.int64], index: int, extension: str) -> bytes:
-        offset, size = places[index]
-        if offset < 0:
+        place = Span(*places[index])
+        if place == NO_MEMBER:
             raise CaptionError(f"no .{extension} in the shard")
-        return self._read(self._shard_of[index], offset, size)
+        return self._read(self._shard_of[index], place, f".{extension}", MAX_CAPTION)
 
     def _picture(self, index: int) -> BinaryIO:
-        offset, size = self._pictures[index]
-        if offset < 0:
+        place = Span(*self._pictures[index])
+        if place == NO_MEMBER:
             raise SampleError("no picture in the shard")
-        return io.BytesIO(self._read(self._shard_of[index], offset, size))
+        return io.BytesIO(self._read(self._shard_of[index], place, "picture", MAX_PICTURE))
 
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
+    def _read(self, shard: int, place: Span, name: str, limit: int) -> bytes:
+        if place == SPARSE_MEMBER:
+            raise SampleError(f"the {name} is stored without its holes (a sparse member), which is not read")
+        path = self.shards[shard]
         try:
-            data = self._files.read(self.shards[shard], int(offset), int(size))
+            require_size(place.size, limit)
+        except UnreadableError as error:
+            raise SampleError(f"the {name} {error}") from None
+        try:
+            data = self._files.read(path, int(place.offset), int(place.size))
+        except UnreadableError as error:
+            raise SampleError(f"{path} {error}") from None
         except OSError as error:
-            raise SampleError(f"{self.shards[shard]}: {error.strerror}") from None
-        if len(data) != size:
-            raise SampleError(f"{self.shards[shard]} has become shorter since the start")
+            raise SampleError(f"{path} {cannot_be_read(error)}") from None
+        if len(data) != place.size:
+            raise SampleError(f"{path} has become shorter since the start")
         return data
 
 
@@ -262,95 +273,3 @@ def _side(train: list[Path], val: list[Path], split: str) -> list[Path]:
     if both is not None:
         raise UserError(f"data.val_urls: {both} is in data.urls too; take it out of one of them")
     return train if split == "train" else val
-
-
-def expand_urls(urls: str | Sequence[str], name: str) -> list[Path]:
-    """The local files that patterns with braces and `*` stand for, each once: as listed, a pattern's sorted.
-
-    Args:
-        urls: one pattern or several.
-        name: the configuration key, for messages.
-
-    Raises:
-        UserError: a pattern matches no file, is remote or has unbalanced braces; there is none at all.
-    """
-    patterns = [urls] if isinstance(urls, str) else list(urls)
-    files = [file for pattern in patterns for file in _expand(pattern, name)]
-    if not files:
-        raise UserError(f"{name} is empty; give at least one tar file")
-    return list(dict.fromkeys(files))
-
-
-def _expand(pattern: str, name: str) -> Iterator[Path]:
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|pipe:", pattern):
-        raise UserError(f"{name}={pattern} is remote; download the shards first and give their local path")
-    try:
-        paths = [Path(text).expanduser() for text in braceexpand(pattern)]
-    except ValueError:
-        raise UserError(f"{name}={pattern} has unbalanced braces; write a range as {{000..003}}") from None
-    for path in paths:
-        matches = [path] if path.is_file() else map(Path, sorted(glob(str(path), recursive=True)))
-        files = [file for file in matches if file.is_file()]
-        if not files:
-            advice = f"it is a folder, write {path}/*.tar" if path.is_dir() else "check path and range"
-            raise UserError(f"{name}={pattern}: no file matches {path}; {advice}")
-        yield from files
-
-
-def index_shard(path: Path) -> dict[str, dict[str, Span]]:
-    """Key → extension (lower case, all after the first dot) → place, in the order of the tar file.
-
-    Reads the headers only. Of two members with one name the later counts, as when unpacking.
-
-    Raises:
-        UserError: the file is no tar file, is compressed, or ends early.
-    """
-    samples: dict[str, dict[str, Span]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                folder, slash, base = member.name.rpartition("/")
-                stem, dot, extension = base.partition(".")
-                if member.isfile() and stem and dot:
-                    place = Span(member.offset_data, member.size)
-                    samples.setdefault(folder + slash + stem, {})[extension.lower()] = place
-            end = tar.offset
-    except (tarfile.TarError, ValueError, OSError) as error:
-        raise UserError(
-            f"{path} is not an uncompressed tar file or is cut off ({error}); "
-            "unpack it if it is compressed, otherwise fetch it again or leave it out of data.urls"
-        ) from None
-    # tarfile takes a damaged or missing header in the middle for the end; the real end is a block of zeros.
-    with path.open("rb") as stream:
-        stream.seek(end)
-        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise UserError(
-                f"{path} is cut off or damaged at byte {end} ({len(samples)} samples before it); "
-                "fetch or write it again, or leave it out of data.urls"
-            )
-    return samples
-
-
-class _OpenFiles:
-    """Files of this process, opened at first use; the oldest is closed when there are too many.
-
-    A copy in another process, forked or pickled, starts without any: a shared file would share its position.
-    """
-
-    def __init__(self) -> None:
-        self._process = os.getpid()
-        self._files: dict[Path, BinaryIO] = {}
-
-    def __reduce__(self) -> tuple[type[_OpenFiles], tuple[()]]:
-        return _OpenFiles, ()
-
-    def read(self, path: Path, offset: int, size: int) -> bytes:
-        if self._process != os.getpid():
-            self._process = os.getpid()
-            self._files = {}
-        if path not in self._files:
-            if len(self._files) >= MAX_OPEN:
-                self._files.pop(next(iter(self._files))).close()
-            self._files[path] = path.open("rb")
-        self._files[path].seek(offset)
-        return self._files[path].read(size)

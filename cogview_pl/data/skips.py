@@ -10,7 +10,9 @@ from typing import NamedTuple, Protocol
 import torch
 
 from cogview_pl.data.samples import ImageSample, Skipped
+from cogview_pl.durable import disk_full_named, no_links
 from cogview_pl.errors import UserError
+from cogview_pl.files import UnreadableError, require_file
 
 _ENOUGH = 100
 
@@ -27,7 +29,7 @@ class SkipLog:
         minimum: samples to see before the share means anything (`enough_to_judge`).
 
     Raises:
-        UserError: the existing file is not such a list.
+        UserError: the existing file is not such a list, or cannot be read.
     """
 
     def __init__(self, path: Path, max_share: float, minimum: int = _ENOUGH) -> None:
@@ -38,7 +40,12 @@ class SkipLog:
         self._skipped = 0
         self._keys: set[str] = set()
         self._first: Skipped | None = None
-        if self.path.exists():
+        try:
+            require_file(self.path)
+        except UnreadableError as error:
+            if not error.missing:
+                raise UserError(f"{self.path} {error}; delete it") from None
+        else:
             self._read()
 
     @property
@@ -75,7 +82,7 @@ class SkipLog:
             )
 
     def _write(self, new: Iterable[Skipped]) -> None:
-        with self.path.open("ab") as stream:
+        with disk_full_named(self.path), open(self.path, "ab", opener=no_links) as stream:
             for sample in new:
                 line = json.dumps(sample._asdict(), ensure_ascii=False)
                 # A file name that is no valid Unicode becomes a JSON escape.

@@ -25,14 +25,14 @@ class StylePatterns:
     def __init__(self, patterns: Sequence[str]) -> None:
         for pattern in patterns:
             _check(pattern)
-        self._patterns = tuple(patterns)
+        self.patterns = tuple(patterns)
 
     def __bool__(self) -> bool:
-        return bool(self._patterns)
+        return bool(self.patterns)
 
     def apply(self, text: str, style: str, key: str) -> str:
         """The caption in one of the patterns, chosen by a hash of the sample's key (not the hash of the split)."""
-        pattern = self._patterns[int(fraction_of(f"pattern:{key}") * len(self._patterns))]
+        pattern = self.patterns[int(fraction_of(f"pattern:{key}") * len(self.patterns))]
         return pattern.format(text=text, style=style)
 
 

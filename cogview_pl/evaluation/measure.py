@@ -38,7 +38,7 @@ class Reader:
     batch_size: int
     num_workers: int
     worker_timeout: float | None
-    """Seconds that a loader process may take for a batch; None: no limit."""
+    """Seconds without a finished sample after which waiting for loader processes ends; None: no limit."""
     skips: SkipLog
 
     def batches(self, source: Pictures, name: str) -> Iterator[ImageBatch]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cogview_pl.errors import UserError
+from cogview_pl.files import why_unusable
 
 PROTOCOL = "protocol/"
 _KEY = "evaluate.compare"
@@ -76,7 +77,7 @@ def table(compared: Metrics) -> str:
 def _read(path: Path) -> dict[str, float | str]:
     file = path / "metrics.json" if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"{_KEY}: {file} does not exist; give a run folder of task=evaluate or its metrics.json")
+        raise UserError(f"{_KEY}: {file} {why_unusable(file)}; give a run folder of task=evaluate or its metrics.json")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

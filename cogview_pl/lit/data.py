@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule, Trainer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from cogview_pl.data.mixing import sample_key
 from cogview_pl.data.sampler import EndlessSampler
-from cogview_pl.data.workers import ignore_interrupts
+from cogview_pl.data.workers import Loader
 
 
 def data_share(trainer: Trainer) -> tuple[int, int]:
@@ -37,6 +37,8 @@ class DataModule(LightningDataModule):
         batch_size: samples per batch and device.
         num_workers: loader processes per device; 0 loads in the training process.
         seed: of the training order.
+        worker_timeout: seconds without a finished sample after which the run ends; None: no limit.
+        look: called while a loader process is waited for, to raise when the run was told to stop.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class DataModule(LightningDataModule):
         batch_size: int,
         num_workers: int,
         seed: int,
+        worker_timeout: float | None = None,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
         self.train = train
@@ -56,17 +60,19 @@ class DataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.worker_timeout = worker_timeout
+        self.look = look
         self._consumed = self._batches = 0  # samples over all devices and batches per device, before this process
 
     @property
     def _world(self) -> tuple[int, int]:
         return data_share(self.trainer) if self.trainer is not None else (0, 1)
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> Loader[Any]:
         """Batches for ever, from where the checkpoint stopped."""
         return self._loader(self.train, sampler=self._order_from(self._consumed), batch_size=self.batch_size)
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> Loader[Any]:
         """Every validation sample once, dealt out over the devices in equally many batches, of which some are empty."""
         rank, world_size = self._world
         size = len(self.val)  # type: ignore[arg-type]
@@ -104,13 +110,14 @@ class DataModule(LightningDataModule):
         sampler.consumed = consumed
         return sampler
 
-    def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
-        return DataLoader(
+    def _loader(self, dataset: Dataset[Any], **options: Any) -> Loader[Any]:
+        return Loader(
             dataset,
+            patience=self.worker_timeout,
+            look=self.look,
             num_workers=self.num_workers,
             collate_fn=self.collate,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=ignore_interrupts,
             pin_memory=torch.cuda.is_available(),
             # Loaders draw seeds for their workers; from the global generator this would move dropout, and
             # differently after a resume, when they are started anew.

@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,16 @@ def test_the_layout_on_disk(tmp_path: Path) -> None:
         "large": False,
         "text_tokenizer": "text-1",
         "image_tokenizer": "image-1",
-        "splits": {"train": {"source": 2, "next": 2, "rows": 2, "truncated": 1, "key_bytes": 6}},
+        "splits": {
+            "train": {
+                "source": 2,
+                "next": 2,
+                "rows": 2,
+                "truncated": 1,
+                "key_bytes": 6,
+                "keys_crc32": zlib.crc32(b"a b\nc\n"),
+            }
+        },
         "complete": True,
         "checksums": True,
     }
@@ -273,7 +283,7 @@ def test_an_old_header_with_newer_rows(store: Path, tmp_path: Path) -> None:
     for name, data in content(store).items():
         (folder / name).write_bytes(data)
     (folder / "header.json").write_bytes(header)
-    (folder / ".header.json.draft").write_bytes(b"{ half a hea")
+    (folder / ".header.json.cogview_pl-draft").write_bytes(b"{ half a hea")
     tokenize(folder)
     assert content(folder) == content(store)
 
@@ -441,7 +451,7 @@ def test_the_tokenizers_must_be_those_of_the_store(store: Path) -> None:
 
 @pytest.mark.parametrize("name", ["header.json", "train.bin", "train.crc32", "train.keys.txt"])
 def test_a_flipped_bit_is_never_read_as_something_else(store: Path, name: str) -> None:
-    wanted = [(pieces, codes.tolist()) for pieces, codes in every_row(store)]
+    wanted = everything(store)
     file = store / name
     whole = file.read_bytes()
     for place in range(len(whole)):
@@ -449,17 +459,120 @@ def test_a_flipped_bit_is_never_read_as_something_else(store: Path, name: str) -
         data[place] ^= 1 << place % 8
         file.write_bytes(data)
         try:
-            found = [(pieces, codes.tolist()) for pieces, codes in every_row(store)]
+            found = everything(store)
         except UserError as error:
             assert str(store) in str(error) and "\n" not in str(error)
         else:
-            assert name in ("train.keys.txt", "header.json")  # keys only name rows; white space says nothing
+            assert name == "header.json"  # white space says nothing
             assert found == wanted
 
 
-def every_row(store: Path) -> list[tuple[list[int], torch.Tensor]]:
+def everything(store: Path) -> list[tuple[str, list[int], list[list[int]]]]:
     rows = TokenStore.open(store).split("train")
-    return [rows[index] for index in range(len(rows))]
+    samples = [(key, *rows[index]) for index, key in enumerate(rows.keys())]
+    return [(key, pieces, codes.tolist()) for key, pieces, codes in samples]
+
+
+def test_one_key_is_compared_with_the_checksum_of_all(store: Path) -> None:
+    rows = TokenStore.open(store).split("train")
+    assert [rows.key(0), rows.key(-1)] == ["train/图0", "train/图10"]
+    file = store / "train.keys.txt"
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1  # far behind the first key, which the same object has read before
+    file.write_bytes(data)
+    for read in (rows.keys, lambda: rows.key(0)):
+        with pytest.raises(
+            UserError, match=r"train\.keys\.txt is damaged, its checksum is wrong; copy the token store"
+        ):
+            read()
+    file.unlink()
+    with pytest.raises(UserError, match=r"train\.keys\.txt does not exist; copy the token store again"):
+        rows.keys()
+
+
+def test_keys_of_an_earlier_version_are_read_without_a_checksum(store: Path) -> None:
+    values = json.loads((store / "header.json").read_text())
+    for split in values["splits"].values():
+        del split["keys_crc32"]
+    edit_header(store, splits=values["splits"])
+    rows = TokenStore.open(store).split("train")
+    assert rows.keys()[1] == rows.key(1) == "train/图1"
+    data = (store / "train.keys.txt").read_bytes()
+    for damaged, message in (
+        (data.replace("图0".encode(), b"\xff\xff\xff\xff"), r"is damaged, it is not UTF-8 text; copy the token store"),
+        (data.replace(b"\n", b" ", 1), r"has 8 keys for 9 rows; copy the token store"),
+    ):
+        (store / "train.keys.txt").write_bytes(damaged)
+        with pytest.raises(UserError, match=message):
+            TokenStore.open(store).split("train").keys()
+    with pytest.raises(UserError, match=r"has no key for row 8; copy the token store"):
+        TokenStore.open(store).split("train").key(8)
+
+
+def test_a_writer_that_goes_on_with_damaged_keys_does_not_vouch_for_them(tmp_path: Path) -> None:
+    writer = StoreWriter(tmp_path, **SETTINGS)
+    writer.append("train", [[1]], torch.zeros(1, 2, 3, dtype=torch.int64), ["x"], 1)
+    (tmp_path / "train.keys.txt").write_bytes(b"y\n")
+    tokenize(tmp_path)
+    with pytest.raises(UserError, match=r"train\.keys\.txt is damaged"):
+        TokenStore.open(tmp_path).split("train").keys()
+
+
+@pytest.mark.parametrize("name", ["header.json", "train.bin", "train.keys.txt", "train.crc32"])
+def test_what_is_no_file_is_never_opened(store: Path, name: str) -> None:
+    rows = TokenStore.open(store).split("train")
+    (store / name).unlink()
+    os.mkfifo(store / name)
+    with pytest.raises(UserError, match=rf"{name} is a named pipe, not a file; copy the token store again"):
+        TokenStore.open(store)
+    if name != "header.json":
+        with pytest.raises(UserError, match=rf"{name} is a named pipe, not a file; copy the token store again"):
+            rows.keys() if "keys" in name else rows[0]
+    with pytest.raises(UserError, match=rf"{name} is a named pipe, not a file; "):
+        StoreWriter(store, **SETTINGS)
+    (store / name).unlink()
+    (store / name).symlink_to(name)
+    with pytest.raises(
+        UserError, match=rf"{name} cannot be read \(Too many levels of symbolic links\); copy the token"
+    ):
+        TokenStore.open(store)
+    with pytest.raises(UserError, match=rf"{name} cannot be read \(Too many levels of symbolic links\); "):
+        StoreWriter(store, **SETTINGS)
+
+
+def test_a_header_of_absurd_size_is_not_read(store: Path) -> None:
+    os.truncate(store / "header.json", 2**40)
+    with pytest.raises(UserError, match=r"header\.json has 1,099,511,627,776 bytes, at most 1,048,576 are read; "):
+        TokenStore.open(store)
+
+
+# --- fingerprint
+
+
+def test_the_fingerprint_is_that_of_header_rows_and_keys(store: Path, tmp_path: Path) -> None:
+    fingerprint = TokenStore.open(store).fingerprint()
+    assert len(fingerprint) == 32
+    tokenize(tmp_path / "again", batch=3)
+    assert TokenStore.open(tmp_path / "again").fingerprint() == fingerprint
+
+    def of(piece: int, key: str, **change: object) -> str:
+        folder = tmp_path / f"{piece}{key}{''.join(change)}"
+        writer = StoreWriter(folder, **SETTINGS | {"splits": {"train": 1}} | change)
+        writer.append("train", [[piece]], torch.zeros(1, 2, 3, dtype=torch.int64), [key], 1)
+        writer.finish()
+        return TokenStore.open(folder).fingerprint()
+
+    others = [of(1, "a"), of(2, "a"), of(1, "b"), of(1, "a", text_tokenizer="text-2"), of(1, "a", num_codes=65)]
+    assert len({fingerprint, *others}) == 6
+
+
+def test_the_fingerprint_of_a_store_without_checksums_is_that_of_its_files(store: Path) -> None:
+    edit_header(store)
+    before = TokenStore.open(store).fingerprint()
+    assert TokenStore.open(store).fingerprint() == before
+    time = (store / "train.bin").stat().st_mtime_ns
+    os.utime(store / "train.bin", ns=(time, time + 1))
+    assert TokenStore.open(store).fingerprint() != before
 
 
 def test_a_damaged_row_is_named(store: Path) -> None:
@@ -480,7 +593,7 @@ def test_a_store_that_shrinks_or_vanishes_while_it_is_read(store: Path) -> None:
     with pytest.raises(UserError, match=r"train\.bin has become shorter: row 5 is missing"):
         rows[5]
     (store / "train.bin").unlink()
-    with pytest.raises(UserError, match=r"train\.bin cannot be read \(No such file or directory\)"):
+    with pytest.raises(UserError, match=r"train\.bin does not exist; copy the token store again"):
         pickle.loads(pickle.dumps(rows))[0]
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -38,6 +41,24 @@ def folder(root: Path, names: list[str]) -> Path:
 
 def listing(root: Path, name: str, content: str, encoding: str = "utf-8") -> Path:
     (root / name).write_text(content, encoding=encoding)
+    return root
+
+
+def linked(path: Path) -> Path:
+    """A link to itself."""
+    path.symlink_to(path.name)
+    return path
+
+
+def piped(root: Path, name: str) -> Path:
+    os.mkfifo(root / name)
+    return root
+
+
+def holes(root: Path, name: str) -> Path:
+    """A file of a terabyte of zeros, which is on no disk."""
+    with (root / name).open("wb") as stream:
+        stream.truncate(2**40)
     return root
 
 
@@ -122,6 +143,41 @@ def test_a_text_file_beside_each_picture(tmp_path: Path, encoding: str) -> None:
             r"none of the 2 listed pictures exists, the first is \S*x\.png",
         ),
         (lambda root: listing(root, "a.txt", "熊", "utf-16"), r"a\.txt is not UTF-8"),
+        (lambda root: root / ("y" * 300), r"data\.root=\S*y cannot be read \(File name too long\); set it to"),
+        (
+            lambda root: linked(root / "loop"),
+            r"data\.root=\S*loop cannot be read \(Too many levels of symbolic links\)",
+        ),
+        (lambda root: root / "a\0", r"data\.root=.* has no name that a file can have; set it to a folder"),
+        (lambda root: piped(root, "captions.jsonl"), r"captions\.jsonl is a named pipe, not a file; mend or remove it"),
+        (lambda root: linked(root / "captions.csv").parent, r"captions\.csv cannot be read \(Too many levels of symb"),
+        (
+            lambda root: folder(root, ["metadata.csv/b.png"]),
+            r"metadata\.csv is a folder, not a file; mend or remove it",
+        ),
+        (lambda root: piped(root, "a.txt"), r"a\.txt is a named pipe, not a file; mend or remove it"),
+        (
+            lambda root: linked(root / "a.txt").parent,
+            r"a\.txt cannot be read \(Too many levels of symbolic links\); mend",
+        ),
+        (lambda root: holes(root, "a.txt"), r"a\.txt has 1,099,511,627,776 bytes, at most 1,048,576 are read; mend"),
+        (
+            lambda root: holes(root, "captions.jsonl"),
+            r"captions\.jsonl:1 has more than 1,048,576 characters; write one",
+        ),
+        (lambda root: holes(root, "captions.csv"), r"captions\.csv:1 has more than 1,048,576 characters; write one"),
+        (
+            lambda root: listing(root, "metadata.jsonl", JSONL + '{"file_name": "' + "c" * 2**20),
+            r"metadata\.jsonl:4 has more than 1,048,576 characters; write one picture per line",
+        ),
+        (
+            lambda root: listing(linked(root / "l.png").parent, "captions.csv", "file_name,text\nx.png,t\nl.png,t\n"),
+            r"none of the 2 listed pictures can be read; \S*l\.png cannot be read \(Too many levels of symb",
+        ),
+        (
+            lambda root: listing(root, "captions.csv", f"file_name,text\n{'x' * 300}.png,t\n"),
+            r"none of the 1 listed pictures can be read; \S*x\.png cannot be read \(File name too long\)$",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_folder(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
@@ -167,6 +223,81 @@ def test_bad_samples_are_skipped_with_a_reason(tmp_path: Path) -> None:
     assert dataset[1] == Skipped("empty.png", "the caption is empty")
     assert dataset[2] == Skipped("bad.png", "not a picture in a known format, or cut off")
     assert dataset[3] == Skipped("gone.png", "file not found")
+
+
+def test_what_is_no_file_is_skipped_with_a_reason_and_not_opened(tmp_path: Path) -> None:
+    root = piped(captioned(tmp_path, ["good.png"]), "pipe.png")
+    (root / "folder.png").mkdir()
+    rows = ["good.png,g", "pipe.png,p", "folder.png,f", f"{linked(root / 'loop.png').name},l", f"{'x' * 300},x"]
+    listing(root, "captions.csv", "\n".join(["file_name,text", *rows]))
+    dataset = FolderDataset(root, "train", 4, 0.0)
+    assert isinstance(dataset[0], ImageSample)
+    assert [dataset[i] for i in range(1, 5)] == [
+        Skipped("pipe.png", "is a named pipe, not a file"),
+        Skipped("folder.png", "is a folder, not a file"),
+        Skipped("loop.png", "cannot be read (Too many levels of symbolic links)"),
+        Skipped("x" * 300, "cannot be read (File name too long)"),
+    ]
+
+
+def test_lines_of_a_caption_beside_a_picture_end_alike(tmp_path: Path) -> None:
+    folder(tmp_path, ["a.png"])
+    (tmp_path / "a.txt").write_bytes("一\r\n二\r三\n".encode())
+    assert captions(tmp_path) == [("a.png", "一\n二\n三")]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["a.txt", "captions.csv", "."])
+def test_what_may_not_be_read_is_not_missing(tmp_path: Path, name: str) -> None:
+    root = folder(tmp_path / "root", ["a.png"])
+    listing(root, "a.txt", "t")
+    if name == "captions.csv":
+        listing(root, name, CSV)
+    (root / name).chmod(0)
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)") as error:
+        find_captions(root)
+    assert str(root / name) in one_line(error)
+    root.chmod(0o700)
+
+
+# --- fingerprint
+
+
+def test_the_fingerprint_is_that_of_samples_and_settings(tmp_path: Path) -> None:
+    names = ["a.png", "b.png", "c.png"]
+    root = captioned(tmp_path / "root", names)
+
+    def of(split: str = "train", size: int = 4, fraction: float = 0.0, **options: Any) -> str:
+        return FolderDataset(root, split, size, fraction, **options).fingerprint()
+
+    fingerprint = of()
+    assert fingerprint == of() and len(fingerprint) == 32
+    found = [fingerprint, of(size=8), of(min_size=1), of("train", 4, 0.5), of("val", 4, 0.5)]
+    found += [of(style_field="text"), of(style_field="text", style_patterns=PATTERNS)]
+    captioned(root, names[::-1])
+    found.append(of())
+    captioned(root, names[:2])
+    found.append(of())
+    listing(root, "captions.csv", "file_name,text\na.png,图a.png\nb.png,图b.png\nc.png,其它\n")
+    found.append(of())
+    assert len(set(found)) == len(found) == 10
+
+
+def test_the_fingerprint_goes_with_copies_and_tells_changed_pictures(tmp_path: Path) -> None:
+    root = captioned(tmp_path / "root", ["a.png", "b.png"])
+    dataset = FolderDataset(shutil.copytree(root, tmp_path / "copy"), "train", 4, 0.0)  # with the times of its files
+    picture = tmp_path / "copy" / "b.png"
+    found = [FolderDataset(root, "train", 4, 0.0).fingerprint(), dataset.fingerprint()]
+    assert found[0] == found[1]
+    time = picture.stat().st_mtime_ns
+    os.utime(picture, ns=(time, time + 1))
+    found.append(dataset.fingerprint())
+    os.truncate(picture, 1)
+    os.utime(picture, ns=(time, time))
+    found.append(dataset.fingerprint())
+    picture.unlink()
+    found.append(dataset.fingerprint())
+    assert len(set(found)) == 4
 
 
 def test_the_split_is_a_stable_partition(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cogview_pl.data.images import PictureError, load_picture, split_indices
+from cogview_pl.data.images import PictureError, find_pictures, load_picture, split_indices
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.skips import SkipLog, collate_images, enough_to_judge
 from cogview_pl.errors import UserError
@@ -168,8 +170,71 @@ def test_other_pictures_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         load_picture(encoded(Image.new("F", (10, 10)), "TIFF"), 8)
     with pytest.raises(PictureError, match=r"^file not found$"):
         load_picture(tmp_path / "none.png", 8)
-    with pytest.raises(PictureError):
-        load_picture(tmp_path, 8)
+
+
+@pytest.fixture
+def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of what is no file, or cannot be opened, under names of pictures."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "broken.png").symlink_to("nowhere.png")
+    (tmp_path / "file.png").write_bytes(b"")
+    with (tmp_path / "large.png").open("wb") as stream:
+        stream.truncate(2**29)  # a hole
+    monkeypatch.chdir(tmp_path)  # an address of a socket is short
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("pipe.png", "is a named pipe, not a file"),
+        ("socket.png", "is a socket, not a file"),
+        ("device.png", "is a device, not a file"),
+        ("folder.png", "is a folder, not a file"),
+        ("loop.png", "cannot be read (Too many levels of symbolic links)"),
+        ("x" * 300 + ".png", "cannot be read (File name too long)"),
+        ("a\0.png", "has no name that a file can have"),
+        ("a\ud800.png", "has no name that a file can have"),
+        ("broken.png", "file not found"),
+        ("file.png/a.png", "file not found"),
+        ("large.png", "has 536,870,912 bytes, at most 268,435,456 are read"),
+    ],
+)
+def test_what_is_no_picture_file_is_named_and_not_opened(odd: Path, name: str, reason: str) -> None:
+    for file in (odd / name, str(odd / name)):
+        with pytest.raises(PictureError) as error:
+            load_picture(file, 8)
+        assert one_line(error) == reason
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_picture_that_may_not_be_read_is_not_missing(tmp_path: Path) -> None:
+    noise(8, 8).save(tmp_path / "a.png")
+    (tmp_path / "a.png").chmod(0)
+    with pytest.raises(PictureError, match=r"^cannot be read \(Permission denied\)$"):
+        load_picture(tmp_path / "a.png", 8)
+
+
+def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
+    for name in ("a/x.png", "a/b/y.png", "c/z.png", "lost+found/t.png", ".hidden/u.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for link, target in (("a/up", ".."), ("a/b/up", "../.."), ("a/self", "."), ("c/a", "../a"), ("a/b/c", "../../c")):
+        (tmp_path / link).symlink_to(target)
+    found = [file.relative_to(tmp_path).as_posix() for file in find_pictures(tmp_path)]
+    assert found == ["a/x.png", "a/b/y.png", "a/b/c/z.png", "c/z.png", "c/a/x.png", "c/a/b/y.png"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    with pytest.raises(UserError, match=r"closed cannot be read \(Permission denied\); make it readable"):
+        list(find_pictures(tmp_path))
 
 
 def test_pictures_that_are_smaller_than_asked_are_refused() -> None:
@@ -280,6 +345,10 @@ def test_a_line_cut_off_by_a_kill_is_written_again(tmp_path: Path) -> None:
         assert path.read_bytes() == whole
     path.write_text("something else\n")
     with pytest.raises(UserError, match=r"skipped\.jsonl:1 is not a skipped sample; delete"):
+        SkipLog(path, max_share=1.0)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"skipped\.jsonl is a named pipe, not a file; delete it"):
         SkipLog(path, max_share=1.0)
 
 

@@ -127,9 +127,41 @@ class TestReading:
         assert file.read_bytes() == before
 
 
+class TestFingerprint:
+    def test_is_that_of_the_file_and_what_is_read_from_it(self, tmp_path: Path) -> None:
+        file = make_file(tmp_path, ROWS * 10)
+        found = [open_file(file, fraction).fingerprint() for fraction in (0.0, 0.1, 0.2)]
+        found.append(open_file(file, num_pieces=501).fingerprint())
+        assert open_file(file).fingerprint() == found[0] and len(found[0]) == 32
+        time = file.stat().st_mtime_ns
+        os.utime(file, ns=(time, time + 1))
+        found.append(open_file(file).fingerprint())
+        make_file(tmp_path, ROWS * 11)
+        os.utime(file, ns=(time, time))
+        found.append(open_file(file).fingerprint())
+        assert len(set(found)) == 6
+
+
 class TestRefused:
     def require_one_line(self, error: pytest.ExceptionInfo[UserError], name: Path) -> None:
         assert str(name) in str(error.value) and "\n" not in str(error.value)
+
+    def test_what_is_no_file_is_never_opened(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "loop").symlink_to("loop")
+        for name, reason in (
+            ("pipe", "is a named pipe, not a file"),
+            ("loop", r"cannot be read \(Too many levels of symbolic links\)"),
+            ("x" * 300, r"cannot be read \(File name too long\)"),
+            (".", "is a folder, not a file"),
+            ("none", "does not exist"),
+        ):
+            with pytest.raises(UserError, match=rf"^data\.store=\S+ {reason}; give a file of rows$") as error:
+                open_file(tmp_path / name)
+            self.require_one_line(error, tmp_path / name)
+        for name in ("loop", "x" * 300):
+            with pytest.raises(UserError, match=r"^data\.store=\S+ cannot be read \(.*\); give the folder of a run of"):
+                refuse_lmdb(tmp_path / name)
 
     @pytest.mark.parametrize("size", [0, 39, 41, 100])
     def test_size_that_is_no_whole_number_of_rows(self, tmp_path: Path, size: int) -> None:

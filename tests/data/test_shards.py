@@ -6,7 +6,9 @@ import gzip
 import io
 import json
 import multiprocessing
+import os
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -16,9 +18,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from cogview_pl.data import shards
+from cogview_pl.data import shard_files
 from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.shards import ShardDataset, expand_urls
+from cogview_pl.data.shard_files import expand_urls
+from cogview_pl.data.shards import ShardDataset
 from cogview_pl.data.skips import collate_images
 from cogview_pl.errors import UserError
 
@@ -200,9 +203,23 @@ def test_patterns(three_shards: Path) -> None:
         ("ROOT", r"no file matches \S+; it is a folder, write \S+/\*\.tar"),
         ("ROOT/set-{000.tar", r"has unbalanced braces; write a range as \{000\.\.003\}"),
         ([], r"^data\.urls is empty"),
+        ("ROOT/set-{0..1000000}.tar", r"tar stands for more than 1,000,000 shards; check its ranges"),
+        ("ROOT/{0..9999}/{0..9999}.tar", r"tar stands for more than 1,000,000 shards"),
+        (f"ROOT/set-{{0..{'9' * 5000}}}.tar", r"stands for more than 1,000,000 shards"),
+        ("~nobody.knows/set.tar", r"no file matches ~nobody\.knows/set\.tar"),
+        ("ROOT/pipe.tar", r"^data\.urls: \S*/pipe\.tar is a named pipe, not a file; give tar files"),
+        ("ROOT/pip*.tar", r"^data\.urls: \S*/pipe\.tar is a named pipe, not a file"),
+        ("ROOT/loop.tar", r"^data\.urls: \S*/loop\.tar cannot be read \(Too many levels of symbolic links\); see"),
+        ("ROOT/loo*.tar", r"loop\.tar cannot be read \(Too many levels of symbolic links\)"),
+        ("ROOT/gon*.tar", r"^data\.urls: \S*/gone\.tar is a link to what does not exist; mend or remove it"),
+        (f"ROOT/{'x' * 300}.tar", r"x\.tar cannot be read \(File name too long\); see to it, or leave it out"),
+        ("ROOT/a\0.tar", r"tar has no name that a file can have; see to it"),
     ],
 )
 def test_what_is_wrong_with_a_pattern(three_shards: Path, urls: str | list[str], message: str) -> None:
+    os.mkfifo(three_shards / "pipe.tar")
+    (three_shards / "loop.tar").symlink_to("loop.tar")
+    (three_shards / "gone.tar").symlink_to("nowhere")
     urls = urls.replace("ROOT", str(three_shards)) if isinstance(urls, str) else urls
     with pytest.raises(UserError, match=message) as error:
         read(urls)
@@ -256,7 +273,96 @@ def test_a_shard_that_changes_during_the_run_costs_samples_not_the_run(three_sha
     (three_shards / "set-002.tar").unlink()
     assert isinstance(dataset[9], ImageSample)
     assert "has become shorter" in dataset[10].reason
-    assert "set-002.tar: No such file" in dataset[20].reason
+    assert "set-002.tar does not exist" in dataset[20].reason
+    os.mkfifo(three_shards / "set-002.tar")
+    assert "set-002.tar is a named pipe, not a file" in dataset[20].reason
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def test_members_of_absurd_size_are_skipped_and_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.tar"
+    hole = "is stored without its holes (a sparse member), which is not read"
+    with file.open("wb") as stream:
+        for name, data in (("a.png", picture(1)), ("a.json", b'{"zh": "t"}')):
+            for key in "abc":
+                stream.write(header(key + name[1:], len(data)) + data + bytes(-len(data) % 512))
+        for name, size in (("b.png", 2**29), ("c.json", 2**21)):  # the later ones count
+            stream.write(header(name, size))
+            stream.seek(size, 1)  # a hole
+        for name in ("d.png", "d.json"):
+            stream.write(header(name, len(data)) + data + bytes(-len(data) % 512))
+        for name in ("d.json", "e.png"):
+            stream.write(header(name, 512, tarfile.GNUTYPE_SPARSE) + bytes(512))
+        stream.write(header("e.json", len(data)) + data + bytes(-len(data) % 512))
+        stream.write(bytes(1024))
+    dataset = read(file)
+    assert isinstance(dataset[0], ImageSample)
+    assert [dataset[i] for i in range(1, 5)] == [
+        Skipped("b", "the picture has 536,870,912 bytes, at most 268,435,456 are read"),
+        Skipped("c", "the .json has 2,097,152 bytes, at most 1,048,576 are read"),
+        Skipped("d", f"the .json {hole}"),
+        Skipped("e", f"the picture {hole}"),
+    ]
+
+
+def test_a_key_of_many_letters_costs_the_others_nothing(tmp_path: Path) -> None:
+    members = numbered(0, 200)
+    long = "长" * 20_000
+    members |= {f"{long}.png": picture(7), f"{long}.json": b'{"zh": "t"}'}
+    dataset = read(write_tar(tmp_path / "a.tar", members))
+    assert (dataset.key(199), dataset.key(200)) == ("s0199", long)
+    assert len(pickle.dumps(dataset)) < 200_000
+
+
+# --- fingerprint
+
+
+def test_the_fingerprint_is_that_of_settings_and_files(three_shards: Path) -> None:
+    urls = f"{three_shards}/set-00[01].tar"
+    others = [
+        read(f"{three_shards}/set-000.tar"),
+        read([f"{three_shards}/set-001.tar", f"{three_shards}/set-000.tar"]),
+        read(urls, "more"),
+        read(urls, split="val", val_fraction=0.3),
+        read(urls, val_fraction=0.3),
+        read(urls, val_fraction=0.2),
+        read(urls, val_urls=f"{three_shards}/set-002.tar"),
+        read(urls, min_size=1),
+        read(urls, style_field="zh"),
+        read(urls, style_field="zh", style_patterns=[PATTERN]),
+        read(urls, style_field="zh", styles=["图1"]),
+        ShardDataset(urls, "train", 16, 0.0, "zh"),
+    ]
+    fingerprint = read(urls).fingerprint()
+    assert fingerprint == read(urls).fingerprint() and len(fingerprint) == 32
+    assert len({fingerprint, *(other.fingerprint() for other in others)}) == 1 + len(others)
+
+
+def test_the_fingerprint_goes_with_copies_and_tells_changed_files(three_shards: Path, tmp_path: Path) -> None:
+    copies = tmp_path / "elsewhere"
+    copies.mkdir()
+    for number in range(3):
+        shutil.copy2(three_shards / f"set-00{number}.tar", copies)  # with its time
+    moved, last = read(f"{copies}/*.tar"), copies / "set-002.tar"
+    fingerprint = read(f"{three_shards}/*.tar").fingerprint()
+    assert moved.fingerprint() == fingerprint
+    time = last.stat().st_mtime_ns
+    found = {fingerprint}
+    os.utime(last, ns=(time, time + 1))
+    found.add(moved.fingerprint())
+    os.truncate(last, 1)
+    os.utime(last, ns=(time, time))
+    found.add(moved.fingerprint())
+    last.unlink()
+    found.add(moved.fingerprint())
+    last.symlink_to(last.name)
+    found.add(moved.fingerprint())
+    assert len(found) == 5
 
 
 # --- the caption field
@@ -389,7 +495,7 @@ def test_shards_of_their_own_for_validation(three_shards: Path) -> None:
 
 
 def test_more_shards_than_may_be_open(three_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "MAX_OPEN", 2)
+    monkeypatch.setattr(shard_files, "MAX_OPEN", 2)
     dataset = read(f"{three_shards}/*.tar")
     order = np.random.default_rng(0).permutation(30).tolist()
     assert [dataset[i].key for i in order] == [f"s{i:04d}" for i in order]

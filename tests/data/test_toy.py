@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -323,6 +324,22 @@ class TestScore:
 
 
 class TestDataset:
+    def test_the_fingerprint_is_that_of_the_settings(self) -> None:
+        plain: dict[str, Any] = {"split": "train", "size": 10, "seed": 1}
+        changes: tuple[dict[str, Any], ...] = (
+            {"split": "val"},
+            {"size": 11},
+            {"seed": 2},
+            {"resolution": 32},
+            {"language": "en"},
+            {"styles": ("oil",)},
+            {"style_patterns": PATTERNS},
+            {"object_probabilities": (1.0,)},
+        )
+        found = [ToyDataset(**plain | change).fingerprint() for change in ({}, *changes)]
+        assert ToyDataset(**plain).fingerprint() == found[0] and len(found[0]) == 32
+        assert len(set(found)) == 1 + len(changes)
+
     def test_samples_depend_on_the_index_only(self) -> None:
         data = ToyDataset("train", 12, seed=3, styles=("flat", "ink"), style_patterns=PATTERNS)
         loaded = list(DataLoader(data, batch_size=None, num_workers=2))

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from lightning import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from cogview_pl.data.sequences import SequenceCollator
+from cogview_pl.errors import UserError
 from cogview_pl.lit.data import DataModule
 from cogview_pl.transformer import Transformer, sequence_loss
 
@@ -63,3 +73,126 @@ def test_a_batch_of_no_samples_goes_through_the_model_and_counts_nothing() -> No
     result = sequence_loss(model, batch.tokens, batch.positions, batch.weights, batch.slots, 2, [range(4), range(4, 8)])
     assert (result.loss.item(), result.weight.item(), result.slot_counts_S.tolist()) == (0.0, 0.0, [0, 0])
     result.loss.backward()
+
+
+# --- loader processes
+
+
+class Samples(Dataset[Tensor]):
+    """Numbers, of which the seventh does something when it is read."""
+
+    def __init__(self, at_seven: Callable[[], None]) -> None:
+        self.at_seven = at_seven
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 7:
+            self.at_seven()
+        return torch.tensor([float(index)])
+
+    def key(self, index: int) -> str:
+        return f"sample-{index}"
+
+
+class Model(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.seen: list[float] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.seen += batch[:, 0].tolist()
+        return self.layer(batch).square().mean()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def fit(train: Dataset[Any], num_workers: int, **options: Any) -> list[float]:
+    """The samples of ten steps, with two validations between."""
+    model = Model()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=10,
+        val_check_interval=5,
+        check_val_every_n_epoch=None,
+        limit_val_batches=2,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    data = DataModule(
+        train, Samples(do_nothing), collate=torch.stack, batch_size=4, num_workers=num_workers, seed=0, **options
+    )  # type: ignore[arg-type]
+    trainer.fit(model, datamodule=data)
+    return model.seen
+
+
+def do_nothing() -> None:
+    pass
+
+
+def hang() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    time.sleep(600)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse() -> None:
+    raise UserError("sample 7 is damaged; copy it again")
+
+
+workers = pytest.mark.filterwarnings("ignore:.*:UserWarning")
+needs_fork = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+
+
+@workers
+@needs_fork
+def test_workers_change_neither_samples_nor_their_order() -> None:
+    assert fit(Samples(do_nothing), 2, worker_timeout=60) == fit(Samples(do_nothing), 0)
+
+
+@workers
+@needs_fork
+@pytest.mark.parametrize(
+    ("at_seven", "message"),
+    [
+        (
+            hang,
+            r"^data\.num_workers=2: a worker has been reading sample-7 for \d s \(data\.worker_timeout=0\.5\); see ",
+        ),
+        (die, r"^data\.num_workers=2: a worker has died \(.+\) while it read sample-7; the memory may be full "),
+        (refuse, r"^sample 7 is damaged; copy it again$"),
+    ],
+)
+def test_a_worker_that_hangs_dies_or_refuses_ends_training_in_one_line(
+    at_seven: Callable[[], None], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        fit(Samples(at_seven), 2, worker_timeout=0.5)
+    assert "\n" not in str(error.value)
+    assert not multiprocessing.active_children()
+
+
+@workers
+@needs_fork
+def test_a_stop_is_heard_though_a_worker_hangs() -> None:
+    class Stop(SystemExit):
+        pass
+
+    def look() -> None:
+        raise Stop(143)
+
+    with pytest.raises(Stop):
+        fit(Samples(hang), 2, worker_timeout=60, look=look)

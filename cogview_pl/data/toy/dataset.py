@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import Dataset
 
+from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.samples import ImageSample
 from cogview_pl.data.styles import StylePatterns
 from cogview_pl.data.toy.captions import caption, check_language, check_styles, style_name
@@ -80,6 +81,13 @@ class ToyDataset(Dataset[ImageSample]):
     def key(self, i: int) -> str:
         """The name of picture i."""
         return f"toy_{self.split}_{self.seed}_{i:08d}"
+
+    def fingerprint(self) -> str:
+        """A digest of the settings, of which samples are made."""
+        found = Fingerprint("toy")
+        found.add(self.split, self.size, self.seed, self.resolution, self.language, self.styles)
+        found.add(self._patterns.patterns, self.object_probabilities)
+        return found.hexdigest()
 
     def scene(self, i: int) -> Scene:
         """What is in picture i."""

@@ -1,0 +1,116 @@
+"""The shards that patterns stand for, and reading from many of them."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from glob import glob
+from pathlib import Path
+from typing import BinaryIO
+
+from braceexpand import braceexpand
+
+from cogview_pl.errors import UserError
+from cogview_pl.files import UnreadableError, find, kind_of, require_file
+
+# Shards kept open at once by one process.
+MAX_OPEN = 64
+# Most shards that the ranges of a pattern may make: braceexpand makes them all before the first is looked at.
+MAX_SHARDS = 1_000_000
+
+
+def expand_urls(urls: str | Sequence[str], name: str) -> list[Path]:
+    """The local files that patterns with braces and `*` stand for, each once: as listed, a pattern's sorted.
+
+    Args:
+        urls: one pattern or several.
+        name: the configuration key, for messages.
+
+    Raises:
+        UserError: a pattern matches no file or something that is no file and no folder, is remote, has unbalanced
+            braces or an endless range; there is none at all.
+    """
+    patterns = [urls] if isinstance(urls, str) else list(urls)
+    files = [file for pattern in patterns for file in _expand(pattern, name)]
+    if not files:
+        raise UserError(f"{name} is empty; give at least one tar file")
+    return list(dict.fromkeys(files))
+
+
+def _expand(pattern: str, name: str) -> Iterator[Path]:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|pipe:", pattern):
+        raise UserError(f"{name}={pattern} is remote; download the shards first and give their local path")
+    counts = [_count(first, last) for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)]
+    if math.prod(counts) > MAX_SHARDS:
+        raise UserError(f"{name}={pattern} stands for more than {MAX_SHARDS:,} shards; check its ranges")
+    try:
+        texts = braceexpand(pattern)
+    except ValueError:
+        raise UserError(f"{name}={pattern} has unbalanced braces; write a range as {{000..003}}") from None
+    for text in texts:
+        path = Path(os.path.expanduser(text))
+        seen = _seen(path, name)
+        files = [path] if seen is not None else map(Path, sorted(glob(str(path), recursive=True)))
+        found = [file for file in files if _is_file(file, name)]
+        if not found:
+            is_folder = seen is not None and kind_of(seen) == "a folder"
+            advice = f"it is a folder, write {path}/*.tar" if is_folder else "check path and range"
+            raise UserError(f"{name}={pattern}: no file matches {path}; {advice}")
+        yield from found
+
+
+def _count(first: str, last: str) -> int:
+    """How many numbers a range has, at most; Python reads no numbers of thousands of digits."""
+    return abs(int(last) - int(first)) + 1 if len(first + last) < 100 else MAX_SHARDS + 1
+
+
+def _is_file(file: Path, name: str) -> bool:
+    """Whether a file and not a folder, over which a `*` passes; raises UserError for anything else."""
+    seen = _seen(file, name)
+    if seen is None:
+        raise UserError(f"{name}: {file} is a link to what does not exist; mend or remove it")
+    kind = kind_of(seen)
+    if kind not in ("a file", "a folder"):
+        raise UserError(f"{name}: {file} is {kind}, not a file; give tar files")
+    return kind == "a file"
+
+
+def _seen(file: Path, name: str) -> os.stat_result | None:
+    try:
+        return find(file)
+    except UnreadableError as error:
+        raise UserError(f"{name}: {file} {error}; see to it, or leave it out") from None
+
+
+class OpenFiles:
+    """Files of this process, opened at first use; the oldest is closed when there are too many.
+
+    A copy in another process, forked or pickled, starts without any: a shared file would share its position.
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._files: dict[Path, BinaryIO] = {}
+
+    def __reduce__(self) -> tuple[type[OpenFiles], tuple[()]]:
+        return OpenFiles, ()
+
+    def read(self, path: Path, offset: int, size: int) -> bytes:
+        """Bytes of a file, fewer where it ends.
+
+        Raises:
+            UnreadableError: it is no file any more.
+            OSError: it cannot be read.
+        """
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._files = {}
+        if path not in self._files:
+            if len(self._files) >= MAX_OPEN:
+                self._files.pop(next(iter(self._files))).close()
+            require_file(path)
+            self._files[path] = path.open("rb")
+        self._files[path].seek(offset)
+        return self._files[path].read(size)

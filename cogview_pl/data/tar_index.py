@@ -1,0 +1,204 @@
+"""Where the members of a tar file are, from its headers alone; whatever the file says, in bounded time and memory.
+
+Python's `tarfile` follows sizes backwards, reads names of gigabytes, and searches them in quadratic time. Here each
+header lies behind the one before it, so their number is bounded by the size of the file, and what belongs to a name has
+a limit. Known are the forms v7, ustar, GNU and pax, of which those who write shards use all but the first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from cogview_pl.errors import UserError
+from cogview_pl.files import UnreadableError, cannot_be_read, require_file
+
+MAX_NAME = 2**16
+"""Longest name of a member, in bytes."""
+MAX_RECORDS = 2**20
+"""Most bytes that a pax header may have."""
+
+_BLOCK = 512
+_END = bytes(_BLOCK)
+_FILES = (b"0", b"\0", b"7", b"S")
+_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes, whatever size they say
+_LONG_NAME, _LONG_LINK, _GLOBAL, _PAX, _SPARSE = b"L", b"K", b"g", (b"x", b"X"), b"S"
+_MORE_HOLES, _STILL_MORE_HOLES = 482, 504  # bytes that are not zero where a block with places of holes follows
+_DIGITS = 20  # of a size in a pax record, at most
+
+
+class Span(NamedTuple):
+    """Where a member's bytes are in its shard."""
+
+    offset: int
+    size: int
+
+
+NO_MEMBER = Span(-1, 0)
+SPARSE_MEMBER = Span(-2, 0)
+"""A file that is stored without its holes: its bytes are not those of the shard."""
+
+
+class _DamagedError(Exception):
+    """The header at byte `at` is none that can be believed; the text says why."""
+
+    def __init__(self, at: int, reason: str) -> None:
+        super().__init__(reason)
+        self.at = at
+
+
+class _Header(NamedTuple):
+    kind: bytes
+    size: int
+    name: str
+
+
+def index_shard(path: Path) -> dict[str, dict[str, Span]]:
+    """Key → extension (lower case, all after the first dot) → place, in the order of the tar file.
+
+    Reads the headers only. Of two members with one name the later counts, as when unpacking.
+
+    Raises:
+        UserError: the file is no tar file, is compressed, ends early, or has a member that is not within it.
+    """
+    samples: dict[str, dict[str, Span]] = {}
+    try:
+        require_file(path)
+        with path.open("rb") as stream:
+            for name, place in _members(stream.fileno()):
+                folder, slash, base = name.rpartition("/")
+                stem, dot, extension = base.partition(".")
+                if stem and dot:
+                    samples.setdefault(folder + slash + stem, {})[extension.lower()] = place
+    except UnreadableError as error:
+        raise UserError(f"{path} {error}; give a tar file, or leave it out of data.urls") from None
+    except OSError as error:
+        raise UserError(f"{path} {cannot_be_read(error)}; see to it, or leave it out of data.urls") from None
+    except _DamagedError as error:
+        if error.at == 0:
+            raise UserError(
+                f"{path} is not an uncompressed tar file or is cut off ({error}); "
+                "unpack it if it is compressed, otherwise fetch it again or leave it out of data.urls"
+            ) from None
+        raise UserError(
+            f"{path} is cut off or damaged at byte {error.at} ({len(samples)} samples before it): {error}; "
+            "fetch or write it again, or leave it out of data.urls"
+        ) from None
+    return samples
+
+
+def _members(file: int) -> Iterator[tuple[str, Span]]:
+    """Names and places of the regular files; raises _DamagedError where something else comes before the end."""
+    end = os.fstat(file).st_size
+    at = 0
+    given: dict[str, str] = {}  # what headers of their own say of the next member
+    while (block := _read(file, at, _BLOCK, at)) != _END or given:
+        header = _parse(block, at)
+        start = at + _BLOCK
+        size = header.size
+        belongs = header.kind in (_LONG_NAME, _LONG_LINK, _GLOBAL, *_PAX)
+        if not belongs:
+            size = _size(given, header, at)
+            if header.kind == _SPARSE:
+                start = _behind_holes(file, block, start, at)
+        if start + size > end:
+            raise _DamagedError(at, f"a member of {size:,} bytes goes beyond the end of the file")
+        if header.kind == _LONG_NAME:
+            _require_short(size, MAX_NAME, at)
+            given = {"path": _text(_read(file, start, size, at))} | given  # the first of two is the outer one
+        elif header.kind in _PAX:
+            _require_short(size, MAX_RECORDS, at)
+            given = _records(_read(file, start, size, at), at) | given
+        elif not belongs:
+            if header.kind in _FILES:
+                sparse = header.kind == _SPARSE or any(name.startswith("GNU.sparse.") for name in given)
+                name = given.get("GNU.sparse.name") or given.get("path") or header.name
+                _require_short(len(name), MAX_NAME, at)
+                yield name, SPARSE_MEMBER if sparse else Span(start, size)
+            given = {}
+        at = start + -(-size // _BLOCK) * _BLOCK
+
+
+def _parse(block: bytes, at: int) -> _Header:
+    """The fields of a header."""
+    found = _number(block[148:156], at)
+    # The field counts as blanks. Some old programs took bytes for signed numbers.
+    total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    if found != total and found != total - 256 * sum(byte > 127 for byte in block[:148] + block[156:]):
+        raise _DamagedError(at, "no header with a right checksum")
+    kind, name = block[156:157], _text(block[:100])
+    if block[257:263] == b"ustar\0" and block[345]:
+        name = f"{_text(block[345:500])}/{name}"
+    if kind == b"\0" and name.endswith("/"):  # a folder, as v7 has it
+        kind = b"5"
+    return _Header(kind, _number(block[124:136], at), name)
+
+
+def _size(given: dict[str, str], header: _Header, at: int) -> int:
+    """Bytes of data behind the header of a member."""
+    if header.kind in _WITHOUT_DATA:
+        return 0
+    if "size" not in given:
+        return header.size
+    digits = given["size"]
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS):
+        raise _DamagedError(at, "a size that is no number")
+    return int(digits)
+
+
+def _behind_holes(file: int, block: bytes, start: int, at: int) -> int:
+    """Where the data of a sparse member of GNU tar start: behind blocks that say where its holes are."""
+    more = block[_MORE_HOLES]
+    while more:
+        more = _read(file, start, _BLOCK, at)[_STILL_MORE_HOLES]
+        start += _BLOCK
+    return start
+
+
+def _records(data: bytes, at: int) -> dict[str, str]:
+    """The records `LENGTH KEY=VALUE\\n` of a pax header that say what a member is."""
+    found = {}
+    place = 0
+    while place < len(data) and data[place]:
+        blank = data.find(b" ", place, place + _DIGITS)
+        digits = data[place:blank] if blank > 0 else b""
+        length = int(digits) if digits.isdigit() else 0
+        record = data[place : place + length]
+        key, equals, value = record[blank + 1 - place : -1].partition(b"=")
+        if not (equals and record.endswith(b"\n") and len(record) == length):
+            raise _DamagedError(at, "a pax header that cannot be read")
+        if key in (b"path", b"size") or key.startswith(b"GNU.sparse."):
+            found[_text(key)] = value.decode("utf-8", "surrogateescape").rstrip("/")
+        place += length
+    return found
+
+
+def _number(field: bytes, at: int) -> int:
+    """A number in octal digits, or in base 256 behind a byte that says so."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    try:
+        number = int(field.partition(b"\0")[0].strip() or b"0", 8)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise _DamagedError(at, "a number that cannot be read")
+    return number
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _require_short(size: int, limit: int, at: int) -> None:
+    if size > limit:
+        raise _DamagedError(at, f"a name or a pax header of {size:,} bytes, at most {limit:,} are read")
+
+
+def _read(file: int, offset: int, size: int, at: int) -> bytes:
+    data = os.pread(file, size, offset)
+    if len(data) < size:
+        raise _DamagedError(at, "the file ends early")
+    return data
