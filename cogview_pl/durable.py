@@ -2,6 +2,7 @@
 
 A file is written under another name beside its place, brought to the disk, and moved onto its place in one step. A
 reader therefore finds the old content or the new one. What a kill leaves behind is a draft, which nothing reads.
+Nothing is written through a symbolic link: a folder that somebody else has made could lead it anywhere.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from cogview_pl.errors import UserError
 
-_DRAFT = ".draft"
+_DRAFT = ".cogview_pl-draft"  # a name that nobody else uses, since drafts are deleted
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's quota, the largest file that is allowed
 _FULL_IN_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")  # from libraries not in Python
 
@@ -29,6 +30,8 @@ def replacing(file: Path) -> Iterator[Path]:
     draft = file.with_name(f".{file.name}{_DRAFT}")
     try:
         with disk_full_named(file):
+            draft.unlink(missing_ok=True)
+            os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # never through a link
             yield draft
             with draft.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -57,10 +60,15 @@ def append(file: Path, data: bytes) -> None:
     Raises:
         UserError: the disk is full.
     """
-    with disk_full_named(file), file.open("ab") as stream:
+    with disk_full_named(file), open(file, "ab", opener=no_links) as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def no_links(path: str, flags: int) -> int:
+    """Opener for `open`: a symbolic link is an error (ELOOP) and not followed."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 @contextmanager
@@ -93,10 +101,30 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def remove_drafts(folder: Path) -> None:
-    """Delete what killed runs left half-written below a folder."""
-    for draft in folder.rglob(f".*{_DRAFT}"):
+def clear_for_writing(folder: Path) -> None:
+    """Make sure that writing below a folder stays there, and delete what killed runs left half-written.
+
+    Raises:
+        UserError: a symbolic link leads out of the folder. Nothing has been deleted then.
+    """
+    home, drafts = folder.resolve(), []
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            entry = Path(parent, name)
+            if entry.is_symlink() and home not in entry.resolve().parents:
+                raise UserError(
+                    f"{entry} is a link that leads out of the run folder, to {os.readlink(entry)}; a run does not "
+                    "write through it: put the files themselves in its place, or delete it"
+                )
+            if is_draft(name) and not entry.is_dir():
+                drafts.append(entry)
+    for draft in drafts:
         draft.unlink(missing_ok=True)
+
+
+def is_draft(name: str) -> bool:
+    """Whether a file name is that of a draft."""
+    return name.startswith(".") and name.endswith(_DRAFT)
 
 
 def sync_folder(folder: Path) -> None:

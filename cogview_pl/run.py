@@ -33,7 +33,8 @@ from cogview_pl.durable import disk_full, is_disk_full
 from cogview_pl.errors import UserError
 from cogview_pl.limits import check_limits
 from cogview_pl.shell import quote_override, quoted
-from cogview_pl.tasks.processes import THESE
+from cogview_pl.streams import use_forgiving_streams
+from cogview_pl.tasks.processes import THESE, forget_stale_variables
 
 if TYPE_CHECKING:
     from cogview_pl.tasks.run_folder import RunFolder
@@ -84,11 +85,11 @@ def run_or_give_up(composed: DictConfig, overrides: list[str], job: int | None =
     try:
         return _run(composed, overrides, job)[1]
     except UserError as error:  # caught here, because Hydra would put a line of its own before ours
-        _give_up(_without_worker(str(error)))
+        _give_up(str(error))
     except OmegaConfBaseException as error:
         _give_up(_one_line(error))
     except OSError as error:
-        if error.errno not in _NOT_OUR_FAULT:
+        if error.errno is None:
             raise
         _give_up(_of_the_machine(error))
     except SystemExit as stop:
@@ -110,8 +111,8 @@ def _run(composed: DictConfig, overrides: list[str], job: int | None = None) -> 
     if composed.plan.only:
         return Path(), _verb("plan").run(OmegaConf.to_object(composed), _run_stage) if THESE.first else {}
 
+    from cogview_pl.stopping import STOP, Stopped
     from cogview_pl.tasks.run_folder import can_go_on, open_run
-    from cogview_pl.tasks.stopping import STOP, Stopped
 
     if composed.threads is not None:
         import torch
@@ -123,7 +124,7 @@ def _run(composed: DictConfig, overrides: list[str], job: int | None = None) -> 
     assert isinstance(config, Config)
     try:
         with STOP:
-            folder.save_config(composed)
+            folder.describe(composed)
             metrics = dict(_carry_out(config, folder, overrides))
             folder.finish(metrics)
     except (UserError, OmegaConfBaseException):
@@ -192,6 +193,8 @@ def _quiet_where_full(failed: threading.ExceptHookArgs) -> None:
 
 def main() -> None:
     """Entry point: turns errors that the user can mend into one line and exit code 2."""
+    use_forgiving_streams()
+    forget_stale_variables()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a run listens, Ctrl-C just ends the process
     threading.excepthook = _quiet_where_full
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting with 1
@@ -212,23 +215,16 @@ def main() -> None:
         _give_up(_one_line(error))
 
 
-_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
-_NOT_OUR_FAULT = (*_OF_DISKS, errno.EACCES, errno.EPERM, errno.EMFILE)
+_OPEN_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 def _of_the_machine(error: OSError) -> str:
     """One line for what the machine refuses, with the file where it is known."""
     if is_disk_full(error):
         return disk_full(Path(error.filename or "a file of this run"))
+    if error.errno in _OPEN_FILES:
+        return f"{error.strerror}: this process may not open another one; raise the limit (ulimit -n), then go on"
     return f"{error.filename or 'a file'}: {error.strerror}; see to the disk and its permissions, then go on"
-
-
-_FROM_WORKER = re.compile(r"Caught UserError in .*\nOriginal Traceback .*UserError: ", re.DOTALL)
-
-
-def _without_worker(message: str) -> str:
-    """A message that a loader's worker has wrapped in its traceback, as it was."""
-    return _FROM_WORKER.sub("", message)
 
 
 def _require_launcher() -> None:
@@ -257,6 +253,7 @@ def _one_line(error: BaseException) -> str:
 def _give_up(message: str) -> NoReturn:
     if THESE.first:  # the others found the same
         print(f"cogview_pl: {' '.join(message.split())}", file=sys.stderr)
+    sys.unraisablehook = lambda unraisable: None  # finalisers of what never came up have nothing to add
     sys.exit(2)
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from cogview_pl.durable import append, remove_drafts, replacing, write_text
+from cogview_pl.durable import append, clear_for_writing, replacing, write_text
 from cogview_pl.errors import UserError
 from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
 from cogview_pl.tasks.pictures import save_picture
@@ -87,7 +87,43 @@ def test_an_error_on_the_way_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_drafts_of_killed_runs_are_cleared_away(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / ".last.ckpt.draft").write_bytes(b"half")
-    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"whole")
-    remove_drafts(tmp_path)
-    assert [file.name for file in tmp_path.rglob("*.*")] == ["last.ckpt"]
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    file.write_bytes(b"whole")
+    (tmp_path / "checkpoints" / ".chapter1.draft").write_text("somebody else's")
+    child = os.fork()
+    if not child:
+        with replacing(file) as draft:
+            draft.write_bytes(b"half")
+            os._exit(0)  # as a kill does
+    os.waitpid(child, 0)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3
+    clear_for_writing(tmp_path)
+    assert sorted(file.name for file in tmp_path.rglob("*.*")) == [".chapter1.draft", "last.ckpt"]
+    assert file.read_bytes() == b"whole"
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    """Neither a file nor a folder inside a run leads out of it; links that stay inside are fine."""
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    outside.mkdir()
+    run.mkdir()
+    (outside / "diary.txt").write_text("dear diary")
+    (run / "inside.txt").write_text("x")
+    (run / "link").symlink_to("inside.txt")
+    clear_for_writing(run)
+    with replacing(run / "config.yaml") as draft:
+        name = draft.name
+    for place in (run / name, run / "samples.jsonl"):
+        place.symlink_to(outside / "diary.txt")
+        with pytest.raises(UserError, match=rf"{place} is a link that leads out of the run folder"):
+            clear_for_writing(run)
+        if place.name == name:
+            write_text(run / "config.yaml", "a: 1")  # the link itself goes away
+        else:
+            with pytest.raises(OSError):
+                append(place, b"more")
+            place.unlink()
+    (run / "checkpoints").symlink_to(outside)
+    with pytest.raises(UserError, match="checkpoints is a link"):
+        clear_for_writing(run)
+    assert (outside / "diary.txt").read_text() == "dear diary" and os.listdir(outside) == ["diary.txt"]

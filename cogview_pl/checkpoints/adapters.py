@@ -23,6 +23,7 @@ from cogview_pl.checkpoints.store import SequenceModel, build_template, build_tr
 from cogview_pl.checkpoints.weights import read_weights, save_weights
 from cogview_pl.durable import write_text
 from cogview_pl.errors import UserError
+from cogview_pl.files import why_unusable
 from cogview_pl.transformer.lora import adapter_shapes, merge
 from cogview_pl.vocab import Vocabulary
 
@@ -151,7 +152,7 @@ def find_base(folder: Path, key: str) -> str:
         met.append(here)
         base = _base_of(current)
         if not Path(base).exists():
-            raise UserError(f"{key}={folder}: the adapter's base, {base}, does not exist; {_mend(current)}")
+            raise UserError(f"{key}={folder}: the adapter's base, {base}, {why_unusable(base)}; {_mend(current)}")
         current = find_adapter(base)
     return _base_of(folder)
 

@@ -25,6 +25,7 @@ from cogview_pl.checkpoints.manifest import manifest_hash, require_undamaged, wr
 from cogview_pl.checkpoints.settings import CONFIG, Settings, read_settings, require_types, unfit_named, write_settings
 from cogview_pl.checkpoints.weights import load_weights, number_of_tensors, save_weights
 from cogview_pl.errors import UserError
+from cogview_pl.files import why_unusable
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 from cogview_pl.vqvae import VQVAE, make_quantizer
@@ -253,7 +254,7 @@ def find_model_folder(path: str | Path, key: str) -> Path:
     for folder in (path, path / "model"):
         if (folder / CONFIG).is_file() and (folder / _WEIGHTS).is_file():
             return folder
-    found = "holds no model/ (did the run finish?)" if path.exists() else "does not exist"
+    found = "holds no model/ (did the run finish?)" if path.exists() else why_unusable(path)
     raise UserError(f"{key}={path} {found}; give a run folder or a model/ folder")
 
 

@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cogview_pl.durable import replacing
 from cogview_pl.errors import UserError
 
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What safetensors calls them."""
+
 
 def save_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
-    """Replace a safetensors file; the tensors are on the CPU and contiguous."""
-    with replacing(file) as draft:
-        save_file(dict(weights), draft)
+    """Replace a safetensors file; the tensors are on the CPU and contiguous.
+
+    The library's own writer is not used: it writes to a file with a random name beside it, which a kill would leave
+    there, and which only its owner may read.
+    """
+    # Wide numbers first, so that all of them begin at a multiple of their size.
+    ordered = sorted(weights.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header: dict[str, Any] = {}
+    place = 0
+    for name, tensor in ordered:
+        span = [place, place := place + tensor.nbytes]
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(file) as draft, draft.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            stream.write(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def read_weights(file: Path, *, finite: bool) -> dict[str, Tensor]:

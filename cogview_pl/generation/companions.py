@@ -18,6 +18,7 @@ from cogview_pl.generation.magnify import magnify
 from cogview_pl.generation.quantized import quantize
 from cogview_pl.generation.scoring import caption_losses
 from cogview_pl.generation.windows import windows
+from cogview_pl.stopping import STOP
 from cogview_pl.vocab import CodeSlot, caption_slots, magnify_slots
 
 
@@ -65,6 +66,7 @@ class Captioner(_Companion):
         pieces = [self.text.encode(text) for text in texts]
         found: list[float] = []
         for start in range(0, len(pieces), batch_size):
+            STOP.look()
             part = slice(start, start + batch_size)
             found += caption_losses(self.model, self.template, pieces[part], codes[part]).tolist()
         return found

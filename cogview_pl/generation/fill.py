@@ -14,6 +14,7 @@ from torch import Tensor
 from cogview_pl.generation.filters import Sampling, draw, probabilities
 from cogview_pl.generation.reading import Rows
 from cogview_pl.generation.static_step import can_capture, follow
+from cogview_pl.stopping import STOP
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Template, TextSlot
 
@@ -73,6 +74,7 @@ def fill(
     filled: list[Tensor] = []
     read = 0  # tokens of the slot that the model has seen
     for step, to_sample in enumerate(is_open):
+        STOP.look()
         if not to_sample:
             filled.append(known[:, step])
             continue

@@ -19,6 +19,7 @@ from torch import Tensor
 from cogview_pl.generation.fill import stream
 from cogview_pl.generation.filters import Sampling, draw, probabilities
 from cogview_pl.generation.reading import Rows
+from cogview_pl.stopping import STOP
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import CodeSlot, Template
 
@@ -83,6 +84,7 @@ def fill_jacobi(
     on_step()
     passes = 0
     while min(map(len, done)) < slot.length:
+        STOP.look()
         slowest = min(map(len, done))
         tokens_BL = torch.cat([last_B[:, None], drafts.codes_BW], 1)
         target_BLn = _each(rows.look(tokens_BL), sampling)

@@ -24,6 +24,7 @@ from torch import Tensor
 from cogview_pl.generation.filters import Sampling, draw, probabilities
 from cogview_pl.generation.reading import Rows
 from cogview_pl.gpu import current
+from cogview_pl.stopping import STOP
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import CodeSlot, Template
 
@@ -126,6 +127,7 @@ def one_by_one(step: Callable[[], None]) -> Repeat:
 
     def repeat(count: int, on_step: Callable[[], None]) -> None:
         for _ in range(count):
+            STOP.look()
             step()
             on_step()
 
@@ -143,6 +145,7 @@ def by_graph(step: Callable[[], None]) -> Repeat:
     def repeat(count: int, on_step: Callable[[], None]) -> None:
         nonlocal graph
         for _ in range(count):
+            STOP.look()
             if graph is not None:
                 graph.replay()
             else:

@@ -22,6 +22,7 @@ from cogview_pl.generation.fill import OPEN, uniforms
 from cogview_pl.generation.filters import Sampling, draw, probabilities
 from cogview_pl.generation.reading import prefill
 from cogview_pl.generation.windows import owners, windows
+from cogview_pl.stopping import STOP
 from cogview_pl.transformer import DecodingModel, KVCache, Transformer
 from cogview_pl.vocab import Template
 
@@ -126,6 +127,7 @@ class Wavefront:
     def run(self, on_window: Callable[[], None] = lambda: None) -> Tensor:
         """All steps; returns the codes. `on_window` is called when a window is done."""
         for step in self._steps:
+            STOP.look()
             for turn in step:
                 if turn.window not in self._running:
                     self._start(turn)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cogview_pl.config import Config
+from cogview_pl.stopping import STOP
 from cogview_pl.tasks.report import Stage, write_report
 from cogview_pl.tasks.run_folder import Metrics, RunFolder
 
@@ -26,6 +27,7 @@ def run(config: Config, folder: RunFolder, run_stage: RunStage) -> Metrics:
     metrics: dict[str, float | str] = {}
     finished: dict[str, Stage] = {}
     for number, (name, overrides) in enumerate(config.stages.items(), start=1):
+        STOP.look()
         _log.info("[%d/%d] %s", number, len(config.stages), name)
         started = time.perf_counter()
         stage, found = run_stage([*config.common, *overrides])

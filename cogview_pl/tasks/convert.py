@@ -18,6 +18,7 @@ from cogview_pl.checkpoints.store import (
 )
 from cogview_pl.config import Config
 from cogview_pl.errors import UserError
+from cogview_pl.files import why_unusable
 from cogview_pl.tasks.models import open_image_tokenizer, open_sequence_model
 from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.vocab import Vocabulary
@@ -30,7 +31,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     assert config.convert is not None
     source, target = Path(config.convert.source), Path(config.convert.target)
     if not source.exists():
-        raise UserError(f"{_SOURCE}={source} does not exist; give a released file or folder, or a run folder")
+        raise UserError(f"{_SOURCE}={source} {why_unusable(source)}; give a released file or folder, or a run folder")
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError(f"convert.target={target} exists; choose another or delete it")
     to_ours = is_released(source) or find_adapter(source) is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -16,12 +15,13 @@ from tqdm import tqdm
 from cogview_pl.checkpoints.store import ImageTokenizer, SequenceModel
 from cogview_pl.config import Config, ToyDataConfig
 from cogview_pl.data.toy import score_captions
-from cogview_pl.durable import disk_full_named
+from cogview_pl.durable import disk_full_named, no_links
 from cogview_pl.errors import UserError
 from cogview_pl.generation.companions import Captioner
 from cogview_pl.generation.sheet import contact_sheet, load_font
+from cogview_pl.stopping import STOP
 from cogview_pl.tasks.models import inference_device, quantization
-from cogview_pl.tasks.pictures import load_images, save_picture, write_records
+from cogview_pl.tasks.pictures import load_images, record_line, save_picture, write_records
 from cogview_pl.tasks.run_folder import SAMPLES, RunFolder
 from cogview_pl.tasks.sources import validation_samples
 from cogview_pl.tasks.studio import sampling
@@ -57,7 +57,7 @@ def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[s
     started = time.perf_counter()
     codes = encode([picture.image for picture in pictures], loaded.image_tokenizer, device, config.sampler.batch_size)
     captions: list[str] = []
-    with (folder / SAMPLES).open("w", encoding="utf-8") as records:
+    with open(folder / SAMPLES, "wb", opener=no_links) as records:
         made = captioner.captions(
             codes,
             seeds=[config.seed] * len(codes),
@@ -66,7 +66,7 @@ def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[s
         )
         for picture, caption in zip(pictures, tqdm(made, total=len(codes), unit="pic", disable=None), strict=True):
             with disk_full_named(folder / SAMPLES):
-                records.write(json.dumps({"file": picture.name, "caption": caption}, ensure_ascii=False) + "\n")
+                records.write(record_line({"file": picture.name, "caption": caption}))
                 records.flush()
             captions.append(caption)
     seconds = time.perf_counter() - started
@@ -86,7 +86,10 @@ def encode(images: Sequence[Tensor], tokenizer: ImageTokenizer, device: str, bat
     """Codes `(B, y, x)` on the CPU of uint8 pictures of the tokenizer's size."""
     model = tokenizer.model.to(device)
     stacked = torch.stack(list(images))
-    parts = [model.encode(part.to(device).float() / 255).cpu() for part in stacked.split(batch_size)]
+    parts = []
+    for part in stacked.split(batch_size):
+        STOP.look()
+        parts.append(model.encode(part.to(device).float() / 255).cpu())
     return torch.cat(parts)
 
 

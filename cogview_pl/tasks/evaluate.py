@@ -18,6 +18,8 @@ from cogview_pl.data.skips import SkipLog
 from cogview_pl.data.toy import STYLES
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.features import RESIZE_FILTER, FeatureNetwork, open_features
+from cogview_pl.evaluation.lpips import KEY as LPIPS_KEY
+from cogview_pl.evaluation.lpips import LPIPS, SMALLEST, open_lpips
 from cogview_pl.evaluation.measure import (
     Generated,
     Pictures,
@@ -32,11 +34,10 @@ from cogview_pl.evaluation.protocol import compare, digest_of_prompts, digest_of
 from cogview_pl.evaluation.toy import AttributeAccuracy, StyleAccuracy, asked_style, names_objects
 from cogview_pl.generation.companions import Captioner
 from cogview_pl.tasks.describe import encode
-from cogview_pl.tasks.fit_features import FEATURES
 from cogview_pl.tasks.generate import paint, ready_to_paint, save_sheet
 from cogview_pl.tasks.models import inference_device, open_image_tokenizer, open_sequence_model
 from cogview_pl.tasks.pictures import pairs_file, picture_files, read_pairs
-from cogview_pl.tasks.run_folder import SAMPLES, Metrics, RunFolder, predecessor
+from cogview_pl.tasks.run_folder import SAMPLES, Metrics, RunFolder, predecessor, require_metrics
 from cogview_pl.tasks.sizes import plain
 from cogview_pl.tasks.sources import open_images
 from cogview_pl.tasks.studio import open_painter
@@ -61,6 +62,7 @@ class Tools:
     captioner_codes: ImageTokenizer | None
     """The image tokenizer that the captioner was trained with."""
     reference: Pictures | None
+    lpips: LPIPS | None
 
     @property
     def num_reference(self) -> int | None:
@@ -82,6 +84,8 @@ def run(config: Config, folder: RunFolder) -> Metrics:
     options = config.evaluate
     assert options is not None
     if options.compare is not None:
+        for path in options.compare:
+            require_metrics(Path(path))
         found = compare(options.compare)
         print(table(found))
         return found
@@ -104,6 +108,8 @@ def _wanted(options: EvaluateConfig) -> set[str]:
     wrong = [radius for radius in options.blur if not (radius >= 0 and math.isfinite(radius))]
     if wrong:
         raise UserError(f"evaluate.blur: found {wrong[0]}; a radius is at least 0")
+    if options.lpips is not None and "reconstruction" not in options.metrics:
+        raise UserError(f"{LPIPS_KEY} is measured on reconstructions; add reconstruction to evaluate.metrics")
     return set(options.metrics)
 
 
@@ -120,20 +126,26 @@ def _open_tools(config: Config, options: EvaluateConfig, wanted: set[str]) -> To
         captioner=captioner,
         captioner_codes=codes,
         reference=_open_reference(config, options) if wanted & _WITH_REFERENCE else None,
+        lpips=_open_lpips(config, options.lpips, device) if options.lpips is not None else None,
     )
 
 
 def _open_network(config: Config, options: EvaluateConfig, wanted: set[str], device: str) -> FeatureNetwork:
     path = predecessor(config.outputs, "features", "evaluate.features", options.features)
-    file = path / FEATURES if path.is_dir() else path
-    network = open_features(file, device=device, resolution=options.resolution, trust=options.trust_features)
+    network = open_features(
+        path,
+        device=device,
+        resolution=options.resolution,
+        trust=options.trust_features,
+        verify=config.verify,
+    )
     if "is" in wanted and network.num_classes is None:
-        raise UserError(f"evaluate.features={file} gives no logits, which is needs; leave it out of evaluate.metrics")
+        raise UserError(f"evaluate.features={path} gives no logits, which is needs; leave it out of evaluate.metrics")
     if "style" in wanted:
         known = set(network.classes or ())
         if not known or not known <= set(STYLES):
             raise UserError(
-                f"evaluate.features={file} does not know the styles of the toy world, which style needs; give a run "
+                f"evaluate.features={path} does not know the styles of the toy world, which style needs; give a run "
                 "of task=features, or leave it out of evaluate.metrics"
             )
         if options.base_style not in known:
@@ -151,6 +163,12 @@ def _open_tokenizer(config: Config) -> ImageTokenizer:
             f"data.image_size={size}, or leave reconstruction out of evaluate.metrics"
         )
     return tokenizer
+
+
+def _open_lpips(config: Config, files: list[str], device: str) -> LPIPS:
+    if config.data.image_size < SMALLEST:
+        raise UserError(f"{LPIPS_KEY} needs images of {SMALLEST} pixels, data.image_size={config.data.image_size}")
+    return open_lpips(files, device=device, verify=config.verify)
 
 
 def _open_captioner(config: Config) -> tuple[Captioner, ImageTokenizer]:
@@ -268,13 +286,15 @@ def _measure(
     config: Config, options: EvaluateConfig, wanted: set[str], tools: Tools, candidates: Candidates, folder: RunFolder
 ) -> dict[str, float | str]:
     skips = SkipLog(folder / "skipped.jsonl", max_share=1.0)  # what is left is counted instead
-    reader = Reader(config.data.batch_size, config.data.num_workers, skips)
+    reader = Reader(config.data.batch_size, config.data.num_workers, config.data.worker_timeout, skips)
     network = tools.network
     fids = {radius: FID(network.num_features) for radius in options.blur} if network and "fid" in wanted else {}
     metrics: dict[str, float | str] = {}
     seen_real = None
     if tools.reference is not None and network is not None:
-        reconstruction = ReconstructionMetrics(tools.tokenizer.model.to(network.device)) if tools.tokenizer else None
+        reconstruction = None
+        if tools.tokenizer is not None:
+            reconstruction = ReconstructionMetrics(tools.tokenizer.model.to(network.device), tools.lpips)
         rfid = FID(network.num_features)
         seen_real = measure_reference(
             tools.reference, reader, network=network, fids=fids, reconstruction=reconstruction, rfid=rfid
@@ -348,6 +368,8 @@ def _protocol(
         found["blur_radii"] = ",".join(f"{radius:g}" for radius in options.blur)
     if "is" in wanted:
         found["is_splits"] = options.is_splits
+    if tools.lpips is not None:
+        found["lpips_sha256"] = tools.lpips.sha256
     if "style" in wanted:
         found["base_style"] = options.base_style
     if tools.captioner is not None:

@@ -11,15 +11,14 @@ from cogview_pl.config import Config, ToyDataConfig
 from cogview_pl.data.toy import ToyDataset
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.toy_network import ToyNetwork, attributes_of, save_network, train_network
+from cogview_pl.stopping import STOP
 from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.tasks.sources import open_images
 from cogview_pl.tasks.training import seed
 
-FEATURES = "features.pt"
-
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Write `features.pt`; returns how often it names the style of validation pictures rightly."""
+    """Write `model/`; returns how often it names the style of validation pictures rightly."""
     options = config.features
     assert options is not None
     assert isinstance(config.data, ToyDataConfig)  # no other source takes what conf/task/features.yaml sets
@@ -32,6 +31,11 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     network = ToyNetwork(options.width, options.num_features, len(styles))
     steps = options.epochs * -(-len(images) // config.data.batch_size)
     with tqdm(total=steps, unit="step", desc="fit", disable=None) as progress:
+
+        def count() -> None:
+            STOP.look()
+            progress.update()
+
         train_network(
             network,
             images,
@@ -44,9 +48,9 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
             noise=options.noise,
             tint=options.tint,
             seed=config.seed,
-            on_step=progress.update,
+            on_step=count,
         )
-    save_network(network, folder / FEATURES, config.data.image_size, styles)
+    save_network(network, folder / "model", config.data.image_size, styles)
     images, labels, _ = _draw(config, "val")
     with torch.no_grad():
         found = torch.cat([network(part.float() / 255)[1].argmax(1) for part in images.split(config.data.batch_size)])
@@ -61,6 +65,9 @@ def _draw(config: Config, split: str) -> tuple[torch.Tensor, torch.Tensor, torch
     source = open_images(config.data, split)
     assert isinstance(source, ToyDataset)
     numbers = range(len(source))
-    images = [source[i].image for i in tqdm(numbers, unit="pic", desc=f"draw {split}", disable=None)]
+    images = []
+    for number in tqdm(numbers, unit="pic", desc=f"draw {split}", disable=None):
+        STOP.look()
+        images.append(source[number].image)
     labels = [source.styles.index(source.style(i)) for i in numbers]
     return torch.stack(images), torch.tensor(labels), torch.stack([attributes_of(source.scene(i)) for i in numbers])

@@ -13,13 +13,14 @@ from cogview_pl.durable import replacing
 from cogview_pl.errors import UserError
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule, reconstruction_grid
+from cogview_pl.stopping import STOP
 from cogview_pl.tasks.compiler import prepare_compiler
 from cogview_pl.tasks.devices import check_strategy
 from cogview_pl.tasks.levers import check_levers
-from cogview_pl.tasks.models import check_precision, open_image_tokenizer
+from cogview_pl.tasks.models import check_precision, model_hash, open_image_tokenizer
 from cogview_pl.tasks.run_folder import RunFolder
 from cogview_pl.tasks.sizes import vqvae_settings
-from cogview_pl.tasks.sources import open_images
+from cogview_pl.tasks.sources import image_inputs, open_images
 from cogview_pl.tasks.training import optimizer_factory, seed, train
 
 _SHEET_PICTURES = 16  # validation pictures in reconstructions.png
@@ -60,15 +61,21 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         continuous_steps=options.continuous_steps,
         optimizer=optimizer_factory(config),
     )
+    train_images, val_images = open_images(config.data, "train"), open_images(config.data, "val")
     data = DataModule(
-        open_images(config.data, "train"),  # type: ignore[arg-type]
-        open_images(config.data, "val"),  # type: ignore[arg-type]
+        train_images,  # type: ignore[arg-type]
+        val_images,  # type: ignore[arg-type]
         collate=collate_images,
         batch_size=config.data.batch_size,
         num_workers=config.data.num_workers,
         seed=config.seed,
+        worker_timeout=config.data.worker_timeout,
+        look=STOP.look_while_waiting,
     )
-    metrics = train(config, folder, module, data, {"kind": IMAGE_TOKENIZER, "settings": settings})
+    inputs = image_inputs({"train": train_images, "val": val_images})
+    if config.init_from is not None:
+        inputs["init_from"] = model_hash(config.init_from)
+    metrics = train(config, folder, module, data, {"kind": IMAGE_TOKENIZER, "settings": settings}, inputs)
     if folder.writes:
         tokenizer = ImageTokenizer(model, {**settings, "image_size": options.image_size})
         save_image_tokenizer(folder / "model", tokenizer)

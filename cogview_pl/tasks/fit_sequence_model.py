@@ -12,6 +12,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation.pipeline import CogView
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.sequence_model import SequenceModule
+from cogview_pl.stopping import STOP
 from cogview_pl.tasks.adapters import adapt, check_lora, check_lora_alone, lora_identity, save_lora
 from cogview_pl.tasks.compiler import prepare_compiler
 from cogview_pl.tasks.devices import check_strategy, make_whole
@@ -21,12 +22,13 @@ from cogview_pl.tasks.models import (
     check_positions,
     check_precision,
     layout_settings,
+    model_hash,
     open_sequence_model,
     starts_from_weights,
 )
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.sizes import predicted_ids, transformer_settings
-from cogview_pl.tasks.tokens import Tokens, open_tokens, training_sequences, validation_sequences
+from cogview_pl.tasks.tokens import Tokens, mixed_in, open_tokens, training_sequences, validation_sequences
 from cogview_pl.tasks.training import optimizer_factory, seed, train
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Template, Vocabulary, is_text_to_picture
@@ -66,11 +68,16 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Train the sequence model and write `model/`, or with LoRA `adapter/` and maybe `model/`."""
     seed(config)
     base = _open_base(config)
+    inputs = mixed_in(config) if base is None else {"init_from": model_hash(base.path), **mixed_in(config)}
     if base is not None:  # what does not fit must not surface after an hour of tokenising
         _require_sizes(config, base.model, _layout(config, base.model.template.vocabulary).transformer_settings)
+    with folder.processes.first_goes_ahead() as first:
+        if first:  # noted now: a run that is stopped while it tokenises must go on with the same ones
+            folder.require_same({}, inputs, config.verify)
     tokens = open_tokens(config, folder, base and base.model)
     vocabulary = Vocabulary(tokens.store.header.num_codes, tokens.text.num_pieces)
     layout = _layout(config, vocabulary)
+    seed(config)  # tokenising has drawn numbers, and does not when the run goes on
     model = Transformer(**layout.transformer_settings)
     if base is not None:
         _require_tokenizers(config, base.model, tokens, vocabulary)
@@ -81,7 +88,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     model.set_training_pass(recompute=config.activation_checkpointing.value, compiled=config.compile)
     identity = {**layout.transformer_settings, **lora_identity(config, base and base.model)}
     module, data = _module(config, model, layout, tokens), _data(config, layout.template, tokens)
-    metrics = train(config, folder, module, data, {"kind": SEQUENCE_MODEL, "settings": identity})
+    inputs |= tokens.inputs
+    metrics = train(config, folder, module, data, {"kind": SEQUENCE_MODEL, "settings": identity}, inputs)
     make_whole(config, model, keep=folder.writes)
     if folder.writes:
         _save(config, folder, model, layout, tokens, base)
@@ -112,6 +120,8 @@ def _data(config: Config, template: Template, tokens: Tokens) -> DataModule:
         batch_size=config.data.batch_size,
         num_workers=config.data.num_workers,
         seed=config.seed,
+        worker_timeout=config.data.worker_timeout,
+        look=STOP.look_while_waiting,
     )
 
 

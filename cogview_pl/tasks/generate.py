@@ -19,7 +19,9 @@ from cogview_pl.config import Config, ToyDataConfig
 from cogview_pl.data.toy import Judge, score_detected
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.ranking import Ranked, best_of
+from cogview_pl.files import why_unusable
 from cogview_pl.generation.sheet import contact_sheet, load_font
+from cogview_pl.stopping import STOP
 from cogview_pl.tasks.describe import describe
 from cogview_pl.tasks.painted import PaintedPictures
 from cogview_pl.tasks.pictures import save_picture
@@ -85,11 +87,13 @@ def read_prompts(config: Config) -> list[str]:
         source = open_images(config.data, "val")
         return [source.text(index) for index in range(min(config.num_prompts, len(source)))]
     if given == "-":
+        if sys.stdin is None or sys.stdin.closed:
+            raise UserError("prompts=-: standard input is closed; pipe one prompt per line into the command")
         lines: Sequence[str] = sys.stdin.read().splitlines()
     elif isinstance(given, str):
         if not Path(given).is_file():
             raise UserError(
-                f"prompts={given} is not a file; give a text file, a list prompts='[一个红色的圆形]', "
+                f"prompts={given} {why_unusable(given)}; give a text file, a list prompts='[一个红色的圆形]', "
                 "or - for standard input"
             )
         try:
@@ -116,17 +120,18 @@ def paint(config: Config, folder: RunFolder, studio: Studio, prompts: list[str])
     """
     prompts_at_once = max(1, config.sampler.batch_size // config.num_images)
     each = min(config.keep or config.num_images, config.num_images)
-    done = PaintedPictures(folder, each)
+    done = PaintedPictures(config, folder, each)
     paintings: list[Painting] = []
     if config.resume:
-        paintings = done.go_on(config, prompts, prompts_at_once)
+        paintings = done.go_on(prompts, prompts_at_once)
     else:
-        done.start(config)
+        done.start()
     finished = len(paintings) // each
     with tqdm(
         total=len(prompts), initial=finished, unit="prompt", desc="paint", disable=None if folder.writes else True
     ) as progress:
         for first in range(finished, len(prompts), prompts_at_once):
+            STOP.look()
             group = prompts[first : first + prompts_at_once]
             for _, painting in studio.paint(group, num_images=config.num_images, keep=config.keep, seed=config.seed):
                 done.add(len(paintings), painting)

@@ -22,6 +22,7 @@ from cogview_pl.evaluation.enlargement import judge_enlargement
 from cogview_pl.generation.companions import Upscaler
 from cogview_pl.generation.sheet import contact_sheet, load_font
 from cogview_pl.generation.windows import owners
+from cogview_pl.stopping import STOP
 from cogview_pl.tasks.describe import encode
 from cogview_pl.tasks.models import inference_device, open_sequence_model, quantization
 from cogview_pl.tasks.pictures import load_images, load_pairs, save_picture, write_records
@@ -120,8 +121,10 @@ def _at(pictures: Tensor, edge: int) -> Tensor:
 @torch.inference_mode()
 def _decode(codes: Tensor, tokenizer: ImageTokenizer, batch_size: int) -> Tensor:
     """Pictures `(B, 3, Y, X)`, float 0 … 1 on the CPU."""
-    device = next(tokenizer.model.parameters()).device
-    parts = [tokenizer.model.decode(part.to(device)).clamp(0, 1).cpu() for part in codes.split(batch_size)]
+    device, parts = next(tokenizer.model.parameters()).device, []
+    for part in codes.split(batch_size):
+        STOP.look()
+        parts.append(tokenizer.model.decode(part.to(device)).clamp(0, 1).cpu())
     return torch.cat(parts)
 
 
@@ -130,6 +133,7 @@ def _write(config: Config, folder: RunFolder, originals: Originals, before: Tens
     records: list[dict[str, object]] = []
     rows: list[tuple[str, Sequence[Image.Image]]] = []
     for number, (prompt, source) in enumerate(zip(originals.prompts, originals.files, strict=True)):
+        STOP.look()
         picture = to_pil_image((after[number] * 255).round().to(torch.uint8))
         file = Path("samples") / f"{number:04d}.png"
         save_picture(picture, folder / str(file))

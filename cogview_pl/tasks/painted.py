@@ -6,7 +6,7 @@ the last group of prompts whose pictures are all there: groups are painted as in
 
 from __future__ import annotations
 
-import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,13 +15,14 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from cogview_pl.config import Config
-from cogview_pl.durable import append, write_bytes, write_text
+from cogview_pl.durable import append, write_bytes
 from cogview_pl.errors import UserError
-from cogview_pl.tasks.pictures import save_picture
+from cogview_pl.stopping import STOP
+from cogview_pl.tasks.models import model_hash
+from cogview_pl.tasks.pictures import read_record, record_line, save_picture
 from cogview_pl.tasks.run_folder import SAMPLES, RunFolder, predecessor
 from cogview_pl.tasks.studio import Painting
 
-_SETTINGS = "painting.json"
 _SAMPLES_FOLDER = "samples"
 
 
@@ -31,41 +32,44 @@ class PaintedPictures:
     Of several processes that paint the same pictures together the first one writes them.
 
     Args:
-        folder: the run's folder.
+        config: of the run.
+        folder: its folder.
         each: pictures kept of a prompt.
+
+    Raises:
+        UserError: the run goes on, and was begun with other models or settings.
     """
 
-    def __init__(self, folder: RunFolder, each: int) -> None:
+    def __init__(self, config: Config, folder: RunFolder, each: int) -> None:
+        self._run = folder
         self._folder = folder.path
         self._writes = folder.writes
         self._each = each
         if self._writes:
-            (self._folder / _SAMPLES_FOLDER).mkdir(exist_ok=True)
+            folder.require_same(_settings(config), _models(config), config.verify)
 
-    def start(self, config: Config) -> None:
-        """Begin an empty list, and note what the pictures depend on."""
-        if not self._writes:
-            return
-        write_text(self._folder / _SETTINGS, json.dumps(_settings(config), indent=1, ensure_ascii=False) + "\n")
-        write_bytes(self._folder / SAMPLES, b"")
+    def start(self) -> None:
+        """Begin an empty list."""
+        if self._writes:
+            self._run.begin()
+            write_bytes(self._folder / SAMPLES, b"")
 
-    def go_on(self, config: Config, prompts: Sequence[str], group: int) -> list[Painting]:
+    def go_on(self, prompts: Sequence[str], group: int) -> list[Painting]:
         """The paintings of the finished groups; lines behind them are taken out of the list.
 
         Args:
-            config: of the run that goes on.
             prompts: all prompts.
             group: so many are painted at once.
 
         Raises:
-            UserError: the list was painted from other prompts or with other settings.
+            UserError: the list was painted from other prompts.
         """
-        self._require_same(config)
         lines = (self._folder / SAMPLES).read_bytes().split(b"\n")[:-1]  # a kill may have cut the last one
         found: list[Painting] = []
         for number, line in enumerate(lines):
+            STOP.look()
             try:
-                record = json.loads(line)
+                record = read_record(line)
                 prompt = prompts[number // self._each]
                 if record["prompt"] != prompt:
                     raise UserError(
@@ -78,6 +82,7 @@ class PaintedPictures:
         if len(found) < len(prompts) * self._each:
             found = found[: len(found) // (group * self._each) * group * self._each]
         if self._writes:
+            self._run.begin()
             write_bytes(self._folder / SAMPLES, b"".join(line + b"\n" for line in lines[: len(found)]))
         return found
 
@@ -86,41 +91,39 @@ class PaintedPictures:
         if not self._writes:
             return
         file = Path(_SAMPLES_FOLDER) / f"{number // self._each:04d}" / f"{number % self._each:02d}.png"
-        (self._folder / file).parent.mkdir(exist_ok=True)
+        (self._folder / file).parent.mkdir(parents=True, exist_ok=True)
         save_picture(painting.picture, self._folder / file)
-        line = json.dumps(_record(painting, file), ensure_ascii=False) + "\n"
-        append(self._folder / SAMPLES, line.encode("utf-8"))
+        record = _record(painting, file) | {"file_crc32": zlib.crc32((self._folder / file).read_bytes())}
+        append(self._folder / SAMPLES, record_line(record))
 
     def _painting(self, record: dict[str, Any]) -> Painting:
-        with Image.open(self._folder / record["file"], formats=["PNG"]) as stored:
+        file = self._folder / record["file"]
+        if not file.is_file() or zlib.crc32(file.read_bytes()) != record["file_crc32"]:
+            raise ValueError("the picture is damaged")
+        with Image.open(file, formats=["PNG"]) as stored:
             picture = stored.convert("RGB")
         return Painting(record["prompt"], record["seed"], picture, record.get("caption_loss"), self._each)
 
-    def _require_same(self, config: Config) -> None:
-        try:
-            found = json.loads((self._folder / _SETTINGS).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"resume: {self._folder / _SETTINGS} cannot be read ({error}); start anew") from error
-        for key, wanted in _settings(config).items():
-            if found.get(key) != wanted:
-                raise UserError(
-                    f"resume: {self._folder} was painted with {key}={found.get(key)}, this run has {wanted}; go on "
-                    "with the same settings, or start anew without resume"
-                )
-
 
 def _settings(config: Config) -> dict[str, Any]:
-    """What pictures depend on besides their prompts, as plain values."""
-    others = {key: getattr(config, key) for key in ("rerank_with", "upscale_with")}
+    """What pictures depend on besides their prompts and the models, as plain values."""
     return {
-        "init_from": str(predecessor(config.outputs, "pretrain", "init_from", config.init_from).resolve()),
-        **{key: path and str(Path(path).resolve()) for key, path in others.items()},
         "seed": config.seed,
         "num_images": config.num_images,
         "keep": config.keep,
         "weights": config.weights and config.weights.value,
         "precision": config.precision.get("precision"),
         **{f"sampler.{key}": getattr(value, "value", value) for key, value in asdict(config.sampler).items()},
+    }
+
+
+def _models(config: Config) -> dict[str, str]:
+    """Hashes of the models that pictures depend on."""
+    others = {key: getattr(config, key) for key in ("rerank_with", "upscale_with")}
+    painter = predecessor(config.outputs, "pretrain", "init_from", config.init_from)
+    return {
+        "init_from": model_hash(painter),
+        **{key: "" if path is None else model_hash(path) for key, path in others.items()},
     }
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
 from cogview_pl.data.images import SampleError, find_pictures, load_picture
-from cogview_pl.durable import replacing, write_text
+from cogview_pl.durable import replacing
 from cogview_pl.errors import UserError
+from cogview_pl.files import why_unusable
+from cogview_pl.stopping import STOP
 from cogview_pl.tasks.run_folder import SAMPLES
 
 
@@ -34,6 +38,7 @@ def load_pairs(given: str | Path, size: int) -> LoadedPairs:
     pairs = read_pairs(file)
     found = LoadedPairs([], [], [])
     for pair in pairs:
+        STOP.look()
         try:
             found.images.append(load_picture(file.parent / pair["file"], size))
             found.readable.append(pair)
@@ -65,6 +70,7 @@ def load_images(given: object, size: int) -> LoadedImages:
     files = picture_files(given)
     found = LoadedImages([], [], [])
     for file in files:
+        STOP.look()
         try:
             found.images.append(load_picture(file, size))
             found.files.append(str(file))
@@ -89,9 +95,33 @@ def picture_files(given: object) -> list[Path]:
     return files
 
 
-def write_records(file: Path, records: list[dict[str, object]] | list[dict[str, str]]) -> None:
-    """Write one JSON object per line."""
-    write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+def write_records(file: Path, records: Sequence[Mapping[str, object]]) -> None:
+    """Write one JSON object per line, each with its checksum."""
+    with replacing(file) as draft:
+        draft.write_bytes(b"".join(map(record_line, records)))
+
+
+def record_line(record: Mapping[str, object]) -> bytes:
+    """A line of a list of pictures, with a CRC-32 of itself as its last field."""
+    return (json.dumps({**record, "crc32": _checksum(record)}, ensure_ascii=False) + "\n").encode()
+
+
+def read_record(line: bytes | str) -> dict[str, Any]:
+    """The record of a line, without its checksum, which lines that users write do not have.
+
+    Raises:
+        ValueError: the line is no JSON object, or not what its checksum says.
+    """
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("it is no JSON object")
+    if "crc32" in record and record.pop("crc32") != _checksum(record):
+        raise ValueError("its checksum is wrong")
+    return record
+
+
+def _checksum(record: Mapping[str, object]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def save_picture(picture: Image.Image, file: Path) -> None:
@@ -104,7 +134,9 @@ def pairs_file(path: Path) -> Path:
     """The list in a run folder, or the list itself; raises UserError if it is missing."""
     file = path / SAMPLES if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"pairs={path}: {file} does not exist; give a run folder of task=generate or a .jsonl file")
+        raise UserError(
+            f"pairs={path}: {file} {why_unusable(file)}; give a run folder of task=generate or a .jsonl file"
+        )
     return file
 
 
@@ -119,11 +151,11 @@ def read_pairs(file: Path) -> list[dict[str, str]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = read_record(line)
             pairs.append({"prompt": str(record["prompt"]), "file": str(record["file"])})
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, RecursionError) as error:
             raise UserError(
-                f'pairs={file}, line {number}: expected {{"prompt": …, "file": …}}, found {line[:60]!r}'
+                f'pairs={file}, line {number}: expected {{"prompt": …, "file": …}}, found {line[:60]!r} ({error})'
             ) from None
     if not pairs:
         raise UserError(f"pairs={file} holds no pairs")

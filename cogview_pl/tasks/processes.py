@@ -14,13 +14,18 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from cogview_pl.errors import UserError
+
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
 _PATIENCE = timedelta(days=7)  # the others wait while the first one tokenises, however long that takes
+_TO_MEET = timedelta(minutes=10)  # in which all processes must have started
+_LAUNCHER = "COGVIEW_PL_LAUNCHER"  # process that started this one, for another device of its run
 _INTERACTIVE = ("bash", "interactive")  # SLURM's name for a shell, in which a run is one process of its own
 _FAILED = "failed"
 _SET_BY_LIGHTNING = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
 
 
 class Processes:
@@ -82,8 +87,9 @@ class Processes:
         Lightning repeats `sys.argv`, which in a sweep or a chain is more than the job under way, and leaves its
         process group and its variables behind, on which the next job would build.
         """
-        argv, variables = sys.argv, {name: os.environ.get(name) for name in _SET_BY_LIGHTNING}
+        argv, variables = sys.argv, {name: os.environ.get(name) for name in (*_SET_BY_LIGHTNING, _LAUNCHER)}
         sys.argv = [argv[0], *command]
+        os.environ[_LAUNCHER] = str(os.getpid())
         try:
             yield
         finally:
@@ -97,12 +103,48 @@ class Processes:
 
 
 def _these() -> Processes:
-    environment = os.environ
-    if "TORCHELASTIC_RUN_ID" in environment:
-        return Processes(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
-    if "SLURM_PROCID" in environment and environment.get("SLURM_JOB_NAME") not in _INTERACTIVE:
-        return Processes(int(environment["SLURM_PROCID"]), int(environment.get("SLURM_NTASKS", 1)))
-    return Processes(int(environment.get("LOCAL_RANK", 0)), 1)
+    """What the environment says, as far as somebody has started this process for it."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return Processes(_number("RANK"), _number("WORLD_SIZE", 1))
+    if "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in _INTERACTIVE:
+        rank, size = _number("SLURM_PROCID"), _number("SLURM_NTASKS", 1)
+        return Processes(rank, size) if rank < size else Processes(0, 1)
+    launched = os.environ.get(_LAUNCHER) == str(os.getppid())
+    return Processes(_number("LOCAL_RANK") if launched else 0, 1)
+
+
+def _number(name: str, default: int = 0) -> int:
+    value = os.environ.get(name, str(default))
+    return int(value) if value.isdecimal() else default
+
+
+def forget_stale_variables() -> None:
+    """Take out of the environment what an earlier launch has left in it, and say so.
+
+    Lightning would believe that this process is one of many, and leave writing to the first of them.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get(_LAUNCHER) == str(os.getppid()):
+        return
+    stale = [name for name in ("LOCAL_RANK",) if name in os.environ]
+    if _number("SLURM_PROCID") >= _number("SLURM_NTASKS", 1) > 0 and "SLURM_PROCID" in os.environ:
+        stale += [name for name in _SLURM if name in os.environ]
+    for name in stale:
+        print(
+            f"cogview_pl: {name}={os.environ.pop(name)} is ignored: no launcher has started this process; unset it",
+            file=sys.stderr,
+        )
+
+
+def require_node(num_nodes: int) -> None:
+    """Raises UserError if the environment puts this process on a node that the run does not have."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    for name in ("NODE_RANK", "GROUP_RANK"):
+        if _number(name) >= num_nodes:
+            raise UserError(
+                f"{name}={os.environ[name]} is set, and the run has trainer.num_nodes={num_nodes}: this process would "
+                f"wait for another one to write the results; unset {name}, or set trainer.num_nodes"
+            )
 
 
 THESE = _these()
@@ -120,15 +162,23 @@ def _meet(rank: int, size: int) -> TCPStore:
     else:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return TCPStore(
-        address,
-        port,
-        size,
-        is_master=rank == 0 and not kept_by_torchrun,
-        timeout=_PATIENCE,
-        wait_for_workers=False,
-        multi_tenant=True,  # the process group will meet at the same place
-    )
+    try:
+        store = TCPStore(
+            address,
+            port,
+            size,
+            is_master=rank == 0 and not kept_by_torchrun,
+            timeout=_TO_MEET,
+            wait_for_workers=False,
+            multi_tenant=True,  # the process group will meet at the same place
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"process {rank} of {size} found no first process at {address}:{port}; were all of them started? "
+            "(Variables of torchrun or SLURM that an earlier launch left behind look the same: unset them)"
+        ) from error
+    store.set_timeout(_PATIENCE)
+    return store
 
 
 def _leave_group() -> None:

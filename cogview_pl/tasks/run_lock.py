@@ -9,6 +9,7 @@ import platform
 from pathlib import Path
 from typing import TextIO
 
+from cogview_pl.durable import no_links
 from cogview_pl.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class RunLock:
         self._file = folder / LOCK
         self._stream: TextIO | None = None
         while self._stream is None:
-            stream = self._file.open("a+", encoding="utf-8")
+            stream = self._open()
             try:
                 fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
@@ -54,6 +55,14 @@ class RunLock:
         self._stream.truncate(0)
         self._stream.write(f"process {os.getpid()} on {platform.node()}\n")
         self._stream.flush()
+
+    def _open(self) -> TextIO:
+        try:
+            return open(self._file, "a+", encoding="utf-8", opener=no_links)
+        except OSError as error:
+            if not self._file.is_symlink():
+                raise
+            raise UserError(f"{self._file} is a link, and a run does not write through it; delete it") from error
 
     def release(self) -> None:
         """Let others in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.shards import ShardDataset
 from cogview_pl.data.skips import require_readable
 from cogview_pl.data.toy import ToyDataset
+from cogview_pl.stopping import STOP
 
 
 class CaptionedImages(Protocol):
@@ -22,6 +24,10 @@ class CaptionedImages(Protocol):
 
     def text(self, index: int) -> str:
         """The caption alone, without decoding the picture."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash that changes with the samples, without reading the pictures."""
         ...
 
 
@@ -36,9 +42,17 @@ def open_images(data: DataConfig, split: str) -> CaptionedImages:
 def validation_samples(data: DataConfig, count: int) -> tuple[list[ImageSample], list[Skipped]]:
     """The first `count` samples of the validation split: those that can be read, and the others."""
     source = open_images(data, "val")
-    samples = [source[index] for index in range(min(count, len(source)))]
+    samples = []
+    for index in range(min(count, len(source))):
+        STOP.look()
+        samples.append(source[index])
     good = [sample for sample in samples if isinstance(sample, ImageSample)]
     return good, [sample for sample in samples if isinstance(sample, Skipped)]
+
+
+def image_inputs(splits: Mapping[str, CaptionedImages]) -> dict[str, str]:
+    """Hashes of the splits of a data source, by which a run that goes on knows them again."""
+    return {f"data ({name} split)": images.fingerprint() for name, images in splits.items()}
 
 
 def at_twice_the_size(data: DataConfig) -> DataConfig:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
@@ -17,11 +18,12 @@ from cogview_pl.config import Config, StoreFormat
 from cogview_pl.data.codes import StoreWriter
 from cogview_pl.data.released import TEXT_LENGTH
 from cogview_pl.data.skips import ImageBatch, SkipLog, collate_images, enough_to_judge
-from cogview_pl.data.workers import ignore_interrupts
+from cogview_pl.data.workers import Loader, ignore_interrupts
 from cogview_pl.errors import UserError
+from cogview_pl.stopping import STOP
 from cogview_pl.tasks.models import open_image_tokenizer
 from cogview_pl.tasks.run_folder import RunFolder, predecessor
-from cogview_pl.tasks.sources import CaptionedImages, at_twice_the_size, open_images
+from cogview_pl.tasks.sources import CaptionedImages, at_twice_the_size, image_inputs, open_images
 from cogview_pl.vocab import TextTokenizer
 
 STORE = "store"
@@ -32,14 +34,15 @@ _SPLITS = ("train", "val")
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Tokenise both splits; returns counts and speed."""
-    return tokenise(config, folder.path, None)
+    return tokenise(config, folder, folder.path, None)
 
 
-def tokenise(config: Config, folder: Path, start: SequenceModel | None) -> dict[str, float]:
+def tokenise(config: Config, run: RunFolder, folder: Path, start: SequenceModel | None) -> dict[str, float]:
     """Write `store/`, `text.model`, `image_tokenizer/` and maybe `skipped.jsonl` into a folder, or go on with them.
 
     Args:
         config: `data`, `store` and `text` are what it is about.
+        run: the folder of the run, which begins once everything has been checked.
         folder: the folder, which exists.
         start: a model whose tokenizers are to be used; None: the image tokenizer of the newest vqvae run (or
             `image_tokenizer.path`), and `text.model` or a text tokenizer that is learned from the captions.
@@ -51,6 +54,7 @@ def tokenise(config: Config, folder: Path, start: SequenceModel | None) -> dict[
     _check_size(config, images)
     source_config = at_twice_the_size(config.data) if config.store.large else config.data
     sources = {split: open_images(source_config, split) for split in _SPLITS}
+    run.require_same({}, image_inputs(sources), config.verify)
     text = _text_tokenizer(config, folder / TEXT_MODEL, start.text if start else None, sources["train"])
     row_format = config.store.format
     writer = StoreWriter(
@@ -65,6 +69,8 @@ def tokenise(config: Config, folder: Path, start: SequenceModel | None) -> dict[
         format=row_format.value,
         large=config.store.large,
     )
+    run.begin()
+    text.save(folder / TEXT_MODEL)
     save_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER, images)
     total = sum(map(len, sources.values()))
     skips = SkipLog(folder / "skipped.jsonl", config.data.max_skipped_share, enough_to_judge(total))
@@ -97,15 +103,18 @@ def _tokenise_split(
     images.model.to(device).to(memory_format=torch.channels_last)
     size = images.settings["image_size"]
     start = writer.resume_index(split)
-    loader: DataLoader[ImageBatch] = DataLoader(
+    loader: Loader[ImageBatch] = Loader(
         Subset(source, range(start, len(source))),  # type: ignore[arg-type]
         batch_size=config.data.batch_size,
         num_workers=config.data.num_workers,
         collate_fn=collate_images,
         worker_init_fn=ignore_interrupts,
+        patience=config.data.worker_timeout,
+        look=STOP.look,
     )
     with tqdm(total=len(source), initial=start, desc=split, unit="pic", disable=None) as progress:
         for batch in loader:
+            STOP.look()
             seen = len(batch.images) + len(batch.skipped)
             skips.add(batch.skipped, seen)
             start += seen
@@ -134,20 +143,23 @@ def _image_tokenizer(config: Config) -> ImageTokenizer:
 def _text_tokenizer(config: Config, file: Path, given: TextTokenizer | None, train: CaptionedImages) -> TextTokenizer:
     """The given one, that of the interrupted run, or one learned from the captions."""
     if given is not None:
-        tokenizer = given
-    elif config.text.model is not None:
-        tokenizer = TextTokenizer.load(config.text.model)
-    elif file.exists():
+        return given
+    if config.text.model is not None:
+        return TextTokenizer.load(config.text.model)
+    if file.exists():
         return TextTokenizer.load(file)
-    else:
-        tokenizer = TextTokenizer.train(
-            (train.text(index) for index in range(len(train))),
-            num_pieces=config.text.num_pieces,
-            model_type=config.text.model_type,
-            character_coverage=config.text.character_coverage,
-        )
-    tokenizer.save(file)
-    return tokenizer
+    return TextTokenizer.train(
+        _captions(train),
+        num_pieces=config.text.num_pieces,
+        model_type=config.text.model_type,
+        character_coverage=config.text.character_coverage,
+    )
+
+
+def _captions(images: CaptionedImages) -> Iterator[str]:
+    for index in range(len(images)):
+        STOP.look()
+        yield images.text(index)
 
 
 def _check_size(config: Config, images: ImageTokenizer) -> None:

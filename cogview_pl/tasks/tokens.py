@@ -21,6 +21,7 @@ from cogview_pl.tasks.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.tokenize import IMAGE_TOKENIZER_FOLDER, STORE, TEXT_MODEL, tokenise
 from cogview_pl.vocab import CodeSlot, Sequence, Template, TextSlot, TextTokenizer
 
+_MIX_STORE = "sequences.mix_store"
 _TOKENS = "tokens"  # folder of a store that a training run makes for itself
 
 
@@ -32,6 +33,8 @@ class Tokens:
     text: TextTokenizer
     image_tokenizer: ImageTokenizer
     metrics: dict[str, float]
+    inputs: dict[str, str]
+    """Hash of the token store, for a run that goes on."""
 
 
 def open_tokens(config: Config, folder: RunFolder, start: SequenceModel | None) -> Tokens:
@@ -46,7 +49,7 @@ def open_tokens(config: Config, folder: RunFolder, start: SequenceModel | None) 
         with folder.processes.first_goes_ahead() as first:
             if first:
                 path.mkdir(exist_ok=True)
-                metrics = tokenise(config, path, start)
+                metrics = tokenise(config, folder, path, start)
     else:
         path = predecessor(config.outputs, "tokenize", "data.store", config.data.store)
     refuse_lmdb(path)
@@ -57,7 +60,8 @@ def open_tokens(config: Config, folder: RunFolder, start: SequenceModel | None) 
     source = config.image_tokenizer.path or path / IMAGE_TOKENIZER_FOLDER
     image_tokenizer = open_image_tokenizer(config, source, "image_tokenizer.path")
     store.require(text_tokenizer=text.identity, image_tokenizer=image_tokenizer.identity)
-    return Tokens(store, text, image_tokenizer, metrics)
+    inputs = {"data.store": store.fingerprint()}
+    return Tokens(store, text, image_tokenizer, metrics, inputs)
 
 
 def _open_file(config: Config, file: Path) -> Tokens:
@@ -76,7 +80,8 @@ def _open_file(config: Config, file: Path) -> Tokens:
         num_codes=image_tokenizer.model.num_codes,
         val_fraction=config.data.val_fraction,
     )
-    return Tokens(store, text, image_tokenizer, {})
+    inputs = {"data.store": store.fingerprint()}
+    return Tokens(store, text, image_tokenizer, {}, inputs)
 
 
 def training_sequences(config: Config, tokens: Tokens, template: Template) -> Dataset[Sequence]:
@@ -106,9 +111,21 @@ def _laid_out(rows: StoredRows | WithoutText, template: Template, *, training: b
     return SequenceDataset(rows, template, rows.layout.grid)
 
 
+def mixed_in(config: Config) -> dict[str, str]:
+    """Hash of the token store whose samples are mixed in, if there is one.
+
+    Raises:
+        UserError: there is none, and one is wanted.
+    """
+    return {_MIX_STORE: _other_store(config).fingerprint()} if config.sequences.mix_share else {}
+
+
+def _other_store(config: Config) -> TokenStore:
+    path = predecessor(config.outputs, "tokenize", _MIX_STORE, config.sequences.mix_store)
+    return TokenStore.open(path / STORE)
+
+
 def _other_rows(config: Config, tokens: Tokens) -> StoredRows:
-    key = "sequences.mix_store"
-    path = predecessor(config.outputs, "tokenize", key, config.sequences.mix_store)
-    store = TokenStore.open(path / STORE)
+    store = _other_store(config)
     store.require(text_tokenizer=tokens.text.identity, image_tokenizer=tokens.image_tokenizer.identity)
     return store.split("train")

@@ -23,9 +23,13 @@ from cogview_pl.lit.callbacks import StopAtStepEnd
 from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
 from cogview_pl.lit.data import DataModule
 from cogview_pl.lit.optim import OptimizerFactory
+from cogview_pl.stopping import STOP, Stopped
 from cogview_pl.tasks.devices import check_heads, lightning_strategy, without_fused_kernel
+from cogview_pl.tasks.processes import require_node
 from cogview_pl.tasks.run_folder import CHECKPOINT, RunFolder
-from cogview_pl.tasks.stopping import STOP, Stopped
+
+_HIDES = "Please call `iter(combined_loader)` first"
+"""What Lightning's clean-up raises in place of an error that came up while a loader was started."""
 
 
 def optimizer_factory(config: Config) -> OptimizerFactory:
@@ -56,7 +60,12 @@ def seed(config: Config) -> None:
 
 
 def train(
-    config: Config, folder: RunFolder, module: LightningModule, data: DataModule, identity: dict[str, Any]
+    config: Config,
+    folder: RunFolder,
+    module: LightningModule,
+    data: DataModule,
+    identity: dict[str, Any],
+    inputs: dict[str, str],
 ) -> dict[str, float]:
     """Train, validate at the end, and return the last value of every logged metric.
 
@@ -65,20 +74,32 @@ def train(
         folder: its folder; with `resume` set it holds the checkpoint to go on from.
         module, data: what to train and on what.
         identity: kind and constructor arguments of the model, kept in checkpoints and compared on resume.
+        inputs: hashes of the data and of the model to start from, noted in the folder and compared on resume.
 
     Raises:
-        UserError: the checkpoint is of another stage or model.
+        UserError: the checkpoint is of another stage or model, or an input is not what it was.
         Stopped: after a signal, once the checkpoint is saved.
     """
-    module.on_save_checkpoint = partial(_remember, module, identity, module.on_save_checkpoint)  # type: ignore[method-assign]
     checkpoint = _checkpoint(config, folder)
     metrics = {} if checkpoint is None else _check_checkpoint(checkpoint, identity)
+    remember = partial(_remember, module, identity, dict(metrics), module.on_save_checkpoint)
+    module.on_save_checkpoint = remember  # type: ignore[method-assign]
+    require_node(config.trainer.get("num_nodes", 1))
     trainer = _trainer(config, folder)
     check_heads(config, trainer)
+    with folder.processes.first_goes_ahead() as first:
+        if first:
+            folder.require_same({}, inputs, config.verify)
+            folder.begin()
+    STOP.look()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SIGTERMException:  # would exit with 0, as if the run were done
         raise Stopped(STOP.received or signal.SIGTERM) from None
+    except RuntimeError as error:
+        if _HIDES not in str(error) or error.__context__ is None:
+            raise
+        raise error.__context__ from None
     found = trainer.callback_metrics
     metrics |= found
     # A run that was ended behind its last step has not validated in this process.
@@ -91,7 +112,7 @@ def train(
 
 def _trainer(config: Config, folder: RunFolder) -> Trainer:
     callbacks = [instantiate(node, f"callbacks.{name}") for name, node in config.callbacks.items()]
-    callbacks.append(StopAtStepEnd(lambda: STOP.asked, _defer_signals))
+    callbacks.insert(0, StopAtStepEnd(lambda: STOP.asked, STOP.listen, _defer_signals))  # the others log with its step
     if not config.logger:  # learning rates are for nobody to see, and their callback would refuse to run
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     loggers = [instantiate(node, f"logger.{name}") for name, node in config.logger.items()]
@@ -123,8 +144,6 @@ def _validation_interval(config: Config) -> int:
 
 def _defer_signals(deferred: bool) -> None:
     STOP.deferred = deferred
-    if deferred:
-        STOP.listen()  # Lightning has put its handlers in their place
 
 
 def _checkpoint(config: Config, folder: RunFolder) -> Path | None:
@@ -139,12 +158,14 @@ def _checkpoint(config: Config, folder: RunFolder) -> Path | None:
 def _remember(
     module: LightningModule,
     identity: dict[str, Any],
+    before: dict[str, float],
     hook: Callable[[dict[str, Any]], None],
     checkpoint: dict[str, Any],
 ) -> None:
+    """Put identity and last metrics into a checkpoint; a run that goes on has not logged all of them again yet."""
     hook(checkpoint)
     metrics = {name: float(value) for name, value in module.trainer.callback_metrics.items()}
-    checkpoint["cogview_pl"] = {**identity, "metrics": metrics}
+    checkpoint["cogview_pl"] = {**identity, "metrics": before | metrics}
 
 
 def _check_checkpoint(file: Path, identity: dict[str, Any]) -> dict[str, Any]:

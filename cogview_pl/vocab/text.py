@@ -11,6 +11,7 @@ import sentencepiece as spm
 
 from cogview_pl.durable import write_bytes
 from cogview_pl.errors import UserError
+from cogview_pl.files import why_unusable
 
 
 class TextTokenizer:
@@ -32,7 +33,7 @@ class TextTokenizer:
         """Read a `.model` file. Raises UserError if it is missing or is no SentencePiece model."""
         path = Path(path)
         if not path.is_file():
-            raise UserError(f"text.model={path} does not exist; give the path of a SentencePiece .model file")
+            raise UserError(f"text.model={path} {why_unusable(path)}; give the path of a SentencePiece .model file")
         try:
             tokenizer = cls(path.read_bytes())
             if not tokenizer.serialized:

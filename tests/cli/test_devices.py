@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cogview_pl.tasks.run_record import RECORD
+
 pytestmark = pytest.mark.ddp
 
 STEPS, HALF = 10, 5
@@ -118,6 +120,7 @@ def middle_of(run: Path, name: str) -> Path:
     """A copy of a run as it was at half its steps."""
     copy = run.with_name(name)
     (copy / "checkpoints").mkdir(parents=True)
+    shutil.copy(run / RECORD, copy / RECORD)
     shutil.copy(run / "checkpoints" / f"step_{HALF}.ckpt", copy / "checkpoints" / "last.ckpt")
     return copy
 

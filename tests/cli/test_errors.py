@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ..checkpoints.saved import forge_manifest
+
 FIRST_TASK = ("task=vqvae", "trainer.max_steps=1")
 
 CASES: dict[str, tuple[list[str], list[str]]] = {
@@ -215,6 +217,7 @@ def places(chain, tmp_path_factory) -> dict[str, Path]:
 
     file = copy("other_vqvae", "vqvae") / "model" / "weights.safetensors"
     save_file({key: value + 1 for key, value in load_file(file).items()}, file)
+    forge_manifest(file.parent)
     file = copy("truncated", "tokenize") / "store" / "train.bin"
     file.write_bytes(file.read_bytes()[:-1])
     file = copy("unfinished", "tokenize") / "store" / "header.json"

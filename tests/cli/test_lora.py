@@ -124,8 +124,7 @@ def test_a_finetune_may_start_from_an_adapter(cli, home: Path, tiny, tmp_path: P
 
 def test_mistakes(cli, home: Path, tiny, tmp_path: Path) -> None:
     moved = shutil.copytree(home / "alone", tmp_path / "moved")
-    config = moved / "adapter" / "config.yaml"
-    config.write_text(config.read_text().replace("base:\n  path: ", "base:\n  path: /gone"))
+    (moved / "adapter" / "base.txt").write_text("/gone\n")
     style = ["task=style", "data.styles=[oil]", *tiny]
     cases = [
         (["task=pretrain", *tiny, "lora.rank=4"], ["lora.rank=4", "init_from"]),
@@ -136,7 +135,7 @@ def test_mistakes(cli, home: Path, tiny, tmp_path: Path) -> None:
         ([*style, "lora.rank=4", "lora.targets=[]"], ["lora.targets=[]", "qkv, out, up, down"]),
         ([*style, "lora.rank=4", "lora.targets=[up,up]"], ["lora.targets", "twice"]),
         ([*style, "lora.rank=4", "lora.targets=[query]"], ["lora.targets", "query", "qkv"]),
-        (["task=generate", f"init_from={moved}", PROMPT], ["init_from", "/gone", "does not exist", "base.path"]),
+        (["task=generate", f"init_from={moved}", PROMPT], ["init_from", "/gone", "does not exist", "base.txt"]),
         (["task=convert", f"convert.source={moved}", f"convert.target={tmp_path}/x"], ["convert.source", "/gone"]),
     ]
     cli.refuse(cases, home, tmp_path)

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cogview_pl.tasks.run_record import RECORD
+
 from .rewound import last_checkpoint, metrics, require_same
 
 STEPS, EVERY = 20, 4
@@ -126,6 +128,23 @@ def whole_runs(cli, chain, tmp_path_factory) -> dict[str, tuple[tuple[str, ...],
     return runs
 
 
+def test_metrics_survive_two_interrupts_in_a_row(cli, whole_runs, tmp_path) -> None:
+    """The second comes before the process has logged anything anew; what the first had logged is kept."""
+    args, whole, _ = whole_runs["pretrain"]
+    args = ["+callbacks.signal._target_=tests.cli.signalling.SignalAt", *args]
+    run, noted = tmp_path / "run", []
+    for step, place in ((6, "run_dir"), (7, "resume")):
+        (ended,) = cli.run_many([([*args, f"{place}={run}", f"+callbacks.signal.step={step}"], tmp_path)], tmp_path)
+        assert ended.code == 143, ended.stderr
+        assert last_checkpoint(run)["global_step"] == step
+        noted.append(last_checkpoint(run)["cogview_pl"]["metrics"])
+    assert "val/loss" in noted[0] and noted[0].keys() == noted[1].keys()
+    assert noted[0]["val/loss"] == noted[1]["val/loss"]  # of step 4
+    (ended,) = cli.run_many([([*args, f"resume={run}", "+callbacks.signal.step=0"], tmp_path)], tmp_path)
+    assert ended.code == 0, ended.stderr
+    require_same(whole, run)
+
+
 def test_resumed_tokenisation_is_exact(cli, whole_runs, tmp_path) -> None:
     args, whole, _ = whole_runs["tokenize"]
     process = cli.start([*args, "run_dir=killed"], tmp_path)
@@ -164,7 +183,7 @@ def test_painting_goes_on_where_it_stopped(cli, whole_runs, tmp_path) -> None:
     files = sorted(file.relative_to(runs["whole"]) for file in runs["whole"].rglob("*") if file.is_file())
     assert files == sorted(file.relative_to(runs["stopped"]) for file in runs["stopped"].rglob("*") if file.is_file())
     for file in files:
-        if file.name not in ("config.yaml", "metrics.json"):
+        if file.name not in (RECORD, "config.yaml", "metrics.json"):
             assert (runs["whole"] / file).read_bytes() == (runs["stopped"] / file).read_bytes(), file
     assert metrics(runs["whole"]) == metrics(runs["stopped"])
     for ended, words in zip(refused, ("seed=3, this run has 4", "prompt '", "holds an earlier run"), strict=True):

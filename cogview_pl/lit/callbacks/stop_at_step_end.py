@@ -17,16 +17,24 @@ class StopAtStepEnd(Callback):
 
     Args:
         asked: whether this process was told to stop.
+        listen: install our signal handlers, where Lightning has put its own.
         defer: called with True when steps begin, and with False when they end.
     """
 
-    def __init__(self, asked: Callable[[], bool], defer: Callable[[bool], None]) -> None:
+    def __init__(self, asked: Callable[[], bool], listen: Callable[[], None], defer: Callable[[bool], None]) -> None:
         self._asked = asked
+        self._listen = listen
         self._defer = defer
         self._stops = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen()
         self._defer(True)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Set the step that loggers are told; Lightning counts one more in a run that was stopped at a validation."""
+        loop = trainer.fit_loop.epoch_loop
+        loop._batches_that_stepped = loop.batch_progress.total.processed // trainer.accumulate_grad_batches
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._defer(False)
@@ -41,6 +49,7 @@ class StopAtStepEnd(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate to the end."""
+        self._listen()
         _end_soon(trainer, False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,7 +1,9 @@
 """Being told to stop: SIGTERM, Ctrl-C, and SLURM's warning that the time is up.
 
-Between steps of training, and anywhere else, all three end the run in the same way: what is done is saved, the exit
-code is 128 + the number of the signal (143, 130), and `resume=RUN_FOLDER` goes on. A second Ctrl-C ends it at once.
+A signal is only noted, because an exception out of a handler can come up inside a finaliser, which loses it. Every loop
+that may take long looks (`STOP.look()`), and a training run ends behind its step. All three signals end the run in the
+same way: what is done is saved, the exit code is 128 + the number of the signal (143, 130), and `resume=RUN_FOLDER`
+goes on. A second signal ends the process at once, as a kill does.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 from cogview_pl.errors import UserError
 
 _JOB = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+_ECHO = 0.5  # seconds within which a launcher and a terminal, or a scheduler, send the same signal twice
 
 
 class Stopped(SystemExit):
@@ -29,14 +33,17 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """While this context is open, signals that ask for an end raise `Stopped`, or are noted while `deferred`.
+    """While this context is open, signals that ask for an end are noted, and `look` raises `Stopped` after one.
 
     In a thread other than the main one there are no handlers, and nothing changes.
     """
 
     def __init__(self) -> None:
         self.deferred = False
+        """Whether steps of training are under way, between which only their own callback looks."""
         self.received: int | None = None
+        """Number of the first signal, None before there is one."""
+        self._asked_at: float | None = None
         self._process = 0
         self._depth = 0
         self._before: dict[int, Any] = {}
@@ -46,11 +53,21 @@ class StopSignals:
         """Whether a signal has been noted."""
         return self.received is not None
 
+    def look(self) -> None:
+        """Raises Stopped if a signal has been noted, but for inside a step of training."""
+        if not self.deferred:
+            self.look_while_waiting()
+
+    def look_while_waiting(self) -> None:
+        """Raises Stopped if a signal has been noted; for waits that may never end, wherever they are."""
+        if self.received is not None:
+            raise Stopped(self.received)
+
     def __enter__(self) -> StopSignals:
         self._depth += 1
         if self._depth > 1:  # a stage of a chain
             return self
-        self.received, self.deferred = None, False
+        self.received, self._asked_at, self.deferred = None, None, False
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
             wanted = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if slurm_job() else [])]
@@ -74,7 +91,7 @@ class StopSignals:
             return
         if self.received == signal.SIGUSR1:
             requeue()
-        if not isinstance(error, SystemExit):  # what the interrupted code made of it while it was cleaning up
+        if not isinstance(error, SystemExit):  # what a library made of it on its way
             raise Stopped(self.received) from error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -82,11 +99,14 @@ class StopSignals:
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # the next one ends the process at once
         self.received = self.received or number
-        if not self.deferred:
-            raise Stopped(self.received)
+        if number == signal.SIGUSR1:  # a warning, which SIGTERM follows when the time is up
+            return
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+        elif time.monotonic() - self._asked_at > _ECHO:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(self._process, number)
 
 
 STOP = StopSignals()

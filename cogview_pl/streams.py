@@ -1,0 +1,45 @@
+"""Standard output and error that survive what shells do to them."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+
+class ForgivingStream(io.TextIOWrapper):
+    """A text stream whose reader may go away, as that of `| head -1` does: what is written then goes nowhere.
+
+    Characters that the terminal's encoding lacks are written as escapes.
+    """
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            self._mute()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._mute()
+
+    def _mute(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+
+
+def use_forgiving_streams() -> None:
+    """Put them in the place of this process's standard output and error; closed ones become `/dev/null`."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, for the life of the process
+        elif type(stream) is io.TextIOWrapper:
+            forgiving = ForgivingStream(
+                stream.detach(), stream.encoding, "backslashreplace", line_buffering=stream.line_buffering
+            )
+            setattr(sys, name, forgiving)

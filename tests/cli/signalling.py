@@ -1,0 +1,24 @@
+"""A callback that sends its own process a signal, for runs that must be told to stop at a given step."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+
+class SignalAt(Callback):
+    """SIGTERM in the middle of a step.
+
+    Args:
+        step: its number, counted from 1.
+    """
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step + 1 == self._step:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,316 @@
+"""Files and folders that somebody else has made: whatever they hold, a user's own things stay as they were.
+
+All attacks take place in a home folder full of bystanders, which is compared byte for byte afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import save_file
+
+from cogview_pl.checkpoints.store import load_sequence_model
+from cogview_pl.vocab import TextTokenizer
+
+from ..checkpoints.saved import forge_manifest
+from .conftest import COMMAND, Chain, CommandLine
+from .rewound import KEEP_ALL, require_same, rewind
+
+FEW = ("trainer.max_steps=6", "trainer.val_check_interval=3", "threads=1", "~callbacks.progress")
+SMALL = ("data.train_size=64", "data.val_size=8", "data.batch_size=8")
+
+
+class Address:
+    """An array of objects whose addresses are the bytes of a file; looking at one ends the process."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return np.ndarray, ((1,), np.dtype("O"), b"AAAAAAAA")
+
+
+def everything(home: Path) -> dict[str, tuple[int, int, bytes | str]]:
+    """Path → mode, time of change, and content or target of every file and link below a folder."""
+    found: dict[str, tuple[int, int, bytes | str]] = {}
+    for parent, folders, files in os.walk(home):
+        for name in (*folders, *files):
+            entry = Path(parent, name)
+            status = entry.lstat()
+            if entry.is_symlink():
+                found[str(entry)] = (status.st_mode, status.st_mtime_ns, os.readlink(entry))
+            elif entry.is_file():
+                found[str(entry)] = (status.st_mode, status.st_mtime_ns, entry.read_bytes())
+            else:
+                found[str(entry)] = (status.st_mode, 0, "")
+    return found
+
+
+@pytest.fixture(scope="module")
+def home(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's project folder: results of a chain, things of their own, and what they have downloaded."""
+    home = tmp_path_factory.mktemp("attacked") / "home"
+    shutil.copytree(chain.home / "outputs", home / "outputs", symlinks=True)
+    own = {
+        "config.yaml": "my: own", "metrics.json": "[]", ".lock": "mine", "notes/.chapter1.draft": "Once upon a time",
+        "samples.jsonl": "mine", "checkpoints/best.txt": "1", "victim/photo.txt": "a photo", "diary.txt": "dear diary",
+        "project/checkpoints/notes.txt": "mine",
+    }  # fmt: skip
+    for name, text in own.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(text)
+    return home
+
+
+def newest(home: Path, task: str) -> Path:
+    return (home / "outputs" / task / "latest").resolve()
+
+
+def copied(home: Path, task: str, name: str) -> Path:
+    """A copy of the newest run of a task, as if it had been downloaded."""
+    return shutil.copytree(newest(home, task), home / name, symlinks=True)
+
+
+# --- what is refused ---
+
+
+def hostile_pickle(home: Path) -> tuple[list[str], list[str]]:
+    with zipfile.ZipFile(home / "evil.pt", "w") as archive:
+        archive.writestr("evil/data.pkl", pickle.dumps({"module": Address()}, protocol=2))
+        archive.writestr("evil/version", "3\n")
+    return ["task=generate", "init_from=evil.pt", "prompts=[红色的圆形]"], ["init_from", "evil.pt"]
+
+
+def hostile_base(home: Path) -> tuple[list[str], list[str]]:
+    """The same file as what an adapter claims to be based on."""
+    adapter = home / "adapter"
+    adapter.mkdir()
+    torch.save({}, adapter / "adapter.safetensors")
+    (adapter / "base.txt").write_text(f"{home / 'evil.pt'}\n")
+    (adapter / "config.yaml").write_text("kind: adapter\nlora: {rank: 1, alpha: 1, targets: [qkv]}\n")
+    (adapter / "manifest.json").write_text("{}")
+    forge_manifest(adapter)
+    return ["task=generate", "init_from=adapter", "prompts=[红色的圆形]"], ["adapter"]
+
+
+def hostile_program(home: Path) -> tuple[list[str], list[str]]:
+    """TorchScript whose names are written so that only libtorch finds its code."""
+
+    class Writes(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1)[:, :4]
+
+    torch.jit.save(torch.jit.script(Writes()), home / "plain.pt")
+    with zipfile.ZipFile(home / "plain.pt") as plain, zipfile.ZipFile(home / "inception_v3.pt", "w") as hidden:
+        for name in plain.namelist():
+            code = plain.read(name)
+            if name.endswith(".py"):
+                code = code.replace(b"    return", b'    torch.save("import os", "hydra.py")\n    return')
+            hidden.writestr(name.replace("/code/", "/Code/").replace(".py", ".PY"), code)
+    (home / "plain.pt").unlink()
+    words = ["evaluate.features=inception_v3.pt", "evaluate.trust_features=true"]
+    return ["task=evaluate", "evaluate.features=inception_v3.pt", "evaluate.metrics=[fid]"], words
+
+
+def folder_of_somebody_else(home: Path) -> tuple[list[str], list[str]]:
+    shutil.copy(newest(home, "vqvae") / "checkpoints" / "last.ckpt", home / "checkpoints" / "last.ckpt")
+    shutil.copy(newest(home, "vqvae") / "checkpoints" / "last.ckpt", home / "project" / "checkpoints" / "last.ckpt")
+    return ["task=vqvae", *FEW, *SMALL, "resume=checkpoints/last.ckpt"], ["resume=checkpoints/last.ckpt"]
+
+
+CASES: dict[str, Callable[[Path], tuple[list[str], list[str]]]] = {
+    "pickle": hostile_pickle,
+    "pickle under an adapter": hostile_base,
+    "program": hostile_program,
+    "checkpoint in the working folder": folder_of_somebody_else,
+    "project folder": lambda home: (["task=vqvae", *FEW, *SMALL, "resume=project"], ["project", "is not the folder"]),
+    "working folder as run folder": lambda home: (
+        ["task=vqvae", *FEW, *SMALL, "run_dir=."],
+        ["run_dir=. holds files that no run has made"],
+    ),
+    "begun in a folder of somebody else": lambda home: (
+        ["task=vqvae", *FEW, *SMALL, "run_dir=project", "resume=auto"],
+        ["project", "is not the folder of a run"],
+    ),
+}
+
+
+def lock_as_a_link(home: Path) -> tuple[list[str], list[str]]:
+    run = copied(home, "vqvae", "downloaded_lock")
+    (run / ".lock").symlink_to(home / "diary.txt")
+    return ["task=vqvae", *FEW, *SMALL, f"resume={run}"], [str(run / ".lock"), "is a link"]
+
+
+def checkpoints_as_a_link(home: Path) -> tuple[list[str], list[str]]:
+    run = copied(home, "vqvae", "downloaded_link")
+    shutil.copy(run / "checkpoints" / "last.ckpt", home / "victim" / "last.ckpt")
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").symlink_to(home / "victim")
+    return ["task=vqvae", *FEW, *SMALL, f"resume={run}"], [str(run / "checkpoints"), "is a link"]
+
+
+def other_text_tokenizer(home: Path) -> tuple[list[str], list[str]]:
+    """A finished run whose text.model was replaced before it was refused would be of no use any more."""
+    run = copied(home, "tokenize", "finished_tokens")
+    TextTokenizer.train(["别的话", "另一句话"] * 20, num_pieces=290).save(home / "other.model")
+    same = "data.object_probabilities=[0.2,0.4,0.4]"
+    return ["task=tokenize", *SMALL, same, f"resume={run}", "text.model=other.model"], [
+        "num_pieces 340, this run has 279",
+        str(run),
+    ]
+
+
+def other_pictures(home: Path) -> tuple[list[str], list[str]]:
+    """Begun with other settings of the toy world, which are what its pictures depend on."""
+    run = copied(home, "tokenize", "other_pictures")
+    return ["task=tokenize", *SMALL, "data.seed=9", f"resume={run}"], ["data (train split)", "verify=false"]
+
+
+def other_weights(home: Path) -> tuple[list[str], list[str]]:
+    """Another model at the path that the run was begun with."""
+    run = copied(home, "generate", "painted")
+    model = shutil.copytree(newest(home, "pretrain"), home / "mine")
+    weights = load_sequence_model(model).model.state_dict()
+    weights["final_norm.bias"] = weights["final_norm.bias"] + 0.01
+    save_file({name: tensor.clone() for name, tensor in weights.items()}, model / "model" / "weights.safetensors")
+    forge_manifest(model / "model")
+    config = OmegaConf.load(run / "config.yaml")
+    same = [f"sampler.{name}={value}" for name, value in config.sampler.items()]
+    same += [f"{name}={config[name]}" for name in ("seed", "num_images", "num_prompts")]
+    command = ["task=generate", f"init_from={model}", f"resume={run}", "threads=1", *same]
+    return command, ["init_from is not what it was", "verify=false"]
+
+
+CASES |= {
+    "lock as a link": lock_as_a_link,
+    "checkpoints as a link": checkpoints_as_a_link,
+    "other text tokenizer": other_text_tokenizer,
+    "other pictures": other_pictures,
+    "other weights": other_weights,
+}
+
+
+def test_attacks_are_refused_and_bystanders_stay(cli: CommandLine, home: Path, tmp_path: Path) -> None:
+    """Exit code 2, one line, and not a byte of the home folder is another: no run folder is left behind either."""
+    cases = {name: make(home) for name, make in CASES.items()}
+    before = everything(home)
+    ended = cli.run_many([(args, home) for args, _ in cases.values()], tmp_path)
+    wrong = [
+        f"{name}: {result.code}, wanted {words}: {result.stderr[-1500:]}"
+        for (name, (_, words)), result in zip(cases.items(), ended, strict=True)
+        if result.code != 2
+        or not result.stderr.startswith("cogview_pl: ")
+        or result.stderr.count("\n") != 1
+        or not all(word in result.stderr for word in words)
+    ]
+    assert not wrong, "\n".join(wrong)
+    after = everything(home)
+    assert before.keys() == after.keys(), before.keys() ^ after.keys()
+    assert [path for path in before if before[path] != after[path]] == []
+
+
+# --- what goes on, and does no harm ---
+
+
+def test_a_checkpoint_deletes_nothing_outside_its_run(cli: CommandLine, home: Path, tmp_path: Path) -> None:
+    """It names what to delete when the next one is saved; only names of its own folder are believed."""
+    run = tmp_path / "run"
+    command = ["task=vqvae", *FEW, *SMALL, *KEEP_ALL]
+    (ended,) = cli.run_many([([*command, f"run_dir={run}"], home)], tmp_path)
+    assert ended.code == 0, ended.stderr
+    rewind(run, tmp_path / "whole")
+    file = run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    (state,) = [state for name, state in checkpoint["callbacks"].items() if name.startswith("Checkpoints")]
+    victims = [f"{home}/victim", f"{run}/checkpoints/../../../victim", "../victim", f"{home}/diary.txt"]
+    state |= {"best_k_models": {path: torch.tensor(0.0) for path in victims}, "kth_best_model_path": victims[0]}
+    state |= {"last_model_path": victims[3], "best_model_path": victims[0]}
+    torch.save(checkpoint, file)
+    before = everything(home)
+    more = ["callbacks.checkpoint.every_n_train_steps=1", "callbacks.checkpoint.save_top_k=1"]
+    (ended,) = cli.run_many([([*command, *more, f"resume={run}"], home)], tmp_path)
+    assert ended.code == 0, ended.stderr
+    assert everything(home) == before
+    assert sorted(path.name for path in (run / "checkpoints").iterdir())[0] == "last.ckpt"
+
+
+def test_a_finetune_that_tokenises_goes_on_exactly_before_its_first_checkpoint(
+    cli: CommandLine, home: Path, tmp_path: Path
+) -> None:
+    """What tokenising draws at random must not move dropout, noise, or the first weights of an adapter."""
+    command = [
+        "task=style", "data.styles=[oil,ink]", *FEW, "~callbacks.samples", *SMALL, "lora.rank=4", "model.dropout=0.1",
+        "sequences.target_noise=0.1", f"init_from={newest(home, 'pretrain')}", "sequences.mix_share=0",
+    ]  # fmt: skip
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    (ended,) = cli.run_many([([*command, f"run_dir={whole}"], home)], tmp_path)
+    assert ended.code == 0, ended.stderr
+    shutil.copytree(whole, killed)  # what a kill right behind the last row leaves
+    for name in ("model", "adapter", "checkpoints", "tensorboard"):
+        shutil.rmtree(killed / name, ignore_errors=True)
+    (killed / "metrics.json").unlink()
+    (ended,) = cli.run_many([([*command, f"resume={killed}"], home)], tmp_path)
+    assert ended.code == 0, ended.stderr
+    require_same(whole, killed)
+
+
+def test_data_that_changed_are_found_and_taken_on_request(cli: CommandLine, home: Path, tmp_path: Path) -> None:
+    """Another picture under an old name: tokens of both must not get into one store."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    for number in range(8):
+        Image.effect_noise((64, 64), 10 * number + 1).save(data / f"{number}.png")
+        (data / f"{number}.txt").write_text(f"第{number}张图")
+    command = [
+        "task=tokenize", "data=folder", f"data.root={data}", "data.batch_size=2", "text.num_pieces=290", "threads=1",
+        f"image_tokenizer.path={newest(home, 'vqvae')}",
+    ]  # fmt: skip
+    (ended,) = cli.run_many([([*command, f"run_dir={run}"], home)], tmp_path)
+    assert ended.code == 0, ended.stderr
+    Image.effect_noise((64, 64), 99).save(data / "3.png")
+    before = everything(run)
+    refused, taken = cli.run_many(
+        [([*command, f"resume={run}"], home), ([*command, f"resume={run}", "verify=false"], home)], tmp_path
+    )
+    assert refused.code == 2 and "data (train split) is not what it was" in refused.stderr
+    assert everything(run) != before and taken.code == 0, taken.stderr
+
+
+# --- what machines and shells do ---
+
+
+def test_odd_surroundings(cli: CommandLine, home: Path, tmp_path: Path) -> None:
+    """Variables of an earlier launch, a reader that goes away, closed input, few open files."""
+
+    def shell(line: str) -> subprocess.CompletedProcess[str]:
+        command = line.replace("RUN", " ".join(COMMAND))
+        return subprocess.run(
+            ["bash", "-c", command],
+            cwd=home,
+            env=cli.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    vqvae = f"RUN task=vqvae trainer.max_steps=1 {' '.join(SMALL)} threads=1"
+    ended = shell(f"set -o pipefail; LOCAL_RANK=1 SLURM_PROCID=3 {vqvae} run_dir={tmp_path}/stale | head -1")
+    assert ended.returncode == 0, ended.stderr
+    assert "LOCAL_RANK=1 is ignored" in ended.stderr and "Traceback" not in ended.stderr
+    assert (tmp_path / "stale" / "model" / "weights.safetensors").is_file()
+    ended = shell(f"NODE_RANK=1 {vqvae} run_dir={tmp_path}/node")
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "NODE_RANK=1" in ended.stderr
+    ended = shell("RUN task=generate prompts=- <&-")
+    assert ended.returncode == 2 and "standard input is closed" in ended.stderr.splitlines()[-1]
+    ended = shell(f"ulimit -n 16; {vqvae} data.num_workers=2 run_dir={tmp_path}/files")
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended.stderr[-3000:]
+    assert "ulimit -n" in ended.stderr.splitlines()[-1]
