@@ -24,8 +24,8 @@ from cogview_pl.checkpoints.store import load_sequence_model
 from cogview_pl.vocab import TextTokenizer
 
 from ..checkpoints.saved import forge_manifest
-from .conftest import COMMAND, Chain, CommandLine
-from .rewound import KEEP_ALL, require_same, rewind
+from .conftest import COMMAND, Chain, CommandLine, Ended
+from .rewound import require_same
 
 FEW = ("trainer.max_steps=6", "trainer.val_check_interval=3", "threads=1", "~callbacks.progress")
 SMALL = ("data.train_size=64", "data.val_size=8", "data.batch_size=8")
@@ -220,97 +220,106 @@ def test_attacks_are_refused_and_bystanders_stay(cli: CommandLine, home: Path, t
 # --- what goes on, and does no harm ---
 
 
-def test_a_checkpoint_deletes_nothing_outside_its_run(cli: CommandLine, home: Path, tmp_path: Path) -> None:
-    """It names what to delete when the next one is saved; only names of its own folder are believed."""
-    run = tmp_path / "run"
-    command = ["task=vqvae", *FEW, *SMALL, *KEEP_ALL]
-    (ended,) = cli.run_many([([*command, f"run_dir={run}"], home)], tmp_path)
-    assert ended.code == 0, ended.stderr
-    rewind(run, tmp_path / "whole")
-    file = run / "checkpoints" / "last.ckpt"
-    checkpoint = torch.load(file, weights_only=True)
-    (state,) = [state for name, state in checkpoint["callbacks"].items() if name.startswith("Checkpoints")]
-    victims = [f"{home}/victim", f"{run}/checkpoints/../../../victim", "../victim", f"{home}/diary.txt"]
-    state |= {"best_k_models": {path: torch.tensor(0.0) for path in victims}, "kth_best_model_path": victims[0]}
-    state |= {"last_model_path": victims[3], "best_model_path": victims[0]}
-    torch.save(checkpoint, file)
-    before = everything(home)
-    more = ["callbacks.checkpoint.every_n_train_steps=1", "callbacks.checkpoint.save_top_k=1"]
-    (ended,) = cli.run_many([([*command, *more, f"resume={run}"], home)], tmp_path)
-    assert ended.code == 0, ended.stderr
-    assert everything(home) == before
-    assert sorted(path.name for path in (run / "checkpoints").iterdir())[0] == "last.ckpt"
-
-
-def test_a_finetune_that_tokenises_goes_on_exactly_before_its_first_checkpoint(
-    cli: CommandLine, home: Path, tmp_path: Path
-) -> None:
-    """What tokenising draws at random must not move dropout, noise, or the first weights of an adapter."""
-    command = [
-        "task=style", "data.styles=[oil,ink]", *FEW, "~callbacks.samples", *SMALL, "lora.rank=4", "model.dropout=0.1",
-        "sequences.target_noise=0.1", f"init_from={newest(home, 'pretrain')}", "sequences.mix_share=0",
-    ]  # fmt: skip
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    (ended,) = cli.run_many([([*command, f"run_dir={whole}"], home)], tmp_path)
-    assert ended.code == 0, ended.stderr
-    shutil.copytree(whole, killed)  # what a kill right behind the last row leaves
-    for name in ("model", "adapter", "checkpoints", "tensorboard"):
-        shutil.rmtree(killed / name, ignore_errors=True)
-    (killed / "metrics.json").unlink()
-    (ended,) = cli.run_many([([*command, f"resume={killed}"], home)], tmp_path)
-    assert ended.code == 0, ended.stderr
-    require_same(whole, killed)
-
-
-def test_data_that_changed_are_found_and_taken_on_request(cli: CommandLine, home: Path, tmp_path: Path) -> None:
-    """Another picture under an old name: tokens of both must not get into one store."""
-    data, run = tmp_path / "data", tmp_path / "run"
+@pytest.fixture(scope="module")
+def stopped(cli: CommandLine, home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs that somebody has changed while they were stopped, in a folder beside the home folder; see below."""
+    root = tmp_path_factory.mktemp("stopped")
+    data = root / "data"
     data.mkdir()
     for number in range(8):
         Image.effect_noise((64, 64), 10 * number + 1).save(data / f"{number}.png")
         (data / f"{number}.txt").write_text(f"第{number}张图")
-    command = [
-        "task=tokenize", "data=folder", f"data.root={data}", "data.batch_size=2", "text.num_pieces=290", "threads=1",
-        f"image_tokenizer.path={newest(home, 'vqvae')}",
-    ]  # fmt: skip
-    (ended,) = cli.run_many([([*command, f"run_dir={run}"], home)], tmp_path)
-    assert ended.code == 0, ended.stderr
+    commands = command_lines(home, root)
+    ended = cli.run_many([([*command, f"run_dir={root / name}"], home) for name, command in commands.items()], root)
+    assert [result.code for result in ended] == [0] * len(commands), ended
+    runs = {name: root / name for name in commands} | {"whole": root / "whole"}
+    believe_nothing(runs["checkpoint"], [home / "victim", home / "diary.txt"])
+    shutil.copytree(runs["finetune"], runs["whole"])
+    for name in ("model", "adapter", "checkpoints", "tensorboard"):  # what a kill right after the last row leaves
+        shutil.rmtree(runs["finetune"] / name, ignore_errors=True)
+    (runs["finetune"] / "metrics.json").unlink()
     Image.effect_noise((64, 64), 99).save(data / "3.png")
-    before = everything(run)
-    refused, taken = cli.run_many(
-        [([*command, f"resume={run}"], home), ([*command, f"resume={run}", "verify=false"], home)], tmp_path
-    )
+    return runs
+
+
+def command_lines(home: Path, root: Path) -> dict[str, list[str]]:
+    """Name of a run → what starts it."""
+    keep = ("callbacks.checkpoint.every_n_train_steps=1", "callbacks.checkpoint.save_top_k=2")
+    return {
+        "checkpoint": ["task=vqvae", *FEW, *SMALL, *keep],
+        "finetune": [
+            "task=style", "data.styles=[oil,ink]", *FEW, "~callbacks.samples", *SMALL, "lora.rank=4",
+            "model.dropout=0.1", "sequences.target_noise=0.1", f"init_from={newest(home, 'pretrain')}",
+            "sequences.mix_share=0",
+        ],
+        "tokens": [
+            "task=tokenize", "data=folder", f"data.root={root / 'data'}", "data.batch_size=2", "text.num_pieces=290",
+            "threads=1", f"image_tokenizer.path={newest(home, 'vqvae')}",
+        ],
+    }  # fmt: skip
+
+
+def believe_nothing(run: Path, victims: list[Path]) -> None:
+    """Have a checkpoint name the victims as earlier ones, which are deleted when the next one is saved."""
+    file = run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    (state,) = [state for name, state in checkpoint["callbacks"].items() if name.startswith("Checkpoints")]
+    paths = [*map(str, victims), f"{run}/checkpoints/../../../victim", "../victim", f"{run}/checkpoints/.."]
+    state |= {"best_k_models": {path: torch.tensor(0.0) for path in paths}, "kth_best_model_path": paths[0]}
+    state |= {"last_model_path": paths[1], "best_model_path": paths[0]}
+    torch.save(checkpoint, file)
+
+
+@pytest.fixture(scope="module")
+def gone_on(cli: CommandLine, home: Path, stopped: dict[str, Path]) -> dict[str, Ended]:
+    """How each of them ended when it went on, and that the home folder stayed as it was."""
+    root = stopped["whole"].parent
+    before = everything(home)
+    cases = {name: [*command, f"resume={stopped[name]}"] for name, command in command_lines(home, root).items()}
+    cases["checkpoint"].append("trainer.max_steps=9")
+    cases["tokens, believed"] = [*cases["tokens"], "verify=false"]
+    ended = cli.run_many([(args, home) for args in cases.values()], root)
+    assert everything(home) == before
+    return dict(zip(cases, ended, strict=True))
+
+
+def test_a_checkpoint_deletes_nothing_outside_its_run(gone_on: dict[str, Ended], stopped: dict[str, Path]) -> None:
+    """Only names in its own folder are believed; there, old checkpoints are still tidied up."""
+    assert gone_on["checkpoint"].code == 0, gone_on["checkpoint"].stderr
+    names = {path.name for path in (stopped["checkpoint"] / "checkpoints").iterdir()}
+    assert names == {"last.ckpt", "step_5.ckpt", "step_6.ckpt", "step_8.ckpt", "step_9.ckpt"}  # 5, 6: of before
+
+
+def test_a_finetune_that_tokenises_goes_on_exactly_before_its_first_checkpoint(
+    gone_on: dict[str, Ended], stopped: dict[str, Path]
+) -> None:
+    """What tokenising draws at random must not move dropout, noise, or the first weights of an adapter."""
+    assert gone_on["finetune"].code == 0, gone_on["finetune"].stderr
+    require_same(stopped["whole"], stopped["finetune"])
+
+
+def test_data_that_changed_are_found_and_taken_on_request(gone_on: dict[str, Ended]) -> None:
+    """Another picture under an old name: tokens of both must not get into one store."""
+    refused = gone_on["tokens"]
     assert refused.code == 2 and "data (train split) is not what it was" in refused.stderr
-    assert everything(run) != before and taken.code == 0, taken.stderr
+    assert gone_on["tokens, believed"].code == 0, gone_on["tokens, believed"].stderr
 
 
 # --- what machines and shells do ---
 
 
 def test_odd_surroundings(cli: CommandLine, home: Path, tmp_path: Path) -> None:
-    """Variables of an earlier launch, a reader that goes away, closed input, few open files."""
+    """Variables of an earlier launch, a reader that goes away, few open files."""
 
     def shell(line: str) -> subprocess.CompletedProcess[str]:
-        command = line.replace("RUN", " ".join(COMMAND))
-        return subprocess.run(
-            ["bash", "-c", command],
-            cwd=home,
-            env=cli.environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        line = line.replace("RUN", " ".join((*COMMAND, "task=vqvae", "trainer.max_steps=1", *SMALL, "threads=1")))
+        options = {"cwd": home, "env": cli.environment, "capture_output": True, "text": True, "timeout": 300}
+        return subprocess.run(["bash", "-c", line], check=False, **options)  # type: ignore[call-overload, no-any-return]
 
-    vqvae = f"RUN task=vqvae trainer.max_steps=1 {' '.join(SMALL)} threads=1"
-    ended = shell(f"set -o pipefail; LOCAL_RANK=1 SLURM_PROCID=3 {vqvae} run_dir={tmp_path}/stale | head -1")
+    ended = shell(f"set -o pipefail; LOCAL_RANK=1 SLURM_PROCID=3 RUN run_dir={tmp_path}/stale | head -1")
     assert ended.returncode == 0, ended.stderr
     assert "LOCAL_RANK=1 is ignored" in ended.stderr and "Traceback" not in ended.stderr
     assert (tmp_path / "stale" / "model" / "weights.safetensors").is_file()
-    ended = shell(f"NODE_RANK=1 {vqvae} run_dir={tmp_path}/node")
-    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "NODE_RANK=1" in ended.stderr
-    ended = shell("RUN task=generate prompts=- <&-")
-    assert ended.returncode == 2 and "standard input is closed" in ended.stderr.splitlines()[-1]
-    ended = shell(f"ulimit -n 16; {vqvae} data.num_workers=2 run_dir={tmp_path}/files")
+    ended = shell(f"ulimit -n 16; RUN data.num_workers=2 run_dir={tmp_path}/files")
     assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended.stderr[-3000:]
     assert "ulimit -n" in ended.stderr.splitlines()[-1]

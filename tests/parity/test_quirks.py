@@ -45,6 +45,7 @@ def test_all_windows_of_super_resolution_carry_the_same_position_token() -> None
         assert "[POS0]" in layout and layout.count("[POS") == 1
 
 
+@pytest.mark.all_records
 @pytest.mark.parametrize("text_weight", [1, 5])
 def test_loss_weight_follows_the_input_token(parity: Records, text_weight: int) -> None:
     sizes = parity.json("transformer/meta.json")["config"]

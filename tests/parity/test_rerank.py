@@ -19,7 +19,7 @@ CHECKPOINTS = {
 LIMIT = 1e-3
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("name", ["small", "small_outlier", pytest.param("full", marks=pytest.mark.all_records)])
 def test_scores(parity: Records, name: str) -> None:
     checkpoint, file = CHECKPOINTS[name]
     sizes = parity.json(file)["config"]

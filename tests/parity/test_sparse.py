@@ -32,6 +32,7 @@ def assert_gradients_close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * expected.abs().max().item())
 
 
+@pytest.mark.all_records
 class TestRecordedCalls:
     def test_outputs(self, parity: Records) -> None:
         records = parity.tensors("sparse/attention.safetensors")
@@ -79,6 +80,7 @@ def original_loss(cross_entropy: Tensor, mask: Tensor, is_image: Tensor, text_we
     return (weights * cross_entropy).sum() / weights.sum()
 
 
+@pytest.mark.all_records
 @pytest.mark.parametrize("run", RUNS)
 class TestRecordedModel:
     def test_logits_loss_and_gradients(self, parity: Records, run: str, tmp_path: Path) -> None:
@@ -131,6 +133,7 @@ def released_names(model: Transformer, folder: Path) -> dict[str, Tensor]:
     return torch.load(file, weights_only=True)["module"]
 
 
+@pytest.mark.all_records
 def test_dense_attention_of_the_same_model(parity: Records) -> None:
     records = parity.tensors("sparse/model.safetensors")
     logits = released_model(parity)(records["text"][:, :-1])

@@ -202,6 +202,7 @@ class TestTextStaysText:
         assert interpreted
 
 
+@pytest.mark.all_records
 class TestShippedTemplates:
     """What `model=cogview_4b template=…` lays out, in the original's ids."""
 

@@ -126,6 +126,7 @@ LIMITS = {
 FILES = {table: "outputs" if table == "base" else f"outputs_{table}" for table in LIMITS}
 
 
+@pytest.mark.all_records
 @pytest.mark.parametrize("table", LIMITS)
 def test_outputs(parity: Records, meta: dict[str, Any], batch: dict[str, Tensor], table: str) -> None:
     base = parity.tensors("transformer/outputs.safetensors")
@@ -149,12 +150,14 @@ def test_outputs(parity: Records, meta: dict[str, Any], batch: dict[str, Tensor]
     assert (record["argmax_margin"][other_winner] <= limit_of(record["argmax_margin"], **limits.margins)).all()
 
 
+@pytest.mark.all_records
 def test_positions_count_from_zero(parity: Records, meta: dict[str, Any], batch: dict[str, Tensor]) -> None:
     model = load(parity, meta)
     counted, given = (hidden_states(model, batch["tokens"], ids)[0] for ids in (None, batch["position_ids"]))
     assert torch.equal(counted, given)
 
 
+@pytest.mark.all_records
 def test_a_row_depends_on_the_batch(parity: Records, meta: dict[str, Any], batch: dict[str, Tensor]) -> None:
     record = parity.tensors("transformer/batch_dependence.safetensors")
     ids_U = parity.tensors("transformer/outputs.safetensors")["vocab_subset"]
@@ -171,6 +174,7 @@ def test_a_row_depends_on_the_batch(parity: Records, meta: dict[str, Any], batch
 # Our default, the maximum per position
 
 
+@pytest.mark.all_records
 @pytest.mark.parametrize("table", ["base", "tiny", "huge"])
 def test_maximum_per_position_is_the_same_model(
     parity: Records, meta: dict[str, Any], batch: dict[str, Tensor], table: str
@@ -188,6 +192,7 @@ def test_maximum_per_position_is_the_same_model(
     assert_near(logits, record["logits_subset"], "logits", **limit)
 
 
+@pytest.mark.all_records
 @pytest.mark.parametrize("table", ["huge", "tiny", "outlier"])
 def test_maximum_per_position_stays_finite_and_within_its_row(
     parity: Records, meta: dict[str, Any], batch: dict[str, Tensor], table: str
@@ -224,12 +229,14 @@ def assert_losses(found: SequenceLoss, recorded: Mapping[str, float], limit: Map
         assert_near(value, torch.tensor(recorded[name]), name, **limit)
 
 
+@pytest.mark.all_records
 def test_recorded_batch_is_what_the_loss_takes(batch: dict[str, Tensor]) -> None:
     assert torch.equal(batch["text"][:, :-1], batch["tokens"])
     assert torch.equal(batch["text"][:, 1:], batch["labels"])
     assert torch.equal(batch["loss_mask"][:, 1:].float(), batch["loss_mask_shifted"])
 
 
+@pytest.mark.all_records
 @pytest.mark.parametrize("table", ["huge", "tiny", "outlier"])
 def test_losses(parity: Records, meta: dict[str, Any], batch: dict[str, Tensor], table: str) -> None:
     with torch.no_grad():
@@ -244,6 +251,7 @@ def under_their_names(model: Transformer, folder: Path) -> dict[str, Tensor]:
     return torch.load(folder / "1" / "mp_rank_00_model_states.pt", weights_only=True)["module"]
 
 
+@pytest.mark.all_records
 def test_losses_and_gradients(parity: Records, meta: dict[str, Any], batch: dict[str, Tensor], tmp_path: Path) -> None:
     record = parity.tensors("transformer/grads.safetensors")
     rows = {"word_embeddings[rows]": record["word_rows"], "position_embeddings[rows]": record["position_rows"]}
