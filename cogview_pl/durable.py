@@ -105,21 +105,31 @@ def clear_for_writing(folder: Path) -> None:
     """Make sure that writing below a folder stays there, and delete what killed runs left half-written.
 
     Raises:
-        UserError: a symbolic link leads out of the folder. Nothing has been deleted then.
+        UserError: a symbolic link leads out of the folder, or something in it is no file (a named pipe would be waited
+            for without end). Nothing has been deleted then.
     """
-    home, drafts = folder.resolve(), []
-    for parent, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            entry = Path(parent, name)
-            if entry.is_symlink() and home not in entry.resolve().parents:
-                raise UserError(
-                    f"{entry} is a link that leads out of the run folder, to {os.readlink(entry)}; a run does not "
-                    "write through it: put the files themselves in its place, or delete it"
-                )
-            if is_draft(name) and not entry.is_dir():
-                drafts.append(entry)
+    home, left, drafts = folder.resolve(), [str(folder)], []
+    while left:
+        with os.scandir(left.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    _require_inside(Path(entry.path), home)
+                elif entry.is_dir():
+                    left.append(entry.path)
+                elif not entry.is_file():
+                    raise UserError(f"{entry.path} is neither a file nor a folder, and no run has made it; delete it")
+                elif is_draft(entry.name):
+                    drafts.append(Path(entry.path))
     for draft in drafts:
         draft.unlink(missing_ok=True)
+
+
+def _require_inside(link: Path, home: Path) -> None:
+    if home not in link.resolve().parents:
+        raise UserError(
+            f"{link} is a link that leads out of the run folder, to {os.readlink(link)}; a run does not write through "
+            "it: put the files themselves in its place, or delete it"
+        )
 
 
 def is_draft(name: str) -> bool:

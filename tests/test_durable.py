@@ -126,4 +126,8 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     (run / "checkpoints").symlink_to(outside)
     with pytest.raises(UserError, match="checkpoints is a link"):
         clear_for_writing(run)
+    (run / "checkpoints").unlink()
+    os.mkfifo(run / "pipe")
+    with pytest.raises(UserError, match="pipe is neither a file nor a folder"):
+        clear_for_writing(run)
     assert (outside / "diary.txt").read_text() == "dear diary" and os.listdir(outside) == ["diary.txt"]

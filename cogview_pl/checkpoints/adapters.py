@@ -23,7 +23,7 @@ from cogview_pl.checkpoints.store import SequenceModel, build_template, build_tr
 from cogview_pl.checkpoints.weights import read_weights, save_weights
 from cogview_pl.durable import write_text
 from cogview_pl.errors import UserError
-from cogview_pl.files import why_unusable
+from cogview_pl.files import UnreadableError, read_file, why_unusable
 from cogview_pl.transformer.lora import adapter_shapes, merge
 from cogview_pl.vocab import Vocabulary
 
@@ -160,12 +160,10 @@ def find_base(folder: Path, key: str) -> str:
 def _base_of(folder: Path) -> str:
     file = folder / BASE
     try:
-        if file.stat().st_size > _LONGEST_PATH:
-            raise ValueError(f"it has {file.stat().st_size} bytes")
-        base = file.read_text(encoding="utf-8").strip()
+        base = read_file(file, _LONGEST_PATH).decode("utf-8").strip()
         if not base or not base.isprintable():
             raise ValueError(f"it holds {base[:40]!r}")
-    except (OSError, ValueError) as error:
+    except (UnreadableError, ValueError) as error:
         raise UserError(f"{file} is no path ({error}); {_mend(folder)}") from error
     return base
 

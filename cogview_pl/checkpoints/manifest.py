@@ -15,6 +15,7 @@ import xxhash
 
 from cogview_pl.durable import write_text
 from cogview_pl.errors import UserError
+from cogview_pl.files import UnreadableError, read_file
 
 MANIFEST = "manifest.json"
 ALGORITHM = "xxh3_128"
@@ -66,15 +67,13 @@ def file_hash(file: Path) -> str:
 
 def _read(file: Path) -> dict[str, object]:
     try:
-        if file.stat().st_size > _LARGEST:
-            raise ValueError(f"it has {file.stat().st_size} bytes")
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_file(file, _LARGEST))
         if not isinstance(found, dict):
             raise ValueError("it is no JSON object")
-    except FileNotFoundError:
+    except UnreadableError as error:
         raise UserError(
-            f"{file} is missing, so nothing vouches for the files beside it; copy the folder again, or set "
-            "verify=false to read them all the same"
+            f"{file} {error}, so nothing vouches for the files beside it; copy the folder again, or set verify=false "
+            "to read them all the same"
         ) from None
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:100]

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cogview_pl.durable import write_text
 from cogview_pl.errors import UserError
+from cogview_pl.files import UnreadableError, read_file
 
 CONFIG = "config.yaml"
 
@@ -48,15 +49,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     try:
         with unfit_named(file):
-            if file.stat().st_size > _LARGEST:
-                raise ValueError(f"it has {file.stat().st_size} bytes")
-            text = file.read_text(encoding="utf-8")
+            text = read_file(file, _LARGEST).decode("utf-8")
             _require_plain(text)
             found = OmegaConf.to_container(OmegaConf.create(text))
             if not isinstance(found, dict):
                 raise ValueError("it is no mapping")
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing; copy the folder again") from None
+    except UnreadableError as error:
+        raise UserError(f"{file} {error}; copy the folder again") from None
     return {str(name): value for name, value in found.items()}
 
 

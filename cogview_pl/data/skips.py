@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 
+from cogview_pl.data.records import read_record, record_line
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.durable import disk_full_named, no_links
 from cogview_pl.errors import UserError
@@ -20,8 +20,8 @@ _ENOUGH = 100
 class SkipLog:
     """Lists skipped samples in a file and refuses to go on when there are too many.
 
-    Each key is written once, as a line `{"key": …, "reason": …}`; an existing file is read first and goes on.
-    The share is taken of what this run has seen: after a restart pass the saved `state` to `load_state`.
+    Each key is written once, as a line `{"key": …, "reason": …, "crc32": …}`; an existing file is read first and goes
+    on. The share is taken of what this run has seen: after a restart pass the saved `state` to `load_state`.
 
     Args:
         path: the file, `skipped.jsonl` in the run's folder.
@@ -84,25 +84,32 @@ class SkipLog:
     def _write(self, new: Iterable[Skipped]) -> None:
         with disk_full_named(self.path), open(self.path, "ab", opener=no_links) as stream:
             for sample in new:
-                line = json.dumps(sample._asdict(), ensure_ascii=False)
-                # A file name that is no valid Unicode becomes a JSON escape.
-                stream.write(line.encode("utf-8", "backslashreplace") + b"\n")
+                stream.write(record_line(sample._asdict()))
                 self._note(sample)
 
     def _read(self) -> None:
-        lines = self.path.read_bytes().split(b"\n")
-        if lines[-1]:  # cut off by a kill while writing; the sample will be met again
+        *lines, rest = self.path.read_bytes().split(b"\n")
+        if _is_record(rest[:-1]):  # the byte behind it was the end of the line
+            lines.append(rest)
+        elif rest:  # cut off by a kill while writing; the sample will be met again
             with self.path.open("r+b") as stream:
-                stream.truncate(stream.seek(0, 2) - len(lines[-1]))
-        for number, line in enumerate(lines[:-1], 1):
+                stream.truncate(stream.seek(0, 2) - len(rest))
+        for number, line in enumerate(lines, 1):
             try:
-                self._note(Skipped(**json.loads(line)))
+                self._note(Skipped(**read_record(line)))
             except (ValueError, TypeError, RecursionError):
-                raise UserError(f"{self.path}:{number} is not a skipped sample; delete the file") from None
+                raise UserError(f"{self.path}:{number} is damaged or no skipped sample; delete the file") from None
 
     def _note(self, sample: Skipped) -> None:
         self._first = self._first or sample
         self._keys.add(sample.key)
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return bool(read_record(line))
+    except (ValueError, RecursionError):
+        return False
 
 
 def enough_to_judge(dataset_size: int) -> int:

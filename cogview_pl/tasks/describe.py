@@ -14,14 +14,15 @@ from tqdm import tqdm
 
 from cogview_pl.checkpoints.store import ImageTokenizer, SequenceModel
 from cogview_pl.config import Config, ToyDataConfig
+from cogview_pl.data.records import record_line
 from cogview_pl.data.toy import score_captions
-from cogview_pl.durable import disk_full_named, no_links
+from cogview_pl.durable import replacing
 from cogview_pl.errors import UserError
 from cogview_pl.generation.companions import Captioner
 from cogview_pl.generation.sheet import contact_sheet, load_font
 from cogview_pl.stopping import STOP
 from cogview_pl.tasks.models import inference_device, quantization
-from cogview_pl.tasks.pictures import load_images, record_line, save_picture, write_records
+from cogview_pl.tasks.pictures import load_images, save_picture, write_records
 from cogview_pl.tasks.run_folder import SAMPLES, RunFolder
 from cogview_pl.tasks.sources import validation_samples
 from cogview_pl.tasks.studio import sampling
@@ -57,7 +58,7 @@ def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[s
     started = time.perf_counter()
     codes = encode([picture.image for picture in pictures], loaded.image_tokenizer, device, config.sampler.batch_size)
     captions: list[str] = []
-    with open(folder / SAMPLES, "wb", opener=no_links) as records:
+    with replacing(folder / SAMPLES) as draft, draft.open("wb") as records:
         made = captioner.captions(
             codes,
             seeds=[config.seed] * len(codes),
@@ -65,9 +66,7 @@ def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[s
             batch_size=config.sampler.batch_size,
         )
         for picture, caption in zip(pictures, tqdm(made, total=len(codes), unit="pic", disable=None), strict=True):
-            with disk_full_named(folder / SAMPLES):
-                records.write(record_line({"file": picture.name, "caption": caption}))
-                records.flush()
+            records.write(record_line({"file": picture.name, "caption": caption}))
             captions.append(caption)
     seconds = time.perf_counter() - started
     (folder / "samples").mkdir(exist_ok=True)

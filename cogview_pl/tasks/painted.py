@@ -15,11 +15,12 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from cogview_pl.config import Config
+from cogview_pl.data.records import read_record, record_line
 from cogview_pl.durable import append, write_bytes
 from cogview_pl.errors import UserError
 from cogview_pl.stopping import STOP
 from cogview_pl.tasks.models import model_hash
-from cogview_pl.tasks.pictures import read_record, record_line, save_picture
+from cogview_pl.tasks.pictures import save_picture
 from cogview_pl.tasks.run_folder import SAMPLES, RunFolder, predecessor
 from cogview_pl.tasks.studio import Painting
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
 from cogview_pl.data.images import SampleError, find_pictures, load_picture
+from cogview_pl.data.records import read_record, record_line
 from cogview_pl.durable import replacing
 from cogview_pl.errors import UserError
 from cogview_pl.files import why_unusable
@@ -99,29 +98,6 @@ def write_records(file: Path, records: Sequence[Mapping[str, object]]) -> None:
     """Write one JSON object per line, each with its checksum."""
     with replacing(file) as draft:
         draft.write_bytes(b"".join(map(record_line, records)))
-
-
-def record_line(record: Mapping[str, object]) -> bytes:
-    """A line of a list of pictures, with a CRC-32 of itself as its last field."""
-    return (json.dumps({**record, "crc32": _checksum(record)}, ensure_ascii=False) + "\n").encode()
-
-
-def read_record(line: bytes | str) -> dict[str, Any]:
-    """The record of a line, without its checksum, which lines that users write do not have.
-
-    Raises:
-        ValueError: the line is no JSON object, or not what its checksum says.
-    """
-    record = json.loads(line)
-    if not isinstance(record, dict):
-        raise ValueError("it is no JSON object")
-    if "crc32" in record and record.pop("crc32") != _checksum(record):
-        raise ValueError("its checksum is wrong")
-    return record
-
-
-def _checksum(record: Mapping[str, object]) -> int:
-    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def save_picture(picture: Image.Image, file: Path) -> None:

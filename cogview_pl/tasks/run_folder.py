@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ class RunFolder:
         self._record = RunRecord("")
         self._config = ""
         self._config_before: bytes | None = None
+        self._begun = False
         if not self.writes:
             return
         _require_link(link)
@@ -133,8 +135,9 @@ class RunFolder:
             return
         self._record.save(self.path)
         file = self / CONFIG
-        if self._config_before is None and file.exists():
-            self._config_before = file.read_bytes()
+        if not self._begun:
+            self._config_before = file.read_bytes() if file.exists() else None
+            self._begun = True
         write_text(file, self._config)
 
     def undo(self) -> None:
@@ -142,7 +145,8 @@ class RunFolder:
         if not self.writes:
             return
         if self._config_before is not None:
-            write_bytes(self / CONFIG, self._config_before)
+            with suppress(UserError):  # a full disk, which the run has ended by and which has been said
+                write_bytes(self / CONFIG, self._config_before)
         elif not self._goes_on and {entry.name for entry in self.path.iterdir()} <= {CONFIG, LOCK, RECORD}:
             for name in (CONFIG, RECORD):
                 (self / name).unlink(missing_ok=True)

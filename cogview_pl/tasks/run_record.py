@@ -15,6 +15,7 @@ from typing import Any
 
 from cogview_pl.durable import write_text
 from cogview_pl.errors import UserError
+from cogview_pl.files import UnreadableError, read_file
 
 RECORD = ".cogview_pl.json"
 
@@ -49,13 +50,11 @@ class RunRecord:
         if not file.is_file():
             raise UserError(f"{folder} is not the folder of a run: it has no {RECORD}; give one that a task has made")
         try:
-            if file.stat().st_size > _LARGEST:
-                raise ValueError(f"it has {file.stat().st_size} bytes")
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = json.loads(read_file(file, _LARGEST))
             if values.pop("crc32") != _checksum(values):
                 raise ValueError("its checksum is wrong")
             return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (UnreadableError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{file} is damaged ({error}); start the run anew in another folder") from error
 
     def require_same(self, folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> None:

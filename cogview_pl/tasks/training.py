@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cogview_pl.config import Config, instantiate
+from cogview_pl.durable import disk_full_named
 from cogview_pl.errors import UserError
 from cogview_pl.lit.callbacks import StopAtStepEnd
 from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
@@ -28,6 +29,7 @@ from cogview_pl.tasks.devices import check_heads, lightning_strategy, without_fu
 from cogview_pl.tasks.processes import require_node
 from cogview_pl.tasks.run_folder import CHECKPOINT, RunFolder
 
+_LOG = "tensorboard"
 _HIDES = "Please call `iter(combined_loader)` first"
 """What Lightning's clean-up raises in place of an error that came up while a loader was started."""
 
@@ -92,6 +94,20 @@ def train(
             folder.require_same({}, inputs, config.verify)
             folder.begin()
     STOP.look()
+    with disk_full_named(folder / _LOG):  # all other files are named where they are written
+        _fit(trainer, module, data, checkpoint)
+        found = trainer.callback_metrics
+        metrics |= found
+        # A run that was ended behind its last step has not validated in this process.
+        steps = _validation_interval(config) // config.trainer["accumulate_grad_batches"]
+        if trainer.global_step % steps or not any(name.startswith("val/") for name in found):
+            trainer.validate(module, datamodule=data, verbose=False)
+            metrics |= trainer.callback_metrics
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _fit(trainer: Trainer, module: LightningModule, data: DataModule, checkpoint: Path | None) -> None:
+    """Have Lightning train; what ends it is raised in our words."""
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SIGTERMException:  # would exit with 0, as if the run were done
@@ -100,14 +116,6 @@ def train(
         if _HIDES not in str(error) or error.__context__ is None:
             raise
         raise error.__context__ from None
-    found = trainer.callback_metrics
-    metrics |= found
-    # A run that was ended behind its last step has not validated in this process.
-    steps = _validation_interval(config) // config.trainer["accumulate_grad_batches"]
-    if trainer.global_step % steps or not any(name.startswith("val/") for name in found):
-        trainer.validate(module, datamodule=data, verbose=False)
-        metrics |= trainer.callback_metrics
-    return {name: float(value) for name, value in metrics.items()}
 
 
 def _trainer(config: Config, folder: RunFolder) -> Trainer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
@@ -148,6 +149,11 @@ def no_base(run: Path, adapted: Path) -> None:
     (adapted / "adapter" / "base.txt").write_bytes(b"\xff\n")
 
 
+def base_is_a_pipe(run: Path, adapted: Path) -> None:
+    (adapted / "adapter" / "base.txt").unlink()
+    os.mkfifo(adapted / "adapter" / "base.txt")
+
+
 def not_finite(run: Path, adapted: Path) -> None:
     file = adapted / "adapter" / "adapter.safetensors"
     weights = load_file(file)
@@ -191,6 +197,7 @@ def replace_in(file: Path, old: str, new: str) -> None:
         (many_layers, ["num_layers is 1000000000"]),
         (not_finite, ["not finite"]),
         (no_config, ["config.yaml is missing"]),
+        (base_is_a_pipe, ["base.txt is no path", "named pipe"]),
         (no_yaml, ["damaged"]),
         (key_gone, ["damaged", "identity"]),
     ],

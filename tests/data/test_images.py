@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import socket
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 
 from cogview_pl.data.images import PictureError, find_pictures, load_picture, split_indices
+from cogview_pl.data.records import read_record
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.skips import SkipLog, collate_images, enough_to_judge
 from cogview_pl.errors import UserError
@@ -290,7 +290,7 @@ def test_each_skipped_sample_is_listed_once_and_counted_whenever_it_is_met(tmp_p
     assert log.count == 3
     assert log.state == {"seen": 24, "skipped": 5}
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [sample._asdict() for sample in bad(1, 2, 3)]
+    assert [read_record(line) for line in lines] == [sample._asdict() for sample in bad(1, 2, 3)]
     assert "图1" in lines[0]
 
 
@@ -344,12 +344,24 @@ def test_a_line_cut_off_by_a_kill_is_written_again(tmp_path: Path) -> None:
         log.add(bad(1, 2), seen=2)
         assert path.read_bytes() == whole
     path.write_text("something else\n")
-    with pytest.raises(UserError, match=r"skipped\.jsonl:1 is not a skipped sample; delete"):
+    with pytest.raises(UserError, match=r"skipped\.jsonl:1 is damaged or no skipped sample; delete"):
         SkipLog(path, max_share=1.0)
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(UserError, match=r"skipped\.jsonl is a named pipe, not a file; delete it"):
         SkipLog(path, max_share=1.0)
+
+
+def test_a_flipped_bit_in_the_list_is_noticed(tmp_path: Path) -> None:
+    """Another key would count as another sample, and a line without its end as one that will be met again."""
+    path = tmp_path / "skipped.jsonl"
+    SkipLog(path, max_share=1.0).add(bad(1, 2), seen=2)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in range(8):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            with pytest.raises(UserError, match=r"skipped\.jsonl:[12] is damaged or no skipped sample; delete"):
+                SkipLog(path, max_share=1.0)
 
 
 def test_a_file_name_that_is_not_unicode_can_be_listed(tmp_path: Path) -> None:

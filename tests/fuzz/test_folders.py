@@ -170,6 +170,7 @@ def respelled(name: str, how: str) -> str:
     return {"as is": name, "upper": name.upper(), "title": name.title(), "backslash": name.replace("/", "\\")}[how]
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 @settings(max_examples=100, **SHARED)
 @given(data=st.data())
 def test_programs_are_never_opened_unasked(

@@ -34,7 +34,8 @@ class StopAtStepEnd(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the step that loggers are told; Lightning counts one more in a run that was stopped at a validation."""
         loop = trainer.fit_loop.epoch_loop
-        loop._batches_that_stepped = loop.batch_progress.total.processed // trainer.accumulate_grad_batches
+        done = loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        loop._batches_that_stepped = done // trainer.accumulate_grad_batches
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._defer(False)

@@ -1,0 +1,34 @@
+"""Lists of samples in files: a JSON object on each line, with a checksum of itself."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+_CHECKSUM = "crc32"
+
+
+def record_line(record: Mapping[str, object]) -> bytes:
+    """A line of a list, with a CRC-32 of itself as its last field."""
+    text = json.dumps({**record, _CHECKSUM: _checksum(record)}, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace") + b"\n"  # a file name that is no valid Unicode: a JSON escape
+
+
+def read_record(line: bytes | str) -> dict[str, Any]:
+    """The record of a line, without its checksum, which lines that users write do not have.
+
+    Raises:
+        ValueError: the line is no JSON object, or not what its checksum says.
+    """
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("it is no JSON object")
+    if _CHECKSUM in record and record.pop(_CHECKSUM) != _checksum(record):
+        raise ValueError("its checksum is wrong")
+    return record
+
+
+def _checksum(record: Mapping[str, object]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
