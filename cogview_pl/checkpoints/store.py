@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from cogview_pl.checkpoints.manifest import manifest_hash, require_undamaged, write_manifest
+from cogview_pl.checkpoints.manifest import MANIFEST, manifest_hash, require_undamaged, write_manifest
 from cogview_pl.checkpoints.settings import CONFIG, Settings, read_settings, require_types, unfit_named, write_settings
 from cogview_pl.checkpoints.weights import load_weights, number_of_tensors, save_weights
 from cogview_pl.errors import UserError
@@ -36,6 +36,7 @@ FEATURE_NETWORK = "feature_network"
 
 _MADE_BY = {IMAGE_TOKENIZER: "task=vqvae", SEQUENCE_MODEL: "task=pretrain", FEATURE_NETWORK: "task=features"}
 _WEIGHTS, _TEXT, _IMAGES = "weights.safetensors", "text.model", "image_tokenizer"
+_BESIDE = (_TEXT, f"{_IMAGES}/{MANIFEST}")  # what belongs to the weights of a sequence model
 _REPEATED = ("num_layers", "residual_blocks")  # settings that say how often a part with weights occurs
 
 M = TypeVar("M", bound=nn.Module)
@@ -184,7 +185,7 @@ def save_sequence_model(
     folder.mkdir(parents=True, exist_ok=True)
     text.save(folder / _TEXT)
     save_image_tokenizer(folder / _IMAGES, image_tokenizer)
-    save_model(folder, model, SEQUENCE_MODEL, settings, beside=(_TEXT,))
+    save_model(folder, model, SEQUENCE_MODEL, settings, beside=_BESIDE)
 
 
 def load_sequence_model(path: str | Path, key: str = "init_from", *, verify: bool = True) -> SequenceModel:
@@ -194,7 +195,7 @@ def load_sequence_model(path: str | Path, key: str = "init_from", *, verify: boo
         folder, SEQUENCE_MODEL, key, lambda config: build_transformer(config["transformer"]), verify=verify
     )
     if verify:
-        require_undamaged(folder, (_TEXT,))
+        require_undamaged(folder, _BESIDE)
     text = TextTokenizer.load(folder / _TEXT)
     image_tokenizer = load_image_tokenizer(folder / _IMAGES, key, verify=verify)
     with unfit_named(folder / CONFIG):

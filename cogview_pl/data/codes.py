@@ -140,6 +140,8 @@ class StoreWriter:
         if self.header.checksums:
             sums = np.array([zlib.crc32(row.tobytes()) for row in rows], CHECKSUM)
             append(checksums_file(self.folder, split), sums.tobytes())
+            if now.sums_crc32 is not None:
+                now.sums_crc32 = zlib.crc32(sums.tobytes(), now.sums_crc32)
         now.next = next_index
         now.rows += len(keys)
         now.truncated += sum(len(ids) > self.header.text_length for ids in pieces)
@@ -204,6 +206,9 @@ class TokenStore:
         """A digest of the header and of the checksums of all rows: another one where anything is different.
 
         Reads 4 bytes a row. Stores without checksums count by the size and time of their files.
+
+        Raises:
+            UserError: the checksums are not those that the header counts.
         """
         found = Fingerprint("token store")
         found.add(asdict(self.header))
@@ -213,9 +218,12 @@ class TokenStore:
                 continue
             file = checksums_file(self.folder, name)
             try:
-                found.add_bytes(read_file(file, split.rows * CHECKSUM.itemsize))
+                sums = read_file(file, split.rows * CHECKSUM.itemsize)
             except UnreadableError as error:
                 raise UserError(f"{file} {error}; {_COPY_AGAIN}") from None
+            if split.sums_crc32 is not None and split.sums_crc32 != zlib.crc32(sums):
+                raise UserError(f"{file} is damaged or of another store (the header says so); {_COPY_AGAIN}")
+            found.add_bytes(sums)
         return found.hexdigest()
 
     def split(self, name: str) -> StoreSplit:

@@ -35,10 +35,11 @@ class SplitHeader:
     """Size of `SPLIT.keys.txt`."""
     keys_crc32: int | None = 0
     """Checksum of `SPLIT.keys.txt`; None in stores of earlier versions."""
+    sums_crc32: int | None = 0
+    """Checksum of `SPLIT.crc32`, which ties the rows to this header; None in stores of earlier versions."""
 
     def __post_init__(self) -> None:
-        counts = vars(self) if self.keys_crc32 is not None else {**vars(self), "keys_crc32": 0}
-        require_counts(counts, least=0)
+        require_counts({name: value for name, value in vars(self).items() if value is not None}, least=0)
         if not self.truncated <= self.rows <= self.next <= self.source:
             raise ValueError(f"{self.truncated} cut, {self.rows} rows, {self.next} done of {self.source}")
 
@@ -93,7 +94,8 @@ class Header(RowLayout):
             del values["version"]
             dtype = values.pop("dtype")
             splits = {
-                name: SplitHeader(**{"keys_crc32": None, **split}) for name, split in values.pop("splits").items()
+                name: SplitHeader(**{"keys_crc32": None, "sums_crc32": None, **split})
+                for name, split in values.pop("splits").items()
             }
             y, x = values.pop("grid")
             header = cls(grid=(y, x), splits=splits, **values)

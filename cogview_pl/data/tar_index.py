@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from cogview_pl.errors import UserError
 from cogview_pl.files import UnreadableError, cannot_be_read, require_file
+from cogview_pl.stopping import STOP
 
 MAX_NAME = 2**16
 """Longest name of a member, in bytes."""
@@ -27,6 +28,7 @@ _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders,
 _LONG_NAME, _LONG_LINK, _GLOBAL, _PAX, _SPARSE = b"L", b"K", b"g", (b"x", b"X"), b"S"
 _MORE_HOLES, _STILL_MORE_HOLES = 482, 504  # bytes that are not zero where a block with places of holes follows
 _DIGITS = 20  # of a size in a pax record, at most
+_SPARSE_RECORD = "sparse"  # what stands for all pax records that only sparse members have
 
 
 class Span(NamedTuple):
@@ -95,6 +97,7 @@ def _members(file: int) -> Iterator[tuple[str, Span]]:
     at = 0
     given: dict[str, str] = {}  # what headers of their own say of the next member
     while (block := _read(file, at, _BLOCK, at)) != _END or given:
+        STOP.look()
         header = _parse(block, at)
         start = at + _BLOCK
         size = header.size
@@ -113,7 +116,7 @@ def _members(file: int) -> Iterator[tuple[str, Span]]:
             given = _records(_read(file, start, size, at), at) | given
         elif not belongs:
             if header.kind in _FILES:
-                sparse = header.kind == _SPARSE or any(name.startswith("GNU.sparse.") for name in given)
+                sparse = header.kind == _SPARSE or _SPARSE_RECORD in given or "GNU.sparse.name" in given
                 name = given.get("GNU.sparse.name") or given.get("path") or header.name
                 _require_short(len(name), MAX_NAME, at)
                 yield name, SPARSE_MEMBER if sparse else Span(start, size)
@@ -169,7 +172,9 @@ def _records(data: bytes, at: int) -> dict[str, str]:
         key, equals, value = record[blank + 1 - place : -1].partition(b"=")
         if not (equals and record.endswith(b"\n") and len(record) == length):
             raise _DamagedError(at, "a pax header that cannot be read")
-        if key in (b"path", b"size") or key.startswith(b"GNU.sparse."):
+        if key.startswith(b"GNU.sparse.") and key != b"GNU.sparse.name":
+            found[_SPARSE_RECORD] = ""
+        elif key in (b"path", b"size", b"GNU.sparse.name"):
             found[_text(key)] = value.decode("utf-8", "surrogateescape").rstrip("/")
         place += length
     return found

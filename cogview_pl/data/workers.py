@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -31,6 +33,13 @@ def ignore_interrupts(worker: int) -> None:
     Nothing is drawn at random in a worker, so none of them is seeded.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _unless_hung_up
+
+
+def _unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what a thread of a worker dies of, but for the main process that has ended while it was given files."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _do_nothing() -> None:

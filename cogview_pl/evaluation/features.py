@@ -22,6 +22,7 @@ from cogview_pl.evaluation.programs import open_program, reason_of
 from cogview_pl.evaluation.protocol import digest_of_weights
 from cogview_pl.evaluation.state_dicts import holds_more_than_weights, read_state_dict, sha256_of
 from cogview_pl.evaluation.toy_network import load_network
+from cogview_pl.files import why_unusable
 
 KEY = "evaluate.features"
 RESIZE_FILTER = "bicubic, antialiased"
@@ -121,7 +122,7 @@ def open_features(path: Path, *, device: str, resolution: int | None, trust: boo
             source=path,
         )
     if not is_file(path):
-        raise UserError(f"{KEY}={path} does not exist; give the file of a feature network, or run task=features")
+        raise UserError(f"{KEY}={path} {why_unusable(path)}; give the file of a feature network, or run task=features")
     if holds_more_than_weights(path, KEY):
         return _open_program(path, device, resolution, trust)
     return FeatureNetwork(

@@ -11,8 +11,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from cogview_pl.errors import UserError
+from cogview_pl.files import UnreadableError, require_file
 
 _log = logging.getLogger(__name__)
+
+_LARGEST_FONT = 2**27  # bytes; collections of Chinese fonts have some 20 million
 
 _FONT_PACKAGE = ("cvttf_NotoSansCJK_Regular", "NotoSansCJKtc-Regular.otf")
 _SYSTEM_FONTS = (
@@ -74,8 +77,9 @@ def load_font(font: str | None, size: int) -> ImageFont.FreeTypeFont | ImageFont
     """
     if font is not None:
         try:
+            require_file(font, _LARGEST_FONT)
             return ImageFont.truetype(font, size)
-        except OSError as error:
+        except (OSError, UnreadableError) as error:
             raise UserError(
                 f"font={font} cannot be read as a font ({error}); give a .ttf, .otf or .ttc file"
             ) from error

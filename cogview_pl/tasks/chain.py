@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from cogview_pl.config import Config
+from cogview_pl.durable import write_bytes
 from cogview_pl.stopping import STOP
 from cogview_pl.tasks.report import Stage, write_report
 from cogview_pl.tasks.run_folder import Metrics, RunFolder
@@ -38,7 +38,7 @@ def run(config: Config, folder: RunFolder, run_stage: RunStage) -> Metrics:
         _log.info("[%d/%d] %s took %.0f s: %s", number, len(config.stages), name, seconds, stage)
         for sheet in (stage / "reconstructions.png", stage / "samples" / "grid.png"):
             if folder.writes and sheet.exists():
-                shutil.copy(sheet, folder / f"{name}.png")
+                write_bytes(folder / f"{name}.png", sheet.read_bytes())
                 _log.info("pictures: %s", folder / f"{name}.png")
     if folder.writes:
         _log.info("report: %s", write_report(folder.path, config.task, finished))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from torch import nn
@@ -32,8 +33,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     source, target = Path(config.convert.source), Path(config.convert.target)
     if not source.exists():
         raise UserError(f"{_SOURCE}={source} {why_unusable(source)}; give a released file or folder, or a run folder")
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise UserError(f"convert.target={target} exists; choose another or delete it")
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"convert.target={target} exists ({why_unusable(target)}); choose another or delete it")
     to_ours = is_released(source) or find_adapter(source) is not None
     parameters = _to_ours(config, source, target) if to_ours else _to_released(source, target, config.verify)
     return {"convert/parameters": parameters}

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from cogview_pl.config import Config
 from cogview_pl.data.records import read_record, record_line
@@ -70,15 +70,15 @@ class PaintedPictures:
         for number, line in enumerate(lines):
             STOP.look()
             try:
-                record = read_record(line)
+                record = read_record(line, ours=True)
                 prompt = prompts[number // self._each]
                 if record["prompt"] != prompt:
                     raise UserError(
                         f"resume: {self._folder / SAMPLES} goes on with prompt {record['prompt']!r} where this run has "
                         f"{prompt!r}; give the same prompts, or start anew without resume"
                     )
-                found.append(self._painting(record))
-            except (ValueError, KeyError, IndexError, TypeError, OSError, UnidentifiedImageError):
+                found.append(self._painting(number, record))
+            except (ValueError, KeyError, IndexError, TypeError, OSError, SyntaxError, Image.DecompressionBombError):
                 break  # from here on everything is painted again
         if len(found) < len(prompts) * self._each:
             found = found[: len(found) // (group * self._each) * group * self._each]
@@ -91,14 +91,19 @@ class PaintedPictures:
         """Write a picture, then its line."""
         if not self._writes:
             return
-        file = Path(_SAMPLES_FOLDER) / f"{number // self._each:04d}" / f"{number % self._each:02d}.png"
+        file = self._file(number)
         (self._folder / file).parent.mkdir(parents=True, exist_ok=True)
         save_picture(painting.picture, self._folder / file)
         record = _record(painting, file) | {"file_crc32": zlib.crc32((self._folder / file).read_bytes())}
         append(self._folder / SAMPLES, record_line(record))
 
-    def _painting(self, record: dict[str, Any]) -> Painting:
-        file = self._folder / record["file"]
+    def _file(self, number: int) -> Path:
+        return Path(_SAMPLES_FOLDER) / f"{number // self._each:04d}" / f"{number % self._each:02d}.png"
+
+    def _painting(self, number: int, record: dict[str, Any]) -> Painting:
+        if "file_crc32" not in record or record["file"] != str(self._file(number)):
+            raise ValueError("another picture's line")
+        file = self._folder / self._file(number)
         if not file.is_file() or zlib.crc32(file.read_bytes()) != record["file_crc32"]:
             raise ValueError("the picture is damaged")
         with Image.open(file, formats=["PNG"]) as stored:

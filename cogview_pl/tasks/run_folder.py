@@ -94,8 +94,13 @@ class RunFolder:
         """Keep other runs out, and clear away what killed ones left; raises UserError if a live one is in there."""
         if not self.writes:
             return
-        clear_for_writing(self.path)
-        self._lock = RunLock(self.path)
+        lock = RunLock(self.path)
+        try:
+            clear_for_writing(self.path)  # after the lock: drafts may be those of a run that is alive
+        except BaseException:
+            lock.release()
+            raise
+        self._lock = lock
 
     def unlock(self) -> None:
         """Let others in."""
@@ -109,6 +114,11 @@ class RunFolder:
         self._config = OmegaConf.to_yaml(config, resolve=True)
         if self._goes_on:
             self._record = RunRecord.load(self.path)
+            if self._record.task != config.task:
+                raise UserError(
+                    f"resume: {self.path} is a run of task={self._record.task}, this is task={config.task}; give a run "
+                    f"of this task, or start a new one with init_from={self.path}"
+                )
         else:
             self._record = RunRecord(config.task)
             self.begin()
@@ -164,7 +174,7 @@ class RunFolder:
         if self._link is not None:
             temporary = self._link.with_name(f".{_LATEST}.{os.getpid()}")
             temporary.unlink(missing_ok=True)
-            temporary.symlink_to(os.path.relpath(self.path, self._link.parent))
+            temporary.symlink_to(os.path.relpath(self.path.resolve(), self._link.parent.resolve()))
             os.replace(temporary, self._link)
 
 
@@ -308,12 +318,14 @@ def interrupted_run(outputs: str, task: str, resume: object, proofs: Sequence[st
         path = max(runs, key=lambda run: run.name)
         return RunFolder(path, home / _LATEST, goes_on=True)
     path = Path(str(resume))
+    if path.is_symlink() or path.suffix == ".ckpt":  # such as outputs/TASK/latest, which the run will move
+        path = path.resolve()
     if path.suffix == ".ckpt":
         if not path.exists():
             raise UserError(
                 f"resume={resume} {why_unusable(path)}; give a checkpoint, or the folder of an interrupted run"
             )
-        if path.resolve().parent.name != Path(CHECKPOINT).parent.name or not is_run(path.parent.parent):
+        if path.parent.name != Path(CHECKPOINT).parent.name or not is_run(path.parent.parent):
             raise UserError(
                 f"resume={resume}: {path.parent.parent} is not the folder of a run, and a run goes on in its own; give "
                 "RUN_FOLDER/checkpoints/NAME.ckpt"

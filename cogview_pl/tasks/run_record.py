@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cogview_pl.checkpoints.settings import require_types
 from cogview_pl.durable import write_text
 from cogview_pl.errors import UserError
 from cogview_pl.files import UnreadableError, read_file
@@ -53,7 +54,7 @@ class RunRecord:
             values = json.loads(read_file(file, _LARGEST))
             if values.pop("crc32") != _checksum(values):
                 raise ValueError("its checksum is wrong")
-            return cls(**values)
+            return cls(**require_types(cls, values))
         except (UnreadableError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{file} is damaged ({error}); start the run anew in another folder") from error
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
-import zipfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +24,11 @@ from cogview_pl.lit.optim import OptimizerFactory
 from cogview_pl.stopping import STOP, Stopped
 from cogview_pl.tasks.devices import check_heads, lightning_strategy, without_fused_kernel
 from cogview_pl.tasks.processes import require_node
-from cogview_pl.tasks.run_folder import CHECKPOINT, RunFolder
+from cogview_pl.tasks.resume import checkpoint_of, remember_in_checkpoints, require_same_run
+from cogview_pl.tasks.run_folder import RunFolder
 
 _LOG = "tensorboard"
+_SEQUENCES = ("mix_share", "conditioning_dropout", "target_noise")
 _HIDES = "Please call `iter(combined_loader)` first"
 """What Lightning's clean-up raises in place of an error that came up while a loader was started."""
 
@@ -82,16 +81,16 @@ def train(
         UserError: the checkpoint is of another stage or model, or an input is not what it was.
         Stopped: after a signal, once the checkpoint is saved.
     """
-    checkpoint = _checkpoint(config, folder)
-    metrics = {} if checkpoint is None else _check_checkpoint(checkpoint, identity)
-    remember = partial(_remember, module, identity, dict(metrics), module.on_save_checkpoint)
-    module.on_save_checkpoint = remember  # type: ignore[method-assign]
+    checkpoint = checkpoint_of(config, folder)
+    identity = {**identity, "inputs": inputs}
+    metrics: dict[str, Any] = {} if checkpoint is None else require_same_run(checkpoint, identity, config.verify)
+    remember_in_checkpoints(module, identity, metrics)
     require_node(config.trainer.get("num_nodes", 1))
     trainer = _trainer(config, folder)
     check_heads(config, trainer)
     with folder.processes.first_goes_ahead() as first:
         if first:
-            folder.require_same({}, inputs, config.verify)
+            folder.require_same(_settings(config), inputs, config.verify)
             folder.begin()
     STOP.look()
     with disk_full_named(folder / _LOG):  # all other files are named where they are written
@@ -112,10 +111,27 @@ def _fit(trainer: Trainer, module: LightningModule, data: DataModule, checkpoint
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SIGTERMException:  # would exit with 0, as if the run were done
         raise Stopped(STOP.received or signal.SIGTERM) from None
-    except RuntimeError as error:
-        if _HIDES not in str(error) or error.__context__ is None:
+    except Exception as error:
+        if _HIDES in str(error) and error.__context__ is not None:
+            raise error.__context__ from None
+        if checkpoint is None or STOP.deferred or isinstance(error, (UserError, OSError)):  # deferred: steps had begun
             raise
-        raise error.__context__ from None
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"resume: {checkpoint} does not fit this run ({reason}); go on from another checkpoint, or start anew"
+        ) from error
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What must not change while a run is stopped, besides the model; sizes of batches may, with the devices."""
+    chosen = {name: getattr(config.sequences, name) for name in _SEQUENCES}
+    return {
+        "seed": config.seed,
+        "optimizer.optimizer._target_": config.optimizer.optimizer["_target_"],
+        "template.layout": config.template.layout,
+        "template.loss": dict(config.template.loss),
+        **{f"sequences.{name}": value for name, value in chosen.items()},
+    }
 
 
 def _trainer(config: Config, folder: RunFolder) -> Trainer:
@@ -152,58 +168,3 @@ def _validation_interval(config: Config) -> int:
 
 def _defer_signals(deferred: bool) -> None:
     STOP.deferred = deferred
-
-
-def _checkpoint(config: Config, folder: RunFolder) -> Path | None:
-    """The checkpoint to go on from: the one that `resume` names, or the newest; None for a run without."""
-    if not config.resume:
-        return None
-    given = Path(str(config.resume))
-    file = given if given.suffix == ".ckpt" else folder / CHECKPOINT
-    return file if file.exists() else None
-
-
-def _remember(
-    module: LightningModule,
-    identity: dict[str, Any],
-    before: dict[str, float],
-    hook: Callable[[dict[str, Any]], None],
-    checkpoint: dict[str, Any],
-) -> None:
-    """Put identity and last metrics into a checkpoint; a run that goes on has not logged all of them again yet."""
-    hook(checkpoint)
-    metrics = {name: float(value) for name, value in module.trainer.callback_metrics.items()}
-    checkpoint["cogview_pl"] = {**identity, "metrics": before | metrics}
-
-
-def _check_checkpoint(file: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Refuse a damaged checkpoint, or one of another model; returns the metrics that were last logged before it."""
-    if file.is_dir():  # DeepSpeed's, which it checks itself
-        return {}
-    try:
-        with zipfile.ZipFile(file) as archive:  # torch does not look at the checksums
-            if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"the checksum of {damaged} is wrong")
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        others = sorted(str(other) for other in file.parent.glob("*.ckpt") if other != file)
-        raise UserError(
-            f"resume: {file} cannot be read ({reason}); it is damaged or not one of our checkpoints"
-            + (f"; go on from another one: resume={others[-1]}" if others else "")
-        ) from error
-    found = checkpoint.get("cogview_pl", {})
-    if found.get("kind") != identity["kind"]:
-        raise UserError(
-            f"resume: {file} holds a checkpoint of stage {found.get('kind')}, this task trains {identity['kind']}; "
-            "give a run of this task"
-        )
-    keys = {**identity["settings"], **found["settings"]}
-    wrong = [key for key in keys if found["settings"].get(key) != identity["settings"].get(key)]
-    if wrong:
-        key = wrong[0]
-        raise UserError(
-            f"resume: {file} was trained with {key}={found['settings'].get(key)}, this run has "
-            f"{identity['settings'].get(key)}; resume with the same model (see config.yaml beside it)"
-        )
-    return dict(found.get("metrics", {}))

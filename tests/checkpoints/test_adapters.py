@@ -114,6 +114,7 @@ def other_base(run: Path, adapted: Path) -> None:
 def other_images(run: Path, adapted: Path) -> None:
     torch.manual_seed(9)
     save_tokenizer(run / "model" / "image_tokenizer")
+    forge_manifest(run / "model")
 
 
 def own_base(run: Path, adapted: Path) -> None:

@@ -54,8 +54,17 @@ def test_a_text_tokenizer_with_more_pieces_is_refused(run: Path) -> None:
         load_sequence_model(run)
 
 
+def test_an_image_tokenizer_of_another_run_is_refused(run: Path) -> None:
+    """It decodes codes that mean something else."""
+    torch.manual_seed(5)
+    save_tokenizer(run / "model" / "image_tokenizer")
+    with pytest.raises(UserError, match=r"image_tokenizer/manifest\.json is damaged"):
+        load_sequence_model(run)
+
+
 def test_an_image_tokenizer_with_other_codes_is_refused(run: Path) -> None:
     save_tokenizer(run / "model" / "image_tokenizer", num_codes=32)
+    forge_manifest(run / "model")
     with pytest.raises(UserError, match="16 image codes, its image tokenizer has 32"):
         load_sequence_model(run)
 
@@ -209,6 +218,7 @@ def test_settings_of_image_tokenizers_are_not_believed(run: Path, name: str) -> 
     file = run / "model" / "image_tokenizer" / "config.yaml"
     file.write_text(change(file.read_text()))
     forge_manifest(run / "model" / "image_tokenizer")
+    forge_manifest(run / "model")
     with pytest.raises(UserError, match=words) as error:
         load_sequence_model(run)
     assert "\n" not in str(error.value) and "config.yaml" in str(error.value)
@@ -231,6 +241,7 @@ def test_weights_that_cannot_be_used_are_refused(run: Path, change: str, part: s
         weights[name] = weights[name].to(torch.int64)
     save_file(weights, file)
     forge_manifest(folder)
+    forge_manifest(run / "model")
     with pytest.raises(UserError, match=r"not finite|does not fit") as error:
         load_sequence_model(run)
     assert "\n" not in str(error.value) and str(file) in str(error.value)

@@ -162,21 +162,24 @@ def test_resumed_tokenisation_is_exact(cli, whole_runs, tmp_path) -> None:
 def test_painting_goes_on_where_it_stopped(cli, whole_runs, tmp_path) -> None:
     """Two of four prompts are done, a third is half written; the rest is painted as if nothing had happened."""
     args, whole, _ = whole_runs["generate"]
-    runs = {"whole": whole} | {name: tmp_path / name for name in ("stopped", "other")}
+    runs = {"whole": whole} | {name: tmp_path / name for name in ("stopped", "other", "doubled")}
     lines = (runs["whole"] / "samples.jsonl").read_bytes().splitlines(keepends=True)
-    for name in ("stopped", "other"):
+    for name in ("stopped", "other", "doubled"):
         shutil.copytree(runs["whole"], runs[name])
         (runs[name] / "metrics.json").unlink()
         (runs[name] / "samples.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])
         shutil.rmtree(runs[name] / "samples" / "0003")
+    (runs["doubled"] / "samples.jsonl").write_bytes(b"".join([lines[0], lines[0], *lines[2:]]))
     cases = [
         [*args, f"resume={runs['stopped']}"],
+        [*args, f"resume={runs['doubled']}"],
         [*args, f"resume={runs['other']}", "seed=4"],
         [*args, f"resume={runs['other']}", "prompts=[红色]"],
         [*args, f"run_dir={runs['other']}"],
     ]
-    went_on, *refused = cli.run_many([(case, tmp_path) for case in cases], tmp_path)
-    assert went_on.code == 0, went_on.stderr
+    went_on, repeated, *refused = cli.run_many([(case, tmp_path) for case in cases], tmp_path)
+    assert went_on.code == repeated.code == 0, went_on.stderr + repeated.stderr
+    assert (runs["doubled"] / "samples.jsonl").read_bytes() == (runs["whole"] / "samples.jsonl").read_bytes()
     files = sorted(file.relative_to(runs["whole"]) for file in runs["whole"].rglob("*") if file.is_file())
     assert files == sorted(file.relative_to(runs["stopped"]) for file in runs["stopped"].rglob("*") if file.is_file())
     for file in files:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,7 @@ def test_the_layout_on_disk(tmp_path: Path) -> None:
                 "truncated": 1,
                 "key_bytes": 6,
                 "keys_crc32": zlib.crc32(b"a b\nc\n"),
+                "sums_crc32": zlib.crc32((tmp_path / "train.crc32").read_bytes()),
             }
         },
         "complete": True,
@@ -564,6 +566,16 @@ def test_the_fingerprint_is_that_of_header_rows_and_keys(store: Path, tmp_path: 
 
     others = [of(1, "a"), of(2, "a"), of(1, "b"), of(1, "a", text_tokenizer="text-2"), of(1, "a", num_codes=65)]
     assert len({fingerprint, *others}) == 6
+
+
+def test_rows_of_another_store_are_refused_though_their_checksums_are_right(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "swapped")
+    rows, sums = (tmp_path / "swapped" / f"train.{kind}" for kind in ("bin", "crc32"))
+    data, size = rows.read_bytes(), rows.stat().st_size // (sums.stat().st_size // 4)
+    rows.write_bytes(data[size:] + data[:size])
+    sums.write_bytes(sums.read_bytes()[4:] + sums.read_bytes()[:4])
+    with pytest.raises(UserError, match=r"train\.crc32 is damaged or of another store"):
+        TokenStore.open(tmp_path / "swapped").fingerprint()
 
 
 def test_the_fingerprint_of_a_store_without_checksums_is_that_of_its_files(store: Path) -> None:

@@ -62,10 +62,14 @@ def changed(file: Path, content: bytes) -> Iterator[None]:
         file.write_bytes(content)
         if file != manifest:
             forge_manifest(file.parent)
+        if file.parent.name == "image_tokenizer":
+            forge_manifest(file.parents[1])
         yield
     finally:
         file.write_bytes(before)
         manifest.write_bytes(noted)
+        if file.parent.name == "image_tokenizer":
+            forge_manifest(file.parents[1])
 
 
 def paths(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

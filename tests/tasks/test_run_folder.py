@@ -12,6 +12,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from cogview_pl.config import Verb
+from cogview_pl.durable import replacing
 from cogview_pl.errors import UserError
 from cogview_pl.stopping import Stopped, StopSignals
 from cogview_pl.tasks.run_folder import RunFolder, new_run, open_run, require_metrics
@@ -169,6 +170,54 @@ def test_a_run_that_goes_on_writes_nothing_before_it_begins(tmp_path: Path) -> N
     assert (path / "config.yaml").read_text().startswith("task: pretrain")
     assert RunRecord.load(path).inputs == {"data": "aa", "init_from": "cc"}
     going_on(path).require_same({}, {"data": "bb"}, verify=False)
+
+
+def test_the_lock_comes_before_drafts_are_cleared_away(tmp_path: Path) -> None:
+    """A second run must not delete what the first is writing just now."""
+    path = begun(tmp_path, "checkpoints/last.ckpt")
+    child = os.fork()
+    if not child:
+        folder = RunFolder(path, None, goes_on=True)
+        folder.lock()
+        with replacing(path / "checkpoints" / "last.ckpt") as draft:
+            draft.write_text("new")
+            (path / "writing").touch()
+            while not (path / "refused").exists():
+                time.sleep(0.01)
+        os._exit(0)
+    while not (path / "writing").exists():
+        time.sleep(0.01)
+    with pytest.raises(UserError, match="is in use by process"):
+        RunFolder(path, None, goes_on=True).lock()
+    (path / "refused").touch()
+    assert os.waitpid(child, 0)[1] == 0
+    assert (path / "checkpoints" / "last.ckpt").read_text() == "new"
+
+
+def test_a_run_of_another_task_is_not_gone_on_with(tmp_path: Path) -> None:
+    folder = RunFolder(begun(tmp_path, "checkpoints/last.ckpt"), None, goes_on=True)
+    with pytest.raises(UserError, match=r"is a run of task=pretrain, this is task=caption"):
+        folder.describe(run(task="caption"))
+
+
+def test_going_on_by_the_latest_link_leaves_it_in_its_place(tmp_path: Path) -> None:
+    path = begun(tmp_path / "pretrain" / "2026-01-01_00-00-00", "checkpoints/last.ckpt")
+    latest = tmp_path / "pretrain" / "latest"
+    latest.symlink_to(path.name)
+    folder, _ = open_run(run(outputs=str(tmp_path), resume=str(latest)), None)
+    folder.describe(run())
+    folder.finish({"val/loss": 1.0})
+    folder.unlock()
+    assert os.readlink(latest) == path.name and (latest / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("change", [{"settings": []}, {"inputs": 5}, {"metrics": [1]}, {"task": None}])
+def test_a_record_with_other_types_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    begun(tmp_path, **{key: value for key, value in change.items() if key != "task"})
+    if "task" in change:
+        RunRecord(None).save(tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"is damaged"):
+        RunRecord.load(tmp_path)
 
 
 def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
