@@ -169,8 +169,8 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     # resume
     "nothing_to_resume": (["task=vqvae", "resume=true", "outputs={empty}"], ["resume=true", "last.ckpt"]),
     "resume_path_missing": (["task=pretrain", "resume=/nowhere"], ["resume=/nowhere"]),
-    "resume_other_stage": (["task=pretrain", "resume={vqvae}"], ["resume", "image_tokenizer", "sequence_model"]),
-    "resume_other_stage_1": (["task=vqvae", "resume={pretrain}"], ["resume", "sequence_model", "image_tokenizer"]),
+    "resume_other_stage": (["task=pretrain", "resume={vqvae}"], ["resume", "task=vqvae", "task=pretrain"]),
+    "resume_other_stage_1": (["task=vqvae", "resume={pretrain}"], ["resume", "task=pretrain", "task=vqvae"]),
     "resume_other_size": (["task=pretrain", "resume={pretrain}", "model.num_layers=1"], ["resume", "num_layers"]),
     "resume_damaged": (["task=vqvae", "resume={damaged_checkpoint}"], ["resume", "last.ckpt", "damaged"]),
     "resume_generate": (["task=generate", "resume=true"], ["resume", "generate"]),
