@@ -40,8 +40,26 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests that need no GPU and less than ten minutes."""
     session.install("-e", ".[dev,eval,quant]")
+    _run_tests(session)
+
+
+def _run_tests(session: nox.Session) -> None:
     workers = ("-n", "2", "--dist", "loadfile")  # most tests wait for one process of their own
     session.run("pytest", "-m", "not slow and not gpu", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(python="3.10", venv_backend="uv")
+def lowest(session: nox.Session) -> None:
+    """The default tests with the oldest Python and the oldest libraries that pyproject.toml allows."""
+    session.install("--resolution", "lowest-direct", "-e", ".[dev,eval,quant]")
+    _run_tests(session)
+
+
+@nox.session(python=["3.10", "3.12", "3.13"], venv_backend="uv")
+def pythons(session: nox.Session) -> None:
+    """The default tests with other versions of Python, and the newest libraries."""
+    session.install("-e", ".[dev,eval,quant]")
+    _run_tests(session)
 
 
 @nox.session
@@ -53,9 +71,9 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """The fault campaign: 240 kills, signals, full disks and flipped bits, in about five minutes."""
+    """The fault campaign: 400 kills, signals, full disks, changed inputs and flipped bits, in about ten minutes."""
     session.install("-e", ".[dev,eval,quant]")
-    arguments = session.posargs or ("--injections", "240", "--seed", "0")
+    arguments = session.posargs or ("--injections", "400", "--seed", "0")
     session.run("python", "-m", "tests.faults.campaign", *arguments, env={"OMP_NUM_THREADS": "1"})
 
 

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import os
 import resource
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+import cogview_pl.tasks.chain
+import cogview_pl.tasks.evaluate
+import cogview_pl.tasks.fit_features
 import cogview_pl.tasks.fit_image_tokenizer
 import cogview_pl.tasks.fit_sequence_model
 import cogview_pl.tasks.generate
+import cogview_pl.tasks.magnify
+import cogview_pl.tasks.plan
+import cogview_pl.tasks.rerank
 import cogview_pl.tasks.tokenize  # noqa: F401
+from cogview_pl.choices import Verb
 from cogview_pl.config import register_schemas
-from cogview_pl.run import run_or_give_up
+from cogview_pl.run import _quiet_where_full, run_or_give_up
 
-LONGEST = 300  # seconds; a run that takes longer hangs
+LONGEST = 120  # seconds; a run that takes longer hangs
+
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
+
+Prepare = Callable[[], None]
+"""What is called in the child before anything else."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +54,27 @@ class Ended:
     seconds: float
 
 
+def nothing() -> None:
+    """Prepares nothing."""
+
+
 def compose(*overrides: str) -> DictConfig:
-    """A configuration as the command line composes it."""
-    register_schemas()
-    with hydra.initialize(version_base="1.3", config_path="../../conf"):
-        return hydra.compose("config", overrides=[*overrides])
+    """A configuration as the command line composes it; a chain composes its stages in the same way."""
+    if not GlobalHydra.instance().is_initialized():
+        register_schemas()
+        hydra.initialize(version_base="1.3", config_path="../../conf")
+    composed = hydra.compose("config", overrides=[*overrides], return_hydra_config=True)
+    if composed.verb == Verb.chain:  # reads the words of the command line
+        HydraConfig.instance().set_config(composed)
+    OmegaConf.set_struct(composed, False)
+    del composed["hydra"]
+    return composed
 
 
-def start(config: DictConfig, log: Path, prepare: Callable[[], None] = lambda: None, **keys: Any) -> int:
-    """Run a configuration in a child, with some of its keys set to other values; returns the child's process id.
+def start(config: DictConfig, log: Path, prepare: Prepare = nothing, **keys: Any) -> int:
+    """Run a configuration in a child, with some of its keys set to other values.
 
-    `prepare` is called in the child before anything else.
+    Returns the child's process id, which is also that of a process group with its loaders in it.
     """
     sys.stdout.flush()
     child = os.fork()
@@ -56,11 +82,13 @@ def start(config: DictConfig, log: Path, prepare: Callable[[], None] = lambda: N
         return child
     code = 1
     try:
+        os.setsid()
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         torch.set_num_threads(1)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # as `main` does
+        threading.excepthook = _quiet_where_full
         config = OmegaConf.create(config)
         for key, value in keys.items():
             OmegaConf.update(config, key, value)
@@ -82,31 +110,67 @@ def start(config: DictConfig, log: Path, prepare: Callable[[], None] = lambda: N
 def wait(child: int, log: Path, since: float) -> Ended:
     """Wait for a child; one that hangs is killed and counts as code -9 with the word `hangs` in its output."""
     while time.monotonic() - since < LONGEST:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            output = log.read_text(errors="replace") if log.exists() else ""
-            return Ended(os.waitstatus_to_exitcode(status), output, time.monotonic() - since)
+        if (ended := _ended(child, log, since)) is not None:
+            return ended
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return Ended(-signal.SIGKILL, f"hangs\n{log.read_text(errors='replace')}", LONGEST)
 
 
-def run(config: DictConfig, log: Path, prepare: Callable[[], None] = lambda: None, **keys: Any) -> Ended:
+def _ended(child: int, log: Path, since: float) -> Ended | None:
+    found, status = os.waitpid(child, os.WNOHANG)
+    if not found:
+        return None
+    output = log.read_text(errors="replace") if log.exists() else ""
+    return Ended(os.waitstatus_to_exitcode(status), output, time.monotonic() - since)
+
+
+def run(config: DictConfig, log: Path, prepare: Prepare = nothing, **keys: Any) -> Ended:
     """`start` and `wait`."""
     since = time.monotonic()
     return wait(start(config, log, prepare, **keys), log, since)
 
 
-def run_and_signal(config: DictConfig, log: Path, after: float, number: int, **keys: Any) -> Ended:
-    """A run that gets a signal after some seconds, if it has not ended by then."""
+def run_and(
+    act: Callable[[int], object], config: DictConfig, log: Path, after: float, **keys: Any
+) -> tuple[Ended, bool]:
+    """A run to which something is done after some seconds, if it has not ended by then.
+
+    Returns how it ended, and whether something was done. `act` is given the number of the process.
+    """
     since = time.monotonic()
     child = start(config, log, **keys)
     while time.monotonic() - since < after:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return Ended(os.waitstatus_to_exitcode(status), log.read_text(errors="replace"), time.monotonic() - since)
+        if (ended := _ended(child, log, since)) is not None:
+            return ended, False
         time.sleep(0.001)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child, number)
-    return wait(child, log, since)
+    with suppress(ProcessLookupError):
+        act(child)
+    return wait(child, log, since), True
+
+
+def send(number: int) -> Callable[[int], object]:
+    """Sends a signal; Ctrl-C goes to all processes of a command, as from a terminal."""
+    return lambda child: os.killpg(child, number) if number == signal.SIGINT else os.kill(child, number)
+
+
+def children_of(process: int) -> list[int]:
+    """Processes that a process has started, such as the loaders of a run."""
+    try:
+        return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what killed runs leave behind: their loaders, which look for them every few seconds only."""
+    ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_orphans() -> None:
+    """Kill all children, and their children in turn."""
+    while children := children_of(os.getpid()):
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)

@@ -1,0 +1,221 @@
+"""One bit of a file is flipped, and what reads the file next must notice, or end as if nothing had been.
+
+A flipped file keeps its size and its time, as on a disk that fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cogview_pl.tasks.run_folder import METRICS
+from cogview_pl.tasks.run_record import RECORD
+from tests.faults.bench import Bench
+from tests.faults.injections import die_at_call, flip
+from tests.faults.outcomes import LISTED, SAME, Wrong, matches
+from tests.faults.subjects import Subject
+
+ITSELF = "it goes on"
+SKIPPED = "skipped.jsonl"
+
+MODEL = ("model/*",)
+STORE = ("store/*", "text.model", "image_tokenizer/*")
+PICTURES = ("samples.jsonl", "samples/0*.png")
+GOES_ON = (RECORD, "config.yaml")
+
+
+@dataclass(frozen=True)
+class Use:
+    """What reads files of a run next."""
+
+    of: str
+    """Subject that has left them."""
+    files: tuple[str, ...]
+    """Patterns of their names."""
+    by: str
+    """Subject that reads them, or `ITSELF`."""
+
+
+MODELS = (
+    Use("vqvae", MODEL, "tokenize"),
+    Use("vqvae", MODEL, "evaluate"),
+    Use("pretrain", MODEL, "generate"),
+    Use("pretrain", MODEL, "caption"),
+    Use("pretrain", MODEL, "super_resolution"),
+    Use("super_resolution", MODEL, "magnify"),
+    Use("style", ("adapter/*",), "generate by an adapter"),
+    Use("caption", ("adapter/*",), "generate, ranked"),
+    Use("caption", ("adapter/*",), "rerank"),
+    Use("features", MODEL, "evaluate"),
+)
+STORES = (
+    Use("tokenize", STORE, "pretrain"),
+    Use("tokenize", STORE, "pretrain with workers"),
+    Use("tokenize", ("store/*",), "style"),
+)
+RESULTS = (
+    Use("generate", PICTURES, "rerank"),
+    Use("generate", PICTURES, "magnify"),
+    Use("generate", PICTURES, "evaluate"),
+    Use("evaluate", (METRICS, RECORD), "compare"),
+)
+TRAININGS = ("vqvae", "vqvae with a log", "pretrain", "pretrain with a log", "caption")
+FINETUNES = ("style", "super_resolution")
+PAINTINGS = ("generate", "generate by an adapter", "generate, ranked")
+CHECKPOINTS = tuple(
+    Use(name, ("checkpoints/*",), ITSELF)
+    for name in (*TRAININGS, *FINETUNES, "vqvae with workers", "pretrain with workers")
+)
+UNFINISHED = (
+    *(Use(name, GOES_ON, ITSELF) for name in TRAININGS),
+    *(Use(name, (*GOES_ON, "tokens/*"), ITSELF) for name in FINETUNES),
+    *(Use(name, (*GOES_ON, *PICTURES), ITSELF) for name in PAINTINGS),
+    Use("vqvae with workers", (*GOES_ON, SKIPPED), ITSELF),
+    Use("tokenize", (*GOES_ON, *STORE), ITSELF),
+    Use("tokenize with workers", (*GOES_ON, SKIPPED, "store/header.json", "text.model", "image_tokenizer/*"), ITSELF),
+)
+
+NOT_READ = {
+    "reconstructions.png": "for people; a chain copies it right behind the run",
+    "samples/grid.png": "for people; a chain copies it right behind the run",
+    "tensorboard/*": "for TensorBoard, which checks it; a chain draws its curves right behind the run",
+    METRICS: "for people, but of evaluations: evaluate.compare reads them",
+    "config.yaml": "for people; a run that goes on keeps it to put it back",
+    RECORD: "of runs that nothing goes on with or compares",
+    "report.html": "for people",
+    "first.png": "for people, in the folder of a chain",
+    SKIPPED: "for people, but where a run goes on",
+}
+"""Files that nothing of ours reads (later than the run itself), and why."""
+
+COUNTED = {
+    "shards": ("tokenize/skipped", 1),
+    "rerank": ("rerank/skipped", 1),
+    "magnify": ("magnify/skipped", 1),
+    "evaluate": ("protocol/generated_pictures", -1),
+}
+"""Subject → metric that a picture changes that cannot be read, and by how much."""
+
+
+def kinds() -> dict[str, Callable[[Bench], str]]:
+    """Name of a fault → what puts it in once and says how that ended."""
+    return {
+        "flipped bit in a token store": lambda bench: _flip(bench, STORES),
+        "flipped bit in a shard": _flip_shard,
+        "flipped bit in a model or an adapter": lambda bench: _flip(bench, MODELS),
+        "flipped bit in pictures, lists or metrics": lambda bench: _flip(bench, RESULTS),
+        "flipped bit in a checkpoint": lambda bench: _flip_stopped(bench, CHECKPOINTS),
+        "flipped bit in another file of a run that goes on": lambda bench: _flip_stopped(bench, UNFINISHED),
+    }
+
+
+def require_all_read(bench: Bench) -> None:
+    """Raises Wrong for a file that is of no kind that is damaged here, and not listed as one that nothing reads."""
+    patterns = {
+        pattern for use in (*MODELS, *STORES, *RESULTS, *CHECKPOINTS, *UNFINISHED) for pattern in use.files
+    } | NOT_READ.keys()
+    for subject in bench.subjects.values():
+        for name in subject.files:
+            if not matches(name, patterns):
+                raise Wrong(f"{subject.name}: does anything read {name}?")
+
+
+def _flip(bench: Bench, uses: tuple[Use, ...]) -> str:
+    use = bench.draw(uses)
+    of, reader = bench.subjects[use.of], bench.subjects[use.by]
+    file = bench.home / use.of / bench.draw([name for name in of.files if matches(name, use.files)])
+    with _flipped(bench, file):
+        ended = bench.start(reader.config)
+        if ended.code == 0 and file.suffix == ".png" and (bench.run / SKIPPED).exists():
+            return _require_listed(bench, reader)
+        return bench.same_or_refused(ended, reader, but=[RECORD])  # which notes that its input is another one
+
+
+def _flip_shard(bench: Bench) -> str:
+    """Captions are left alone: nothing in a tar file vouches for them."""
+    subject, file = bench.subjects["shards"], bench.draw(sorted((bench.home / "tars").iterdir()))
+    with tarfile.open(file) as tar:
+        captions = [range(m.offset_data, m.offset_data + m.size) for m in tar if m.name.endswith("txt")]
+    with _flipped(bench, file, lambda place: not any(place in caption for caption in captions)):
+        ended = bench.start(subject.config)
+        if ended.code == 0 and (bench.run / SKIPPED).exists():
+            return _require_listed(bench, subject)
+        return bench.same_or_refused(ended, subject)
+
+
+@contextmanager
+def _flipped(bench: Bench, file: Path, allowed: Callable[[int], bool] = lambda place: True) -> Iterator[None]:
+    """A file with one bit flipped, for a while."""
+    status, whole = file.stat(), file.read_bytes()
+    try:
+        flip(file, bench.random, allowed)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        yield
+    finally:
+        file.write_bytes(whole)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _flip_stopped(bench: Bench, uses: tuple[Use, ...]) -> str:
+    """What is not noticed must change nothing but the flipped bit; rows of a store are then read by a training."""
+    use = bench.draw(uses)
+    subject = bench.subjects[use.of]
+    _stop(bench, subject)
+    files = {name: bench.run / name for name in subject.files if matches(name, use.files)}
+    name = bench.draw([name for name, file in files.items() if file.is_file() and file.stat().st_size])
+    place = flip(files[name], bench.random)
+    step = files[name].name.startswith("step_")
+    ended = bench.start(subject.config, resume=str(files[name]) if step else "auto")
+    stays = _differs_at(files[name], subject.reference.get(name), place)
+    outcome = bench.same_or_refused(ended, subject, but=[name] if stays else [])
+    if outcome == SAME and stays and subject.name == "tokenize" and matches(name, STORE):
+        return _read_store(bench)
+    return outcome
+
+
+def _stop(bench: Bench, subject: Subject) -> None:
+    """Leave what a kill does: in a training, behind the last but one checkpoint."""
+    if not subject.trains:
+        call = bench.number(subject.calls // 2, subject.calls)
+        if bench.start(subject.config, die_at_call(call, before=False)).code != -signal.SIGKILL:
+            raise Wrong(f"it did not make call {call}")
+        if not subject.can_go_on(bench.run):
+            raise Wrong(f"it cannot go on behind call {call}")
+        return
+    shutil.copytree(bench.home / subject.name, bench.run)
+    (bench.run / METRICS).unlink()
+    for made in ("model", "adapter"):
+        shutil.rmtree(bench.run / made, ignore_errors=True)
+    (earlier,) = (bench.run / "checkpoints").glob("step_*.ckpt")
+    shutil.copy(earlier, bench.run / "checkpoints" / "last.ckpt")
+
+
+def _differs_at(file: Path, wanted: object, place: int) -> bool:
+    """Whether a file is what it should be, but for one byte."""
+    if not isinstance(wanted, bytes) or not file.is_file():
+        return False
+    found = file.read_bytes()
+    return len(found) == len(wanted) and [n for n in range(len(found)) if found[n] != wanted[n]] == [place]
+
+
+def _read_store(bench: Bench) -> str:
+    store, reader = bench.place / "read", bench.subjects["pretrain"]
+    os.replace(bench.run, store)
+    return bench.same_or_refused(bench.start(reader.config, **{"data.store": str(store)}), reader, but=[RECORD])
+
+
+def _require_listed(bench: Bench, reader: Subject) -> str:
+    """One picture is left out, in the list and in the numbers."""
+    listed = (bench.run / SKIPPED).read_text().splitlines()
+    key, sign = COUNTED[reader.name]
+    counted = sign * (json.loads((bench.run / METRICS).read_bytes())[key] - reader.reference[METRICS][key])
+    if len(listed) != 1 or counted != 1:
+        raise Wrong(f"{len(listed)} pictures are listed as skipped, {counted} counted")
+    return LISTED

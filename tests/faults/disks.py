@@ -1,0 +1,97 @@
+"""Runs find no space on the disk: at any place, or when they write a given file."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.faults.bench import Bench
+from tests.faults.fork_server import Ended
+from tests.faults.injections import no_space_beyond, when_written
+from tests.faults.outcomes import EARLY, SCALARS_OF, Wrong, require_one_line, require_same
+from tests.faults.subjects import Subject
+
+_FILLER = "filler"
+_ROOM = 16 << 20  # bytes that a run has before its disk is full
+_EVENTS = re.compile(rf"{SCALARS_OF}/events\.out\..*")
+
+
+def kinds() -> dict[str, Callable[[Bench], str]]:
+    """Name of a fault → what puts it in once and says how that ended."""
+    return {
+        "disk full": _disk_full,
+        "disk full when a certain file is written": _full_at_file,
+        "largest file exceeded": _file_too_large,
+    }
+
+
+def _disk_full(bench: Bench) -> str:
+    """A small one."""
+    subject = bench.pick()
+    with small_disk(bench, bench.number(1, subject.total)) as mounted:
+        if not mounted:
+            return _file_too_large(bench)
+        ended = bench.start(subject.config)
+        subprocess.run(["mount", "-o", "remount,size=1g", str(bench.place)], check=True)
+        return _after(bench, subject, ended)
+
+
+def _full_at_file(bench: Bench) -> str:
+    """Every file can be the first that finds no space."""
+    subject = bench.pick()
+    name = bench.draw(subject.files)
+    with small_disk(bench, subject.total + _ROOM) as mounted:
+        full = (lambda: fill(bench.place)) if mounted else no_space_beyond(0)
+        ended = bench.start(subject.config, when_written(lambda path: _is(path, bench.run, name), full))
+        (bench.place / _FILLER).unlink(missing_ok=True)
+        return _after(bench, subject, ended, SCALARS_OF if _EVENTS.match(name) else name)
+
+
+def _is(path: Path, run: Path, name: str) -> bool:
+    """Whether a path is that of a file of a run, or of its draft. The names of events have times in them."""
+    if run not in path.parents:
+        return False
+    found = path.relative_to(run).as_posix().replace(f".{Path(name).name}.cogview_pl-draft", Path(name).name)
+    return found == name or bool(_EVENTS.match(found) and _EVENTS.match(name))
+
+
+def _file_too_large(bench: Bench) -> str:
+    subject = bench.pick()
+    ended = bench.start(subject.config, no_space_beyond(bench.number(1, subject.largest - 1)))
+    return _after(bench, subject, ended)
+
+
+def _after(bench: Bench, subject: Subject, ended: Ended, name: str = "") -> str:
+    """One line says which file found no space; now there is some again."""
+    if ended.code == 0:
+        require_same(bench.left(), subject.reference)
+        return EARLY
+    if f"{bench.place}/" not in (line := require_one_line(ended)) or f"{name}: no space left on the disk" not in line:
+        raise Wrong(f"does not say where the disk is full: {ended.output[-600:]}")
+    return bench.finish(subject, whole_log=False)
+
+
+@contextmanager
+def small_disk(bench: Bench, size: int) -> Iterator[bool]:
+    """A file system of its own with so many bytes (at least two pages); yields False where that is not allowed."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={max(size, 1 << 13)}", "tmpfs", str(bench.place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        yield False
+        return
+    bench.mounted = True
+    try:
+        yield True
+    finally:
+        subprocess.run(["umount", "--lazy", str(bench.place)], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leave no space on a disk."""
+    with suppress(OSError), open(disk / _FILLER, "wb", buffering=0) as stream:
+        for size in (1 << 20, 1 << 12, 1):
+            with suppress(OSError):
+                while stream.write(bytes(size)):
+                    pass
