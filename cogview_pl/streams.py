@@ -8,7 +8,9 @@ import sys
 
 
 class ForgivingStream(io.TextIOWrapper):
-    """A text stream whose reader may go away, as that of `| head -1` does: what is written then goes nowhere.
+    """A text stream whose reader may go away, as that of `| head -1` does, or whose disk may be full.
+
+    What is written then goes nowhere, and the program goes on.
 
     Characters that the terminal's encoding lacks are written as escapes.
     """
@@ -16,14 +18,14 @@ class ForgivingStream(io.TextIOWrapper):
     def write(self, text: str) -> int:
         try:
             return super().write(text)
-        except BrokenPipeError:
+        except OSError:
             self._mute()
             return len(text)
 
     def flush(self) -> None:
         try:
             super().flush()
-        except BrokenPipeError:
+        except OSError:
             self._mute()
 
     def _mute(self) -> None:

@@ -27,6 +27,11 @@ def test_a_reader_that_goes_away_does_not_end_the_program() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0: 红色的圆形 …\n", "done")
 
 
+def test_a_log_on_a_full_disk_does_not_end_the_program() -> None:
+    ended = run("RUN > /dev/full")
+    assert (ended.returncode, ended.stderr) == (0, "done")
+
+
 def test_closed_streams_do_not_end_the_program() -> None:
     ended = run("RUN >&-")
     assert (ended.returncode, ended.stderr) == (0, "done")

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from weakref import WeakSet
 
 from torch.utils.data import Dataset
+from torch.utils.data._utils import signal_handling
 
 from cogview_pl.data.mixing import sample_key
 from cogview_pl.errors import UserError
@@ -179,7 +180,8 @@ class DeathsInTime:
 
     @classmethod
     def install(cls) -> None:
-        """Called where torch has installed its own, in the main thread only."""
+        """Called before workers start. Has torch install its own first, which it does once, and after they have."""
+        signal_handling._set_SIGCHLD_handler()
         theirs = signal.getsignal(signal.SIGCHLD)
         if threading.current_thread() is threading.main_thread() and callable(theirs) and not isinstance(theirs, cls):
             signal.signal(signal.SIGCHLD, cls(theirs))

@@ -97,13 +97,13 @@ class Loader(DataLoader[T]):
         if starts:
             dataset.notes = Notes(dataset.dataset, self.num_workers)
             NOTES.add(dataset.notes)
+        DeathsInTime.install()
         try:
             with dataset.notes.in_words():
                 batches: Iterator[T] = super().__iter__()
         finally:
             if starts:
                 dataset.notes.workers = [one for one in multiprocessing.active_children() if one not in others]
-        DeathsInTime.install()
         return _Watching(batches, self, dataset.notes)
 
 

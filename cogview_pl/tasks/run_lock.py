@@ -9,7 +9,7 @@ import platform
 from pathlib import Path
 from typing import TextIO
 
-from cogview_pl.durable import no_links
+from cogview_pl.durable import disk_full_named, no_links
 from cogview_pl.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -52,9 +52,10 @@ class RunLock:
                 self._stream = stream
             else:  # its holder has deleted it in between
                 stream.close()
-        self._stream.truncate(0)
-        self._stream.write(f"process {os.getpid()} on {platform.node()}\n")
-        self._stream.flush()
+        with disk_full_named(self._file):
+            self._stream.truncate(0)
+            self._stream.write(f"process {os.getpid()} on {platform.node()}\n")
+            self._stream.flush()
 
     def _open(self) -> TextIO:
         try:

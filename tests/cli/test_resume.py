@@ -142,6 +142,17 @@ def test_metrics_survive_two_interrupts_in_a_row(cli, whole_runs, tmp_path) -> N
     assert last["cogview_pl"]["metrics"]["val/loss"] == pytest.approx(first_validation, rel=1e-6)
 
 
+def test_the_log_goes_on_at_its_step_behind_a_stop_at_a_validation(cli, whole_runs, tmp_path) -> None:
+    """Lightning counts one step more from there on."""
+    args, whole, losses = whole_runs["pretrain"]
+    run = tmp_path / "run"
+    stop = ["+callbacks.signal._target_=tests.cli.signalling.SignalAt", f"+callbacks.signal.step={2 * EVERY}"]
+    cases = [([*stop, *args, f"run_dir={run}"], tmp_path), ([*args, f"resume={run}"], tmp_path)]
+    ended = cli.run_many(cases, tmp_path)
+    assert [result.code for result in ended] == [143, 0], ended
+    require_same_run(whole, run, losses)
+
+
 def test_resumed_tokenisation_is_exact(cli, whole_runs, tmp_path) -> None:
     args, whole, _ = whole_runs["tokenize"]
     process = cli.start([*args, "run_dir=killed"], tmp_path)

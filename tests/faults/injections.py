@@ -136,19 +136,20 @@ def no_space_beyond(size: int) -> Prepare:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def when_written(wanted: Callable[[Path], bool], act: Callable[[], object]) -> Prepare:
-    """Do something once, right before a file of the run is opened to be written."""
+def when_written(wanted: Callable[[Path], bool], time: int, act: Callable[[], object]) -> Prepare:
+    """Do something right before a file of the run is opened to be written for the first, second … time."""
 
     def prepare() -> None:
-        done = False
+        opened = 0
 
         def watch(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal done
-            if done or event != "open" or not isinstance(arguments[0], (str, bytes, Path)):
+            nonlocal opened
+            if event != "open" or opened == time or not isinstance(arguments[0], (str, bytes, Path)):
                 return
             if arguments[2] & (os.O_WRONLY | os.O_RDWR) and wanted(Path(os.fsdecode(arguments[0]))):
-                done = True
-                act()
+                opened += 1
+                if opened == time:
+                    act()
 
         sys.addaudithook(watch)
 

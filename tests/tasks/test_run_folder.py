@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -102,6 +103,29 @@ def test_a_folder_of_somebody_else_is_never_a_run_folder(tmp_path: Path) -> None
 def test_what_a_scheduler_prints_may_be_there_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "slurm-12.out").touch()
     assert new_run("outputs", "pretrain", str(tmp_path), None).path == tmp_path
+
+
+def test_drafts_of_a_killed_run_are_not_in_the_way_of_the_next(tmp_path: Path) -> None:
+    draft = tmp_path / "run" / f".{RECORD}.cogview_pl-draft"  # all that a kill at its first write leaves
+    draft.parent.mkdir()
+    draft.touch()
+    folder = new_run("outputs", "vqvae", str(tmp_path / "run"), None)
+    folder.lock()
+    assert not draft.exists()
+
+
+def test_undoing_hides_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last line names the file that found no space first. What is put back may be damaged."""
+    run = begun(tmp_path / "run", "samples.jsonl")
+    (run / "config.yaml").write_bytes(b"\xff")
+    folder = RunFolder(run, None, goes_on=True)
+    folder.describe(OmegaConf.create({"task": "pretrain"}))
+    folder.begin()
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        folder.undo()
+    folder.undo()
+    assert (run / "config.yaml").read_bytes() == b"\xff"
 
 
 def test_a_link_out_of_a_run_folder_is_refused(tmp_path: Path) -> None:
