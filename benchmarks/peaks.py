@@ -43,7 +43,8 @@ class Peak(NamedTuple):
 def measure_apart(overrides: Sequence[str], cwd: Path, how: str = "live") -> Peak:
     """Run a task in a fresh process, in the folder `cwd`."""
     root = str(Path(__file__).parents[1])
-    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     if how == "resident":
         environment |= _RETURN_AT_ONCE
     command = [sys.executable, "-m", "benchmarks.peaks", how, *overrides]

@@ -118,11 +118,6 @@ class KVCache:
         self._host_lengths += new
         self._step = None
 
-    def stored_elsewhere(self, count: int) -> None:
-        """Count positions as stored that a `StaticKVCache` of the same memory has stored, and counted on the device."""
-        self._host_lengths += count
-        self._step = None
-
     def _next(self, length: int) -> _Step:
         """The next L positions; the views of all layers are made at once."""
         if self._step is None or self._step.length != length:

@@ -106,7 +106,8 @@ class TestTimetable:
     def test_critical_path_of_the_released_size(self) -> None:
         steps = timetable(32)
         assert len(steps) == 2080
-        assert max(map(len, steps)) == 2
+        assert max(sum(turn.samples for turn in step) for step in steps) == 2
+        assert max(map(len, steps)) == 3
 
     @pytest.mark.parametrize("grid", [4, 8, 32])
     def test_every_code_once_and_after_all_before_it_in_its_window(self, grid: int) -> None:
@@ -116,10 +117,28 @@ class TestTimetable:
             assert len({turn.lane for turn in step}) == len(step)
             for turn in step:
                 region = sampled_in[found[turn.window].target]
-                assert owner[found[turn.window].target].flatten()[turn.place] == turn.window
                 before = region.flatten()[: turn.place]
                 assert (before >= 0).all() and (before < number).all()
-                row, column = divmod(turn.place, region.shape[1])
-                assert region[row, column] == -1
-                region[row, column] = number
+                own = owner[found[turn.window].target].flatten()[turn.place] == turn.window
+                assert own == turn.samples
+                if own:
+                    row, column = divmod(turn.place, region.shape[1])
+                    assert region[row, column] == -1
+                    region[row, column] = number
         assert (sampled_in >= 0).all()
+
+    @pytest.mark.parametrize("grid", [4, 8, 32])
+    def test_a_window_holds_its_lane_and_reads_code_after_code_from_its_start_on(self, grid: int) -> None:
+        running: dict[int, tuple[int, int]] = {}
+        for step in timetable(grid):
+            for turn in step:
+                assert turn.starts == (turn.window not in running)
+                if not turn.starts:
+                    assert running[turn.window] == (turn.lane, turn.place - 1)
+                running[turn.window] = (turn.lane, turn.place)
+            lanes = [lane for lane, _ in running.values()]
+            assert len(set(lanes)) == len(lanes)
+            for turn in step:
+                if turn.last:
+                    del running[turn.window]
+        assert not running
