@@ -15,11 +15,12 @@ from tests.faults.outcomes import EARLY, SCALARS_OF, Wrong, matches, require_one
 from tests.faults.subjects import Subject
 
 _FILLER = "filler"
-_LOG = 1 << 12  # bytes that a run may print, which goes into a file too
+_LOG = 1 << 12  # bytes that a run may print, which goes into a file too, whose size is limited as well
 _ROOM = 16 << 20  # bytes that a run has before its disk is full
 _EVENTS = re.compile(rf"{SCALARS_OF}/events\.out\..*")
 
-_CUT = ("*store/*.bin", "*store/*.keys.txt", "*store/*.crc32")  # files that are opened once before they are written
+_APPENDED = ("*store/*.bin", "*store/*.keys.txt", "*store/*.crc32", "samples.jsonl")
+"""Files of runs that go on which are begun empty, and written when they are opened for the second time."""
 
 
 def kinds() -> dict[str, Callable[[Bench], str]]:
@@ -48,10 +49,10 @@ def _full_at_file(bench: Bench) -> str:
     name = bench.draw(subject.files)
     with small_disk(bench, subject.total + _ROOM) as mounted:
         full = (lambda: fill(bench.place)) if mounted else no_space_beyond(0)
-        time = 2 if matches(name, _CUT) else 1
+        time = 2 if matches(name, _APPENDED) and not subject.recipe.begins_anew else 1
         ended = bench.start(subject.config, when_written(lambda path: _is(path, bench.run, name), time, full))
         (bench.place / _FILLER).unlink(missing_ok=True)
-        return _after(bench, subject, ended)
+        return _after(bench, subject, ended, SCALARS_OF if name.startswith(f"{SCALARS_OF}/") else name)
 
 
 def _is(path: Path, run: Path, name: str) -> bool:
@@ -63,21 +64,17 @@ def _is(path: Path, run: Path, name: str) -> bool:
 
 
 def _file_too_large(bench: Bench) -> str:
-    subject = bench.pick()
-    size = max(bench.number(1, subject.largest - 1), _LOG)
-    ended = bench.start(subject.config, no_space_beyond(size))
+    subject = bench.pick(lambda subject: subject.largest > _LOG)
+    ended = bench.start(subject.config, no_space_beyond(bench.number(_LOG, subject.largest - 1)))
     return _after(bench, subject, ended)
 
 
-def _after(bench: Bench, subject: Subject, ended: Ended) -> str:
-    """One line says which file found no space; now there is some again.
-
-    That is not always the file that was to be written first: a few bytes may still fit into its last page.
-    """
+def _after(bench: Bench, subject: Subject, ended: Ended, name: str = "") -> str:
+    """One line says which file, or that one, found no space; now there is some again."""
     if ended.code == 0:
         require_same(bench.left(), subject.reference)
         return EARLY
-    if f"{bench.place}/" not in (line := require_one_line(ended)) or ": no space left on the disk" not in line:
+    if f"{bench.place}/" not in (line := require_one_line(ended)) or f"{name}: no space left on the disk" not in line:
         raise Wrong(f"does not say where the disk is full: {ended.output[-600:]}")
     return bench.finish(subject, whole_log=False)
 

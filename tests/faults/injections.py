@@ -144,9 +144,12 @@ def when_written(wanted: Callable[[Path], bool], time: int, act: Callable[[], ob
 
         def watch(event: str, arguments: tuple[Any, ...]) -> None:
             nonlocal opened
-            if event != "open" or opened == time or not isinstance(arguments[0], (str, bytes, Path)):
+            if event != "open" or opened == time:
                 return
-            if arguments[2] & (os.O_WRONLY | os.O_RDWR) and wanted(Path(os.fsdecode(arguments[0]))):
+            path, mode, flags = arguments
+            if mode is None or not isinstance(path, (str, bytes, Path)):  # a descriptor, maybe to become a stream
+                return
+            if flags & (os.O_WRONLY | os.O_RDWR) and wanted(Path(os.fsdecode(path))):
                 opened += 1
                 if opened == time:
                     act()
