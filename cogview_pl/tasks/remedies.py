@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from itertools import product
@@ -53,7 +54,7 @@ def cheapest(config: Config, fits: Callable[[Config], bool], *, on_gpu: bool) ->
             break
         if not _works([batches[-1], *others], config, fits):  # smaller ones there are none
             continue
-        chosen = next(chosen for batch in batches if _works(chosen := [batch, *others], config, fits))
+        chosen = [_largest(batches, others, config, fits), *others]
         words = [remedy.text for remedy in chosen if remedy.text]
         found = _cost(chosen), len(words), " ".join(words)
         best = found if best is None else min(best, found)
@@ -77,6 +78,11 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
 
 def _cost(remedies: Iterable[Remedy]) -> int:
     return sum(remedy.cost for remedy in remedies)
+
+
+def _largest(batches: list[Remedy], others: Iterable[Remedy], config: Config, fits: Callable[[Config], bool]) -> Remedy:
+    """The first batch, from the largest on, with which the run fits; with the last it does."""
+    return batches[bisect_left(batches[:-1], True, key=lambda batch: _works([batch, *others], config, fits))]
 
 
 def _works(remedies: list[Remedy], config: Config, fits: Callable[[Config], bool]) -> bool:

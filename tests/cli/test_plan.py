@@ -16,6 +16,7 @@ from cogview_pl.tasks.devices import check_strategy
 from cogview_pl.tasks.estimates import estimate
 from cogview_pl.tasks.levers import check_levers
 from cogview_pl.tasks.plan import make_plan, require_fit
+from cogview_pl.tasks.plan import run as plan
 from cogview_pl.tasks.remedies import cheapest
 
 from ..composed import composed
@@ -55,9 +56,10 @@ def test_quantized_weights_are_counted() -> None:
     assert int4["memory_of_gpu/kv_cache_bytes"] == plain["memory_of_gpu/kv_cache_bytes"]
 
 
-def test_released_size_has_its_published_parameters() -> None:
-    figures = make_plan(composed(*FOUR_BILLION)).figures
+def test_released_size_has_its_published_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = plan(composed(*FOUR_BILLION), run_stage=pytest.fail)
     assert figures["sequence_model/parameters"] == 3_928_849_920
+    assert "3,928,849,920" in capsys.readouterr().out
     held = figures["memory_of_gpu/weights_bytes"] + figures["memory_of_gpu/optimizer_bytes"]
     tensors = 48 * 16 + 4  # of each AdamW counts the steps in four bytes
     assert held == (4 + 8) * figures["sequence_model/parameters"] + 4 * tensors

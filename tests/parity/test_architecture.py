@@ -9,7 +9,6 @@ import torch
 
 from cogview_pl.checkpoints.official import released_names, save_vqvae
 from cogview_pl.checkpoints.store import build_vqvae
-from cogview_pl.tasks.plan import run as plan
 from cogview_pl.tasks.sizes import transformer_settings, vqvae_settings
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Vocabulary
@@ -43,7 +42,7 @@ def released_shapes(layers: int, width: int) -> dict[str, tuple[int, ...]]:
     "name, layers, width, parameters",
     [("cogview_4b", 48, 2560, 3_928_849_920), ("cogview_400m", 24, 1088, 405_914_304)],
 )
-def test_transformer(name: str, layers: int, width: int, parameters: int, capsys) -> None:
+def test_transformer(name: str, layers: int, width: int, parameters: int) -> None:
     config = composed("task=pretrain", f"model={name}")
     vocabulary = Vocabulary(config.image_tokenizer.num_codes, config.text.num_pieces)
     with torch.device("meta"):
@@ -53,8 +52,6 @@ def test_transformer(name: str, layers: int, width: int, parameters: int, capsys
     state = model.state_dict()
     found = {theirs: tuple(state[ours].shape) for ours, theirs in released_names(model).items()}
     assert found == released_shapes(layers, width)
-    plan(composed("task=pretrain", f"model={name}", "plan=true"), run_stage=pytest.fail)
-    assert f"{parameters:,}" in capsys.readouterr().out
 
 
 def test_image_tokenizer(tmp_path: Path) -> None:
