@@ -1,5 +1,6 @@
 """Sessions: `nox` runs lint, types and tests; the others by name, e.g. `nox -s quickstart`."""
 
+import shutil
 from pathlib import Path
 
 import nox
@@ -43,9 +44,9 @@ def tests(session: nox.Session) -> None:
     _run_tests(session)
 
 
-def _run_tests(session: nox.Session) -> None:
+def _run_tests(session: nox.Session, marked: str = "not slow and not gpu", **variables: str) -> None:
     workers = ("-n", "2", "--dist", "loadfile")  # most tests wait for one process of their own
-    session.run("pytest", "-m", "not slow and not gpu", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "-m", marked, *workers, *session.posargs, env={"OMP_NUM_THREADS": "1", **variables})
 
 
 @nox.session(python="3.10", venv_backend="uv")
@@ -63,10 +64,27 @@ def pythons(session: nox.Session) -> None:
 
 
 @nox.session
+def sdist(session: nox.Session) -> None:
+    """The default tests out of the source distribution, with a foreign package `tests` in the way."""
+    session.install("build")
+    folder = Path(session.create_tmp())
+    shutil.rmtree(folder)
+    session.run("python", "-m", "build", "--sdist", "--outdir", str(folder))
+    (archive,) = folder.glob("*.tar.gz")
+    shutil.unpack_archive(archive, folder)
+    foreign = folder / "foreign" / "tests"
+    foreign.mkdir(parents=True)
+    (foreign / "__init__.py").touch()
+    with session.chdir(folder / archive.name.removesuffix(".tar.gz")):
+        session.install(".[dev,eval,quant]")
+        _run_tests(session, PYTHONPATH=str(foreign.parent))
+
+
+@nox.session
 def slow(session: nox.Session) -> None:
     """The long tests."""
     session.install("-e", ".[dev,eval,quant]")
-    session.run("pytest", "-m", "slow", *session.posargs)
+    _run_tests(session, "slow")
 
 
 @nox.session

@@ -33,7 +33,7 @@ from cogview_pl.durable import disk_full, is_disk_full
 from cogview_pl.errors import UserError
 from cogview_pl.limits import check_limits
 from cogview_pl.shell import quote_override, quoted
-from cogview_pl.streams import use_forgiving_streams
+from cogview_pl.streams import use_forgiving_streams, use_utf8_file_names
 from cogview_pl.tasks.processes import THESE, forget_stale_variables
 
 if TYPE_CHECKING:
@@ -193,6 +193,7 @@ def _quiet_where_full(failed: threading.ExceptHookArgs) -> None:
 
 def main() -> None:
     """Entry point: turns errors that the user can mend into one line and exit code 2."""
+    use_utf8_file_names()
     use_forgiving_streams()
     forget_stale_variables()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a run listens, Ctrl-C just ends the process

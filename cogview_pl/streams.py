@@ -1,4 +1,4 @@
-"""Standard output and error that survive what shells do to them."""
+"""Standard output and error that survive what shells do to them, and file names in any language in any locale."""
 
 from __future__ import annotations
 
@@ -45,3 +45,17 @@ def use_forgiving_streams() -> None:
                 stream.detach(), stream.encoding, "backslashreplace", line_buffering=stream.line_buffering
             )
             setattr(sys, name, forgiving)
+
+
+def use_utf8_file_names() -> None:
+    """Where the locale has no Chinese file names, replace this process by one in Python's UTF-8 mode.
+
+    Python reads names by the locale's encoding, and no library can write what it then makes of Chinese ones. What is
+    printed keeps the encoding of the terminal.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":  # if Python does not heed it
+        return
+    printed = sys.stdout.encoding if sys.stdout is not None else "utf-8"
+    os.environ["PYTHONUTF8"] = "1"
+    os.environ.setdefault("PYTHONIOENCODING", printed)
+    os.execv(sys.executable, sys.orig_argv)

@@ -7,11 +7,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from .forked import Ended, ForkServer
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "cogview_pl.run")
@@ -31,17 +33,11 @@ TINY = (
 CHAIN = ("experiment=quickstart", *TINY, "num_prompts=4", "num_captions=4", "seed=3")
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a command line ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
 class CommandLine:
     """`python -m cogview_pl.run …` on the CPU, in a folder of the test's."""
+
+    def __init__(self) -> None:
+        self._server = ForkServer(self.environment)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -50,7 +46,7 @@ class CommandLine:
         return os.environ | ours
 
     def start(self, args: Sequence[str], cwd: Path, **options: object) -> subprocess.Popen[str]:
-        """Start a run and do not wait for it."""
+        """Start a run in a process of its own and do not wait for it."""
         return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
             [*COMMAND, *args],
             cwd=cwd,
@@ -63,9 +59,7 @@ class CommandLine:
 
     def run(self, args: Sequence[str], cwd: Path, stdin: str = "") -> Ended:
         """Run to the end, whatever the exit code."""
-        with self.start(args, cwd, stdin=subprocess.PIPE) as process:
-            stdout, stderr = process.communicate(stdin, timeout=600)
-        return Ended(process.returncode, stdout, stderr)
+        return self._server.run([*COMMAND[1:], *args], cwd, stdin)
 
     def succeed(self, args: Sequence[str], cwd: Path, stdin: str = "") -> Ended:
         """Run to the end, which must be exit code 0."""
@@ -78,13 +72,8 @@ class CommandLine:
         given, results = scratch / "cases.json", scratch / "results.json"
         given.write_text(json.dumps([{"args": list(args), "cwd": str(cwd)} for args, cwd in cases]))
         driver = Path(__file__).with_name("in_process.py")
-        subprocess.run(
-            [sys.executable, driver, given, results],
-            env=self.environment,
-            check=True,
-            stdout=subprocess.DEVNULL,
-            timeout=900,
-        )
+        ended = self._server.run([driver, given, results], scratch)
+        assert ended.code == 0, ended.stderr
         return [Ended(**result) for result in json.loads(results.read_text())]
 
     def run_on_two(self, cases: Sequence[tuple[Sequence[str], Path]], scratch: Path) -> list[Ended]:
@@ -119,6 +108,10 @@ class CommandLine:
             assert one.code == other.code, f"{one.stderr[-3000:]}\n{other.stderr[-3000:]}"
         return first
 
+    def close(self) -> None:
+        """End what `run` and `run_many` share."""
+        self._server.close()
+
     def refuse(self, cases: Sequence[tuple[Sequence[str], Sequence[str]]], cwd: Path, scratch: Path) -> None:
         """Every case (arguments, words) must end with exit code 2 and one line that holds the words."""
         ended = self.run_many([(args, cwd) for args, _ in cases], scratch)
@@ -130,8 +123,10 @@ class CommandLine:
 
 
 @pytest.fixture(scope="session")
-def cli() -> CommandLine:
-    return CommandLine()
+def cli() -> Iterator[CommandLine]:
+    command_line = CommandLine()
+    yield command_line
+    command_line.close()
 
 
 @dataclass(frozen=True)

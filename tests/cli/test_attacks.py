@@ -309,17 +309,18 @@ def test_data_that_changed_are_found_and_taken_on_request(gone_on: dict[str, End
 
 
 def test_odd_surroundings(cli: CommandLine, home: Path, tmp_path: Path) -> None:
-    """Variables of an earlier launch, a reader that goes away, few open files."""
+    """Variables of an earlier launch, a reader that goes away, a locale without Chinese, few open files."""
 
     def shell(line: str) -> subprocess.CompletedProcess[str]:
         line = line.replace("RUN", " ".join((*COMMAND, "task=vqvae", "trainer.max_steps=1", *SMALL, "threads=1")))
         options = {"cwd": home, "env": cli.environment, "capture_output": True, "text": True, "timeout": 300}
         return subprocess.run(["bash", "-c", line], check=False, **options)  # type: ignore[call-overload, no-any-return]
 
-    ended = shell(f"set -o pipefail; LOCAL_RANK=1 SLURM_PROCID=3 RUN run_dir={tmp_path}/stale | head -1")
+    ascii_only = "LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0"
+    ended = shell(f"set -o pipefail; {ascii_only} LOCAL_RANK=1 SLURM_PROCID=3 RUN run_dir={tmp_path}/画 | head -1")
     assert ended.returncode == 0, ended.stderr
     assert "LOCAL_RANK=1 is ignored" in ended.stderr and "Traceback" not in ended.stderr
-    assert (tmp_path / "stale" / "model" / "weights.safetensors").is_file()
+    assert (tmp_path / "画" / "model" / "weights.safetensors").is_file()
     ended = shell(f"ulimit -n 16; RUN data.num_workers=2 run_dir={tmp_path}/files")
     assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended.stderr[-3000:]
     assert "ulimit -n" in ended.stderr.splitlines()[-1]
