@@ -93,6 +93,23 @@ def test_a_damaged_checkpoint_names_the_newest_other_one(tmp_path: Path) -> None
         require_same_run(file, IDENTITY, verify=True)
 
 
+class Touch:
+    """Unpickled it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_no_code_of_a_checkpoint_is_run(tmp_path: Path) -> None:
+    torch.save({**WHOLE, "callbacks": {"any": Touch(tmp_path / "touched")}}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=r"last\.ckpt cannot be read \(Weights only load failed"):
+        require_same_run(tmp_path / "last.ckpt", IDENTITY, verify=True)
+    assert not (tmp_path / "touched").exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"PK", b"half of a file"])
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "last.ckpt").write_bytes(content)

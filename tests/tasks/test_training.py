@@ -167,11 +167,13 @@ def test_a_run_returns_what_was_logged_last_and_leaves_a_checkpoint(
     [(4, 2, 1, [2, 4]), (4, 2, 2, [2, 4]), (5, 2, 1, [2, 4, 5]), (3, 2, 2, [2, 3]), (3, 500, 1, [3]), (3, 500, 2, [3])],
 )
 def test_validations_come_every_so_many_steps_and_at_the_end(
-    run: Path, steps: int, interval: int, accumulate: int, wanted: list[int]
+    run: Path, steps: int, interval: int, accumulate: int, wanted: list[int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = configured(max_steps=steps, val_check_interval=interval, accumulate_grad_batches=accumulate)
+    seed(config)
     module = Line(config)
     carried_out(config, module)
+    assert capfd.readouterr() == ("", "")  # neither tables nor advice of Lightning
     assert module.validated == wanted
     assert len(module.seen) == steps * accumulate
 
@@ -385,6 +387,13 @@ def test_a_node_that_the_run_does_not_have_is_refused(run: Path, monkeypatch: py
         carried_out(config, Line(config))
     del config.trainer["num_nodes"]
     with pytest.raises(UserError, match=r"^NODE_RANK=1 is set, and the run has trainer\.num_nodes=1"):
+        carried_out(config, Line(config))
+
+
+def test_heads_that_devices_cannot_divide_are_refused(run: Path) -> None:
+    config = configured("strategy=tp", "trainer.devices=2")
+    config.model.num_heads = 3
+    with pytest.raises(UserError, match=r"^strategy=tp: model\.num_heads=3 cannot be divided among 2 devices"):
         carried_out(config, Line(config))
 
 
