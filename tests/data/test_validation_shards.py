@@ -1,4 +1,4 @@
-"""With `val_urls` the splits are those of the shards: nothing is dealt out by hash, and each must have what it needs."""
+"""With `val_urls` the splits are those of the shards: nothing is dealt out by hash, and each has what it needs."""
 
 from __future__ import annotations
 
