@@ -142,6 +142,7 @@ def test_the_newest_run_that_left_something_goes_on(tmp_path: Path) -> None:
     folder = interrupted_run(str(tmp_path), "pretrain", True, PROOFS)
     assert folder.path == home / "2026-01-02_00-00-00"
     folder.describe(run())
+    assert sorted(everything(folder.path)) == [RECORD, "tokens/store/header.json"]  # nothing before it begins
     folder.finish({})
     assert os.readlink(home / "latest") == "2026-01-02_00-00-00"
     assert open_run(run(outputs=str(tmp_path), resume=True), None)[0].path == folder.path
@@ -157,8 +158,16 @@ def test_a_run_elsewhere_goes_on_and_does_not_become_the_latest_one(tmp_path: Pa
     begun(tmp_path / "pretrain" / "named", LAST)
     folder = interrupted_run(str(tmp_path), "pretrain", str(tmp_path / "pretrain" / "named" / LAST), PROOFS)
     folder.describe(run())
+    assert sorted(everything(folder.path)) == [RECORD, LAST]
     folder.finish({})
     assert os.readlink(tmp_path / "pretrain" / "latest") == "named"
+
+
+def test_a_run_that_is_named_by_a_link_keeps_its_folder_when_the_link_moves(tmp_path: Path) -> None:
+    path, latest = begun(tmp_path / "pretrain" / "named", LAST), tmp_path / "pretrain" / "latest"
+    latest.symlink_to("named")
+    for given in (latest, latest / LAST):
+        assert interrupted_run(str(tmp_path), "pretrain", str(given), PROOFS).path == path
 
 
 def test_what_cannot_go_on_is_named(tmp_path: Path) -> None:
