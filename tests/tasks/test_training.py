@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import nn
 from cogview_pl.data.workers import Loader
 from cogview_pl.errors import UserError
 from cogview_pl.lit.data import DataModule
+from cogview_pl.stopping import STOP
 from cogview_pl.tasks.run_record import RunRecord
 from cogview_pl.tasks.training import optimizer_factory, seed
 
@@ -165,6 +167,7 @@ def test_a_node_that_the_run_does_not_have_is_refused(run: Path, monkeypatch: py
 def test_heads_that_devices_cannot_divide_are_refused(run: Path) -> None:
     config = configured("strategy=tp", "trainer.devices=2")
     config.model.num_heads = 3
+    STOP.received = signal.SIGTERM  # should it not be refused, no process is started for the second device
     with pytest.raises(UserError, match=r"^strategy=tp: model\.num_heads=3 cannot be divided among 2 devices"):
         carried_out(config, Line(config))
 
