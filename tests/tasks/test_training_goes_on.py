@@ -44,7 +44,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(run: Path) -> None
 
 
 def test_a_run_that_was_stopped_before_a_validation_logs_each_step_once(run: Path) -> None:
-    """Lightning counts one step more in it, and loggers would be told so."""
+    """And validates to the end first."""
     config = configured("logger=tensorboard", log_every_n_steps=1)
     first = Line(config, at=1, act=lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped), STOP:
