@@ -235,10 +235,8 @@ def _made(path: Path) -> bool:
     """Make a folder; False if there is one, maybe that of a run started at the same moment."""
     try:
         path.mkdir(parents=True)
-    except FileExistsError:
-        return path.parent.is_file()  # then RunFolder says what is wrong
     except OSError:
-        pass
+        return not os.path.lexists(path)  # where no folder can be made, RunFolder says what is wrong
     return True
 
 

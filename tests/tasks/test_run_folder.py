@@ -10,15 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from cogview_pl.config import Verb
 from cogview_pl.durable import replacing
 from cogview_pl.errors import UserError
 from cogview_pl.stopping import Stopped, StopSignals
 from cogview_pl.tasks.run_folder import RunFolder, new_run, open_run, require_metrics
 from cogview_pl.tasks.run_lock import LOCK, RunLock
 from cogview_pl.tasks.run_record import RECORD, RunRecord
+
+from .begun import begun, everything, run
 
 
 def holder(folder: Path) -> int:
@@ -46,25 +47,6 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path: Path) -> No
     lock = RunLock(tmp_path)  # though the worker of the killed process may still be there
     lock.release()
     assert not (tmp_path / LOCK).exists()
-
-
-def run(**keys: object) -> DictConfig:
-    return OmegaConf.create({"task": "pretrain", "verb": Verb.fit_sequence_model, "run_dir": None, **keys})
-
-
-def begun(path: Path, *left: str, **record: object) -> Path:
-    """A run folder in which a task has left some files."""
-    for name in left:
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).touch()
-    path.mkdir(parents=True, exist_ok=True)
-    RunRecord("pretrain", **record).save(path)  # type: ignore[arg-type]
-    return path
-
-
-def everything(folder: Path) -> dict[str, bytes]:
-    """All files of a folder."""
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_a_folder_with_a_run_in_it_is_not_written_over(tmp_path: Path) -> None:
@@ -116,16 +98,16 @@ def test_drafts_of_a_killed_run_are_not_in_the_way_of_the_next(tmp_path: Path) -
 
 def test_undoing_hides_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last line names the file that found no space first. What is put back may be damaged."""
-    run = begun(tmp_path / "run", "samples.jsonl")
-    (run / "config.yaml").write_bytes(b"\xff")
-    folder = RunFolder(run, None, goes_on=True)
+    path = begun(tmp_path / "run", "samples.jsonl")
+    (path / "config.yaml").write_bytes(b"\xff")
+    folder = RunFolder(path, None, goes_on=True)
     folder.describe(OmegaConf.create({"task": "pretrain"}))
     folder.begin()
     with monkeypatch.context() as full:
         full.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         folder.undo()
     folder.undo()
-    assert (run / "config.yaml").read_bytes() == b"\xff"
+    assert (path / "config.yaml").read_bytes() == b"\xff"
 
 
 def test_a_link_out_of_a_run_folder_is_refused(tmp_path: Path) -> None:
