@@ -156,6 +156,12 @@ def test_ranks_of_different_runs_are_refused(name: str, tensor: Tensor, words: s
     assert str(error.value).startswith("key=file.pt: the ") and words in str(error.value)
 
 
+@pytest.mark.parametrize("name", [DENSE, QKV_BIAS])
+def test_scalars_for_slices_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"do not fit together in {name}"):
+        merge_ranks([{name: torch.tensor(1.0)}, {name: torch.tensor(1.0)}], FILE, "key")
+
+
 def test_slices_along_an_edge_that_they_lack_are_refused() -> None:
     ranks: list[dict[str, Tensor]] = [{DENSE: numbers(3)} for _ in range(5)]
     with pytest.raises(UserError) as error:
