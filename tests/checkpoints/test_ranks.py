@@ -99,8 +99,8 @@ def numbers(*shape: int) -> Tensor:
 WHOLE = {
     "word_embeddings.weight": numbers(6, 2),
     "transformer.position_embeddings.weight": numbers(4, 2),
-    "transformer.layers.0.attention.query_key_value.weight": numbers(18, 2),
-    "transformer.layers.0.attention.query_key_value.bias": numbers(18),
+    "transformer.layers.0.attention.query_key_value.weight": numbers(36, 2),
+    "transformer.layers.0.attention.query_key_value.bias": numbers(36),
     "transformer.layers.0.attention.dense.weight": numbers(2, 6),
     "transformer.layers.0.attention.dense.bias": numbers(2),
     "transformer.layers.0.mlp.dense_h_to_4h.weight": numbers(6, 2),
@@ -114,7 +114,7 @@ WHOLE = {
 def slice_of(name: str, whole: Tensor, rank: int) -> Tensor:
     """What rank 0, 1 or 2 of 3 holds: rows, columns, or the same rows of queries, keys and values."""
     if "query_key_value" in name:
-        return torch.cat([part[2 * rank : 2 * rank + 2] for part in (whole[:6], whole[6:12], whole[12:])])
+        return torch.cat([part[4 * rank : 4 * rank + 4] for part in (whole[:12], whole[12:24], whole[24:])])
     if "word_embeddings" in name or "h_to_4h" in name:
         return whole[2 * rank : 2 * rank + 2]
     if name.endswith(("attention.dense.weight", "4h_to_h.weight")):
@@ -143,14 +143,14 @@ DENSE = "transformer.layers.0.attention.dense.weight"
     ("name", "tensor", "words"),
     [
         ("other", torch.zeros(1), "the 3 ranks hold different tensors"),
-        (DENSE, numbers(3, 2), f"do not fit together in {DENSE} ([2, 2], [2, 2], [3, 2])"),
-        (QKV_BIAS, numbers(6).half(), f"do not fit together in {QKV_BIAS} ([6], [6], [6])"),
+        (DENSE, numbers(3, 2), f"do not fit together in {DENSE} ([2, 2], [3, 2], [2, 2])"),
+        (QKV_BIAS, numbers(12).half(), f"do not fit together in {QKV_BIAS} ([12], [12], [12])"),
         ("transformer.layers.0.input_layernorm.weight", numbers(2) + 1, "disagree on transformer.layers.0.input_"),
     ],
 )
 def test_ranks_of_different_runs_are_refused(name: str, tensor: Tensor, words: str) -> None:
     ranks = ranks_of(3)
-    ranks[2][name] = tensor
+    ranks[1][name] = tensor
     with pytest.raises(UserError) as error:
         merge_ranks(ranks, FILE, "key")
     assert str(error.value).startswith("key=file.pt: the ") and words in str(error.value)
