@@ -15,9 +15,11 @@ from cogview_pl.checkpoints.store import (
     IMAGE_TOKENIZER,
     SEQUENCE_MODEL,
     SequenceModel,
+    build_vqvae,
     folder_identity,
     kind_of,
     load_image_tokenizer,
+    load_model,
     load_sequence_model,
     read_model_settings,
 )
@@ -79,6 +81,8 @@ def test_files_are_compared_with_their_hashes_unless_the_user_says_otherwise(run
     if verify:
         with pytest.raises(UserError, match="is damaged: it is not the file"):
             load_image_tokenizer(run / "model/image_tokenizer")
+        with pytest.raises(UserError, match="is damaged: it is not the file"):
+            load_model(run / "model/image_tokenizer", IMAGE_TOKENIZER, "key", lambda found: build_vqvae(found["vqvae"]))
     else:
         assert load_image_tokenizer(run / "model/image_tokenizer", verify=False).grid == (2, 2)
 
@@ -155,3 +159,12 @@ def test_half_of_a_folder_is_none(run: Path, name: str) -> None:
         load_sequence_model(run)
     with pytest.raises(UserError, match=r"image_tokenizer\.path=.* does not exist; give a run folder"):
         load_image_tokenizer(run / "missing")
+
+
+@pytest.mark.parametrize(("name", "value"), [("kmeans_iters", 0.0), ("commitment_weight", True)])
+def test_settings_of_a_quantizer_have_their_types(tmp_path: Path, name: str, value: object) -> None:
+    save_tokenizer(tmp_path)
+    settings = read_settings(tmp_path)
+    write_settings(tmp_path, settings | {"vqvae": VQVAE | {"quantizer": {"kind": "ema", name: value}}})
+    with pytest.raises(UserError, match=rf"config\.yaml is damaged \({name} is {value!r}\); copy the folder again"):
+        load_image_tokenizer(tmp_path, verify=False)

@@ -133,6 +133,9 @@ def test_a_model_takes_weights_in_fp32_and_stays_in_evaluation(tmp_path: Path) -
     ) as error:
         load_weights(torch.nn.BatchNorm1d(3), file, finite=True)
     assert "\n" not in str(error.value)
+    with pytest.raises(UserError) as error:
+        load_weights(torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(20))), file, finite=True)
+    assert len(str(error.value).removeprefix(f"{file} does not fit its config.yaml or is damaged: ")) == 300
     save_weights(file, {"weight": torch.tensor([torch.nan])})
     with pytest.raises(UserError, match="weight holds numbers that are not finite"):
         load_weights(torch.nn.BatchNorm1d(1), file, finite=True)
