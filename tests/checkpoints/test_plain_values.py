@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from cogview_pl.checkpoints.archives import read_contents
 from cogview_pl.checkpoints.pickles import is_file, read_pt, shown
 from cogview_pl.errors import UserError
 
@@ -67,6 +68,7 @@ UNFIT = {
     "no record": (tensor_of((1,), (1,), key="9" * 30), f"no 16 bytes of storage {'9' * 20})"),
     "short record": (tensor_of((1,), (1,), numel=5), "no 20 bytes of storage 0)"),
     "long record": (tensor_of((1,), (1,), numel=3), "no 12 bytes of storage 0)"),
+    "no record of a byte": (tensor_of((1,), (1,), numel=1, key="9", kind="ByteStorage"), "no 1 bytes of storage 9)"),
     "no record of nothing": (tensor_of((0,), (1,), numel=0, key="9"), "no 0 bytes of storage 9)"),
 }
 
@@ -94,6 +96,15 @@ def test_tensors_take_twice_the_file_at_most(file: Path) -> None:
     assert [len(tensor) for tensor in found] == [4096, 4096, rest] and bytes(found[1].tolist()) == numbers
     file.write_bytes(views(rest + 1))
     assert "tensors that are larger than the file" in refusal(file)
+
+
+def test_tensors_are_mapped_where_the_file_has_them(file: Path) -> None:
+    """A model of many gigabytes is not read into memory first."""
+    torch.save({"a": torch.rand(5), "b": torch.rand(7).double()}, file)
+    found, records = read_pt(file, "key"), read_contents(file, verify=False).records
+    starts = [start for start, _ in records.values()]
+    assert found["b"].data_ptr() - found["a"].data_ptr() == starts[1] - starts[0]
+    assert [tensor.untyped_storage().nbytes() for tensor in found.values()] == [20, 56]
 
 
 def test_a_tensor_at_the_end_of_an_old_file(file: Path) -> None:
