@@ -195,14 +195,15 @@ def write(folder: Path, state: dict[str, Tensor]) -> Path:
     return folder
 
 
-def test_a_released_transformer_predicts_as_the_original(tmp_path: Path) -> None:
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_released_transformer_predicts_as_the_original(tmp_path: Path, heads: int) -> None:
     state, tokens = transformer_state(), torch.randint(20, (2, 7))
-    model = load_transformer(write(tmp_path / "model", state), num_heads=3)
-    torch.testing.assert_close(model(tokens), logits(state, tokens, heads=3), rtol=1e-4, atol=1e-4)
-    assert (model.num_heads, model.num_positions, len(model.blocks), model.norm_scope) == (3, 9, 2, "tensor")
+    model = load_transformer(write(tmp_path / "model", state), num_heads=heads)
+    torch.testing.assert_close(model(tokens), logits(state, tokens, heads=heads), rtol=1e-4, atol=1e-4)
+    assert (model.num_heads, model.num_positions, len(model.blocks), model.norm_scope) == (heads, 9, 2, "tensor")
     assert not model.training and model.token_embedding.weight.shape == (20, 12)
-    assert load_transformer(tmp_path / "model", num_heads=3, norm_scope="token").norm_scope == "token"
-    half = load_transformer(tmp_path / "model", num_heads=3, dtype=torch.bfloat16)
+    assert load_transformer(tmp_path / "model", num_heads=heads, norm_scope="token").norm_scope == "token"
+    half = load_transformer(tmp_path / "model", num_heads=heads, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
 
 
