@@ -50,7 +50,11 @@ _VQVAE = {
     "quantizer.cluster_size": "quantize_t.cluster_size",
     "quantizer.embed_avg": "quantize_t.embed_avg",
 }
-_NOT_IN_FILES = {"mean", "std", "quantizer.initialised", "quantizer.updates", "quantizer.revived_total"}
+_NOT_IN_FILES = {
+    "mean",
+    "std",
+    *(f"quantizer.{name}" for name in ("initialised", "updates", "revived_total", "temperature")),
+}
 
 
 def is_released(path: str | Path) -> bool:
@@ -96,9 +100,7 @@ def load_vqvae(path: str | Path, key: str = "image_tokenizer.path", *, verify: b
         names.require_finite(state)
     model = build_vqvae(settings)
     kept = {name: tensor for name, tensor in model.state_dict().items() if name in _NOT_IN_FILES}
-    for name in list(state):
-        state[name] = state[name].to(torch.float32, copy=True)  # a copy: the file must not stay mapped under a run
-    model.load_state_dict(state | kept, assign=True)
+    model.load_state_dict(state | kept)  # copies: the file must not stay mapped under a run
     return model.eval()
 
 

@@ -181,7 +181,7 @@ def _tensor(
     offset: object,
     shape: object,
     stride: object,
-    requires_grad: object = False,
+    requires_grad: object = None,
     hooks: object = None,
     metadata: object = None,
 ) -> View:
@@ -203,13 +203,13 @@ def _tensor(
     return view
 
 
-def _parameter(_: Budget, data: object, requires_grad: object = False, hooks: object = None) -> View:
+def _parameter(_: Budget, data: object, requires_grad: object = None, hooks: object = None) -> View:
     if not isinstance(data, View):
         raise Malformed("a parameter that is no tensor")
     return data
 
 
-def _number_type(_: Budget, code: object, align: object = False, copy: object = True) -> NumberType:
+def _number_type(_: Budget, code: object, align: object = None, copy: object = None) -> NumberType:
     if type(code) is not str or code not in _NUMBERS:
         raise Refused("for a NumPy array of anything but numbers")
     return NumberType(code)

@@ -27,6 +27,9 @@ _DTYPES = {
 }
 """What safetensors calls them."""
 
+_DAMAGED = (SafetensorError, ValueError, TypeError, KeyError, OverflowError, RuntimeError, MemoryError)
+"""What the library raises for bytes that it does not expect, in one version or another."""
+
 
 def save_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
     """Replace a safetensors file; the tensors are on the CPU and contiguous.
@@ -61,7 +64,10 @@ def read_weights(file: Path, *, finite: bool) -> dict[str, Tensor]:
     """
     try:
         found = load_file(file)
-    except (SafetensorError, ValueError, KeyError, OverflowError, RuntimeError, MemoryError) as error:
+        for name, tensor in found.items():
+            if tensor.dtype not in _DTYPES:
+                raise ValueError(f"{name} is of {tensor.dtype}")
+    except _DAMAGED as error:
         raise UserError(f"{file} is damaged ({_reason(error)}); copy the folder again") from error
     if finite:
         require_finite(found, file)
@@ -84,7 +90,7 @@ def number_of_tensors(file: Path) -> int:
     try:
         with safe_open(file, "pt") as opened:
             return len(opened.keys())
-    except (SafetensorError, ValueError, OverflowError, MemoryError) as error:
+    except _DAMAGED as error:
         raise UserError(f"{file} is damaged ({_reason(error)}); copy the folder again") from error
 
 

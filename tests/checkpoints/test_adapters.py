@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -13,13 +14,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cogview_pl.checkpoints.adapters import Adapter, find_adapter, load_adapted, save_adapter
+from cogview_pl.checkpoints.adapters import (
+    Adapter,
+    find_adapter,
+    find_base,
+    load_adapted,
+    read_adapter_settings,
+    save_adapter,
+)
+from cogview_pl.checkpoints.manifest import file_hash
+from cogview_pl.checkpoints.settings import read_settings
 from cogview_pl.checkpoints.store import SequenceModel, load_sequence_model
 from cogview_pl.errors import UserError
 from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.lora import adapter_state, add_lora
 
-from .saved import forge_manifest, save_run, save_tokenizer
+from .saved import TEMPLATE, forge_manifest, save_run, save_tokenizer
 
 RANK, ALPHA = 2, 4.0
 TARGETS = ["qkv", "down"]
@@ -219,3 +229,124 @@ def test_a_base_that_has_moved_is_found_where_its_path_is_corrected(run: Path, a
     move_base(run, adapted)
     replace_in(adapted / "adapter" / "base.txt", str(run), str(run.with_name("elsewhere")))
     assert torch.equal(logits(load_adapted(adapted).model), before)
+
+
+def test_what_an_adapter_folder_holds(run: Path, adapted: Path) -> None:
+    folder, base = adapted / "adapter", load_sequence_model(run)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        *("adapter.safetensors", "base.txt", "config.yaml", "manifest.json")
+    ]
+    assert (folder / "base.txt").read_text() == f"{run.resolve()}\n"
+    assert read_settings(folder) == {
+        "kind": "adapter",
+        "base_identity": base.identity,
+        "image_tokenizer": base.image_tokenizer.identity,
+        "lora": {"rank": RANK, "alpha": ALPHA, "targets": TARGETS},
+        "transformer": base.settings["transformer"],
+        "template": {**TEMPLATE, "loss": {"image": 1.0}},
+    }
+    wanted = {"transformer": base.settings["transformer"], "template": {**TEMPLATE, "loss": {"image": 1.0}}}
+    assert read_adapter_settings(folder) == wanted
+    found = load_adapted(adapted)
+    assert found.settings == {**wanted, "vocabulary": base.settings["vocabulary"]} and not found.model.training
+    merged = f"{base.identity} {file_hash(folder / 'adapter.safetensors')}"
+    assert found.identity == hashlib.sha256(merged.encode()).hexdigest()
+
+
+def test_weights_are_those_of_the_base_and_the_scaled_product(run: Path, adapted: Path) -> None:
+    base, found = load_sequence_model(run).model.state_dict(), load_adapted(adapted).model.state_dict()
+    matrices = load_file(adapted / "adapter" / "adapter.safetensors")
+    assert len(matrices) == 4
+    for name, tensor in base.items():
+        path = name.removesuffix(".weight")
+        if f"{path}.lora_a" in matrices:
+            tensor = tensor + ALPHA / RANK * matrices[f"{path}.lora_b"] @ matrices[f"{path}.lora_a"]
+        torch.testing.assert_close(found[name], tensor, msg=name)
+
+
+def test_what_a_path_means(run: Path, adapted: Path, tmp_path: Path) -> None:
+    inner = adapted / "adapter"
+    assert find_adapter(adapted) == find_adapter(str(inner)) == inner
+    for path in (run, run / "model", tmp_path / "missing", inner / "base.txt"):
+        assert find_adapter(path) is None
+    (inner / "model").mkdir()  # of an adapter folder itself: it is an adapter all the same
+    assert find_adapter(inner) == inner
+    (adapted / "model").mkdir()  # beside an adapter: the run's whole model
+    assert find_adapter(adapted) is None
+
+
+def test_bases_are_followed_to_the_last(run: Path, adapted: Path, tmp_path: Path) -> None:
+    second, _ = finetune(tmp_path / "second", adapted)
+    assert find_base(adapted / "adapter", "key") == str(run.resolve())
+    assert find_base(second / "adapter", "key") == str(adapted.resolve())
+    run.rename(tmp_path / "moved")
+    with pytest.raises(UserError) as error:
+        find_base(second / "adapter", "key")
+    assert str(error.value) == (
+        f"key={second / 'adapter'}: the adapter's base, {run.resolve()}, does not exist; write the path of the model "
+        f"that it was trained beside into {adapted.resolve() / 'adapter' / 'base.txt'}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is no path (it holds '')"),
+        (" \n", "is no path (it holds '')"),
+        ("a\x1b[31m", "is no path (it holds 'a\\x1b[31m')"),
+        ("x" * 41 + "\0", f"is no path (it holds '{'x' * 40}')"),
+        ("x" * ((1 << 14) + 1), "is no path (has 16,385 bytes, at most 16,384 are read)"),
+    ],
+    ids=["empty", "blank", "colour", "zero", "too long"],
+)
+def test_what_is_no_path(adapted: Path, content: str, words: str) -> None:
+    (adapted / "adapter" / "base.txt").write_text(content)
+    with pytest.raises(UserError) as error:
+        find_base(adapted / "adapter", "key")
+    assert words in str(error.value) and "\n" not in str(error.value)
+    (adapted / "adapter" / "base.txt").write_text("/" * (1 << 14))  # the root, in many letters
+    assert find_base(adapted / "adapter", "key") == "/" * (1 << 14)
+
+
+def test_a_base_may_be_opened_by_the_caller(run: Path, adapted: Path) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def open_base(path: str, key: str) -> SequenceModel:
+        asked.append((path, key))
+        return load_sequence_model(path)
+
+    found = load_adapted(adapted, "some.key", open_base)
+    assert asked == [(str(run.resolve()), "base of some.key")]
+    assert torch.equal(logits(found.model), logits(load_adapted(adapted).model))
+
+
+@pytest.mark.parametrize("part", ["adapter/config.yaml", "../run/model/config.yaml"])
+def test_hashes_are_compared_unless_the_user_says_otherwise(adapted: Path, part: str) -> None:
+    before = logits(load_adapted(adapted).model)
+    with (adapted / part).open("a") as stream:
+        stream.write("# a comment\n")
+    with pytest.raises(UserError, match=r"config\.yaml is damaged: it is not the file that manifest"):
+        load_adapted(adapted)
+    assert torch.equal(logits(load_adapted(adapted, verify=False).model), before)
+    if part.startswith("adapter"):
+        with pytest.raises(UserError, match=r"config\.yaml is damaged: it is not the file that manifest"):
+            read_adapter_settings(adapted / "adapter")
+        assert set(read_adapter_settings(adapted / "adapter", verify=False)) == {"transformer", "template"}
+
+
+CHANGES = {
+    "another kind": ("kind: adapter", "kind: sequence_model", "is damaged (it is of kind sequence_model); copy"),
+    "more layers": ("num_layers: 1", "num_layers: 2", "is damaged (num_layers is 2, the base has 1); copy"),
+    "rank as text": ("rank: 2", "rank: two", "is damaged (rank is 'two'); copy"),
+    "wider": ("width: 16", "width: 32", "is damaged (Error(s) in loading"),
+    "other targets": ("- down", "- out", "adapter.safetensors does not fit its config.yaml"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_settings_that_do_not_fit(adapted: Path, change: str) -> None:
+    old, new, words = CHANGES[change]
+    replace_in(adapted / "adapter" / "config.yaml", old, new)
+    with pytest.raises(UserError) as error:
+        load_adapted(adapted, verify=False)
+    assert words in str(error.value) and str(adapted / "adapter") in str(error.value)
