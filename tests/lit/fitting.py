@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
@@ -37,7 +38,8 @@ class Records(Logger):
 
 
 def loader(batches: Sequence[Any]) -> DataLoader[Any]:
-    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    """The batches as they are; draws no random numbers."""
+    return DataLoader(batches, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
 
 
 def trainer(steps: int, every: int = 1, **options: Any) -> Trainer:
