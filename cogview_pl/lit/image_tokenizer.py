@@ -54,7 +54,7 @@ class ImageTokenizerModule(LightningModule):
         """
         count, total = len(batch.images), self._total_count(batch)
         if not total:
-            return None
+            return self._nothing() if self.trainer.world_size > 1 else None
         # A device without a readable picture goes along, so that the others need not wait for it.
         images = to_unit_range(batch.images if count else batch.images.new_zeros(0, 3, *[self.model.downsampling] * 2))
         share = count * self.trainer.world_size / total
@@ -137,6 +137,10 @@ class ImageTokenizerModule(LightningModule):
         if self.trainer.world_size == 1:
             return len(batch.images)
         return int(self._total(torch.tensor(len(batch.images), device=self.device)))
+
+    def _nothing(self) -> Tensor:
+        """A loss of 0 with gradients of 0: with several devices Lightning takes no step without a loss."""
+        return torch.stack([parameter.sum() for parameter in self.parameters()]).sum() * 0
 
     def _log_means(self, means: dict[str, Tensor], count: int, total: int) -> None:
         """Log means over `count` pictures of this device as means over all `total`."""

@@ -4,78 +4,37 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from functools import partial
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.skips import ImageBatch, collate_images
-from cogview_pl.lit.image_tokenizer import ImageTokenizerModule, _scaled, reconstruction_grid, to_unit_range
-from cogview_pl.lit.optim import OptimizerFactory
-from cogview_pl.vqvae import VQVAE, make_quantizer
+from cogview_pl.data.samples import Skipped
+from cogview_pl.lit.image_tokenizer import _scaled, reconstruction_grid, to_unit_range
+from cogview_pl.vqvae import VQVAE
 
 from .fitting import fit, trainer, validate
-
-CODES, WEIGHT, LR = 12, 3.0, 0.05
-
-
-def model(kind: str = "learned") -> VQVAE:
-    torch.manual_seed(3)
-    quantizer = make_quantizer(kind, num_codes=CODES, code_dim=3)
-    made = VQVAE(
-        width=6,
-        code_dim=3,
-        num_codes=CODES,
-        downsampling=4,
-        residual_blocks=0,
-        quantizer=quantizer,
-        mean=[0.5, 0.4, 0.6],
-        std=[0.5, 0.6, 0.4],
-    )
-    with torch.no_grad():  # so that others take several codes
-        quantizer.codebook.copy_(made.latents(torch.rand(3, 3, 8, 8)).transpose(0, 1).flatten(1))
-    return made
-
-
-def module(kind: str = "learned", reconstruction: Any = "l2", continuous_steps: int = 0) -> ImageTokenizerModule:
-    factory = OptimizerFactory(partial(torch.optim.SGD, lr=LR), weight_decay=0.5, warmup=0.0, final_lr=1.0)
-    return ImageTokenizerModule(
-        model(kind),
-        reconstruction=reconstruction,
-        reconstruction_weight=WEIGHT,
-        continuous_steps=continuous_steps,
-        optimizer=factory,
-    )
-
-
-def samples(seed: int, pictures: int) -> list[ImageSample]:
-    """Pictures of 8 x 8, the later ones darker."""
-    random = torch.Generator().manual_seed(seed)
-    tops = [256 - 40 * number for number in range(pictures)]
-    return [ImageSample(str(top), torch.randint(top, (3, 8, 8), generator=random).byte(), "") for top in tops]
-
-
-def batch(seed: int, pictures: int) -> ImageBatch:
-    return collate_images([Skipped("lost", "why"), *samples(seed, pictures)])
-
+from .models import CODES, pictures
+from .models import RECONSTRUCTION_WEIGHT as WEIGHT
+from .models import TOKENIZER_LR as LR
+from .models import picture_batch as batch
+from .models import tokenizer as model
+from .models import tokenizer_module as module
 
 EMPTY = batch(0, 0)
 
 
 def figures(tested: VQVAE, images: Tensor, reconstruction: str) -> tuple[Tensor, Tensor, Tensor, Counter[int]]:
     """Per picture the error, the squared distance to the codes and the PSNR; and how often a code occurs."""
-    pictures = images.double() / 255
-    latents = tested.latents(pictures.float())
+    scaled = images.double() / 255
+    latents = tested.latents(scaled.float())
     distances = (latents.permute(0, 2, 3, 1)[..., None] - tested.quantizer.codebook).square().sum(3)
     codes = distances.argmin(-1)
     vectors = tested.quantizer.codebook.T[codes].permute(0, 3, 1, 2)
     decoded = (tested.decoder(vectors) * tested.std + tested.mean).double()
-    difference = decoded - pictures
+    difference = decoded - scaled
     errors = difference.abs() if reconstruction == "l1" else difference.square()
-    clipped = (decoded.clamp(0, 1) - pictures).square().mean((1, 2, 3))
+    clipped = (decoded.clamp(0, 1) - scaled).square().mean((1, 2, 3))
     distance = (latents - vectors).square().mean((1, 2, 3))
     return errors.mean((1, 2, 3)), distance, -10 * clipped.log10(), Counter(codes.flatten().tolist())
 
@@ -197,7 +156,7 @@ def test_pictures_go_in_from_black_0_to_white_1() -> None:
 @torch.no_grad()
 def test_a_grid_shows_the_first_readable_pictures_above_their_reconstructions() -> None:
     tested = model()
-    given = samples(1, 4)
+    given = pictures(1, 4)
     rows = [given[0], Skipped("lost", "why"), *given[1:]]
     found = reconstruction_grid(tested, rows, 4)  # type: ignore[arg-type]
     assert found.shape == (3, 22, 32)  # two rows of three pictures of 8, with 2 pixels around

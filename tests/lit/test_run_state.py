@@ -126,6 +126,12 @@ def test_a_checkpoint_of_an_older_version_holds_the_state_of_one_process() -> No
     assert drawn(states(1)[0], 0, 1) == of_seed(10)
 
 
+def test_generators_of_gpus_that_are_not_here_are_passed_over() -> None:
+    (state,) = states(1)
+    elsewhere = [torch.zeros(16, dtype=torch.uint8)] * (torch.cuda.device_count() + 1)
+    assert drawn({"processes": [{**state, "cuda": elsewhere}]}, 0, 1) == of_seed(10)
+
+
 def test_processes_of_a_fresh_run_draw_different_numbers_unless_they_share_samples() -> None:
     found = [drawn(None, rank, 2) for rank in (0, 1)]
     assert found[0] == of_seed(7)  # as one process that has made the same model

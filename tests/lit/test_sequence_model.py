@@ -15,54 +15,16 @@ from torch import Tensor
 
 from cogview_pl.data.sequences import SequenceBatch
 from cogview_pl.lit.optim import OptimizerFactory
-from cogview_pl.lit.sequence_model import SequenceModule, with_noise
+from cogview_pl.lit.sequence_model import with_noise
 from cogview_pl.transformer import Transformer
 
 from .fitting import fit, loader, trainer, validate
-
-TEXT, IMAGE = range(12), range(12, 30)
-SLOT_IDS = [TEXT, IMAGE, range(30, 31)]
-NAMES = ["text", "image", "unused"]
-LR, DECAY = 0.5, 0.02
-
-
-def module(slot_ids: list[range] | None = SLOT_IDS, noise: float = 0.0, trained: str = "") -> SequenceModule:
-    """A model of which the parameters are trained that have `trained` in their names."""
-    torch.manual_seed(0)
-    model = Transformer(vocabulary_size=31, num_layers=1, width=8, num_heads=2, num_positions=12, init_std=0.4)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trained in name)
-    factory = OptimizerFactory(partial(torch.optim.SGD, lr=LR), weight_decay=DECAY, warmup=0.0, final_lr=1.0)
-    return SequenceModule(
-        model,
-        slot_names=NAMES,
-        slot_ids=slot_ids,
-        target=1,
-        target_noise=noise,
-        optimizer=factory,
-        painter=None,
-        val_prompts=[],
-    )
-
-
-def batch(seed: int, rows: int, text: int, image: int, text_weight: float = 0.5) -> SequenceBatch:
-    """Rows of a command, a text and a picture, of which the first is padded by two tokens."""
-    random = torch.Generator().manual_seed(seed)
-    command = torch.full((rows, 1), 30)
-    texts, images = (
-        torch.randint(ids.start, ids.stop, (rows, n), generator=random) for ids, n in ((TEXT, text), (IMAGE, image))
-    )
-    tokens = torch.cat([command, texts, images], 1)
-    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-    slots = torch.tensor([-1] + [0] * text + [1] * image).repeat(rows, 1)
-    weights = torch.where(slots == 0, text_weight, 2.0) * torch.rand(slots.shape, generator=random)
-    weights[slots == -1] = 0
-    weights[0, -2:] = 0
-    slots[0, -2:] = -1
-    return SequenceBatch(tokens, positions, weights, slots)
-
+from .models import DECAY, LR, NAMES, SLOT_IDS
+from .models import sequence_batch as batch
+from .models import sequence_module as module
 
 BATCHES = [batch(1, 3, 4, 5), batch(2, 1, 2, 7), batch(3, 5, 6, 3, text_weight=3.0), batch(4, 2, 3, 3)]
+ONE_WORD = batch(5, 1, 1, 5)
 SILENT = BATCHES[0]._replace(weights=torch.zeros_like(BATCHES[0].weights), slots=torch.full_like(BATCHES[0].slots, -1))
 
 
@@ -96,7 +58,7 @@ def slot_mean(model: Transformer, given: list[SequenceBatch], slot: int, ids: li
 def test_validation_means_are_over_all_tokens_of_batches_of_different_size(ids: list[range] | None) -> None:
     """Also a second time; a batch without a token that counts changes nothing."""
     tested = module(ids)
-    for batches in (BATCHES[:3], [*BATCHES[1:], SILENT]):
+    for batches in (BATCHES[:3], [*BATCHES[1:], SILENT], [ONE_WORD]):
         found = validate(tested, batches)
         with torch.no_grad():
             both = [(entropies(tested.model, some, None, ids) * some.weights[:, 1:]).sum() for some in batches]
@@ -141,11 +103,9 @@ def test_losses_of_slots_are_logged_at_logging_steps_where_they_have_tokens() ->
     tested = module()
     tested.optimizer_factory = OptimizerFactory(partial(torch.optim.SGD, lr=0.0), 0.0, 0.0, 1.0)  # weights stay
     without_text = BATCHES[1]._replace(weights=BATCHES[1].weights * (BATCHES[1].slots == 1))
-    log = fit(tested, [BATCHES[0], without_text, SILENT, BATCHES[2]], every=2)
-    expected = slot_mean(tested.model, [BATCHES[2]], 0, SLOT_IDS)
-    images = {
-        step: slot_mean(tested.model, [given], 1, SLOT_IDS) for step, given in ((1, without_text), (3, BATCHES[2]))
-    }
+    log = fit(tested, [BATCHES[0], without_text, SILENT, ONE_WORD], every=2)
+    expected = slot_mean(tested.model, [ONE_WORD], 0, SLOT_IDS)
+    images = {step: slot_mean(tested.model, [given], 1, SLOT_IDS) for step, given in ((1, without_text), (3, ONE_WORD))}
     assert log.series("train/loss_text") == pytest.approx({3: expected}, rel=1e-5)
     assert log.series("train/loss_image") == pytest.approx(images, rel=1e-5)
     assert not log.series("train/loss_unused")
