@@ -59,12 +59,14 @@ def sequence_batch(seed: int, rows: int, text: int, image: int, text_weight: flo
     return SequenceBatch(tokens, positions, weights, slots)
 
 
-CODES, RECONSTRUCTION_WEIGHT, TOKENIZER_LR = 12, 3.0, 0.05
+CODES, RECONSTRUCTION_WEIGHT = 12, 3.0
+TOKENIZER_LR, MOMENTUM = 0.02, 0.9
 
 
 def tokenizer(kind: str = "learned") -> VQVAE:
     torch.manual_seed(3)
-    quantizer = make_quantizer(kind, num_codes=CODES, code_dim=3)
+    settings = {"kmeans_iters": 0} if kind == "ema" else {}
+    quantizer = make_quantizer(kind, num_codes=CODES, code_dim=3, **settings)
     made = VQVAE(
         width=6,
         code_dim=3,
@@ -75,7 +77,9 @@ def tokenizer(kind: str = "learned") -> VQVAE:
         mean=[0.5, 0.4, 0.6],
         std=[0.5, 0.6, 0.4],
     )
-    with torch.no_grad():  # so that others take several codes
+    with torch.no_grad():  # so that pictures take several codes, and their reconstructions leave 0 … 1
+        made.decoder[-1].weight *= 6
+        made.decoder[-1].bias.copy_(torch.tensor([1.5, -0.6, 0.1]))
         quantizer.codebook.copy_(made.latents(torch.rand(3, 3, 8, 8)).transpose(0, 1).flatten(1))
     return made
 
@@ -83,7 +87,8 @@ def tokenizer(kind: str = "learned") -> VQVAE:
 def tokenizer_module(
     kind: str = "learned", reconstruction: Any = "l2", continuous_steps: int = 0
 ) -> ImageTokenizerModule:
-    factory = OptimizerFactory(partial(torch.optim.SGD, lr=TOKENIZER_LR), weight_decay=0.5, warmup=0.0, final_lr=1.0)
+    build = partial(torch.optim.SGD, lr=TOKENIZER_LR, momentum=MOMENTUM)
+    factory = OptimizerFactory(build, weight_decay=0.5, warmup=0.0, final_lr=1.0)
     return ImageTokenizerModule(
         tokenizer(kind),
         reconstruction=reconstruction,

@@ -14,7 +14,7 @@ from cogview_pl.lit.image_tokenizer import _scaled, reconstruction_grid, to_unit
 from cogview_pl.vqvae import VQVAE
 
 from .fitting import fit, trainer, validate
-from .models import CODES, pictures
+from .models import CODES, MOMENTUM, pictures
 from .models import RECONSTRUCTION_WEIGHT as WEIGHT
 from .models import TOKENIZER_LR as LR
 from .models import picture_batch as batch
@@ -33,6 +33,7 @@ def figures(tested: VQVAE, images: Tensor, reconstruction: str) -> tuple[Tensor,
     vectors = tested.quantizer.codebook.T[codes].permute(0, 3, 1, 2)
     decoded = (tested.decoder(vectors) * tested.std + tested.mean).double()
     difference = decoded - scaled
+    assert decoded.min() < 0 or decoded.max() > 1
     errors = difference.abs() if reconstruction == "l1" else difference.square()
     clipped = (decoded.clamp(0, 1) - scaled).square().mean((1, 2, 3))
     distance = (latents - vectors).square().mean((1, 2, 3))
@@ -77,7 +78,7 @@ def test_steps_and_logs_are_those_of_plain_training(clip: float | None) -> None:
     reference = copy.deepcopy(tested.model)
     batches = [batch(1, 3), EMPTY, batch(2, 1), batch(3, 5), batch(4, 2)]
     log = fit(tested, batches, gradient_clip_val=clip)
-    optimizer = torch.optim.SGD(reference.parameters(), lr=LR)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=LR, momentum=MOMENTUM)
     expected: dict[str, dict[int, float]] = {"train/gradient_norm": {1: 0.0}}
     for step, given in enumerate(batches):
         if step == 1:

@@ -254,6 +254,23 @@ def test_on_a_gpu_a_bad_gradient_counts_as_zero() -> None:
         assert model.weight.grad.tolist() == [[float(value == 3)] * 2]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_on_a_gpu_bad_steps_are_read_every_so_many_steps() -> None:
+    """Batches 0, 1 and 2 make the first step; with a patience of 3 the third step is looked at."""
+    guard, logged = NanGuard("", patience=3), {}
+    model = nn.Linear(2, 1, device="cuda")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer: Any = SimpleNamespace(world_size=1, precision_plugin=None, accumulate_grad_batches=3)
+    for number in range(20):
+        module: Any = SimpleNamespace(log=lambda name, value, number=number: logged.update({number: value}))
+        if number % 3 == 2:
+            model.weight.grad = torch.full_like(model.weight, torch.inf if number in (2, 5, 11) else 1.0)
+            guard.on_before_optimizer_step(trainer, module, optimizer)
+        guard.on_train_batch_end(trainer, module, None, None, number)
+    assert logged == {8: 2, 17: 3}
+
+
 def test_samples_of_mixed_sets_keep_their_names() -> None:
     main, other = Numbers(set()), Subset(Numbers(set()), [7, 9])
     both = mixed(main, other, 0.5)  # type: ignore[arg-type]
