@@ -169,3 +169,21 @@ def test_a_grid_shows_the_first_readable_pictures_above_their_reconstructions() 
         torch.testing.assert_close(found[:, 12:20, left : left + 8], decoded, rtol=1e-4, atol=1e-5)
     assert reconstruction_grid(tested, rows, 9).shape == (3, 22, 42)  # type: ignore[arg-type]
     assert torch.equal(reconstruction_grid(tested, rows[1:2], 4), torch.zeros(3, 1, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("value", "mean", "error", "decibels"), [(51, 0.2, 0.0, 100.0), (0, 1.0, 1.0, 0.0)])
+def test_a_figure_of_zero_is_one_like_others(value: int, mean: float, error: float, decibels: float) -> None:
+    """A model without weights gives its mean for every picture."""
+    tested = module()
+    for parameter in tested.model.parameters():
+        parameter.data.zero_()
+    tested.model.mean.fill_(mean)
+    given = ImageBatch(torch.full((2, 3, 8, 8), value, dtype=torch.uint8), [], [], [])
+    expected = {
+        "val/loss_reconstruction": error,
+        "val/loss_commitment": 0.0,
+        "eval/psnr": decibels,
+        "codebook/usage": 1 / CODES,
+        "codebook/perplexity": 1.0,
+    }
+    assert validate(tested, [given]) == pytest.approx(expected, abs=1e-6)
