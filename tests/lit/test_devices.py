@@ -46,12 +46,13 @@ def images(rank: int | None) -> list[ImageBatch]:
 
 
 def trained(module: LightningModule, batches: list[Any], **options: Any) -> dict[str, Any]:
-    """Whole weights behind a training, and its log."""
+    """Whole weights behind a training, its log, and how many numbers of each weight this process holds."""
     given = trainer(len(batches), gradient_clip_val=CLIP, **options)
     given.fit(module, loader(batches))
     log = {step: {name: float(value) for name, value in row.items()} for step, row in given.logger.rows.items()}  # type: ignore[union-attr]
     weights = {name: whole(value.detach(), True) for name, value in module.state_dict().items()}
-    return {"weights": weights, "log": log}
+    parts = {name: getattr(value, "_local_tensor", value).numel() for name, value in module.state_dict().items()}
+    return {"weights": weights, "log": log, "parts": parts}
 
 
 def validated(module: LightningModule, batches: list[Any], **options: Any) -> dict[str, float]:
@@ -120,6 +121,15 @@ def require_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 def test_sequences_are_trained_on_as_one_batch(ranks: list[dict[str, Any]], strategy: str) -> None:
     """With unequal weights and rows in the two processes, and clipped gradients."""
     require_same(ranks[0][strategy], trained(sequence_module(), sequences(None)))
+
+
+@pytest.mark.parametrize(("strategy", "table", "matrix"), [("ddp", 1, 1), ("fsdp", 2, 2), ("tp", 1, 2)])
+def test_each_process_holds_its_part(ranks: list[dict[str, Any]], strategy: str, table: int, matrix: int) -> None:
+    """Sharded weights are divided all, tensor parallel ones inside the blocks."""
+    for found in (ranks[rank][strategy] for rank in (0, 1)):
+        for name, parts in (("token_embedding", table), ("blocks.0.attention.qkv", matrix)):
+            whole_numbers = ranks[0]["ddp"]["weights"][f"model.{name}.weight"].numel()
+            assert found["parts"][f"model.{name}.weight"] == pytest.approx(whole_numbers / parts, rel=0.05)
 
 
 def test_pictures_are_trained_on_as_one_batch(ranks: list[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cogview_pl.data.samples import Skipped
+from cogview_pl.data.skips import ImageBatch
 from cogview_pl.lit.image_tokenizer import _scaled, reconstruction_grid, to_unit_range
 from cogview_pl.vqvae import VQVAE
 
