@@ -44,17 +44,19 @@ class ImageTokenizerModule(LightningModule):
         self.reconstruction_weight = reconstruction_weight
         self.continuous_steps = continuous_steps
         self.optimizer_factory = optimizer
+        self._seen = 0  # pictures since the last step of the optimizer
         self._val_sums: Tensor | None = None
         self._code_counts = torch.zeros(0, dtype=torch.long)
 
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor | None:
-        """One step; a batch in which no picture could be read is passed over, where there are several: in all of them.
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+        """One step; batches in which no device could read a picture are passed over.
 
         Losses are means over the pictures of all devices.
         """
         count, total = len(batch.images), self._total_count(batch)
+        self._seen += total
         if not total:
-            return None
+            return self._nothing()
         # A device without a readable picture goes along, so that the others need not wait for it.
         images = to_unit_range(batch.images if count else batch.images.new_zeros(0, 3, *[self.model.downsampling] * 2))
         share = count * self.trainer.world_size / total
@@ -126,8 +128,11 @@ class ImageTokenizerModule(LightningModule):
         return configure_optimizers(self.optimizer_factory, groups, self.trainer.max_steps)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradient before it is clipped."""
+        """Log the norm of the gradient before it is clipped; without a picture the optimizer has nothing to do."""
         log_gradient_norm(self)
+        if not self._seen:
+            optimizer.zero_grad()  # a gradient of 0 would let momentum move the weights
+        self._seen = 0
 
     def _total(self, numbers: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(numbers, reduce_op="sum")  # type: ignore[return-value]
@@ -137,6 +142,10 @@ class ImageTokenizerModule(LightningModule):
         if self.trainer.world_size == 1:
             return len(batch.images)
         return int(self._total(torch.tensor(len(batch.images), device=self.device)))
+
+    def _nothing(self) -> Tensor:
+        """A loss of 0 with gradients of 0; with several devices Lightning ends a run that has no loss in a step."""
+        return torch.stack([parameter.sum() for parameter in self.parameters()]).sum() * 0
 
     def _log_means(self, means: dict[str, Tensor], count: int, total: int) -> None:
         """Log means over `count` pictures of this device as means over all `total`."""

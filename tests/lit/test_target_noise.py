@@ -41,3 +41,13 @@ def test_the_batch_itself_is_left_alone() -> None:
     given = batch()
     with_noise(given, 1, 0.9)
     assert torch.equal(given.tokens, batch().tokens)
+
+
+def test_a_slot_of_no_or_one_token_stays_as_it_is() -> None:
+    given = batch()
+    assert torch.equal(with_noise(given, 2, 0.9), given.tokens)
+    slots = torch.full_like(given.slots[:1], -1)
+    slots[0, :2] = 0  # of two tokens the last always stays
+    one = SequenceBatch(given.tokens[:1], given.positions[:1], given.weights[:1], slots)
+    for _ in range(20):
+        assert torch.equal(with_noise(one, 0, 1.0), one.tokens)

@@ -1,0 +1,109 @@
+"""Small models of both stages as Lightning trains them, and batches for them; always the same."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from cogview_pl.data.samples import ImageSample, Skipped
+from cogview_pl.data.sequences import SequenceBatch
+from cogview_pl.data.skips import ImageBatch, collate_images
+from cogview_pl.lit.image_tokenizer import ImageTokenizerModule
+from cogview_pl.lit.optim import OptimizerFactory
+from cogview_pl.lit.sequence_model import SequenceModule
+from cogview_pl.transformer import Transformer
+from cogview_pl.vqvae import VQVAE, make_quantizer
+
+TEXT, IMAGE = range(12), range(12, 30)
+SLOT_IDS = [TEXT, IMAGE, range(30, 31)]
+NAMES = ["text", "image", "unused"]
+LR, DECAY = 0.5, 0.02
+
+
+def sequence_module(slot_ids: list[range] | None = SLOT_IDS, noise: float = 0.0, trained: str = "") -> SequenceModule:
+    """A model of which the parameters are trained that have `trained` in their names."""
+    torch.manual_seed(0)
+    model = Transformer(vocabulary_size=31, num_layers=1, width=8, num_heads=2, num_positions=12, init_std=0.4)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name)
+    factory = OptimizerFactory(partial(torch.optim.SGD, lr=LR), weight_decay=DECAY, warmup=0.0, final_lr=1.0)
+    return SequenceModule(
+        model,
+        slot_names=NAMES,
+        slot_ids=slot_ids,
+        target=1,
+        target_noise=noise,
+        optimizer=factory,
+        painter=None,
+        val_prompts=[],
+    )
+
+
+def sequence_batch(seed: int, rows: int, text: int, image: int, text_weight: float = 0.5) -> SequenceBatch:
+    """Rows of a command, a text and a picture, of which the first is padded by two tokens."""
+    random = torch.Generator().manual_seed(seed)
+    command = torch.full((rows, 1), 30)
+    texts, images = (
+        torch.randint(ids.start, ids.stop, (rows, n), generator=random) for ids, n in ((TEXT, text), (IMAGE, image))
+    )
+    tokens = torch.cat([command, texts, images], 1)
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    slots = torch.tensor([-1] + [0] * text + [1] * image).repeat(rows, 1)
+    weights = torch.where(slots == 0, text_weight, 2.0) * torch.rand(slots.shape, generator=random)
+    weights[slots == -1] = 0
+    weights[:, 0] = 1  # nothing predicts it
+    weights[0, -2:] = 0
+    slots[0, -2:] = -1
+    return SequenceBatch(tokens, positions, weights, slots)
+
+
+CODES, RECONSTRUCTION_WEIGHT = 12, 3.0
+TOKENIZER_LR, MOMENTUM = 0.02, 0.9
+
+
+def tokenizer(kind: str = "learned") -> VQVAE:
+    torch.manual_seed(3)
+    settings = {"kmeans_iters": 0} if kind == "ema" else {}
+    quantizer = make_quantizer(kind, num_codes=CODES, code_dim=3, **settings)
+    made = VQVAE(
+        width=6,
+        code_dim=3,
+        num_codes=CODES,
+        downsampling=4,
+        residual_blocks=0,
+        quantizer=quantizer,
+        mean=[0.5, 0.4, 0.6],
+        std=[0.5, 0.6, 0.4],
+    )
+    with torch.no_grad():  # so that pictures take several codes, and their reconstructions leave 0 … 1
+        made.decoder[-1].weight *= 6
+        made.decoder[-1].bias.copy_(torch.tensor([1.5, -0.6, 0.1]))
+        quantizer.codebook.copy_(made.latents(torch.rand(3, 3, 8, 8)).transpose(0, 1).flatten(1))
+    return made
+
+
+def tokenizer_module(
+    kind: str = "learned", reconstruction: Any = "l2", continuous_steps: int = 0
+) -> ImageTokenizerModule:
+    build = partial(torch.optim.SGD, lr=TOKENIZER_LR, momentum=MOMENTUM)
+    factory = OptimizerFactory(build, weight_decay=0.5, warmup=0.0, final_lr=1.0)
+    return ImageTokenizerModule(
+        tokenizer(kind),
+        reconstruction=reconstruction,
+        reconstruction_weight=RECONSTRUCTION_WEIGHT,
+        continuous_steps=continuous_steps,
+        optimizer=factory,
+    )
+
+
+def pictures(seed: int, count: int) -> list[ImageSample]:
+    """Pictures of 8 x 8, the later ones darker."""
+    random = torch.Generator().manual_seed(seed)
+    tops = [256 - 40 * number for number in range(count)]
+    return [ImageSample(str(top), torch.randint(top, (3, 8, 8), generator=random).byte(), "") for top in tops]
+
+
+def picture_batch(seed: int, count: int) -> ImageBatch:
+    return collate_images([Skipped("lost", "why"), *pictures(seed, count)])
