@@ -45,7 +45,7 @@ def tests(session: nox.Session) -> None:
 
 
 def _run_tests(session: nox.Session, marked: str = "not slow and not gpu", **variables: str) -> None:
-    workers = ("-n", "2", "--dist", "loadfile")  # most tests wait for one process of their own
+    workers = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")  # in order: the long files come early
     session.run("pytest", "-m", marked, *workers, *session.posargs, env={"OMP_NUM_THREADS": "1", **variables})
 
 
