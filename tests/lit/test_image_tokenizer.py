@@ -14,7 +14,7 @@ from cogview_pl.data.skips import ImageBatch
 from cogview_pl.lit.image_tokenizer import _scaled, reconstruction_grid, to_unit_range
 from cogview_pl.vqvae import VQVAE
 
-from .fitting import fit, trainer, validate
+from .fitting import fit, loader, trainer, validate
 from .models import CODES, MOMENTUM, pictures
 from .models import RECONSTRUCTION_WEIGHT as WEIGHT
 from .models import TOKENIZER_LR as LR
@@ -119,6 +119,16 @@ def test_steps_and_logs_are_those_of_plain_training(clip: float | None) -> None:
         assert log.series(name) == pytest.approx(values, rel=1e-3), name
     for ours, wanted in zip(tested.model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_without_a_picture_adds_nothing_to_the_gradient_of_a_step() -> None:
+    """The batches of a step are averaged: beside an empty one a batch moves the weights half as far."""
+    beside, alone, start = module(), module(), model().state_dict()
+    trainer(1, accumulate_grad_batches=2).fit(beside, loader([batch(1, 3), EMPTY]))
+    fit(alone, [batch(1, 3)])
+    whole = dict(alone.model.named_parameters())
+    for name, weight in beside.model.named_parameters():
+        torch.testing.assert_close(weight - start[name], (whole[name] - start[name]) / 2, atol=1e-7, rtol=1e-3)
 
 
 def test_the_quantizers_schedule_follows_the_share_of_steps_done() -> None:
