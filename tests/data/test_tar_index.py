@@ -126,6 +126,16 @@ def test_a_tar_of_nothing_has_no_members(tmp_path: Path) -> None:
     assert index_shard(write(tmp_path / "b.tar", size=2**40)) == {}  # a hole of a terabyte
 
 
+def test_members_without_a_key_or_an_extension_are_left_out(tmp_path: Path) -> None:
+    names = ["README", ".hidden.png", "a/.x", "a.b/README", "a.b/c.TAR.gz", "k.", "x/k.png"]
+    file = write(tmp_path / "a.tar", *(member(name, b"1") for name in names), END)
+    assert index_shard(file) == {
+        "a.b/c": {"tar.gz": Span(4 * 1024 + 512, 1)},
+        "k": {"": Span(5 * 1024 + 512, 1)},
+        "x/k": {"png": Span(6 * 1024 + 512, 1)},
+    }
+
+
 # --- sparse members
 
 
@@ -269,3 +279,9 @@ def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
     )
     assert "is a folder, not a file" in refused(tmp_path)
     assert "does not exist" in refused(tmp_path / "none.tar")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file whose beginning no one can read")
+def test_a_file_that_the_system_does_not_read_is_named() -> None:
+    message = refused(Path("/proc/self/mem"))
+    assert message == ("/proc/self/mem cannot be read (Input/output error); see to it, or leave it out of data.urls")

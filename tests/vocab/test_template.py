@@ -236,6 +236,7 @@ class TestQuirksOfTheOriginal:
             assert template.prompt_positions(prompt) == expected
             assert template.positions(prompt) == counted  # in training
             assert template.prompt_positions(prompt[:6]) == list(range(6))
+        assert self.quirky().prompt_positions(prompt) == counted
         assert self.quirky(restart_positions_at=None, restart_after_token=True).prompt_positions(prompt) == [*range(10)]
 
     def test_positions_start_where_the_restart_token_does_not_come(self) -> None:

@@ -206,3 +206,8 @@ class TestWhatIsLearned:
         data = (tmp_path / "text.model").read_bytes()
         assert data == tokenizer.serialized
         assert tokenizer.identity == hashlib.sha256(data).hexdigest()
+
+    @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file whose beginning no one can read")
+    def test_a_file_that_the_system_does_not_read_is_no_model(self) -> None:
+        with pytest.raises(UserError, match=r"^text\.model=/proc/self/mem is not a SentencePiece model \(.*Input/outp"):
+            TextTokenizer.load("/proc/self/mem")
