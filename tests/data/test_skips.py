@@ -54,7 +54,7 @@ def test_a_saved_state_is_gone_on_with(tmp_path: Path) -> None:
     log.load_state({"seen": 1000, "skipped": 400})
     log.add(bad(*range(100)), seen=100)  # 500 of 1100
     assert log.state == {"seen": 1100, "skipped": 500}
-    with pytest.raises(UserError, match="^600 of 1199 "):
+    with pytest.raises(UserError, match=r"^600 of 1199 "):
         log.add(bad(*range(100)), seen=99)
     assert log.count == 100
 
@@ -95,7 +95,7 @@ def test_the_rest_of_a_line_that_was_cut_off_is_taken_away(tmp_path: Path, rest:
 
 def test_a_run_needs_one_readable_sample_among_the_first() -> None:
     message = r"^data: none of the first {} samples could be read \(first: k0: reason 0\); check data\.root"
-    with pytest.raises(UserError, match="^data: the data set has no samples; check data.root, data.urls and"):
+    with pytest.raises(UserError, match=r"^data: the data set has no samples; check data\.root, data\.urls and"):
         require_readable([])
     with pytest.raises(UserError, match=message.format(3)):
         require_readable(bad(0, 1, 2))
