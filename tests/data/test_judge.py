@@ -12,6 +12,7 @@ import torch
 from cogview_pl.data.toy import PLACES, STYLES, Detected, Judge, ToyDataset, ToyScore, score, score_captions
 from cogview_pl.data.toy.judge import score_detected
 from cogview_pl.data.toy.scene import cell_centre, random_stream
+from cogview_pl.errors import UserError
 
 RECORDED = {
     "flat": """
@@ -233,6 +234,8 @@ def test_pictures_are_judged_at_their_own_resolution() -> None:
     assert score(images, prompts) == ToyScore(1, 1, 1, 1, 1, count)
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         score(images, prompts[:5])
+    with pytest.raises(UserError, match=r"^score: found no pictures; give at least one picture and its prompt$"):
+        score(images[:0], [])
 
 
 def test_captions_are_scored_like_pictures_at_the_middle_of_their_cells() -> None:
