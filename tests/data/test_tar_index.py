@@ -361,3 +361,10 @@ def test_a_stop_that_is_asked_for_ends_the_reading(tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as asked, pytest.raises(Stopped):
         asked.setattr(STOP, "received", signal.SIGTERM)
         index_shard(file)
+
+
+def test_the_checksum_of_many_high_bytes_has_all_its_digits(tmp_path: Path) -> None:
+    block = header("x.png", 0)
+    block[345:500] = b"\xff" * 155
+    assert sum(signed(block)) > 0o100000
+    assert list(index_shard(write(tmp_path / "a.tar", block, END))) == ["\udcff" * 155 + "/x"]
