@@ -28,6 +28,8 @@ from cogview_pl.files import MAX_PICTURE, UnreadableError, cannot_be_read, requi
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
 
+_ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+
 # Raster formats only: Pillow's EPS reader, for one, would start another program on a file from a stranger.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
@@ -273,7 +275,7 @@ def find_pictures(root: Path) -> Iterator[Path]:
                 above[path] = {*way, place}
         folders[:] = kept
         for name in sorted(files):
-            if not name.startswith(".") and name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
+            if not name.startswith(".") and name.lower().endswith(_ENDINGS):
                 yield Path(folder, name)
 
 

@@ -50,9 +50,9 @@ class WindowDataset(Dataset[Sequence]):
         self.template = template
         self.every = every
         self._names = text, small, large.name
-        self._edge, rest = divmod(large.grid[0], 2)
+        self._edge = large.grid[0] // 2  # of the small grid
         self._step, odd = divmod(self._edge, 2)
-        if rest or odd:
+        if odd:
             raise UserError(
                 f"template.layout: a grid of {large.grid[0]}x{large.grid[1]} codes has no half-overlapping windows; "
                 "use a multiple of 4"

@@ -1,7 +1,8 @@
-"""Pictures, splits, and what is done about the bad ones."""
+"""Pictures, their names and captions, and splits."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import socket
@@ -12,10 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cogview_pl.data.images import PictureError, find_pictures, load_picture, split_indices
-from cogview_pl.data.records import read_record
-from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.skips import SkipLog, collate_images, enough_to_judge
+from cogview_pl.data.images import CaptionError, PictureError, field_text, find_pictures, load_picture, split_indices
 from cogview_pl.errors import UserError
 
 
@@ -274,116 +272,6 @@ def test_the_extreme_fractions_put_everything_on_one_side() -> None:
             split_indices(["a"], "train", fraction)
 
 
-# --- skips
-
-
-def bad(*numbers: int) -> list[Skipped]:
-    return [Skipped(f"图{number}", f"reason {number}") for number in numbers]
-
-
-def test_each_skipped_sample_is_listed_once_and_counted_whenever_it_is_met(tmp_path: Path) -> None:
-    path = tmp_path / "skipped.jsonl"
-    log = SkipLog(path, max_share=1.0)
-    log.add(bad(1, 2), seen=8)
-    log.add(bad(2, 3, 3), seen=8)
-    log.add([], seen=8)
-    assert log.count == 3
-    assert log.state == {"seen": 24, "skipped": 5}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    assert [read_record(line) for line in lines] == [sample._asdict() for sample in bad(1, 2, 3)]
-    assert "图1" in lines[0]
-
-
-def test_too_many_skipped_samples_end_the_run(tmp_path: Path) -> None:
-    path = tmp_path / "skipped.jsonl"
-    log = SkipLog(path, max_share=0.1, minimum=20)
-    log.add(bad(1, 2), seen=19)  # more than a tenth, but of too few
-    log.add([], seen=1)  # exactly a tenth
-    with pytest.raises(UserError) as error:
-        log.add(bad(3), seen=1)
-    assert one_line(error) == (
-        f"3 of 21 pictures could not be read (first: 图1: reason 1); see {path}; raise data.max_skipped_share to go on"
-    )
-    assert SkipLog(path, max_share=0.1).count == 3  # the last one is in the list as well
-
-
-def test_the_list_goes_on_after_a_restart(tmp_path: Path) -> None:
-    path = tmp_path / "skipped.jsonl"
-    log = SkipLog(path, max_share=0.1, minimum=20)
-    log.add(bad(1, 2), seen=30)
-    state = log.state
-    again = SkipLog(path, max_share=0.1, minimum=20)
-    again.load_state(state)
-    assert (again.count, again.state) == (2, state)
-    with pytest.raises(UserError, match=r"^4 of 32 .*first: 图1: reason 1"):
-        again.add(bad(3, 4), seen=2)
-
-
-def test_old_entries_do_not_count_against_a_fresh_start(tmp_path: Path) -> None:
-    path = tmp_path / "skipped.jsonl"
-    SkipLog(path, max_share=1.0).add(bad(*range(50)), seen=1000)
-    log = SkipLog(path, max_share=0.1, minimum=20)
-    log.add(bad(1), seen=20)
-    assert log.count == 50
-
-
-def test_a_small_set_read_again_and_again_keeps_its_share(tmp_path: Path) -> None:
-    log = SkipLog(tmp_path / "skipped.jsonl", max_share=0.1, minimum=enough_to_judge(12))
-    with pytest.raises(UserError, match=r"^6 of 12 "):
-        for _ in range(10):
-            log.add(bad(1, 2, 3), seen=6)
-
-
-def test_a_line_cut_off_by_a_kill_is_written_again(tmp_path: Path) -> None:
-    path = tmp_path / "skipped.jsonl"
-    SkipLog(path, max_share=1.0).add(bad(1, 2), seen=2)
-    whole = path.read_bytes()
-    for size in range(len(whole)):
-        path.write_bytes(whole[:size])
-        log = SkipLog(path, max_share=1.0)
-        log.add(bad(1, 2), seen=2)
-        assert path.read_bytes() == whole
-    path.write_text("something else\n")
-    with pytest.raises(UserError, match=r"skipped\.jsonl:1 is damaged or no skipped sample; delete"):
-        SkipLog(path, max_share=1.0)
-    path.unlink()
-    os.mkfifo(path)
-    with pytest.raises(UserError, match=r"skipped\.jsonl is a named pipe, not a file; delete it"):
-        SkipLog(path, max_share=1.0)
-
-
-def test_a_flipped_bit_in_the_list_is_noticed(tmp_path: Path) -> None:
-    """Another key would count as another sample, and a line without its end as one that will be met again."""
-    path = tmp_path / "skipped.jsonl"
-    SkipLog(path, max_share=1.0).add(bad(1, 2), seen=2)
-    whole = path.read_bytes()
-    for place in range(len(whole)):
-        for bit in range(8):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
-            with pytest.raises(UserError, match=r"skipped\.jsonl:[12] is damaged or no skipped sample; delete"):
-                SkipLog(path, max_share=1.0)
-
-
-def test_a_file_name_that_is_not_unicode_can_be_listed(tmp_path: Path) -> None:
-    path = tmp_path / "skipped.jsonl"
-    SkipLog(path, max_share=1.0).add([Skipped("a\udce4.png", "r")], seen=1)
-    log = SkipLog(path, max_share=1.0)
-    log.add([Skipped("a\udce4.png", "r")], seen=1)
-    assert log.count == 1
-
-
-def test_collate_sets_the_skipped_aside() -> None:
-    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
-    one, two = ImageSample("a", images[0], "甲"), ImageSample("b", images[1], "乙")
-    batch = collate_images([one, *bad(1), two])
-    assert torch.equal(batch.images, images)
-    assert (batch.texts, batch.keys, batch.skipped) == (["甲", "乙"], ["a", "b"], bad(1))
-    nothing = collate_images([*bad(1, 2)])
-    assert nothing.images.shape == (0, 3, 0, 0)
-    assert nothing.images.dtype == torch.uint8
-    assert (nothing.texts, nothing.keys, nothing.skipped) == ([], [], bad(1, 2))
-
-
 @pytest.mark.parametrize("as_stream", [False, True])
 def test_a_flipped_bit_in_a_png_is_noticed_wherever_it_is(tmp_path: Path, as_stream: bool) -> None:
     """Also in the last pixels, behind which the decoder stops."""
@@ -398,3 +286,74 @@ def test_a_flipped_bit_in_a_png_is_noticed_wherever_it_is(tmp_path: Path, as_str
         file.write_bytes(data)
         with pytest.raises(PictureError):
             load_picture(io.BytesIO(data) if as_stream else file, 24)
+
+
+def test_a_picture_may_be_thirty_two_times_as_long_as_it_is_high() -> None:
+    for width, height in ((320, 10), (10, 320)):
+        assert load_picture(encoded(noise(width, height), "PNG"), 8).shape == (3, 8, 8)
+    for width, height in ((321, 10), (10, 321)):
+        with pytest.raises(PictureError, match=rf"^{width}x{height} is too elongated for a square crop$"):
+            load_picture(encoded(noise(width, height), "PNG"), 8)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scale"),
+    [(1024, 1032, 8), (512, 640, 8), (504, 504, 4), (512, 516, 4), (520, 260, 4), (256, 256, 4), (248, 320, 2),
+     (258, 258, 2), (128, 129, 1), (128, 130, 2), (126, 126, 1), (280, 280, 4)],
+)  # fmt: skip
+def test_a_large_jpeg_is_decoded_small_where_twice_the_pixels_are_left(width: int, height: int, scale: int) -> None:
+    data = encoded(noise(width, height), "JPEG", quality=95)
+    with Image.open(data) as image:
+        image.draft(None, (width // scale, height // scale))
+        assert image.size == (width // scale, height // scale)
+        reduced = encoded(image.convert("RGB"), "PNG")
+    data.seek(0)
+    assert torch.equal(load_picture(data, 32), load_picture(reduced, 32))
+
+
+@pytest.mark.parametrize(("name", "found"), [("a.JPG", True), ("a.jpeg", True), ("a.png", True), ("a.webp", True),
+    ("a.bmp", True), ("a.gif", True), ("a.b.png", True), ("a.txt", False), ("png", False), ("a.png.txt", False),
+    (".a.png", False), ("a.tiff", False)])  # fmt: skip
+def test_pictures_are_told_by_their_names(tmp_path: Path, name: str, found: bool) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "folder.png" / name).touch()
+    assert list(find_pictures(tmp_path)) == [tmp_path / "folder.png" / name] * found
+
+
+def test_pictures_come_in_the_order_of_their_names_folder_by_folder(tmp_path: Path) -> None:
+    for name in ("b/b.png", "a/z.png", "b.png", "a.png", "b/a/1.png", "10.png", "9.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [file.relative_to(tmp_path).as_posix() for file in find_pictures(tmp_path)]
+    assert found == ["10.png", "9.png", "a.png", "b.png", "a/z.png", "b/b.png", "b/a/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("  猫 \n", "猫"), ("", ""), (None, ""), ([], ""), ([None], ""), (["猫 ", "狗"], "猫"), ([["猫"]], None),
+     (3, None), (True, None), ({"a": "猫"}, None), ("\ud800", None), (["\ud800"], None)],
+)  # fmt: skip
+def test_the_text_of_a_field(value: object, text: str | None) -> None:
+    if text is not None:
+        assert field_text(value) == text
+    else:
+        with pytest.raises(CaptionError, match=r"^the style is not "):
+            field_text(value, "style")
+
+
+def test_what_is_no_text_is_quoted_shortly() -> None:
+    with pytest.raises(CaptionError) as error:
+        field_text({"猫": "a" * 100})
+    assert str(error.value) == 'the caption is not text but {"猫": "' + "a" * 33
+
+
+def test_the_side_of_a_key_is_fixed_for_ever() -> None:
+    """Else pictures that a model was trained on would come into the validation of a run that goes on."""
+    keys = [f"{number:02d}.png" for number in range(40)]
+    assert split_indices(keys, "val", 0.2) == [4, 6, 10, 20, 21, 34, 39]
+    hashes = [int(hashlib.sha1(key.encode()).hexdigest()[:16], 16) / 2**64 for key in keys]
+    for fraction in (0.1, 0.2, 0.5):
+        assert split_indices(keys, "val", fraction) == [i for i, place in enumerate(hashes) if place < fraction]
+    for split in ("test", "", "Train"):
+        with pytest.raises(ValueError, match="split must be train or val"):
+            split_indices(keys, split, 0.5)

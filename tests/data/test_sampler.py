@@ -113,3 +113,14 @@ def test_impossible_sizes_are_refused() -> None:
         EndlessSampler(0, seed=0)
     with pytest.raises(ValueError, match="rank"):
         EndlessSampler(3, seed=0, rank=2, world_size=2)
+
+
+def test_the_order_is_fixed_for_ever() -> None:
+    """A run that was stopped goes on with any later version."""
+    assert drawn(14) == [5, 4, 3, 1, 2, 6, 0, 6, 2, 3, 5, 0, 1, 4]
+
+
+def test_what_is_possible_at_the_edges_is_taken() -> None:
+    assert drawn(3, size=1) == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"rank must be in \[0, 2\), not -1"):
+        EndlessSampler(3, seed=0, rank=-1, world_size=2)

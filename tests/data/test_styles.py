@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 
 import pytest
@@ -51,3 +52,24 @@ def test_a_style_that_the_data_lack_is_named_with_those_found() -> None:
         check_present(["素描"], [], "medium")
     with pytest.raises(UserError, match=r"has: 000, .*019 …$"):
         check_present(["素描"], (f"{number:03d}" for number in range(500)), "medium")
+
+
+def test_twenty_styles_are_named() -> None:
+    names = [f"{number:02d}" for number in range(21)]
+    for known, words in ((names[:20], ", ".join(names[:20])), (names, ", ".join(names[:20]) + " …")):
+        with pytest.raises(UserError) as error:
+            check_present(["水墨"], reversed(known), "medium")
+        assert str(error.value).endswith(f"data.style_field=medium has: {words}")
+
+
+def test_the_pattern_of_a_key_is_fixed_for_ever() -> None:
+    patterns = StylePatterns(["a{text}{style}", "b{text}{style}", "c{text}{style}"])
+    expected = "".join("abc"[_first_of_hash(f"pattern:{key}") * 3 >> 64] for key in range(40))
+    assert "".join(patterns.apply("t", "s", str(key))[0] for key in range(40)) == expected
+    assert expected.startswith("baccbcbcbbab")
+    assert patterns.apply("t", "s", "0")[1:] == "ts"
+
+
+def _first_of_hash(text: str) -> int:
+    """64 bits."""
+    return int(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:16], 16)

@@ -6,6 +6,7 @@ import io
 import os
 import random
 import re
+import signal
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from cogview_pl.data.tar_index import SPARSE_MEMBER, Span, index_shard
 from cogview_pl.errors import UserError
+from cogview_pl.stopping import STOP, Stopped
 
 GIB = 2**30
 
@@ -43,7 +45,8 @@ def records(**values: str) -> bytes:
     found = b""
     for key, value in values.items():
         rest = f" {key.replace('__', '.')}={value}\n".encode()
-        found += next(b"%d" % size + rest for size in range(200) if len(b"%d" % size + rest) == size)
+        sizes = range(len(rest), len(rest) + 9)
+        found += next(b"%d" % size + rest for size in sizes if len(b"%d" % size + rest) == size)
     return member("pax", found, b"x")
 
 
@@ -124,6 +127,16 @@ def test_a_size_may_be_in_base_256_or_in_a_pax_header(tmp_path: Path) -> None:
 def test_a_tar_of_nothing_has_no_members(tmp_path: Path) -> None:
     assert index_shard(write(tmp_path / "a.tar", END)) == {}
     assert index_shard(write(tmp_path / "b.tar", size=2**40)) == {}  # a hole of a terabyte
+
+
+def test_members_without_a_key_or_an_extension_are_left_out(tmp_path: Path) -> None:
+    names = ["README", ".hidden.png", "a/.x", "a.b/README", "a.b/c.TAR.gz", "k.", "x/k.png"]
+    file = write(tmp_path / "a.tar", *(member(name, b"1") for name in names), END)
+    assert index_shard(file) == {
+        "a.b/c": {"tar.gz": Span(4 * 1024 + 512, 1)},
+        "k": {"": Span(5 * 1024 + 512, 1)},
+        "x/k": {"png": Span(6 * 1024 + 512, 1)},
+    }
 
 
 # --- sparse members
@@ -269,3 +282,89 @@ def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
     )
     assert "is a folder, not a file" in refused(tmp_path)
     assert "does not exist" in refused(tmp_path / "none.tar")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file whose beginning no one can read")
+def test_a_file_that_the_system_does_not_read_is_named() -> None:
+    message = refused(Path("/proc/self/mem"))
+    assert message == ("/proc/self/mem cannot be read (Input/output error); see to it, or leave it out of data.urls")
+
+
+def test_a_name_may_have_as_many_bytes_as_is_read_and_no_more(tmp_path: Path) -> None:
+    for size in (2**16, 2**16 + 1):
+        name = b"n" * (size - 4) + b".png"
+        file = write(tmp_path / "a.tar", member("long", name, b"L"), member("x.png", b"1"), END)
+        if size == 2**16:
+            assert list(index_shard(file)) == ["n" * (size - 4)]
+        else:
+            assert "a name or a pax header of 65,537 bytes, at most 65,536 are read" in refused(file)
+    by_pax = write(tmp_path / "b.tar", records(path="n" * 2**16 + ".png"), member("x.png", b"1"), END)
+    assert "(0 samples before it): a name or a pax header of 65,540 bytes, at most 65,536 are read" in refused(by_pax)
+
+
+def test_a_pax_header_may_have_as_many_bytes_as_are_read_and_no_more(tmp_path: Path) -> None:
+    for size in (2**20, 2**20 + 1):
+        record = b"comment=" + b"c" * (size - 17) + b"\n"
+        content = b"%d " % size + record
+        assert len(content) == size
+        file = write(tmp_path / "a.tar", member("pax", content, b"x"), member("x.png", b"1"), END)
+        if size == 2**20:
+            assert list(index_shard(file)) == ["x"]
+        else:
+            assert "a name or a pax header of 1,048,577 bytes, at most 1,048,576 are read" in refused(file)
+
+
+def test_a_name_of_gnu_counts_over_one_of_pax_and_the_outer_over_the_inner(tmp_path: Path) -> None:
+    long, pax = member("long", b"gnu.png\0", b"L"), records(path="pax.png")
+    inner = records(path="inner.png", size="3")
+    for parts, expected in (((long, pax), "gnu"), ((pax, long), "pax"), ((pax, inner), "pax"), ((inner, pax), "inner")):
+        file = write(tmp_path / "a.tar", *parts, member("x.png", b"123"), member("y.png", b""), END)
+        assert list(index_shard(file)) == [expected, "y"]  # and nothing is left for the next
+
+
+def test_a_name_of_a_sparse_member_counts_over_its_path(tmp_path: Path) -> None:
+    both = records(path="path.png", GNU__sparse__name="sparse.png")
+    file = write(tmp_path / "a.tar", both, member("x.png", b"1"), records(path="b.png"), member("y.png", b"2"), END)
+    assert index_shard(file) == {"sparse": {"png": SPARSE_MEMBER}, "b": {"png": Span(3 * 1024 + 512, 1)}}
+
+
+def test_links_and_folders_have_no_data_whatever_size_they_say(tmp_path: Path) -> None:
+    for kind in (b"1", b"2", b"3", b"4", b"5", b"6"):
+        odd = [header("link.png", 700, kind), records(size="900"), header("more.png", 700, kind)]
+        file = write(tmp_path / "a.tar", *odd, member("a.png", b"1"), END)
+        assert index_shard(file) == {"a": {"png": Span(512 + 1024 + 512 + 512, 1)}}
+
+
+def test_a_member_of_an_unknown_kind_is_passed_over_with_its_data(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.tar", member("volume", b"1" * 600, b"V"), member("a.png", b"1", b"7"), END)
+    assert index_shard(file) == {"a": {"png": Span(512 + 1024 + 512, 1)}}
+
+
+def test_of_two_members_with_one_name_the_later_counts(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.tar", member("a.png", b"1"), member("b.png", b"2"), member("a.PNG", b"33"), END)
+    assert index_shard(file) == {"a": {"png": Span(2 * 1024 + 512, 2)}, "b": {"png": Span(1024 + 512, 1)}}
+    assert list(index_shard(file)) == ["a", "b"]
+
+
+def test_the_holes_of_a_sparse_member_may_fill_several_blocks(tmp_path: Path) -> None:
+    gnu = header("a.png", 512, b"S")
+    gnu[482] = 1
+    more, last = bytearray(512), bytearray(512)
+    more[504] = 1
+    last[503] = last[505] = 1  # beside the sign
+    file = write(tmp_path / "a.tar", signed(gnu), more, last, b"x" * 512, member("b.png", b"1"), END)
+    assert index_shard(file) == {"a": {"png": SPARSE_MEMBER}, "b": {"png": Span(5 * 512, 1)}}
+
+
+def test_a_stop_that_is_asked_for_ends_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "a.tar", member("a.png", b"1"), END)
+    with monkeypatch.context() as asked, pytest.raises(Stopped):
+        asked.setattr(STOP, "received", signal.SIGTERM)
+        index_shard(file)
+
+
+def test_the_checksum_of_many_high_bytes_has_all_its_digits(tmp_path: Path) -> None:
+    block = header("x.png", 0)
+    block[345:500] = b"\xff" * 155
+    assert sum(signed(block)) > 0o100000
+    assert list(index_shard(write(tmp_path / "a.tar", block, END))) == ["\udcff" * 155 + "/x"]

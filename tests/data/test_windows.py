@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -110,3 +111,50 @@ def test_stores_that_do_not_serve(tmp_path: Path) -> None:
     other = template(LAYOUT.replace("2x2", "4x4").replace("{large:4x4}", "{large:8x8}"))
     with pytest.raises(UserError, match="8x8"):
         WindowDataset(write(tmp_path / "b", large=True).split("train"), other, every=True)
+
+
+def test_a_sample_is_named_by_its_picture_and_window(tmp_path: Path) -> None:
+    rows = write(tmp_path, large=True, pictures=11).split("train")
+    every = WindowDataset(rows, template(), every=True)
+    once = WindowDataset(rows, template(), every=False)
+    assert [every.key(i) for i in (0, 8, 9, 98)] == [
+        f"{rows.key(picture)}, window {window}" for picture, window in ((0, 0), (0, 8), (1, 0), (10, 8))
+    ]
+    assert [once.key(i) for i in (0, 8, 10)] == [
+        f"{rows.key(picture)}, window {window}" for picture, window in ((0, 0), (8, 8), (10, 1))
+    ]
+    assert len({every.key(i) for i in range(len(every))}) == 99
+    for i in (0, 4, 10):  # the same windows in both
+        assert once[i] == every[9 * i + i % 9]
+
+
+def test_a_window_is_laid_out_in_both_sizes(tmp_path: Path) -> None:
+    data = WindowDataset(write(tmp_path, large=True).split("train"), template(), every=True)
+    vocabulary = data.template.vocabulary
+    roi, base, boi, eoi, roi2, pos, boi2, eoi2 = (
+        vocabulary.command(f"[{name}]") for name in ("ROI1", "BASE", "BOI1", "EOI1", "ROI2", "POS0", "BOI2", "EOI2")
+    )
+    # Window 5 begins in row 1, column 2 of the small grid, in row 2, column 4 of the large one.
+    assert data[5].tokens == [
+        *(roi, 80 + 0, 80 + 1, base, boi),
+        *(6, 7, 10, 11),
+        *(eoi, roi2, pos, base, boi2),
+        *(20, 21, 22, 23, 28, 29, 30, 31, 36, 37, 38, 39, 44, 45, 46, 47),
+        eoi2,
+    ]
+
+
+@pytest.mark.parametrize("edge", [2, 6])
+def test_windows_must_overlap_by_half(edge: int) -> None:
+    class Rows:
+        layout = SimpleNamespace(large=True, grid=(edge, edge))
+
+    layout = f"[ROI1] {{text}} [BOI1] {{small:{edge // 2}x{edge // 2}}} [BOI2] {{large:{edge}x{edge}}}"
+    with pytest.raises(UserError, match=rf"a grid of {edge}x{edge} codes has no half-overlapping .* multiple of 4$"):
+        WindowDataset(Rows(), template(layout), every=True)  # type: ignore[arg-type]
+
+
+def test_the_grid_that_does_not_match_is_named_row_by_column(tmp_path: Path) -> None:
+    layout = LAYOUT.replace("2x2", "2x4").replace("4x4", "4x8")
+    with pytest.raises(UserError, match="slot large holds 4x8 codes, the token store has 4x4; choose the model"):
+        WindowDataset(write(tmp_path, large=True).split("train"), template(layout), every=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from omegaconf import OmegaConf
@@ -205,7 +205,64 @@ class TestPositions:
         assert template.positions(template.prompt({"text": [1, 2]})) == [0, 1, 2, 3, 4]
 
 
+class TestQuirksOfTheOriginal:
+    LAYOUT = "[ROI1] {text} [BASE] [BOI1] {small:1x2} [EOI1] [ROI2] [BOI2] {large:2x2} [EOI2]"
+    VALUES: ClassVar = {"text": [1, 2], "small": [5, 6], "large": [7, 8, 9, 10]}
+
+    def quirky(self, **options: Any) -> Template:
+        loss = {"text": 0.5, "large": 2.0}
+        return make("two_images", layout=self.LAYOUT, loss=loss, **options)
+
+    def test_the_weight_of_a_prediction_follows_its_input(self) -> None:
+        sequence = self.quirky(loss_by_input=True).build(self.VALUES)
+        # Made from:        (nothing), [ROI1] 2 pieces [BASE] [BOI1], 2 codes, [EOI1] [ROI2] [BOI2], 4 codes
+        assert sequence.weights == [0.0, *[0.5] * 5, *[0.0] * 2, *[0.5] * 3, *[2.0] * 4]
+        assert sequence.slots == [NO_SLOT, *[0] * 5, *[1] * 2, *[0] * 3, *[2] * 4]
+        plain = self.quirky().build(self.VALUES)
+        assert (sequence.tokens, sequence.positions) == (plain.tokens, plain.positions)
+        assert plain.weights == [0.0, *[0.5] * 3, *[0.0] * 6, *[2.0] * 4, 0.0]
+
+    def test_a_layout_without_text_has_no_text_to_give_weight_to(self) -> None:
+        text_behind = make("image_text", loss={"text": 0.5}, loss_by_input=True)
+        sequence = text_behind.build({"text": [3], "image": [0] * 16})
+        assert sequence.slots == [NO_SLOT, 1, 1, *[0] * 16, *[1] * 3]  # the only text, whichever slot it is
+
+    def test_the_restart_token_of_a_prompt_may_keep_its_place(self) -> None:
+        prompt = self.quirky().prompt(self.VALUES)
+        assert len(prompt) == 10 and prompt[8] == VOCABULARY.command("[ROI2]")
+        counted = [*range(8), 0, 1]
+        for quirk, expected in ((False, counted), (True, [*range(9), 1])):
+            template = self.quirky(restart_after_token=quirk)
+            assert template.prompt_positions(prompt) == expected
+            assert template.positions(prompt) == counted  # in training
+            assert template.prompt_positions(prompt[:6]) == list(range(6))
+        assert self.quirky().prompt_positions(prompt) == counted
+        assert self.quirky(restart_positions_at=None, restart_after_token=True).prompt_positions(prompt) == [*range(10)]
+
+    def test_positions_start_where_the_restart_token_does_not_come(self) -> None:
+        assert self.quirky(restart_positions_at="[ROI1]").positions([5, 6, 7]) == [0, 1, 2]
+        assert self.quirky().num_positions == 1 + TEXT_LENGTH + 2 + 2 + 1
+        assert self.quirky(restart_positions_at=None).num_positions == self.quirky().length == 19
+
+
 class TestAllowed:
+    def test_loss_is_taken_over_codes_or_over_all_else(self) -> None:
+        template = make("text_image")
+        assert template.predicted(template.slot("image")) == range(70)
+        assert template.predicted(template.slot("text")) == range(70, 128)  # with the rows that pad the table
+
+    def test_text_is_closed_by_the_token_behind_it(self) -> None:
+        template = make("text_image")
+        base = VOCABULARY.command("[BASE]")
+        text = template.slot("text")
+        assert isinstance(text, TextSlot) and template.end_of_text(text) == base
+        assert template.allowed(text) == (range(70, 80), range(base, base + 1))
+
+    def test_text_before_a_grid_has_no_closing_token(self) -> None:
+        template = make("text_image", layout="[BOI1] {text} {image:4x4}")
+        text = template.slot("text")
+        assert isinstance(text, TextSlot) and template.end_of_text(text) is None
+
     def test_codes(self) -> None:
         template = make("text_image")
         assert template.allowed(template.slot("image")) == (range(70),)
@@ -248,10 +305,26 @@ class TestErrors:
         with pytest.raises(UserError, match=r"^template\.target: [^\n]+$"):
             make("text_image", layout="[ROI1] [BOI1]", loss={})
 
+    def test_nothing_before_the_target(self) -> None:
+        with pytest.raises(UserError, match=r"^template\.layout: nothing stands before the target image; begin with a"):
+            make("text_image", layout="{image:4x4} {text}")
+        assert make("text_image", layout="{text} {image:4x4}").prompt({"text": [2]}) == [72]
+
     @pytest.mark.parametrize("count", [0, 15, 17])
     def test_wrong_number_of_codes(self, count: int) -> None:
         with pytest.raises(ValueError, match=f"image.*got {count}"):
             make("text_image").build({"text": [1], "image": [0] * count})
+
+
+def test_a_grid_is_high_then_wide() -> None:
+    template = make("text_image", layout="[ROI1] {text} [BOI1] {image:2x12}")
+    assert template.slot("image") == CodeSlot("image", (2, 12))
+    assert template.slot("image").length == 24
+
+
+def test_commands_behind_a_text_belong_to_it_but_once() -> None:
+    template = make("text_image", layout="[ROI1] {text} [BASE] [SEP] [BOI1] {image:1x2} [EOI1]")
+    assert template.build({"text": [], "image": [0, 1]}).slots == [-1, 0, -1, -1, 1, 1, -1]
 
 
 def test_slots_know_their_size() -> None:

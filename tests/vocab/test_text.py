@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
 from pathlib import Path
 
 import pytest
+import sentencepiece as spm
+from sentencepiece import sentencepiece_model_pb2
 
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import COMMANDS, Template, TextTokenizer, Vocabulary
@@ -139,3 +143,71 @@ class TestTextNeverBecomesACommand:
             start, *pieces, base, boi = template.prompt({"text": tokenizer.encode(text)})
             assert [start, base, boi] == [vocabulary.command(name) for name in ("[ROI1]", "[BASE]", "[BOI1]")]
             assert all(piece in vocabulary.pieces for piece in pieces), text
+
+
+def learned(tokenizer: TextTokenizer) -> set[str]:
+    """The pieces behind those that every tokenizer has."""
+    names = spm.SentencePieceProcessor(model_proto=tokenizer.serialized)
+    return {names.id_to_piece(i) for i in range(3 + 256, tokenizer.num_pieces)}
+
+
+class TestWhatIsLearned:
+    """What a user may count on of the pieces of a new tokenizer."""
+
+    def test_control_pieces_then_bytes_then_the_characters(self, tokenizer: TextTokenizer) -> None:
+        names = spm.SentencePieceProcessor(model_proto=tokenizer.serialized)
+        first = [names.id_to_piece(i) for i in range(3 + 256)]
+        assert first == ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+        assert names.pad_id() == -1
+        assert {"大", "红", "▁"} < learned(tokenizer)
+
+    def test_pieces_end_at_a_space(self) -> None:
+        tokenizer = TextTokenizer.train(["ab cd"] * 50 + ["ab", "cd", "abc"], num_pieces=290)
+        pieces = learned(tokenizer)
+        assert "▁ab" in pieces and not [piece for piece in pieces if "▁" in piece[1:]]
+
+    def test_it_reads_the_first_captions_only(self) -> None:
+        captions = [*["一只猫"] * 100, "两只狗", *["白马"] * 100]
+        pieces = learned(TextTokenizer.train(captions, num_pieces=300, seed_sentences=101))
+        assert {"猫", "狗"} < pieces and "马" not in pieces
+
+    def test_every_character_has_a_piece_unless_less_is_asked_for(self) -> None:
+        captions = ["天" * 300 + "地"]
+        assert "地" in learned(TextTokenizer.train(captions, num_pieces=300))
+        assert "地" not in learned(TextTokenizer.train(captions, num_pieces=300, character_coverage=0.99))
+
+    def test_the_default_is_byte_pair_encoding(self, tokenizer: TextTokenizer) -> None:
+        same, other = (TextTokenizer.train(CAPTIONS, num_pieces=300, model_type=kind) for kind in ("bpe", "unigram"))
+        assert same.identity == tokenizer.identity != other.identity
+
+    def test_one_thread_and_a_million_captions_are_in_the_recipe(self, tokenizer: TextTokenizer) -> None:
+        """The model file holds its recipe: what was learned from the same captions is the same on every machine."""
+        recipe = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.serialized).trainer_spec
+        assert recipe.num_threads == 1
+        assert recipe.input_sentence_size == 1_000_000
+        assert not recipe.shuffle_input_sentence
+        assert not recipe.hard_vocab_limit
+
+    def test_nothing_is_printed(self, capfd: pytest.CaptureFixture[str]) -> None:
+        TextTokenizer.train(CAPTIONS, num_pieces=300)
+        assert capfd.readouterr() == ("", "")
+
+    def test_a_folder_and_a_pipe_are_told_from_what_is_missing(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.model")
+        for name, kind in ((".", "a folder"), ("pipe.model", "a named pipe")):
+            with pytest.raises(UserError, match=rf"is {kind}; give the path of a SentencePiece \.model file$"):
+                TextTokenizer.load(tmp_path / name)
+        with pytest.raises(UserError, match=r"is not a SentencePiece model \(the file is empty\)$"):
+            (tmp_path / "empty.model").touch()
+            TextTokenizer.load(str(tmp_path / "empty.model"))
+
+    def test_the_identity_is_that_of_the_file(self, tokenizer: TextTokenizer, tmp_path: Path) -> None:
+        tokenizer.save(str(tmp_path / "text.model"))
+        data = (tmp_path / "text.model").read_bytes()
+        assert data == tokenizer.serialized
+        assert tokenizer.identity == hashlib.sha256(data).hexdigest()
+
+    @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file whose beginning no one can read")
+    def test_a_file_that_the_system_does_not_read_is_no_model(self) -> None:
+        with pytest.raises(UserError, match=r"^text\.model=/proc/self/mem is not a SentencePiece model \(.*Input/outp"):
+            TextTokenizer.load("/proc/self/mem")

@@ -251,7 +251,7 @@ def _levelled(contrast_NP: Tensor, foreground_NP: Tensor) -> Tensor:
 
 
 def _cell(x: float, y: float) -> str:
-    column, row = (min(2, int(3 * value)) for value in (x, y))
+    column, row = int(3 * x), int(3 * y)  # centroids of pixels: below 1
     return PLACES[3 * row + column]
 
 
