@@ -41,6 +41,16 @@ class TestInitialValues:
                 is_gain = "norm" in name and name.endswith("weight")
                 assert (parameter == (1.0 if is_gain else 0.0)).all(), name
 
+    def test_left_out_it_is_the_model_of_the_paper(self) -> None:
+        model = make(width=64)
+        assert model.token_embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert model.dropout.p == model.blocks[0].attention.dropout == 0.0
+        assert model.norm_scope == "token"
+        assert {name for name, module in model.blocks[0].named_modules() if type(module).__name__ == "LayerNorm"} == {
+            f"{branch}_residual.norm_{place}" for branch in ("attention", "mlp") for place in ("in", "branch")
+        }
+        assert model.num_positions == 20
+
     def test_kinds_in_a_block(self) -> None:
         kinds = {name.split(".", 2)[2] for name, _ in make().named_parameters() if name.startswith("blocks.")}
         matrices = {kind for kind in kinds if "norm" not in kind and kind.endswith("weight")}
@@ -93,6 +103,10 @@ class TestBlock:
                 inner = branch(layer_norm(f"{name}.norm_in", expected))
                 expected = expected + layer_norm(f"{name}.norm_branch", inner)
         torch.testing.assert_close(block(x, None, None, 0), expected, atol=1e-10, rtol=1e-10)
+
+    def test_unless_asked_nothing_is_compiled_or_computed_twice(self) -> None:
+        for block in make().blocks:
+            assert (block.compiled, block.recompute) == (False, "none")
 
 
 class TestParameters:
