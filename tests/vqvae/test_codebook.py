@@ -157,27 +157,29 @@ class Ranks:
             return [future.result() for future in [pool.submit(on_rank, rank) for rank in range(self.count)]]
 
 
-@pytest.fixture
-def ranks(monkeypatch: pytest.MonkeyPatch) -> Ranks:
-    three = Ranks(3)
-    monkeypatch.setattr(codebook, "dist", three)
-    return three
+def ranks_for(shares: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> tuple[Ranks, list[slice]]:
+    """As many ranks as there are shares, and the rows of each."""
+    ranks = Ranks(len(shares))
+    monkeypatch.setattr(codebook, "dist", ranks)
+    return ranks, [slice(sum(shares[:rank]), sum(shares[: rank + 1])) for rank in range(len(shares))]
 
 
-@pytest.mark.parametrize("shares", [(1, 2, 1), (0, 3, 1), (2, 0, 2), (4, 0, 0), (0, 0, 4)], ids=str)
-def test_ranks_draw_the_rows_of_the_joined_batch(ranks: Ranks, shares: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shares", [(3, 1), (0, 4), (4, 0), (1, 2, 1), (0, 3, 1), (2, 0, 2), (0, 0, 4)], ids=str)
+def test_ranks_draw_the_rows_of_the_joined_batch(shares: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks, rows = ranks_for(shares, monkeypatch)
+
     def draw(rank: int) -> list:
-        mine = slice(sum(shares[:rank]), sum(shares[: rank + 1]))
         quantile_M = torch.tensor(list(QUANTILES)) if rank == 0 else torch.rand(len(QUANTILES))  # rank 0's count
-        return draw_rows(ROWS_ND[mine], WEIGHTS_N[mine], quantile_M).tolist()
+        return draw_rows(ROWS_ND[rows[rank]], WEIGHTS_N[rows[rank]], quantile_M).tolist()
 
-    assert ranks.run(draw) == [[[row, 10.0 * row] for row in QUANTILES.values()]] * 3
+    assert ranks.run(draw) == [[[row, 10.0 * row] for row in QUANTILES.values()]] * len(shares)
 
 
-def test_ranks_share_their_statistics(ranks: Ranks) -> None:
+@pytest.mark.parametrize("shares", [(3, 1), (1, 3, 0)], ids=str)
+def test_ranks_share_their_statistics(shares: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks, rows = ranks_for(shares, monkeypatch)
     codes_N = torch.tensor([1, 0, 1, 2])
-    shares = [slice(0, 1), slice(1, 4), slice(4, 4)]
-    found = ranks.run(lambda rank: gather_statistics(ROWS_ND[shares[rank]], codes_N[shares[rank]], 3))
+    found = ranks.run(lambda rank: gather_statistics(ROWS_ND[rows[rank]], codes_N[rows[rank]], 3))
     for counts_K, sums_KD in found:
         assert counts_K.tolist() == [1.0, 2.0, 1.0]
         assert sums_KD.tolist() == [[2.0, 20.0], [4.0, 40.0], [4.0, 40.0]]
