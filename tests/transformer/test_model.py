@@ -135,10 +135,26 @@ class TestParameters:
         with pytest.raises(ValueError, match=f"width {width} .* num_heads {num_heads}"):
             make(width=width, num_heads=num_heads)
 
-    @pytest.mark.parametrize(("key", "known"), [("norm", "pre, post, sandwich"), ("norm_scope", "none, token, tensor")])
+    @pytest.mark.parametrize(
+        ("key", "known"),
+        [
+            ("norm", "pre, post, sandwich"),
+            ("norm_scope", "none, token, tensor"),
+            ("attention", "fused, pb_relax, naive"),
+        ],
+    )
     def test_unknown_choice(self, key: str, known: str) -> None:
-        with pytest.raises(ValueError, match=known):
+        with pytest.raises(ValueError, match=f"must be one of {known}, got other"):
             make(**{key: "other"})
+
+    def test_unknown_way_of_computing_twice(self) -> None:
+        with pytest.raises(ValueError, match="recompute must be one of none, selective, block, got other"):
+            make().set_training_pass(recompute="other")
+        model = make()
+        model.set_training_pass(recompute="block", compiled=True)
+        assert all((block.recompute, block.compiled) == ("block", True) for block in model.blocks)
+        model.set_training_pass()
+        assert all((block.recompute, block.compiled) == ("none", False) for block in model.blocks)
 
 
 class TestHead:
