@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cogview_pl.transformer import Transformer, sequence_loss
-from cogview_pl.transformer.loss import SequenceLoss, linear_cross_entropy, over_devices
+from cogview_pl.transformer.loss import SequenceLoss, linear_cross_entropy, over_devices, rows_at_once
 
 VOCABULARY, SLOTS = 30, 2
 
@@ -94,6 +98,39 @@ class TestSequenceLoss:
         torch.testing.assert_close(small, whole)
 
 
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that any operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.numel = max([self.numel, *sizes])
+        return result
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "rows"),
+    [
+        (None, torch.float32, 256),
+        (None, torch.bfloat16, 1536),
+        ("cpu", torch.float32, 256),
+        ("cuda", torch.float32, 4096),
+        ("cuda", torch.bfloat16, 4096),
+    ],
+    ids=str,
+)
+def test_no_more_logits_exist_than_those_of_a_block(device: str | None, dtype: torch.dtype, rows: int) -> None:
+    hidden, head = torch.randn(5000, 4).to(dtype).requires_grad_(), torch.randn(300, 4).to(dtype).requires_grad_()
+    targets = torch.randint(300, (5000,))
+    with LargestTensor() as largest:
+        linear_cross_entropy(hidden, head, targets, torch.ones(5000), device)[0].backward()
+    assert largest.numel == rows * 300
+    assert rows_at_once(device or "cpu", dtype) == rows
+
+
+@pytest.mark.filterwarnings("error")  # torch says so where a result does not fit the memory given for it
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_as_much_at_a_time_as_on_a_gpu_gives_the_same(dtype: torch.dtype) -> None:
     """Rows of a block that a GPU makes at once, several parts of its softmax, and the head's gradient as a whole."""
