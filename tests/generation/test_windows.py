@@ -22,6 +22,12 @@ def test_windows_of_the_original() -> None:
         assert window.target[1].stop - window.target[1].start == 32
 
 
+@pytest.mark.parametrize(("grid", "open_rows"), [(4, 1), (28, 1), (32, 2), (44, 2), (60, 3), (64, 4)])
+def test_a_sixteenth_of_the_rows_stays_open_but_at_least_one(grid: int, open_rows: int) -> None:
+    rows = [window.target[0].stop - window.target[0].start for window in windows(grid)]
+    assert rows == [grid // 2 + open_rows, *[grid - open_rows] * 5, *[grid] * 3]
+
+
 def test_owners_of_the_smallest_grid_by_hand() -> None:
     # Windows of 4 codes that move by 2, with one row left open; the first window fills three rows.
     assert owners(4).tolist() == [
