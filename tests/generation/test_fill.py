@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 
-from cogview_pl.generation.fill import fill
+from cogview_pl.generation.fill import OPEN, fill, stream, uniforms
 from cogview_pl.generation.filters import Sampling
+from cogview_pl.stopping import STOP, Stopped
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Template, TextSlot
 
@@ -193,3 +196,57 @@ def test_as_many_seeds_as_prompts() -> None:
     template = LAYOUTS["text_image"]
     with pytest.raises(ValueError, match="zip"):
         fill(make(), template, prompts_of(template), seeds=[1], sampling=Sampling())
+
+
+class TestKnownTokens:
+    template = LAYOUTS["text_image"]
+
+    def filled(self, known_BT: torch.Tensor) -> list[list[int]]:
+        prompts = prompts_of(self.template)
+        return fill(make(), self.template, prompts, seeds=range(4), sampling=Sampling(), known=known_BT)
+
+    def test_filling_ends_with_them(self) -> None:
+        # The draws of a place are those of filling all of the slot.
+        whole = self.filled(torch.full((4, 16), OPEN))
+        assert self.filled(torch.full((4, 5), OPEN)) == [row[:5] for row in whole]
+        known_BT = torch.tensor(whole)
+        known_BT[:, [0, 3, 4, 9, 15]] = OPEN
+        assert self.filled(known_BT) == whole
+
+    def test_all_of_them(self) -> None:
+        known_BT = torch.arange(32).view(4, 8)
+        assert self.filled(known_BT) == known_BT.tolist()
+
+    @pytest.mark.parametrize("row", [0, 3])
+    def test_other_places_in_one_row_are_refused(self, row: int) -> None:
+        known_BT = torch.full((4, 16), OPEN)
+        known_BT[:, 0] = 0  # an id, not a mark
+        known_BT[row, 1] = 0
+        with pytest.raises(ValueError, match="the same places must be open in all rows"):
+            self.filled(known_BT)
+
+
+def test_random_numbers_are_those_of_every_version() -> None:
+    """A seed gives the same picture in years and on other machines: recorded numbers."""
+    found = uniforms([5, 6, 5], [[1, 2], [1, 2], [3]], 3)
+    recorded = [
+        [0.5491594076156616, 0.4179961681365967, 0.12811875343322754],
+        [0.7665547132492065, 0.216977059841156, 0.5464600324630737],
+    ]
+    assert found[:2].tolist() == recorded
+    assert not (found[2] == found[0]).any()
+    assert uniforms([5], [(1, 2)], 2).tolist() == [recorded[0][:2]]
+    assert stream(5, [1, 2]).initial_seed() == 9318014781254493890
+
+
+def test_stops_between_two_tokens_when_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    template, steps = LAYOUTS["text_image"], []
+
+    def third_step() -> None:
+        steps.append(1)
+        if len(steps) == 3:
+            monkeypatch.setattr(STOP, "received", signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        fill(make(), template, prompts_of(template), seeds=range(4), sampling=Sampling(), on_step=third_step)
+    assert len(steps) == 3

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cogview_pl.errors import UserError
-from cogview_pl.generation.filters import Sampling, draw, probabilities
+from cogview_pl.generation.filters import Sampling, draw, guide, probabilities
 
 LAST_FP32 = 1 - 2**-24
 """The largest fp32 number below 1."""
@@ -39,6 +39,17 @@ class TestTemperature:
         found = probabilities(logits, Sampling(temperature=temperature))
         torch.testing.assert_close(found.double(), grown / grown.sum(-1, keepdim=True), atol=1e-6, rtol=1e-4)
 
+    def test_zero_takes_the_first_of_equals(self) -> None:
+        chances = probabilities(torch.tensor([[1.0, 4.0, 4.0], [2.0, 2.0, 1.0]]), Sampling(temperature=0))
+        assert chances.tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+
+    @pytest.mark.parametrize("temperature", [1e-3, 1.0])
+    def test_the_largest_logits_do_not_overflow(self, temperature: float) -> None:
+        # The maximum is taken off before the division; twice a logit, or one over 1e-3, is out of the range of fp32.
+        logits = torch.tensor([[2e38, 1e38, 2e38], [-2e38, -3e38, -3e38]])
+        chances = probabilities(logits, Sampling(temperature=temperature))
+        assert chances.tolist() == [[0.5, 0.0, 0.5], [1.0, 0.0, 0.0]]
+
     def test_small_ones_approach_the_most_likely(self) -> None:
         logits = random_logits()
         torch.testing.assert_close(
@@ -67,6 +78,29 @@ class TestTopK:
         assert (probabilities(logits, Sampling(top_k=2)) > 0).tolist() == [[True, True, True, False, True]]
         assert (probabilities(logits, Sampling(top_k=1)) > 0).tolist() == [[False, True, False, False, False]]
 
+    def test_equals_at_the_maximum_share(self) -> None:
+        logits = torch.tensor([[5.0, 0.0, 5.0, -1.0]])
+        for k in (1, 2):
+            assert probabilities(logits, Sampling(top_k=k)).tolist() == [[0.5, 0.0, 0.5, 0.0]]
+
+    def test_all_but_the_least_likely(self) -> None:
+        logits = torch.tensor([[3.0, 1.0, 2.0]])
+        assert (probabilities(logits, Sampling(top_k=2)) > 0).tolist() == [[True, False, True]]
+        assert (probabilities(logits, Sampling(top_k=3)) > 0).tolist() == [[True, True, True]]
+
+    def test_impossible_candidates_do_not_come_back(self) -> None:
+        logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 0.0]])
+        for k in (0, 1, 2, 3, 4):
+            assert probabilities(logits, Sampling(top_k=k)).tolist() == [[0.0, 0.5, 0.0, 0.5]]
+
+    def test_counts_candidates_and_not_rows(self) -> None:
+        # More rows than candidates, and k between the two.
+        logits = random_logits(rows=9, columns=4)
+        assert ((probabilities(logits, Sampling(top_k=2)) > 0).sum(-1) == 2).all()
+        assert ((probabilities(logits, Sampling(top_k=6)) > 0).sum(-1) == 4).all()
+        logits = random_logits(rows=2, columns=8)
+        assert ((probabilities(logits, Sampling(top_k=3)) > 0).sum(-1) == 3).all()
+
 
 class TestTopP:
     @pytest.mark.parametrize(
@@ -93,6 +127,25 @@ class TestTopP:
     def test_p_reached_exactly_is_not_passed(self, p: float, kept: int) -> None:
         # As in the original: the next candidate still stays. Quarters are exact in binary.
         assert (probabilities(torch.zeros(1, 4), Sampling(top_p=p)) > 0).sum() == kept
+
+    def test_p_met_exactly_by_the_most_likely(self) -> None:
+        # One half is exact; at p = 1/2 the two of a quarter are equal, and the first of them in the order stays.
+        logits = torch.tensor([[0.0, 0.0, math.log(2)]])
+        assert probabilities(logits, Sampling(top_p=0.49)).tolist() == [[0.0, 0.0, 1.0]]
+        half = probabilities(logits, Sampling(top_p=0.5))
+        assert half[0, 2] > 0.6 and (half > 0).sum() == 2
+
+    def test_all_is_kept_where_rounded_sums_pass_1(self) -> None:
+        logits = random_logits(columns=40_000)
+        ordered = logits.softmax(-1).sort(-1, descending=True).values
+        assert (ordered.cumsum(-1) - ordered).max() > 1  # what rounding does here
+        assert (probabilities(logits, Sampling(top_p=1.0)) > 0).all()
+
+    def test_rows_are_cut_by_themselves(self) -> None:
+        logits = torch.cat([logits_of(0.2, 0.4, 0.1, 0.3), logits_of(0.9, 0.05, 0.03, 0.02), torch.zeros(1, 4)])
+        kept = probabilities(logits, Sampling(top_p=0.6)) > 0
+        assert kept[:2].tolist() == [[False, True, False, True], [True, False, False, False]]
+        assert kept[2].sum() == 3
 
     def test_applies_to_what_top_k_left(self) -> None:
         # Of 0.4 and 0.3, renormalised to 0.571 and 0.429, the first alone reaches 0.5.
@@ -128,12 +181,47 @@ def test_probabilities_sum_to_one_in_fp32(sampling: Sampling, dtype: torch.dtype
         {"guidance": -0.5},
         {"guidance": math.inf},
         {"guidance": math.nan},
+        {"temperature": -0.01},
+        {"top_p": 1.01},
+        {"guidance": -0.01},
+        {"drafts": 0},
     ],
     ids=str,
 )
 def test_impossible_settings(settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match="temperature and top_k must not be negative"):
         Sampling(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0}, {"temperature": 0.5}, {"top_k": 1}, {"top_p": 0.01}, {"guidance": 0}, {"drafts": 1}],
+    ids=str,
+)
+def test_settings_at_their_ends(settings: dict[str, float]) -> None:
+    sampling = Sampling(**settings)  # type: ignore[arg-type]
+    assert all(getattr(sampling, name) == value for name, value in settings.items())
+
+
+def test_left_out_nothing_is_filtered() -> None:
+    assert Sampling() == Sampling(1.0, 0, 1.0, 1.0, "sequential", 16, True)
+
+
+@pytest.mark.parametrize(("guidance", "guided"), [(1, False), (1.0, False), (0, True), (0.5, True), (2, True)])
+def test_guidance_other_than_1_is_guided(guidance: float, guided: bool) -> None:
+    assert Sampling(guidance=guidance).guided is guided
+
+
+def test_plain_keeps_the_filters() -> None:
+    asked = Sampling(0.7, 5, 0.9, guidance=3.0, algorithm="jacobi", drafts=4, cuda_graphs=False)
+    assert asked.plain() == Sampling(0.7, 5, 0.9, 1.0, "sequential", 4, False)
+
+
+def test_guidance_by_hand() -> None:
+    conditional, unconditional = torch.tensor([[3.0, 1.0]]), torch.tensor([[1.0, 2.0]])
+    wanted = {0: [[1.0, 2.0]], 0.5: [[2.0, 1.5]], 1: [[3.0, 1.0]], 3: [[7.0, -1.0]]}
+    for guidance, logits in wanted.items():
+        assert guide(conditional, unconditional, guidance).tolist() == logits
 
 
 class TestDraw:

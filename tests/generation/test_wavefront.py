@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from inspect import unwrap
 from typing import Any
@@ -17,6 +18,7 @@ from cogview_pl.generation.static_step import Repeater, one_by_one
 from cogview_pl.generation.static_wavefront import StaticWavefront
 from cogview_pl.generation.wavefront import timetable
 from cogview_pl.generation.windows import owners, windows
+from cogview_pl.stopping import STOP, Stopped
 from cogview_pl.transformer import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 
@@ -102,7 +104,51 @@ def test_graphs_give_the_codes_of_single_operations() -> None:
     assert torch.equal(by_graphs, plainly)
 
 
+def test_stops_between_two_steps_when_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, template = make(4)
+    codes = torch.zeros(1, 4, 4, dtype=torch.int64)
+    done: list[int] = []
+
+    def on_window() -> None:
+        done.append(1)
+        monkeypatch.setattr(STOP, "received", signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        magnify(model, template, TEXTS[:1], codes, seeds=[0], sampling=Sampling(), on_window=on_window)
+    assert len(done) == 1
+
+
+def test_every_window_is_reported() -> None:
+    model, template = make(4)
+    codes = torch.zeros(2, 4, 4, dtype=torch.int64)
+    done: list[int] = []
+    magnify(model, template, TEXTS[:2], codes, seeds=[0, 1], sampling=Sampling(), on_window=lambda: done.append(1))
+    assert len(done) == 9
+
+
 class TestTimetable:
+    @pytest.mark.parametrize("grid", [4, 8, 32])
+    def test_code_y_x_is_sampled_in_step_grid_times_y_plus_x(self, grid: int) -> None:
+        """Row after row begins `grid` steps, half a row, behind the one above it: no window waits without need."""
+        found = windows(grid)
+        sampled_in = torch.full((2 * grid, 2 * grid), -1)
+        for number, step in enumerate(timetable(grid)):
+            for turn in step:
+                if turn.samples:
+                    rows, columns = found[turn.window].target
+                    sampled_in[rows.start + turn.place // grid, columns.start + turn.place % grid] = number
+        assert torch.equal(sampled_in, grid * torch.arange(2 * grid)[:, None] + torch.arange(2 * grid))
+
+    @pytest.mark.parametrize("grid", [4, 8, 32])
+    def test_three_lanes_are_enough(self, grid: int) -> None:
+        steps = timetable(grid)
+        assert {turn.lane for step in steps for turn in step} == {0, 1, 2}
+        assert [[turn.lane for turn in step] for step in steps] == [
+            sorted(turn.lane for turn in step) for step in steps
+        ]
+        last = [turn.window for step in steps for turn in step if turn.last]
+        assert last == [0, 1, 2, 4, 3, 5, 6, 7, 8]
+
     def test_critical_path_of_the_released_size(self) -> None:
         steps = timetable(32)
         assert len(steps) == 2080

@@ -111,6 +111,17 @@ class TestTensorScopeOfTheOriginal:
         together, alone = logits_of_quiet_tokens(model, tokens), logits_of_quiet_tokens(model, tokens[:1])
         assert (together[:1] - alone).abs().max() > 1e-3
 
+    @torch.no_grad()
+    def test_steps_that_keep_hidden_states_say_what_the_whole_sequence_says(self, norm: str) -> None:
+        # But for epsilon: every call has a maximum of its own.
+        model, tokens = make(norm, "tensor"), quiet_tokens(2, LENGTH)
+        cache, found = model.new_cache(2, LENGTH), []
+        for start, stop in ((0, 3), (3, 4), (4, 6), (6, LENGTH)):
+            places = torch.arange(start, stop).expand(2, -1)
+            found.append(model.logits(model.hidden(tokens[:, start:stop], places, cache)))
+            cache.advance(stop - start)
+        torch.testing.assert_close(torch.cat(found, 1)[..., QUIET], model(tokens)[..., QUIET], atol=2e-3, rtol=1e-3)
+
 
 @pytest.mark.parametrize(("norm", "attention"), list(itertools.product(NORM_PLACEMENTS, ATTENTIONS)))
 class TestCache:
@@ -150,6 +161,23 @@ class TestCache:
             steps.append(model.logits(hidden)[..., QUIET])
             cache.advance(1)
         torch.testing.assert_close(torch.cat(steps, 1), model(tokens)[..., QUIET], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_precision_of_cached_keys() -> None:
+    """On a CPU fp32, in whatever precision the weights are; under autocast that of autocast."""
+
+    def precision(model: Transformer) -> torch.dtype:
+        cache = model.new_cache(2, 3)
+        cache.mask(1)
+        keys_BHSK, values_BHSK = cache.store(0, torch.zeros(2, 2, 4, 1, 8))
+        assert keys_BHSK.shape == values_BHSK.shape == (2, 4, 1, 8)
+        assert keys_BHSK.dtype == values_BHSK.dtype
+        return keys_BHSK.dtype
+
+    assert precision(make()) == precision(make().bfloat16()) == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert precision(make()) == torch.bfloat16
 
 
 class TestPositions:

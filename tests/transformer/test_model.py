@@ -41,6 +41,16 @@ class TestInitialValues:
                 is_gain = "norm" in name and name.endswith("weight")
                 assert (parameter == (1.0 if is_gain else 0.0)).all(), name
 
+    def test_left_out_it_is_the_model_of_the_paper(self) -> None:
+        model = make(width=64)
+        assert model.token_embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert model.dropout.p == model.blocks[0].attention.dropout == 0.0
+        assert model.norm_scope == "token"
+        assert {name for name, module in model.blocks[0].named_modules() if type(module).__name__ == "LayerNorm"} == {
+            f"{branch}_residual.norm_{place}" for branch in ("attention", "mlp") for place in ("in", "branch")
+        }
+        assert model.num_positions == 20
+
     def test_kinds_in_a_block(self) -> None:
         kinds = {name.split(".", 2)[2] for name, _ in make().named_parameters() if name.startswith("blocks.")}
         matrices = {kind for kind in kinds if "norm" not in kind and kind.endswith("weight")}
@@ -94,6 +104,10 @@ class TestBlock:
                 expected = expected + layer_norm(f"{name}.norm_branch", inner)
         torch.testing.assert_close(block(x, None, None, 0), expected, atol=1e-10, rtol=1e-10)
 
+    def test_unless_asked_nothing_is_compiled_or_computed_twice(self) -> None:
+        for block in make().blocks:
+            assert (block.compiled, block.recompute) == (False, "none")
+
 
 class TestParameters:
     def test_groups(self) -> None:
@@ -121,10 +135,26 @@ class TestParameters:
         with pytest.raises(ValueError, match=f"width {width} .* num_heads {num_heads}"):
             make(width=width, num_heads=num_heads)
 
-    @pytest.mark.parametrize(("key", "known"), [("norm", "pre, post, sandwich"), ("norm_scope", "none, token, tensor")])
+    @pytest.mark.parametrize(
+        ("key", "known"),
+        [
+            ("norm", "pre, post, sandwich"),
+            ("norm_scope", "none, token, tensor"),
+            ("attention", "fused, pb_relax, naive"),
+        ],
+    )
     def test_unknown_choice(self, key: str, known: str) -> None:
-        with pytest.raises(ValueError, match=known):
+        with pytest.raises(ValueError, match=f"must be one of {known}, got other"):
             make(**{key: "other"})
+
+    def test_unknown_way_of_computing_twice(self) -> None:
+        with pytest.raises(ValueError, match="recompute must be one of none, selective, block, got other"):
+            make().set_training_pass(recompute="other")
+        model = make()
+        model.set_training_pass(recompute="block", compiled=True)
+        assert all((block.recompute, block.compiled) == ("block", True) for block in model.blocks)
+        model.set_training_pass()
+        assert all((block.recompute, block.compiled) == ("none", False) for block in model.blocks)
 
 
 class TestHead:

@@ -100,6 +100,20 @@ class TestAttention:
         mean = v.double().cumsum(-2) / torch.arange(1, 25).view(-1, 1)
         torch.testing.assert_close(result.double(), mean, atol=2e-3, rtol=2e-3)
 
+    @pytest.mark.parametrize("form", list(ATTENTIONS))
+    def test_without_a_mask_one_query_sees_all_keys_and_two_do_not(self, form: str) -> None:
+        q, k, v = queries_keys_values(1.0)
+        found = ATTENTIONS[form](q[..., -1:, :], k, v, None, 0.0)
+        torch.testing.assert_close(found.double(), exact_attention(q, k, v)[..., -1:, :], atol=1e-5, rtol=1e-5)
+        found = ATTENTIONS[form](q[..., :2, :], k[..., :2, :], v[..., :2, :], None, 0.0)
+        torch.testing.assert_close(found.double(), exact_attention(q, k, v)[..., :2, :], atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("form", list(ATTENTIONS))
+    def test_more_keys_than_queries_follow_the_mask(self, form: str) -> None:
+        q, k, v = queries_keys_values(1.0)
+        found = ATTENTIONS[form](q[..., 20:, :], k, v, causal_mask(24)[None, None, 20:], 0.0)
+        torch.testing.assert_close(found.double(), exact_attention(q, k, v)[..., 20:, :], atol=1e-5, rtol=1e-5)
+
     @pytest.mark.parametrize("attention", list(ATTENTIONS))
     def test_whole_model_in_fp16(self, attention: str) -> None:
         torch.manual_seed(0)
@@ -176,6 +190,29 @@ class TestLayerNorm:
         if dtype != torch.float16:  # there 1/ε exceeds its range
             assert x.grad is not None
             assert x.grad.isfinite().all()
+
+    def test_a_vector_of_zeros_beside_others(self, scope: str) -> None:
+        norm = fresh_norm(scope)
+        x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
+        x[0, 1] = 0.0
+        result = norm(x)
+        assert torch.equal(result[0, 1], norm.bias)
+        torch.testing.assert_close(result.double(), plain_norm(norm, x), atol=5e-5, rtol=5e-5)
+
+
+@pytest.mark.parametrize("scope", ["token", "tensor"])
+class TestSmallVectors:
+    """Up to a largest |x| of 8e-4 the divisor stays the same, so that it is never 0; epsilon makes it visible."""
+
+    @pytest.mark.parametrize(
+        ("maximum", "divisor"), [(1.0, 1.0), (1e-3, 1e-3), (8e-4, 8e-4), (7e-4, 8e-4), (1e-6, 8e-4)]
+    )
+    def test_divisor(self, scope: str, maximum: float, divisor: float) -> None:
+        noise = torch.randn(1, 3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        x = 1 + 1e-3 * noise
+        x = maximum * x / x.abs().amax(-1, keepdim=True)
+        norm = fresh_norm(scope).double()
+        torch.testing.assert_close(norm(x), plain_norm(norm, 8 * x / divisor), atol=1e-8, rtol=1e-8)
 
 
 class TestScopes:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from cogview_pl.errors import UserError
 from cogview_pl.vqvae import VQVAE, EMAQuantizer, make_quantizer, psnr, reconstruction_loss
+from cogview_pl.vqvae.model import ResidualBlock, build_decoder, build_encoder
 
 KINDS = ["ema", "learned", "gumbel", "fixed"]
 
@@ -93,6 +96,64 @@ def test_released_size_has_the_released_parameter_shapes():
     assert model.quantizer.codebook.shape == (256, 8192)
     assert model.quantizer.cluster_size.shape == (8192,)
     assert model.quantizer.embed_avg.shape == (256, 8192)
+
+
+def residual_by_hand(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
+    """x + conv1x1(relu(conv3x3(relu(x))))"""
+    inner = F.conv2d(x.clamp(min=0), weights[f"{name}layers.1.weight"], weights[f"{name}layers.1.bias"], padding=1)
+    outer = F.conv2d(inner.clamp(min=0), weights[f"{name}layers.3.weight"], weights[f"{name}layers.3.bias"])
+    return x + outer
+
+
+@torch.no_grad()
+def test_residual_block_equals_the_formula() -> None:
+    torch.manual_seed(0)
+    block, x = ResidualBlock(5, hidden=7).double(), torch.randn(2, 5, 4, 6, dtype=torch.float64)
+    before = x.clone()
+    torch.testing.assert_close(block(x), residual_by_hand(x, block.state_dict(), ""))
+    assert torch.equal(x, before)  # the sum needs it as it was
+
+
+@torch.no_grad()
+def test_encoder_equals_the_formula() -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(width=6, code_dim=5, num_strides=2, residual_blocks=2).double()
+    weights = encoder.state_dict()
+    images = torch.randn(2, 3, 8, 12, dtype=torch.float64)
+    x = images
+    for layer in (0, 2):
+        x = F.conv2d(x, weights[f"{layer}.weight"], weights[f"{layer}.bias"], stride=2, padding=1).clamp(min=0)
+    for layer in (4, 5):
+        x = residual_by_hand(x, weights, f"{layer}.")
+    expected = torch.einsum("bcyx,dc->bdyx", x, weights["6.weight"][:, :, 0, 0]) + weights["6.bias"][:, None, None]
+    torch.testing.assert_close(encoder(images), expected)
+    assert expected.shape == (2, 5, 2, 3)
+    assert weights["4.layers.1.weight"].shape == (6, 6, 3, 3)
+
+
+@torch.no_grad()
+def test_decoder_equals_the_formula() -> None:
+    torch.manual_seed(0)
+    decoder = build_decoder(width=6, code_dim=5, num_strides=2, residual_blocks=2).double()
+    weights = decoder.state_dict()
+    vectors = torch.randn(2, 5, 2, 3, dtype=torch.float64)
+    x = vectors
+    for layer in (0, 1):
+        x = residual_by_hand(x, weights, f"{layer}.")
+    for layer in (2, 4):
+        x = F.conv_transpose2d(x, weights[f"{layer}.weight"], weights[f"{layer}.bias"], stride=2, padding=1)
+        x = x.clamp(min=0)
+    expected = torch.einsum("bcyx,dc->bdyx", x, weights["6.weight"][:, :, 0, 0]) + weights["6.bias"][:, None, None]
+    torch.testing.assert_close(decoder(vectors), expected)
+    assert expected.shape == (2, 3, 8, 12)
+    assert weights["0.layers.1.weight"].shape == (6, 5, 3, 3)
+
+
+@torch.no_grad()
+def test_without_quantization_it_is_decoder_of_encoder() -> None:
+    model, images = build().eval(), torch.rand(2, 3, 8, 8)
+    expected = model.decoder(model.encoder((images - 0.5) / 0.25)) * 0.25 + 0.5
+    torch.testing.assert_close(model.reconstruct_continuous(images), expected)
 
 
 def test_silent_residual_blocks_leave_the_plain_network():
@@ -211,19 +272,21 @@ def test_edges_must_fit_the_downsampling(size):
 def test_settings_that_do_not_fit():
     with pytest.raises(UserError, match=r"image_tokenizer\.downsampling is 5"):
         build(downsampling=5)
-    with pytest.raises(UserError, match=r"image_tokenizer\.mean"):
-        build(std=(0.1, 0.2, 0.0))
-    with pytest.raises(UserError, match=r"64 codes of width 8.*num_codes=32"):
-        VQVAE(
-            width=8,
-            code_dim=8,
-            num_codes=32,
-            downsampling=4,
-            residual_blocks=0,
-            quantizer=EMAQuantizer(num_codes=64, code_dim=8),
-            mean=(0, 0, 0),
-            std=(1, 1, 1),
-        )
+    for wrong in ({"std": (0.1, 0.2, 0.0)}, {"std": (0.1,) * 4}, {"mean": (0.5, 0.5)}, {"mean": (0.5,) * 4}):
+        with pytest.raises(UserError, match=r"image_tokenizer\.mean=.*: give three numbers each, std above 0"):
+            build(**wrong)
+    for num_codes, code_dim in ((64, 8), (32, 4)):
+        with pytest.raises(UserError, match=rf"{num_codes} codes of width {code_dim}.*num_codes=32 and code_dim=8"):
+            VQVAE(
+                width=8,
+                code_dim=8,
+                num_codes=32,
+                downsampling=4,
+                residual_blocks=0,
+                quantizer=EMAQuantizer(num_codes=num_codes, code_dim=code_dim),
+                mean=(0, 0, 0),
+                std=(1, 1, 1),
+            )
     with pytest.raises(UserError, match=r"quantizer\.kind is nearest.*ema, learned, gumbel, fixed"):
         make_quantizer("nearest", num_codes=4, code_dim=2)
 
