@@ -112,9 +112,9 @@ FITTING: list[dict[str, object]] = [
     {"number": 3},
     {"number": 2.5},
     {"flag": True},
-    {"text": "a", "maybe": None, "undeclared": object(), "unknown": 1},
+    {"text": "a", "maybe": None, "undeclared": ..., "unknown": 1},
     {"maybe": "a", "numbers": [1, 2.5], "named": {"a": 1}},
-    {"numbers": [], "named": {}, "anything": {1: object()}},
+    {"numbers": [], "named": {}, "anything": {1: ...}},
     {"named": None},
 ]
 UNFITTING: list[tuple[str, object]] = [
