@@ -164,6 +164,19 @@ class TestCache:
 
 
 @torch.no_grad()
+def test_a_model_that_trains_with_checkpointing_decodes_by_its_cache() -> None:
+    """As it does while it paints for the logs."""
+    model, tokens = make(), quiet_tokens(2, LENGTH)
+    expected = model(tokens)[..., QUIET]
+    model.set_training_pass(recompute="block")
+    cache, steps = model.new_cache(2, LENGTH), []
+    for t in range(LENGTH):
+        steps.append(model.logits(model.hidden(tokens[:, t : t + 1], torch.full((2, 1), t), cache))[..., QUIET])
+        cache.advance(1)
+    torch.testing.assert_close(torch.cat(steps, 1), expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_precision_of_cached_keys() -> None:
     """On a CPU fp32, in whatever precision the weights are; under autocast that of autocast."""
 
