@@ -53,7 +53,10 @@ _VQVAE = {
 _NOT_IN_FILES = {
     "mean",
     "std",
-    *(f"quantizer.{name}" for name in ("initialised", "updates", "revived_total", "temperature")),
+    "quantizer.initialised",
+    "quantizer.updates",
+    "quantizer.revived_total",
+    "quantizer.temperature",
 }
 
 

@@ -62,15 +62,18 @@ def timetable(grid: int) -> list[list[Turn]]:
     while any(own_left):
         turns = []
         for number, region in enumerate(places):
+            if not own_left[number]:
+                continue
             starts = number not in lanes
-            while starts and own_left[number] and known[region[next_place[number]]]:
+            while starts and known[region[next_place[number]]]:
                 next_place[number] += 1
             place = next_place[number]
-            own = own_left[number] > 0 and int(owner[region[place]]) == number
-            if own_left[number] and (own if starts else known[region[place - 1]]):
-                if starts:
-                    lanes[number] = min(set(range(len(places))) - set(lanes.values()))
-                turns.append(Turn(number, place, lanes[number], starts, own, own and own_left[number] == 1))
+            own = int(owner[region[place]]) == number
+            if not (own if starts else known[region[place - 1]]):
+                continue
+            if starts:
+                lanes[number] = min(set(range(len(places))) - set(lanes.values()))
+            turns.append(Turn(number, place, lanes[number], starts, own, own and own_left[number] == 1))
         for turn in turns:
             next_place[turn.window] += 1
             if turn.samples:
