@@ -26,7 +26,6 @@ from benchmarks import (
     image_tokenizer,
     plots,
     report,
-    sparse,
     startup,
     training,
 )
@@ -40,7 +39,6 @@ SUBJECTS: dict[str, Callable[[], list[report.Row]]] = {
     "rerank": companions.rerank_rows,
     "growth": growth.rows,
     "startup": startup.rows,
-    "sparse": sparse.rows,
     "cuda": cuda.rows,
 }
 _REFUSED = 2

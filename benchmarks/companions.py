@@ -13,11 +13,11 @@ from torch import Tensor
 from benchmarks.contest import Work, contest
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, TEXT, TOP_K, captioner, super_resolution
-from cogview_pl.generation import Sampling
-from cogview_pl.generation.magnify import magnify
-from cogview_pl.generation.scoring import caption_losses
-from cogview_pl.generation.wavefront import timetable
-from cogview_pl.transformer import Transformer
+from cogview_pl.generation.caption_loss import caption_losses
+from cogview_pl.generation.sampling import Sampling
+from cogview_pl.generation.super_resolution.parallel_windows import timetable
+from cogview_pl.generation.super_resolution.upscale import magnify
+from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template
 
 GRID, PICTURES = 8, 8

@@ -18,8 +18,8 @@ from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, super_resolution, vocabulary_size
 from benchmarks.training import our_step, parameters
 from cogview_pl.lit.callbacks.device_peaks import peak_tflops
-from cogview_pl.transformer.training_pass import RECOMPUTE
-from cogview_pl.vqvae import VQVAE
+from cogview_pl.transformer.activation_checkpointing import RECOMPUTE
+from cogview_pl.vqvae.model import VQVAE
 
 _COPIES = 10
 

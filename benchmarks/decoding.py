@@ -9,8 +9,9 @@ from benchmarks import references
 from benchmarks.contest import Work, contest, repeated
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DTYPES, IMAGE_CODES, TEXT, TOP_K, text_to_image
-from cogview_pl.generation import Sampling, fill
-from cogview_pl.generation.quantized import quantize
+from cogview_pl.generation.decode import fill
+from cogview_pl.generation.quantization import quantize
+from cogview_pl.generation.sampling import Sampling
 
 REPEATS = 20
 """Calls of the short contenders per round."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.contest import Work, elapsed
 from benchmarks.settings import DEVICE, DTYPES
-from cogview_pl.linear import product
+from cogview_pl.kernels.cpu_linear import product
 
 SQUARE = 4096
 """Edge of the matrices whose product gives the machine's rate."""

@@ -10,7 +10,9 @@ import torch
 from benchmarks.contest import Work, contest, repeated
 from benchmarks.report import Curve, Result, Row, result
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, SHAPES
-from cogview_pl.transformer import DecodingModel, KVCache, Transformer
+from cogview_pl.generation.engine.packed_cpu import DecodingModel
+from cogview_pl.transformer.kv_cache import KVCache
+from cogview_pl.transformer.model import Transformer
 
 CONTEXTS = (64, 192, 320, 448, 576, 704, 832, 960, 1088)
 BATCHES = (1, 2, 4, 8, 16)

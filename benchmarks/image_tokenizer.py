@@ -15,9 +15,10 @@ from benchmarks import gemm, memory
 from benchmarks.contest import Work, contest
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE
-from cogview_pl.linear import product
-from cogview_pl.vqvae import VQVAE, make_quantizer
+from cogview_pl.kernels.cpu_linear import product
 from cogview_pl.vqvae.codebook import nearest, rows_per_block
+from cogview_pl.vqvae.model import VQVAE
+from cogview_pl.vqvae.quantizer import make_quantizer
 
 WIDTH, CODE_DIM, NUM_CODES = 512, 256, 8192
 STRIDES, KERNEL = 3, 4

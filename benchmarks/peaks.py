@@ -58,9 +58,9 @@ def measure(overrides: Sequence[str], how: str) -> Peak:
 
     from benchmarks import memory
     from benchmarks.random_runs import composed
-    from cogview_pl.planning.live import LiveBytes
-    from cogview_pl.tasks.estimates import estimate
-    from cogview_pl.tasks.run_folder import RunFolder
+    from cogview_pl.memory.estimates import estimate
+    from cogview_pl.memory.trace import LiveBytes
+    from cogview_pl.runs.run_folder import RunFolder
 
     config = composed(["run_dir=measured", *overrides])
     on_gpu = torch.cuda.is_available()

@@ -14,19 +14,19 @@ import torch
 from omegaconf import OmegaConf
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from cogview_pl.checkpoints.store import (
+from cogview_pl.assembly.model_specs import transformer_settings, vqvae_settings
+from cogview_pl.assembly.models import layout_settings
+from cogview_pl.checkpoints.model_folder import (
     ImageTokenizer,
     build_template,
     build_vqvae,
     save_image_tokenizer,
     save_sequence_model,
 )
-from cogview_pl.config import Config, register_schemas
-from cogview_pl.data.codes import StoreWriter
-from cogview_pl.shell import quote_override
-from cogview_pl.tasks.models import layout_settings
-from cogview_pl.tasks.sizes import transformer_settings, vqvae_settings
-from cogview_pl.transformer import Transformer
+from cogview_pl.cli.overrides import quote_override
+from cogview_pl.config.schema import Config, register_schemas
+from cogview_pl.data.token_store.store import StoreWriter
+from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import TextTokenizer, Vocabulary
 
 ROWS = {"train": 256, "val": 8}

@@ -14,7 +14,8 @@ from torch import nn
 
 from benchmarks.report import Result, Row
 from benchmarks.settings import DEVICE, SHAPES
-from cogview_pl.transformer import Transformer, sequence_loss
+from cogview_pl.transformer.loss import sequence_loss
+from cogview_pl.transformer.model import Transformer
 
 FORMS = {
     "sandwich with PB-Relax": {"norm": "sandwich", "norm_scope": "token", "attention": "pb_relax"},

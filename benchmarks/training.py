@@ -12,7 +12,7 @@ from benchmarks import gemm, memory, references
 from benchmarks.contest import Work, contest
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, text_to_image, vocabulary_size
-from cogview_pl.transformer import sequence_loss
+from cogview_pl.transformer.loss import sequence_loss
 
 CASES = (("S1", "fp32"), ("S1", "bf16"), ("S2", "fp32"), ("S2", "bf16"))
 BATCH, GRID = 4, 32

@@ -27,17 +27,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cogview_pl.choices import StrategyKind, Verb
-from cogview_pl.config import Config, register_schemas
-from cogview_pl.durable import disk_full, is_disk_full
+from cogview_pl.cli.overrides import quote_override, quoted
+from cogview_pl.cli.streams import use_forgiving_streams, use_utf8_file_names
+from cogview_pl.config.choices import StrategyKind, Verb
+from cogview_pl.config.limits import check_limits
+from cogview_pl.config.schema import Config, register_schemas
+from cogview_pl.durable.write import disk_full, is_disk_full
 from cogview_pl.errors import UserError
-from cogview_pl.limits import check_limits
-from cogview_pl.shell import quote_override, quoted
-from cogview_pl.streams import use_forgiving_streams, use_utf8_file_names
-from cogview_pl.tasks.processes import THESE, forget_stale_variables
+from cogview_pl.runs.ranks import THESE, forget_stale_variables
 
 if TYPE_CHECKING:
-    from cogview_pl.tasks.run_folder import RunFolder
+    from cogview_pl.runs.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 
@@ -111,8 +111,8 @@ def _run(composed: DictConfig, overrides: list[str], job: int | None = None) -> 
     if composed.plan.only:
         return Path(), _verb("plan").run(OmegaConf.to_object(composed), _run_stage) if THESE.first else {}
 
-    from cogview_pl.stopping import STOP, Stopped
-    from cogview_pl.tasks.run_folder import can_go_on, open_run
+    from cogview_pl.errors.signals import STOP, Stopped
+    from cogview_pl.runs.run_folder import can_go_on, open_run
 
     if composed.threads is not None:
         import torch

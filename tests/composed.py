@@ -5,8 +5,8 @@ from __future__ import annotations
 import hydra
 from omegaconf import OmegaConf
 
-from cogview_pl.config import Config, register_schemas
-from cogview_pl.shell import quote_override
+from cogview_pl.cli.overrides import quote_override
+from cogview_pl.config.schema import Config, register_schemas
 
 
 def composed(*overrides: str) -> Config:

@@ -13,7 +13,7 @@ from benchmarks import bench, cuda, gemm, growth, image_tokenizer, memory, on_gp
 from benchmarks.contest import Work
 from benchmarks.references import original_decode
 from cogview_pl.lit.callbacks.device_peaks import peak_tflops
-from cogview_pl.transformer import Transformer
+from cogview_pl.transformer.model import Transformer
 
 TINY = cuda.Sizes(
     shapes=("tiny",),

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import xxhash
 
-from cogview_pl.durable import write_text
+from cogview_pl.durable.read import UnreadableError, read_file
+from cogview_pl.durable.write import write_text
 from cogview_pl.errors import UserError
-from cogview_pl.files import UnreadableError, read_file
 
 MANIFEST = "manifest.json"
 ALGORITHM = "xxh3_128"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cogview_pl.checkpoints.pickles import shown
+from cogview_pl.checkpoints.safe_pickle.load import shown
 from cogview_pl.errors import UserError
 
 State = dict[str, Tensor]

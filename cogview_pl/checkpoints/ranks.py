@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cogview_pl.checkpoints.naming import State, listed
-from cogview_pl.checkpoints.pickles import is_file, shown
+from cogview_pl.checkpoints.safe_pickle.load import is_file, shown
 from cogview_pl.errors import UserError
 
 LATEST = "latest_checkpointed_iteration.txt"

@@ -12,9 +12,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cogview_pl.durable import write_text
+from cogview_pl.durable.read import UnreadableError, read_file
+from cogview_pl.durable.write import write_text
 from cogview_pl.errors import UserError
-from cogview_pl.files import UnreadableError, read_file
 
 CONFIG = "config.yaml"
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cogview_pl.durable import replacing
+from cogview_pl.durable.write import replacing
 from cogview_pl.errors import UserError
 
 _DTYPES = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import xxhash
 
-from cogview_pl.files import UnreadableError, find
+from cogview_pl.durable.read import UnreadableError, find
 
 
 class Fingerprint:

@@ -14,8 +14,7 @@ from typing import NamedTuple, TextIO
 
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.images import CaptionedPictures, CaptionError, field_text, find_pictures, split_indices
-from cogview_pl.errors import UserError
-from cogview_pl.files import (
+from cogview_pl.durable.read import (
     MAX_CAPTION,
     UnreadableError,
     bounded_lines,
@@ -25,7 +24,8 @@ from cogview_pl.files import (
     read_file,
     require_file,
 )
-from cogview_pl.stopping import STOP
+from cogview_pl.errors import UserError
+from cogview_pl.errors.signals import STOP
 
 CAPTION_FILES = (
     "metadata.jsonl",

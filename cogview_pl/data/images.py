@@ -23,8 +23,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from cogview_pl.data.samples import ImageSample, Skipped, fraction_of
 from cogview_pl.data.styles import StylePatterns
+from cogview_pl.durable.read import MAX_PICTURE, UnreadableError, cannot_be_read, require_file
 from cogview_pl.errors import UserError
-from cogview_pl.files import MAX_PICTURE, UnreadableError, cannot_be_read, require_file
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
 

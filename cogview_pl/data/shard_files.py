@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 from braceexpand import braceexpand
 
+from cogview_pl.durable.read import UnreadableError, find, kind_of, require_file
 from cogview_pl.errors import UserError
-from cogview_pl.files import UnreadableError, find, kind_of, require_file
 
 # Shards kept open at once by one process.
 MAX_OPEN = 64

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from cogview_pl.durable.read import UnreadableError, cannot_be_read, require_file
 from cogview_pl.errors import UserError
-from cogview_pl.files import UnreadableError, cannot_be_read, require_file
-from cogview_pl.stopping import STOP
+from cogview_pl.errors.signals import STOP
 
 MAX_NAME = 2**16
 """Longest name of a member, in bytes."""

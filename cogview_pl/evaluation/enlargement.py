@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cogview_pl.vqvae import psnr
+from cogview_pl.vqvae.losses import psnr
 
 _EDGE_STEP = 0.1  # neighbouring pixels that differ by more, in one channel, are an edge of the true picture
 _REACH = 2  # pixels around an edge, or around the border of two windows, that count as near it

@@ -15,14 +15,14 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from cogview_pl.checkpoints.pickles import is_file
+from cogview_pl.checkpoints.safe_pickle.load import is_file
+from cogview_pl.durable.read import why_unusable
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation import inception
-from cogview_pl.evaluation.programs import open_program, reason_of
 from cogview_pl.evaluation.protocol import digest_of_weights
 from cogview_pl.evaluation.state_dicts import holds_more_than_weights, read_state_dict, sha256_of
-from cogview_pl.evaluation.toy_network import load_network
-from cogview_pl.files import why_unusable
+from cogview_pl.evaluation.style_network import load_network
+from cogview_pl.evaluation.torchscript import open_program, reason_of
 
 KEY = "evaluate.features"
 RESIZE_FILTER = "bicubic, antialiased"

@@ -13,14 +13,14 @@ from typing import Protocol
 from torch import Tensor
 from tqdm import tqdm
 
+from cogview_pl.data.bad_samples import ImageBatch, SkipLog, collate_images
+from cogview_pl.data.loader import Loader, ignore_interrupts
 from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.skips import ImageBatch, SkipLog, collate_images
-from cogview_pl.data.workers import Loader, ignore_interrupts
+from cogview_pl.errors.signals import STOP
 from cogview_pl.evaluation.features import FeatureNetwork, Features
+from cogview_pl.evaluation.image_files import blur
 from cogview_pl.evaluation.metrics import FID, ReconstructionMetrics
-from cogview_pl.evaluation.pictures import blur
-from cogview_pl.evaluation.toy import AttributeAccuracy, StyleAccuracy
-from cogview_pl.stopping import STOP
+from cogview_pl.toy_world.accuracy import AttributeAccuracy, StyleAccuracy
 
 
 class Pictures(Protocol):

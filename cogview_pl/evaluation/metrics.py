@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.lpips import LPIPS
-from cogview_pl.vqvae import VQVAE, psnr
 from cogview_pl.vqvae.codebook import count_codes, usage_and_perplexity
+from cogview_pl.vqvae.losses import psnr
+from cogview_pl.vqvae.model import VQVAE
 
 try:
     from torchmetrics.image.fid import FrechetInceptionDistance

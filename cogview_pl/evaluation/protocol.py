@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from cogview_pl.durable.read import why_unusable
 from cogview_pl.errors import UserError
-from cogview_pl.files import why_unusable
 
 PROTOCOL = "protocol/"
 _KEY = "evaluate.compare"

@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cogview_pl.checkpoints.pickles import is_file, read_pt, shown
+from cogview_pl.checkpoints.safe_pickle.load import is_file, read_pt, shown
 from cogview_pl.checkpoints.weights import require_finite
 from cogview_pl.errors import UserError
 

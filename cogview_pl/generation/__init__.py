@@ -1,7 +1,1 @@
-"""Sampling: filters, filling a slot, and the pipeline from prompts to pictures."""
-
-from cogview_pl.generation.fill import fill
-from cogview_pl.generation.filters import Sampling
-from cogview_pl.generation.pipeline import CogView
-
-__all__ = ["CogView", "Sampling", "fill"]
+"""From prompts to images: sampling, the decoding loop, reranking, super-resolution, and the pipeline of all of them."""

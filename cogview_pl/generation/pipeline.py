@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from cogview_pl.checkpoints.adapters import load_adapted
-from cogview_pl.checkpoints.store import SequenceModel
+from cogview_pl.checkpoints.adapter_folder import load_adapted
+from cogview_pl.checkpoints.model_folder import SequenceModel
 from cogview_pl.errors import UserError
-from cogview_pl.generation.fill import fill
-from cogview_pl.generation.filters import Sampling
-from cogview_pl.generation.jacobi import fill_jacobi
+from cogview_pl.generation.decode import fill
+from cogview_pl.generation.sampling import Sampling
+from cogview_pl.generation.speculative import fill_jacobi
 from cogview_pl.vocab import CodeSlot, is_text_to_picture
 
 

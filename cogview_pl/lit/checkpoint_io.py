@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from cogview_pl.durable import replacing
+from cogview_pl.durable.write import replacing
 
 
 class DurableCheckpointIO(TorchCheckpointIO):

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.utils import make_grid
 
-from cogview_pl.data.skips import ImageBatch, collate_images
-from cogview_pl.lit.optim import OptimizerFactory, ParameterGroup, configure_optimizers, log_gradient_norm
-from cogview_pl.vqvae import VQVAE, psnr, reconstruction_loss
+from cogview_pl.data.bad_samples import ImageBatch, collate_images
+from cogview_pl.lit.optimizers import OptimizerFactory, ParameterGroup, configure_optimizers, log_gradient_norm
+from cogview_pl.vqvae.losses import psnr, reconstruction_loss
+from cogview_pl.vqvae.model import VQVAE
 
 
 class ImageTokenizerModule(LightningModule):

@@ -8,17 +8,18 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from cogview_pl.data.sequences import SequenceBatch
+from cogview_pl.data.sequence_dataset import SequenceBatch
 from cogview_pl.generation.pipeline import CogView
-from cogview_pl.lit.optim import (
+from cogview_pl.lit.optimizers import (
     OptimizerFactory,
     ParameterGroup,
     configure_optimizers,
     log_gradient_norm,
     logs_this_step,
 )
-from cogview_pl.transformer import SequenceLoss, Transformer, over_devices, sequence_loss
 from cogview_pl.transformer.flops import training_flops
+from cogview_pl.transformer.loss import SequenceLoss, over_devices, sequence_loss
+from cogview_pl.transformer.model import Transformer
 from cogview_pl.transformer.parallel import clip_gradients, shard_weights, tensor_parallel
 
 

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cogview_pl.config import Config
-from cogview_pl.durable import write_bytes
-from cogview_pl.stopping import STOP
-from cogview_pl.tasks.report import Stage, write_report
-from cogview_pl.tasks.run_folder import Metrics, RunFolder
+from cogview_pl.config.schema import Config
+from cogview_pl.durable.write import write_bytes
+from cogview_pl.errors.signals import STOP
+from cogview_pl.runs.report.page import Stage, write_report
+from cogview_pl.runs.run_folder import Metrics, RunFolder
 
 _log = logging.getLogger(__name__)
 

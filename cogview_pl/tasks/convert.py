@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
-from cogview_pl.checkpoints.adapters import find_adapter
-from cogview_pl.checkpoints.official import is_released, is_vqvae_file, save_transformer, save_vqvae
-from cogview_pl.checkpoints.store import (
+from cogview_pl.assembly.models import open_image_tokenizer, open_sequence_model
+from cogview_pl.checkpoints.adapter_folder import find_adapter
+from cogview_pl.checkpoints.model_folder import (
     IMAGE_TOKENIZER,
     kind_of,
     load_image_tokenizer,
@@ -17,11 +17,11 @@ from cogview_pl.checkpoints.store import (
     save_image_tokenizer,
     save_sequence_model,
 )
-from cogview_pl.config import Config
+from cogview_pl.checkpoints.released import is_released, is_vqvae_file, save_transformer, save_vqvae
+from cogview_pl.config.schema import Config
+from cogview_pl.durable.read import why_unusable
 from cogview_pl.errors import UserError
-from cogview_pl.files import why_unusable
-from cogview_pl.tasks.models import open_image_tokenizer, open_sequence_model
-from cogview_pl.tasks.run_folder import RunFolder
+from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.vocab import Vocabulary
 
 _SOURCE = "convert.source"

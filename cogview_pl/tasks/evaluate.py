@@ -11,13 +11,17 @@ from statistics import fmean
 
 import torch
 
-from cogview_pl.checkpoints.store import ImageTokenizer
-from cogview_pl.config import Config, EvaluateConfig
+from cogview_pl.assembly.image_data import open_images
+from cogview_pl.assembly.model_specs import plain
+from cogview_pl.assembly.models import inference_device, open_image_tokenizer, open_sequence_model
+from cogview_pl.assembly.pipelines import open_painter
+from cogview_pl.checkpoints.model_folder import ImageTokenizer
+from cogview_pl.config.schema import Config, EvaluateConfig
+from cogview_pl.data.bad_samples import SkipLog
 from cogview_pl.data.images import find_pictures
-from cogview_pl.data.skips import SkipLog
-from cogview_pl.data.toy import STYLES
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.features import RESIZE_FILTER, FeatureNetwork, open_features
+from cogview_pl.evaluation.image_files import PictureFiles
 from cogview_pl.evaluation.lpips import KEY as LPIPS_KEY
 from cogview_pl.evaluation.lpips import LPIPS, SMALLEST, open_lpips
 from cogview_pl.evaluation.measure import (
@@ -29,18 +33,14 @@ from cogview_pl.evaluation.measure import (
     measure_reference,
 )
 from cogview_pl.evaluation.metrics import FID, ReconstructionMetrics, inception_score
-from cogview_pl.evaluation.pictures import PictureFiles
 from cogview_pl.evaluation.protocol import compare, digest_of_prompts, digest_of_weights, table
-from cogview_pl.evaluation.toy import AttributeAccuracy, StyleAccuracy, asked_style, names_objects
-from cogview_pl.generation.companions import Captioner
-from cogview_pl.tasks.describe import encode
+from cogview_pl.generation.rerank import Captioner
+from cogview_pl.runs.image_files import pairs_file, picture_files, read_pairs
+from cogview_pl.runs.run_folder import SAMPLES, Metrics, RunFolder, predecessor, require_metrics
 from cogview_pl.tasks.generate import paint, ready_to_paint, save_sheet
-from cogview_pl.tasks.models import inference_device, open_image_tokenizer, open_sequence_model
-from cogview_pl.tasks.pictures import pairs_file, picture_files, read_pairs
-from cogview_pl.tasks.run_folder import SAMPLES, Metrics, RunFolder, predecessor, require_metrics
-from cogview_pl.tasks.sizes import plain
-from cogview_pl.tasks.sources import open_images
-from cogview_pl.tasks.studio import open_painter
+from cogview_pl.tasks.generate_captions import encode
+from cogview_pl.toy_world.accuracy import AttributeAccuracy, StyleAccuracy, asked_style, names_objects
+from cogview_pl.toy_world.captions import STYLES
 from cogview_pl.vocab import TextSlot
 
 _log = logging.getLogger(__name__)

@@ -7,14 +7,14 @@ import time
 import torch
 from tqdm import tqdm
 
-from cogview_pl.config import Config, ToyDataConfig
-from cogview_pl.data.toy import ToyDataset
+from cogview_pl.assembly.image_data import open_images
+from cogview_pl.assembly.trainer import seed
+from cogview_pl.config.schema import Config, ToyDataConfig
 from cogview_pl.errors import UserError
-from cogview_pl.evaluation.toy_network import ToyNetwork, attributes_of, save_network, train_network
-from cogview_pl.stopping import STOP
-from cogview_pl.tasks.run_folder import RunFolder
-from cogview_pl.tasks.sources import open_images
-from cogview_pl.tasks.training import seed
+from cogview_pl.errors.signals import STOP
+from cogview_pl.evaluation.style_network import ToyNetwork, attributes_of, save_network, train_network
+from cogview_pl.runs.run_folder import RunFolder
+from cogview_pl.toy_world.dataset import ToyDataset
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:

@@ -6,22 +6,22 @@ from typing import Any
 
 from torchvision.utils import save_image
 
-from cogview_pl.checkpoints.store import IMAGE_TOKENIZER, ImageTokenizer, build_vqvae, save_image_tokenizer
-from cogview_pl.config import Config
-from cogview_pl.data.skips import collate_images
-from cogview_pl.durable import replacing
+from cogview_pl.assembly.checks import check_levers
+from cogview_pl.assembly.compiler import prepare_compiler
+from cogview_pl.assembly.image_data import image_inputs, open_images
+from cogview_pl.assembly.model_specs import vqvae_settings
+from cogview_pl.assembly.models import check_precision, model_hash, open_image_tokenizer
+from cogview_pl.assembly.strategy import check_strategy
+from cogview_pl.assembly.trainer import optimizer_factory, seed, train
+from cogview_pl.checkpoints.model_folder import IMAGE_TOKENIZER, ImageTokenizer, build_vqvae, save_image_tokenizer
+from cogview_pl.config.schema import Config
+from cogview_pl.data.bad_samples import collate_images
+from cogview_pl.durable.write import replacing
 from cogview_pl.errors import UserError
-from cogview_pl.lit.data import DataModule
+from cogview_pl.errors.signals import STOP
+from cogview_pl.lit.data_module import DataModule
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule, reconstruction_grid
-from cogview_pl.stopping import STOP
-from cogview_pl.tasks.compiler import prepare_compiler
-from cogview_pl.tasks.devices import check_strategy
-from cogview_pl.tasks.levers import check_levers
-from cogview_pl.tasks.models import check_precision, model_hash, open_image_tokenizer
-from cogview_pl.tasks.run_folder import RunFolder
-from cogview_pl.tasks.sizes import vqvae_settings
-from cogview_pl.tasks.sources import image_inputs, open_images
-from cogview_pl.tasks.training import optimizer_factory, seed, train
+from cogview_pl.runs.run_folder import RunFolder
 
 _SHEET_PICTURES = 16  # validation pictures in reconstructions.png
 

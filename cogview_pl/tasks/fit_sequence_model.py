@@ -5,20 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cogview_pl.checkpoints.store import SEQUENCE_MODEL, SequenceModel, build_template, save_sequence_model
-from cogview_pl.config import Config
-from cogview_pl.data.sequences import SequenceCollator
-from cogview_pl.errors import UserError
-from cogview_pl.generation.pipeline import CogView
-from cogview_pl.lit.data import DataModule
-from cogview_pl.lit.sequence_model import SequenceModule
-from cogview_pl.stopping import STOP
-from cogview_pl.tasks.adapters import adapt, check_lora, check_lora_alone, lora_identity, save_lora
-from cogview_pl.tasks.compiler import prepare_compiler
-from cogview_pl.tasks.devices import check_strategy, make_whole
-from cogview_pl.tasks.fit_image_tokenizer import require_same
-from cogview_pl.tasks.levers import check_levers
-from cogview_pl.tasks.models import (
+from cogview_pl.assembly.checks import check_levers
+from cogview_pl.assembly.compiler import prepare_compiler
+from cogview_pl.assembly.lora import adapt, check_lora, check_lora_alone, lora_identity, save_lora
+from cogview_pl.assembly.model_specs import predicted_ids, transformer_settings
+from cogview_pl.assembly.models import (
     check_positions,
     check_precision,
     layout_settings,
@@ -26,11 +17,20 @@ from cogview_pl.tasks.models import (
     open_sequence_model,
     starts_from_weights,
 )
-from cogview_pl.tasks.run_folder import RunFolder, predecessor
-from cogview_pl.tasks.sizes import predicted_ids, transformer_settings
-from cogview_pl.tasks.tokens import Tokens, mixed_in, open_tokens, training_sequences, validation_sequences
-from cogview_pl.tasks.training import optimizer_factory, seed, train
-from cogview_pl.transformer import Transformer
+from cogview_pl.assembly.strategy import check_strategy, make_whole
+from cogview_pl.assembly.token_data import Tokens, mixed_in, open_tokens, training_sequences, validation_sequences
+from cogview_pl.assembly.trainer import optimizer_factory, seed, train
+from cogview_pl.checkpoints.model_folder import SEQUENCE_MODEL, SequenceModel, build_template, save_sequence_model
+from cogview_pl.config.schema import Config
+from cogview_pl.data.sequence_dataset import SequenceCollator
+from cogview_pl.errors import UserError
+from cogview_pl.errors.signals import STOP
+from cogview_pl.generation.pipeline import CogView
+from cogview_pl.lit.data_module import DataModule
+from cogview_pl.lit.sequence_model import SequenceModule
+from cogview_pl.runs.run_folder import RunFolder, predecessor
+from cogview_pl.tasks.fit_image_tokenizer import require_same
+from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary, is_text_to_picture
 
 _OF_THE_WEIGHTS = ("vocabulary_size", "num_layers", "width", "num_heads", "num_positions", "norm")

@@ -13,21 +13,21 @@ import torch
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
-from cogview_pl.checkpoints.store import SequenceModel
-from cogview_pl.choices import StrategyKind
-from cogview_pl.config import Config, ToyDataConfig
-from cogview_pl.data.toy import Judge, score_detected
+from cogview_pl.assembly.image_data import open_images
+from cogview_pl.assembly.pipelines import Painting, Studio, open_painter, open_studio
+from cogview_pl.checkpoints.model_folder import SequenceModel
+from cogview_pl.config.choices import StrategyKind
+from cogview_pl.config.schema import Config, ToyDataConfig
+from cogview_pl.durable.read import why_unusable
 from cogview_pl.errors import UserError
-from cogview_pl.evaluation.ranking import Ranked, best_of
-from cogview_pl.files import why_unusable
-from cogview_pl.generation.sheet import contact_sheet, load_font
-from cogview_pl.stopping import STOP
-from cogview_pl.tasks.describe import describe
-from cogview_pl.tasks.painted import PaintedPictures
-from cogview_pl.tasks.pictures import save_picture
-from cogview_pl.tasks.run_folder import RunFolder
-from cogview_pl.tasks.sources import open_images
-from cogview_pl.tasks.studio import Painting, Studio, open_painter, open_studio
+from cogview_pl.errors.signals import STOP
+from cogview_pl.evaluation.retrieval import Ranked, best_of
+from cogview_pl.generation.contact_sheet import contact_sheet, load_font
+from cogview_pl.runs.image_files import save_picture
+from cogview_pl.runs.run_folder import RunFolder
+from cogview_pl.runs.samples_writer import PaintedPictures
+from cogview_pl.tasks.generate_captions import describe
+from cogview_pl.toy_world.judge import Judge, score_detected
 from cogview_pl.vocab import TextSlot
 
 _SHEET_ROWS = 24

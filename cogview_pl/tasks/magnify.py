@@ -14,21 +14,21 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize, to_pil_image
 from tqdm import tqdm
 
-from cogview_pl.checkpoints.store import ImageTokenizer
-from cogview_pl.config import Config, ToyDataConfig
-from cogview_pl.data.toy import score
+from cogview_pl.assembly.image_data import at_twice_the_size, validation_samples
+from cogview_pl.assembly.models import inference_device, open_sequence_model, quantization
+from cogview_pl.assembly.pipelines import sampling
+from cogview_pl.checkpoints.model_folder import ImageTokenizer
+from cogview_pl.config.schema import Config, ToyDataConfig
 from cogview_pl.errors import UserError
+from cogview_pl.errors.signals import STOP
 from cogview_pl.evaluation.enlargement import judge_enlargement
-from cogview_pl.generation.companions import Upscaler
-from cogview_pl.generation.sheet import contact_sheet, load_font
-from cogview_pl.generation.windows import owners
-from cogview_pl.stopping import STOP
-from cogview_pl.tasks.describe import encode
-from cogview_pl.tasks.models import inference_device, open_sequence_model, quantization
-from cogview_pl.tasks.pictures import load_images, load_pairs, save_picture, write_records
-from cogview_pl.tasks.run_folder import SAMPLES, RunFolder, predecessor
-from cogview_pl.tasks.sources import at_twice_the_size, validation_samples
-from cogview_pl.tasks.studio import sampling
+from cogview_pl.generation.contact_sheet import contact_sheet, load_font
+from cogview_pl.generation.rerank import Upscaler
+from cogview_pl.generation.super_resolution.windows import owners
+from cogview_pl.runs.image_files import load_images, load_pairs, save_picture, write_records
+from cogview_pl.runs.run_folder import SAMPLES, RunFolder, predecessor
+from cogview_pl.tasks.generate_captions import encode
+from cogview_pl.toy_world.judge import score
 
 _SHEET_ROWS = 12
 _SHEET_COLUMNS = 2

@@ -10,26 +10,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cogview_pl.checkpoints.store import build_vqvae
-from cogview_pl.config import ActivationCheckpointing, Config, Verb
-from cogview_pl.errors import UserError
-from cogview_pl.planning.bench import steps_per_second
-from cogview_pl.planning.machine import CARDS, card_bytes, free_bytes
-from cogview_pl.planning.model import counted
-from cogview_pl.planning.moments import Moments
-from cogview_pl.tasks.devices import num_devices, tensor_parts
-from cogview_pl.tasks.estimates import estimate
-from cogview_pl.tasks.estimates_of_painting import used_sizes
-from cogview_pl.tasks.estimates_of_training import (
-    count_image_tokenizer,
-    held_bytes,
-    longest_batch,
-    precision,
-    trained_model,
-)
-from cogview_pl.tasks.plan_table import Plan, print_plan
-from cogview_pl.tasks.remedies import TRAINS, changed, cheapest
-from cogview_pl.tasks.sizes import (
+from cogview_pl.assembly.model_specs import (
     ImageSizes,
     SequenceSizes,
     configured_images,
@@ -37,8 +18,27 @@ from cogview_pl.tasks.sizes import (
     predicted_ids,
     trained_sizes,
 )
-from cogview_pl.transformer import Transformer
+from cogview_pl.assembly.strategy import num_devices, tensor_parts
+from cogview_pl.checkpoints.model_folder import build_vqvae
+from cogview_pl.config.schema import ActivationCheckpointing, Config, Verb
+from cogview_pl.errors import UserError
+from cogview_pl.memory.bench import steps_per_second
+from cogview_pl.memory.cards import CARDS, card_bytes, free_bytes
+from cogview_pl.memory.estimates import estimate
+from cogview_pl.memory.inference import used_sizes
+from cogview_pl.memory.model import counted
+from cogview_pl.memory.phases import Moments
+from cogview_pl.memory.suggestions import TRAINS, changed, cheapest
+from cogview_pl.memory.table import Plan, print_plan
+from cogview_pl.memory.training import (
+    count_image_tokenizer,
+    held_bytes,
+    longest_batch,
+    precision,
+    trained_model,
+)
 from cogview_pl.transformer.flops import TRAINING, forward_flops
+from cogview_pl.transformer.model import Transformer
 
 _GIB = 2**30
 

@@ -8,17 +8,17 @@ from statistics import fmean
 import torch
 from tqdm import tqdm
 
-from cogview_pl.checkpoints.store import ImageTokenizer
-from cogview_pl.config import Config
+from cogview_pl.assembly.image_data import validation_samples
+from cogview_pl.assembly.models import inference_device, open_sequence_model, quantization
+from cogview_pl.checkpoints.model_folder import ImageTokenizer
+from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
-from cogview_pl.evaluation.ranking import other_captions, retrieval
-from cogview_pl.evaluation.toy import meaning
-from cogview_pl.generation.companions import Captioner
-from cogview_pl.tasks.describe import encode
-from cogview_pl.tasks.models import inference_device, open_sequence_model, quantization
-from cogview_pl.tasks.pictures import load_pairs, write_records
-from cogview_pl.tasks.run_folder import SAMPLES, RunFolder, predecessor
-from cogview_pl.tasks.sources import validation_samples
+from cogview_pl.evaluation.retrieval import other_captions, retrieval
+from cogview_pl.generation.rerank import Captioner
+from cogview_pl.runs.image_files import load_pairs, write_records
+from cogview_pl.runs.run_folder import SAMPLES, RunFolder, predecessor
+from cogview_pl.tasks.generate_captions import encode
+from cogview_pl.toy_world.accuracy import meaning
 
 _TOP = (1, 5)
 

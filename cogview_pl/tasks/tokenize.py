@@ -13,17 +13,17 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
-from cogview_pl.checkpoints.store import ImageTokenizer, SequenceModel, save_image_tokenizer
-from cogview_pl.config import Config, StoreFormat
-from cogview_pl.data.codes import StoreWriter
-from cogview_pl.data.released import TEXT_LENGTH
-from cogview_pl.data.skips import ImageBatch, SkipLog, collate_images, enough_to_judge
-from cogview_pl.data.workers import Loader, ignore_interrupts
+from cogview_pl.assembly.image_data import CaptionedImages, at_twice_the_size, image_inputs, open_images
+from cogview_pl.assembly.models import open_image_tokenizer
+from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel, save_image_tokenizer
+from cogview_pl.config.schema import Config, StoreFormat
+from cogview_pl.data.bad_samples import ImageBatch, SkipLog, collate_images, enough_to_judge
+from cogview_pl.data.loader import Loader, ignore_interrupts
+from cogview_pl.data.token_store.cogview_bin import TEXT_LENGTH
+from cogview_pl.data.token_store.store import StoreWriter
 from cogview_pl.errors import UserError
-from cogview_pl.stopping import STOP
-from cogview_pl.tasks.models import open_image_tokenizer
-from cogview_pl.tasks.run_folder import RunFolder, predecessor
-from cogview_pl.tasks.sources import CaptionedImages, at_twice_the_size, image_inputs, open_images
+from cogview_pl.errors.signals import STOP
+from cogview_pl.runs.run_folder import RunFolder, predecessor
 from cogview_pl.vocab import TextTokenizer
 
 STORE = "store"

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogview_pl.linear import Linear
+from cogview_pl.kernels.cpu_linear import Linear
+from cogview_pl.transformer.activation_checkpointing import training_pass
 from cogview_pl.transformer.attention import ATTENTIONS, AttentionFunction
-from cogview_pl.transformer.cache import KVCache, StaticKVCache
-from cogview_pl.transformer.memory import HiddenStateMemory
-from cogview_pl.transformer.training_pass import training_pass
+from cogview_pl.transformer.hidden_state_cache import HiddenStateMemory
+from cogview_pl.transformer.kv_cache import KVCache, StaticKVCache
 
 Cache = KVCache | StaticKVCache | HiddenStateMemory
 """What decoding keeps between steps."""

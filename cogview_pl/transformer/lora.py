@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogview_pl.linear import Linear, linear
+from cogview_pl.kernels.cpu_linear import Linear, linear
 from cogview_pl.transformer.model import Transformer
 
 TARGETS = ("qkv", "out", "up", "down", "tokens")

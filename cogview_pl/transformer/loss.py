@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cogview_pl.gpu import current, runs_kernels
-from cogview_pl.linear import product
+from cogview_pl.kernels.availability import current, runs_kernels
+from cogview_pl.kernels.cpu_linear import product
 from cogview_pl.transformer.model import Transformer
 
 _SMALLEST_WEIGHT = 1e-9  # a batch in which no token carries loss has loss 0
@@ -212,7 +212,7 @@ def _entropies(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor, rows: in
 
 
 def _entropies_by_kernel(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor, slopes: bool) -> Tensor:
-    from cogview_pl.transformer.gpu_kernels import cross_entropies  # Triton is there where there is a GPU
+    from cogview_pl.kernels.transformer_triton import cross_entropies  # Triton is there where there is a GPU
 
     rows, ids = logits_RV.shape
     entropies_R = logits_RV.new_empty(rows, dtype=torch.float32)

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogview_pl.transformer.activation_checkpointing import RECOMPUTE
 from cogview_pl.transformer.attention import AttentionFunction
 from cogview_pl.transformer.block import Block, Cache, LayerNorm
-from cogview_pl.transformer.cache import KVCache
-from cogview_pl.transformer.memory import HiddenStateMemory
-from cogview_pl.transformer.training_pass import RECOMPUTE
+from cogview_pl.transformer.hidden_state_cache import HiddenStateMemory
+from cogview_pl.transformer.kv_cache import KVCache
 
 
 class ParameterGroups(NamedTuple):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import sentencepiece as spm
 
-from cogview_pl.durable import write_bytes
+from cogview_pl.durable.read import why_unusable
+from cogview_pl.durable.write import write_bytes
 from cogview_pl.errors import UserError
-from cogview_pl.files import why_unusable
 
 
 class TextTokenizer:

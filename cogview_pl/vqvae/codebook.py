@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cogview_pl.gpu import runs_kernels
-from cogview_pl.linear import product
+from cogview_pl.kernels.availability import runs_kernels
+from cogview_pl.kernels.cpu_linear import product
 
 # Distances of a block, in float32 values (8 MB); two blocks are held for a moment.
 BLOCK_VALUES = 2 * 1024 * 1024
@@ -42,7 +42,7 @@ def nearest(x_ND: Tensor, codebook_DK: Tensor) -> tuple[Tensor, Tensor]:
     Distances are as good as in float32 also under autocast; of equally near codes the lowest index wins.
     """
     if x_ND.shape[1] <= _WIDEST_FOR_KERNEL and runs_kernels(x_ND.device):
-        from cogview_pl.vqvae.gpu_kernels import nearest_by_kernel  # Triton is there where there is a GPU
+        from cogview_pl.kernels.nearest_code_triton import nearest_by_kernel  # Triton is there where there is a GPU
 
         return nearest_by_kernel(x_ND, codebook_DK)
     num_rows, num_codes = x_ND.shape[0], codebook_DK.shape[1]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cogview_pl.errors import UserError
-from cogview_pl.vqvae.fused import can_fuse, encode_by_fused_convolutions
+from cogview_pl.kernels.fused_conv import can_fuse, encode_by_fused_convolutions
 from cogview_pl.vqvae.quantizer import Quantizer, QuantizerOutput
 
 

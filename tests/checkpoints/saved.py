@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from cogview_pl.checkpoints.manifest import MANIFEST, write_manifest
-from cogview_pl.checkpoints.store import (
+from cogview_pl.checkpoints.model_folder import (
     ImageTokenizer,
     build_template,
     build_vqvae,
@@ -14,7 +14,7 @@ from cogview_pl.checkpoints.store import (
     save_image_tokenizer,
     save_sequence_model,
 )
-from cogview_pl.transformer import Transformer
+from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import TextTokenizer, Vocabulary
 
 VQVAE = {

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from cogview_pl.checkpoints.manifest import manifest_hash
-from cogview_pl.checkpoints.settings import CONFIG, read_settings, write_settings
-from cogview_pl.checkpoints.store import (
+from cogview_pl.checkpoints.model_folder import (
     IMAGE_TOKENIZER,
     SEQUENCE_MODEL,
     SequenceModel,
@@ -23,6 +22,7 @@ from cogview_pl.checkpoints.store import (
     load_sequence_model,
     read_model_settings,
 )
+from cogview_pl.checkpoints.settings import CONFIG, read_settings, write_settings
 from cogview_pl.errors import UserError
 
 from .saved import TEMPLATE, VQVAE, save_tokenizer

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from cogview_pl.checkpoints.archives import read_contents
-from cogview_pl.checkpoints.pickles import is_file, read_pt, shown
+from cogview_pl.checkpoints.safe_pickle.archives import read_contents
+from cogview_pl.checkpoints.safe_pickle.load import is_file, read_pt, shown
 from cogview_pl.errors import UserError
 
 from .hostile import LITTLE_ENDIAN, archive, array, call, name, number, number_type, pickled, raw, several, storage

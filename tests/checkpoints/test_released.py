@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from cogview_pl.checkpoints.model_folder import build_vqvae
 from cogview_pl.checkpoints.naming import Naming
-from cogview_pl.checkpoints.official import (
+from cogview_pl.checkpoints.released import (
     is_released,
     is_vqvae_file,
     load_transformer,
@@ -23,9 +24,8 @@ from cogview_pl.checkpoints.official import (
     save_transformer,
     save_vqvae,
 )
-from cogview_pl.checkpoints.store import build_vqvae
 from cogview_pl.errors import UserError
-from cogview_pl.transformer import Transformer
+from cogview_pl.transformer.model import Transformer
 
 Change = Callable[[dict[str, Tensor]], Any]
 RANK = "1/mp_rank_{:02d}_model_states.pt"

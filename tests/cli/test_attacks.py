@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
-from cogview_pl.checkpoints.store import load_sequence_model
+from cogview_pl.checkpoints.model_folder import load_sequence_model
 from cogview_pl.vocab import TextTokenizer
 
 from ..checkpoints.saved import forge_manifest

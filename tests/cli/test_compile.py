@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from cogview_pl.assembly.compiler import prepare_compiler
 from cogview_pl.errors import UserError
-from cogview_pl.tasks.compiler import prepare_compiler
 
 from ..composed import composed
 

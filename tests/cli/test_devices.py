@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cogview_pl.tasks.run_record import RECORD
+from cogview_pl.runs.record import RECORD
 
 pytestmark = pytest.mark.ddp
 

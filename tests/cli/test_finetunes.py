@@ -12,8 +12,9 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from cogview_pl import CogView
-from cogview_pl.data.codes import TokenStore
-from cogview_pl.data.toy import ToyDataset, parse_caption
+from cogview_pl.data.token_store.store import TokenStore
+from cogview_pl.toy_world.captions import parse_caption
+from cogview_pl.toy_world.dataset import ToyDataset
 from cogview_pl.vocab import TextTokenizer
 from cogview_pl.vqvae.losses import psnr
 

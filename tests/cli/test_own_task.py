@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cogview_pl.checkpoints.store import load_sequence_model
-from cogview_pl.data.codes import TokenStore
-from cogview_pl.data.toy import ToyDataset
+from cogview_pl.checkpoints.model_folder import load_sequence_model
+from cogview_pl.data.token_store.store import TokenStore
+from cogview_pl.toy_world.dataset import ToyDataset
 from cogview_pl.vocab import TextTokenizer
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "write-your-own-task.md"

@@ -9,15 +9,15 @@ import pytest
 
 from benchmarks.peaks import measure_apart
 from benchmarks.random_runs import make_model, make_tokens
-from cogview_pl.config import Config
+from cogview_pl.assembly.checks import check_levers
+from cogview_pl.assembly.strategy import check_strategy
+from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
-from cogview_pl.planning.machine import CARDS, card_bytes
-from cogview_pl.tasks.devices import check_strategy
-from cogview_pl.tasks.estimates import estimate
-from cogview_pl.tasks.levers import check_levers
+from cogview_pl.memory.cards import CARDS, card_bytes
+from cogview_pl.memory.estimates import estimate
+from cogview_pl.memory.suggestions import cheapest
 from cogview_pl.tasks.plan import make_plan, require_fit
 from cogview_pl.tasks.plan import run as plan
-from cogview_pl.tasks.remedies import cheapest
 
 from ..composed import composed
 from .conftest import CommandLine

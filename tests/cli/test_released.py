@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cogview_pl.checkpoints.official import released_settings, save_transformer, save_vqvae
-from cogview_pl.checkpoints.store import build_vqvae
-from cogview_pl.transformer import Transformer
+from cogview_pl.checkpoints.model_folder import build_vqvae
+from cogview_pl.checkpoints.released import released_settings, save_transformer, save_vqvae
+from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import TextTokenizer, Vocabulary
 
 NUM_CODES = 16

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.v2.functional import to_pil_image
 
-from cogview_pl.tasks.report import Stage, write_report
+from cogview_pl.runs.report.page import Stage, write_report
 
 VOID = {"meta", "img", "br"}
 SHEETS = ("reconstructions.png", "samples/grid.png")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cogview_pl.tasks.run_record import RECORD
+from cogview_pl.runs.record import RECORD
 
 from .rewound import last_checkpoint, metrics, require_same
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from cogview_pl.data.bad_samples import require_readable
 from cogview_pl.data.folder import FolderDataset, find_captions
 from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.skips import require_readable
 from cogview_pl.errors import UserError
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cogview_pl.data.folder import FolderDataset, Listed, find_captions
 from cogview_pl.errors import UserError
-from cogview_pl.stopping import STOP, Stopped
+from cogview_pl.errors.signals import STOP, Stopped
 
 UNREADABLE = Path("/proc/self/mem")
 """A file that is there and may be opened, of which the system reads nothing."""

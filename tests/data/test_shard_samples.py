@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.shards import ShardDataset
+from cogview_pl.data.webdataset import ShardDataset
 from cogview_pl.errors import UserError
-from cogview_pl.stopping import STOP, Stopped
+from cogview_pl.errors.signals import STOP, Stopped
 
 
 def picture(level: int) -> bytes:

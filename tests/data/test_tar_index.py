@@ -15,7 +15,7 @@ import pytest
 
 from cogview_pl.data.tar_index import SPARSE_MEMBER, Span, index_shard
 from cogview_pl.errors import UserError
-from cogview_pl.stopping import STOP, Stopped
+from cogview_pl.errors.signals import STOP, Stopped
 
 GIB = 2**30
 

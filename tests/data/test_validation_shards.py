@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cogview_pl.data.shards import ShardDataset
+from cogview_pl.data.webdataset import ShardDataset
 from cogview_pl.errors import UserError
 
 

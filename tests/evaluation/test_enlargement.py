@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cogview_pl.evaluation.enlargement import judge_enlargement
-from cogview_pl.generation.windows import owners, windows
+from cogview_pl.generation.super_resolution.windows import owners, windows
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.features import FeatureNetwork, open_features
-from cogview_pl.evaluation.toy_network import ToyNetwork, save_network
+from cogview_pl.evaluation.style_network import ToyNetwork, save_network
 
 from ..checkpoints.saved import forge_manifest, save_tokenizer
 from ..faults.injections import flip

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cogview_pl.evaluation.image_files import blur
 from cogview_pl.evaluation.metrics import FID, inception_score
-from cogview_pl.evaluation.pictures import blur
 
 
 def samples(mean: Tensor, covariance: Tensor, count: int, seed: int) -> Tensor:

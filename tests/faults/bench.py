@@ -9,9 +9,9 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
-from cogview_pl.data.toy import Judge
-from cogview_pl.durable import is_draft
-from cogview_pl.tasks.run_folder import METRICS
+from cogview_pl.durable.write import is_draft
+from cogview_pl.runs.run_folder import METRICS
+from cogview_pl.toy_world.judge import Judge
 from tests.faults import fork_server
 from tests.faults.fork_server import Ended, Prepare, compose, nothing
 from tests.faults.injections import Counts

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogview_pl.tasks.run_folder import METRICS
-from cogview_pl.tasks.run_record import RECORD
+from cogview_pl.runs.record import RECORD
+from cogview_pl.runs.run_folder import METRICS
 from tests.faults.bench import Bench
 from tests.faults.injections import die_at_call, flip
 from tests.faults.outcomes import LISTED, SAME, Wrong, matches

@@ -32,8 +32,8 @@ import cogview_pl.tasks.magnify
 import cogview_pl.tasks.plan
 import cogview_pl.tasks.rerank
 import cogview_pl.tasks.tokenize  # noqa: F401
-from cogview_pl.choices import Verb
-from cogview_pl.config import register_schemas
+from cogview_pl.config.choices import Verb
+from cogview_pl.config.schema import register_schemas
 from cogview_pl.run import _quiet_where_full, run_or_give_up
 
 LONGEST = 120  # seconds; a run that takes longer hangs

@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from cogview_pl.stopping import StopSignals
+from cogview_pl.errors.signals import StopSignals
 from tests.faults.fork_server import Prepare
 
 _CALLS = ("fsync", "replace")

@@ -16,10 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 
 from cogview_pl.checkpoints.manifest import MANIFEST, require_undamaged
 from cogview_pl.data.records import read_record
-from cogview_pl.durable import is_draft
-from cogview_pl.tasks.run_folder import METRICS, require_metrics
-from cogview_pl.tasks.run_lock import LOCK
-from cogview_pl.tasks.run_record import RECORD, RunRecord
+from cogview_pl.durable.write import is_draft
+from cogview_pl.runs.lock import LOCK
+from cogview_pl.runs.record import RECORD, RunRecord
+from cogview_pl.runs.run_folder import METRICS, require_metrics
 from tests.faults.fork_server import Ended
 
 EVERY = 3  # steps between checkpoints: some before a validation, some not

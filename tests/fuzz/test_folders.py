@@ -22,14 +22,14 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cogview_pl.checkpoints.adapters import load_adapted
-from cogview_pl.checkpoints.store import load_sequence_model
+from cogview_pl.checkpoints.adapter_folder import load_adapted
+from cogview_pl.checkpoints.model_folder import load_sequence_model
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.features import open_features
-from cogview_pl.tasks.run_record import RECORD, RunRecord
+from cogview_pl.runs.record import RECORD, RunRecord
 
 from ..checkpoints.saved import forge_manifest, save_run, save_tokenizer
-from ..checkpoints.test_adapters import finetune
+from ..checkpoints.test_adapter_folder import finetune
 from .test_fuzz import ANY_TEXT, SHARED, TREES
 
 LARGE = st.sampled_from([0, -1, 10**9, 10**12, 2**63, 1e308, "x", None, [], {}, True, "${oc.env:HOME}"])

@@ -25,18 +25,18 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cogview_pl.config import Config, register_schemas
-from cogview_pl.data.codes import StoreWriter, TokenStore
+from cogview_pl.cli.overrides import quote_override
+from cogview_pl.config.limits import check_limits
+from cogview_pl.config.schema import Config, register_schemas
 from cogview_pl.data.folder import CAPTION_FILES, FolderDataset
 from cogview_pl.data.images import SampleError
 from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.shards import ShardDataset
+from cogview_pl.data.token_store.store import StoreWriter, TokenStore
+from cogview_pl.data.webdataset import ShardDataset
 from cogview_pl.errors import UserError
-from cogview_pl.limits import check_limits
 from cogview_pl.run import _one_line
-from cogview_pl.shell import quote_override
+from cogview_pl.runs.image_files import read_pairs
 from cogview_pl.tasks.generate import read_prompts
-from cogview_pl.tasks.pictures import read_pairs
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 
 from ..composed import composed

@@ -20,9 +20,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cogview_pl.checkpoints.official import released_settings, save_vqvae
-from cogview_pl.checkpoints.pickles import read_pt
-from cogview_pl.checkpoints.store import build_vqvae
+from cogview_pl.checkpoints.model_folder import build_vqvae
+from cogview_pl.checkpoints.released import released_settings, save_vqvae
+from cogview_pl.checkpoints.safe_pickle.load import read_pt
 from cogview_pl.errors import UserError
 
 from ..checkpoints.hostile import archive, name, number, raw, storage, tensor, text

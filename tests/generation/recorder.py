@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cogview_pl.generation.static_step import Repeat
+from cogview_pl.generation.engine.cuda_graph import Repeat
 
 
 class Recorder(TorchDispatchMode):

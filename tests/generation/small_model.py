@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cogview_pl.transformer import Transformer
+from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 
 VOCABULARY = Vocabulary(num_codes=40, num_pieces=12)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from cogview_pl import CogView
-from cogview_pl.checkpoints.store import ImageTokenizer, SequenceModel, build_vqvae
+from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel, build_vqvae
 from cogview_pl.errors import UserError
-from cogview_pl.generation.fill import OPEN, fill
-from cogview_pl.generation.filters import Sampling, guide
-from cogview_pl.transformer import Transformer
+from cogview_pl.generation.decode import OPEN, fill
+from cogview_pl.generation.sampling import Sampling, guide
+from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 
 NUM_CODES = 40

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
+from cogview_pl.data.bad_samples import ImageBatch, collate_images
 from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.sequences import SequenceBatch
-from cogview_pl.data.skips import ImageBatch, collate_images
+from cogview_pl.data.sequence_dataset import SequenceBatch
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule
-from cogview_pl.lit.optim import OptimizerFactory
+from cogview_pl.lit.optimizers import OptimizerFactory
 from cogview_pl.lit.sequence_model import SequenceModule
-from cogview_pl.transformer import Transformer
-from cogview_pl.vqvae import VQVAE, make_quantizer
+from cogview_pl.transformer.model import Transformer
+from cogview_pl.vqvae.model import VQVAE
+from cogview_pl.vqvae.quantizer import make_quantizer
 
 TEXT, IMAGE = range(12), range(12, 30)
 SLOT_IDS = [TEXT, IMAGE, range(30, 31)]

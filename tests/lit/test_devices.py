@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from lightning import LightningModule
 
+from cogview_pl.data.bad_samples import ImageBatch, collate_images
 from cogview_pl.data.samples import Skipped
-from cogview_pl.data.sequences import SequenceBatch
-from cogview_pl.data.skips import ImageBatch, collate_images
+from cogview_pl.data.sequence_dataset import SequenceBatch
 from cogview_pl.lit.callbacks import NanGuard, RandomState, SkippedPictures
-from cogview_pl.lit.data import DataModule
+from cogview_pl.lit.data_module import DataModule
 from cogview_pl.lit.strategies import FullyShardedStrategy, TensorParallelStrategy
 from cogview_pl.transformer.parallel import whole
 

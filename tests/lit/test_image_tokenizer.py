@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from cogview_pl.data.bad_samples import ImageBatch
 from cogview_pl.data.samples import Skipped
-from cogview_pl.data.skips import ImageBatch
 from cogview_pl.lit.image_tokenizer import _scaled, reconstruction_grid, to_unit_range
-from cogview_pl.vqvae import VQVAE
+from cogview_pl.vqvae.model import VQVAE
 
 from .fitting import fit, loader, trainer, validate
 from .models import CODES, MOMENTUM, pictures

@@ -13,7 +13,8 @@ from torch.optim import AdamW, Optimizer
 
 from cogview_pl.errors import UserError
 from cogview_pl.lit.low_memory import adamw_8bit, adamw_bf16, adamw_offload
-from cogview_pl.transformer import Transformer, sequence_loss
+from cogview_pl.transformer.loss import sequence_loss
+from cogview_pl.transformer.model import Transformer
 
 pytest.importorskip("torchao")
 

@@ -20,7 +20,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.lit.callbacks import NanGuard
 from cogview_pl.lit.callbacks.nan_guard import first_bad_layer
 from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
-from cogview_pl.lit.data import DataModule
+from cogview_pl.lit.data_module import DataModule
 
 SIZE, BATCH = 128, 4
 

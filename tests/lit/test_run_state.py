@@ -15,11 +15,11 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from cogview_pl.data.bad_samples import ImageBatch, collate_images
 from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.skips import ImageBatch, collate_images
 from cogview_pl.errors import UserError
 from cogview_pl.lit.callbacks import RandomState, SkippedPictures
-from cogview_pl.lit.data import DataModule
+from cogview_pl.lit.data_module import DataModule
 
 from .fitting import Records, loader, trainer
 

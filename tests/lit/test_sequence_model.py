@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from lightning import Callback
 from torch import Tensor
 
-from cogview_pl.data.sequences import SequenceBatch
-from cogview_pl.lit.optim import OptimizerFactory
+from cogview_pl.data.sequence_dataset import SequenceBatch
+from cogview_pl.lit.optimizers import OptimizerFactory
 from cogview_pl.lit.sequence_model import with_noise
-from cogview_pl.transformer import Transformer
+from cogview_pl.transformer.model import Transformer
 
 from .fitting import fit, loader, trainer, validate
 from .models import DECAY, LR, NAMES, SLOT_IDS

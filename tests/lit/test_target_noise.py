@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cogview_pl.data.sequences import SequenceBatch
+from cogview_pl.data.sequence_dataset import SequenceBatch
 from cogview_pl.lit.sequence_model import with_noise
 
 ROWS, TEXT, IMAGE = 200, 5, 40

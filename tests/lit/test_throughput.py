@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from cogview_pl.data.sequences import SequenceBatch
-from cogview_pl.data.skips import ImageBatch
+from cogview_pl.data.bad_samples import ImageBatch
+from cogview_pl.data.sequence_dataset import SequenceBatch
 from cogview_pl.lit.callbacks import Throughput
 from cogview_pl.lit.callbacks import throughput as module_of_callback
 from cogview_pl.lit.sequence_model import SequenceModule
-from cogview_pl.transformer import Transformer
+from cogview_pl.transformer.model import Transformer
 
 
 class Watch:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogview_pl.checkpoints.official import released_names, save_vqvae
-from cogview_pl.checkpoints.store import build_vqvae
-from cogview_pl.tasks.sizes import transformer_settings, vqvae_settings
-from cogview_pl.transformer import Transformer
+from cogview_pl.assembly.model_specs import transformer_settings, vqvae_settings
+from cogview_pl.checkpoints.model_folder import build_vqvae
+from cogview_pl.checkpoints.released import released_names, save_vqvae
+from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Vocabulary
 
 from ..composed import composed

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from cogview_pl.data.codes import StoreWriter, TokenStore
-from cogview_pl.data.released import ReleasedFile
-from cogview_pl.data.rows import COGVIEW, StoredRows
-from cogview_pl.data.sequences import SequenceCollator, SequenceDataset
+from cogview_pl.data.sequence_dataset import SequenceCollator, SequenceDataset
+from cogview_pl.data.token_store.cogview_bin import ReleasedFile
+from cogview_pl.data.token_store.rows import COGVIEW, StoredRows
+from cogview_pl.data.token_store.store import StoreWriter, TokenStore
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 
 CONF = Path(__file__).parents[2] / "conf"

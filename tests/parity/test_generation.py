@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogview_pl.checkpoints.official import load_transformer
-from cogview_pl.generation.fill import OPEN, fill
-from cogview_pl.generation.filters import Sampling, probabilities
-from cogview_pl.generation.magnify import magnify
-from cogview_pl.generation.windows import windows
-from cogview_pl.transformer import Transformer
+from cogview_pl.checkpoints.released import load_transformer
+from cogview_pl.generation.decode import OPEN, fill
+from cogview_pl.generation.sampling import Sampling, probabilities
+from cogview_pl.generation.super_resolution.upscale import magnify
+from cogview_pl.generation.super_resolution.windows import windows
+from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 
 from .conftest import Records

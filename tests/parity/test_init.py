@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogview_pl.checkpoints.official import save_transformer
-from cogview_pl.lit.optim import warmup_cosine
-from cogview_pl.transformer import Transformer
-from cogview_pl.vqvae import VQVAE, EMAQuantizer
+from cogview_pl.checkpoints.released import save_transformer
+from cogview_pl.lit.optimizers import warmup_cosine
+from cogview_pl.transformer.model import Transformer
+from cogview_pl.vqvae.model import VQVAE
+from cogview_pl.vqvae.quantizer import EMAQuantizer
 
 from .conftest import Records
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogview_pl.checkpoints.official import load_transformer, load_vqvae, save_transformer, save_vqvae
+from cogview_pl.checkpoints.released import load_transformer, load_vqvae, save_transformer, save_vqvae
 from cogview_pl.errors import UserError
-from cogview_pl.transformer import Transformer
+from cogview_pl.transformer.model import Transformer
 
 from .conftest import Records
 

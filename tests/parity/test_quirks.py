@@ -11,9 +11,9 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from cogview_pl.checkpoints.official import load_transformer
-from cogview_pl.config import register_schemas
-from cogview_pl.transformer import sequence_loss
+from cogview_pl.checkpoints.released import load_transformer
+from cogview_pl.config.schema import register_schemas
+from cogview_pl.transformer.loss import sequence_loss
 from cogview_pl.vocab import Template, Vocabulary
 
 from .conftest import Records

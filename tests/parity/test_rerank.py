@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cogview_pl.checkpoints.official import load_transformer
-from cogview_pl.generation.scoring import caption_log_likelihoods, caption_losses
+from cogview_pl.checkpoints.released import load_transformer
+from cogview_pl.generation.caption_loss import caption_log_likelihoods, caption_losses
 from cogview_pl.vocab import Template, Vocabulary
 
 from .conftest import Records

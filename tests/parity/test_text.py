@@ -14,7 +14,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from cogview_pl.config import register_schemas
+from cogview_pl.config.schema import register_schemas
 from cogview_pl.vocab import COMMANDS, Template, TextTokenizer, Vocabulary
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -17,12 +17,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogview_pl.checkpoints.official import load_transformer, save_transformer
-from cogview_pl.transformer import Transformer, sequence_loss
+from cogview_pl.checkpoints.released import load_transformer, save_transformer
 from cogview_pl.transformer.attention import ATTENTIONS
 from cogview_pl.transformer.block import MLP, Block, LayerNorm
-from cogview_pl.transformer.loss import SequenceLoss
-from cogview_pl.transformer.memory import HiddenStateMemory
+from cogview_pl.transformer.hidden_state_cache import HiddenStateMemory
+from cogview_pl.transformer.loss import SequenceLoss, sequence_loss
+from cogview_pl.transformer.model import Transformer
 
 from .conftest import Records
 

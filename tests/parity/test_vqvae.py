@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from cogview_pl.checkpoints.official import load_vqvae
+from cogview_pl.checkpoints.released import load_vqvae
 from cogview_pl.data.images import load_picture
-from cogview_pl.vqvae import VQVAE, EMAQuantizer, GumbelQuantizer
 from cogview_pl.vqvae.codebook import gather_statistics, squared_distances
+from cogview_pl.vqvae.model import VQVAE
+from cogview_pl.vqvae.quantizer import EMAQuantizer, GumbelQuantizer
 
 from .conftest import Records
 

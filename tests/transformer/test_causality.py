@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.attention import ATTENTIONS
 from cogview_pl.transformer.block import NORM_PLACEMENTS
+from cogview_pl.transformer.model import Transformer
 
 VOCABULARY = 100
 LENGTH = 9

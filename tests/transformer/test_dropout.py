@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.attention import ATTENTIONS
 from cogview_pl.transformer.block import Attention, Block, Residual
+from cogview_pl.transformer.model import Transformer
 
 RATE = 0.25
 

@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cogview_pl.lit.callbacks.device_peaks import peak_tflops
-from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.flops import forward_flops
+from cogview_pl.transformer.model import Transformer
 
 BATCH, LENGTH, WIDTH, LAYERS, VOCABULARY = 2, 9, 32, 3, 60
 

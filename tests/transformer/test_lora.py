@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cogview_pl.generation.fill import fill
-from cogview_pl.generation.filters import Sampling
-from cogview_pl.tasks.sizes import transformer_settings
-from cogview_pl.transformer import Transformer, sequence_loss
+from cogview_pl.assembly.model_specs import transformer_settings
+from cogview_pl.generation.decode import fill
+from cogview_pl.generation.sampling import Sampling
 from cogview_pl.transformer.flops import forward_flops, training_flops
 from cogview_pl.transformer.lora import (
     TARGETS,
@@ -23,6 +22,8 @@ from cogview_pl.transformer.lora import (
     add_lora,
     merge,
 )
+from cogview_pl.transformer.loss import sequence_loss
+from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 
 from ..composed import composed
@@ -65,7 +66,7 @@ def tokens(length: int) -> Tensor:
 
 
 def loss_of(model: Transformer) -> Tensor:
-    """Of a batch that is long enough for the products of `cogview_pl.linear`."""
+    """Of a batch that is long enough for the products of `cogview_pl.kernels.cpu_linear`."""
     ids = tokens(200)
     positions, slots = torch.arange(200).expand(2, -1), torch.zeros(2, 200, dtype=torch.long)
     return sequence_loss(model, ids, positions, torch.ones(2, 200), slots, 1).loss

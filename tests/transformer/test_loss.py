@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cogview_pl.transformer import Transformer, sequence_loss
-from cogview_pl.transformer.loss import SequenceLoss, linear_cross_entropy, over_devices, rows_at_once
+from cogview_pl.transformer.loss import SequenceLoss, linear_cross_entropy, over_devices, rows_at_once, sequence_loss
+from cogview_pl.transformer.model import Transformer
 
 VOCABULARY, SLOTS = 30, 2
 

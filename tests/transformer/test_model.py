@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cogview_pl.transformer import Transformer, sequence_loss
 from cogview_pl.transformer.block import Block
+from cogview_pl.transformer.loss import sequence_loss
+from cogview_pl.transformer.model import Transformer
 
 VOCABULARY = 120
 SLOTS = 3

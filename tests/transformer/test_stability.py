@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cogview_pl.transformer import Transformer
 from cogview_pl.transformer.attention import ATTENTIONS, fused_attention, naive_attention, pb_relax_attention
 from cogview_pl.transformer.block import LayerNorm
+from cogview_pl.transformer.model import Transformer
 
 FP16_MAX = 65504.0
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 from omegaconf import OmegaConf
 
-from cogview_pl.config import register_schemas
+from cogview_pl.config.schema import register_schemas
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import CodeSlot, Template, TextSlot, Vocabulary
 from cogview_pl.vocab.template import NO_SLOT

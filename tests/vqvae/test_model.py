@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogview_pl.errors import UserError
-from cogview_pl.vqvae import VQVAE, EMAQuantizer, make_quantizer, psnr, reconstruction_loss
-from cogview_pl.vqvae.model import ResidualBlock, build_decoder, build_encoder
+from cogview_pl.vqvae.losses import psnr, reconstruction_loss
+from cogview_pl.vqvae.model import VQVAE, ResidualBlock, build_decoder, build_encoder
+from cogview_pl.vqvae.quantizer import EMAQuantizer, make_quantizer
 
 KINDS = ["ema", "learned", "gumbel", "fixed"]
 

@@ -14,13 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cogview_pl.errors import UserError
-from cogview_pl.vqvae import (
-    EMAQuantizer,
-    FixedQuantizer,
-    GumbelQuantizer,
-    LearnedQuantizer,
-    make_quantizer,
-)
+from cogview_pl.vqvae.quantizer import EMAQuantizer, FixedQuantizer, GumbelQuantizer, LearnedQuantizer, make_quantizer
 
 STATISTICS = ("codebook", "cluster_size", "embed_avg")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cogview_pl.errors import UserError
-from cogview_pl.vqvae import EMAQuantizer, GumbelQuantizer, make_quantizer
+from cogview_pl.vqvae.quantizer import EMAQuantizer, GumbelQuantizer, make_quantizer
 
 
 def as_latents(x_ND: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from cogview_pl.lit.callbacks.activations import Activations
 from cogview_pl.lit.callbacks.checkpoints import Checkpoints
+from cogview_pl.lit.callbacks.images import Reconstructions, Samples
 from cogview_pl.lit.callbacks.nan_guard import NanGuard
-from cogview_pl.lit.callbacks.pictures import Reconstructions, Samples
 from cogview_pl.lit.callbacks.precision import LossScale
 from cogview_pl.lit.callbacks.run_state import RandomState, SkippedPictures
 from cogview_pl.lit.callbacks.stop_at_step_end import StopAtStepEnd

@@ -8,7 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from cogview_pl.lit.optim import logs_this_step
+from cogview_pl.lit.optimizers import logs_this_step
 
 _FP16_MAX = torch.finfo(torch.float16).max
 

@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cogview_pl.durable import write_text
+from cogview_pl.durable.write import write_text
 from cogview_pl.errors import UserError
 
 _KEYS_IN_MESSAGE = 4

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from cogview_pl.data.skips import ImageBatch, SkipLog, enough_to_judge
-from cogview_pl.lit.data import data_share
+from cogview_pl.data.bad_samples import ImageBatch, SkipLog, enough_to_judge
+from cogview_pl.lit.data_module import data_share
 
 
 class RandomState(Callback):

@@ -9,9 +9,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from cogview_pl.data.sequences import SequenceBatch
+from cogview_pl.data.sequence_dataset import SequenceBatch
 from cogview_pl.lit.callbacks.device_peaks import peak_tflops
-from cogview_pl.lit.data import data_share
+from cogview_pl.lit.data_module import data_share
 from cogview_pl.lit.sequence_model import SequenceModule
 
 

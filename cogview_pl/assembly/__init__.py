@@ -1,0 +1,1 @@
+"""Configuration to objects: models, data, trainer, pipelines, and checks of what goes together."""

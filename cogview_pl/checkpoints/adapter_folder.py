@@ -1,0 +1,219 @@
+"""Adapter folders: what a LoRA finetune changed, without the weights that it started from.
+
+adapter/
+  config.yaml           what the base holds, rank, alpha and targets, and the layout of the task
+  adapter.safetensors   the trained matrices
+  manifest.json         hashes of the two
+  base.txt              where the base is; to be corrected when it has moved
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogview_pl.checkpoints.manifest import file_hash, require_undamaged, write_manifest
+from cogview_pl.checkpoints.model_folder import SequenceModel, build_template, build_transformer, load_sequence_model
+from cogview_pl.checkpoints.settings import CONFIG, Settings, read_settings, require_types, unfit_named, write_settings
+from cogview_pl.checkpoints.weights import read_weights, save_weights
+from cogview_pl.durable.read import UnreadableError, read_file, why_unusable
+from cogview_pl.durable.write import write_text
+from cogview_pl.errors import UserError
+from cogview_pl.transformer.lora import adapter_shapes, merge
+from cogview_pl.vocab import Vocabulary
+
+FOLDER = "adapter"
+BASE = "base.txt"
+
+_WEIGHTS = "adapter.safetensors"
+_KIND = "adapter"
+_LONGEST_PATH = 1 << 14  # bytes of base.txt
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Trained matrices, and what they belong to."""
+
+    weights: Mapping[str, Tensor]
+    """As `adapter_state` gives them."""
+    rank: int
+    alpha: float
+    targets: list[str]
+    transformer: Settings
+    """Constructor arguments of the model that was trained."""
+    template: Settings
+    base: str
+    """Path of the model that it was trained beside: a run folder, a model folder or a released checkpoint."""
+    base_identity: str
+    image_tokenizer: str
+    """Identity of the image tokenizer whose codes it was trained on."""
+
+
+def save_adapter(folder: Path, adapter: Adapter) -> None:
+    """Write an adapter folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / _WEIGHTS, {name: tensor.cpu().contiguous() for name, tensor in adapter.weights.items()})
+    write_text(folder / BASE, f"{adapter.base}\n")
+    config = {
+        "kind": _KIND,
+        "base_identity": adapter.base_identity,
+        "image_tokenizer": adapter.image_tokenizer,
+        "lora": {"rank": adapter.rank, "alpha": adapter.alpha, "targets": adapter.targets},
+        "transformer": dict(adapter.transformer),
+        "template": dict(adapter.template),
+    }
+    write_settings(folder, config)
+    write_manifest(folder, (CONFIG, _WEIGHTS))
+
+
+def find_adapter(path: str | Path) -> Path | None:
+    """The adapter folder that a path means: itself, or `adapter/` in a run folder without a `model/`; None: neither."""
+    path = Path(path)
+    folders = [path] if (path / "model").is_dir() else [path, path / FOLDER]
+    return next((folder for folder in folders if (folder / _WEIGHTS).is_file()), None)
+
+
+def load_adapted(
+    path: str | Path,
+    key: str = "init_from",
+    open_base: Callable[[str, str], SequenceModel] | None = None,
+    *,
+    verify: bool = True,
+) -> SequenceModel:
+    """Read a sequence model from a run folder, a model folder or an adapter folder, whose base is read as well.
+
+    The weights of a base are compared with those that the adapter was trained beside (a hash of all of them).
+
+    Args:
+        path: the folder.
+        key: of the configuration, for errors.
+        open_base: reads the base at a path, naming a key in errors; None: as this function does.
+        verify: compare files with their hashes; see `load_model`.
+
+    Raises:
+        UserError: no such folder, a damaged one, or the base has moved or is another.
+    """
+    folder = find_adapter(path)
+    if folder is None:
+        return load_sequence_model(path, key, verify=verify)
+    find_base(folder, key)
+    adapter = _read(folder, verify)
+    mend = _mend(folder)
+    base = open_base(adapter.base, f"base of {key}") if open_base else load_adapted(adapter.base, key, verify=verify)
+    if base.identity != adapter.base_identity:
+        raise UserError(
+            f"{key}={path}: its base, {adapter.base}, holds other weights than the adapter was trained beside; {mend}"
+        )
+    if base.image_tokenizer.identity != adapter.image_tokenizer:
+        raise UserError(
+            f"{key}={path}: its base, {adapter.base}, has another image tokenizer than the adapter was trained with; "
+            "use the model/ of that run"
+        )
+    return _adapted(adapter, base, folder)
+
+
+def read_adapter_settings(folder: Path, *, verify: bool = True) -> dict[str, Settings]:
+    """Constructor arguments `transformer` and `template` of an adapted model; no weights.
+
+    Args:
+        folder: as `find_adapter` gives it.
+        verify: compare the settings with their hash.
+
+    Raises:
+        UserError: the folder is damaged.
+    """
+    if verify:
+        require_undamaged(folder, (CONFIG,))
+    config = _read_config(folder)
+    with unfit_named(folder / CONFIG):
+        return {name: dict(config[name]) for name in ("transformer", "template")}
+
+
+def find_base(folder: Path, key: str) -> str:
+    """Path of the model that an adapter was trained beside.
+
+    Args:
+        folder: as `find_adapter` gives it.
+        key: of the configuration, for errors.
+
+    Raises:
+        UserError: it, or one that it is based on in its turn, is missing, or an adapter is based on itself.
+    """
+    met: list[Path] = []
+    current: Path | None = folder
+    while current is not None:
+        if (here := current.resolve()) in met:
+            raise UserError(f"{key}={folder}: the adapter is named as its own base; {_mend(current)}")
+        met.append(here)
+        base = _base_of(current)
+        if not Path(base).exists():
+            raise UserError(f"{key}={folder}: the adapter's base, {base}, {why_unusable(base)}; {_mend(current)}")
+        current = find_adapter(base)
+    return _base_of(folder)
+
+
+def _base_of(folder: Path) -> str:
+    file = folder / BASE
+    try:
+        base = read_file(file, _LONGEST_PATH).decode("utf-8").strip()
+        if not base or not base.isprintable():
+            raise ValueError(f"it holds {base[:40]!r}")
+    except (UnreadableError, ValueError) as error:
+        raise UserError(f"{file} is no path ({error}); {_mend(folder)}") from error
+    return base
+
+
+def _mend(folder: Path) -> str:
+    return f"write the path of the model that it was trained beside into {folder / BASE}"
+
+
+def _read(folder: Path, verify: bool) -> Adapter:
+    if verify:
+        require_undamaged(folder, (CONFIG, _WEIGHTS))
+    config, base = _read_config(folder), _base_of(folder)
+    weights = read_weights(folder / _WEIGHTS, finite=verify)
+    with unfit_named(folder / CONFIG):
+        names = ("transformer", "template", "base_identity", "image_tokenizer")
+        values = {**config["lora"], **{name: config[name] for name in names}}
+        return Adapter(weights=weights, base=base, **require_types(Adapter, values))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = read_settings(folder)
+    if config.get("kind") != _KIND:
+        raise UserError(f"{folder / CONFIG} is damaged (it is of kind {config.get('kind')}); copy the folder again")
+    return config
+
+
+def _adapted(adapter: Adapter, base: SequenceModel, folder: Path) -> SequenceModel:
+    """The base with the adapter added to its weights, in their memory, and laid out as in the adapter's task."""
+    vocabulary = base.settings["vocabulary"]
+    with unfit_named(folder / CONFIG):
+        wanted = adapter_shapes(base.model, rank=adapter.rank, targets=adapter.targets)
+        template = build_template(adapter.template, Vocabulary(**vocabulary))
+        if adapter.transformer["num_layers"] != len(base.model.blocks):
+            raise ValueError(
+                f"num_layers is {adapter.transformer['num_layers']}, the base has {len(base.model.blocks)}"
+            )
+        with torch.device("meta"):
+            model = build_transformer(adapter.transformer)
+    found = {name: tuple(tensor.shape) for name, tensor in adapter.weights.items()}
+    if found != wanted:
+        raise UserError(f"{folder / _WEIGHTS} does not fit its config.yaml or is damaged; copy the folder again")
+    identity = f"{base.identity} {file_hash(folder / _WEIGHTS)}"
+    with unfit_named(folder / CONFIG):
+        merge(base.model, adapter.weights, adapter.alpha)
+        model.load_state_dict(base.model.state_dict(), assign=True)
+    return SequenceModel(
+        model=model.eval(),
+        template=template,
+        text=base.text,
+        image_tokenizer=base.image_tokenizer,
+        settings={"transformer": adapter.transformer, "template": adapter.template, "vocabulary": vocabulary},
+        merged_from=identity,
+    )

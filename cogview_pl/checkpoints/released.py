@@ -1,0 +1,266 @@
+"""Released CogView files, both ways: the tokenizer's `.pt`, and the folders of the transformers.
+
+    tokenizer.pt                              state dict, keys with or without `module.`
+    FOLDER/latest_checkpointed_iteration.txt  names the sub-folder
+    FOLDER/ITERATION/mp_rank_00_model_states.pt   and further ranks of a model-parallel run
+
+Tensors have the shapes of ours; only names differ, and `_TRANSFORMER` and `_VQVAE` are the whole of that difference.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cogview_pl.checkpoints.model_folder import build_vqvae
+from cogview_pl.checkpoints.naming import Naming, renamer
+from cogview_pl.checkpoints.ranks import LATEST, RANK_FILE, merge_ranks, rank_files, tensors_of, weights_of
+from cogview_pl.checkpoints.safe_pickle.load import is_file, read_pt
+from cogview_pl.durable.write import replacing, write_text
+from cogview_pl.errors import UserError
+from cogview_pl.transformer.model import Transformer
+from cogview_pl.vqvae.model import VQVAE
+
+MEAN = (0.79093, 0.76271, 0.75340)
+"""Normalisation of the released tokenizer per channel, on the scale 0 black … 1 white."""
+STD = (0.30379, 0.32279, 0.32800)
+
+_NUM_HEADS = {(48, 2560): 40, (12, 1024): 16}
+"""Heads of the known sizes (layers, width); the files do not say."""
+
+_TRANSFORMER = {  # ours → theirs, without .weight and .bias; {} is the layer
+    "token_embedding": "word_embeddings",
+    "position_embedding": "transformer.position_embeddings",
+    "blocks.{}.attention_residual.norm_in": "transformer.layers.{}.input_layernorm",
+    "blocks.{}.attention.qkv": "transformer.layers.{}.attention.query_key_value",
+    "blocks.{}.attention.out": "transformer.layers.{}.attention.dense",
+    "blocks.{}.attention_residual.norm_branch": "transformer.layers.{}.third_layernorm",
+    "blocks.{}.mlp_residual.norm_in": "transformer.layers.{}.post_attention_layernorm",
+    "blocks.{}.mlp.up": "transformer.layers.{}.mlp.dense_h_to_4h",
+    "blocks.{}.mlp.down": "transformer.layers.{}.mlp.dense_4h_to_h",
+    "blocks.{}.mlp_residual.norm_branch": "transformer.layers.{}.fourth_layernorm",
+    "final_norm": "transformer.final_layernorm",
+}
+_VQVAE = {
+    **{f"encoder.{layer}": f"enc_b.blocks.{layer}" for layer in (0, 2, 4, 6)},
+    **{f"decoder.{layer}": f"dec.blocks.{layer}" for layer in (0, 2, 4, 6)},
+    "quantizer.codebook": "quantize_t.embed",
+    "quantizer.cluster_size": "quantize_t.cluster_size",
+    "quantizer.embed_avg": "quantize_t.embed_avg",
+}
+_NOT_IN_FILES = {
+    "mean",
+    "std",
+    "quantizer.initialised",
+    "quantizer.updates",
+    "quantizer.revived_total",
+    "quantizer.temperature",
+}
+
+
+def is_released(path: str | Path) -> bool:
+    """Whether a path looks like a released file or folder rather than one of our runs."""
+    path = Path(path)
+    return path.suffix in (".pt", ".pth") or is_file(path / LATEST) or is_file(path / RANK_FILE.format(0))
+
+
+def is_vqvae_file(file: str | Path, key: str, *, verify: bool = True) -> bool:
+    """Whether a `.pt` file holds the image tokenizer, judged by its names.
+
+    Args:
+        verify: compare the checksums of the file; False where it is loaded next, which does so anyway.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return any("quantize_t." in str(name) for name in read_pt(Path(file), key, verify=verify))
+
+
+def load_vqvae(path: str | Path, key: str = "image_tokenizer.path", *, verify: bool = True) -> VQVAE:
+    """The image tokenizer in a released `.pt` file, in evaluation mode, float32.
+
+    Width, code dimension and number of codes follow from the shapes. `encode` and `decode` take and give pictures on
+    the scale 0 … 1; the released normalisation is inside.
+
+    Args:
+        path: the file.
+        key: config key that error messages name.
+        verify: compare checksums, and refuse weights that are not finite.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or its tensors are not those of a released tokenizer.
+    """
+    names = Naming(_VQVAE, path, key)
+    state = names.ours(tensors_of(read_pt(Path(path), key, verify=verify), path, key))
+    names.require_names(state, {name for ours in _VQVAE for name in _with_kinds(ours)})
+    (width,) = names.sizes(state, "encoder.0.bias", 1)
+    code_dim, num_codes = names.sizes(state, "quantizer.codebook", 2)
+    settings = released_settings(width, code_dim, num_codes)
+    names.require_shapes(state, lambda: build_vqvae(settings))
+    if verify:
+        names.require_finite(state)
+    model = build_vqvae(settings)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name in _NOT_IN_FILES}
+    model.load_state_dict(state | kept)  # copies: the file must not stay mapped under a run
+    return model.eval()
+
+
+def vqvae_settings(model: VQVAE) -> dict[str, Any]:
+    """Constructor arguments of a tokenizer that `load_vqvae` returned, as model folders keep them."""
+    return released_settings(len(model.state_dict()["encoder.0.bias"]), model.quantizer.code_dim, model.num_codes)
+
+
+def released_settings(width: int, code_dim: int, num_codes: int) -> dict[str, Any]:
+    """Constructor arguments of a tokenizer of the released architecture; the released one is (512, 256, 8192)."""
+    return {
+        "width": width,
+        "code_dim": code_dim,
+        "num_codes": num_codes,
+        "downsampling": 8,
+        "residual_blocks": 0,
+        "mean": list(MEAN),
+        "std": list(STD),
+        "quantizer": {"kind": "ema", "decay": 0.99, "commitment_weight": 0.25, "kmeans_iters": 0},
+    }
+
+
+def save_vqvae(model: VQVAE, path: str | Path) -> None:
+    """Write a `.pt` file that the original opens.
+
+    Raises:
+        UserError: the model has something that the released architecture lacks.
+    """
+    if model.downsampling != 8 or any(name.startswith("decoder.7") for name in model.state_dict()):
+        raise UserError(
+            "convert: the released tokenizer has image_tokenizer.downsampling=8 and residual_blocks=0; this one differs"
+        )
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    for name, wanted in (("mean", MEAN), ("std", STD)):
+        if not torch.allclose(state[name].flatten(), torch.tensor(wanted)):
+            raise UserError(
+                f"convert: the original always normalises with {name} {list(wanted)}, this tokenizer was trained with "
+                f"{[round(value, 5) for value in state[name].flatten().tolist()]}; train with image_tokenizer=official"
+            )
+    codebook = state["quantizer.codebook"]  # quantizers other than EMA have no statistics; only training reads them
+    statistics = {"quantizer.cluster_size": torch.ones(codebook.shape[1]), "quantizer.embed_avg": codebook.clone()}
+    state = {name: tensor.contiguous() for name, tensor in (statistics | state).items() if name not in _NOT_IN_FILES}
+    names = Naming(_VQVAE, path, "convert")
+    names.require_names(state, {name for ours in _VQVAE for name in _with_kinds(ours)})
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(Path(path)) as draft, draft.open("wb") as stream:
+        torch.save(names.theirs(state), stream)
+
+
+def load_transformer(
+    path: str | Path,
+    *,
+    num_heads: int | None = None,
+    norm_scope: str = "tensor",
+    dtype: torch.dtype = torch.float32,
+    key: str = "init_from",
+    verify: bool = True,
+) -> Transformer:
+    """The sequence model in a released folder or `.pt` file, in evaluation mode.
+
+    Layers, width, vocabulary and positions follow from the shapes. Weights are mapped from the disk and converted
+    one by one, so the host needs room for the model and its largest tensor.
+
+    Args:
+        path: the folder with `latest_checkpointed_iteration.txt`, the folder of the ranks, or the file of rank 0;
+            the other ranks of a model-parallel checkpoint lie beside it and are merged.
+        num_heads: number of attention heads, which the file does not tell; None for the sizes that are known.
+        norm_scope: `tensor` computes what the original computes (`compat: official`); `token` is our default, where
+            a result does not depend on the rest of the batch.
+        dtype: of the weights; the files hold float16.
+        key: config key that error messages name.
+        verify: compare checksums, and refuse weights that are not finite; each reads the files once.
+
+    Raises:
+        UserError: a file is missing, damaged or refused, a tensor is missing, unknown or of the wrong shape, or the
+            number of heads is not known.
+    """
+    files = rank_files(Path(path), key)
+    ranks = [weights_of(read_pt(file, key, verify=verify), file, key) for file in files]
+    names = Naming(_TRANSFORMER, path, key)
+    state = names.ours(merge_ranks(ranks, path, key))
+    layers = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    names.require_names(state, _transformer_names(max(layers, 1)))
+    vocabulary_size, width = names.sizes(state, "token_embedding.weight", 2)
+    num_positions, _ = names.sizes(state, "position_embedding.weight", 2)
+    heads = _heads(num_heads, layers, width, path, key)
+
+    def build() -> Transformer:
+        return Transformer(
+            vocabulary_size=vocabulary_size,
+            num_layers=layers,
+            width=width,
+            num_heads=heads,
+            num_positions=num_positions,
+            norm="sandwich",
+            norm_scope=norm_scope,
+        )
+
+    names.require_shapes(state, build)
+    if verify:
+        names.require_finite(state)
+    with torch.device("meta"):
+        model = build()
+    for name in list(state):
+        state[name] = state[name].to(dtype, copy=True)  # a copy: the file must not stay mapped under a training run
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def released_names(model: Transformer) -> dict[str, str]:
+    """Our name of every tensor of a transformer → its name in released files; raises UserError if one has none."""
+    names = list(model.state_dict())
+    rename = renamer(_TRANSFORMER)
+    if set(names) != _transformer_names(len(model.blocks)):
+        raise UserError("convert: the original knows model.norm=sandwich only; this model has another norm")
+    return {name: str(rename(name)) for name in names}
+
+
+def save_transformer(model: Transformer, path: str | Path, *, iteration: int = 1) -> None:
+    """Write a folder that the original opens: `PATH/ITERATION/mp_rank_00_model_states.pt` and the file that names it.
+
+    Tensors are float16, as in released files, where that loses nothing; otherwise they keep their precision.
+
+    Raises:
+        UserError: the model has not the released architecture (Sandwich-LN).
+    """
+    names = released_names(model)
+    state = {names[ours]: tensor.detach().cpu().contiguous() for ours, tensor in model.state_dict().items()}
+    if all(torch.equal(tensor.half().to(tensor.dtype), tensor) for tensor in state.values()):
+        state = {name: tensor.half() for name, tensor in state.items()}
+    folder = Path(path) / str(iteration)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / RANK_FILE.format(0)) as draft, draft.open("wb") as stream:
+        torch.save({"module": state, "iteration": iteration}, stream)
+    write_text(Path(path) / LATEST, str(iteration))
+
+
+def _heads(given: int | None, layers: int, width: int, path: str | Path, key: str) -> int:
+    heads = _NUM_HEADS.get((layers, width)) if given is None else given
+    if heads is None:
+        raise UserError(
+            f"{key}={path} has {layers} layers of width {width}; the file does not tell the number of attention heads: "
+            "set model.num_heads (num_heads= in Python)"
+        )
+    if heads < 1 or width % heads:
+        raise UserError(f"{key}={path}: width {width} is no multiple of num_heads={heads}; set model.num_heads")
+    return heads
+
+
+def _transformer_names(layers: int) -> set[str]:
+    return {
+        name for ours in _TRANSFORMER for layer in range(layers) for name in _with_kinds(ours.replace("{}", str(layer)))
+    }
+
+
+def _with_kinds(ours: str) -> tuple[str, ...]:
+    """Names of the tensors of one part: tables have a weight only, codebook buffers no kind at all."""
+    if ours.startswith("quantizer."):
+        return (ours,)
+    return (f"{ours}.weight",) if ours.endswith("embedding") else (f"{ours}.weight", f"{ours}.bias")

@@ -1,0 +1,1 @@
+"""Foreign .pt files, read without running anything in them."""

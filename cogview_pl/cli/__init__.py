@@ -1,0 +1,1 @@
+"""The command line: quoting of overrides, messages, output streams, the table of a sweep."""

@@ -1,0 +1,1 @@
+"""The configuration: schema, choices of keys, limits of numbers."""

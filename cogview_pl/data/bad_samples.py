@@ -1,0 +1,168 @@
+"""What happens to samples that cannot be read: they are listed, counted and, past a share, end the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from cogview_pl.data.records import read_record, record_line
+from cogview_pl.data.samples import ImageSample, Skipped
+from cogview_pl.durable.read import UnreadableError, require_file
+from cogview_pl.durable.write import disk_full_named, no_links
+from cogview_pl.errors import UserError
+
+_ENOUGH = 100
+
+
+class SkipLog:
+    """Lists skipped samples in a file and refuses to go on when there are too many.
+
+    Each key is written once, as a line `{"key": …, "reason": …, "crc32": …}`; an existing file is read first and goes
+    on. The share is taken of what this run has seen: after a restart pass the saved `state` to `load_state`.
+
+    Args:
+        path: the file, `skipped.jsonl` in the run's folder.
+        max_share: largest share of skipped samples that is tolerated, 0 … 1.
+        minimum: samples to see before the share means anything (`enough_to_judge`).
+
+    Raises:
+        UserError: the existing file is not such a list, or cannot be read.
+    """
+
+    def __init__(self, path: Path, max_share: float, minimum: int = _ENOUGH) -> None:
+        self.path = Path(path)
+        self.max_share = max_share
+        self.minimum = minimum
+        self._seen = 0
+        self._skipped = 0
+        self._keys: set[str] = set()
+        self._first: Skipped | None = None
+        try:
+            require_file(self.path)
+        except UnreadableError as error:
+            if not error.missing:
+                raise UserError(f"{self.path} {error}; delete it") from None
+        else:
+            self._read()
+
+    @property
+    def count(self) -> int:
+        """Different samples in the file."""
+        return len(self._keys)
+
+    @property
+    def state(self) -> dict[str, int]:
+        """Samples seen and skipped so far, to be saved with a checkpoint."""
+        return {"seen": self._seen, "skipped": self._skipped}
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Go on from a saved `state`."""
+        self._seen = state["seen"]
+        self._skipped = state["skipped"]
+
+    def add(self, skipped: Iterable[Skipped], seen: int) -> None:
+        """Note the samples skipped among the `seen` ones read since the last call.
+
+        Raises:
+            UserError: more than `max_share` of all seen were skipped, and at least `minimum` were seen.
+        """
+        met = list(skipped)
+        new = {sample.key: sample for sample in met if sample.key not in self._keys}
+        self._seen += seen
+        self._skipped += len(met)  # repeats count as they do in `seen`, so that the share stays one
+        if new:
+            self._write(new.values())
+        if self._first and self._seen >= self.minimum and self._skipped > self.max_share * self._seen:
+            raise UserError(
+                f"{self._skipped} of {self._seen} pictures could not be read (first: {self._first.key}: "
+                f"{self._first.reason}); see {self.path}; raise data.max_skipped_share to go on"
+            )
+
+    def _write(self, new: Iterable[Skipped]) -> None:
+        with disk_full_named(self.path), open(self.path, "ab", opener=no_links) as stream:
+            for sample in new:
+                stream.write(record_line(sample._asdict()))
+                self._note(sample)
+
+    def _read(self) -> None:
+        *lines, rest = self.path.read_bytes().split(b"\n")
+        if _is_record(rest[:-1]):  # the byte behind it was the end of the line
+            lines.append(rest)
+        elif rest:  # cut off by a kill while writing; the sample will be met again
+            with self.path.open("r+b") as stream:
+                stream.truncate(stream.seek(0, 2) - len(rest))
+        for number, line in enumerate(lines, 1):
+            try:
+                self._note(Skipped(**read_record(line)))
+            except (ValueError, TypeError, RecursionError):
+                raise UserError(f"{self.path}:{number} is damaged or no skipped sample; delete the file") from None
+
+    def _note(self, sample: Skipped) -> None:
+        self._first = self._first or sample
+        self._keys.add(sample.key)
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return bool(read_record(line))
+    except (ValueError, RecursionError):
+        return False
+
+
+def enough_to_judge(dataset_size: int) -> int:
+    """How many samples must have been seen before a share of skipped ones is held against a data set."""
+    return min(_ENOUGH, dataset_size)
+
+
+class ImageBatch(NamedTuple):
+    """The readable samples of a batch, and the others."""
+
+    images: torch.Tensor
+    """uint8 `(B, 3, Y, X)`; `(0, 3, 0, 0)` when nothing was readable."""
+    texts: list[str]
+    keys: list[str]
+    skipped: list[Skipped]
+
+
+def collate_images(samples: list[ImageSample | Skipped]) -> ImageBatch:
+    """Stack the pictures of a batch and set the skipped ones aside."""
+    good = [sample for sample in samples if isinstance(sample, ImageSample)]
+    none = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+    return ImageBatch(
+        images=torch.stack([sample.image for sample in good]) if good else none,
+        texts=[sample.text for sample in good],
+        keys=[sample.key for sample in good],
+        skipped=[sample for sample in samples if isinstance(sample, Skipped)],
+    )
+
+
+class Samples(Protocol):
+    """A data set of pictures with captions."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> ImageSample | Skipped: ...
+
+
+def require_readable(dataset: Samples, limit: int = 64) -> None:
+    """Check, before a run starts, that one of the first `limit` samples can be read.
+
+    Raises:
+        UserError: none can, or there are no samples.
+    """
+    if len(dataset) == 0:
+        raise UserError("data: the data set has no samples; check data.root, data.urls and data.val_fraction")
+    first: Skipped | None = None
+    for index in range(min(limit, len(dataset))):
+        sample = dataset[index]
+        if isinstance(sample, ImageSample):
+            return
+        first = first or sample
+    assert first is not None
+    raise UserError(
+        f"data: none of the first {min(limit, len(dataset))} samples could be read "
+        f"(first: {first.key}: {first.reason}); check data.root, data.urls and data.caption_field"
+    )

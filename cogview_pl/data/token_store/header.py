@@ -1,0 +1,123 @@
+"""What a token store says of itself: `header.json`, and the names of its other files."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cogview_pl.data.token_store.rows import RowLayout, require_counts
+from cogview_pl.durable.read import UnreadableError, read_file
+from cogview_pl.durable.write import write_text
+from cogview_pl.errors import UserError
+
+VERSION = 1
+HEADER = "header.json"
+START_AGAIN = "delete the folder and run task=tokenize again"
+_KINDS = {"text_tokenizer": str, "image_tokenizer": str, "complete": bool, "checksums": bool, "large": bool}
+_MOST_BYTES = 2**20  # of a header that is one
+
+
+@dataclass
+class SplitHeader:
+    """How much of a split is in the store."""
+
+    source: int
+    """Samples of the data set."""
+    next: int = 0
+    """The next of them to be tokenised; those before it are in the store or were skipped."""
+    rows: int = 0
+    truncated: int = 0
+    """Rows with a caption that was cut to `text_length`."""
+    key_bytes: int = 0
+    """Size of `SPLIT.keys.txt`."""
+    keys_crc32: int | None = 0
+    """Checksum of `SPLIT.keys.txt`; None in stores of earlier versions."""
+    sums_crc32: int | None = 0
+    """Checksum of `SPLIT.crc32`, which ties the rows to this header; None in stores of earlier versions."""
+
+    def __post_init__(self) -> None:
+        require_counts({name: value for name, value in vars(self).items() if value is not None}, least=0)
+        if not self.truncated <= self.rows <= self.next <= self.source:
+            raise ValueError(f"{self.truncated} cut, {self.rows} rows, {self.next} done of {self.source}")
+
+
+@dataclass(kw_only=True)
+class Header(RowLayout):
+    """What a store is."""
+
+    text_tokenizer: str
+    image_tokenizer: str
+    splits: dict[str, SplitHeader]
+    complete: bool = False
+    checksums: bool = False
+    """Whether the store has them; the field is missing in headers of earlier versions."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(self, name), kind)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {getattr(self, wrong[0])!r}")
+
+    def save(self, folder: Path) -> None:
+        """Replace the header in one step: a reader or a kill sees the old one or the new one."""
+        values = {"version": VERSION, "dtype": self.dtype.name, **asdict(self)}
+        if self.checksums:
+            values["crc32"] = _checksum(values)
+        write_text(folder / HEADER, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Header:
+        """Read and check a header.
+
+        Raises:
+            UserError: it is missing, damaged or of another version.
+        """
+        file = folder / HEADER
+        try:
+            values = json.loads(read_file(file, _MOST_BYTES).decode("utf-8"))
+        except UnreadableError as error:
+            if error.missing:
+                raise UserError(f"{folder} has no {HEADER}: not a token store; run task=tokenize") from None
+            raise UserError(f"{file} {error}; copy the token store again or run task=tokenize again") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file} is not JSON ({error}); {START_AGAIN}") from None
+        version = values.get("version") if isinstance(values, dict) else None
+        if version != VERSION:
+            raise UserError(f"{file} has version {version}, this program reads {VERSION}; {START_AGAIN}")
+        found = values.pop("crc32", None)
+        if (found is not None or values.get("checksums")) and found != _checksum(values):
+            raise UserError(f"{file} is damaged (its checksum is wrong); {START_AGAIN}")
+        try:
+            del values["version"]
+            dtype = values.pop("dtype")
+            splits = {
+                name: SplitHeader(**{"keys_crc32": None, "sums_crc32": None, **split})
+                for name, split in values.pop("splits").items()
+            }
+            y, x = values.pop("grid")
+            header = cls(grid=(y, x), splits=splits, **values)
+            if header.dtype.name != dtype:
+                raise ValueError(f"dtype is {dtype}, the sizes ask for {header.dtype.name}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{file} is damaged ({error}); {START_AGAIN}") from None
+        return header
+
+
+def _checksum(values: dict[str, Any]) -> int:
+    """CRC-32 of a header's values, however they are spaced and ordered."""
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+
+
+def rows_file(folder: Path, split: str) -> Path:
+    return folder / f"{split}.bin"
+
+
+def keys_file(folder: Path, split: str) -> Path:
+    return folder / f"{split}.keys.txt"
+
+
+def checksums_file(folder: Path, split: str) -> Path:
+    return folder / f"{split}.crc32"

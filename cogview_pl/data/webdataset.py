@@ -1,0 +1,275 @@
+"""WebDataset shards (tar files of pictures and captions) as a data set with random access.
+
+A tar file is usually read as a stream, with a buffer for shuffling. Here the headers are read once, at
+construction, and each member's place (shard, offset, size) is kept; the data stay on disk. That is what
+allows a shuffle over the whole set, and a restart in the middle of an epoch that goes on with exactly the
+next sample. It needs local files that are not compressed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cogview_pl.data.fingerprint import Fingerprint
+from cogview_pl.data.images import (
+    IMAGE_EXTENSIONS,
+    CaptionedPictures,
+    CaptionError,
+    SampleError,
+    field_text,
+    split_indices,
+)
+from cogview_pl.data.shard_files import OpenFiles, expand_urls
+from cogview_pl.data.styles import check_present
+from cogview_pl.data.tar_index import NO_MEMBER, SPARSE_MEMBER, Span, index_shard
+from cogview_pl.durable.read import MAX_CAPTION, MAX_PICTURE, UnreadableError, cannot_be_read, require_size
+from cogview_pl.errors import UserError
+from cogview_pl.errors.signals import STOP
+
+# Samples looked at for the caption and style fields before a run starts.
+FIRST_SAMPLES = 32
+
+
+class ShardDataset(CaptionedPictures):
+    """The samples of local WebDataset shards.
+
+    The members of a sample share a key: their path up to the first dot of the base name (WebDataset's rule;
+    keys are taken to be unique over all shards). The picture is the first with an extension of
+    `IMAGE_EXTENSIONS`; the caption is in `<key>.json`, field `caption_field` (a text, or a list of texts that
+    counts as its first), or is the whole of `<key>.txt` where `caption_field` is "txt". What lacks one of
+    them is `Skipped` when read. Workers may be forked or spawned: each process opens the shards for itself,
+    at first use.
+
+    Args:
+        urls: local tar files, one or several; braces (`{000..003}`) and `*` are expanded.
+        split: `train` or `val`.
+        image_size: edge of the square pictures.
+        val_fraction: share of `val`, 0 … 1, by a hash of the key (`split_indices`); unused with `val_urls`.
+        caption_field: see above.
+        val_urls: shards of `val`; `train` is then all of `urls`.
+        style_field: field of `<key>.json` with the style's name.
+        styles: the styles to keep; without any, all. Each `.json` is then read at construction; samples whose `.json`
+            cannot be read stay, to be `Skipped`.
+        style_patterns, min_size: see `CaptionedPictures`.
+
+    Raises:
+        UserError: a pattern matches nothing or is remote, a shard is damaged, `urls` and `val_urls` overlap,
+            there are no pictures, none of the first samples has the caption or style field, no sample of `urls`
+            has one of the styles, or there are styles or patterns but no field; see also `CaptionedPictures`.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        split: str,
+        image_size: int,
+        val_fraction: float,
+        caption_field: str,
+        val_urls: str | Sequence[str] | None = None,
+        *,
+        style_field: str | None = None,
+        styles: Sequence[str] | None = None,
+        style_patterns: Sequence[str] = (),
+        min_size: int = 0,
+    ) -> None:
+        super().__init__(image_size, min_size, style_patterns)
+        for name, given in (("style_patterns", style_patterns), ("styles", styles)):
+            if given and style_field is None:
+                raise UserError(
+                    f"data.{name} is given without data.style_field; set that to the field of the .json that names "
+                    "the style"
+                )
+        self.caption_field = caption_field
+        self.style_field = style_field
+        self._chosen_by = (split, val_fraction if val_urls is None else None, list(styles or ()))
+        self._caption_extension = "txt" if caption_field == "txt" else "json"
+        self.shards = expand_urls(urls, "data.urls")
+        if val_urls is not None:
+            self.shards = _side(self.shards, expand_urls(val_urls, "data.val_urls"), split)
+        self._files = OpenFiles()
+        self._read_index()
+        if styles:
+            self._keep_styles(styles, must_have_all=split == "train" or val_urls is None)
+        if val_urls is None:
+            self._choose(split_indices([self.key(i) for i in range(len(self))], split, val_fraction))
+
+    def __len__(self) -> int:
+        return len(self._shard_of)
+
+    def key(self, index: int) -> str:
+        offset, size = self._keys[index]
+        return self._key_bytes[offset : offset + size].decode("utf-8", "surrogateescape")
+
+    def fingerprint(self) -> str:
+        found = Fingerprint("shards")
+        found.add(*self._settings(), self.caption_field, self.style_field, *self._chosen_by)
+        for shard in self.shards:
+            found.add_file(shard, shard.name)
+        return found.hexdigest()
+
+    def _read_index(self) -> None:
+        """Note the members of all samples, in arrays: millions of tuples would cost too much memory."""
+        keys: list[bytes] = []
+        shards: list[int] = []
+        pictures: list[Span] = []
+        captions: list[Span] = []
+        records: list[Span] = []
+        first: list[tuple[int, dict[str, Span]]] = []
+        for shard, path in enumerate(self.shards):
+            STOP.look()
+            for key, members in index_shard(path).items():
+                if len(first) < FIRST_SAMPLES:
+                    first.append((shard, members))
+                keys.append(key.encode("utf-8", "surrogateescape"))
+                shards.append(shard)
+                pictures.append(next((members[e] for e in members if e in IMAGE_EXTENSIONS), NO_MEMBER))
+                captions.append(members.get(self._caption_extension, NO_MEMBER))
+                if self.style_field is not None:
+                    records.append(members.get("json", NO_MEMBER))
+        if all(span == NO_MEMBER for span in pictures):
+            raise UserError(
+                f"data.urls: no pictures in {self.shards[0]} … ({len(self.shards)} shards in all); members "
+                f"must be named KEY.EXTENSION with one of {', '.join(IMAGE_EXTENSIONS)}"
+            )
+        self._check_captions(first)
+        if self.style_field is not None:
+            self._check_field("style_field", self.style_field, first)
+        # One behind the other: an array of texts would give each the room of the longest.
+        self._key_bytes = b"".join(keys)
+        sizes = np.array([len(key) for key in keys], dtype=np.int64)
+        self._keys = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
+        self._shard_of = np.array(shards)
+        self._pictures = np.array(pictures)
+        self._captions = np.array(captions)
+        self._records = np.array(records)
+
+    def _choose(self, indices: list[int]) -> None:
+        rows = np.array(indices, dtype=np.int64)
+        self._keys = self._keys[rows]
+        self._shard_of = self._shard_of[rows]
+        self._pictures = self._pictures[rows]
+        self._captions = self._captions[rows]
+        if self.style_field is not None:
+            self._records = self._records[rows]
+
+    def _keep_styles(self, styles: Sequence[str], must_have_all: bool) -> None:
+        """Leave out the samples of other styles."""
+        kept, found = [], set()
+        for index in range(len(self)):
+            STOP.look()
+            try:
+                style = self._style(index)
+            except SampleError:
+                kept.append(index)
+                continue
+            found.add(style)
+            if style in styles:
+                kept.append(index)
+        if must_have_all:
+            check_present(styles, found, f"{self.style_field}")
+        self._choose(kept)
+
+    def _check_captions(self, samples: list[tuple[int, dict[str, Span]]]) -> None:
+        """Refuse a caption field that the first samples do not know."""
+        extensions = {extension for _, members in samples for extension in members}
+        if self.caption_field == "txt":
+            if "txt" not in extensions:
+                raise UserError(
+                    f"data.caption_field=txt: the first {len(samples)} samples have no .txt, only "
+                    f"{', '.join(sorted(extensions))}; with captions in .json, set it to a field of theirs"
+                )
+            return
+        if "json" not in extensions:
+            raise UserError(
+                f"data.caption_field={self.caption_field}: the first {len(samples)} samples have no .json, "
+                f"only {', '.join(sorted(extensions))}; with captions in .txt, set data.caption_field=txt"
+            )
+        self._check_field("caption_field", self.caption_field, samples)
+
+    def _check_field(self, name: str, field: str, samples: list[tuple[int, dict[str, Span]]]) -> None:
+        """Refuse a field that no .json of the first samples has."""
+        fields: dict[str, None] = {}  # a set with the order of the file
+        for shard, members in samples:
+            try:
+                fields |= dict.fromkeys(_json_object(self._read(shard, members["json"], ".json", MAX_CAPTION)))
+            except (KeyError, SampleError):
+                continue
+        if fields and field not in fields:
+            raise UserError(
+                f"data.{name}={field}: no such field in the .json of the first {len(samples)} samples; "
+                f"set it to one of: {', '.join(fields)}"
+            )
+
+    def _caption(self, index: int) -> str:
+        data = self._note(self._captions, index, self._caption_extension)
+        if self.caption_field == "txt":
+            try:
+                return data.decode("utf-8-sig").strip()
+            except UnicodeDecodeError:
+                raise CaptionError("the .txt is not UTF-8 text") from None
+        record = _json_object(data)
+        if self.caption_field not in record:
+            raise CaptionError(f"the .json has no field {self.caption_field}")
+        return field_text(record[self.caption_field])
+
+    def _style(self, index: int) -> str:
+        if self.style_field is None:
+            return ""
+        record = _json_object(self._note(self._records, index, "json"))
+        return field_text(record.get(self.style_field), "style")
+
+    def _note(self, places: NDArray[np.int64], index: int, extension: str) -> bytes:
+        place = Span(*places[index])
+        if place == NO_MEMBER:
+            raise CaptionError(f"no .{extension} in the shard")
+        return self._read(self._shard_of[index], place, f".{extension}", MAX_CAPTION)
+
+    def _picture(self, index: int) -> BinaryIO:
+        place = Span(*self._pictures[index])
+        if place == NO_MEMBER:
+            raise SampleError("no picture in the shard")
+        return io.BytesIO(self._read(self._shard_of[index], place, "picture", MAX_PICTURE))
+
+    def _read(self, shard: int, place: Span, name: str, limit: int) -> bytes:
+        if place == SPARSE_MEMBER:
+            raise SampleError(f"the {name} is stored without its holes (a sparse member), which is not read")
+        path = self.shards[shard]
+        try:
+            require_size(place.size, limit)
+        except UnreadableError as error:
+            raise SampleError(f"the {name} {error}") from None
+        try:
+            data = self._files.read(path, int(place.offset), int(place.size))
+        except UnreadableError as error:
+            raise SampleError(f"{path} {error}") from None
+        except OSError as error:
+            raise SampleError(f"{path} {cannot_be_read(error)}") from None
+        if len(data) != place.size:
+            raise SampleError(f"{path} has become shorter since the start")
+        return data
+
+
+def _json_object(data: bytes) -> dict[str, object]:
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):
+        raise CaptionError("the .json is not valid JSON") from None
+    if not isinstance(record, dict):
+        raise CaptionError("the .json is not an object")
+    return record
+
+
+def _side(train: list[Path], val: list[Path], split: str) -> list[Path]:
+    """The shards of a split that are given apart; refuses to train on what is to validate."""
+    known = {path.resolve() for path in train}
+    both = next((path for path in val if path.resolve() in known), None)
+    if both is not None:
+        raise UserError(f"data.val_urls: {both} is in data.urls too; take it out of one of them")
+    return train if split == "train" else val

@@ -1,0 +1,89 @@
+"""Pairs for super-resolution (paper §3.2): a window of a picture's codes, and the same window at twice the size.
+
+Shapes: g edge of the store's grid, w edge of a window (g / 2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.data import Dataset
+
+from cogview_pl.data.token_store.rows import StoredRows, WithoutText
+from cogview_pl.errors import UserError
+from cogview_pl.vocab import CodeSlot, Sequence, Template, magnify_slots
+
+_ACROSS = 3  # windows along an edge
+_WINDOWS = _ACROSS**2
+
+
+class WindowDataset(Dataset[Sequence]):
+    """Windows of pictures that a token store holds in both sizes, laid out by a template of super-resolution.
+
+    The model sees at training what it is given when it magnifies: w x w windows of the codes of a picture that overlap
+    by half, not the codes of cropped pictures.
+
+    Args:
+        samples: a split of a token store with large codes.
+        template: a layout with a text slot, a small grid, and the target grid of twice its edge.
+        every: each picture counts once for each of its nine windows; False: once, picture i with window i.
+
+    Raises:
+        UserError: the store holds no large codes, its grid is not that of the target slot, or is no multiple of 4.
+    """
+
+    def __init__(self, samples: StoredRows | WithoutText, template: Template, *, every: bool) -> None:
+        text, small = magnify_slots(template)
+        large = template.target
+        assert isinstance(large, CodeSlot)
+        layout = samples.layout
+        if not layout.large:
+            raise UserError(
+                "data.store: the token store holds pictures in one size, super-resolution needs two; "
+                "run task=tokenize store.large=true"
+            )
+        if layout.grid != large.grid:
+            raise UserError(
+                f"template.layout: slot {large.name} holds {large.grid[0]}x{large.grid[1]} codes, the token store has "
+                f"{layout.grid[0]}x{layout.grid[1]}; choose the model that matches the image tokenizer"
+            )
+        self.samples = samples
+        self.template = template
+        self.every = every
+        self._names = text, small, large.name
+        self._edge = large.grid[0] // 2  # of the small grid
+        self._step, odd = divmod(self._edge, 2)
+        if odd:
+            raise UserError(
+                f"template.layout: a grid of {large.grid[0]}x{large.grid[1]} codes has no half-overlapping windows; "
+                "use a multiple of 4"
+            )
+
+    def __len__(self) -> int:
+        return len(self.samples) * (_WINDOWS if self.every else 1)
+
+    def key(self, index: int) -> str:
+        """What names a sample in a message."""
+        picture, window = self._place(index)
+        return f"{self.samples.key(picture)}, window {window}"
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Picture and window of a sample."""
+        return divmod(index, _WINDOWS) if self.every else (index, index % _WINDOWS)
+
+    def __getitem__(self, index: int) -> Sequence:
+        picture, window = self._place(index)
+        top, left = (self._step * place for place in divmod(window, _ACROSS))
+        pieces, codes = self.samples[picture]
+        text, small, large = self._names
+        return self.template.build(
+            {
+                text: pieces,
+                small: _window(codes, top, left, self._edge),
+                large: _window(self.samples.large(picture), 2 * top, 2 * left, 2 * self._edge),
+            }
+        )
+
+
+def _window(codes: torch.Tensor, top: int, left: int, edge: int) -> list[int]:
+    found: list[int] = codes[top : top + edge, left : left + edge].flatten().tolist()
+    return found

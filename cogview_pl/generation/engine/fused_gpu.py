@@ -1,0 +1,164 @@
+"""The model on a GPU where no gradients are taken, by kernels that do several operations at once.
+
+A few rows (decoding) are read at the speed of memory, many (prompts, ranking) pass over the residual stream less often
+than single operations do. Results differ from those by rounding: sums are fp32, and less is rounded in between.
+
+Shapes: B batch, L length, R rows (B · L), D width, N outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cogview_pl.kernels.availability import current, runs_kernels
+from cogview_pl.kernels.cpu_linear import Linear
+from cogview_pl.transformer.attention import fused_attention
+from cogview_pl.transformer.block import NORM_TARGET, SMALLEST_MAXIMUM, Attention, Block, Cache, LayerNorm, Residual
+from cogview_pl.transformer.kv_cache import StaticKVCache
+from cogview_pl.transformer.model import Transformer
+
+_OVERLAP_FROM = (9, 0)  # compute capability that has programmatic dependent launch
+# Tiles of a program, and its warps; chosen on an H100 for the widths of the released sizes.
+_WARPS, _OUTPUTS, _INPUTS = 4, 2, 1024
+_WARPS_OF_ATTENTION, _POSITIONS = 2, 64
+
+
+def can_fuse(model: Transformer) -> bool:
+    """Whether these kernels do what the model does: plain or int8 weights, fused attention, norms before branches."""
+    blocks = [block for block in model.blocks if isinstance(block, Block)]
+    plain = all(
+        type(part) is Linear and (type(part.weight.data) is Tensor or _is_int8(part.weight))
+        for block in blocks
+        for part in (block.attention.qkv, block.attention.out, block.mlp.up, block.mlp.down)
+    )
+    opened = all(isinstance(block.attention_residual.norm_in, LayerNorm) for block in blocks)
+    fused = all(block.attention.function is fused_attention for block in blocks)
+    return plain and opened and fused and not model.spread and model.norm_scope != "tensor"
+
+
+def fused_model(model: Transformer) -> FusedModel | None:
+    """The model by these kernels; None where its own operations have to do."""
+    possible = runs_kernels(model.token_embedding.weight.device) and not torch.is_autocast_enabled("cuda")
+    return FusedModel(model) if possible and can_fuse(model) else None
+
+
+class FusedModel:
+    """Hidden states and logits of a model, without gradients.
+
+    Args:
+        model: the sequence model, in evaluation mode; see `can_fuse`.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        from cogview_pl.kernels import transformer_triton as kernels
+
+        self._kernels: Any = kernels
+        self._power_of_2 = kernels.triton.next_power_of_2
+        self._model = model
+        self._blocks = [block for block in model.blocks if isinstance(block, Block)]
+        residuals = [residual for block in self._blocks for residual in (block.attention_residual, block.mlp_residual)]
+        openings = [residual.norm_in for residual in residuals if isinstance(residual.norm_in, LayerNorm)]
+        self._norms = [*openings, model.final_norm]
+        """Those that open a branch, and the last, in order."""
+        device = model.token_embedding.weight.device
+        overlap = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _OVERLAP_FROM
+        self._launch = {"OVERLAP": overlap} | ({"launch_pdl": True} if overlap else {})
+        relax = model.norm_scope == "token"
+        self._norm = {"RELAX": relax, "TARGET": NORM_TARGET, "SMALLEST": SMALLEST_MAXIMUM}
+
+    def hidden(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
+        """Final normalised hidden states `(B, L, D)`; see `Transformer.hidden`."""
+        following = iter(self._norms)
+        mask = None if cache is None or isinstance(cache, StaticKVCache) else cache.mask(tokens.shape[1])
+        x_RD = F.embedding(tokens.flatten(), self._model.token_embedding.weight)
+        places_RD = F.embedding(positions.flatten(), self._model.position_embedding.weight)
+        with current(x_RD.device):
+            y_RD = self._close_and_open(x_RD, places_RD, None, next(following))
+            for layer, block in enumerate(self._blocks):
+                y_RD = self._attention(y_RD, tokens.shape, block.attention, mask, cache, layer)
+                y_RD = self._close_and_open(x_RD, y_RD, block.attention_residual, next(following))
+                y_RD = self._linear(self._linear(y_RD, block.mlp.up, gelu=True), block.mlp.down)
+                y_RD = self._close_and_open(x_RD, y_RD, block.mlp_residual, next(following))
+        return y_RD.view(*tokens.shape, -1)
+
+    def logits(self, hidden: Tensor, ids: Sequence[range]) -> Tensor:
+        """Logits `(…, n)` of hidden states `(…, D)` over the given id ranges, end to end."""
+        head_VD = self._model.token_embedding.weight
+        hidden_RD = hidden.reshape(-1, hidden.shape[-1]).contiguous()
+        with current(hidden_RD.device):
+            parts = [self._product(hidden_RD, head_VD[span.start : span.stop], None) for span in ids]
+        return torch.cat(parts, -1).view(*hidden.shape[:-1], -1)
+
+    def _attention(
+        self, x_RD: Tensor, shape: torch.Size, part: Attention, mask: Tensor | None, cache: Cache | None, layer: int
+    ) -> Tensor:
+        """Attention with its linear maps."""
+        qkv_R3D = self._linear(x_RD, part.qkv)
+        if isinstance(cache, StaticKVCache):
+            return self._linear(self._attend_one(qkv_R3D, cache, layer, part.head_size), part.out)
+        projected = qkv_R3D.view(*shape, 3, part.num_heads, part.head_size).permute(2, 0, 3, 1, 4)
+        q_BHLK, keys, values = projected.unbind()
+        if cache is not None:
+            keys, values = cache.store(layer, projected[1:])
+        y_BHLK = fused_attention(q_BHLK.to(keys.dtype), keys, values, mask, 0.0)
+        return self._linear(y_BHLK.transpose(1, 2).reshape(x_RD.shape).to(x_RD.dtype), part.out)
+
+    def _linear(self, x_RD: Tensor, part: nn.Linear, *, gelu: bool = False) -> Tensor:
+        return self._product(x_RD, part.weight, part.bias, gelu=gelu)
+
+    def _product(self, x_RD: Tensor, weight_ND: Tensor, bias_N: Tensor | None, *, gelu: bool = False) -> Tensor:
+        """x · weightᵀ + bias `(R, N)`, and its GELU."""
+        rows, (outputs, inputs) = len(x_RD), weight_ND.shape
+        if rows > self._kernels.FEW_ROWS:
+            y_RN = F.linear(x_RD, weight_ND, bias_N)
+            return F.gelu(y_RN, approximate="tanh") if gelu else y_RN
+        scale_N = None
+        if _is_int8(weight_ND):
+            weight_ND, scale_N = weight_ND.qdata, weight_ND.scale  # type: ignore[attr-defined]
+        y_RN = x_RD.new_empty(rows, outputs)
+        self._kernels.linear_of_few_rows[(-(-outputs // _OUTPUTS),)](
+            x_RD, weight_ND, scale_N, bias_N, y_RN, outputs, inputs,
+            ROWS=rows, SCALE=scale_N is not None, BIAS=bias_N is not None, GELU=gelu,
+            BLOCK_N=_OUTPUTS, BLOCK_D=min(_INPUTS, self._power_of_2(inputs)), num_warps=_WARPS, **self._launch,
+        )  # fmt: skip
+        return y_RN
+
+    def _close_and_open(
+        self, x_RD: Tensor, branch_RD: Tensor, residual: Residual | None, following: LayerNorm
+    ) -> Tensor:
+        """Add the branch to x, in place, with its norm if it has one; returns x as the next norm gives it on."""
+        rows, width = x_RD.shape
+        norm = residual.norm_branch if residual is not None and isinstance(residual.norm_branch, LayerNorm) else None
+        y_RD = torch.empty_like(x_RD)
+        self._kernels.close_and_open[(rows,)](
+            x_RD, branch_RD, y_RD, norm and norm.weight, norm and norm.bias, following.weight, following.bias,
+            width, following.eps, BRANCH_NORM=norm is not None, BLOCK=self._power_of_2(width), **self._norm,
+            num_warps=_WARPS, **self._launch,
+        )  # fmt: skip
+        return y_RD
+
+    def _attend_one(self, qkv_BN: Tensor, cache: StaticKVCache, layer: int, head_size: int) -> Tensor:
+        """Attention `(B, D)` of one new position per row; its keys and values go into the cache."""
+        keys_BHSK, values_BHSK = cache.keys_and_values(layer)
+        batch, heads, reach, _ = keys_BHSK.shape
+        parts, block = -(-reach // _POSITIONS), self._power_of_2(head_size)
+        y_BD = qkv_BN.new_empty(batch, heads * head_size)
+        shares = torch.empty(batch * heads, parts, block + 2, dtype=torch.float32, device=y_BD.device)
+        self._kernels.attend[(batch * heads, parts)](
+            qkv_BN, keys_BHSK, values_BHSK, cache.lengths, y_BD, shares, cache.arrived,
+            heads, keys_BHSK.stride(0), keys_BHSK.stride(1), head_size**-0.5,
+            HEAD=head_size, BLOCK_K=block, BLOCK_S=_POSITIONS, PARTS=parts, PARTS_2=self._power_of_2(parts),
+            num_warps=_WARPS_OF_ATTENTION, **self._launch,
+        )  # fmt: skip
+        return y_BD
+
+
+def _is_int8(weight: Tensor) -> bool:
+    """Whether torchao holds the weight as one int8 number per weight and a scale per output."""
+    inside = getattr(weight, "qdata", None)
+    return inside is not None and inside.dtype == torch.int8 and inside.shape == weight.shape

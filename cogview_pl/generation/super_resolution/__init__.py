@@ -1,0 +1,1 @@
+"""Images of twice the edge, by overlapping windows."""

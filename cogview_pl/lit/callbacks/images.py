@@ -1,0 +1,74 @@
+"""Pictures in TensorBoard: reconstructions of stage 1, samples of stage 2."""
+
+from __future__ import annotations
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from cogview_pl.generation.contact_sheet import contact_sheet
+from cogview_pl.generation.sampling import Sampling
+from cogview_pl.lit.image_tokenizer import ImageTokenizerModule, reconstruction_grid
+from cogview_pl.lit.sequence_model import SequenceModule
+
+_CELL = 128
+
+
+class Reconstructions(Callback):
+    """Originals over their reconstructions, the same validation pictures at every validation.
+
+    Args:
+        num_images: pictures shown.
+    """
+
+    def __init__(self, num_images: int) -> None:
+        self.num_images = num_images
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not _logs_pictures(trainer):
+            return
+        assert isinstance(pl_module, ImageTokenizerModule)
+        grid = reconstruction_grid(pl_module.model, trainer.datamodule.val, self.num_images)  # type: ignore[attr-defined]
+        _log_picture(trainer, "val/originals_over_reconstructions", (grid * 255).to(torch.uint8))
+
+
+class Samples(Callback):
+    """Pictures that the model paints for captions of the validation split, with the captions.
+
+    Args:
+        num_prompts: captions shown.
+        font: font file, or None for an installed one.
+        seed: of the drawing, always the same.
+    """
+
+    def __init__(self, num_prompts: int, font: str | None = None, seed: int = 0) -> None:
+        self.num_prompts = num_prompts
+        self.font = font
+        self.seed = seed
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not _logs_pictures(trainer):
+            return
+        assert isinstance(pl_module, SequenceModule)
+        prompts = pl_module.val_prompts[: self.num_prompts]
+        if pl_module.painter is None or not prompts:
+            return
+        pictures = pl_module.painter.pictures(prompts, 1, seed=self.seed, sampling=Sampling(), batch_size=len(prompts))
+        rows = [(prompt, [picture]) for prompt, picture in zip(prompts, pictures, strict=True)]
+        sheet = contact_sheet(rows, columns=4, cell=_CELL, font=self.font)
+        _log_picture(trainer, "val/samples", _to_tensor(sheet))
+
+
+def _logs_pictures(trainer: Trainer) -> bool:
+    return trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)
+
+
+def _log_picture(trainer: Trainer, tag: str, picture: Tensor) -> None:
+    trainer.logger.experiment.add_image(tag, picture.cpu(), trainer.global_step)  # type: ignore[union-attr]
+
+
+def _to_tensor(picture: Image.Image) -> Tensor:
+    return pil_to_tensor(picture)

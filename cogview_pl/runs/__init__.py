@@ -1,0 +1,1 @@
+"""A run: its folder, its lock, its processes, the files that it writes, its report."""

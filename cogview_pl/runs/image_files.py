@@ -1,0 +1,138 @@
+"""Picture files that the user names: `images=`, and with their prompts `pairs=`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from torch import Tensor
+
+from cogview_pl.data.images import SampleError, find_pictures, load_picture
+from cogview_pl.data.records import read_record, record_line
+from cogview_pl.durable.read import why_unusable
+from cogview_pl.durable.write import replacing
+from cogview_pl.errors import UserError
+from cogview_pl.errors.signals import STOP
+from cogview_pl.runs.run_folder import SAMPLES
+
+
+class LoadedPairs(NamedTuple):
+    """The pairs whose pictures can be read, those pictures, and the others with the reason."""
+
+    readable: list[dict[str, str]]
+    images: list[Tensor]
+    """uint8 `(3, size, size)`."""
+    skipped: list[dict[str, str]]
+
+
+def load_pairs(given: str | Path, size: int) -> LoadedPairs:
+    """Prompts and pictures of a run folder of task=generate or a .jsonl file of `{"prompt": …, "file": …}`.
+
+    Raises:
+        UserError: there is no such file, a line is malformed, or none of the pictures can be read.
+    """
+    file = pairs_file(Path(given))
+    pairs = read_pairs(file)
+    found = LoadedPairs([], [], [])
+    for pair in pairs:
+        STOP.look()
+        try:
+            found.images.append(load_picture(file.parent / pair["file"], size))
+            found.readable.append(pair)
+        except SampleError as error:
+            found.skipped.append({**pair, "reason": str(error)})
+    if not found.readable:
+        first = found.skipped[0]
+        raise UserError(
+            f"pairs={file}: none of the {len(pairs)} pictures can be read (first: {first['file']}: {first['reason']})"
+        )
+    return found
+
+
+class LoadedImages(NamedTuple):
+    """The pictures that can be read, and the others with the reason."""
+
+    files: list[str]
+    images: list[Tensor]
+    """uint8 `(3, size, size)`."""
+    skipped: list[dict[str, str]]
+
+
+def load_images(given: object, size: int) -> LoadedImages:
+    """The pictures that `images` names: a picture, a folder or a list of pictures.
+
+    Raises:
+        UserError: there are none, or none can be read.
+    """
+    files = picture_files(given)
+    found = LoadedImages([], [], [])
+    for file in files:
+        STOP.look()
+        try:
+            found.images.append(load_picture(file, size))
+            found.files.append(str(file))
+        except SampleError as error:
+            found.skipped.append({"file": str(file), "reason": str(error)})
+    if not found.files:
+        first = found.skipped[0]
+        raise UserError(
+            f"images={given}: none of the {len(files)} pictures can be read (first: {first['file']}: {first['reason']})"
+        )
+    return found
+
+
+def picture_files(given: object) -> list[Path]:
+    """The files that `images` names, in a fixed order; raises UserError if there are none."""
+    if isinstance(given, str):
+        files = list(find_pictures(Path(given))) if Path(given).is_dir() else [Path(given)]
+    else:
+        files = [Path(str(file)) for file in given]  # type: ignore[attr-defined]
+    if not files:
+        raise UserError(f"images={given} holds no pictures; give a picture, a folder or a list of pictures")
+    return files
+
+
+def write_records(file: Path, records: Sequence[Mapping[str, object]]) -> None:
+    """Write one JSON object per line, each with its checksum."""
+    with replacing(file) as draft:
+        draft.write_bytes(b"".join(map(record_line, records)))
+
+
+def save_picture(picture: Image.Image, file: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    with replacing(file) as draft:
+        picture.save(draft, "PNG")
+
+
+def pairs_file(path: Path) -> Path:
+    """The list in a run folder, or the list itself; raises UserError if it is missing."""
+    file = path / SAMPLES if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(
+            f"pairs={path}: {file} {why_unusable(file)}; give a run folder of task=generate or a .jsonl file"
+        )
+    return file
+
+
+def read_pairs(file: Path) -> list[dict[str, str]]:
+    """The lines of a list: `prompt` and `file`, relative to the list; raises UserError for any other line."""
+    pairs = []
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"pairs={file} is not UTF-8 text; save it as UTF-8") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = read_record(line)
+            pairs.append({"prompt": str(record["prompt"]), "file": str(record["file"])})
+        except (ValueError, KeyError, RecursionError) as error:
+            raise UserError(
+                f'pairs={file}, line {number}: expected {{"prompt": …, "file": …}}, found {line[:60]!r} ({error})'
+            ) from None
+    if not pairs:
+        raise UserError(f"pairs={file} holds no pairs")
+    return pairs

@@ -1,0 +1,325 @@
+"""`report.html`: one page of what every stage of a chain learned or did, with its pictures in it; needs no server.
+
+Everything is read from the stages' run folders, so any chain has a page. What comes from data (captions, file names,
+reasons) is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
+
+from cogview_pl.data.images import PictureError, load_picture
+from cogview_pl.durable.write import write_bytes
+from cogview_pl.runs.report.curves import draw_curve, read_curves
+from cogview_pl.runs.run_folder import SAMPLES, Metrics
+
+REPORT = "report.html"
+
+_SENTENCES = {
+    "vqvae": "Learned to write a picture as a grid of codes, and to draw it again from them.",
+    "tokenize": "Wrote every picture as codes and every caption as pieces, once for all trainings that follow.",
+    "pretrain": "Learned to write the codes of a picture behind its text.",
+    "super_resolution": "Learned to draw parts of a picture again at twice the edge.",
+    "style": "Learned to paint in the styles that a prompt names.",
+    "caption": "Learned to write the text behind a picture, which is also what ranks pictures.",
+    "generate": "Painted a picture for each prompt.",
+    "magnify": "Drew pictures again at twice the edge, window by window.",
+    "rerank": "Put pictures in order by caption loss, best first.",
+    "features": "Learned the features that pictures are compared by.",
+    "evaluate": "Measured how good the pictures are.",
+    "convert": "Wrote a model in another format.",
+}
+"""Task → what it learned or did."""
+_DESCRIBED = "Wrote a caption for each picture."  # task=generate with a captioner
+
+_RECONSTRUCTIONS, _GRID = "reconstructions.png", "samples/grid.png"  # contact sheets in a run folder
+_SHEETS_BYTES = 3_000_000  # of all contact sheets of a page; base64 makes a third more of it
+_SHEET_EDGES = (2000, 1600, 1200, 800, 480)  # longest edge of a sheet that is too large, first that fits
+_JPEG_QUALITY = 85
+_THUMBNAIL = 128
+_IN_STRIP = 6  # best, and worst, pictures by caption loss
+_TEXTS = 24  # prompts or captions in a list
+_REASONS = 5  # skipped samples that are shown
+_MINOR = (
+    "perf/",
+    "lr-",
+    "activations/",
+    "train/",
+    "data/",
+    "protocol/",
+    "codebook/batch_",
+    "codebook/dead",
+    "codebook/revived",
+)
+"""Metrics about the run or single batches: not among the main ones."""
+
+
+class Stage(NamedTuple):
+    """A finished stage of a chain."""
+
+    folder: Path
+    metrics: Metrics
+    seconds: float
+
+
+def write_report(folder: Path, title: str, stages: Mapping[str, Stage]) -> Path:
+    """Write `report.html`.
+
+    Args:
+        folder: where to; the chain's run folder.
+        title: heading of the page.
+        stages: by name, in order. Of each stage's folder everything may be missing.
+
+    Returns:
+        The page's path. Pictures are in it; those that are too large for a page of about 5 MB are made smaller.
+    """
+    sheets = sum((stage.folder / sheet).exists() for stage in stages.values() for sheet in (_RECONSTRUCTIONS, _GRID))
+    most_bytes = _SHEETS_BYTES // max(1, sheets)
+    sections = [_section(number, name, stage, most_bytes) for number, (name, stage) in enumerate(stages.items(), 1)]
+    total = sum(stage.seconds for stage in stages.values())
+    page = [
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title>",
+        f"<style>\n{Path(__file__).with_name('report.css').read_text(encoding='utf-8')}</style>\n</head>\n<body>",
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="facts">{len(stages)} stages, {_duration(total)} · {escape(str(folder))}</p>',
+        _contents(stages),
+        '<h2 id="metrics">Metrics</h2>',
+        _main_metrics(stages),
+        *sections,
+        "</body>\n</html>\n",
+    ]
+    file = folder / REPORT
+    # A file name that is no valid Unicode, in skipped.jsonl, cannot be written otherwise.
+    write_bytes(file, "\n".join(page).encode("utf-8", "backslashreplace"))
+    return file
+
+
+# --- the page's head --------------------------------------------------------------------------------
+
+
+def _contents(stages: Mapping[str, Stage]) -> str:
+    links = [
+        f'<li><a href="#stage-{number}">{escape(name)}</a> ({_duration(stage.seconds)})</li>'
+        for number, (name, stage) in enumerate(stages.items(), 1)
+    ]
+    return "\n".join(["<nav>", '<a href="#metrics">Metrics</a>', "<ol>", *links, "</ol>", "</nav>"])
+
+
+def _main_metrics(stages: Mapping[str, Stage]) -> str:
+    """One small table per stage that has any."""
+    tables = []
+    for number, (name, stage) in enumerate(stages.items(), 1):
+        main = {key: value for key, value in stage.metrics.items() if not key.startswith(_MINOR)}
+        if main:
+            caption = f'<caption><a href="#stage-{number}">{escape(name)}</a></caption>'
+            tables.append(_table({key: _rounded(value) for key, value in main.items()}, caption))
+    return "\n".join(['<div class="metrics">', *tables, "</div>"])
+
+
+def _table(metrics: Mapping[str, str], caption: str = "") -> str:
+    rows = [
+        f'<tr><td>{escape(key)}</td><td class="number">{escape(value)}</td></tr>'
+        for key, value in sorted(metrics.items())
+    ]
+    return "\n".join([f"<table>{caption}", *rows, "</table>"])
+
+
+def _rounded(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+# --- one stage --------------------------------------------------------------------------------------
+
+
+def _section(number: int, name: str, stage: Stage, most_bytes: int) -> str:
+    file = stage.folder / "config.yaml"
+    config = OmegaConf.load(file) if file.exists() else OmegaConf.create()
+    assert isinstance(config, DictConfig)
+    records = _read_records(stage.folder / SAMPLES)
+    parts = [
+        f'<section>\n<h2 id="stage-{number}">{escape(name)}</h2>',
+        f"<p>{_sentence(config, records)} It took {_duration(stage.seconds)}.</p>",
+        f'<p class="facts">{escape(_facts(config, stage.folder))}</p>',
+        *_sheets(stage.folder, records, most_bytes),
+        *_texts(records),
+        *_best_and_worst(stage.folder, config, records),
+        *_curves(stage.folder),
+        *_skipped(_read_records(stage.folder / "skipped.jsonl")),
+        _all_metrics(stage.metrics),
+        "</section>",
+    ]
+    return "\n".join(parts)
+
+
+def _sentence(config: DictConfig, records: list[dict[str, Any]]) -> str:
+    task = str(config.get("task"))
+    if task == "generate" and records and "caption" in records[0]:
+        return _DESCRIBED
+    return _SENTENCES.get(task, f"task={escape(task)}." if "task" in config else "")
+
+
+def _facts(config: DictConfig, folder: Path) -> str:
+    """What distinguishes this run, in one line."""
+    keys = ["task", "data.kind", "seed", "init_from"]
+    if (folder / "tensorboard").is_dir():
+        keys.append("trainer.max_steps")
+    values = {key: OmegaConf.select(config, key) for key in keys}
+    facts = [f"{key}={value}" for key, value in values.items() if value is not None]
+    return " · ".join([*facts, str(folder)])
+
+
+def _sheets(folder: Path, records: list[dict[str, Any]], most_bytes: int) -> list[str]:
+    first = records[0] if records else {}
+    painted = "Each caption and its picture" if "caption" in first else "Each prompt and its pictures"
+    names = {
+        _RECONSTRUCTIONS: "Validation pictures, and under them what is drawn again from their codes",
+        _GRID: "Before and after" if "source" in first else painted,
+    }
+    figures = []
+    for sheet, caption in names.items():
+        if (folder / sheet).exists():
+            source = _sheet_source(folder / sheet, most_bytes)
+            picture = f'<img alt="{caption}" src="{source}">' if source else escape(f"{sheet} cannot be shown")
+            figures.append(f'<figure class="sheet">{picture}<figcaption>{caption}.</figcaption></figure>')
+    return figures
+
+
+def _texts(records: list[dict[str, Any]]) -> list[str]:
+    """The first prompts or captions, for those who want to copy one and for sheets without the font."""
+    texts = [str(record["caption"]) for record in records if "caption" in record]
+    kind = "Captions" if texts else "Prompts"
+    texts = texts or list(dict.fromkeys(str(record["prompt"]) for record in records if record.get("prompt")))
+    if not texts:
+        return []
+    items = [f"<li{_language(text)}>{escape(text)}</li>" for text in texts[:_TEXTS]]
+    shown = f"{kind} as text (the first {len(items)})" if len(texts) > len(items) else f"{kind} as text"
+    return [f"<details><summary>{shown}</summary><ol>", *items, "</ol></details>"]
+
+
+def _best_and_worst(folder: Path, config: DictConfig, records: list[dict[str, Any]]) -> list[str]:
+    scored = [record for record in records if isinstance(record.get("caption_loss"), float)]
+    scored = sorted((r for r in scored if math.isfinite(r["caption_loss"])), key=lambda r: r["caption_loss"])
+    best = scored[: min(_IN_STRIP, -(-len(scored) // 2))]
+    worst = scored[len(best) :][-_IN_STRIP:][::-1]
+    home = _home_of_files(folder, config)
+    found = []
+    for title, chosen in (("Best by caption loss", best), ("Worst by caption loss", worst)):
+        if chosen:
+            found += [f'<h3>{title}</h3>\n<div class="strip">', *(_thumbnail(r, home) for r in chosen), "</div>"]
+    if found:
+        meaning = "Caption loss: mean negative log-likelihood per token of the text, given the picture; less is better."
+        found.append(f'<p class="facts">{meaning}</p>')
+    return found
+
+
+def _home_of_files(folder: Path, config: DictConfig) -> Path:
+    """Where `file` in the records counts from: task=rerank leaves the pictures where `pairs` found them."""
+    if config.get("task") != "rerank" or not config.get("pairs"):
+        return folder
+    pairs = Path(config.pairs)
+    return pairs if pairs.is_dir() else pairs.parent
+
+
+def _thumbnail(record: dict[str, Any], home: Path) -> str:
+    prompt = str(record.get("prompt", ""))
+    try:
+        picture = to_pil_image(load_picture(home / str(record.get("file", "")), _THUMBNAIL))
+        shown = f'<img alt="{escape(prompt)}" src="{_jpeg_source(picture)}">'
+    except PictureError as error:
+        shown = escape(f"{record.get('file')}: {error}")
+    return (
+        f"<figure>{shown}<figcaption><span{_language(prompt)}>{escape(prompt)}</span>"
+        f"<br>{record['caption_loss']:.3f}</figcaption></figure>"
+    )
+
+
+def _curves(folder: Path) -> list[str]:
+    drawings = [draw_curve(name, curve) for name, curve in read_curves(folder / "tensorboard").items()]
+    return ["<h3>Curves</h3>", '<div class="curves">', *drawings, "</div>"] if drawings else []
+
+
+def _skipped(records: list[dict[str, Any]]) -> list[str]:
+    if not records:
+        return []
+    shown = records[:_REASONS]
+    reasons = [f"<li>{escape(_which(record))}: {escape(str(record.get('reason')))}</li>" for record in shown]
+    title = f"<h3>Left out: {len(records):,}</h3>"
+    more = [f"<li>and {len(records) - len(shown):,} more in skipped.jsonl</li>"] if len(records) > len(shown) else []
+    return [title, "<ul>", *reasons, *more, "</ul>"]
+
+
+def _which(skipped: dict[str, Any]) -> str:
+    return str(skipped.get("key", skipped.get("file")))
+
+
+def _all_metrics(metrics: Metrics) -> str:
+    exact = {key: json.dumps(value, ensure_ascii=False) for key, value in metrics.items()}
+    return f"<details><summary>All {len(exact)} metrics</summary>{_table(exact)}</details>"
+
+
+# --- what the parts share ---------------------------------------------------------------------------
+
+
+def _read_records(file: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one per line; a line that a kill cut off is left out."""
+    records = []
+    lines: Iterable[bytes] = file.read_bytes().split(b"\n") if file.exists() else ()
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def _language(text: str) -> str:
+    """`lang` where a text is Chinese: it chooses the shapes of characters that Japanese shares."""
+    return ' lang="zh"' if any("\u4e00" <= character <= "\u9fff" for character in text) else ""
+
+
+def _sheet_source(file: Path, most_bytes: int) -> str | None:
+    """A contact sheet as a `data:` address: as it is or, where it is too large, smaller as JPEG; None if unreadable."""
+    try:
+        with Image.open(file) as image:
+            picture = image.convert("RGB")
+    except (OSError, Image.DecompressionBombError):
+        return None
+    if file.stat().st_size <= most_bytes:
+        return _source(file.read_bytes(), "png")
+    for edge in _SHEET_EDGES:
+        picture.thumbnail((edge, edge))
+        source = _jpeg_source(picture)
+        if len(source) * 3 // 4 <= most_bytes:
+            break
+    return source
+
+
+def _jpeg_source(picture: Image.Image) -> str:
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=_JPEG_QUALITY)
+    return _source(stream.getvalue(), "jpeg")
+
+
+def _source(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,118 @@
+"""Checkpoints of training: what they say of their run, and whether a run may go on from one."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+
+from cogview_pl.config.choices import StrategyKind
+from cogview_pl.config.schema import Config
+from cogview_pl.errors import UserError
+from cogview_pl.runs.run_folder import CHECKPOINT, RunFolder
+
+_OURS = "cogview_pl"  # key of what we add to Lightning's checkpoints
+_PARTS = {"state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict}
+_NEVER_EMPTY = ("state_dict", "optimizer_states", "loops")
+_DEEPSPEED = (StrategyKind.deepspeed_2, StrategyKind.deepspeed_3)
+
+
+def checkpoint_of(config: Config, folder: RunFolder) -> Path | None:
+    """The checkpoint to go on from: the one that `resume` names, or the newest; None for a run without."""
+    if not config.resume:
+        return None
+    given = Path(str(config.resume))
+    file = given if given.suffix == ".ckpt" else folder / CHECKPOINT
+    if file.is_dir() and config.strategy.kind not in _DEEPSPEED:
+        raise UserError(f"resume: {file} is a folder, as DeepSpeed's checkpoints are; go on with the same strategy")
+    return file if file.exists() else None
+
+
+def remember_in_checkpoints(module: LightningModule, identity: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    """Have checkpoints carry the identity of their run and the metrics that were last logged.
+
+    Args:
+        module: the one that trains.
+        identity: `kind`, `settings` and `inputs`.
+        metrics: of the checkpoint that the run goes on from; it has not logged all of them again yet.
+    """
+    hook = partial(_remember, module, dict(identity), dict(metrics), module.on_save_checkpoint)
+    module.on_save_checkpoint = hook  # type: ignore[method-assign]
+
+
+def _remember(
+    module: LightningModule,
+    identity: dict[str, Any],
+    before: dict[str, float],
+    hook: Callable[[dict[str, Any]], None],
+    checkpoint: dict[str, Any],
+) -> None:
+    hook(checkpoint)
+    metrics = {name: float(value) for name, value in module.trainer.callback_metrics.items()}
+    checkpoint[_OURS] = {**identity, "metrics": before | metrics}
+
+
+def require_same_run(file: Path, identity: Mapping[str, Any], verify: bool) -> dict[str, float]:
+    """Refuse a damaged checkpoint, or one of another run; returns the metrics that were last logged before it.
+
+    Args:
+        file: the checkpoint; a folder is DeepSpeed's, which that checks itself.
+        identity: `kind`, `settings` and `inputs` of the run that goes on.
+        verify: compare `inputs` too.
+
+    Raises:
+        UserError: it is damaged, none of ours, or of another stage, model or data.
+    """
+    if file.is_dir():
+        return {}
+    found = _read(file)
+    if found["kind"] != identity["kind"]:
+        raise UserError(
+            f"resume: {file} holds a checkpoint of stage {found['kind']}, this task trains {identity['kind']}; "
+            "give a run of this task"
+        )
+    for key in {**identity["settings"], **found["settings"]}:
+        before, now = found["settings"].get(key), identity["settings"].get(key)
+        if before != now:
+            raise UserError(
+                f"resume: {file} was trained with {key}={before}, this run has {now}; resume with the same model (see "
+                "config.yaml beside it)"
+            )
+    for key, now in identity["inputs"].items() if verify else ():
+        if found["inputs"].get(key, now) != now:
+            raise UserError(
+                f"resume: {key} is not what it was when {file} was saved; put it back as it was, or set verify=false "
+                "to go on with what is there now"
+            )
+    return {name: float(value) for name, value in found["metrics"].items()}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What we have added to a checkpoint, once its checksums and its parts have been found right."""
+    try:
+        with zipfile.ZipFile(file) as archive:  # torch does not look at the checksums
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        for name, kind in _PARTS.items():
+            if not isinstance(checkpoint[name], kind) or (name in _NEVER_EMPTY and not checkpoint[name]):
+                raise ValueError(f"its {name} are no {kind.__name__}, or empty")
+        found = {"inputs": {}, **checkpoint[_OURS]}
+        for name in ("settings", "inputs", "metrics"):
+            if not isinstance(found[name], dict):
+                raise ValueError(f"its {name} are no dictionary")
+        found["kind"], _ = str(found["kind"]), [float(value) for value in found["metrics"].values()]
+    except Exception as error:
+        words = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        reason = " ".join(words.split())[:200] or type(error).__name__
+        others = sorted(str(other) for other in file.parent.glob("*.ckpt") if other != file)
+        raise UserError(
+            f"resume: {file} cannot be read ({reason}); it is damaged or not one of our checkpoints"
+            + (f"; go on from another one: resume={others[-1]}" if others else "")
+        ) from error
+    return found

@@ -1,0 +1,1 @@
+"""The toy world: coloured shapes with Chinese captions, several styles, and a judge that reads them back."""

@@ -1,0 +1,93 @@
+"""What is asked of pictures of the toy world: the objects that the prompt names, in the style that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict
+
+from torch import Tensor
+
+from cogview_pl.errors import UserError
+from cogview_pl.toy_world.captions import LANGUAGES, STYLES, parse_caption, style_name
+from cogview_pl.toy_world.judge import Detected, Judge, score_detected
+
+_STYLE_OF_NAME = {style_name(style, language).lower(): style for language in LANGUAGES for style in STYLES}
+
+
+def names_objects(prompt: str) -> bool:
+    """Whether a prompt names objects of the toy world, each with all of its attributes."""
+    try:
+        return bool(parse_caption(prompt))
+    except UserError:
+        return False
+
+
+def meaning(caption: str) -> Hashable:
+    """What a caption says: of the toy world its objects, in any order, and the style it names; else its words."""
+    if not names_objects(caption):
+        return caption
+    return frozenset(parse_caption(caption)), asked_style(caption, base_style="")
+
+
+def asked_style(prompt: str, base_style: str) -> str | None:
+    """The style that a prompt asks for: the first that it names, else `base_style` for objects of the toy world.
+
+    None if the prompt names neither a style nor such objects.
+    """
+    text = prompt.lower()
+    named = [(text.index(name), style) for name, style in _STYLE_OF_NAME.items() if name in text]
+    if named:
+        return min(named)[1]
+    return base_style if names_objects(prompt) else None
+
+
+class AttributeAccuracy:
+    """How many named objects the judge of the toy world finds, over pictures given batch by batch.
+
+    Prompts that name none are passed over.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        self._judge = Judge(image_size)
+        self._found: list[Sequence[Detected]] = []
+        self._prompts: list[str] = []
+
+    def add(self, images: Tensor, prompts: Sequence[str]) -> None:
+        """Take in pictures, uint8 `(B, 3, Y, X)`, and their prompts."""
+        asked = [number for number, prompt in enumerate(prompts) if names_objects(prompt)]
+        if asked:
+            self._found += self._judge(images[asked])
+            self._prompts += [prompts[number] for number in asked]
+
+    def compute(self) -> dict[str, float]:
+        """`toy/colour_accuracy` and its like (see `score_detected`); nothing if there was no such picture."""
+        if not self._prompts:
+            return {}
+        return {
+            f"toy/{name}": float(value) for name, value in asdict(score_detected(self._found, self._prompts)).items()
+        }
+
+
+class StyleAccuracy:
+    """How many pictures a feature network takes for the style that their prompts ask for, batch by batch.
+
+    Args:
+        classes: names of the network's logits.
+        base_style: what a prompt without a style asks for.
+    """
+
+    def __init__(self, classes: Sequence[str], base_style: str) -> None:
+        self._classes = classes
+        self._base_style = base_style
+        self._right: list[bool] = []
+
+    def add(self, logits: Tensor, prompts: Sequence[str]) -> None:
+        """Take in logits `(B, K)` of pictures and their prompts."""
+        for number, prompt in zip(logits.argmax(1).tolist(), prompts, strict=True):
+            style = asked_style(prompt, self._base_style)
+            if style is not None:
+                self._right.append(self._classes[number] == style)
+
+    def compute(self) -> dict[str, float]:
+        """`toy/style_accuracy`; nothing if no prompt asked for a style."""
+        return {"toy/style_accuracy": sum(self._right) / len(self._right)} if self._right else {}

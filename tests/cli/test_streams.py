@@ -1,0 +1,42 @@
+"""Output survives readers that go away, closed streams, and encodings without Chinese."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROGRAM = """
+import os, sys
+from cogview_pl.cli.streams import use_forgiving_streams
+use_forgiving_streams()
+for number in range(20000):
+    print(f"{number}: 红色的圆形 …")
+sys.stdout.flush()
+os.write(int(sys.argv[1]), b"done")
+"""
+
+
+def run(line: str) -> subprocess.CompletedProcess[str]:
+    """A shell's view of the program: `RUN` in the line stands for it, descriptor 9 for what it says at its end."""
+    command = line.replace("RUN", f"{sys.executable} -c '{PROGRAM}' 9")
+    return subprocess.run(["bash", "-c", f"exec 9>&2; {command}"], capture_output=True, text=True, check=False)
+
+
+def test_a_reader_that_goes_away_does_not_end_the_program() -> None:
+    ended = run("set -o pipefail; RUN | head -1")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0: 红色的圆形 …\n", "done")
+
+
+def test_a_log_on_a_full_disk_does_not_end_the_program() -> None:
+    ended = run("RUN > /dev/full")
+    assert (ended.returncode, ended.stderr) == (0, "done")
+
+
+def test_closed_streams_do_not_end_the_program() -> None:
+    ended = run("RUN >&-")
+    assert (ended.returncode, ended.stderr) == (0, "done")
+
+
+def test_an_encoding_without_chinese_gets_escapes() -> None:
+    ended = run("PYTHONIOENCODING=latin-1 RUN | head -1")
+    assert ended.stdout == "0: \\u7ea2\\u8272\\u7684\\u5706\\u5f62 \\u2026\n"

@@ -1,0 +1,125 @@
+"""Steps on fixed memory, as CUDA graphs replay them: the codes that `fill` samples, run here without a graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cogview_pl.generation.decode import fill, uniforms
+from cogview_pl.generation.engine.cuda_graph import Repeater, can_capture, follow, one_by_one, spans
+from cogview_pl.generation.engine.decode_state import Rows
+from cogview_pl.generation.sampling import Sampling, draw, probabilities
+from cogview_pl.transformer.model import Transformer
+from cogview_pl.vocab import Template
+
+from ..recorder import recorded
+from ..small_model import TWO_IMAGES, VOCABULARY, small_model
+
+TEMPLATE = Template(
+    "[ROI1] {text} [BASE] [BOI1] {image:5x5} [EOI1]", target="image", loss={}, vocabulary=VOCABULARY, text_length=8
+)
+TEXTS: tuple[list[int], ...] = ([3, 1, 4, 1, 5], [], [9, 2, 6, 5, 3, 5, 8, 9], [7])
+EQUALLY_LONG: tuple[list[int], ...] = ([3, 1], [4, 1], [5, 9])
+SAMPLINGS = {
+    "greedy": Sampling(temperature=0),
+    "sampled": Sampling(),
+    "filtered": Sampling(temperature=1.4, top_k=11, top_p=0.8),
+    "guided": Sampling(guidance=3.0, top_k=9),
+    "guided_greedy": Sampling(temperature=0, guidance=2.0),
+}
+
+
+@torch.no_grad()  # in inference mode the recorder would see whole operations, not what they are made of
+def by_static_steps(
+    model: Transformer,
+    template: Template,
+    texts: tuple[list[int], ...],
+    sampling: Sampling,
+    width: int,
+    repeater: Repeater = one_by_one,
+) -> list[list[int]]:
+    prompts = prompts_of(template, texts)
+    length, span = template.target.length, template.allowed(template.target)[0]
+    uniform_BT, ids_n = uniforms(range(len(texts)), prompts, length), torch.arange(span.start, span.stop)
+    rows = Rows(model, template, prompts, without_text(template, texts), length, sampling)
+    first_B = ids_n[draw(probabilities(rows.logits(), sampling), uniform_BT[:, 0])]
+    return follow(rows, first_B, ids_n=ids_n, uniform_BT=uniform_BT, sampling=sampling, repeater=repeater, width=width)
+
+
+def prompts_of(template: Template, texts: tuple[list[int], ...]) -> list[list[int]]:
+    return [template.prompt({"text": text, "small": [1, 2, 3, len(text)]}) for text in texts]
+
+
+def without_text(template: Template, texts: tuple[list[int], ...]) -> list[list[int]]:
+    return prompts_of(template, ([],) * len(texts))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("width", [8, 256], ids=["several_graphs", "one_graph"])
+@pytest.mark.parametrize("texts", [TEXTS, EQUALLY_LONG, TEXTS[:1]], ids=["lengths_differ", "equally_long", "one_row"])
+def test_same_codes_as_fill(sampling: Sampling, width: int, texts: tuple[list[int], ...]) -> None:
+    model = small_model(TEMPLATE, init_std=0.3)
+    filled = fill(
+        model,
+        TEMPLATE,
+        prompts_of(TEMPLATE, texts),
+        seeds=range(len(texts)),
+        sampling=sampling,
+        unconditional=without_text(TEMPLATE, texts),
+    )
+    assert len({code for row in filled for code in row}) > 3  # a model that can be told apart from a broken one
+    assert by_static_steps(model, TEMPLATE, texts, sampling, width) == filled
+
+
+@pytest.mark.parametrize("attention", ["fused", "pb_relax", "naive"])
+def test_restarting_positions_and_forms_of_attention(attention: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"num_layers": 2, "width": 32, "num_heads": 4, "num_positions": TWO_IMAGES.num_positions, "init_std": 0.3}
+    model = Transformer(vocabulary_size=VOCABULARY.size, attention=attention, **sizes).eval()  # type: ignore[arg-type]
+    prompts = prompts_of(TWO_IMAGES, TEXTS)
+    filled = fill(model, TWO_IMAGES, prompts, seeds=range(4), sampling=Sampling())
+    assert by_static_steps(model, TWO_IMAGES, TEXTS, Sampling(), 16) == filled
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("width", [8, 256], ids=["several_graphs", "one_graph"])
+def test_a_recorded_step_can_be_replayed(sampling: Sampling, width: int) -> None:
+    model = small_model(TEMPLATE, init_std=0.3)
+    plainly = by_static_steps(model, TEMPLATE, TEXTS, sampling, width)
+    assert by_static_steps(model, TEMPLATE, TEXTS, sampling, width, recorded) == plainly
+
+
+def test_spans_cover_every_step_and_reach_far_enough() -> None:
+    for longest, steps, width in [(1, 1, 4), (3, 1, 4), (4, 9, 4), (7, 30, 16), (69, 1023, 256), (5, 0, 8)]:
+        read = longest
+        for reach, count in spans(longest, steps, width):
+            assert read < read + count <= reach < read + 1 + width  # the last step sees all; none sees much in vain
+            read += count
+        assert read == longest + steps
+
+
+def test_the_cpu_keeps_its_own_path() -> None:
+    assert not can_capture(small_model(TEMPLATE, init_std=0.3), TEMPLATE, Sampling())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_graphs_give_the_codes_of_single_operations(sampling: Sampling) -> None:
+    model = small_model(TEMPLATE, init_std=0.3).to("cuda")
+    assert can_capture(model, TEMPLATE, sampling)
+    prompts = prompts_of(TEMPLATE, TEXTS)
+    by_graphs, plainly = (
+        fill(
+            model,
+            TEMPLATE,
+            prompts,
+            seeds=range(4),
+            sampling=replace(sampling, cuda_graphs=graphs),
+            unconditional=without_text(TEMPLATE, TEXTS),
+        )
+        for graphs in (True, False)
+    )
+    assert by_graphs == plainly

@@ -1,0 +1,29 @@
+"""Folders in which runs have begun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from cogview_pl.config.schema import Verb
+from cogview_pl.runs.record import RunRecord
+
+
+def run(**keys: object) -> DictConfig:
+    return OmegaConf.create({"task": "pretrain", "verb": Verb.fit_sequence_model, "run_dir": None, **keys})
+
+
+def begun(path: Path, *left: str, **record: object) -> Path:
+    """A run folder in which a task has left some files."""
+    for name in left:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).touch()
+    path.mkdir(parents=True, exist_ok=True)
+    RunRecord("pretrain", **record).save(path)  # type: ignore[arg-type]
+    return path
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """All files of a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}

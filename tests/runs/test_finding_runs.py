@@ -1,0 +1,246 @@
+"""Where a new run goes, which run `resume` goes on with, and what is refused before anything is written."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from torch.distributed import HashStore
+
+from cogview_pl.config.schema import Verb
+from cogview_pl.errors import UserError
+from cogview_pl.runs import run_folder
+from cogview_pl.runs.lock import LOCK
+from cogview_pl.runs.ranks import Processes
+from cogview_pl.runs.record import RECORD
+from cogview_pl.runs.run_folder import can_go_on, interrupted_run, new_run, open_run, predecessor
+
+from .begun import begun, everything, run
+
+LAST = "checkpoints/last.ckpt"
+EVERY_WORK = (LAST, "tokens/store/header.json", "store/header.json", "samples.jsonl", "metrics.json")
+PROOFS = (LAST, "tokens/store/header.json")
+
+# --- new ones
+
+
+class Noon(datetime):
+    """A clock that stands still."""
+
+    @classmethod
+    def now(cls, tz: object = None) -> Noon:
+        return cls(2026, 3, 4, 12, 0, 5)
+
+
+def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "datetime", Noon)
+    outputs = tmp_path / "outputs"
+    made = [new_run(str(outputs), "vqvae", None, job) for job in (None, None, None, 7, 7)]
+    assert [str(folder.path.relative_to(outputs)) for folder in made] == [
+        "vqvae/2026-03-04_12-00-05",
+        "vqvae/2026-03-04_12-00-05.1",
+        "vqvae/2026-03-04_12-00-05.2",
+        "vqvae/2026-03-04_12-00-05_7",
+        "vqvae/2026-03-04_12-00-05_7.1",
+    ]
+    assert all(os.listdir(folder.path) == [] for folder in made)
+    monkeypatch.undo()
+    path = new_run(str(outputs), "vqvae", None, None).path
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", path.name)
+    assert abs((datetime.now() - datetime.strptime(path.name, "%Y-%m-%d_%H-%M-%S")).total_seconds()) < 60
+
+
+def test_only_a_run_under_outputs_becomes_the_latest_one(tmp_path: Path) -> None:
+    for given in (None, str(tmp_path / "mine")):
+        folder = new_run(str(tmp_path / "outputs"), "vqvae", given, None)
+        folder.describe(run(task="vqvae"))
+        folder.finish({})
+    assert (tmp_path / "mine").is_dir()
+    (made,) = (path for path in (tmp_path / "outputs" / "vqvae").iterdir() if path.name != "latest")
+    assert os.readlink(made.parent / "latest") == made.name
+
+
+@pytest.mark.parametrize("taken", ["outputs", "outputs/vqvae"])
+def test_a_place_in_which_no_folder_can_be_made_is_named(tmp_path: Path, taken: str) -> None:
+    """By a file in its way, or by a link to a disk that is not there."""
+    outputs, place = tmp_path / "outputs", tmp_path / taken
+    place.parent.mkdir(exist_ok=True)
+    place.touch()
+    for given in (None, str(place / "run")):
+        with pytest.raises(UserError, match=rf"^run_dir={place}/\S+ cannot be made \(.*\); choose another run_dir$"):
+            new_run(str(outputs), "vqvae", given, None)
+    place.unlink()
+    place.symlink_to("unmounted")
+    with pytest.raises(UserError, match=rf"^run_dir={place}/\S+ cannot be made \(.*\); choose another run_dir$"):
+        new_run(str(outputs), "vqvae", None, None)
+
+
+@pytest.mark.parametrize(
+    "work", [LAST, "store/header.json", "tokens/store/header.json", "samples.jsonl", "metrics.json"]
+)
+def test_the_work_of_an_earlier_run_is_not_written_over(tmp_path: Path, work: str) -> None:
+    path = begun(tmp_path / "run_2", work)
+    with pytest.raises(UserError, match=rf"^run_dir={path} holds an earlier run \({work}\); go on with it by resume="):
+        new_run("outputs", "pretrain", str(tmp_path / "run"), 2)
+    assert new_run("outputs", "pretrain", str(tmp_path / "run"), 3).path == tmp_path / "run_3"
+
+
+def test_files_that_no_run_has_made_are_named(tmp_path: Path) -> None:
+    harmless = ("job.out", "job.err", "job.log", LOCK, ".a.cogview_pl-draft")
+    for name in (*harmless, "c.txt", "b.txt", "a.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"files that no run has made \(a\.txt, b\.txt, c\.txt\), which it might"):
+        new_run("outputs", "pretrain", str(tmp_path), None)
+    (tmp_path / "d").mkdir()
+    with pytest.raises(UserError, match=r"files that no run has made \(a\.txt, b\.txt, c\.txt, …\), which it might"):
+        new_run("outputs", "pretrain", str(tmp_path), None)
+    (tmp_path / "d").rmdir()
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).unlink()
+    assert new_run("outputs", "pretrain", str(tmp_path), None).path == tmp_path
+    assert sorted(os.listdir(tmp_path)) == sorted(harmless)
+
+
+# --- those that go on
+
+
+@pytest.mark.parametrize(
+    ("verb", "work"),
+    [
+        (Verb.fit_image_tokenizer, [LAST]),
+        (Verb.fit_sequence_model, [LAST, "tokens/store/header.json"]),
+        (Verb.tokenize, ["store/header.json"]),
+        (Verb.generate, ["samples.jsonl"]),
+        (Verb.evaluate, []),
+    ],
+)
+def test_what_a_verb_leaves_to_go_on_with(tmp_path: Path, verb: Verb, work: list[str]) -> None:
+    for number, name in enumerate(EVERY_WORK):
+        path = begun(tmp_path / str(number), name)
+        assert can_go_on(path, verb) == (name in work)
+        config = run(outputs=str(tmp_path), verb=verb, resume=str(path))
+        if name in work:
+            assert open_run(config, None)[0].path == path
+        else:
+            with pytest.raises(UserError, match=r"^resume=\S+: (task=pretrain keeps nothing|\S+ does not exist; give)"):
+                open_run(config, None)
+
+
+def test_the_newest_run_that_left_something_goes_on(tmp_path: Path) -> None:
+    home = tmp_path / "pretrain"
+    with pytest.raises(UserError, match=rf"^resume=true: no interrupted run \(with {LAST}\) under {home}; start one"):
+        interrupted_run(str(tmp_path), "pretrain", True, PROOFS)
+    begun(home / "2026-01-01_00-00-00", LAST)
+    begun(home / "2026-01-02_00-00-00", "tokens/store/header.json")
+    begun(home / "2026-01-03_00-00-00", "metrics.json")  # nothing to go on with
+    (home / "2026-01-04_00-00-00" / "checkpoints").mkdir(parents=True)
+    (home / "2026-01-04_00-00-00" / LAST).touch()  # of somebody else
+    (home / "latest").symlink_to("2026-01-01_00-00-00")
+    folder = interrupted_run(str(tmp_path), "pretrain", True, PROOFS)
+    assert folder.path == home / "2026-01-02_00-00-00"
+    folder.describe(run())
+    assert sorted(everything(folder.path)) == [RECORD, "tokens/store/header.json"]  # nothing before it begins
+    folder.finish({})
+    assert os.readlink(home / "latest") == "2026-01-02_00-00-00"
+    assert open_run(run(outputs=str(tmp_path), resume=True), None)[0].path == folder.path
+
+
+def test_a_run_elsewhere_goes_on_and_does_not_become_the_latest_one(tmp_path: Path) -> None:
+    path = begun(tmp_path / "elsewhere", LAST)
+    (tmp_path / "pretrain").mkdir()
+    folder = interrupted_run(str(tmp_path), "pretrain", str(path), PROOFS)
+    folder.describe(run())
+    folder.finish({})
+    assert os.listdir(tmp_path / "pretrain") == []
+    begun(tmp_path / "pretrain" / "named", LAST)
+    folder = interrupted_run(str(tmp_path), "pretrain", str(tmp_path / "pretrain" / "named" / LAST), PROOFS)
+    folder.describe(run())
+    assert sorted(everything(folder.path)) == [RECORD, LAST]
+    folder.finish({})
+    assert os.readlink(tmp_path / "pretrain" / "latest") == "named"
+
+
+def test_a_run_that_is_named_by_a_link_keeps_its_folder_when_the_link_moves(tmp_path: Path) -> None:
+    path, latest = begun(tmp_path / "pretrain" / "named", LAST), tmp_path / "pretrain" / "latest"
+    latest.symlink_to("named")
+    for given in (latest, latest / LAST):
+        assert interrupted_run(str(tmp_path), "pretrain", str(given), PROOFS).path == path
+
+
+def test_what_cannot_go_on_is_named(tmp_path: Path) -> None:
+    path = begun(tmp_path / "run", "metrics.json")
+    with pytest.raises(UserError, match=rf"^resume={path}: {path}/{LAST} does not exist; give the folder of an"):
+        interrupted_run("outputs", "pretrain", str(path), PROOFS)
+    (path / "step_4.ckpt").touch()
+    for file in (path / "step_4.ckpt", tmp_path / "checkpoints" / "step_4.ckpt"):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        home = file.parent.parent
+        with pytest.raises(UserError, match=rf"^resume={file}: {home} is not the folder of a run, and a run goes on"):
+            interrupted_run("outputs", "pretrain", str(file), PROOFS)
+    with pytest.raises(UserError, match=rf"^resume={path}/none\.ckpt does not exist; give a checkpoint, or the folder"):
+        interrupted_run("outputs", "pretrain", str(path / "none.ckpt"), PROOFS)
+    with pytest.raises(UserError, match=r"^resume=run: task=evaluate keeps nothing to go on with; start it without"):
+        open_run(run(outputs="outputs", task="evaluate", verb=Verb.evaluate, resume="run"), None)
+    assert sorted(everything(path)) == [RECORD, "metrics.json", "step_4.ckpt"]
+
+
+def test_resume_auto_needs_a_run_folder(tmp_path: Path) -> None:
+    """And begins a run in it where the job before was ended before it had done anything."""
+    path = begun(tmp_path / "run")
+    folder, resume = open_run(run(outputs=str(tmp_path), resume="auto", run_dir=str(path)), None)
+    assert (folder.path, resume) == (path, None)
+
+
+def test_the_first_process_finds_the_folder_and_the_others_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(rank: int, store: HashStore, **keys: object) -> tuple[Path, object]:
+        these = Processes(rank, 2)
+        these._store = store  # in place of one over the network
+        monkeypatch.setattr(run_folder, "THESE", these)
+        folder, resume = open_run(run(outputs=str(tmp_path / "outputs"), **keys), None)
+        return folder.path, resume
+
+    new = HashStore()
+    first, told = (opened(rank, new, resume=None) for rank in (0, 1))
+    assert first == told and first[0].parent == tmp_path / "outputs" / "pretrain" and first[1] is None
+    begun(first[0], LAST)
+    again = HashStore()
+    assert opened(0, again, resume=str(first[0])) == opened(1, again, resume=str(first[0])) == (first[0], str(first[0]))
+    failing = HashStore()
+    with pytest.raises(UserError, match="keeps nothing to go on with"):
+        opened(0, failing, resume="run", verb=Verb.evaluate)
+    with pytest.raises(SystemExit) as ended:  # and says nothing, as the first one has
+        opened(1, failing, resume="run", verb=Verb.evaluate)
+    assert ended.value.code == 2
+
+
+def test_a_process_for_another_device_takes_the_folder_that_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "THESE", Processes(1, 1))
+    path = begun(tmp_path / "run", LAST)
+    folder, resume = open_run(run(outputs="outputs", run_dir=str(path), resume="here"), None)
+    assert (folder.path, resume) == (path, "here")
+    assert sorted(everything(path)) == [RECORD, LAST]  # the first one holds the lock
+
+
+# --- those of other tasks
+
+
+def test_the_run_of_another_task(tmp_path: Path) -> None:
+    command = "run `python -m cogview_pl.run task=vqvae` first, or set image_tokenizer.path=RUN_FOLDER$"
+    with pytest.raises(
+        UserError, match=rf"^image_tokenizer\.path: no finished run of task=vqvae under {tmp_path}/vqvae; {command}"
+    ):
+        predecessor(str(tmp_path), "vqvae", "image_tokenizer.path", None)
+    path = begun(tmp_path / "vqvae" / "one")
+    (tmp_path / "vqvae" / "latest").symlink_to("one")
+    assert predecessor(str(tmp_path), "vqvae", "image_tokenizer.path", None) == path
+    assert predecessor(str(tmp_path), "vqvae", "key", str(tmp_path)) == tmp_path
+    with pytest.raises(UserError, match=rf"^key={path}/x does not exist; give the folder of a run of task=vqvae$"):
+        predecessor(str(tmp_path), "vqvae", "key", str(path / "x"))
