@@ -18,7 +18,7 @@ FEW_STEPS = (
     "data.val_size=16",
     "num_prompts=4",
     "num_captions=4",
-    "image_tokenizer.continuous_steps=0",
+    "image_tokenizer.quantize_after_steps=0",
 )
 
 

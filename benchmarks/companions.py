@@ -1,6 +1,6 @@
-"""What takes up painted pictures: super-resolution in windows, ranking by caption loss.
+"""What takes up painted images: super-resolution in windows, ranking by caption loss.
 
-Shapes: B pictures, g x g the grid of their codes.
+Shapes: B images, g x g the grid of their codes.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from cogview_pl.generation.super_resolution.upscale import magnify
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template
 
-GRID, PICTURES = 8, 8
+GRID, IMAGES = 8, 8
 CANDIDATES, CANDIDATE_GRID, RANKED_AT_ONCE = 16, 32, 8
-_SAME_LOSS = 1e-3  # nats; batches are summed in another order than single pictures
-_SAME_PICTURES = 0.5  # of them; for the same reason a draw falls otherwise once in some ten thousand codes
+_SAME_LOSS = 1e-3  # nats; batches are summed in another order than single images
+_SAME_IMAGES = 0.5  # of them; for the same reason a draw falls otherwise once in some ten thousand codes
 
 
 def magnify_rows() -> list[Row]:
     """S1, grids of 8 x 8 codes: 32 x 32 take a CPU too long."""
-    return [Row(f"magnify:S1-fp32-grid{GRID}-x{PICTURES}", partial(measure_magnify, "S1", GRID, PICTURES))]
+    return [Row(f"magnify:S1-fp32-grid{GRID}-x{IMAGES}", partial(measure_magnify, "S1", GRID, IMAGES))]
 
 
 def rerank_rows() -> list[Row]:
@@ -37,16 +37,16 @@ def rerank_rows() -> list[Row]:
     return [Row(f"rerank:S1-fp32-x{CANDIDATES}", measure)]
 
 
-def measure_magnify(shape: str, grid: int, pictures: int, rounds: int = 3) -> Result:
-    """Milliseconds per picture, fp32: windows side by side, in a batch and one picture at a time, and in order.
+def measure_magnify(shape: str, grid: int, images: int, rounds: int = 3) -> Result:
+    """Milliseconds per image, fp32: windows side by side, in a batch and one image at a time, and in order.
 
     Raises:
-        RuntimeError: too many pictures of a batch have other codes than by themselves.
+        RuntimeError: too many images of a batch have other codes than by themselves.
     """
-    codes = _codes(pictures, grid)
+    codes = _codes(images, grid)
     model, template = super_resolution(shape, grid)
     in_order, _ = super_resolution(shape, grid, norm_scope="tensor")
-    each = [partial(magnified, model, template, codes[i : i + 1], first_seed=i) for i in range(pictures)]
+    each = [partial(magnified, model, template, codes[i : i + 1], first_seed=i) for i in range(images)]
     contenders: dict[str, Work] = {
         "a batch": partial(magnified, model, template, codes),
         "one after the other": lambda: torch.cat([one() for one in each]),
@@ -54,15 +54,13 @@ def measure_magnify(shape: str, grid: int, pictures: int, rounds: int = 3) -> Re
     }
     together, alone = contenders["a batch"](), contenders["one after the other"]()
     same = float((together == alone).flatten(1).all(1).float().mean())  # type: ignore[union-attr, attr-defined]
-    if same < _SAME_PICTURES:
-        raise RuntimeError(f"magnify: only {same:.0%} of the pictures of a batch have the codes that they have alone")
-    units = {"a batch": pictures, "one after the other": pictures}
-    found = result("ms/picture", contest(contenders, rounds), units)
-    found.facts["pictures with the codes that they have alone"] = same
-    found.facts["pictures/s of a batch"] = 1e3 / found.values["a batch"]
-    found.facts["pictures/s, batch / one after the other"] = (
-        found.values["one after the other"] / found.values["a batch"]
-    )
+    if same < _SAME_IMAGES:
+        raise RuntimeError(f"magnify: only {same:.0%} of the images of a batch have the codes that they have alone")
+    units = {"a batch": images, "one after the other": images}
+    found = result("ms/image", contest(contenders, rounds), units)
+    found.facts["images with the codes that they have alone"] = same
+    found.facts["images/s of a batch"] = 1e3 / found.values["a batch"]
+    found.facts["images/s, batch / one after the other"] = found.values["one after the other"] / found.values["a batch"]
     for edge in (grid, 32):  # the second is what the released models enlarge
         found.facts[f"passes, {edge}x{edge} codes, side by side"] = len(timetable(edge))
         found.facts[f"passes, {edge}x{edge} codes, in order"] = (2 * edge) ** 2
@@ -80,7 +78,7 @@ def measure_rerank(shape: str, dtype: str, candidates: int, grid: int, at_once: 
     batches = partial(scored, model, template, codes, at_once)
     singly = partial(scored, model, template, codes, 1)
     if dtype == "fp32" and not torch.allclose(batches(), singly(), atol=_SAME_LOSS):
-        raise RuntimeError("rerank: a batch has other caption losses than its pictures by themselves")
+        raise RuntimeError("rerank: a batch has other caption losses than its images by themselves")
     contenders: dict[str, Work] = {f"batches of {at_once}": batches, "one forward each": singly}
     found = result("ms/candidate", contest(contenders, rounds), dict.fromkeys(contenders, candidates))
     found.facts["s for all"] = found.values[f"batches of {at_once}"] * candidates / 1e3
@@ -88,16 +86,16 @@ def measure_rerank(shape: str, dtype: str, candidates: int, grid: int, at_once: 
 
 
 def magnified(model: Transformer, template: Template, codes: Tensor, first_seed: int = 0) -> Tensor:
-    """Codes `(B, 2g, 2g)`; picture i has seed `first_seed + i`."""
+    """Codes `(B, 2g, 2g)`; image i has seed `first_seed + i`."""
     seeds = range(first_seed, first_seed + len(codes))
     return magnify(model, template, [TEXT] * len(codes), codes, seeds=seeds, sampling=Sampling(top_k=TOP_K))
 
 
 def scored(model: Transformer, template: Template, codes: Tensor, at_once: int) -> Tensor:
-    """Caption losses `(B,)` in nats, so many pictures in a forward."""
+    """Caption losses `(B,)` in nats, so many images in a forward."""
     return torch.cat([caption_losses(model, template, [TEXT] * len(part), part) for part in codes.split(at_once)])
 
 
-def _codes(pictures: int, grid: int) -> Tensor:
+def _codes(images: int, grid: int) -> Tensor:
     torch.manual_seed(0)
-    return torch.randint(0, IMAGE_CODES, (pictures, grid, grid), device=DEVICE)
+    return torch.randint(0, IMAGE_CODES, (images, grid, grid), device=DEVICE)

@@ -15,7 +15,7 @@ from benchmarks.decoding import ours
 from benchmarks.image_tokenizer import encode_flops, released_size
 from benchmarks.references import step_bytes
 from benchmarks.report import Result, Row, result
-from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, super_resolution, vocabulary_size
+from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, super_resolution, vocab_size
 from benchmarks.training import our_step, parameters
 from cogview_pl.lit.callbacks.device_peaks import peak_tflops
 from cogview_pl.transformer.activation_checkpointing import RECOMPUTE
@@ -31,11 +31,11 @@ class Sizes:
     shapes: tuple[str, ...] = ("cogview_400m", "cogview_4b")
     dtypes: tuple[str, ...] = ("fp16", "bf16")
     grid: int = 32
-    pictures: int = 16
+    images: int = 16
     sequences: tuple[tuple[int, ...], ...] = ((24, 24, 64), (10, 10, 16))
     """Per shape, of a training step with each form of activation checkpointing."""
     encoded: int = 64
-    """Pictures at once."""
+    """Images at once."""
     candidates: int = 60
     ranked_at_once: int = 20
     copied: int = 2**31
@@ -51,7 +51,7 @@ def rows(sizes: Sizes = Sizes()) -> list[Row]:
         Row(f"cuda:decode-{shape}-{dtype}-x{batch}", partial(measure_decode, sizes, shape, dtype, batch))
         for shape in sizes.shapes
         for dtype in sizes.dtypes
-        for batch in (1, sizes.pictures)
+        for batch in (1, sizes.images)
     ]
     train = [
         Row(
@@ -93,7 +93,7 @@ def measure_decode(sizes: Sizes, shape: str, dtype: str, batch: int, *, int8: bo
     read = step_bytes(shape, dtype, batch, new, int8=int8) / found.values["ours"] * 1e3
     found.facts["copy, GB/s"] = bandwidth / 1e9
     found.facts["share of the copy bandwidth"] = read / bandwidth
-    found.facts["pictures/s"] = batch / (found.values["ours"] * new) * 1e3
+    found.facts["images/s"] = batch / (found.values["ours"] * new) * 1e3
     return found
 
 
@@ -121,12 +121,12 @@ def measure_train(sizes: Sizes, shape: str, batch: int, recompute: str, compiled
 def step_flops(shape: str, batch: int, length: int) -> int:
     """FLOP of a training step: products of `batch` sequences, and attention to half of the square (causal)."""
     layers, width, _ = SHAPES[shape]
-    products = gemm.training_flops(gemm.linears_of_step(layers, width, vocabulary_size(), batch * length))
+    products = gemm.training_flops(gemm.linears_of_step(layers, width, vocab_size(), batch * length))
     return products + 6 * batch * layers * width * length**2
 
 
 def measure_encode(sizes: Sizes, dtype: str) -> Result:
-    """Milliseconds to encode pictures, in fp32 (convolutions in TF32, as is torch's default) or bf16 (autocast)."""
+    """Milliseconds to encode images, in fp32 (convolutions in TF32, as is torch's default) or bf16 (autocast)."""
     model = released_size()
     images = torch.rand(sizes.encoded, 3, sizes.pixels, sizes.pixels, device=DEVICE)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -136,7 +136,7 @@ def measure_encode(sizes: Sizes, dtype: str) -> Result:
             (model.encode(images) == _encoded_exactly(model, images)).float().mean()
         )
     rate = sizes.encoded / found.values["encode"] * 1e3
-    found.facts["pictures/s"] = rate
+    found.facts["images/s"] = rate
     if (peak := _peak()) is not None:
         found.facts["share of the bf16 bound"] = rate * sum(encode_flops(sizes.pixels)) / peak
     return found
@@ -149,11 +149,11 @@ def _encoded_exactly(model: VQVAE, images: Tensor) -> Tensor:
 
 
 def measure_magnify(sizes: Sizes, shape: str) -> Result:
-    """Milliseconds to double one picture."""
+    """Milliseconds to double one image."""
     model, template = super_resolution(shape, sizes.grid)
     codes = torch.randint(0, IMAGE_CODES, (1, sizes.grid, sizes.grid), device=DEVICE)
     work: Work = partial(magnified, model.to(DTYPES["bf16"]), template, codes)
-    return result("ms", contest({"one picture": work}, 1), {})
+    return result("ms", contest({"one image": work}, 1), {})
 
 
 def _peak() -> float | None:

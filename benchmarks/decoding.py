@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
     @property
     def title(self) -> str:
-        """`decode:S1-fp32-x1-256-v8192`: shape, precision, pictures, new tokens, the peer's vocabulary."""
+        """`decode:S1-fp32-x1-256-v8192`: shape, precision, images, new tokens, the peer's vocabulary."""
         return f"decode:{self.shape}-{self.dtype}-x{self.batch}-{self.new}-v{self.peer_vocabulary}"
 
 

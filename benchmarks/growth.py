@@ -42,7 +42,7 @@ def rows() -> list[Row]:
 def measure_context(contexts: Sequence[int] = CONTEXTS, batch: int = 8, rounds: int = 15) -> Result:
     """Milliseconds per step at context lengths; one cache of all positions is read up to each of them.
 
-    For several pictures, because with one the whole context costs less than the spread of the measurement.
+    For several images, because with one the whole context costs less than the spread of the measurement.
     """
     model = _model(*SHAPES["S1"], positions=max(contexts))
     cache = _cache(model, batch, max(contexts))
@@ -51,10 +51,10 @@ def measure_context(contexts: Sequence[int] = CONTEXTS, batch: int = 8, rounds: 
 
 
 def measure_batch(batches: Sequence[int] = BATCHES, context: int = 320, rounds: int = 9) -> Result:
-    """Milliseconds per step of several pictures at once."""
+    """Milliseconds per step of several images at once."""
     model = _model(*SHAPES["S1"], positions=context)
     works = {str(batch): _step(model, _cache(model, batch, context), batch, context) for batch in batches}
-    return _sweep("pictures in a batch", works, batches, rounds)
+    return _sweep("images in a batch", works, batches, rounds)
 
 
 def measure_size(sizes: Sequence[tuple[int, int, int]] = SIZES, context: int = 320, rounds: int = 9) -> Result:
@@ -111,7 +111,7 @@ def _sweep(x_label: str, works: Mapping[str, Work], x: Sequence[float], rounds: 
 def _model(layers: int, width: int, heads: int, *, positions: int) -> Transformer:
     """fp32, with a vocabulary of codes alone: the rest of the head is never multiplied."""
     model = Transformer(
-        vocabulary_size=IMAGE_CODES, num_layers=layers, width=width, num_heads=heads, num_positions=positions
+        vocab_size=IMAGE_CODES, num_layers=layers, width=width, num_heads=heads, num_positions=positions
     )
     return model.eval().to(DEVICE)
 

@@ -1,4 +1,4 @@
-"""The image tokenizer at the released size: code search, pictures to codes and back.
+"""The image tokenizer at the released size: code search, images to codes and back.
 
 Shapes: N vectors, D width of a code, K codes.
 """
@@ -22,7 +22,7 @@ from cogview_pl.vqvae.quantizer import make_quantizer
 
 WIDTH, CODE_DIM, NUM_CODES = 512, 256, 8192
 STRIDES, KERNEL = 3, 4
-PICTURES, PIXELS = 4, 256
+IMAGES, PIXELS = 4, 256
 VECTORS = 16 * 1024
 _CHECKED = 1024  # vectors whose codes are compared with those of fp64
 _NEAR_TIE = 1e-4  # so much farther, relatively, a code may be that counts as right
@@ -30,7 +30,7 @@ _NEAR_TIE = 1e-4  # so much farther, relatively, a code may be that counts as ri
 
 def rows() -> list[Row]:
     """Code search, and the way there and back in both precisions."""
-    codecs = [Row(f"vq:pictures-{dtype}", partial(measure_pictures, dtype)) for dtype in ("fp32", "bf16")]
+    codecs = [Row(f"vq:images-{dtype}", partial(measure_images, dtype)) for dtype in ("fp32", "bf16")]
     return [Row("vq:code-search", measure_search), *codecs]
 
 
@@ -55,10 +55,10 @@ def measure_search(rounds: int = 5) -> Result:
     return found
 
 
-def measure_pictures(dtype: str, rounds: int = 3) -> Result:
-    """Milliseconds for four pictures of 256 pixels; bf16 is autocast, the code search in it fp32."""
+def measure_images(dtype: str, rounds: int = 3) -> Result:
+    """Milliseconds for four images of 256 pixels; bf16 is autocast, the code search in it fp32."""
     model = released_size()
-    images = torch.rand(PICTURES, 3, PIXELS, PIXELS, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    images = torch.rand(IMAGES, 3, PIXELS, PIXELS, device=DEVICE).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bf16"):
         codes = model.encode(images)
         contenders: dict[str, Work] = {"encode": lambda: model.encode(images), "decode": lambda: model.decode(codes)}
@@ -66,7 +66,7 @@ def measure_pictures(dtype: str, rounds: int = 3) -> Result:
     rate = gemm.square_rate(found.values)
     found.facts["GFLOP/s of a 4,096³ product"] = rate / 1e9
     for name, flops in (("encode", sum(encode_flops(PIXELS))), ("decode", decode_flops(PIXELS))):
-        reached = PICTURES * flops / found.values[name] * 1e3
+        reached = IMAGES * flops / found.values[name] * 1e3
         found.facts[f"GFLOP/s of {name}"] = reached / 1e9
         found.facts[f"{name}, share of the product's rate"] = reached / rate
     return found
@@ -74,11 +74,11 @@ def measure_pictures(dtype: str, rounds: int = 3) -> Result:
 
 def released_size() -> VQVAE:
     """A tokenizer of the released size with random weights: fp32, channels last, on `DEVICE`."""
-    quantizer = make_quantizer("fixed", num_codes=NUM_CODES, code_dim=CODE_DIM, commitment_weight=0.25)
+    quantizer = make_quantizer("fixed", codebook_size=NUM_CODES, codebook_dim=CODE_DIM, commitment_weight=0.25)
     model = VQVAE(
         width=WIDTH,
-        code_dim=CODE_DIM,
-        num_codes=NUM_CODES,
+        codebook_dim=CODE_DIM,
+        codebook_size=NUM_CODES,
         downsampling=2**STRIDES,
         residual_blocks=0,
         quantizer=quantizer,
@@ -89,7 +89,7 @@ def released_size() -> VQVAE:
 
 
 def encode_flops(pixels: int) -> tuple[int, int]:
-    """FLOP of the convolutions and of the code search, for a picture of `pixels` x `pixels`."""
+    """FLOP of the convolutions and of the code search, for a image of `pixels` x `pixels`."""
     edges = [pixels >> stride for stride in range(1, STRIDES + 1)]
     channels = [3] + [WIDTH] * (STRIDES - 1)
     convolutions = [2 * edge**2 * into * WIDTH * KERNEL**2 for edge, into in zip(edges, channels, strict=True)]
@@ -98,7 +98,7 @@ def encode_flops(pixels: int) -> tuple[int, int]:
 
 
 def decode_flops(pixels: int) -> int:
-    """FLOP of the transposed convolutions and the last one, for a picture of `pixels` x `pixels`."""
+    """FLOP of the transposed convolutions and the last one, for a image of `pixels` x `pixels`."""
     edges = [pixels >> stride for stride in range(STRIDES, 0, -1)]
     channels = [CODE_DIM] + [WIDTH] * (STRIDES - 1)
     convolutions = [2 * edge**2 * into * WIDTH * KERNEL**2 for edge, into in zip(edges, channels, strict=True)]

@@ -81,17 +81,22 @@ ON_A_CARD = Sizes(
              from_weights=True),
         Case("fit-4b-8bit", "cogview_4b", (*_FIT, "precision=bf16_true", "optimizer=adamw_8bit", "data.batch_size=4",
              _BLOCK), from_weights=True),
-        *(Case(f"generate-{name}-bf16", model, ("task=generate", _PROMPTS, "num_images=4", "precision=bf16"), True)
+        *(Case(
+            f"generate-{name}-bf16",
+            model,
+            ("task=generate", _PROMPTS, "num_images_per_prompt=4", "precision=bf16"),
+            True,
+        )
           for name, model in (("small", "small"), ("400m", "cogview_400m"), ("4b", "cogview_4b"))),
         Case("generate-4b-int8", "cogview_4b",
-             ("task=generate", _PROMPTS, "num_images=1", "precision=bf16", "weights=int8"), True),
+             ("task=generate", _PROMPTS, "num_images_per_prompt=1", "precision=bf16", "weights=int8"), True),
     ),
     steps=20,
     shape="cogview_400m",
     stability=(200, 8, 1088),
 )  # fmt: skip
 
-_FEW = ("data.batch_size=4", "text.num_pieces=400", "text.max_length=8", "threads=1")
+_FEW = ("data.batch_size=4", "text.vocab_size=400", "text.max_length=8", "threads=1")
 
 TINY = Sizes(
     cases=(

@@ -3,7 +3,7 @@
     python -m benchmarks.peaks [live | resident] OVERRIDES …
 
 `live` counts the bytes of all tensors that are alive, which is what a plan predicts; `resident` the growth of the
-process's resident memory, which has the work space of libraries and the gaps between pieces of memory as well. On a GPU
+process's resident memory, which has the work space of libraries and the gaps between parts of memory as well. On a GPU
 both are the peak of its allocator. Prints one line of JSON. Small models say nothing in `resident`: a process grows by
 tens of megabytes for reasons of its own.
 """

@@ -56,22 +56,22 @@ def make_tokens(outputs: Path, overrides: Sequence[str]) -> None:
     (folder / "store").mkdir(parents=True)
     images = _image_tokenizer(config)
     save_image_tokenizer(folder / "image_tokenizer", images)
-    text = text_tokenizer(config.text.num_pieces)
+    text = text_tokenizer(config.text.vocab_size)
     text.save(folder / "text.model")
     writer = StoreWriter(
         folder / "store",
         text_length=config.text.max_length,
         grid=images.grid,
-        num_pieces=text.num_pieces,
-        num_codes=images.model.num_codes,
+        text_vocab_size=text.vocab_size,
+        codebook_size=images.model.codebook_size,
         text_tokenizer=text.identity,
         image_tokenizer=images.identity,
         splits=ROWS,
     )
     generator = torch.Generator().manual_seed(0)
     for split, rows in ROWS.items():
-        pieces = torch.randint(3, text.num_pieces, (rows, config.text.max_length), generator=generator)
-        codes = torch.randint(images.model.num_codes, (rows, *images.grid), generator=generator)
+        pieces = torch.randint(3, text.vocab_size, (rows, config.text.max_length), generator=generator)
+        codes = torch.randint(images.model.codebook_size, (rows, *images.grid), generator=generator)
         writer.append(split, pieces.tolist(), codes, [f"{split} {row}" for row in range(rows)], rows)
     writer.finish()
 
@@ -82,7 +82,7 @@ def make_model(outputs: Path, overrides: Sequence[str]) -> None:
     tokens = outputs / "tokenize" / "latest"
     text = TextTokenizer.load(tokens / "text.model")
     images = _image_tokenizer(config)
-    vocabulary = Vocabulary(images.model.num_codes, text.num_pieces)
+    vocabulary = Vocabulary(images.model.codebook_size, text.vocab_size)
     settings, template = transformer_settings(config, vocabulary), layout_settings(config, config.template)
     build_template(template, vocabulary)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # billions of random numbers take a minute
@@ -98,19 +98,19 @@ def make_model(outputs: Path, overrides: Sequence[str]) -> None:
     )
 
 
-def text_tokenizer(num_pieces: int) -> TextTokenizer:
+def text_tokenizer(vocab_size: int) -> TextTokenizer:
     """A tokenizer of exactly so many pieces: a learned one, and Chinese words that nobody has said."""
-    learned = TextTokenizer.train(_SEED_TEXT, num_pieces=num_pieces)
+    learned = TextTokenizer.train(_SEED_TEXT, vocab_size=vocab_size)
     found = ModelProto.FromString(learned.serialized)
     known = {piece.piece for piece in found.pieces}
     number, lowest = 0, min(piece.score for piece in found.pieces)
-    while len(found.pieces) < num_pieces:
+    while len(found.pieces) < vocab_size:
         first, second = divmod(number, _CHARACTERS)
         word = chr(_FIRST_CHARACTER + first) + chr(_FIRST_CHARACTER + second)
         number += 1
         if word not in known:
             found.pieces.add(piece=word, score=lowest - number)
-    found.trainer_spec.vocab_size = num_pieces
+    found.trainer_spec.vocab_size = vocab_size
     return TextTokenizer(found.SerializeToString())
 
 

@@ -18,7 +18,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IMAGE_CODES, TEXT_PIECES = 8192, 50_000
 PROMPT, TOP_K = 64, 200
 TEXT = list(range(PROMPT - 3))
-"""Piece ids of a text that makes a text-to-image prompt of 64 tokens."""
+"""Text token ids of a text that makes a text-to-image prompt of 64 tokens."""
 
 
 def text_to_image(shape: str, grid: int, *, norm_scope: str = "token") -> tuple[Transformer, Template]:
@@ -28,7 +28,7 @@ def text_to_image(shape: str, grid: int, *, norm_scope: str = "token") -> tuple[
 
 
 def super_resolution(shape: str, grid: int, *, norm_scope: str = "token") -> tuple[Transformer, Template]:
-    """A model that doubles pictures of `grid` x `grid` codes in windows, and its layout; fp32, on `DEVICE`."""
+    """A model that doubles images of `grid` x `grid` codes in windows, and its layout; fp32, on `DEVICE`."""
     half = grid // 2
     layout = (
         f"[ROI1] {{text}} [BASE] [BOI1] {{small:{half}x{half}}} [EOI1] "
@@ -38,12 +38,12 @@ def super_resolution(shape: str, grid: int, *, norm_scope: str = "token") -> tup
 
 
 def captioner(shape: str, grid: int) -> tuple[Transformer, Template]:
-    """A model that writes text about pictures of `grid` x `grid` codes, and its layout; fp32, on `DEVICE`."""
+    """A model that writes text about images of `grid` x `grid` codes, and its layout; fp32, on `DEVICE`."""
     layout = f"[BASE] [BOI1] {{image:{grid}x{grid}}} [EOI1] [ROI1] {{text}} [SEP]"
     return _model(shape, _template(layout, "text"), "token")
 
 
-def vocabulary_size() -> int:
+def vocab_size() -> int:
     """Ids of the released vocabulary: 58,240."""
     return Vocabulary(IMAGE_CODES, TEXT_PIECES).size
 
@@ -63,7 +63,7 @@ def _model(shape: str, template: Template, norm_scope: str) -> tuple[Transformer
     layers, width, heads = SHAPES[shape]
     with DEVICE:  # billions of random numbers take a minute elsewhere
         model = Transformer(
-            vocabulary_size=template.vocabulary.size,
+            vocab_size=template.vocabulary.size,
             num_layers=layers,
             width=width,
             num_heads=heads,

@@ -69,7 +69,7 @@ def train(
     torch.manual_seed(0)
     with device:
         model = Transformer(
-            vocabulary_size=vocabulary,
+            vocab_size=vocabulary,
             num_layers=layers,
             width=width,
             num_heads=heads,

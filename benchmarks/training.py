@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks import gemm, memory, references
 from benchmarks.contest import Work, contest
 from benchmarks.report import Result, Row, result
-from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, text_to_image, vocabulary_size
+from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, text_to_image, vocab_size
 from cogview_pl.transformer.loss import sequence_loss
 
 CASES = (("S1", "fp32"), ("S1", "bf16"), ("S2", "fp32"), ("S2", "bf16"))
@@ -30,7 +30,7 @@ def rows() -> list[Row]:
 def measure(shape: str, dtype: str, rounds: int = 3) -> Result:
     """Milliseconds per step; the floor is that of the loss over the whole vocabulary."""
     layers, width, _ = SHAPES[shape]
-    linears = gemm.linears_of_step(layers, width, vocabulary_size(), BATCH * TOKENS)
+    linears = gemm.linears_of_step(layers, width, vocab_size(), BATCH * TOKENS)
     contenders = {
         "ours": our_step(shape, dtype, "vocabulary"),
         "ours, loss over the slot": our_step(shape, dtype, "slot"),
@@ -48,7 +48,7 @@ def measure(shape: str, dtype: str, rounds: int = 3) -> Result:
 def parameters(shape: str) -> int:
     """Of the blocks' matrices and the table of embeddings, near enough to find a model of like size."""
     layers, width, _ = SHAPES[shape]
-    return 12 * layers * width**2 + vocabulary_size() * width
+    return 12 * layers * width**2 + vocab_size() * width
 
 
 def measure_memory(shape: str, dtype: str) -> Result:
@@ -96,7 +96,7 @@ def our_step(
 
 def hugging_face_step(shape: str, dtype: str) -> Work:
     """A step of GPT-2 over as many tokens."""
-    model = references.hugging_face(shape, vocabulary_size()).train()
+    model = references.hugging_face(shape, vocab_size()).train()
     tokens_BL = torch.randint(0, IMAGE_CODES, (BATCH, TOKENS), device=DEVICE)
     return step(model, lambda: model(tokens_BL, labels=tokens_BL).loss, dtype)
 

@@ -34,7 +34,7 @@ from cogview_pl.config.limits import check_limits
 from cogview_pl.config.schema import Config, register_schemas
 from cogview_pl.durable.write import disk_full, is_disk_full
 from cogview_pl.errors import UserError
-from cogview_pl.runs.ranks import THESE, forget_stale_variables
+from cogview_pl.runs.ranks import RANKS, forget_stale_variables
 
 if TYPE_CHECKING:
     from cogview_pl.runs.run_folder import RunFolder
@@ -93,7 +93,7 @@ def run_or_give_up(composed: DictConfig, overrides: list[str], job: int | None =
             raise
         _give_up(_of_the_machine(error))
     except SystemExit as stop:
-        if THESE.first and (advice := getattr(stop, "advice", "")):
+        if RANKS.first and (advice := getattr(stop, "advice", "")):
             name = stop.signal.name  # type: ignore[attr-defined]
             print(f"\ncogview_pl: stopped by {name}; {advice}", file=sys.stderr)  # behind a progress bar
         raise
@@ -109,9 +109,9 @@ def _run(composed: DictConfig, overrides: list[str], job: int | None = None) -> 
         raise UserError(f"{missing[0]} has no value; set it on the command line: {missing[0]}=…")
     check_limits(composed)
     if composed.plan.only:
-        return Path(), _verb("plan").run(OmegaConf.to_object(composed), _run_stage) if THESE.first else {}
+        return Path(), _verb("plan").run(OmegaConf.to_object(composed), _run_stage) if RANKS.first else {}
 
-    from cogview_pl.errors.signals import STOP, Stopped
+    from cogview_pl.errors.signals import SIGNALS, Stopped
     from cogview_pl.runs.run_folder import can_go_on, open_run
 
     if composed.threads is not None:
@@ -123,7 +123,7 @@ def _run(composed: DictConfig, overrides: list[str], job: int | None = None) -> 
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     try:
-        with STOP:
+        with SIGNALS:
             folder.describe(composed)
             metrics = dict(_carry_out(config, folder, overrides))
             folder.finish(metrics)
@@ -149,15 +149,15 @@ def _carry_out(config: Config, folder: RunFolder, overrides: list[str]) -> Mappi
     if config.verb in _PARALLEL:
         verb.check(config)
     if config.verb in _MUST_FIT:
-        with THESE.first_goes_ahead() as first:
+        with RANKS.first_goes_ahead() as first:
             if first:
                 _verb("plan").require_fit(config)
     if config.verb == Verb.chain:
         return verb.run(config, folder, _run_stage)  # type: ignore[no-any-return]
     if config.verb in _PARALLEL or _paints_together(config):
-        with THESE.launching([*overrides, f"run_dir={quoted(str(folder.path))}"]):
+        with RANKS.launching([*overrides, f"run_dir={quoted(str(folder.path))}"]):
             return verb.run(config, folder)  # type: ignore[no-any-return]
-    with THESE.first_goes_ahead() as first:
+    with RANKS.first_goes_ahead() as first:
         return verb.run(config, folder) if first else {}
 
 
@@ -252,7 +252,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _give_up(message: str) -> NoReturn:
-    if THESE.first:  # the others found the same
+    if RANKS.first:  # the others found the same
         print(f"cogview_pl: {' '.join(message.split())}", file=sys.stderr)
     sys.unraisablehook = lambda unraisable: None  # finalisers of what never came up have nothing to add
     sys.exit(2)

@@ -19,7 +19,7 @@ TINY = cuda.Sizes(
     shapes=("tiny",),
     dtypes=("fp16", "bf16"),
     grid=4,
-    pictures=2,
+    images=2,
     sequences=((2, 2, 2),),
     encoded=2,
     candidates=3,
@@ -80,7 +80,7 @@ def test_a_row_becomes_one_line_of_json(tmp_path: Path) -> None:
 
 def test_floor_counts_every_matrix_three_times() -> None:
     layers, width, vocabulary, tokens = 2, 24, 100, 10
-    model = Transformer(vocabulary_size=vocabulary, num_layers=layers, width=width, num_heads=2, num_positions=tokens)
+    model = Transformer(vocab_size=vocabulary, num_layers=layers, width=width, num_heads=2, num_positions=tokens)
     matrices = [*model.parameter_groups().matrices, model.token_embedding.weight]
     wanted = sum(6 * tokens * matrix.numel() for matrix in matrices)
     assert gemm.training_flops(gemm.linears_of_step(layers, width, vocabulary, tokens)) == wanted
@@ -120,7 +120,7 @@ def test_memory_counts_what_work_allocates(monkeypatch: pytest.MonkeyPatch) -> N
     assert found / 1e6 == pytest.approx(40 * memory.CALLS, abs=5)
 
 
-def test_the_originals_scheme_draws_codes_of_the_whole_picture(tiny: None) -> None:
+def test_the_originals_scheme_draws_codes_of_the_whole_image(tiny: None) -> None:
     codes = original_decode("tiny", "fp32", 2, 4)()
     assert isinstance(codes, torch.Tensor)
     assert codes.shape == (2, 16)
@@ -153,7 +153,7 @@ def test_without_a_gpu_the_whole_of_it_is_refused(capsys: pytest.CaptureFixture[
 
 def test_random_tokenizers_have_as_many_pieces_as_are_wanted() -> None:
     tokenizer = random_runs.text_tokenizer(30_000)
-    assert tokenizer.num_pieces == 30_000
+    assert tokenizer.vocab_size == 30_000
     assert tokenizer.encode("红色的圆形")
 
 

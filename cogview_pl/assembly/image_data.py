@@ -1,4 +1,4 @@
-"""Opens the captioned pictures that `data=…` describes."""
+"""Opens the captioned images that `data=…` describes."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from cogview_pl.data.bad_samples import require_readable
 from cogview_pl.data.folder import FolderDataset
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.webdataset import ShardDataset
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.toy_world.dataset import ToyDataset
 
 
 class CaptionedImages(Protocol):
-    """A map-style data set of pictures with captions."""
+    """A map-style data set of images with captions."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> ImageSample | Skipped: ...
 
     def text(self, index: int) -> str:
-        """The caption alone, without decoding the picture."""
+        """The caption alone, without decoding the image."""
         ...
 
     def fingerprint(self) -> str:
-        """A hash that changes with the samples, without reading the pictures."""
+        """A hash that changes with the samples, without reading the images."""
         ...
 
 
@@ -44,7 +44,7 @@ def validation_samples(data: DataConfig, count: int) -> tuple[list[ImageSample],
     source = open_images(data, "val")
     samples = []
     for index in range(min(count, len(source))):
-        STOP.look()
+        SIGNALS.check()
         samples.append(source[index])
     good = [sample for sample in samples if isinstance(sample, ImageSample)]
     return good, [sample for sample in samples if isinstance(sample, Skipped)]
@@ -56,7 +56,7 @@ def image_inputs(splits: Mapping[str, CaptionedImages]) -> dict[str, str]:
 
 
 def at_twice_the_size(data: DataConfig) -> DataConfig:
-    """The same source, its pictures with twice the edge; smaller ones have nothing to teach and are skipped."""
+    """The same source, its images with twice the edge; smaller ones have nothing to teach and are skipped."""
     size = 2 * data.image_size
     if isinstance(data, FolderDataConfig | WebDatasetConfig):
         return replace(data, image_size=size, min_size=max(size, data.min_size))

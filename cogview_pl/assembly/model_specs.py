@@ -25,19 +25,19 @@ from cogview_pl.errors import UserError
 from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 
-_TRAINING_KEYS = ("path", "image_size", "grid", "reconstruction", "reconstruction_weight", "continuous_steps")
+_TRAINING_KEYS = ("path", "image_size", "grid", "reconstruction", "reconstruction_weight", "quantize_after_steps")
 
 
 @dataclass(frozen=True)
 class ImageSizes:
-    """An image tokenizer: constructor arguments, and the edge of its pictures."""
+    """An image tokenizer: constructor arguments, and the edge of its images."""
 
     settings: dict[str, Any]
     edge: int
 
     @property
     def grid(self) -> tuple[int, int]:
-        """`(y, x)` codes of a picture."""
+        """`(y, x)` codes of a image."""
         codes = self.edge // self.settings["downsampling"]
         return codes, codes
 
@@ -69,7 +69,7 @@ def transformer_settings(config: Config, vocabulary: Vocabulary) -> dict[str, An
     width, heads = config.model.width, config.model.num_heads
     if width % heads:
         raise UserError(f"model.width={width} is not a multiple of model.num_heads={heads}; change one of them")
-    return {"vocabulary_size": vocabulary.size, **plain(asdict(config.model))}
+    return {"vocab_size": vocabulary.size, **plain(asdict(config.model))}
 
 
 def predicted_ids(config: Config, template: Template) -> list[range] | None:
@@ -112,7 +112,7 @@ def written_sizes(config: Config, task: str, key: str, given: str | None, layout
     left = None if path is None else _left_model(config, path, key)
     if left is None:
         images = images_of_run(config)
-        vocabulary = Vocabulary(images.settings["num_codes"], config.text.num_pieces)
+        vocabulary = Vocabulary(images.settings["codebook_size"], config.text.vocab_size)
         template = build_template(layout_settings(config, layout), vocabulary)
         return SequenceSizes(transformer_settings(config, vocabulary), template, images)
     with unfit_named(left.folder / CONFIG):
@@ -128,27 +128,29 @@ def _of_tokens(config: Config) -> tuple[ImageSizes, Vocabulary]:
         if path is not None and path.is_dir() and (path / "text.model").exists():
             header = Header.load(path / "store")
             images = _left_images(config, path / "image_tokenizer", "data.store")
-            return images, Vocabulary(header.num_codes, _num_pieces(path / "text.model"))
+            return images, Vocabulary(header.codebook_size, _text_vocab_size(path / "text.model"))
     start = _existing(config.outputs, config.starts_from, config.init_from) if starts_from_weights(config) else None
     left = None if start is None else _left_model(config, start, "init_from")
     if left is not None:
         images = _left_images(config, left.folder, "init_from", "image_tokenizer")
         return images, Vocabulary(**left.settings["vocabulary"])
     images = images_of_run(config)
-    pieces = config.text.num_pieces
+    text_tokens = config.text.vocab_size
     if config.text.model is not None:
-        pieces = _num_pieces(Path(config.text.model))
-    return images, Vocabulary(images.settings["num_codes"], pieces)
+        text_tokens = _text_vocab_size(Path(config.text.model))
+    return images, Vocabulary(images.settings["codebook_size"], text_tokens)
 
 
-def _num_pieces(file: Path) -> int:
+def _text_vocab_size(file: Path) -> int:
     """Of a SentencePiece model, which takes a moment to read; read again when the file has changed."""
-    return _read_num_pieces(file, file.stat().st_mtime_ns) if file.is_file() else TextTokenizer.load(file).num_pieces
+    return (
+        _read_text_vocab_size(file, file.stat().st_mtime_ns) if file.is_file() else TextTokenizer.load(file).vocab_size
+    )
 
 
 @cache
-def _read_num_pieces(file: Path, changed: int) -> int:
-    return TextTokenizer.load(file).num_pieces
+def _read_text_vocab_size(file: Path, changed: int) -> int:
+    return TextTokenizer.load(file).vocab_size
 
 
 def _existing(outputs: str, task: str | None, given: str | None) -> Path | None:

@@ -124,19 +124,19 @@ def open_sequence_model(config: Config, path: str | Path, key: str, template: Te
     text = TextTokenizer.load(_given(config.text.model, "text.model", "cog-pretrain.model", path, key))
     tokenizer_path = _given(config.image_tokenizer.path, "image_tokenizer.path", "the tokenizer's .pt file", path, key)
     image_tokenizer = open_image_tokenizer(config, tokenizer_path, "image_tokenizer.path")
-    vocabulary = Vocabulary(image_tokenizer.model.num_codes, text.num_pieces)
+    vocabulary = Vocabulary(image_tokenizer.model.codebook_size, text.vocab_size)
     options = config.model
     model = load_transformer(
         path, num_heads=options.num_heads, norm_scope=options.norm_scope.value, key=key, verify=config.verify
     )
     settings = {
-        "vocabulary_size": model.token_embedding.num_embeddings,
+        "vocab_size": model.token_embedding.num_embeddings,
         "num_layers": len(model.blocks),
         "width": model.token_embedding.embedding_dim,
         "num_positions": model.num_positions,
     }
     configured = {name: getattr(value, "value", value) for name, value in vars(options).items()}
-    _require_sizes(settings, {**configured, "vocabulary_size": vocabulary.size}, path, key)
+    _require_sizes(settings, {**configured, "vocab_size": vocabulary.size}, path, key)
     layout = layout_settings(config, template)
     if template.target == "text":  # released captioners never saw an end token; scoring one would be noise
         layout["layout"] = template.layout.removesuffix(config.compat.end_of_text).strip()
@@ -150,7 +150,7 @@ def open_sequence_model(config: Config, path: str | Path, key: str, template: Te
         settings={
             "transformer": {**configured, **settings},
             "template": layout,
-            "vocabulary": {"num_codes": vocabulary.num_codes, "num_pieces": vocabulary.num_pieces},
+            "vocabulary": {"codebook_size": vocabulary.codebook_size, "text_vocab_size": vocabulary.text_vocab_size},
         },
     )
 
@@ -165,7 +165,7 @@ def _require_sizes(found: dict[str, int], wanted: dict[str, Any], path: str | Pa
     for name, value in found.items():
         if value == wanted[name]:
             continue
-        if name == "vocabulary_size":
+        if name == "vocab_size":
             raise UserError(
                 f"{key}={path} has a vocabulary of {value} rows, text.model and image_tokenizer.path together make "
                 f"{wanted[name]}; give the tokenizers that the weights were trained with"

@@ -25,15 +25,15 @@ from cogview_pl.runs.run_folder import predecessor
 
 @dataclass(frozen=True)
 class Painting:
-    """A finished picture."""
+    """A finished image."""
 
     prompt: str
     seed: int
-    picture: Image.Image
+    image: Image.Image
     caption_loss: float | None
     """Nats per text token, the lower the better; None without a captioner."""
     of: int
-    """Pictures kept per prompt."""
+    """Images kept per prompt."""
 
 
 @dataclass(frozen=True)
@@ -47,34 +47,36 @@ class Studio:
     batch_size: int
 
     def paint(
-        self, prompts: Sequence[str], *, num_images: int, keep: int | None, seed: int
+        self, prompts: Sequence[str], *, num_images_per_prompt: int, keep: int | None, seed: int
     ) -> Iterator[tuple[int, Painting]]:
-        """Numbered pictures, those of one prompt after those of another, the best first where they are ranked.
+        """Numbered images, those of one prompt after those of another, the best first where they are ranked.
 
-        The k-th picture painted of a prompt is drawn with `seed + k`.
+        The k-th image painted of a prompt is drawn with `seed + k`.
         """
-        kept = min(keep or num_images, num_images)
+        kept = min(keep or num_images_per_prompt, num_images_per_prompt)
         codes = torch.cat(
             list(
-                self.painter.batches(prompts, num_images, seed=seed, sampling=self.sampling, batch_size=self.batch_size)
+                self.painter.batches(
+                    prompts, num_images_per_prompt, seed=seed, sampling=self.sampling, batch_size=self.batch_size
+                )
             )
         )
-        texts = [prompt for prompt in prompts for _ in range(num_images)]
+        texts = [prompt for prompt in prompts for _ in range(num_images_per_prompt)]
         losses = self.captioner.losses(texts, codes, self.batch_size) if self.captioner else None
         chosen = [
             number
-            for first in range(0, len(texts), num_images)
-            for number in _best(range(first, first + num_images), losses)[:kept]
+            for first in range(0, len(texts), num_images_per_prompt)
+            for number in _best(range(first, first + num_images_per_prompt), losses)[:kept]
         ]
-        seeds = [seed + number % num_images for number in chosen]
+        seeds = [seed + number % num_images_per_prompt for number in chosen]
         texts = [texts[number] for number in chosen]
-        for place, image in enumerate(self._pictures(texts, codes[chosen], seeds)):
+        for place, image in enumerate(self._images(texts, codes[chosen], seeds)):
             loss = losses[chosen[place]] if losses else None
             yield place, Painting(texts[place], seeds[place], image, loss, kept)
 
-    def _pictures(self, texts: Sequence[str], codes: Tensor, seeds: Sequence[int]) -> Iterator[Image.Image]:
+    def _images(self, texts: Sequence[str], codes: Tensor, seeds: Sequence[int]) -> Iterator[Image.Image]:
         if self.upscaler is not None:
-            plain = self.sampling.plain()  # the upscaler follows the picture
+            plain = self.sampling.plain()  # the upscaler follows the image
             codes = self.upscaler.double(texts, codes, seeds=seeds, sampling=plain, batch_size=self.batch_size)
         for start in range(0, len(codes), self.batch_size):
             yield from map(to_pil_image, self.painter.decode(codes[start : start + self.batch_size]))
@@ -96,7 +98,7 @@ def open_studio(config: Config, loaded: SequenceModel) -> Studio:
     """
     device, dtype = inference_device(config)
     if config.keep is not None and config.rerank_with is None:
-        raise UserError(f"keep={config.keep} keeps the best pictures, and nothing ranks them; set rerank_with")
+        raise UserError(f"keep={config.keep} keeps the best images, and nothing ranks them; set rerank_with")
     drawing = sampling(config)
     check_sampling(loaded.model, drawing)
     spread = inference_spread(config)

@@ -11,7 +11,7 @@ import torch
 from cogview_pl.config.choices import StrategyKind, Verb
 from cogview_pl.config.schema import Config, instantiate
 from cogview_pl.errors import UserError
-from cogview_pl.runs.ranks import THESE
+from cogview_pl.runs.ranks import RANKS
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.transformer.parallel import gather_weights, tensor_parallel
 
@@ -147,9 +147,9 @@ def without_fused_kernel(config: Config) -> dict[str, Any]:
 def _check_started(config: Config) -> None:
     """Whether torchrun or SLURM, where it started the run, started a process for each device."""
     devices, nodes, kind = config.trainer["devices"], config.trainer["num_nodes"], config.strategy.kind.value
-    if THESE.size > 1 and (config.strategy.kind == StrategyKind.single or num_devices(config) != THESE.size):
+    if RANKS.size > 1 and (config.strategy.kind == StrategyKind.single or num_devices(config) != RANKS.size):
         raise UserError(
-            f"{THESE.size} processes were started for strategy={kind}, trainer.devices={devices} and "
+            f"{RANKS.size} processes were started for strategy={kind}, trainer.devices={devices} and "
             f"trainer.num_nodes={nodes}; set strategy=ddp or fsdp, and as many devices as processes"
         )
 

@@ -21,7 +21,7 @@ from cogview_pl.runs.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.tokenize import IMAGE_TOKENIZER_FOLDER, STORE, TEXT_MODEL, tokenise
 from cogview_pl.vocab import CodeSlot, Sequence, Template, TextSlot, TextTokenizer
 
-_MIX_STORE = "sequences.mix_store"
+_MIX_STORE = "sequences.replay_store"
 _TOKENS = "tokens"  # folder of a store that a training run makes for itself
 
 
@@ -44,7 +44,7 @@ def open_tokens(config: Config, folder: RunFolder, start: SequenceModel | None) 
         UserError: there is none, or its tokenizers are others than those that the configuration names.
     """
     metrics: dict[str, float] = {}
-    if config.data.store is None and config.sequences.source == TokenSource.pictures:
+    if config.data.store is None and config.sequences.source == TokenSource.images:
         path = folder / _TOKENS
         with folder.processes.first_goes_ahead() as first:
             if first:
@@ -76,8 +76,8 @@ def _open_file(config: Config, file: Path) -> Tokens:
     store = ReleasedFile.open(
         file,
         grid=image_tokenizer.grid,
-        num_pieces=text.num_pieces,
-        num_codes=image_tokenizer.model.num_codes,
+        text_vocab_size=text.vocab_size,
+        codebook_size=image_tokenizer.model.codebook_size,
         val_fraction=config.data.val_fraction,
     )
     inputs = {"data.store": store.fingerprint()}
@@ -89,8 +89,8 @@ def training_sequences(config: Config, tokens: Tokens, template: Template) -> Da
     rows = tokens.store.split("train")
     found = _laid_out(rows, template, training=True)
     options = config.sequences
-    if options.mix_share:
-        found = mixed(found, _laid_out(_other_rows(config, tokens), template, training=True), options.mix_share)
+    if options.replay_share:
+        found = mixed(found, _laid_out(_other_rows(config, tokens), template, training=True), options.replay_share)
     if options.conditioning_dropout:
         if not any(isinstance(slot, TextSlot) and slot != template.target for slot in template.slots):
             raise UserError(
@@ -117,11 +117,11 @@ def mixed_in(config: Config) -> dict[str, str]:
     Raises:
         UserError: there is none, and one is wanted.
     """
-    return {_MIX_STORE: _other_store(config).fingerprint()} if config.sequences.mix_share else {}
+    return {_MIX_STORE: _other_store(config).fingerprint()} if config.sequences.replay_share else {}
 
 
 def _other_store(config: Config) -> TokenStore:
-    path = predecessor(config.outputs, "tokenize", _MIX_STORE, config.sequences.mix_store)
+    path = predecessor(config.outputs, "tokenize", _MIX_STORE, config.sequences.replay_store)
     return TokenStore.open(path / STORE)
 
 

@@ -18,7 +18,7 @@ from cogview_pl.assembly.strategy import check_heads, lightning_strategy, withou
 from cogview_pl.config.schema import Config, instantiate
 from cogview_pl.durable.write import disk_full_named
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP, Stopped
+from cogview_pl.errors.signals import SIGNALS, Stopped
 from cogview_pl.lit.callbacks import StopAtStepEnd
 from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
 from cogview_pl.lit.data_module import DataModule
@@ -28,7 +28,7 @@ from cogview_pl.runs.resume import checkpoint_of, remember_in_checkpoints, requi
 from cogview_pl.runs.run_folder import RunFolder
 
 _LOG = "tensorboard"
-_SEQUENCES = ("mix_share", "conditioning_dropout", "target_noise")
+_SEQUENCES = ("replay_share", "conditioning_dropout", "token_noise")
 _HIDES = "Please call `iter(combined_loader)` first"
 """What Lightning's clean-up raises in place of an error that came up while a loader was started."""
 
@@ -92,7 +92,7 @@ def train(
         if first:
             folder.require_same(_settings(config), inputs, config.verify)
             folder.begin()
-    STOP.look()
+    SIGNALS.check()
     with disk_full_named(folder / _LOG):  # all other files are named where they are written
         _fit(trainer, module, data, checkpoint)
         found = trainer.callback_metrics
@@ -110,11 +110,13 @@ def _fit(trainer: Trainer, module: LightningModule, data: DataModule, checkpoint
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SIGTERMException:  # would exit with 0, as if the run were done
-        raise Stopped(STOP.received or signal.SIGTERM) from None
+        raise Stopped(SIGNALS.received or signal.SIGTERM) from None
     except Exception as error:
         if _HIDES in str(error) and error.__context__ is not None:
             raise error.__context__ from None
-        if checkpoint is None or STOP.deferred or isinstance(error, (UserError, OSError)):  # deferred: steps had begun
+        if (
+            checkpoint is None or SIGNALS.deferred or isinstance(error, (UserError, OSError))
+        ):  # deferred: steps had begun
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
@@ -136,7 +138,9 @@ def _settings(config: Config) -> dict[str, Any]:
 
 def _trainer(config: Config, folder: RunFolder) -> Trainer:
     callbacks = [instantiate(node, f"callbacks.{name}") for name, node in config.callbacks.items()]
-    callbacks.insert(0, StopAtStepEnd(lambda: STOP.asked, STOP.listen, _defer_signals))  # the others log with its step
+    callbacks.insert(
+        0, StopAtStepEnd(lambda: SIGNALS.asked, SIGNALS.listen, _defer_signals)
+    )  # the others log with its step
     if not config.logger:  # learning rates are for nobody to see, and their callback would refuse to run
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     loggers = [instantiate(node, f"logger.{name}") for name, node in config.logger.items()]
@@ -167,4 +171,4 @@ def _validation_interval(config: Config) -> int:
 
 
 def _defer_signals(deferred: bool) -> None:
-    STOP.deferred = deferred
+    SIGNALS.deferred = deferred

@@ -58,14 +58,14 @@ class ImageTokenizer:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """`(y, x)` codes of a picture of `image_size`."""
+        """`(y, x)` codes of a image of `image_size`."""
         edge = self.settings["image_size"] // self.model.downsampling
         return edge, edge
 
 
 @dataclass(frozen=True)
 class SequenceModel:
-    """A trained stage 2 with everything needed to turn prompts into pictures."""
+    """A trained stage 2 with everything needed to turn prompts into images."""
 
     model: Transformer
     template: Template
@@ -92,7 +92,7 @@ def build_vqvae(settings: Settings) -> VQVAE:
     """VQVAE from its constructor arguments; `quantizer` is a mapping `{kind: …, …}`."""
     arguments = dict(settings)
     options = dict(arguments.pop("quantizer"))
-    sizes = {"num_codes": arguments["num_codes"], "code_dim": arguments["code_dim"]}
+    sizes = {"codebook_size": arguments["codebook_size"], "codebook_dim": arguments["codebook_dim"]}
     kind = options.pop("kind")
     quantizer = make_quantizer(kind, **sizes, **options)
     require_types(type(quantizer), {**sizes, **options})
@@ -181,7 +181,7 @@ def save_sequence_model(
     settings = {
         "transformer": dict(transformer),
         "template": dict(template),
-        "vocabulary": {"num_codes": vocabulary.num_codes, "num_pieces": vocabulary.num_pieces},
+        "vocabulary": {"codebook_size": vocabulary.codebook_size, "text_vocab_size": vocabulary.text_vocab_size},
     }
     folder.mkdir(parents=True, exist_ok=True)
     text.save(folder / _TEXT)
@@ -202,15 +202,15 @@ def load_sequence_model(path: str | Path, key: str = "init_from", *, verify: boo
     with unfit_named(folder / CONFIG):
         vocabulary = Vocabulary(**require_types(Vocabulary, config["vocabulary"]))
         template = build_template(config["template"], vocabulary)
-    if vocabulary.num_codes != image_tokenizer.model.num_codes:
+    if vocabulary.codebook_size != image_tokenizer.model.codebook_size:
         raise UserError(
-            f"{key}={path}: the sequence model knows {vocabulary.num_codes} image codes, its image tokenizer has "
-            f"{image_tokenizer.model.num_codes}; the folder was put together from different runs"
+            f"{key}={path}: the sequence model knows {vocabulary.codebook_size} image codes, its image tokenizer has "
+            f"{image_tokenizer.model.codebook_size}; the folder was put together from different runs"
         )
-    if text.num_pieces != vocabulary.num_pieces:
+    if text.vocab_size != vocabulary.text_vocab_size:
         raise UserError(
-            f"{key}={path}: the sequence model knows {vocabulary.num_pieces} text pieces, its text.model has "
-            f"{text.num_pieces}; the folder was put together from different runs"
+            f"{key}={path}: the sequence model knows {vocabulary.text_vocab_size} text tokens, its text.model has "
+            f"{text.vocab_size}; the folder was put together from different runs"
         )
     for needed, has, what in (
         (vocabulary.size, model.token_embedding.num_embeddings, "tokens"),

@@ -81,7 +81,7 @@ def is_vqvae_file(file: str | Path, key: str, *, verify: bool = True) -> bool:
 def load_vqvae(path: str | Path, key: str = "image_tokenizer.path", *, verify: bool = True) -> VQVAE:
     """The image tokenizer in a released `.pt` file, in evaluation mode, float32.
 
-    Width, code dimension and number of codes follow from the shapes. `encode` and `decode` take and give pictures on
+    Width, code dimension and number of codes follow from the shapes. `encode` and `decode` take and give images on
     the scale 0 … 1; the released normalisation is inside.
 
     Args:
@@ -96,8 +96,8 @@ def load_vqvae(path: str | Path, key: str = "image_tokenizer.path", *, verify: b
     state = names.ours(tensors_of(read_pt(Path(path), key, verify=verify), path, key))
     names.require_names(state, {name for ours in _VQVAE for name in _with_kinds(ours)})
     (width,) = names.sizes(state, "encoder.0.bias", 1)
-    code_dim, num_codes = names.sizes(state, "quantizer.codebook", 2)
-    settings = released_settings(width, code_dim, num_codes)
+    codebook_dim, codebook_size = names.sizes(state, "quantizer.codebook", 2)
+    settings = released_settings(width, codebook_dim, codebook_size)
     names.require_shapes(state, lambda: build_vqvae(settings))
     if verify:
         names.require_finite(state)
@@ -109,15 +109,17 @@ def load_vqvae(path: str | Path, key: str = "image_tokenizer.path", *, verify: b
 
 def vqvae_settings(model: VQVAE) -> dict[str, Any]:
     """Constructor arguments of a tokenizer that `load_vqvae` returned, as model folders keep them."""
-    return released_settings(len(model.state_dict()["encoder.0.bias"]), model.quantizer.code_dim, model.num_codes)
+    return released_settings(
+        len(model.state_dict()["encoder.0.bias"]), model.quantizer.codebook_dim, model.codebook_size
+    )
 
 
-def released_settings(width: int, code_dim: int, num_codes: int) -> dict[str, Any]:
+def released_settings(width: int, codebook_dim: int, codebook_size: int) -> dict[str, Any]:
     """Constructor arguments of a tokenizer of the released architecture; the released one is (512, 256, 8192)."""
     return {
         "width": width,
-        "code_dim": code_dim,
-        "num_codes": num_codes,
+        "codebook_dim": codebook_dim,
+        "codebook_size": codebook_size,
         "downsampling": 8,
         "residual_blocks": 0,
         "mean": list(MEAN),
@@ -187,13 +189,13 @@ def load_transformer(
     state = names.ours(merge_ranks(ranks, path, key))
     layers = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     names.require_names(state, _transformer_names(max(layers, 1)))
-    vocabulary_size, width = names.sizes(state, "token_embedding.weight", 2)
+    vocab_size, width = names.sizes(state, "token_embedding.weight", 2)
     num_positions, _ = names.sizes(state, "position_embedding.weight", 2)
     heads = _heads(num_heads, layers, width, path, key)
 
     def build() -> Transformer:
         return Transformer(
-            vocabulary_size=vocabulary_size,
+            vocab_size=vocab_size,
             num_layers=layers,
             width=width,
             num_heads=heads,

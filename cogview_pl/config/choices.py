@@ -62,11 +62,11 @@ class TokenSource(Enum):
     """Where stage 2 finds its tokens when no store is named."""
 
     tokenize = "tokenize"
-    pictures = "pictures"
+    images = "images"
 
 
 class Reconstruction(Enum):
-    """Distance between a picture and its reconstruction."""
+    """Distance between a image and its reconstruction."""
 
     l1 = "l1"
     l2 = "l2"

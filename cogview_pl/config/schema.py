@@ -83,13 +83,13 @@ class ImageTokenizerConfig:
     grid: int = MISSING
     width: int = MISSING
     residual_blocks: int = MISSING
-    code_dim: int = MISSING
-    num_codes: int = MISSING
+    codebook_dim: int = MISSING
+    codebook_size: int = MISSING
     mean: list[float] = MISSING
     std: list[float] = MISSING
     reconstruction: Reconstruction = MISSING
     reconstruction_weight: float = MISSING
-    continuous_steps: int = MISSING
+    quantize_after_steps: int = MISSING
     quantizer: QuantizerConfig = MISSING
 
 
@@ -113,7 +113,7 @@ class TextConfig:
     """The text tokenizer."""
 
     model: str | None = None
-    num_pieces: int = MISSING
+    vocab_size: int = MISSING
     model_type: str = MISSING
     character_coverage: float = MISSING
     max_length: int = MISSING
@@ -177,7 +177,7 @@ class ToyDataConfig(DataConfig):
 
 @dataclass
 class FolderDataConfig(DataConfig):
-    """A folder of pictures with captions."""
+    """A folder of images with captions."""
 
     root: str | None = None
     caption_field: str | None = None
@@ -209,10 +209,10 @@ class SequencesConfig:
     """What stage 2 trains on."""
 
     source: TokenSource = MISSING
-    mix_store: str | None = None
-    mix_share: float = MISSING
+    replay_store: str | None = None
+    replay_share: float = MISSING
     conditioning_dropout: float = MISSING
-    target_noise: float = MISSING
+    token_noise: float = MISSING
 
 
 @dataclass
@@ -314,7 +314,7 @@ class Config:
     images: Any = None
     pairs: str | None = None
     num_prompts: int = MISSING
-    num_images: int = MISSING
+    num_images_per_prompt: int = MISSING
     num_captions: int = MISSING
     keep: int | None = None
     weights: Quantization | None = None

@@ -77,7 +77,7 @@ class SkipLog:
             self._write(new.values())
         if self._first and self._seen >= self.minimum and self._skipped > self.max_share * self._seen:
             raise UserError(
-                f"{self._skipped} of {self._seen} pictures could not be read (first: {self._first.key}: "
+                f"{self._skipped} of {self._seen} images could not be read (first: {self._first.key}: "
                 f"{self._first.reason}); see {self.path}; raise data.max_skipped_share to go on"
             )
 
@@ -128,7 +128,7 @@ class ImageBatch(NamedTuple):
 
 
 def collate_images(samples: list[ImageSample | Skipped]) -> ImageBatch:
-    """Stack the pictures of a batch and set the skipped ones aside."""
+    """Stack the images of a batch and set the skipped ones aside."""
     good = [sample for sample in samples if isinstance(sample, ImageSample)]
     none = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
     return ImageBatch(
@@ -140,7 +140,7 @@ def collate_images(samples: list[ImageSample | Skipped]) -> ImageBatch:
 
 
 class Samples(Protocol):
-    """A data set of pictures with captions."""
+    """A data set of images with captions."""
 
     def __len__(self) -> int: ...
 

@@ -1,6 +1,6 @@
-"""Captions of an image folder, and folders of pictures as a data set.
+"""Captions of an image folder, and folders of images as a data set.
 
-A folder that cannot be read at all is a `UserError`; a picture that cannot be read is skipped (`images.py`).
+A folder that cannot be read at all is a `UserError`; a image that cannot be read is skipped (`images.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from cogview_pl.data.fingerprint import Fingerprint
-from cogview_pl.data.images import CaptionedPictures, CaptionError, field_text, find_pictures, split_indices
+from cogview_pl.data.images import CaptionedImages, CaptionError, field_text, find_images, split_indices
 from cogview_pl.durable.read import (
     MAX_CAPTION,
     UnreadableError,
@@ -25,7 +25,7 @@ from cogview_pl.durable.read import (
     require_file,
 )
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 
 CAPTION_FILES = (
     "metadata.jsonl",
@@ -40,14 +40,14 @@ CAPTION_FIELDS = ("text", "caption")
 
 
 class Listed(NamedTuple):
-    """A picture of a folder: its file relative to the folder, its caption and its style, each maybe empty."""
+    """A image of a folder: its file relative to the folder, its caption and its style, each maybe empty."""
 
     file: str
     caption: str
     style: str = ""
 
 
-class FolderDataset(CaptionedPictures):
+class FolderDataset(CaptionedImages):
     """An image folder with captions, or one per style; the forms are those of `find_captions`.
 
     A sample's key is its file, relative to its folder as the captions name it, behind the style if there is one
@@ -56,15 +56,15 @@ class FolderDataset(CaptionedPictures):
     Args:
         root: the folder; None where `styles` has the folders.
         split: `train` or `val`, by a hash of the file in each folder (`split_indices`).
-        image_size: edge of the square pictures.
+        image_size: edge of the square images.
         val_fraction: share of `val`, 0 … 1.
         caption_field: field or column with the caption; None takes `text` or `caption`.
         styles: the folder of each style.
         style_field: field or column with the style, in place of `styles`.
-        style_patterns, min_size: see `CaptionedPictures`.
+        style_patterns, min_size: see `CaptionedImages`.
 
     Raises:
-        UserError: see `find_captions`, `split_indices` and `CaptionedPictures`; neither or both of `root` and
+        UserError: see `find_captions`, `split_indices` and `CaptionedImages`; neither or both of `root` and
             `styles` are given, or there are patterns but no styles.
     """
 
@@ -87,17 +87,17 @@ class FolderDataset(CaptionedPictures):
             raise UserError(f"data.style_field={style_field}: data.styles names the styles already; drop one of them")
         if style_patterns and not styles and style_field is None:
             raise UserError(
-                "data.style_patterns: the pictures have no styles; set data.styles to one folder per style, "
+                "data.style_patterns: the images have no styles; set data.styles to one folder per style, "
                 "or data.style_field to the field with the style"
             )
         self._samples: list[tuple[str, Path, Listed]] = []  # key, folder, what is listed
         for style, folder in folders.items():
             name = f"data.styles.{style}" if style else "data.root"
             listed = find_captions(folder, caption_field, style_field, name)
-            for i in split_indices([picture.file for picture in listed], split, val_fraction):
-                picture = listed[i]._replace(style=style or listed[i].style)
-                key = f"{style}/{picture.file}" if style else picture.file
-                self._samples.append((key, folder, picture))
+            for i in split_indices([image.file for image in listed], split, val_fraction):
+                image = listed[i]._replace(style=style or listed[i].style)
+                key = f"{style}/{image.file}" if style else image.file
+                self._samples.append((key, folder, image))
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -108,9 +108,9 @@ class FolderDataset(CaptionedPictures):
     def fingerprint(self) -> str:
         found = Fingerprint("folder")
         found.add(*self._settings())
-        for index, (key, _, picture) in enumerate(self._samples):
-            STOP.look()
-            found.add_file(self._picture(index), key, picture.caption, picture.style)
+        for index, (key, _, image) in enumerate(self._samples):
+            SIGNALS.check()
+            found.add_file(self._image(index), key, image.caption, image.style)
         return found.hexdigest()
 
     def _caption(self, index: int) -> str:
@@ -119,9 +119,9 @@ class FolderDataset(CaptionedPictures):
     def _style(self, index: int) -> str:
         return self._samples[index][2].style
 
-    def _picture(self, index: int) -> Path:
-        _, folder, picture = self._samples[index]
-        return folder / picture.file
+    def _image(self, index: int) -> Path:
+        _, folder, image = self._samples[index]
+        return folder / image.file
 
 
 def _folders(root: str | Path | None, styles: Mapping[str, str | Path] | None) -> dict[str, Path]:
@@ -130,8 +130,7 @@ def _folders(root: str | Path | None, styles: Mapping[str, str | Path] | None) -
         raise UserError(f"data.root={root} and data.styles are both given; drop one of them")
     if root is None and not styles:
         raise UserError(
-            "data.root has no value; set it to a folder of pictures with captions, "
-            "or data.styles to one folder per style"
+            "data.root has no value; set it to a folder of images with captions, or data.styles to one folder per style"
         )
     folders = {"": root} if root is not None else styles
     if not isinstance(folders, Mapping) or not all(isinstance(folder, (str, Path)) for folder in folders.values()):
@@ -142,17 +141,17 @@ def _folders(root: str | Path | None, styles: Mapping[str, str | Path] | None) -
 def find_captions(
     root: str | Path, caption_field: str | None = None, style_field: str | None = None, name: str = "data.root"
 ) -> list[Listed]:
-    """The pictures of a folder with their captions, and their styles where `style_field` is given.
+    """The images of a folder with their captions, and their styles where `style_field` is given.
 
     The first of these that is there: `metadata.jsonl`, `captions.jsonl`, then the same names as `.csv` and
-    `.tsv` with a header; the picture's file is in `file_name`, `image` or `path`, the caption in
+    `.tsv` with a header; the image's file is in `file_name`, `image` or `path`, the caption in
     `caption_field`, or where that is None in `text` or `caption` (a list of captions counts as its first).
-    Otherwise one `.txt` beside each picture, at any depth. All UTF-8, with or without byte-order mark.
+    Otherwise one `.txt` beside each image, at any depth. All UTF-8, with or without byte-order mark.
     `name` is the configuration key of `root`, for messages.
 
     Raises:
         UserError: the folder is missing or cannot be read, has no captions, a line is malformed, too long or lacks a
-            field, or none of the listed pictures can be read.
+            field, or none of the listed images can be read.
     """
     root = Path(os.path.expanduser(root))
     _require_folder(root, name)
@@ -174,7 +173,7 @@ def find_captions(
     except OSError as error:
         raise UserError(f"{listing} {cannot_be_read(error)}; see to it") from None
     if not found:
-        raise UserError(f"{listing} lists no pictures; give one per line, with the fields file_name and text")
+        raise UserError(f"{listing} lists no images; give one per line, with the fields file_name and text")
     _require_one(found, root, listing, name)
     return found
 
@@ -183,10 +182,10 @@ def _require_folder(root: Path, name: str) -> None:
     try:
         found = find(root)
     except UnreadableError as error:
-        raise UserError(f"{name}={root} {error}; set it to a folder of pictures with captions") from None
+        raise UserError(f"{name}={root} {error}; set it to a folder of images with captions") from None
     if found is None or kind_of(found) != "a folder":
         state = "does not exist" if found is None else "is not a folder"
-        raise UserError(f"{name}={root} {state}; set it to a folder of pictures with captions")
+        raise UserError(f"{name}={root} {state}; set it to a folder of images with captions")
 
 
 def _listing(root: Path) -> Path | None:
@@ -203,21 +202,21 @@ def _listing(root: Path) -> Path | None:
 
 
 def _require_one(listed: list[Listed], root: Path, listing: Path, name: str) -> None:
-    """Refuse a list of which no picture can be opened."""
+    """Refuse a list of which no image can be opened."""
     unreadable = ""
-    for picture in listed:
-        STOP.look()
+    for image in listed:
+        SIGNALS.check()
         try:
-            require_file(root / picture.file)
+            require_file(root / image.file)
         except UnreadableError as error:
             if not error.missing and not unreadable:
-                unreadable = f"{root / picture.file} {error}"
+                unreadable = f"{root / image.file} {error}"
         else:
             return
     if unreadable:
-        raise UserError(f"{listing}: none of the {len(listed)} listed pictures can be read; {unreadable}")
+        raise UserError(f"{listing}: none of the {len(listed)} listed images can be read; {unreadable}")
     raise UserError(
-        f"{listing}: none of the {len(listed)} listed pictures exists, the first is {root / listed[0].file}; "
+        f"{listing}: none of the {len(listed)} listed images exists, the first is {root / listed[0].file}; "
         f"give files relative to {name}"
     )
 
@@ -225,21 +224,21 @@ def _require_one(listed: list[Listed], root: Path, listing: Path, name: str) -> 
 def _captions_beside(root: Path, name: str) -> list[Listed]:
     found = []
     num_captions = 0
-    for picture in find_pictures(root):
-        STOP.look()
-        caption = _note(picture.with_suffix(".txt"))
+    for image in find_images(root):
+        SIGNALS.check()
+        caption = _note(image.with_suffix(".txt"))
         num_captions += caption is not None
-        found.append(Listed(picture.relative_to(root).as_posix(), caption or ""))
+        found.append(Listed(image.relative_to(root).as_posix(), caption or ""))
     if not num_captions:
         raise UserError(
             f"{name}={root} has no captions; add one of {', '.join(CAPTION_FILES)} with the fields "
-            "file_name and text, or one .txt beside each picture"
+            "file_name and text, or one .txt beside each image"
         )
     return found
 
 
 def _note(file: Path) -> str | None:
-    """The caption in a file beside a picture; None where there is no such file."""
+    """The caption in a file beside a image; None where there is no such file."""
     try:
         text = read_file(file, MAX_CAPTION).decode("utf-8-sig")
     except UnreadableError as error:
@@ -285,7 +284,7 @@ def _listed(record: dict[str, object], where: str, caption_field: str | None, st
     file = next((record[name] for name in FILE_FIELDS if name in record), None)
     if not isinstance(file, str) or not file:
         known = ", ".join(record) or "none"
-        raise UserError(f"{where} names no picture; use {' or '.join(FILE_FIELDS)} (fields here: {known})")
+        raise UserError(f"{where} names no image; use {' or '.join(FILE_FIELDS)} (fields here: {known})")
     caption_fields = CAPTION_FIELDS if caption_field is None else (caption_field,)
     caption = _field(record, where, caption_fields, "caption")
     return Listed(file, caption, "" if style_field is None else _field(record, where, (style_field,), "style"))

@@ -1,6 +1,6 @@
-"""Pictures and captions: decoding, the split, and what the folder and the shards have in common as data sets.
+"""Images and captions: decoding, the split, and what the folder and the shards have in common as data sets.
 
-Nothing here raises for one bad picture: a data set hands on a `Skipped` with the reason, and `skips.py`
+Nothing here raises for one bad image: a data set hands on a `Skipped` with the reason, and `skips.py`
 decides when there are too many of them.
 """
 
@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from cogview_pl.data.samples import ImageSample, Skipped, fraction_of
 from cogview_pl.data.styles import StylePatterns
-from cogview_pl.durable.read import MAX_PICTURE, UnreadableError, cannot_be_read, require_file
+from cogview_pl.durable.read import MAX_IMAGE, UnreadableError, cannot_be_read, require_file
 from cogview_pl.errors import UserError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
@@ -43,49 +43,49 @@ class SampleError(ValueError):
     """A sample cannot be used; the text is the reason, in one line."""
 
 
-class PictureError(SampleError):
-    """A picture cannot be decoded."""
+class ImageError(SampleError):
+    """A image cannot be decoded."""
 
 
 class CaptionError(SampleError):
     """A caption is missing or is not text."""
 
 
-def load_picture(file: str | Path | BinaryIO, size: int, min_size: int = 0) -> torch.Tensor:
-    """Decode a picture to uint8 `(3, size, size)`, 0 black … 255 white.
+def load_image(file: str | Path | BinaryIO, size: int, min_size: int = 0) -> torch.Tensor:
+    """Decode a image to uint8 `(3, size, size)`, 0 black … 255 white.
 
     The orientation noted by the camera (EXIF) is applied, transparency is put on white, grey, 16-bit, palette
-    and CMYK pictures become RGB; of an animation the first frame is taken. The shorter edge is resized to
+    and CMYK images become RGB; of an animation the first frame is taken. The shorter edge is resized to
     `size` (bicubic, antialiased), then the centre is cropped.
 
     Raises:
-        PictureError: the file is missing, cannot be read, is no regular file or larger than `MAX_PICTURE`, damaged, no
-            picture, has more pixels than Pillow takes for safe, or its shorter edge has less than `min_size`.
+        ImageError: the file is missing, cannot be read, is no regular file or larger than `MAX_IMAGE`, damaged, no
+            image, has more pixels than Pillow takes for safe, or its shorter edge has less than `min_size`.
     """
     try:
         if isinstance(file, (str, Path)):
-            require_file(file, MAX_PICTURE)
+            require_file(file, MAX_IMAGE)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # on odd metadata of pictures that can be read
+            warnings.simplefilter("ignore", UserWarning)  # on odd metadata of images that can be read
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
                 if max(image.size) > LONGEST_SHAPE * min(image.size):
-                    raise PictureError(f"{image.width}x{image.height} is too elongated for a square crop")
+                    raise ImageError(f"{image.width}x{image.height} is too elongated for a square crop")
                 if min(image.size) < min_size:
-                    raise PictureError(f"{image.width}x{image.height} is smaller than data.min_size={min_size}")
+                    raise ImageError(f"{image.width}x{image.height} is smaller than data.min_size={min_size}")
                 if image.format == "PNG":
                     _verify_png(file)
                 _decode_smaller(image, 2 * size)
                 ImageOps.exif_transpose(image, in_place=True)
                 pixels = tv.pil_to_tensor(_to_rgb(image))
     except UnreadableError as error:
-        raise PictureError("file not found" if error.missing else str(error)) from None
+        raise ImageError("file not found" if error.missing else str(error)) from None
     except UnidentifiedImageError:
-        raise PictureError("not a picture in a known format, or cut off") from None
+        raise ImageError("not a image in a known format, or cut off") from None
     except Exception as error:  # damaged bytes make Pillow's readers raise nearly anything
         if isinstance(error, OSError) and error.errno is not None:
-            raise PictureError(cannot_be_read(error)) from error
-        raise PictureError(" ".join(str(error).split()) or type(error).__name__) from error
+            raise ImageError(cannot_be_read(error)) from error
+        raise ImageError(" ".join(str(error).split()) or type(error).__name__) from error
     pixels = tv.resize(pixels, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
     return tv.center_crop(pixels, [size, size]).contiguous()
 
@@ -104,7 +104,7 @@ def _verify_png(file: str | Path | BinaryIO) -> None:
 def _decode_smaller(image: Image.Image, shorter: int) -> None:
     """Let a JPEG be decoded at 1/8, 1/4 or 1/2, several times faster, where `shorter` pixels are left.
 
-    Only where the edges divide: elsewhere the reduced picture would not cover quite the same area.
+    Only where the edges divide: elsewhere the reduced image would not cover quite the same area.
     """
     if image.format == "JPEG":
         for scale in (8, 4, 2):
@@ -115,7 +115,7 @@ def _decode_smaller(image: Image.Image, shorter: int) -> None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise PictureError("floating-point pixels are not supported")
+        raise ImageError("floating-point pixels are not supported")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow keeps the high byte of 16-bit colour, so do we
         levels = np.asarray(image).clip(0, 65535) >> 8
         return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
@@ -174,14 +174,14 @@ def split_indices(keys: Sequence[str], split: str, val_fraction: float) -> list[
     return np.flatnonzero(is_val == (split == "val")).tolist()
 
 
-class CaptionedPictures(Dataset["ImageSample | Skipped"], ABC):
-    """Pictures with captions, by index; what the folder and the shards have in common.
+class CaptionedImages(Dataset["ImageSample | Skipped"], ABC):
+    """Images with captions, by index; what the folder and the shards have in common.
 
-    `dataset[i]` is an `ImageSample` with a picture uint8 `(3, image_size, image_size)`, or a `Skipped`.
+    `dataset[i]` is an `ImageSample` with a image uint8 `(3, image_size, image_size)`, or a `Skipped`.
 
     Args:
-        image_size: edge of the square pictures.
-        min_size: pictures whose shorter edge has fewer pixels are skipped.
+        image_size: edge of the square images.
+        min_size: images whose shorter edge has fewer pixels are skipped.
         style_patterns: how captions name the style (`StylePatterns`); none leaves captions alone.
 
     Raises:
@@ -204,7 +204,7 @@ class CaptionedPictures(Dataset["ImageSample | Skipped"], ABC):
     def fingerprint(self) -> str:
         """A digest of the settings, and the names, sizes and times of the files: another one where samples changed.
 
-        Reads no pictures. See `fingerprint.py`.
+        Reads no images. See `fingerprint.py`.
         """
 
     @abstractmethod
@@ -216,8 +216,8 @@ class CaptionedPictures(Dataset["ImageSample | Skipped"], ABC):
         """The name of the style, maybe empty, or a SampleError."""
 
     @abstractmethod
-    def _picture(self, index: int) -> Path | BinaryIO:
-        """Where to read the picture, or a SampleError."""
+    def _image(self, index: int) -> Path | BinaryIO:
+        """Where to read the image, or a SampleError."""
 
     def _settings(self) -> tuple[object, ...]:
         """What changes a sample besides its files."""
@@ -238,7 +238,7 @@ class CaptionedPictures(Dataset["ImageSample | Skipped"], ABC):
         index = range(len(self))[index]
         try:
             text = self._text(index)
-            pixels = load_picture(self._picture(index), self.image_size, self.min_size)
+            pixels = load_image(self._image(index), self.image_size, self.min_size)
             return ImageSample(self.key(index), pixels, text)
         except SampleError as error:
             return Skipped(self.key(index), str(error))
@@ -256,8 +256,8 @@ class CaptionedPictures(Dataset["ImageSample | Skipped"], ABC):
         return self._patterns.apply(caption, style, self.key(index))
 
 
-def find_pictures(root: Path) -> Iterator[Path]:
-    """All picture files below a folder, hidden ones left out, in a fixed order.
+def find_images(root: Path) -> Iterator[Path]:
+    """All image files below a folder, hidden ones left out, in a fixed order.
 
     Links to folders are followed, but not to one that the link itself is in.
 

@@ -9,7 +9,7 @@ import torch
 
 
 class ImageSample(NamedTuple):
-    """One picture and its caption.
+    """One image and its caption.
 
     `key` names the sample within its data set; `image` is uint8 `(3, Y, X)`, 0 black … 255 white.
     """

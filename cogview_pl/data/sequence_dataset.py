@@ -36,7 +36,7 @@ class TokenisedSamples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Seq[int], Tensor]:
-        """Piece ids without padding, and codes int64 `(y, x)`."""
+        """Text token ids without padding, and codes int64 `(y, x)`."""
         ...
 
     def key(self, index: int) -> str:
@@ -72,9 +72,9 @@ class SequenceDataset(Dataset[Sequence]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Sequence:
-        pieces, codes = self.samples[index]
+        text_tokens, codes = self.samples[index]
         flat = codes.flatten().tolist()
-        values = {name: pieces for name in self._text} | {name: flat for name in self._codes}
+        values = {name: text_tokens for name in self._text} | {name: flat for name in self._codes}
         return self.template.build(values)
 
     def key(self, index: int) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from cogview_pl.durable.read import UnreadableError, cannot_be_read, require_file
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 
 MAX_NAME = 2**16
 """Longest name of a member, in bytes."""
@@ -97,7 +97,7 @@ def _members(file: int) -> Iterator[tuple[str, Span]]:
     at = 0
     given: dict[str, str] = {}  # what headers of their own say of the next member
     while (block := _read(file, at, _BLOCK, at)) != _END or given:
-        STOP.look()
+        SIGNALS.check()
         header = _parse(block, at)
         start = at + _BLOCK
         size = header.size

@@ -1,4 +1,4 @@
-"""WebDataset shards (tar files of pictures and captions) as a data set with random access.
+"""WebDataset shards (tar files of images and captions) as a data set with random access.
 
 A tar file is usually read as a stream, with a buffer for shuffling. Here the headers are read once, at
 construction, and each member's place (shard, offset, size) is kept; the data stay on disk. That is what
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.images import (
     IMAGE_EXTENSIONS,
-    CaptionedPictures,
+    CaptionedImages,
     CaptionError,
     SampleError,
     field_text,
@@ -29,19 +29,19 @@ from cogview_pl.data.images import (
 from cogview_pl.data.shard_files import OpenFiles, expand_urls
 from cogview_pl.data.styles import check_present
 from cogview_pl.data.tar_index import NO_MEMBER, SPARSE_MEMBER, Span, index_shard
-from cogview_pl.durable.read import MAX_CAPTION, MAX_PICTURE, UnreadableError, cannot_be_read, require_size
+from cogview_pl.durable.read import MAX_CAPTION, MAX_IMAGE, UnreadableError, cannot_be_read, require_size
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 
 # Samples looked at for the caption and style fields before a run starts.
 FIRST_SAMPLES = 32
 
 
-class ShardDataset(CaptionedPictures):
+class ShardDataset(CaptionedImages):
     """The samples of local WebDataset shards.
 
     The members of a sample share a key: their path up to the first dot of the base name (WebDataset's rule;
-    keys are taken to be unique over all shards). The picture is the first with an extension of
+    keys are taken to be unique over all shards). The image is the first with an extension of
     `IMAGE_EXTENSIONS`; the caption is in `<key>.json`, field `caption_field` (a text, or a list of texts that
     counts as its first), or is the whole of `<key>.txt` where `caption_field` is "txt". What lacks one of
     them is `Skipped` when read. Workers may be forked or spawned: each process opens the shards for itself,
@@ -50,19 +50,19 @@ class ShardDataset(CaptionedPictures):
     Args:
         urls: local tar files, one or several; braces (`{000..003}`) and `*` are expanded.
         split: `train` or `val`.
-        image_size: edge of the square pictures.
+        image_size: edge of the square images.
         val_fraction: share of `val`, 0 … 1, by a hash of the key (`split_indices`); unused with `val_urls`.
         caption_field: see above.
         val_urls: shards of `val`; `train` is then all of `urls`.
         style_field: field of `<key>.json` with the style's name.
         styles: the styles to keep; without any, all. Each `.json` is then read at construction; samples whose `.json`
             cannot be read stay, to be `Skipped`.
-        style_patterns, min_size: see `CaptionedPictures`.
+        style_patterns, min_size: see `CaptionedImages`.
 
     Raises:
         UserError: a pattern matches nothing or is remote, a shard is damaged, `urls` and `val_urls` overlap,
-            there are no pictures, none of the first samples has the caption or style field, no sample of `urls`
-            has one of the styles, or there are styles or patterns but no field; see also `CaptionedPictures`.
+            there are no images, none of the first samples has the caption or style field, no sample of `urls`
+            has one of the styles, or there are styles or patterns but no field; see also `CaptionedImages`.
     """
 
     def __init__(
@@ -118,24 +118,24 @@ class ShardDataset(CaptionedPictures):
         """Note the members of all samples, in arrays: millions of tuples would cost too much memory."""
         keys: list[bytes] = []
         shards: list[int] = []
-        pictures: list[Span] = []
+        images: list[Span] = []
         captions: list[Span] = []
         records: list[Span] = []
         first: list[tuple[int, dict[str, Span]]] = []
         for shard, path in enumerate(self.shards):
-            STOP.look()
+            SIGNALS.check()
             for key, members in index_shard(path).items():
                 if len(first) < FIRST_SAMPLES:
                     first.append((shard, members))
                 keys.append(key.encode("utf-8", "surrogateescape"))
                 shards.append(shard)
-                pictures.append(next((members[e] for e in members if e in IMAGE_EXTENSIONS), NO_MEMBER))
+                images.append(next((members[e] for e in members if e in IMAGE_EXTENSIONS), NO_MEMBER))
                 captions.append(members.get(self._caption_extension, NO_MEMBER))
                 if self.style_field is not None:
                     records.append(members.get("json", NO_MEMBER))
-        if all(span == NO_MEMBER for span in pictures):
+        if all(span == NO_MEMBER for span in images):
             raise UserError(
-                f"data.urls: no pictures in {self.shards[0]} … ({len(self.shards)} shards in all); members "
+                f"data.urls: no images in {self.shards[0]} … ({len(self.shards)} shards in all); members "
                 f"must be named KEY.EXTENSION with one of {', '.join(IMAGE_EXTENSIONS)}"
             )
         self._check_captions(first)
@@ -146,7 +146,7 @@ class ShardDataset(CaptionedPictures):
         sizes = np.array([len(key) for key in keys], dtype=np.int64)
         self._keys = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
         self._shard_of = np.array(shards)
-        self._pictures = np.array(pictures)
+        self._images = np.array(images)
         self._captions = np.array(captions)
         self._records = np.array(records)
 
@@ -154,7 +154,7 @@ class ShardDataset(CaptionedPictures):
         rows = np.array(indices, dtype=np.int64)
         self._keys = self._keys[rows]
         self._shard_of = self._shard_of[rows]
-        self._pictures = self._pictures[rows]
+        self._images = self._images[rows]
         self._captions = self._captions[rows]
         if self.style_field is not None:
             self._records = self._records[rows]
@@ -163,7 +163,7 @@ class ShardDataset(CaptionedPictures):
         """Leave out the samples of other styles."""
         kept, found = [], set()
         for index in range(len(self)):
-            STOP.look()
+            SIGNALS.check()
             try:
                 style = self._style(index)
             except SampleError:
@@ -231,11 +231,11 @@ class ShardDataset(CaptionedPictures):
             raise CaptionError(f"no .{extension} in the shard")
         return self._read(self._shard_of[index], place, f".{extension}", MAX_CAPTION)
 
-    def _picture(self, index: int) -> BinaryIO:
-        place = Span(*self._pictures[index])
+    def _image(self, index: int) -> BinaryIO:
+        place = Span(*self._images[index])
         if place == NO_MEMBER:
-            raise SampleError("no picture in the shard")
-        return io.BytesIO(self._read(self._shard_of[index], place, "picture", MAX_PICTURE))
+            raise SampleError("no image in the shard")
+        return io.BytesIO(self._read(self._shard_of[index], place, "image", MAX_IMAGE))
 
     def _read(self, shard: int, place: Span, name: str, limit: int) -> bytes:
         if place == SPARSE_MEMBER:

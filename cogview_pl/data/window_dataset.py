@@ -1,4 +1,4 @@
-"""Pairs for super-resolution (paper §3.2): a window of a picture's codes, and the same window at twice the size.
+"""Pairs for super-resolution (paper §3.2): a window of a image's codes, and the same window at twice the size.
 
 Shapes: g edge of the store's grid, w edge of a window (g / 2).
 """
@@ -17,15 +17,15 @@ _WINDOWS = _ACROSS**2
 
 
 class WindowDataset(Dataset[Sequence]):
-    """Windows of pictures that a token store holds in both sizes, laid out by a template of super-resolution.
+    """Windows of images that a token store holds in both sizes, laid out by a template of super-resolution.
 
-    The model sees at training what it is given when it magnifies: w x w windows of the codes of a picture that overlap
-    by half, not the codes of cropped pictures.
+    The model sees at training what it is given when it magnifies: w x w windows of the codes of a image that overlap
+    by half, not the codes of cropped images.
 
     Args:
         samples: a split of a token store with large codes.
         template: a layout with a text slot, a small grid, and the target grid of twice its edge.
-        every: each picture counts once for each of its nine windows; False: once, picture i with window i.
+        every: each image counts once for each of its nine windows; False: once, image i with window i.
 
     Raises:
         UserError: the store holds no large codes, its grid is not that of the target slot, or is no multiple of 4.
@@ -38,7 +38,7 @@ class WindowDataset(Dataset[Sequence]):
         layout = samples.layout
         if not layout.large:
             raise UserError(
-                "data.store: the token store holds pictures in one size, super-resolution needs two; "
+                "data.store: the token store holds images in one size, super-resolution needs two; "
                 "run task=tokenize store.large=true"
             )
         if layout.grid != large.grid:
@@ -63,23 +63,23 @@ class WindowDataset(Dataset[Sequence]):
 
     def key(self, index: int) -> str:
         """What names a sample in a message."""
-        picture, window = self._place(index)
-        return f"{self.samples.key(picture)}, window {window}"
+        image, window = self._place(index)
+        return f"{self.samples.key(image)}, window {window}"
 
     def _place(self, index: int) -> tuple[int, int]:
-        """Picture and window of a sample."""
+        """Image and window of a sample."""
         return divmod(index, _WINDOWS) if self.every else (index, index % _WINDOWS)
 
     def __getitem__(self, index: int) -> Sequence:
-        picture, window = self._place(index)
+        image, window = self._place(index)
         top, left = (self._step * place for place in divmod(window, _ACROSS))
-        pieces, codes = self.samples[picture]
+        text_tokens, codes = self.samples[image]
         text, small, large = self._names
         return self.template.build(
             {
-                text: pieces,
+                text: text_tokens,
                 small: _window(codes, top, left, self._edge),
-                large: _window(self.samples.large(picture), 2 * top, 2 * left, 2 * self._edge),
+                large: _window(self.samples.large(image), 2 * top, 2 * left, 2 * self._edge),
             }
         )
 

@@ -16,8 +16,8 @@ from cogview_pl.errors import UserError
 
 MAX_CAPTION = 2**20
 """Largest caption with all that is around it, in bytes: a `.txt`, a `.json`, a line of a list (in characters)."""
-MAX_PICTURE = 2**28
-"""Largest picture file in bytes; Pillow refuses more pixels than fit into it by far."""
+MAX_IMAGE = 2**28
+"""Largest image file in bytes; Pillow refuses more pixels than fit into it by far."""
 
 _MISSING = (errno.ENOENT, errno.ENOTDIR)
 _KINDS = (
@@ -121,7 +121,7 @@ def bounded_lines(stream: TextIO, file: Path) -> Iterator[str]:
     while line := stream.readline(MAX_CAPTION + 1):
         number += 1
         if len(line) > MAX_CAPTION:
-            raise UserError(f"{file}:{number} has more than {MAX_CAPTION:,} characters; write one picture per line")
+            raise UserError(f"{file}:{number} has more than {MAX_CAPTION:,} characters; write one image per line")
         yield line
 
 

@@ -1,8 +1,8 @@
 """Being told to stop: SIGTERM, Ctrl-C, and SLURM's warning that the time is up.
 
 A signal is only noted, because an exception out of a handler can come up inside a finaliser, which loses it. Every loop
-that may take long looks (`STOP.look()`), and a training run ends behind its step. All three signals end the run in the
-same way: what is done is saved, the exit code is 128 + the number of the signal (143, 130), and `resume=RUN_FOLDER`
+that may take long calls `SIGNALS.check()`, and a training run ends after its step. All three signals end the run in
+the same way: what is done is saved, the exit code is 128 + the number of the signal (143, 130), and `resume=RUN_FOLDER`
 goes on. A second signal ends the process at once, as a kill does.
 """
 
@@ -33,7 +33,7 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """While this context is open, signals that ask for an end are noted, and `look` raises `Stopped` after one.
+    """While this context is open, signals that ask for an end are noted, and `check` raises `Stopped` after one.
 
     In a thread other than the main one there are no handlers, and nothing changes.
     """
@@ -53,12 +53,12 @@ class StopSignals:
         """Whether a signal has been noted."""
         return self.received is not None
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Raises Stopped if a signal has been noted, but for inside a step of training."""
         if not self.deferred:
-            self.look_while_waiting()
+            self.check_while_waiting()
 
-    def look_while_waiting(self) -> None:
+    def check_while_waiting(self) -> None:
         """Raises Stopped if a signal has been noted; for waits that may never end, wherever they are."""
         if self.received is not None:
             raise Stopped(self.received)
@@ -109,7 +109,7 @@ class StopSignals:
             os.kill(self._process, number)
 
 
-STOP = StopSignals()
+SIGNALS = StopSignals()
 """The signals of this process."""
 
 

@@ -1,1 +1,1 @@
-"""Numbers on pictures: feature networks, reconstruction and generation metrics, their protocol."""
+"""Numbers on images: feature networks, reconstruction and generation metrics, their protocol."""

@@ -1,6 +1,6 @@
-"""How well an enlarged picture matches the true one: PSNR, error along edges, seams between windows.
+"""How well an enlarged image matches the true one: PSNR, error along edges, seams between windows.
 
-Shapes: B pictures, Y X pixels. Pictures are float `(B, 3, Y, X)` in 0 … 1.
+Shapes: B images, Y X pixels. Images are float `(B, 3, Y, X)` in 0 … 1.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ from torch import Tensor
 
 from cogview_pl.vqvae.losses import psnr
 
-_EDGE_STEP = 0.1  # neighbouring pixels that differ by more, in one channel, are an edge of the true picture
+_EDGE_STEP = 0.1  # neighbouring pixels that differ by more, in one channel, are an edge of the true image
 _REACH = 2  # pixels around an edge, or around the border of two windows, that count as near it
 
 
 @dataclass(frozen=True)
 class Enlargement:
-    """Figures of a set of enlarged pictures."""
+    """Figures of a set of enlarged images."""
 
     psnr: float
-    """Mean over pictures of the peak signal-to-noise ratio, dB."""
+    """Mean over images of the peak signal-to-noise ratio, dB."""
     edge_error: float
-    """Mean absolute error of the pixels within 2 pixels of an edge of the true picture, 0 … 1."""
+    """Mean absolute error of the pixels within 2 pixels of an edge of the true image, 0 … 1."""
     seam_ratio: float
     """`edge_error` of the pixels near a border between windows, divided by that of the others; NaN without borders."""
 
 
-def judge_enlargement(pictures: Tensor, truth: Tensor, owners: Tensor | None = None) -> Enlargement:
-    """Compare enlarged pictures with the true ones.
+def judge_enlargement(images: Tensor, truth: Tensor, owners: Tensor | None = None) -> Enlargement:
+    """Compare enlarged images with the true ones.
 
     Args:
-        pictures, truth: of the same shape.
+        images, truth: of the same shape.
         owners: which window filled each code, int64 `(y, x)`; the borders follow from it.
     """
-    error_BYX = (pictures - truth).abs().mean(1)
+    error_BYX = (images - truth).abs().mean(1)
     edges_BYX = _near_edges(truth)
     seams_YX = torch.zeros(truth.shape[-2:], dtype=torch.bool) if owners is None else _near_seams(owners, truth.shape)
     at_seam, elsewhere = error_BYX[edges_BYX & seams_YX], error_BYX[edges_BYX & ~seams_YX]
     return Enlargement(
-        psnr=float(psnr(pictures, truth)),
+        psnr=float(psnr(images, truth)),
         edge_error=float(error_BYX[edges_BYX].mean()),
         seam_ratio=float(at_seam.mean() / elsewhere.mean()),
     )

@@ -1,4 +1,4 @@
-"""Pictures to evaluate: files as a data set, and the blur of FID-k."""
+"""Images to evaluate: files as a data set, and the blur of FID-k."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cogview_pl.data.images import SampleError, load_picture
+from cogview_pl.data.images import SampleError, load_image
 from cogview_pl.data.samples import ImageSample, Skipped
 
 
-class PictureFiles(Dataset["ImageSample | Skipped"]):
-    """Picture files, each with its prompt (empty where there is none), read at one size.
+class ImageFiles(Dataset["ImageSample | Skipped"]):
+    """Image files, each with its prompt (empty where there is none), read at one size.
 
     A sample's key is its file; one that cannot be read is a `Skipped`.
     """
@@ -30,7 +30,7 @@ class PictureFiles(Dataset["ImageSample | Skipped"]):
     def __getitem__(self, index: int) -> ImageSample | Skipped:
         file = self.files[index]
         try:
-            return ImageSample(str(file), load_picture(file, self.size), self.prompts[index])
+            return ImageSample(str(file), load_image(file, self.size), self.prompts[index])
         except SampleError as error:
             return Skipped(str(file), str(error))
 
@@ -40,7 +40,7 @@ class PictureFiles(Dataset["ImageSample | Skipped"]):
 
 
 def blur(images: Tensor, radius: float) -> Tensor:
-    """Gaussian blur of float pictures `(B, 3, Y, X)`; the radius is the standard deviation in pixels, 0 for none.
+    """Gaussian blur of float images `(B, 3, Y, X)`; the radius is the standard deviation in pixels, 0 for none.
 
     Near the border, the mean of what lies inside.
     """

@@ -1,6 +1,6 @@
-"""The passes over reference pictures and generated ones: each picture is read once and shown to everything that asks.
+"""The passes over reference images and generated ones: each image is read once and shown to everything that asks.
 
-Pictures are streamed, so their number is not bounded by memory.
+Images are streamed, so their number is not bounded by memory.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from tqdm import tqdm
 from cogview_pl.data.bad_samples import ImageBatch, SkipLog, collate_images
 from cogview_pl.data.loader import Loader, ignore_interrupts
 from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.features import FeatureNetwork, Features
 from cogview_pl.evaluation.image_files import blur
 from cogview_pl.evaluation.metrics import FID, ReconstructionMetrics
 from cogview_pl.toy_world.accuracy import AttributeAccuracy, StyleAccuracy
 
 
-class Pictures(Protocol):
-    """A map-style data set of pictures."""
+class Images(Protocol):
+    """A map-style data set of images."""
 
     def __len__(self) -> int: ...
 
@@ -33,7 +33,7 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads pictures in batches; those that cannot be read are listed."""
+    """Reads images in batches; those that cannot be read are listed."""
 
     batch_size: int
     num_workers: int
@@ -41,8 +41,8 @@ class Reader:
     """Seconds without a finished sample after which waiting for loader processes ends; None: no limit."""
     skips: SkipLog
 
-    def batches(self, source: Pictures, name: str) -> Iterator[ImageBatch]:
-        """All readable pictures in order, under a progress bar with a name."""
+    def batches(self, source: Images, name: str) -> Iterator[ImageBatch]:
+        """All readable images in order, under a progress bar with a name."""
         loader: Loader[ImageBatch] = Loader(
             source,  # type: ignore[arg-type]
             batch_size=self.batch_size,
@@ -50,11 +50,11 @@ class Reader:
             collate_fn=collate_images,
             worker_init_fn=ignore_interrupts,
             patience=self.worker_timeout,
-            look=STOP.look,
+            look=SIGNALS.check,
         )
         with tqdm(total=len(source), unit="pic", desc=name, disable=None) as progress:
             for batch in loader:
-                STOP.look()
+                SIGNALS.check()
                 self.skips.add(batch.skipped, len(batch.images) + len(batch.skipped))
                 if len(batch.images):
                     yield batch
@@ -63,7 +63,7 @@ class Reader:
 
 @dataclass
 class Reference:
-    """What was seen of the real pictures."""
+    """What was seen of the real images."""
 
     count: int = 0
     sha256: str = ""
@@ -72,16 +72,16 @@ class Reference:
 
 @dataclass
 class Generated:
-    """What was seen of the generated pictures."""
+    """What was seen of the generated images."""
 
     prompts: list[str] = field(default_factory=list)
-    """One per picture."""
+    """One per image."""
     logits: list[Tensor] = field(default_factory=list)
     """Of the feature network, `(B, K)` a batch."""
 
 
 def measure_reference(
-    pictures: Pictures,
+    images: Images,
     reader: Reader,
     *,
     network: FeatureNetwork,
@@ -89,25 +89,25 @@ def measure_reference(
     reconstruction: ReconstructionMetrics | None,
     rfid: FID,
 ) -> Reference:
-    """Show the real pictures to the FID of each blur radius, and their reconstructions to `rfid`."""
+    """Show the real images to the FID of each blur radius, and their reconstructions to `rfid`."""
     seen = Reference()
     digest = hashlib.sha256()
-    for batch in reader.batches(pictures, "reference"):
+    for batch in reader.batches(images, "reference"):
         digest.update(batch.images.numpy().tobytes())
-        images = batch.images.float() / 255
-        found = _look(network, images, fids)
+        batch_B3YX = batch.images.float() / 255
+        found = _look(network, batch_B3YX, fids)
         for radius, fid in fids.items():
             fid.add_real(found[radius].features)
         if reconstruction is not None:
             rfid.add_real(found[0].features)
-            rfid.add_generated(network(reconstruction.add(images)).features)
-        seen.count += len(images)
+            rfid.add_generated(network(reconstruction.add(batch_B3YX)).features)
+        seen.count += len(batch_B3YX)
     seen.sha256 = digest.hexdigest()
     return seen
 
 
 def measure_generated(
-    pictures: Pictures,
+    images: Images,
     reader: Reader,
     *,
     network: FeatureNetwork | None,
@@ -115,12 +115,12 @@ def measure_generated(
     attributes: AttributeAccuracy | None,
     style: StyleAccuracy | None,
 ) -> Generated:
-    """Show the generated pictures to the FID of each blur radius and to the judges of the toy world."""
+    """Show the generated images to the FID of each blur radius and to the judges of the toy world."""
     seen = Generated()
-    for batch in reader.batches(pictures, "generated"):
-        images = batch.images.float() / 255
+    for batch in reader.batches(images, "generated"):
+        batch_B3YX = batch.images.float() / 255
         if network is not None:
-            found = _look(network, images, fids)
+            found = _look(network, batch_B3YX, fids)
             for radius, fid in fids.items():
                 fid.add_generated(found[radius].features)
             logits = found[0].logits
@@ -134,6 +134,6 @@ def measure_generated(
     return seen
 
 
-def _look(network: FeatureNetwork, images: Tensor, radii: Iterable[float]) -> dict[float, Features]:
+def _look(network: FeatureNetwork, batch_B3YX: Tensor, radii: Iterable[float]) -> dict[float, Features]:
     """What the network sees at each blur radius, and without blur."""
-    return {radius: network(blur(images, radius)) for radius in {0.0, *radii}}
+    return {radius: network(blur(batch_B3YX, radius)) for radius in {0.0, *radii}}

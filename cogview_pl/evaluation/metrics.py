@@ -1,6 +1,6 @@
-"""Metrics over streams of pictures, with torchmetrics' arithmetic: FID, IS, and what a VQ-VAE loses.
+"""Metrics over streams of images, with torchmetrics' arithmetic: FID, IS, and what a VQ-VAE loses.
 
-Shapes: B pictures, F features, K codes or classes.
+Shapes: B images, F features, K codes or classes.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ class FID:
         self._metric = FrechetInceptionDistance(_Given(num_features))
 
     def add_real(self, features: Tensor) -> None:
-        """Take in features of reference pictures."""
+        """Take in features of reference images."""
         self._metric.update(features.double(), real=True)
 
     def add_generated(self, features: Tensor) -> None:
-        """Take in features of pictures to be judged."""
+        """Take in features of images to be judged."""
         self._metric.update(features.double(), real=False)
 
     def compute(self) -> float:
-        """The distance; both sets need two pictures at least."""
+        """The distance; both sets need two images at least."""
         return float(self._metric.compute())
 
 
 def inception_score(logits: Tensor, splits: int, seed: int) -> float:
-    """Mean over `splits` random parts of exp of the mean KL divergence of p(class | picture) from p(class).
+    """Mean over `splits` random parts of exp of the mean KL divergence of p(class | image) from p(class).
 
     Args:
-        logits: `(B, K)`, at least `splits` pictures.
+        logits: `(B, K)`, at least `splits` images.
         splits: number of parts.
         seed: of the parts.
     """
@@ -74,7 +74,7 @@ def inception_score(logits: Tensor, splits: int, seed: int) -> float:
 
 
 class ReconstructionMetrics:
-    """PSNR, SSIM, LPIPS and use of the codebook, over pictures given batch by batch.
+    """PSNR, SSIM, LPIPS and use of the codebook, over images given batch by batch.
 
     Args:
         model: the VQ-VAE, in place.
@@ -87,13 +87,13 @@ class ReconstructionMetrics:
         self._distance = 0.0
         device = next(model.parameters()).device
         self._ssim = StructuralSimilarityIndexMeasure(data_range=1.0).to(device)
-        self._counts = torch.zeros(model.num_codes, device=device)
+        self._counts = torch.zeros(model.codebook_size, device=device)
         self._psnr = 0.0
         self._seen = 0
 
     @torch.no_grad()
     def add(self, images: Tensor) -> Tensor:
-        """Take in pictures, float `(B, 3, Y, X)` in 0 … 1; returns their reconstructions, clipped to 0 … 1."""
+        """Take in images, float `(B, 3, Y, X)` in 0 … 1; returns their reconstructions, clipped to 0 … 1."""
         images = images.to(self._counts.device)
         codes = self._model.encode(images)
         decoded = self._model.decode(codes).clamp(0, 1)
@@ -106,7 +106,7 @@ class ReconstructionMetrics:
         return decoded
 
     def compute(self) -> dict[str, float]:
-        """Means over the pictures: `eval/psnr` (dB), `eval/ssim`, `codebook/usage`, `codebook/perplexity`.
+        """Means over the images: `eval/psnr` (dB), `eval/ssim`, `codebook/usage`, `codebook/perplexity`.
 
         With LPIPS `eval/lpips` as well.
         """

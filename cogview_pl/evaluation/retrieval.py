@@ -1,4 +1,4 @@
-"""What ranking is worth: the best of N pictures by caption loss against one at random and against the true best."""
+"""What ranking is worth: the best of N images by caption loss against one at random and against the true best."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Ranked(NamedTuple):
-    """One of several pictures of a prompt."""
+    """One of several images of a prompt."""
 
     seed: int
     caption_loss: float
@@ -19,26 +19,26 @@ class Ranked(NamedTuple):
 
 
 def best_of(prompts: Sequence[Sequence[Ranked]]) -> dict[int, tuple[float, float]]:
-    """For N = 1, 2, 4, … pictures of each prompt: share of prompts whose best by caption loss is right, and whose
-    pictures hold a right one at all (the oracle). The N pictures are those with the lowest seeds.
+    """For N = 1, 2, 4, … images of each prompt: share of prompts whose best by caption loss is right, and whose
+    images hold a right one at all (the oracle). The N images are those with the lowest seeds.
 
     Args:
-        prompts: per prompt its pictures, of which all have equally many.
+        prompts: per prompt its images, of which all have equally many.
     """
     curve = {}
-    ordered = [sorted(pictures) for pictures in prompts]
+    ordered = [sorted(images) for images in prompts]
     number = 1
     while number <= len(ordered[0]):
-        groups = [pictures[:number] for pictures in ordered]
-        chosen = [min(group, key=lambda picture: picture.caption_loss).right for group in groups]
-        possible = [any(picture.right for picture in group) for group in groups]
+        groups = [images[:number] for images in ordered]
+        chosen = [min(group, key=lambda image: image.caption_loss).right for group in groups]
+        possible = [any(image.right for image in group) for group in groups]
         curve[number] = (sum(chosen) / len(chosen), sum(possible) / len(possible))
         number *= 2
     return curve
 
 
 def retrieval(losses: Tensor, places: Sequence[int]) -> dict[int, float]:
-    """For each k, the share of pictures whose own caption is among the k with the lowest caption loss.
+    """For each k, the share of images whose own caption is among the k with the lowest caption loss.
 
     Args:
         losses: `(B, N)`, the own caption in column 0; of equal losses the own one counts as the higher.
@@ -51,7 +51,7 @@ def retrieval(losses: Tensor, places: Sequence[int]) -> dict[int, float]:
 def other_captions(meanings: Sequence[Hashable], own: int, count: int) -> list[int]:
     """Indices of `count` captions that say something else than caption `own`, drawn by that index alone.
 
-    A caption that says the same of another picture is no false one, so it is never drawn.
+    A caption that says the same of another image is no false one, so it is never drawn.
 
     Args:
         meanings: what each caption says; equal values say the same.

@@ -1,6 +1,6 @@
-"""A small feature network for the toy world: it tells styles apart, and which attributes occur in a picture.
+"""A small feature network for the toy world: it tells styles apart, and which attributes occur in a image.
 
-Shapes: B pictures, F features, S styles, A attributes.
+Shapes: B images, F features, S styles, A attributes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _GRID = 4  # the last feature map is pooled to so many cells across, which keeps
 
 
 class ToyNetwork(nn.Module):
-    """Float pictures `(B, 3, Y, X)`, 0 … 1, to features `(B, F)` and style logits `(B, S)`.
+    """Float images `(B, 3, Y, X)`, 0 … 1, to features `(B, F)` and style logits `(B, S)`.
 
     Args:
         width: channels of the first convolution; each of the next three doubles them.
@@ -74,16 +74,16 @@ def train_network(
     seed: int,
     on_step: Callable[[], None],
 ) -> None:
-    """Train in place, on pictures that are softer, noisier and off in colour, as reconstructions are.
+    """Train in place, on images that are softer, noisier and off in colour, as reconstructions are.
 
     Args:
         network: the network.
         images: uint8 `(N, 3, Y, X)`.
         styles: int64 `(N,)`.
         attributes: 0 or 1, `(N, A)`.
-        epochs, batch_size, lr: passes over the pictures; pictures per step; highest learning rate.
+        epochs, batch_size, lr: passes over the images; images per step; highest learning rate.
         blur_radius, noise, tint: the strongest blur (pixels), noise (standard deviation) and shift of a colour; each
-            picture gets less of them.
+            image gets less of them.
         seed: of the order and of blur and noise.
         on_step: called after each step.
     """
@@ -94,8 +94,8 @@ def train_network(
     network.train()
     for _ in range(epochs):
         for chosen in torch.randperm(len(images), generator=random).split(batch_size):
-            pictures = _worsened(images[chosen].float() / 255, blur_radius, noise, tint, random)
-            features_BF, styles_BS = network(pictures)
+            worse = _worsened(images[chosen].float() / 255, blur_radius, noise, tint, random)
+            features_BF, styles_BS = network(worse)
             loss = F.cross_entropy(styles_BS, styles[chosen])
             loss = loss + F.binary_cross_entropy_with_logits(network.attributes(features_BF), attributes[chosen])
             optimizer.zero_grad()
@@ -107,7 +107,7 @@ def train_network(
 
 
 def _worsened(images: Tensor, blur_radius: float, noise: float, tint: float, random: torch.Generator) -> Tensor:
-    """Each picture a little worse, by its own amount: batch norm must meet the same mix in every batch."""
+    """Each image a little worse, by its own amount: batch norm must meet the same mix in every batch."""
     parts = images.chunk(_BLURS_PER_BATCH)
     radii = (torch.rand(len(parts), generator=random) * blur_radius).tolist()
     softer = torch.cat([blur(part, radius) for part, radius in zip(parts, radii, strict=True)])
@@ -122,7 +122,7 @@ def save_network(network: ToyNetwork, folder: Path, resolution: int, classes: Se
     Args:
         network: the network.
         folder: made if it is missing.
-        resolution: edge of the pictures that it was trained on.
+        resolution: edge of the images that it was trained on.
         classes: names of its logits.
     """
     sizes = {"width": network.convolutions[0].out_channels, "num_features": network.features.out_features}
@@ -131,7 +131,7 @@ def save_network(network: ToyNetwork, folder: Path, resolution: int, classes: Se
 
 
 def load_network(path: Path, key: str, *, verify: bool) -> tuple[ToyNetwork, int, tuple[str, ...]]:
-    """The network of a run folder or model folder, the edge of its pictures, and the names of its logits.
+    """The network of a run folder or model folder, the edge of its images, and the names of its logits.
 
     Args:
         path: the folder.

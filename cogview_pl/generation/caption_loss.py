@@ -1,4 +1,4 @@
-"""Caption loss: how well a text fits a picture, in the eyes of a captioner (paper §3.3, self-reranking).
+"""Caption loss: how well a text fits a image, in the eyes of a captioner (paper §3.3, self-reranking).
 
 Shapes: B pairs, L length, n ids that a text position may hold.
 """
@@ -21,26 +21,26 @@ from cogview_pl.vocab import Template, TextSlot, caption_slots
 def caption_log_likelihoods(
     model: Transformer, template: Template, texts: Sequence[Sequence[int]], codes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the log-likelihoods of each text given its picture, and the number of tokens summed, both `(B,)`.
+    """Sum of the log-likelihoods of each text given its image, and the number of tokens summed, both `(B,)`.
 
-    The softmax runs over all ids but the image codes, as in the original: text pieces, command tokens and padding.
+    The softmax runs over all ids but the image codes, as in the original: text tokens, command tokens and padding.
     The token that closes the text counts, where the layout has one.
 
     Args:
         model: a captioner.
         template: its layout: a grid, then the text.
-        texts: piece ids.
+        texts: text token ids.
         codes: int64 `(B, y, x)`.
 
     Raises:
-        UserError: the layout does not write text about a picture, or a text is longer than its slot.
+        UserError: the layout does not write text about a image, or a text is longer than its slot.
     """
     text, image = caption_slots(template)
     assert isinstance(template.target, TextSlot)
-    for pieces in texts:
-        if len(pieces) > template.target.length:
+    for text_tokens in texts:
+        if len(text_tokens) > template.target.length:
             raise UserError(
-                f"rerank: a text has {len(pieces)} pieces, the model's {text} slot holds {template.target.length}"
+                f"rerank: a text has {len(text_tokens)} tokens, the model's {text} slot holds {template.target.length}"
             )
     values = [{text: t, image: c} for t, c in zip(texts, codes.flatten(1).tolist(), strict=True)]
     starts = [len(template.prompt(value)) for value in values]
@@ -50,8 +50,8 @@ def caption_log_likelihoods(
     tokens = _padded([row.tokens for row in rows], template.vocabulary.pad).to(device)
     positions = _padded([row.positions for row in rows], 0).to(device)
     due = torch.zeros(tokens.shape, dtype=torch.bool)
-    for row, (start, pieces) in enumerate(zip(starts, texts, strict=True)):
-        due[row, start : start + len(pieces) + closing] = True
+    for row, (start, text_tokens) in enumerate(zip(starts, texts, strict=True)):
+        due[row, start : start + len(text_tokens) + closing] = True
     due = due[:, 1:].to(device)  # of each input, whether what it predicts is scored
     reader = fused_model(model) or model
     hidden = reader.hidden(tokens[:, :-1], positions[:, :-1])

@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in rows, each row under its prompt."""
+"""Contact sheets: images in rows, each row under its prompt."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def contact_sheet(
     cell: int,
     font: str | None = None,
 ) -> Image.Image:
-    """One picture of all rows.
+    """One image of all rows.
 
     Args:
-        rows: caption and pictures; every row has the same number of pictures.
+        rows: caption and images; every row has the same number of images.
         columns: rows side by side.
-        cell: edge of a picture on the sheet in pixels.
+        cell: edge of a image on the sheet in pixels.
         font: font file for the captions; None looks for an installed one that has Chinese characters.
     """
     size = max(11, cell // 9)
     face = load_font(font, size)
-    per_row = max(len(pictures) for _, pictures in rows)
+    per_row = max(len(images) for _, images in rows)
     width = per_row * (cell + _GAP) + _GAP
     captions = [_wrap(caption, face, width - 2 * _GAP) for caption, _ in rows]
     caption_height = round(max(len(lines) for lines in captions) * size * _LINE) + _GAP
@@ -58,12 +58,12 @@ def contact_sheet(
     bands = -(-len(rows) // columns)
     sheet = Image.new("RGB", (columns * width, bands * height), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    for index, (lines, (_, pictures)) in enumerate(zip(captions, rows, strict=True)):
+    for index, (lines, (_, images)) in enumerate(zip(captions, rows, strict=True)):
         left, top = index % columns * width + _GAP, index // columns * height + _GAP
         for number, line in enumerate(lines):
             pen.text((left, top + number * size * _LINE), line, font=face, fill=_INK)
-        for number, picture in enumerate(pictures):
-            scaled = picture.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)
+        for number, image in enumerate(images):
+            scaled = image.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)
             sheet.paste(scaled, (left + number * (cell + _GAP), top + caption_height))
     return sheet
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.generation.engine.cuda_graph import can_capture, follow
 from cogview_pl.generation.engine.decode_state import Rows
 from cogview_pl.generation.sampling import Sampling, draw, probabilities
@@ -74,7 +74,7 @@ def fill(
     filled: list[Tensor] = []
     read = 0  # tokens of the slot that the model has seen
     for step, to_sample in enumerate(is_open):
-        STOP.look()
+        SIGNALS.check()
         if not to_sample:
             filled.append(known[:, step])
             continue

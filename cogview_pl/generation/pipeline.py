@@ -1,4 +1,4 @@
-"""From prompts to pictures: the Python entry point and what `task=generate` runs."""
+"""From prompts to images: the Python entry point and what `task=generate` runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation.decode import fill
 from cogview_pl.generation.sampling import Sampling
 from cogview_pl.generation.speculative import fill_jacobi
-from cogview_pl.vocab import CodeSlot, is_text_to_picture
+from cogview_pl.vocab import CodeSlot, is_text_to_image
 
 
 class CogView:
@@ -37,9 +37,9 @@ class CogView:
         if device is not None:
             self.transformer.to(device)
             self.image_tokenizer.to(device)
-        if not is_text_to_picture(self.template):
+        if not is_text_to_image(self.template):
             raise UserError(
-                f"this model's layout, {self.template.layout}, is not a text, then a picture; give a run of "
+                f"this model's layout, {self.template.layout}, is not a text, then a image; give a run of "
                 "task=pretrain or task=style (a super-resolution model goes into upscale_with= or task=magnify)"
             )
 
@@ -54,7 +54,7 @@ class CogView:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """`(y, x)` codes of a picture."""
+        """`(y, x)` codes of a image."""
         assert isinstance(self.template.target, CodeSlot)
         return self.template.target.grid
 
@@ -62,56 +62,56 @@ class CogView:
         self,
         prompts: str | Sequence[str],
         *,
-        num_images: int = 1,
+        num_images_per_prompt: int = 1,
         seed: int = 0,
         sampling: Sampling | None = None,
         batch_size: int = 16,
     ) -> list[Image.Image] | list[list[Image.Image]]:
-        """Pictures for one prompt, or a list of pictures for each of several prompts.
+        """Images for one prompt, or a list of images for each of several prompts.
 
-        The k-th picture of a prompt is drawn with `seed + k` and does not depend on the other prompts.
+        The k-th image of a prompt is drawn with `seed + k` and does not depend on the other prompts.
 
         Raises:
             UserError: a prompt is longer than the model's text slot.
         """
         several = [prompts] if isinstance(prompts, str) else list(prompts)
         sampling = sampling or Sampling()
-        rows = list(self.pictures(several, num_images, seed=seed, sampling=sampling, batch_size=batch_size))
-        pictures = [rows[i : i + num_images] for i in range(0, len(rows), num_images)]
-        return pictures[0] if isinstance(prompts, str) else pictures
+        rows = list(self.images(several, num_images_per_prompt, seed=seed, sampling=sampling, batch_size=batch_size))
+        images = [rows[i : i + num_images_per_prompt] for i in range(0, len(rows), num_images_per_prompt)]
+        return images[0] if isinstance(prompts, str) else images
 
-    def pictures(
+    def images(
         self,
         prompts: Sequence[str],
-        num_images: int,
+        num_images_per_prompt: int,
         *,
         seed: int,
         sampling: Sampling,
         batch_size: int,
         on_step: Callable[[], None] = lambda: None,
     ) -> Iterator[Image.Image]:
-        """All pictures in order, `num_images` per prompt, made `batch_size` at a time."""
+        """All images in order, `num_images_per_prompt` per prompt, made `batch_size` at a time."""
         for codes in self.batches(
-            prompts, num_images, seed=seed, sampling=sampling, batch_size=batch_size, on_step=on_step
+            prompts, num_images_per_prompt, seed=seed, sampling=sampling, batch_size=batch_size, on_step=on_step
         ):
             yield from (to_pil_image(image) for image in self.decode(codes))
 
     def batches(
         self,
         prompts: Sequence[str],
-        num_images: int,
+        num_images_per_prompt: int,
         *,
         seed: int,
         sampling: Sampling,
         batch_size: int,
         on_step: Callable[[], None] = lambda: None,
     ) -> Iterator[Tensor]:
-        """Codes `(B, y, x)` of all pictures in order, at most `batch_size` at a time.
+        """Codes `(B, y, x)` of all images in order, at most `batch_size` at a time.
 
-        With `norm_scope=tensor` a batch holds pictures of one prompt only, as in the original.
+        With `norm_scope=tensor` a batch holds images of one prompt only, as in the original.
         """
-        jobs = [(prompt, seed + k) for prompt in self.tokenise(prompts) for k in range(num_images)]
-        length = num_images if self.transformer.norm_scope == "tensor" else len(jobs)
+        jobs = [(prompt, seed + k) for prompt in self.tokenise(prompts) for k in range(num_images_per_prompt)]
+        length = num_images_per_prompt if self.transformer.norm_scope == "tensor" else len(jobs)
         for group in (jobs[i : i + length] for i in range(0, len(jobs), length)):
             for start in range(0, len(group), batch_size):
                 batch, seeds = zip(*group[start : start + batch_size], strict=True)
@@ -148,7 +148,7 @@ class CogView:
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """Pictures `(B, 3, Y, X)`, uint8 on the CPU, of codes `(B, y, x)`."""
+        """Images `(B, 3, Y, X)`, uint8 on the CPU, of codes `(B, y, x)`."""
         device = next(self.image_tokenizer.parameters()).device
         images = self.image_tokenizer.decode(codes.to(device)).clamp(0, 1)
         return (images * 255).round().to(torch.uint8).cpu()

@@ -1,6 +1,6 @@
-"""Models that take up what the painter made: the captioner that ranks pictures, the upscaler that doubles them.
+"""Models that take up what the painter made: the captioner that ranks images, the upscaler that doubles them.
 
-Shapes: B pictures, y x the grid of their codes.
+Shapes: B images, y x the grid of their codes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.generation.caption_loss import caption_losses
 from cogview_pl.generation.decode import fill
 from cogview_pl.generation.quantization import quantize
@@ -42,10 +42,10 @@ class _Companion:
 
 
 class Captioner(_Companion):
-    """Scores how well texts fit pictures by caption loss (paper §3.3).
+    """Scores how well texts fit images by caption loss (paper §3.3).
 
     Args:
-        loaded: a model whose layout writes text about a picture.
+        loaded: a model whose layout writes text about a image.
         device, dtype: where to move it, and the precision of its weights there.
         weights: how its blocks' matrices are held, see `quantize`.
 
@@ -63,12 +63,12 @@ class Captioner(_Companion):
         Raises:
             UserError: a text is longer than the model's text slot.
         """
-        pieces = [self.text.encode(text) for text in texts]
+        text_tokens = [self.text.encode(text) for text in texts]
         found: list[float] = []
-        for start in range(0, len(pieces), batch_size):
-            STOP.look()
+        for start in range(0, len(text_tokens), batch_size):
+            SIGNALS.check()
             part = slice(start, start + batch_size)
-            found += caption_losses(self.model, self.template, pieces[part], codes[part]).tolist()
+            found += caption_losses(self.model, self.template, text_tokens[part], codes[part]).tolist()
         return found
 
     def captions(
@@ -79,18 +79,18 @@ class Captioner(_Companion):
         sampling: Sampling,
         batch_size: int,
     ) -> Iterator[str]:
-        """A caption for each picture `(B, y, x)`, in order."""
+        """A caption for each image `(B, y, x)`, in order."""
         image = caption_slots(self.template)[1]
         for start in range(0, len(codes), batch_size):
             part = slice(start, start + batch_size)
             prompts = [self.template.prompt({image: flat}) for flat in codes[part].flatten(1).tolist()]
             rows = fill(self.model, self.template, prompts, seeds=seeds[part], sampling=sampling)
-            first = self.template.vocabulary.pieces.start
+            first = self.template.vocabulary.text_tokens.start
             yield from (self.text.decode([token - first for token in row]) for row in rows)
 
 
 class Upscaler(_Companion):
-    """Doubles the edge of pictures by super-resolution in sliding windows (paper §3.2).
+    """Doubles the edge of images by super-resolution in sliding windows (paper §3.2).
 
     Args:
         loaded: a model whose layout has a grid and then one of twice its edge.
@@ -107,7 +107,7 @@ class Upscaler(_Companion):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """`(y, x)` codes of the pictures that it takes."""
+        """`(y, x)` codes of the images that it takes."""
         assert isinstance(self.template.target, CodeSlot)
         return self.template.target.grid
 
@@ -121,19 +121,19 @@ class Upscaler(_Companion):
         batch_size: int,
         on_window: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """Codes `(B, 2y, 2x)` of pictures twice as large; `on_window` is called `num_steps` times.
+        """Codes `(B, 2y, 2x)` of images twice as large; `on_window` is called `num_steps` times.
 
         Raises:
             UserError: the grid is not the model's, or a text is longer than its slot.
         """
-        pieces = [self.text.encode(text) for text in texts]
-        parts = self._batches(len(pieces), batch_size)
+        text_tokens = [self.text.encode(text) for text in texts]
+        parts = self._batches(len(text_tokens), batch_size)
         return torch.cat(
             [
                 magnify(
                     self.model,
                     self.template,
-                    pieces[part],
+                    text_tokens[part],
                     codes[part],
                     seeds=seeds[part],
                     sampling=sampling,
@@ -143,11 +143,11 @@ class Upscaler(_Companion):
             ]
         )
 
-    def num_steps(self, num_pictures: int, batch_size: int) -> int:
+    def num_steps(self, num_images: int, batch_size: int) -> int:
         """Windows that `double` fills, those of a batch counted once."""
-        return len(self._batches(num_pictures, batch_size)) * len(windows(self.grid[0]))
+        return len(self._batches(num_images, batch_size)) * len(windows(self.grid[0]))
 
-    def _batches(self, num_pictures: int, batch_size: int) -> list[slice]:
-        """One picture at a time with `norm_scope=tensor`, as in the original."""
+    def _batches(self, num_images: int, batch_size: int) -> list[slice]:
+        """One image at a time with `norm_scope=tensor`, as in the original."""
         step = 1 if self.model.norm_scope == "tensor" else batch_size
-        return [slice(start, start + step) for start in range(0, num_pictures, step)]
+        return [slice(start, start + step) for start in range(0, num_images, step)]

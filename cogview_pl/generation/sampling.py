@@ -25,7 +25,7 @@ class Sampling:
         top_p: keep the most likely candidates until their probabilities pass p (the one that passes stays); 1 keeps
             all.
         algorithm: `sequential`, one code per pass of the model; `jacobi`, several from the same distribution (see
-            `jacobi.py`; for the codes of a picture from a text, other slots are filled sequentially).
+            `jacobi.py`; for the codes of a image from a text, other slots are filled sequentially).
         drafts: with `jacobi`, how many codes each pass looks at ahead.
         guidance: how far the text is followed: logits without the text, plus `guidance` times what the text adds to
             them. 1 samples from the model as it is, more follows the text more, less follows it less, 0 ignores it.

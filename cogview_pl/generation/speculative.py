@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.generation.decode import stream
 from cogview_pl.generation.engine.decode_state import Rows
 from cogview_pl.generation.sampling import Sampling, draw, probabilities
@@ -84,7 +84,7 @@ def fill_jacobi(
     on_step()
     passes = 0
     while min(map(len, done)) < slot.length:
-        STOP.look()
+        SIGNALS.check()
         slowest = min(map(len, done))
         tokens_BL = torch.cat([last_B[:, None], drafts.codes_BW], 1)
         target_BLn = _each(rows.look(tokens_BL), sampling)

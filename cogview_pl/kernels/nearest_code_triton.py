@@ -24,7 +24,7 @@ _VECTORS, _SPLIT_VECTORS, _CODES, _WARPS, _STAGES = 128, 64, 64, 8, 2
 
 @triton.jit
 def _nearest(
-    x_ND, x_low_ND, high_KD, low_KD, norm_K, codes_N, distance_N, num_vectors, num_codes, width,
+    x_ND, x_low_ND, high_KD, low_KD, norm_K, codes_N, distance_N, num_vectors, codebook_size, width,
     SPLIT: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -40,9 +40,9 @@ def _nearest(
         wide += x_low.to(tl.float32)
     least = tl.full((BLOCK_N,), float("inf"), tl.float32)
     nearest = tl.zeros((BLOCK_N,), tl.int32)
-    for start in range(0, num_codes, BLOCK_K):
+    for start in range(0, codebook_size, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        in_k = k < num_codes
+        in_k = k < codebook_size
         places = k[None, :] * width + d[:, None]
         held_code = in_k[None, :] & in_d[:, None]
         high = tl.load(high_KD + places, held_code, 0.0)

@@ -17,15 +17,15 @@ from cogview_pl.vqvae.model import VQVAE
 
 
 class ImageTokenizerModule(LightningModule):
-    """Trains a VQ-VAE on batches of pictures.
+    """Trains a VQ-VAE on batches of images.
 
     Minimises reconstruction loss · `reconstruction_weight` + the quantizer's own loss (paper §3.2).
 
     Args:
         model: the VQ-VAE.
-        reconstruction: `l1` or `l2`, on pictures scaled 0 … 1.
+        reconstruction: `l1` or `l2`, on images scaled 0 … 1.
         reconstruction_weight: factor of the reconstruction loss against the quantizer's.
-        continuous_steps: for so many first steps the latents go to the decoder unquantized; the codebook then
+        quantize_after_steps: for so many first steps the latents go to the decoder unquantized; the codebook then
             starts on features that mean something. 0 quantizes from the first step.
         optimizer: makes the optimizer and its schedule.
     """
@@ -36,33 +36,33 @@ class ImageTokenizerModule(LightningModule):
         *,
         reconstruction: Literal["l1", "l2"],
         reconstruction_weight: float,
-        continuous_steps: int,
+        quantize_after_steps: int,
         optimizer: OptimizerFactory,
     ) -> None:
         super().__init__()
         self.model = model
         self.reconstruction = reconstruction
         self.reconstruction_weight = reconstruction_weight
-        self.continuous_steps = continuous_steps
+        self.quantize_after_steps = quantize_after_steps
         self.optimizer_factory = optimizer
-        self._seen = 0  # pictures since the last step of the optimizer
+        self._seen = 0  # images since the last step of the optimizer
         self._val_sums: Tensor | None = None
         self._code_counts = torch.zeros(0, dtype=torch.long)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
-        """One step; batches in which no device could read a picture are passed over.
+        """One step; batches in which no device could read a image are passed over.
 
-        Losses are means over the pictures of all devices.
+        Losses are means over the images of all devices.
         """
         count, total = len(batch.images), self._total_count(batch)
         self._seen += total
         if not total:
             return self._nothing()
-        # A device without a readable picture goes along, so that the others need not wait for it.
+        # A device without a readable image goes along, so that the others need not wait for it.
         images = to_unit_range(batch.images if count else batch.images.new_zeros(0, 3, *[self.model.downsampling] * 2))
         share = count * self.trainer.world_size / total
         self.model.quantizer.set_progress(self.global_step / self.trainer.max_steps)
-        if self.global_step < self.continuous_steps:
+        if self.global_step < self.quantize_after_steps:
             loss = self._reconstruction_loss(self.model.reconstruct_continuous(images), images)
             self._log_means({"train/loss_reconstruction": loss}, count, total)
             return _scaled(loss * self.reconstruction_weight, share)
@@ -90,7 +90,7 @@ class ImageTokenizerModule(LightningModule):
         """Add up the reconstruction figures of one batch, and count the codes that it used."""
         if self._val_sums is None:
             self._val_sums = torch.zeros(4, device=self.device)
-            self._code_counts = torch.zeros(self.model.num_codes, dtype=torch.long, device=self.device)
+            self._code_counts = torch.zeros(self.model.codebook_size, dtype=torch.long, device=self.device)
         if not len(batch.images):
             return
         images = to_unit_range(batch.images)
@@ -102,10 +102,10 @@ class ImageTokenizerModule(LightningModule):
             torch.ones((), device=self.device),
         ]
         self._val_sums += torch.stack(means).float() * len(images)
-        self._code_counts += torch.bincount(output.quantized.codes.flatten(), minlength=self.model.num_codes)
+        self._code_counts += torch.bincount(output.quantized.codes.flatten(), minlength=self.model.codebook_size)
 
     def on_validation_epoch_end(self) -> None:
-        """Means per picture, usage and perplexity of the codebook, over the whole validation set and all devices."""
+        """Means per image, usage and perplexity of the codebook, over the whole validation set and all devices."""
         if self._val_sums is None:
             return
         sums, counts = self._total(self._val_sums), self._total(self._code_counts).double()
@@ -129,7 +129,7 @@ class ImageTokenizerModule(LightningModule):
         return configure_optimizers(self.optimizer_factory, groups, self.trainer.max_steps)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradient before it is clipped; without a picture the optimizer has nothing to do."""
+        """Log the norm of the gradient before it is clipped; without a image the optimizer has nothing to do."""
         log_gradient_norm(self)
         if not self._seen:
             optimizer.zero_grad()  # a gradient of 0 would let momentum move the weights
@@ -139,7 +139,7 @@ class ImageTokenizerModule(LightningModule):
         return self.trainer.strategy.reduce(numbers, reduce_op="sum")  # type: ignore[return-value]
 
     def _total_count(self, batch: ImageBatch) -> int:
-        """Readable pictures on all devices."""
+        """Readable images on all devices."""
         if self.trainer.world_size == 1:
             return len(batch.images)
         return int(self._total(torch.tensor(len(batch.images), device=self.device)))
@@ -149,7 +149,7 @@ class ImageTokenizerModule(LightningModule):
         return torch.stack([parameter.sum() for parameter in self.parameters()]).sum() * 0
 
     def _log_means(self, means: dict[str, Tensor], count: int, total: int) -> None:
-        """Log means over `count` pictures of this device as means over all `total`."""
+        """Log means over `count` images of this device as means over all `total`."""
         if self.trainer.world_size > 1:
             sums = torch.stack([*means.values()]).detach().nan_to_num() * count
             means = dict(zip(means, self._total(sums) / total, strict=True))
@@ -160,18 +160,18 @@ class ImageTokenizerModule(LightningModule):
 
 
 def _scaled(loss: Tensor, share: float) -> Tensor:
-    """A device's loss by its share of the pictures; the mean of no pictures is not a number, and counts nothing."""
+    """A device's loss by its share of the images; the mean of no images is not a number, and counts nothing."""
     return loss if share == 1 else loss.nan_to_num() * share
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 pictures `(B, 3, Y, X)` to float 0 … 1, laid out channels-last, which convolutions prefer."""
+    """uint8 images `(B, 3, Y, X)` to float 0 … 1, laid out channels-last, which convolutions prefer."""
     return (images.float() / 255).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def reconstruction_grid(model: VQVAE, samples: Dataset[Any], count: int) -> Tensor:
-    """The first `count` readable pictures over their reconstructions, one picture `(3, Y, X)`, 0 … 1, on the CPU."""
+    """The first `count` readable images over their reconstructions, one image `(3, Y, X)`, 0 … 1, on the CPU."""
     batch = collate_images([samples[index] for index in range(min(count, len(samples)))])  # type: ignore[arg-type]
     if not len(batch.images):
         return torch.zeros(3, 1, 1)

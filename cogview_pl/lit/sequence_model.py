@@ -31,7 +31,7 @@ class SequenceModule(LightningModule):
         slot_names: names of the template's slots, for the logs (`val/loss_text`, `val/loss_image`).
         slot_ids: per slot the ids that its tokens are predicted among; None: all of the vocabulary.
         target: the slot that generation fills, as index into `slot_names`.
-        target_noise: share of its tokens that are read as others in training (`with_noise`).
+        token_noise: share of its tokens that are read as others in training (`with_noise`).
         optimizer: makes the optimizer and its schedule.
         painter: paints with these weights while they train, for the logs; None where the task paints nothing.
         val_prompts: captions of the validation split for it.
@@ -44,7 +44,7 @@ class SequenceModule(LightningModule):
         slot_names: list[str],
         slot_ids: list[range] | None,
         target: int,
-        target_noise: float,
+        token_noise: float,
         optimizer: OptimizerFactory,
         painter: CogView | None,
         val_prompts: list[str],
@@ -54,7 +54,7 @@ class SequenceModule(LightningModule):
         self.slot_names = slot_names
         self.slot_ids = slot_ids
         self.target = target
-        self.target_noise = target_noise
+        self.token_noise = token_noise
         self.optimizer_factory = optimizer
         self.painter = painter
         self.val_prompts = val_prompts
@@ -78,7 +78,7 @@ class SequenceModule(LightningModule):
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         """One step."""
-        inputs = with_noise(batch, self.target, self.target_noise) if self.target_noise else None
+        inputs = with_noise(batch, self.target, self.token_noise) if self.token_noise else None
         result = self._loss(batch, inputs)
         if self.trainer.world_size > 1:
             result = over_devices(result, self._total, self.trainer.world_size)

@@ -14,7 +14,7 @@ WORKSPACE = 32 * 2**20
 
 _GIB = 2**30
 _OF_THE_DRIVER = 0.6 * _GIB  # CUDA context, kernels, work space of cuBLAS
-_USABLE = 0.95  # the rest goes to gaps between pieces of memory
+_USABLE = 0.95  # the rest goes to gaps between parts of memory
 
 
 def card_bytes(card: int) -> int:

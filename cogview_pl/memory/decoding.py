@@ -26,7 +26,7 @@ class Decoding:
 
     Attributes:
         model: what writes.
-        rows: B, with guidance twice the pictures.
+        rows: B, with guidance twice the images.
         prompt: P, the longest.
         positions: S, what the cache has room for.
         ids: n.
@@ -52,13 +52,15 @@ class Decoding:
         rows: int,
         on_gpu: bool,
         sampling: Sampling,
-        pieces: int | None = None,
+        text_tokens: int | None = None,
     ) -> Decoding:
-        """The target slot of a layout behind a prompt with texts of so many `pieces` (None: as long as their slots).
+        """The target slot of a layout behind a prompt with texts of `text_tokens` (None: as long as their slots).
 
         Guidance doubles the rows.
         """
-        texts = {slot.name: slot.length if pieces is None else min(pieces, slot.length) for slot in template.slots}
+        texts = {
+            slot.name: slot.length if text_tokens is None else min(text_tokens, slot.length) for slot in template.slots
+        }
         lengths = {
             slot.name: texts[slot.name] if isinstance(slot, TextSlot) else slot.length for slot in template.slots
         }

@@ -40,7 +40,7 @@ def _tokenize(config: Config, on_gpu: bool) -> Moments:
 def _fit_features(config: Config, on_gpu: bool) -> Moments:
     """Drawings are kept, once one by one and once in a row."""
     size = getattr(config.data, "train_size", 0) * 3 * config.data.image_size**2
-    return Moments({"drawing": Counter(pictures=0 if on_gpu else 2 * size)})
+    return Moments({"drawing": Counter(images=0 if on_gpu else 2 * size)})
 
 
 def _evaluate(config: Config, on_gpu: bool) -> Moments:

@@ -32,8 +32,8 @@ def training_heights(
 
     Args:
         settings: constructor arguments of the VQ-VAE.
-        batch, edge: pictures, and their pixels along an edge.
-        reconstruction: distance between pictures.
+        batch, edge: images, and their pixels along an edge.
+        reconstruction: distance between images.
         arithmetic: dtype of autocast; fp32 for none.
         accumulates: whether gradients of an earlier batch are there while this one runs backwards.
     """
@@ -46,22 +46,22 @@ def training_heights(
             for parameter in model.parameters():
                 parameter.register_post_accumulate_grad_hook(lambda p: live.claim(p.grad, GRADIENTS))
             with live.label(BATCH):
-                pictures = torch.zeros(batch, 3, edge, edge, dtype=torch.uint8)
+                images = torch.zeros(batch, 3, edge, edge, dtype=torch.uint8)
             with torch.autocast("cpu", arithmetic, enabled=arithmetic != torch.float32):
-                loss = _loss(model, pictures, reconstruction)
+                loss = _loss(model, images, reconstruction)
             forward = live.restart()
             loss.backward()
             return Heights(forward, live.restart())
 
 
-def _loss(model: VQVAE, pictures: Tensor, reconstruction: Literal["l1", "l2"]) -> Tensor:
-    images = (pictures.float() / 255).contiguous(memory_format=torch.channels_last)
+def _loss(model: VQVAE, uint8_images: Tensor, reconstruction: Literal["l1", "l2"]) -> Tensor:
+    images = (uint8_images.float() / 255).contiguous(memory_format=torch.channels_last)
     output = model(images)
     return reconstruction_loss(reconstruction, output.reconstruction, images) + output.quantized.loss
 
 
 def encoding_height(settings: Mapping[str, Any], *, batch: int, edge: int) -> Counter[str]:
-    """Bytes at the height of encoding pictures of `edge` pixels."""
+    """Bytes at the height of encoding images of `edge` pixels."""
     return _encoding(json.dumps(settings), batch, edge).copy()
 
 
@@ -72,8 +72,8 @@ def decoding_height(settings: Mapping[str, Any], *, batch: int, grid: tuple[int,
 
 @cache
 def _encoding(settings: str, batch: int, edge: int) -> Counter[str]:
-    pictures = (batch, 3, edge, edge)
-    return _height(settings, lambda model: model.encode(torch.zeros(pictures, dtype=torch.uint8) / 255))
+    images = (batch, 3, edge, edge)
+    return _height(settings, lambda model: model.encode(torch.zeros(images, dtype=torch.uint8) / 255))
 
 
 @cache

@@ -19,7 +19,7 @@ from cogview_pl.generation.quantization import matrix_bytes
 from cogview_pl.generation.sampling import Sampling
 from cogview_pl.generation.super_resolution.parallel_windows import timetable
 from cogview_pl.memory.decoding import Decoding, decoding_height, scoring_height
-from cogview_pl.memory.image_tokenizer import decoding_height as picture_height
+from cogview_pl.memory.image_tokenizer import decoding_height as image_height
 from cogview_pl.memory.image_tokenizer import encoding_height
 from cogview_pl.memory.model import Model, counted
 from cogview_pl.memory.phases import Moments
@@ -63,7 +63,7 @@ def _named_prompts(config: Config) -> list[str] | None:
 
 
 def _longest(prompts: list[str] | None, text_model: Path | None) -> int | None:
-    """Pieces of the longest prompt; None where prompts or their tokenizer are not known."""
+    """Text tokens of the longest prompt; None where prompts or their tokenizer are not known."""
     if not prompts or text_model is None:
         return None
     text = TextTokenizer.load(text_model)
@@ -78,8 +78,8 @@ def generate(config: Config, on_gpu: bool) -> Moments:
     quantized, options = quantization(config), sampling(config)
     named = _named_prompts(config)
     prompts = len(named) if named else config.num_prompts if config.prompts is None else config.sampler.batch_size
-    at_once = max(1, config.sampler.batch_size // config.num_images)
-    pictures = min(config.sampler.batch_size, config.num_images * min(at_once, prompts))
+    at_once = max(1, config.sampler.batch_size // config.num_images_per_prompt)
+    images = min(config.sampler.batch_size, config.num_images_per_prompt * min(at_once, prompts))
     captioner = _companion(config, "caption", "rerank_with", config.rerank_with, config.rerank_template)
     upscaler = _companion(config, "super_resolution", "upscale_with", config.upscale_with, config.upscale_template)
     models = [painter, *(found for found in (captioner, upscaler) if found is not None)]
@@ -87,20 +87,20 @@ def generate(config: Config, on_gpu: bool) -> Moments:
     held = Counter(
         sequence_models=sum(sequence_model_bytes(_model(config, sizes), quantized) for sizes in models),
         image_tokenizer=image_tokenizer_bytes(painter.images),
-        pictures=0 if on_gpu else prompts * (config.keep or config.num_images) * _RGB * edge**2,
+        images=0 if on_gpu else prompts * (config.keep or config.num_images_per_prompt) * _RGB * edge**2,
     )
     longest = _longest(named, painter.text_model)
-    work = Decoding.of(_model(config, painter), painter.template, pictures, on_gpu, options, longest)
+    work = Decoding.of(_model(config, painter), painter.template, images, on_gpu, options, longest)
     moments = {"painting": held + cache_and_packed(work, quantized) + decoding_height(work)}
     if not on_gpu:
         moments["loading"] = _loading(config, models)
     grid = painter.images.grid
     if captioner is not None:
-        moments["ranking"] = held + _scoring(config, captioner, pictures)
+        moments["ranking"] = held + _scoring(config, captioner, images)
     if upscaler is not None:
-        moments["enlarging"] = held + _enlarging(config, upscaler, pictures, on_gpu, options)
+        moments["enlarging"] = held + _enlarging(config, upscaler, images, on_gpu, options)
         grid = (2 * grid[0], 2 * grid[1])
-    moments["decoding of pictures"] = held + picture_height(painter.images.settings, batch=pictures, grid=grid)
+    moments["decoding of images"] = held + image_height(painter.images.settings, batch=images, grid=grid)
     return Moments(moments)
 
 
@@ -117,21 +117,21 @@ def rerank(config: Config, on_gpu: bool) -> Moments:
 
 
 def magnify(config: Config, on_gpu: bool) -> Moments:
-    """An upscaler and the image tokenizer; pictures are kept as numbers until all are done."""
+    """An upscaler and the image tokenizer; images are kept as numbers until all are done."""
     upscaler = used_sizes(config)
-    pictures = config.num_prompts
-    batch = min(config.sampler.batch_size, pictures)
+    count = config.num_prompts
+    batch = min(config.sampler.batch_size, count)
     images = upscaler.images
     held = _held(config, upscaler)
     if not on_gpu:
-        held["pictures"] = pictures * _RGB * images.edge**2 * (1 + 4 * torch.float32.itemsize)
+        held["images"] = count * _RGB * images.edge**2 * (1 + 4 * torch.float32.itemsize)
     grid = (2 * images.grid[0], 2 * images.grid[1])
     enlarging = _enlarging(config, upscaler, batch, on_gpu, sampling(config))
     return Moments(
         {
             "encoding": held + encoding_height(images.settings, batch=batch, edge=images.edge),
             "enlarging": held + enlarging,
-            "decoding of pictures": held + picture_height(images.settings, batch=batch, grid=grid),
+            "decoding of images": held + image_height(images.settings, batch=batch, grid=grid),
         }
     )
 
@@ -156,7 +156,7 @@ def _companion(config: Config, task: str, key: str, given: str | None, layout: T
 
 
 def _describe(config: Config, captioner: SequenceSizes, on_gpu: bool) -> Moments:
-    """A captioner that writes: pictures are encoded, then texts filled."""
+    """A captioner that writes: images are encoded, then texts filled."""
     batch = config.sampler.batch_size
     held = _held(config, captioner)
     work = Decoding.of(_model(config, captioner), captioner.template, batch, on_gpu, sampling(config).plain())
@@ -200,12 +200,12 @@ def _scoring(config: Config, captioner: SequenceSizes, rows: int) -> Counter[str
     )
 
 
-def _enlarging(config: Config, upscaler: SequenceSizes, pictures: int, on_gpu: bool, options: Sampling) -> Counter[str]:
+def _enlarging(config: Config, upscaler: SequenceSizes, images: int, on_gpu: bool, options: Sampling) -> Counter[str]:
     """Windows side by side, each in its lane of the cache."""
     template = upscaler.template
     assert isinstance(template.target, CodeSlot)
     grid = template.target.grid[0]
     lanes = 1 + max(turn.lane for step in timetable(grid) for turn in step)
-    work = Decoding.of(_model(config, upscaler), template, pictures * lanes, on_gpu, options.plain())
+    work = Decoding.of(_model(config, upscaler), template, images * lanes, on_gpu, options.plain())
     work = replace(work, positions=work.positions + grid)
     return cache_and_packed(work, quantization(config)) + decoding_height(work)

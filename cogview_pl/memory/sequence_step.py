@@ -22,7 +22,7 @@ from cogview_pl.transformer.model import Transformer
 
 ACTIVATIONS, LOGITS, GRADIENTS, BATCH = "activations", "logits", "gradients", "batch"
 _BATCH = (torch.long, torch.long, torch.float32, torch.long)  # tokens, positions, weights, slots
-_LARGEST = 64  # sequences played through at most: the loss runs over them piece by piece
+_LARGEST = 64  # sequences played through at most: the loss runs over them part by part
 _DEPTH = 2  # blocks played through; all others are like the last one
 
 

@@ -18,7 +18,7 @@ class LiveBytes(TorchDispatchMode):
     """Counts memory that operators allocate while this is active, until it is freed.
 
     Works on real tensors and on fake ones, which occupy no memory. What an operator takes and gives back inside (work
-    space of a convolution) does not count. Each piece of memory has the label that was set when it was allocated.
+    space of a convolution) does not count. Each part of memory has the label that was set when it was allocated.
 
     Args:
         label: of what is allocated.
@@ -116,7 +116,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _address(tensor: Tensor) -> int:
-    """What tells one piece of memory from others."""
+    """What tells one part of memory from others."""
     return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage()._cdata
 
 

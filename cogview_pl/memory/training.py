@@ -17,7 +17,7 @@ from cogview_pl.config.schema import Config, TokenSource, Verb, instantiate
 from cogview_pl.data.sequence_dataset import SequenceBatch, SequenceCollator
 from cogview_pl.generation.sampling import Sampling
 from cogview_pl.memory.decoding import Decoding, decoding_height
-from cogview_pl.memory.image_tokenizer import decoding_height as picture_height
+from cogview_pl.memory.image_tokenizer import decoding_height as image_height
 from cogview_pl.memory.image_tokenizer import encoding_height, training_heights
 from cogview_pl.memory.inference import cache_and_packed, image_tokenizer_bytes
 from cogview_pl.memory.model import Counted, Model, count, counted
@@ -25,7 +25,7 @@ from cogview_pl.memory.optimizer import OptimizerBytes, optimizer_bytes
 from cogview_pl.memory.phases import Moments
 from cogview_pl.memory.sequence_step import GRADIENTS, Heights, Predicted, SequenceStep, heights
 from cogview_pl.memory.sharding import Holdings, holdings
-from cogview_pl.vocab import Template, is_text_to_picture
+from cogview_pl.vocab import Template, is_text_to_image
 
 _PRECISIONS = {  # weights, arithmetic
     "32-true": (torch.float32, torch.float32),
@@ -78,18 +78,18 @@ def fit_sequence_model(config: Config, on_gpu: bool) -> Moments:
     )
     host = Counter() if on_gpu else _on_the_host(config, sizes, model)
     moments = _of_a_step(config, held, host, heights(step), optimizer.step)
-    if "samples" in config.callbacks and is_text_to_picture(sizes.template) and not config.strategy.kind.spreads:
+    if "samples" in config.callbacks and is_text_to_image(sizes.template) and not config.strategy.kind.spreads:
         work = Decoding.of(model, sizes.template, config.callbacks["samples"]["num_prompts"], on_gpu, Sampling())
         without = held.without_gradients + host  # Lightning drops them before it validates
         moments["painting"] = without + cache_and_packed(work, None) + decoding_height(work)
         if not on_gpu:  # else the image tokenizer stays on the host
-            pictures = picture_height(sizes.images.settings, batch=work.rows, grid=sizes.images.grid)
-            moments["decoding of pictures"] = without + pictures
+            images = image_height(sizes.images.settings, batch=work.rows, grid=sizes.images.grid)
+            moments["decoding of images"] = without + images
     if not on_gpu and starts_from_weights(config):  # random weights are replaced by those that were read
         read = counted(Model.of(sizes.settings, torch.float32)).bytes
         tokenizers = 2 * image_tokenizer_bytes(sizes.images)
         moments["loading"] = Counter(image_tokenizer=tokenizers, weights=2 * read)
-    if config.data.store is None and config.sequences.source == TokenSource.pictures:
+    if config.data.store is None and config.sequences.source == TokenSource.images:
         encoding = encoding_height(sizes.images.settings, batch=config.data.batch_size, edge=2 * sizes.images.edge)
         moments["tokenising"] = host + encoding + Counter(weights=counted(model).bytes)
     return Moments(moments)

@@ -1,4 +1,4 @@
-"""Picture files that the user names: `images=`, and with their prompts `pairs=`."""
+"""Image files that the user names: `images=`, and with their prompts `pairs=`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from cogview_pl.data.images import SampleError, find_pictures, load_picture
+from cogview_pl.data.images import SampleError, find_images, load_image
 from cogview_pl.data.records import read_record, record_line
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.durable.write import replacing
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.runs.run_folder import SAMPLES
 
 
 class LoadedPairs(NamedTuple):
-    """The pairs whose pictures can be read, those pictures, and the others with the reason."""
+    """The pairs whose images can be read, those images, and the others with the reason."""
 
     readable: list[dict[str, str]]
     images: list[Tensor]
@@ -28,31 +28,31 @@ class LoadedPairs(NamedTuple):
 
 
 def load_pairs(given: str | Path, size: int) -> LoadedPairs:
-    """Prompts and pictures of a run folder of task=generate or a .jsonl file of `{"prompt": …, "file": …}`.
+    """Prompts and images of a run folder of task=generate or a .jsonl file of `{"prompt": …, "file": …}`.
 
     Raises:
-        UserError: there is no such file, a line is malformed, or none of the pictures can be read.
+        UserError: there is no such file, a line is malformed, or none of the images can be read.
     """
     file = pairs_file(Path(given))
     pairs = read_pairs(file)
     found = LoadedPairs([], [], [])
     for pair in pairs:
-        STOP.look()
+        SIGNALS.check()
         try:
-            found.images.append(load_picture(file.parent / pair["file"], size))
+            found.images.append(load_image(file.parent / pair["file"], size))
             found.readable.append(pair)
         except SampleError as error:
             found.skipped.append({**pair, "reason": str(error)})
     if not found.readable:
         first = found.skipped[0]
         raise UserError(
-            f"pairs={file}: none of the {len(pairs)} pictures can be read (first: {first['file']}: {first['reason']})"
+            f"pairs={file}: none of the {len(pairs)} images can be read (first: {first['file']}: {first['reason']})"
         )
     return found
 
 
 class LoadedImages(NamedTuple):
-    """The pictures that can be read, and the others with the reason."""
+    """The images that can be read, and the others with the reason."""
 
     files: list[str]
     images: list[Tensor]
@@ -61,36 +61,36 @@ class LoadedImages(NamedTuple):
 
 
 def load_images(given: object, size: int) -> LoadedImages:
-    """The pictures that `images` names: a picture, a folder or a list of pictures.
+    """The images that `images` names: a image, a folder or a list of images.
 
     Raises:
         UserError: there are none, or none can be read.
     """
-    files = picture_files(given)
+    files = image_files(given)
     found = LoadedImages([], [], [])
     for file in files:
-        STOP.look()
+        SIGNALS.check()
         try:
-            found.images.append(load_picture(file, size))
+            found.images.append(load_image(file, size))
             found.files.append(str(file))
         except SampleError as error:
             found.skipped.append({"file": str(file), "reason": str(error)})
     if not found.files:
         first = found.skipped[0]
         raise UserError(
-            f"images={given}: none of the {len(files)} pictures can be read (first: {first['file']}: {first['reason']})"
+            f"images={given}: none of the {len(files)} images can be read (first: {first['file']}: {first['reason']})"
         )
     return found
 
 
-def picture_files(given: object) -> list[Path]:
+def image_files(given: object) -> list[Path]:
     """The files that `images` names, in a fixed order; raises UserError if there are none."""
     if isinstance(given, str):
-        files = list(find_pictures(Path(given))) if Path(given).is_dir() else [Path(given)]
+        files = list(find_images(Path(given))) if Path(given).is_dir() else [Path(given)]
     else:
         files = [Path(str(file)) for file in given]  # type: ignore[attr-defined]
     if not files:
-        raise UserError(f"images={given} holds no pictures; give a picture, a folder or a list of pictures")
+        raise UserError(f"images={given} holds no images; give a image, a folder or a list of images")
     return files
 
 
@@ -100,10 +100,10 @@ def write_records(file: Path, records: Sequence[Mapping[str, object]]) -> None:
         draft.write_bytes(b"".join(map(record_line, records)))
 
 
-def save_picture(picture: Image.Image, file: Path) -> None:
+def save_image(image: Image.Image, file: Path) -> None:
     """Write a PNG, whole or not at all."""
     with replacing(file) as draft:
-        picture.save(draft, "PNG")
+        image.save(draft, "PNG")
 
 
 def pairs_file(path: Path) -> Path:

@@ -147,7 +147,7 @@ def require_node(num_nodes: int) -> None:
             )
 
 
-THESE = _these()
+RANKS = _these()
 """Those of the program that runs."""
 
 

@@ -22,7 +22,7 @@ from cogview_pl.durable.read import why_unusable
 from cogview_pl.durable.write import clear_for_writing, is_draft, write_bytes, write_text
 from cogview_pl.errors import UserError
 from cogview_pl.runs.lock import LOCK, RunLock
-from cogview_pl.runs.ranks import THESE, Processes
+from cogview_pl.runs.ranks import RANKS, Processes
 from cogview_pl.runs.record import RECORD, RunRecord, is_run
 
 Metrics = Mapping[str, "float | str"]
@@ -64,7 +64,7 @@ class RunFolder:
         goes_on: whether it holds a run that goes on.
     """
 
-    def __init__(self, path: Path, link: Path | None, processes: Processes = THESE, *, goes_on: bool = False) -> None:
+    def __init__(self, path: Path, link: Path | None, processes: Processes = RANKS, *, goes_on: bool = False) -> None:
         self.path = path
         self.processes = processes
         self._link = link
@@ -257,16 +257,16 @@ def open_run(composed: DictConfig, job: int | None) -> tuple[RunFolder, Any]:
     Raises:
         UserError: there is nothing to go on with, a new run would write over an earlier one, or one is in there.
     """
-    if THESE.size == 1 and not THESE.first:  # started by the first process, which named its folder
+    if RANKS.size == 1 and not RANKS.first:  # started by the first process, which named its folder
         return RunFolder(Path(composed.run_dir), None), composed.resume
-    with THESE.first_goes_ahead() as first:
+    with RANKS.first_goes_ahead() as first:
         if first:
             folder, resume = _find_run(composed, job)
             folder.lock()
-    if not THESE.first:
-        return RunFolder(Path(str(THESE.agree(None))), None), THESE.agree(None) or None
-    THESE.agree(str(folder.path))
-    THESE.agree(str(resume or ""))
+    if not RANKS.first:
+        return RunFolder(Path(str(RANKS.agree(None))), None), RANKS.agree(None) or None
+    RANKS.agree(str(folder.path))
+    RANKS.agree(str(resume or ""))
     return folder, resume
 
 

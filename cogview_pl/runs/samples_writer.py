@@ -1,7 +1,7 @@
-"""What `task=generate` has painted so far: pictures and `samples.jsonl`, so that a stopped run can go on.
+"""What `task=generate` has painted so far: images and `samples.jsonl`, so that a stopped run can go on.
 
-A picture is on disk before its line in the list is, so a list never names one that is not there. A run goes on behind
-the last group of prompts whose pictures are all there: groups are painted as in a run that was never stopped.
+A image is on disk before its line in the list is, so a list never names one that is not there. A run goes on behind
+the last group of prompts whose images are all there: groups are painted as in a run that was never stopped.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from cogview_pl.config.schema import Config
 from cogview_pl.data.records import read_record, record_line
 from cogview_pl.durable.write import append, write_bytes
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP
-from cogview_pl.runs.image_files import save_picture
+from cogview_pl.errors.signals import SIGNALS
+from cogview_pl.runs.image_files import save_image
 from cogview_pl.runs.run_folder import SAMPLES, RunFolder, predecessor
 
 _SAMPLES_FOLDER = "samples"
 
 
-class PaintedPictures:
-    """The pictures of a run, numbered in the order in which they are painted.
+class PaintedImages:
+    """The images of a run, numbered in the order in which they are painted.
 
-    Of several processes that paint the same pictures together the first one writes them.
+    Of several processes that paint the same images together the first one writes them.
 
     Args:
         config: of the run.
         folder: its folder.
-        each: pictures kept of a prompt.
+        each: images kept of a prompt.
 
     Raises:
         UserError: the run goes on, and was begun with other models or settings.
@@ -68,7 +68,7 @@ class PaintedPictures:
         lines = (self._folder / SAMPLES).read_bytes().split(b"\n")[:-1]  # a kill may have cut the last one
         found: list[Painting] = []
         for number, line in enumerate(lines):
-            STOP.look()
+            SIGNALS.check()
             try:
                 record = read_record(line, ours=True)
                 prompt = prompts[number // self._each]
@@ -88,12 +88,12 @@ class PaintedPictures:
         return found
 
     def add(self, number: int, painting: Painting) -> None:
-        """Write a picture, then its line."""
+        """Write a image, then its line."""
         if not self._writes:
             return
         file = self._file(number)
         (self._folder / file).parent.mkdir(parents=True, exist_ok=True)
-        save_picture(painting.picture, self._folder / file)
+        save_image(painting.image, self._folder / file)
         record = _record(painting, file) | {"file_crc32": zlib.crc32((self._folder / file).read_bytes())}
         append(self._folder / SAMPLES, record_line(record))
 
@@ -102,20 +102,20 @@ class PaintedPictures:
 
     def _painting(self, number: int, record: dict[str, Any]) -> Painting:
         if "file_crc32" not in record or record["file"] != str(self._file(number)):
-            raise ValueError("another picture's line")
+            raise ValueError("another image's line")
         file = self._folder / self._file(number)
         if not file.is_file() or zlib.crc32(file.read_bytes()) != record["file_crc32"]:
-            raise ValueError("the picture is damaged")
+            raise ValueError("the image is damaged")
         with Image.open(file, formats=["PNG"]) as stored:
-            picture = stored.convert("RGB")
-        return Painting(record["prompt"], record["seed"], picture, record.get("caption_loss"), self._each)
+            image = stored.convert("RGB")
+        return Painting(record["prompt"], record["seed"], image, record.get("caption_loss"), self._each)
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """What pictures depend on besides their prompts and the models, as plain values."""
+    """What images depend on besides their prompts and the models, as plain values."""
     return {
         "seed": config.seed,
-        "num_images": config.num_images,
+        "num_images_per_prompt": config.num_images_per_prompt,
         "keep": config.keep,
         "weights": config.weights and config.weights.value,
         "precision": config.precision.get("precision"),
@@ -124,7 +124,7 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _models(config: Config) -> dict[str, str]:
-    """Hashes of the models that pictures depend on."""
+    """Hashes of the models that images depend on."""
     others = {key: getattr(config, key) for key in ("rerank_with", "upscale_with")}
     painter = predecessor(config.outputs, "pretrain", "init_from", config.init_from)
     return {
@@ -138,8 +138,8 @@ def _record(painting: Painting, file: Path) -> dict[str, object]:
         "prompt": painting.prompt,
         "file": str(file),
         "seed": painting.seed,
-        "width": painting.picture.width,
-        "height": painting.picture.height,
+        "width": painting.image.width,
+        "height": painting.image.height,
     }
     if painting.caption_loss is not None:
         record["caption_loss"] = painting.caption_loss

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cogview_pl.config.schema import Config
 from cogview_pl.durable.write import write_bytes
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.runs.report.page import Stage, write_report
 from cogview_pl.runs.run_folder import Metrics, RunFolder
 
@@ -27,7 +27,7 @@ def run(config: Config, folder: RunFolder, run_stage: RunStage) -> Metrics:
     metrics: dict[str, float | str] = {}
     finished: dict[str, Stage] = {}
     for number, (name, overrides) in enumerate(config.stages.items(), start=1):
-        STOP.look()
+        SIGNALS.check()
         _log.info("[%d/%d] %s", number, len(config.stages), name)
         started = time.perf_counter()
         stage, found = run_stage([*config.common, *overrides])
@@ -39,7 +39,7 @@ def run(config: Config, folder: RunFolder, run_stage: RunStage) -> Metrics:
         for sheet in (stage / "reconstructions.png", stage / "samples" / "grid.png"):
             if folder.writes and sheet.exists():
                 write_bytes(folder / f"{name}.png", sheet.read_bytes())
-                _log.info("pictures: %s", folder / f"{name}.png")
+                _log.info("images: %s", folder / f"{name}.png")
     if folder.writes:
         _log.info("report: %s", write_report(folder.path, config.task, finished))
     return metrics

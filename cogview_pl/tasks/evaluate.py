@@ -1,4 +1,4 @@
-"""task=evaluate: numbers on pictures that exist or are painted first, with the protocol that they depend on."""
+"""task=evaluate: numbers on images that exist or are painted first, with the protocol that they depend on."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from cogview_pl.assembly.pipelines import open_painter
 from cogview_pl.checkpoints.model_folder import ImageTokenizer
 from cogview_pl.config.schema import Config, EvaluateConfig
 from cogview_pl.data.bad_samples import SkipLog
-from cogview_pl.data.images import find_pictures
+from cogview_pl.data.images import find_images
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.features import RESIZE_FILTER, FeatureNetwork, open_features
-from cogview_pl.evaluation.image_files import PictureFiles
+from cogview_pl.evaluation.image_files import ImageFiles
 from cogview_pl.evaluation.lpips import KEY as LPIPS_KEY
 from cogview_pl.evaluation.lpips import LPIPS, SMALLEST, open_lpips
 from cogview_pl.evaluation.measure import (
     Generated,
-    Pictures,
+    Images,
     Reader,
     Reference,
     measure_generated,
@@ -35,7 +35,7 @@ from cogview_pl.evaluation.measure import (
 from cogview_pl.evaluation.metrics import FID, ReconstructionMetrics, inception_score
 from cogview_pl.evaluation.protocol import compare, digest_of_prompts, digest_of_weights, table
 from cogview_pl.generation.rerank import Captioner
-from cogview_pl.runs.image_files import pairs_file, picture_files, read_pairs
+from cogview_pl.runs.image_files import image_files, pairs_file, read_pairs
 from cogview_pl.runs.run_folder import SAMPLES, Metrics, RunFolder, predecessor, require_metrics
 from cogview_pl.tasks.generate import paint, ready_to_paint, save_sheet
 from cogview_pl.tasks.generate_captions import encode
@@ -49,7 +49,7 @@ METRICS = ("reconstruction", "fid", "is", "caption_loss", "toy", "style")
 _WITH_NETWORK = {"reconstruction", "fid", "is", "style"}
 _WITH_REFERENCE = {"reconstruction", "fid"}
 _WITH_PROMPTS = ("caption_loss", "toy", "style")
-_SETTINGS_WITHOUT_EFFECT = {"batch_size", "cuda_graphs"}  # of the sampler, on the pictures
+_SETTINGS_WITHOUT_EFFECT = {"batch_size", "cuda_graphs"}  # of the sampler, on the images
 
 
 @dataclass(frozen=True)
@@ -61,22 +61,22 @@ class Tools:
     captioner: Captioner | None
     captioner_codes: ImageTokenizer | None
     """The image tokenizer that the captioner was trained with."""
-    reference: Pictures | None
+    reference: Images | None
     lpips: LPIPS | None
 
     @property
     def num_reference(self) -> int | None:
-        """How many real pictures there are."""
+        """How many real images there are."""
         return None if self.reference is None else len(self.reference)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The generated pictures to be judged."""
+    """The generated images to be judged."""
 
     files: list[Path]
     prompts: list[str]
-    """One per picture, empty where `images` names them."""
+    """One per image, empty where `images` names them."""
 
 
 def run(config: Config, folder: RunFolder) -> Metrics:
@@ -91,7 +91,7 @@ def run(config: Config, folder: RunFolder) -> Metrics:
         return found
     wanted = _wanted(options)
     tools = _open_tools(config, options, wanted)
-    candidates = _generated_pictures(config, options, wanted, tools, folder)
+    candidates = _generated_images(config, options, wanted, tools, folder)
     started = time.perf_counter()
     metrics = _measure(config, options, wanted, tools, candidates, folder)
     metrics["perf/evaluate_s"] = round(time.perf_counter() - started, 1)
@@ -177,20 +177,20 @@ def _open_captioner(config: Config) -> tuple[Captioner, ImageTokenizer]:
     return Captioner(loaded, *inference_device(config)), loaded.image_tokenizer
 
 
-def _open_reference(config: Config, options: EvaluateConfig) -> Pictures:
+def _open_reference(config: Config, options: EvaluateConfig) -> Images:
     if options.reference is None:
         return open_images(config.data, "val")
     root = Path(options.reference)
-    files = list(find_pictures(root)) if root.is_dir() else []
+    files = list(find_images(root)) if root.is_dir() else []
     if not files:
-        raise UserError(f"evaluate.reference={root} holds no pictures; give a folder of real pictures")
-    return PictureFiles(files, [""] * len(files), config.data.image_size)
+        raise UserError(f"evaluate.reference={root} holds no images; give a folder of real images")
+    return ImageFiles(files, [""] * len(files), config.data.image_size)
 
 
-# --- generated pictures ---------------------------------------------------------------------------
+# --- generated images ---------------------------------------------------------------------------
 
 
-def _generated_pictures(
+def _generated_images(
     config: Config, options: EvaluateConfig, wanted: set[str], tools: Tools, folder: RunFolder
 ) -> Candidates:
     """Those that the user names, or painted now; whatever could be wrong is checked before painting starts."""
@@ -202,7 +202,7 @@ def _generated_pictures(
         raise UserError(f"{given[0]} and {given[1]} both name what to evaluate; give one of them")
     if config.pairs is None and config.images is None:
         studio, prompts = ready_to_paint(config, open_painter(config))
-        kept = min(config.keep or config.num_images, config.num_images)
+        kept = min(config.keep or config.num_images_per_prompt, config.num_images_per_prompt)
         _check_prompts(options, wanted, tools, prompts)
         _require_enough(options, wanted, len(prompts) * kept, tools.num_reference)
         save_sheet(config, folder, prompts, paint(config, folder, studio, prompts))
@@ -212,7 +212,7 @@ def _generated_pictures(
         _check_prompts(options, wanted, tools, candidates.prompts)
     else:
         _refuse_prompts(config, wanted)
-        files = picture_files(config.images)
+        files = image_files(config.images)
         candidates = Candidates(files, [""] * len(files))
     _require_enough(options, wanted, sum(file.is_file() for file in candidates.files), tools.num_reference)
     return candidates
@@ -238,11 +238,11 @@ def _check_prompts(options: EvaluateConfig, wanted: set[str], tools: Tools, prom
         slot = tools.captioner.template.target
         assert isinstance(slot, TextSlot)
         for prompt in prompts:
-            pieces = len(tools.captioner.text.encode(prompt))
-            if pieces > slot.length:
+            text_tokens = len(tools.captioner.text.encode(prompt))
+            if text_tokens > slot.length:
                 raise UserError(
-                    f"evaluate.metrics: caption_loss of {prompt[:40]!r}: it has {pieces} pieces, the captioner in "
-                    f"rerank_with holds {slot.length}; shorten it"
+                    f"evaluate.metrics: caption_loss of {prompt[:40]!r}: it has {text_tokens} text tokens, the "
+                    f"captioner in rerank_with holds {slot.length}; shorten it"
                 )
     if "toy" in wanted and not any(map(names_objects, prompts)):
         raise UserError(
@@ -257,7 +257,7 @@ def _check_prompts(options: EvaluateConfig, wanted: set[str], tools: Tools, prom
 
 
 def _require_enough(options: EvaluateConfig, wanted: set[str], generated: int, real: int | None) -> None:
-    """Raises UserError where there are too few pictures for a wanted metric."""
+    """Raises UserError where there are too few images for a wanted metric."""
     needs = {
         "reconstruction": (0, 2),  # a covariance needs two
         "fid": (2, 2),
@@ -269,12 +269,12 @@ def _require_enough(options: EvaluateConfig, wanted: set[str], generated: int, r
         least, least_real = needs.get(name, (1, 0))
         if generated < least:
             raise UserError(
-                f"evaluate.metrics: {name} needs {least} generated pictures at least, and {generated} can be read; "
+                f"evaluate.metrics: {name} needs {least} generated images at least, and {generated} can be read; "
                 "give more in pairs, images or prompts"
             )
         if real is not None and real < least_real:
             raise UserError(
-                f"evaluate.metrics: {name} needs {least_real} reference pictures at least, and {real} can be read; "
+                f"evaluate.metrics: {name} needs {least_real} reference images at least, and {real} can be read; "
                 "give more in evaluate.reference or the validation split"
             )
 
@@ -308,8 +308,8 @@ def _measure(
         style = None
         if "style" in wanted and network is not None and network.classes is not None:
             style = StyleAccuracy(network.classes, options.base_style)
-        pictures = PictureFiles(candidates.files, candidates.prompts, config.data.image_size)
-        seen = measure_generated(pictures, reader, network=network, fids=fids, attributes=attributes, style=style)
+        images = ImageFiles(candidates.files, candidates.prompts, config.data.image_size)
+        seen = measure_generated(images, reader, network=network, fids=fids, attributes=attributes, style=style)
         _require_enough(options, wanted, len(seen.prompts), seen_real.count if seen_real else None)
         for judge in (attributes, style):
             metrics |= judge.compute() if judge else {}
@@ -330,9 +330,9 @@ def _caption_loss(
     config: Config, captioner: Captioner, tokenizer: ImageTokenizer, candidates: Candidates, reader: Reader
 ) -> float:
     device, _ = inference_device(config)
-    pictures = PictureFiles(candidates.files, candidates.prompts, tokenizer.settings["image_size"])
+    images = ImageFiles(candidates.files, candidates.prompts, tokenizer.settings["image_size"])
     losses: list[float] = []
-    for batch in reader.batches(pictures, "caption loss"):
+    for batch in reader.batches(images, "caption loss"):
         codes = encode(list(batch.images), tokenizer, device, config.sampler.batch_size)
         losses += captioner.losses(batch.texts, codes, config.sampler.batch_size)
     return fmean(losses)
@@ -342,7 +342,7 @@ def _warn_of_few(network: FeatureNetwork, real: Reference | None, generated: Gen
     fewest = min(real.count if real else 0, len(generated.prompts) if generated else 0)
     if fewest <= network.num_features:
         _log.warning(
-            "FID: %d pictures for %d features; the smaller the number, the larger the bias. Compare equal numbers only",
+            "FID: %d images for %d features; the smaller the number, the larger the bias. Compare equal numbers only",
             fewest,
             network.num_features,
         )
@@ -356,8 +356,8 @@ def _protocol(
     real: Reference | None,
     generated: Generated | None,
 ) -> dict[str, float | str]:
-    """What the numbers depend on besides the pictures' painter: those of two protocols cannot be compared."""
-    found: dict[str, float | str] = {"picture_size": config.data.image_size, "seed": config.seed}
+    """What the numbers depend on besides the images' painter: those of two protocols cannot be compared."""
+    found: dict[str, float | str] = {"image_size": config.data.image_size, "seed": config.seed}
     if tools.network is not None:
         found |= {
             "features_sha256": tools.network.sha256,
@@ -375,13 +375,16 @@ def _protocol(
     if tools.captioner is not None:
         found["captioner_sha256"] = digest_of_weights(tools.captioner.model)
     if real is not None:
-        found |= {"reference_pictures": real.count, "reference_sha256": real.sha256}
+        found |= {"reference_images": real.count, "reference_sha256": real.sha256}
     if generated is not None:
-        found["generated_pictures"] = len(generated.prompts)
+        found["generated_images"] = len(generated.prompts)
         if config.images is None:
             found["prompts_sha256"] = digest_of_prompts(generated.prompts)
         if config.images is None and config.pairs is None:
             settings = plain(asdict(config.sampler))
             found |= {f"sampler_{key}": settings[key] for key in settings.keys() - _SETTINGS_WITHOUT_EFFECT}
-            found |= {"num_images": config.num_images, "keep": config.keep or config.num_images}
+            found |= {
+                "num_images_per_prompt": config.num_images_per_prompt,
+                "keep": config.keep or config.num_images_per_prompt,
+            }
     return found

@@ -1,4 +1,4 @@
-"""task=features: train the feature network of the toy world, which task=evaluate sees pictures with."""
+"""task=features: train the feature network of the toy world, which task=evaluate sees images with."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from cogview_pl.assembly.image_data import open_images
 from cogview_pl.assembly.trainer import seed
 from cogview_pl.config.schema import Config, ToyDataConfig
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.style_network import ToyNetwork, attributes_of, save_network, train_network
 from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.toy_world.dataset import ToyDataset
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Write `model/`; returns how often it names the style of validation pictures rightly."""
+    """Write `model/`; returns how often it names the style of validation images rightly."""
     options = config.features
     assert options is not None
     assert isinstance(config.data, ToyDataConfig)  # no other source takes what conf/task/features.yaml sets
@@ -33,7 +33,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     with tqdm(total=steps, unit="step", desc="fit", disable=None) as progress:
 
         def count() -> None:
-            STOP.look()
+            SIGNALS.check()
             progress.update()
 
         train_network(
@@ -61,13 +61,13 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
 
 
 def _draw(config: Config, split: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pictures uint8 `(N, 3, Y, X)`, number of the style `(N,)`, which attributes occur `(N, A)`."""
+    """Images uint8 `(N, 3, Y, X)`, number of the style `(N,)`, which attributes occur `(N, A)`."""
     source = open_images(config.data, split)
     assert isinstance(source, ToyDataset)
     numbers = range(len(source))
     images = []
     for number in tqdm(numbers, unit="pic", desc=f"draw {split}", disable=None):
-        STOP.look()
+        SIGNALS.check()
         images.append(source[number].image)
     labels = [source.styles.index(source.style(i)) for i in numbers]
     return torch.stack(images), torch.tensor(labels), torch.stack([attributes_of(source.scene(i)) for i in numbers])

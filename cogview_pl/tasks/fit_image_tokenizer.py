@@ -18,12 +18,12 @@ from cogview_pl.config.schema import Config
 from cogview_pl.data.bad_samples import collate_images
 from cogview_pl.durable.write import replacing
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.lit.data_module import DataModule
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule, reconstruction_grid
 from cogview_pl.runs.run_folder import RunFolder
 
-_SHEET_PICTURES = 16  # validation pictures in reconstructions.png
+_SHEET_IMAGES = 16  # validation images in reconstructions.png
 
 
 def check(config: Config) -> None:
@@ -52,13 +52,13 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     if config.compile:
         model.encoder.compile()
         model.decoder.compile()
-    if options.continuous_steps and any(True for _ in model.quantizer.parameters()):
+    if options.quantize_after_steps and any(True for _ in model.quantizer.parameters()):
         _expect_unused(config)
     module = ImageTokenizerModule(
         model,
         reconstruction=options.reconstruction.value,
         reconstruction_weight=options.reconstruction_weight,
-        continuous_steps=options.continuous_steps,
+        quantize_after_steps=options.quantize_after_steps,
         optimizer=optimizer_factory(config),
     )
     train_images, val_images = open_images(config.data, "train"), open_images(config.data, "val")
@@ -70,7 +70,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         num_workers=config.data.num_workers,
         seed=config.seed,
         worker_timeout=config.data.worker_timeout,
-        look=STOP.look_while_waiting,
+        look=SIGNALS.check_while_waiting,
     )
     inputs = image_inputs({"train": train_images, "val": val_images})
     if config.init_from is not None:
@@ -80,7 +80,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         tokenizer = ImageTokenizer(model, {**settings, "image_size": options.image_size})
         save_image_tokenizer(folder / "model", tokenizer)
         with replacing(folder / "reconstructions.png") as draft:
-            save_image(reconstruction_grid(model, data.val, _SHEET_PICTURES), draft, format="png")
+            save_image(reconstruction_grid(model, data.val, _SHEET_IMAGES), draft, format="png")
     return metrics
 
 

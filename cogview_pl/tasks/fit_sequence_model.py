@@ -24,16 +24,16 @@ from cogview_pl.checkpoints.model_folder import SEQUENCE_MODEL, SequenceModel, b
 from cogview_pl.config.schema import Config
 from cogview_pl.data.sequence_dataset import SequenceCollator
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.generation.pipeline import CogView
 from cogview_pl.lit.data_module import DataModule
 from cogview_pl.lit.sequence_model import SequenceModule
 from cogview_pl.runs.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.fit_image_tokenizer import require_same
 from cogview_pl.transformer.model import Transformer
-from cogview_pl.vocab import Template, Vocabulary, is_text_to_picture
+from cogview_pl.vocab import Template, Vocabulary, is_text_to_image
 
-_OF_THE_WEIGHTS = ("vocabulary_size", "num_layers", "width", "num_heads", "num_positions", "norm")
+_OF_THE_WEIGHTS = ("vocab_size", "num_layers", "width", "num_heads", "num_positions", "norm")
 """Settings in which a finetuned model must equal the one that it starts from."""
 
 _LOGGED_PROMPTS = 64  # captions kept for the callbacks that paint during training
@@ -75,7 +75,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         if first:  # noted now: a run that is stopped while it tokenises must go on with the same ones
             folder.require_same({}, inputs, config.verify)
     tokens = open_tokens(config, folder, base and base.model)
-    vocabulary = Vocabulary(tokens.store.header.num_codes, tokens.text.num_pieces)
+    vocabulary = Vocabulary(tokens.store.header.codebook_size, tokens.text.vocab_size)
     layout = _layout(config, vocabulary)
     seed(config)  # tokenising has drawn numbers, and does not when the run goes on
     model = Transformer(**layout.transformer_settings)
@@ -99,13 +99,13 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
 def _module(config: Config, model: Transformer, layout: Layout, tokens: Tokens) -> SequenceModule:
     template = layout.template
     loaded = SequenceModel(model, template, tokens.text, tokens.image_tokenizer, layout.transformer_settings)
-    paints = is_text_to_picture(template) and not config.strategy.kind.spreads
+    paints = is_text_to_image(template) and not config.strategy.kind.spreads
     return SequenceModule(
         model,
         slot_names=[slot.name for slot in template.slots],
         slot_ids=predicted_ids(config, template),
         target=template.slots.index(template.target),
-        target_noise=config.sequences.target_noise,
+        token_noise=config.sequences.token_noise,
         optimizer=optimizer_factory(config),
         painter=CogView(loaded) if paints else None,
         val_prompts=_captions(tokens, config.text.max_length),
@@ -121,7 +121,7 @@ def _data(config: Config, template: Template, tokens: Tokens) -> DataModule:
         num_workers=config.data.num_workers,
         seed=config.seed,
         worker_timeout=config.data.worker_timeout,
-        look=STOP.look_while_waiting,
+        look=SIGNALS.check_while_waiting,
     )
 
 
@@ -175,7 +175,7 @@ def _require_sizes(config: Config, start: SequenceModel, settings: dict[str, Any
 
 
 def _require_tokenizers(config: Config, start: SequenceModel, tokens: Tokens, vocabulary: Vocabulary) -> None:
-    sizes = {"num_codes": vocabulary.num_codes, "num_pieces": vocabulary.num_pieces}
+    sizes = {"codebook_size": vocabulary.codebook_size, "text_vocab_size": vocabulary.text_vocab_size}
     require_same(start.settings["vocabulary"], sizes, _source(config))
     if start.text.identity != tokens.text.identity:
         raise UserError(
@@ -190,7 +190,7 @@ def _source(config: Config) -> str:
 def _captions(tokens: Tokens, max_length: int) -> list[str]:
     """The first captions for validation, cut as in training; those that then still make too long prompts are left out.
 
-    (Pieces cut in the middle of a word, or unknown ones, may become more when their text is read again.)
+    (Text tokens cut in the middle of a word, or unknown ones, may become more when their text is read again.)
     """
     rows, text = tokens.store.split("val"), tokens.text
     captions = [text.decode(rows[i][0][:max_length]) for i in range(min(len(rows), _LOGGED_PROMPTS))]

@@ -1,4 +1,4 @@
-"""task=generate: prompts → pictures, `samples.jsonl` and a contact sheet."""
+"""task=generate: prompts → images, `samples.jsonl` and a contact sheet."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from cogview_pl.config.choices import StrategyKind
 from cogview_pl.config.schema import Config, ToyDataConfig
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.retrieval import Ranked, best_of
 from cogview_pl.generation.contact_sheet import contact_sheet, load_font
-from cogview_pl.runs.image_files import save_picture
+from cogview_pl.runs.image_files import save_image
 from cogview_pl.runs.run_folder import RunFolder
-from cogview_pl.runs.samples_writer import PaintedPictures
+from cogview_pl.runs.samples_writer import PaintedImages
 from cogview_pl.tasks.generate_captions import describe
 from cogview_pl.toy_world.judge import Judge, score_detected
 from cogview_pl.vocab import TextSlot
 
 _SHEET_ROWS = 24
-_SHEET_WIDTH = 8  # pictures across the contact sheet
+_SHEET_WIDTH = 8  # images across the contact sheet
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Paint every prompt, rank and enlarge the pictures if asked; held-out captions of the toy world are judged.
+    """Paint every prompt, rank and enlarge the images if asked; held-out captions of the toy world are judged.
 
-    A captioner describes pictures instead.
+    A captioner describes images instead.
     """
     loaded = open_painter(config)
     if isinstance(loaded.template.target, TextSlot):
         if config.strategy.kind == StrategyKind.tp:
-            raise UserError("strategy=tp: only pictures are painted on several devices; set strategy=single")
+            raise UserError("strategy=tp: only images are painted on several devices; set strategy=single")
         if config.resume:
             raise UserError("resume: captions are written anew each time; start it without resume")
         return describe(config, folder, loaded)
@@ -54,10 +54,10 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     seconds = time.perf_counter() - started
     if folder.writes:
         save_sheet(config, folder, prompts, paintings)
-    painted = len(prompts) * config.num_images
+    painted = len(prompts) * config.num_images_per_prompt
     metrics = {
-        "generate/pictures": len(paintings),
-        "perf/pictures_per_s": len(paintings) / seconds,
+        "generate/images": len(paintings),
+        "perf/images_per_s": len(paintings) / seconds,
         "perf/tokens_per_s": painted * studio.painter.template.target.length / seconds,
     }
     if config.rerank_with is not None:
@@ -114,13 +114,13 @@ def read_prompts(config: Config) -> list[str]:
 
 
 def paint(config: Config, folder: RunFolder, studio: Studio, prompts: list[str]) -> list[Painting]:
-    """Paint and save in order; a picture is on disk as soon as its batch of prompts is done.
+    """Paint and save in order; a image is on disk as soon as its batch of prompts is done.
 
     With `resume` set, those that the folder holds are not painted again.
     """
-    prompts_at_once = max(1, config.sampler.batch_size // config.num_images)
-    each = min(config.keep or config.num_images, config.num_images)
-    done = PaintedPictures(config, folder, each)
+    prompts_at_once = max(1, config.sampler.batch_size // config.num_images_per_prompt)
+    each = min(config.keep or config.num_images_per_prompt, config.num_images_per_prompt)
+    done = PaintedImages(config, folder, each)
     paintings: list[Painting] = []
     if config.resume:
         paintings = done.go_on(prompts, prompts_at_once)
@@ -131,9 +131,11 @@ def paint(config: Config, folder: RunFolder, studio: Studio, prompts: list[str])
         total=len(prompts), initial=finished, unit="prompt", desc="paint", disable=None if folder.writes else True
     ) as progress:
         for first in range(finished, len(prompts), prompts_at_once):
-            STOP.look()
+            SIGNALS.check()
             group = prompts[first : first + prompts_at_once]
-            for _, painting in studio.paint(group, num_images=config.num_images, keep=config.keep, seed=config.seed):
+            for _, painting in studio.paint(
+                group, num_images_per_prompt=config.num_images_per_prompt, keep=config.keep, seed=config.seed
+            ):
                 done.add(len(paintings), painting)
                 paintings.append(painting)
             progress.update(len(group))
@@ -144,19 +146,19 @@ def save_sheet(config: Config, folder: RunFolder, prompts: list[str], paintings:
     """Write the contact sheet of the first prompts."""
     each = len(paintings) // len(prompts)
     rows = [
-        (prompt, [painting.picture for painting in paintings[i * each : (i + 1) * each]])
+        (prompt, [painting.image for painting in paintings[i * each : (i + 1) * each]])
         for i, prompt in enumerate(prompts[:_SHEET_ROWS])
     ]
     columns = max(1, _SHEET_WIDTH // each)
-    cell = max(96, min(paintings[0].picture.width, 256))
+    cell = max(96, min(paintings[0].image.width, 256))
     sheet = contact_sheet(rows, columns=columns, cell=cell, font=config.font)
-    save_picture(sheet, folder / "samples" / "grid.png")
+    save_image(sheet, folder / "samples" / "grid.png")
 
 
 def _judge(paintings: list[Painting]) -> dict[str, float]:
     """What the judge of the toy world finds of the objects that prompts name, and what ranking is worth."""
     prompts = [painting.prompt for painting in paintings]
-    images = torch.stack([pil_to_tensor(painting.picture) for painting in paintings])
+    images = torch.stack([pil_to_tensor(painting.image) for painting in paintings])
     detected = Judge(images.shape[-1])(images)
     metrics = {f"toy/{name}": float(value) for name, value in asdict(score_detected(detected, prompts)).items()}
     if paintings[0].caption_loss is not None:

@@ -1,4 +1,4 @@
-"""task=magnify: pictures → pictures of twice the edge, by super-resolution in sliding windows."""
+"""task=magnify: images → images of twice the edge, by super-resolution in sliding windows."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from cogview_pl.assembly.pipelines import sampling
 from cogview_pl.checkpoints.model_folder import ImageTokenizer
 from cogview_pl.config.schema import Config, ToyDataConfig
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.enlargement import judge_enlargement
 from cogview_pl.generation.contact_sheet import contact_sheet, load_font
 from cogview_pl.generation.rerank import Upscaler
 from cogview_pl.generation.super_resolution.windows import owners
-from cogview_pl.runs.image_files import load_images, load_pairs, save_picture, write_records
+from cogview_pl.runs.image_files import load_images, load_pairs, save_image, write_records
 from cogview_pl.runs.run_folder import SAMPLES, RunFolder, predecessor
 from cogview_pl.tasks.generate_captions import encode
 from cogview_pl.toy_world.judge import score
@@ -36,19 +36,19 @@ _SHEET_COLUMNS = 2
 
 @dataclass(frozen=True)
 class Originals:
-    """Pictures to enlarge, all of the image tokenizer's size."""
+    """Images to enlarge, all of the image tokenizer's size."""
 
     prompts: list[str]
     files: list[str]
     images: list[Tensor]
     """uint8 `(3, Y, X)`."""
     truth: list[Tensor] | None
-    """The same pictures at twice the size, where they are known."""
+    """The same images at twice the size, where they are known."""
     skipped: list[dict[str, str]]
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Write enlarged pictures, `samples.jsonl` and a sheet of before and after; where the truth is known, compare."""
+    """Write enlarged images, `samples.jsonl` and a sheet of before and after; where the truth is known, compare."""
     path = predecessor(config.outputs, "super_resolution", "upscale_with", config.upscale_with)
     loaded = open_sequence_model(config, path, "upscale_with", config.upscale_template)
     device, dtype = inference_device(config)
@@ -68,22 +68,22 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
             batch_size=config.sampler.batch_size,
             on_window=lambda: progress.update(),
         )
-    pictures = _decode(large, loaded.image_tokenizer, config.sampler.batch_size)
+    images = _decode(large, loaded.image_tokenizer, config.sampler.batch_size)
     seconds = time.perf_counter() - started
     before = _decode(codes, loaded.image_tokenizer, config.sampler.batch_size)
-    _write(config, folder, originals, before, pictures)
-    metrics = {"magnify/pictures": float(len(pictures)), "magnify/skipped": float(len(originals.skipped))}
-    metrics |= {"perf/pictures_per_s": len(pictures) / seconds}
+    _write(config, folder, originals, before, images)
+    metrics = {"magnify/images": float(len(images)), "magnify/skipped": float(len(originals.skipped))}
+    metrics |= {"perf/images_per_s": len(images) / seconds}
     if originals.truth is not None:
-        metrics |= _compare(torch.stack(originals.truth) / 255, before, pictures, owners(codes.shape[-1]))
+        metrics |= _compare(torch.stack(originals.truth) / 255, before, images, owners(codes.shape[-1]))
     if originals.truth is not None and isinstance(config.data, ToyDataConfig):
-        for name, judged in (("before", before), ("after", pictures)):
+        for name, judged in (("before", before), ("after", images)):
             metrics[f"magnify/all_right_{name}"] = score(_at(judged, before.shape[-1]), originals.prompts).all_right
     return metrics
 
 
 def _originals(config: Config, size: int) -> Originals:
-    """The pictures in `pairs` or `images`, or those of the validation split, which are there in both sizes."""
+    """The images in `pairs` or `images`, or those of the validation split, which are there in both sizes."""
     if config.pairs is not None:
         pairs, images, skipped = load_pairs(config.pairs, size)
         return Originals([p["prompt"] for p in pairs], [p["file"] for p in pairs], images, None, skipped)
@@ -92,16 +92,14 @@ def _originals(config: Config, size: int) -> Originals:
         return Originals([""] * len(files), files, images, None, skipped)
     good, left_out = validation_samples(at_twice_the_size(config.data), config.num_prompts)
     if not good:
-        raise UserError(
-            "images: none of the validation pictures has twice the size of the model's; set images or pairs"
-        )
+        raise UserError("images: none of the validation images has twice the size of the model's; set images or pairs")
     small = [resize(sample.image, [size, size], InterpolationMode.BICUBIC, antialias=True) for sample in good]
     skipped = [{"file": sample.key, "reason": sample.reason} for sample in left_out]
     return Originals([s.text for s in good], [s.key for s in good], small, [s.image for s in good], skipped)
 
 
 def _compare(truth: Tensor, before: Tensor, after: Tensor, windows: Tensor) -> dict[str, float]:
-    """Enlarged pictures, and bicubic enlargements of the decoded small ones, against the true ones."""
+    """Enlarged images, and bicubic enlargements of the decoded small ones, against the true ones."""
     found = judge_enlargement(after, truth, windows)
     bicubic = judge_enlargement(_at(before, truth.shape[-1]), truth, windows)
     return {
@@ -114,16 +112,16 @@ def _compare(truth: Tensor, before: Tensor, after: Tensor, windows: Tensor) -> d
     }
 
 
-def _at(pictures: Tensor, edge: int) -> Tensor:
-    return resize(pictures, [edge, edge], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+def _at(images: Tensor, edge: int) -> Tensor:
+    return resize(images, [edge, edge], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
 
 
 @torch.inference_mode()
 def _decode(codes: Tensor, tokenizer: ImageTokenizer, batch_size: int) -> Tensor:
-    """Pictures `(B, 3, Y, X)`, float 0 … 1 on the CPU."""
+    """Images `(B, 3, Y, X)`, float 0 … 1 on the CPU."""
     device, parts = next(tokenizer.model.parameters()).device, []
     for part in codes.split(batch_size):
-        STOP.look()
+        SIGNALS.check()
         parts.append(tokenizer.model.decode(part.to(device)).clamp(0, 1).cpu())
     return torch.cat(parts)
 
@@ -133,15 +131,15 @@ def _write(config: Config, folder: RunFolder, originals: Originals, before: Tens
     records: list[dict[str, object]] = []
     rows: list[tuple[str, Sequence[Image.Image]]] = []
     for number, (prompt, source) in enumerate(zip(originals.prompts, originals.files, strict=True)):
-        STOP.look()
-        picture = to_pil_image((after[number] * 255).round().to(torch.uint8))
+        SIGNALS.check()
+        image = to_pil_image((after[number] * 255).round().to(torch.uint8))
         file = Path("samples") / f"{number:04d}.png"
-        save_picture(picture, folder / str(file))
-        size = {"width": picture.width, "height": picture.height}
+        save_image(image, folder / str(file))
+        size = {"width": image.width, "height": image.height}
         records.append({"prompt": prompt, "file": str(file), "source": source, **size})
         if number < _SHEET_ROWS:
-            rows.append((prompt, [to_pil_image((before[number] * 255).round().to(torch.uint8)), picture]))
+            rows.append((prompt, [to_pil_image((before[number] * 255).round().to(torch.uint8)), image]))
     write_records(folder / SAMPLES, records)
-    cell = max(pictures[-1].width for _, pictures in rows)
+    cell = max(images[-1].width for _, images in rows)
     sheet = contact_sheet(rows, columns=_SHEET_COLUMNS, cell=cell, font=config.font)
-    save_picture(sheet, folder / "samples" / "grid.png")
+    save_image(sheet, folder / "samples" / "grid.png")

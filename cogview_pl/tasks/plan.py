@@ -136,14 +136,14 @@ def _image_tokenizer(config: Config, images: ImageSizes) -> dict[str, float]:
     settings = images.settings
     with torch.device("meta"):
         model = build_vqvae(settings)
-        pictures = torch.empty(1, 3, images.edge, images.edge)
+        blank = torch.empty(1, 3, images.edge, images.edge)
         with FlopCounterMode(display=False) as counter:
-            model.reconstruct_continuous(pictures)
+            model.reconstruct_continuous(blank)
     codes = images.grid[0] * images.grid[1]
-    forward = counter.get_total_flops() + 2 * codes * settings["num_codes"] * settings["code_dim"]
+    forward = counter.get_total_flops() + 2 * codes * settings["codebook_size"] * settings["codebook_dim"]
     figures = {
         "image_tokenizer/parameters": count_image_tokenizer(settings).parameters,
-        "image_tokenizer/flops_per_picture": forward,
+        "image_tokenizer/flops_per_image": forward,
     }
     if config.verb == Verb.fit_image_tokenizer:
         figures["image_tokenizer/flops_per_step"] = TRAINING * forward * _samples(config)
@@ -158,7 +158,7 @@ def _sequence_model(config: Config, sizes: SequenceSizes) -> dict[str, float]:
     forward = int(forward_flops(model, batch.weights, batch.slots, predicted_ids(config, template)))
     figures = {
         "sequence_model/parameters": sum(p.numel() for p in model.parameters()),
-        "sequence_model/vocabulary": sizes.settings["vocabulary_size"],
+        "sequence_model/vocabulary": sizes.settings["vocab_size"],
         "sequence_model/longest_sequence": template.length,
         "sequence_model/flops_per_sequence": forward,
     }

@@ -1,4 +1,4 @@
-"""task=rerank: prompts and picture files → caption loss of each pair, and their order."""
+"""task=rerank: prompts and image files → caption loss of each pair, and their order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TOP = (1, 5)
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Rank the pictures in `pairs`; without, see how well validation pictures find their own captions."""
+    """Rank the images in `pairs`; without, see how well validation images find their own captions."""
     path = predecessor(config.outputs, "caption", "rerank_with", config.rerank_with)
     loaded = open_sequence_model(config, path, "rerank_with", config.rerank_template)
     captioner = Captioner(loaded, *inference_device(config), quantization(config))
@@ -51,7 +51,7 @@ def _rank(config: Config, folder: RunFolder, captioner: Captioner, tokenizer: Im
 def _find_captions(
     config: Config, folder: RunFolder, captioner: Captioner, tokenizer: ImageTokenizer
 ) -> dict[str, float]:
-    """Each of `num_prompts` validation pictures with its own caption and false ones: how often the own is lowest."""
+    """Each of `num_prompts` validation images with its own caption and false ones: how often the own is lowest."""
     samples, skipped = validation_samples(config.data, config.num_prompts)
     if skipped:
         write_records(folder / "skipped.jsonl", [sample._asdict() for sample in skipped])
@@ -60,7 +60,7 @@ def _find_captions(
     fewest = len(samples) - max(Counter(meanings).values(), default=0)
     if fewest < candidates - 1:
         raise UserError(
-            f"num_captions={candidates}: of {len(samples)} readable validation pictures only {fewest} have a caption "
+            f"num_captions={candidates}: of {len(samples)} readable validation images only {fewest} have a caption "
             "that says something else; raise num_prompts or lower num_captions"
         )
     device, _ = inference_device(config)
@@ -72,7 +72,7 @@ def _find_captions(
         rows.append(captioner.losses(texts, codes[own].expand(candidates, -1, -1), config.sampler.batch_size))
     shares = retrieval(torch.tensor(rows), _TOP)
     return {
-        "rerank/pictures": len(samples),
+        "rerank/images": len(samples),
         "rerank/skipped": len(skipped),
         "rerank/captions": candidates,
         "rerank/caption_loss": fmean(row[0] for row in rows),

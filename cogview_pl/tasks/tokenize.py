@@ -1,4 +1,4 @@
-"""task=tokenize: captioned pictures → token store, resumable, with a list of the pictures that could not be read."""
+"""task=tokenize: captioned images → token store, resumable, with a list of the images that could not be read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cogview_pl.data.loader import Loader, ignore_interrupts
 from cogview_pl.data.token_store.cogview_bin import TEXT_LENGTH
 from cogview_pl.data.token_store.store import StoreWriter
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.runs.run_folder import RunFolder, predecessor
 from cogview_pl.vocab import TextTokenizer
 
@@ -48,7 +48,7 @@ def tokenise(config: Config, run: RunFolder, folder: Path, start: SequenceModel 
             `image_tokenizer.path`), and `text.model` or a text tokenizer that is learned from the captions.
 
     Raises:
-        UserError: the pictures, the tokenizers or an unfinished store do not fit together.
+        UserError: the images, the tokenizers or an unfinished store do not fit together.
     """
     images = start.image_tokenizer if start else _image_tokenizer(config)
     _check_size(config, images)
@@ -61,8 +61,8 @@ def tokenise(config: Config, run: RunFolder, folder: Path, start: SequenceModel 
         folder / STORE,
         text_length=TEXT_LENGTH if row_format == StoreFormat.cogview else config.text.max_length,
         grid=images.grid,
-        num_pieces=text.num_pieces,
-        num_codes=images.model.num_codes,
+        text_vocab_size=text.vocab_size,
+        codebook_size=images.model.codebook_size,
         text_tokenizer=text.identity,
         image_tokenizer=images.identity,
         splits={split: len(source) for split, source in sources.items()},
@@ -85,8 +85,8 @@ def tokenise(config: Config, run: RunFolder, folder: Path, start: SequenceModel 
         **{f"tokenize/rows_{name}": split.rows for name, split in writer.header.splits.items()},
         "tokenize/captions_cut": sum(split.truncated for split in writer.header.splits.values()),
         "tokenize/skipped": skips.count,
-        "tokenize/num_pieces": text.num_pieces,
-        "perf/pictures_per_s": (total - seen_before) / (time.perf_counter() - started),
+        "tokenize/text_vocab_size": text.vocab_size,
+        "perf/images_per_s": (total - seen_before) / (time.perf_counter() - started),
     }
 
 
@@ -94,14 +94,14 @@ def _tokenise_split(
     config: Config,
     split: str,
     source: CaptionedImages,
-    images: ImageTokenizer,
+    tokenizer: ImageTokenizer,
     text: TextTokenizer,
     writer: StoreWriter,
     skips: SkipLog,
 ) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images.model.to(device).to(memory_format=torch.channels_last)
-    size = images.settings["image_size"]
+    tokenizer.model.to(device).to(memory_format=torch.channels_last)
+    size = tokenizer.settings["image_size"]
     start = writer.resume_index(split)
     loader: Loader[ImageBatch] = Loader(
         Subset(source, range(start, len(source))),  # type: ignore[arg-type]
@@ -110,29 +110,29 @@ def _tokenise_split(
         collate_fn=collate_images,
         worker_init_fn=ignore_interrupts,
         patience=config.data.worker_timeout,
-        look=STOP.look,
+        look=SIGNALS.check,
     )
     with tqdm(total=len(source), initial=start, desc=split, unit="pic", disable=None) as progress:
         for batch in loader:
-            STOP.look()
+            SIGNALS.check()
             seen = len(batch.images) + len(batch.skipped)
             skips.add(batch.skipped, seen)
             start += seen
-            pictures = batch.images.to(device)
-            codes = _codes(images, pictures, size)
-            large = _codes(images, pictures, 2 * size) if config.store.large else None
-            pieces = [text.encode(caption) for caption in batch.texts]
-            writer.append(split, pieces, codes, batch.keys, start, large)
+            images = batch.images.to(device)
+            codes = _codes(tokenizer, images, size)
+            large = _codes(tokenizer, images, 2 * size) if config.store.large else None
+            text_tokens = [text.encode(caption) for caption in batch.texts]
+            writer.append(split, text_tokens, codes, batch.keys, start, large)
             progress.update(seen)
 
 
-def _codes(images: ImageTokenizer, pictures: Tensor, edge: int) -> Tensor:
-    """Codes, on the CPU, of pictures `(B, 3, Y, X)` resized to an edge."""
-    if not len(pictures):
-        grid = edge // images.model.downsampling
+def _codes(tokenizer: ImageTokenizer, images: Tensor, edge: int) -> Tensor:
+    """Codes, on the CPU, of images `(B, 3, Y, X)` resized to an edge."""
+    if not len(images):
+        grid = edge // tokenizer.model.downsampling
         return torch.empty(0, grid, grid, dtype=torch.long)
-    pictures = resize(pictures, [edge, edge], InterpolationMode.BICUBIC, antialias=True)
-    return images.model.encode(pictures.float() / 255).cpu()
+    images = resize(images, [edge, edge], InterpolationMode.BICUBIC, antialias=True)
+    return tokenizer.model.encode(images.float() / 255).cpu()
 
 
 def _image_tokenizer(config: Config) -> ImageTokenizer:
@@ -150,7 +150,7 @@ def _text_tokenizer(config: Config, file: Path, given: TextTokenizer | None, tra
         return TextTokenizer.load(file)
     return TextTokenizer.train(
         _captions(train),
-        num_pieces=config.text.num_pieces,
+        vocab_size=config.text.vocab_size,
         model_type=config.text.model_type,
         character_coverage=config.text.character_coverage,
     )
@@ -158,13 +158,13 @@ def _text_tokenizer(config: Config, file: Path, given: TextTokenizer | None, tra
 
 def _captions(images: CaptionedImages) -> Iterator[str]:
     for index in range(len(images)):
-        STOP.look()
+        SIGNALS.check()
         yield images.text(index)
 
 
-def _check_size(config: Config, images: ImageTokenizer) -> None:
-    size = images.settings["image_size"]
-    if config.data.image_size % images.model.downsampling or config.data.image_size != size:
+def _check_size(config: Config, tokenizer: ImageTokenizer) -> None:
+    size = tokenizer.settings["image_size"]
+    if config.data.image_size % tokenizer.model.downsampling or config.data.image_size != size:
         raise UserError(
             f"data.image_size={config.data.image_size}: the image tokenizer was trained on {size} pixels; "
             f"choose the same image_tokenizer as its run, or data.image_size={size}"

@@ -1,4 +1,4 @@
-"""What is asked of pictures of the toy world: the objects that the prompt names, in the style that it names."""
+"""What is asked of images of the toy world: the objects that the prompt names, in the style that it names."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def asked_style(prompt: str, base_style: str) -> str | None:
 
 
 class AttributeAccuracy:
-    """How many named objects the judge of the toy world finds, over pictures given batch by batch.
+    """How many named objects the judge of the toy world finds, over images given batch by batch.
 
     Prompts that name none are passed over.
     """
@@ -53,14 +53,14 @@ class AttributeAccuracy:
         self._prompts: list[str] = []
 
     def add(self, images: Tensor, prompts: Sequence[str]) -> None:
-        """Take in pictures, uint8 `(B, 3, Y, X)`, and their prompts."""
+        """Take in images, uint8 `(B, 3, Y, X)`, and their prompts."""
         asked = [number for number, prompt in enumerate(prompts) if names_objects(prompt)]
         if asked:
             self._found += self._judge(images[asked])
             self._prompts += [prompts[number] for number in asked]
 
     def compute(self) -> dict[str, float]:
-        """`toy/colour_accuracy` and its like (see `score_detected`); nothing if there was no such picture."""
+        """`toy/colour_accuracy` and its like (see `score_detected`); nothing if there was no such image."""
         if not self._prompts:
             return {}
         return {
@@ -69,7 +69,7 @@ class AttributeAccuracy:
 
 
 class StyleAccuracy:
-    """How many pictures a feature network takes for the style that their prompts ask for, batch by batch.
+    """How many images a feature network takes for the style that their prompts ask for, batch by batch.
 
     Args:
         classes: names of the network's logits.
@@ -82,7 +82,7 @@ class StyleAccuracy:
         self._right: list[bool] = []
 
     def add(self, logits: Tensor, prompts: Sequence[str]) -> None:
-        """Take in logits `(B, K)` of pictures and their prompts."""
+        """Take in logits `(B, K)` of images and their prompts."""
         for number, prompt in zip(logits.argmax(1).tolist(), prompts, strict=True):
             style = asked_style(prompt, self._base_style)
             if style is not None:

@@ -1,4 +1,4 @@
-"""The toy world as a data set of pictures and captions."""
+"""The toy world as a data set of images and captions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STYLE_STREAM = 2
 
 
 class ToyDataset(Dataset[ImageSample]):
-    """`size` pictures of a split, drawn on the fly; sample i depends on the arguments and on i only.
+    """`size` images of a split, drawn on the fly; sample i depends on the arguments and on i only.
 
     Images are uint8 `(3, resolution, resolution)`. Each sample has one of `styles`, drawn at random, and named in the
     caption by one of `style_patterns` if there are any.
@@ -79,7 +79,7 @@ class ToyDataset(Dataset[ImageSample]):
         return ImageSample(self.key(i), image, self.text(i))
 
     def key(self, i: int) -> str:
-        """The name of picture i."""
+        """The name of image i."""
         return f"toy_{self.split}_{self.seed}_{i:08d}"
 
     def fingerprint(self) -> str:
@@ -90,7 +90,7 @@ class ToyDataset(Dataset[ImageSample]):
         return found.hexdigest()
 
     def scene(self, i: int) -> Scene:
-        """What is in picture i."""
+        """What is in image i."""
         scene = sample_scene(self.seed, self.split, self._checked(i), self.object_probabilities)
         just_as_many = [0.0] * (len(scene.objects) - 1) + [1.0]
         redraw = 0
@@ -100,13 +100,13 @@ class ToyDataset(Dataset[ImageSample]):
         return scene
 
     def style(self, i: int) -> str:
-        """The style of picture i."""
+        """The style of image i."""
         rng = random_stream(self.seed, SPLITS.index(self.split), self._checked(i), _STYLE_STREAM)
         styles = self._styles_for(self.scene(i))
         return styles[int(rng.random() * len(styles))]
 
     def text(self, i: int) -> str:
-        """The caption of picture i, without drawing it."""
+        """The caption of image i, without drawing it."""
         rng = random_stream(self.seed, SPLITS.index(self.split), self._checked(i), _TEXT_STREAM)
         text = caption(self.scene(i), self.language, rng)
         if not self._patterns:

@@ -1,10 +1,10 @@
-"""Reads the attributes of toy objects back from pixels, and scores pictures against their prompts.
+"""Reads the attributes of toy objects back from pixels, and scores images against their prompts.
 
-The judge knows how shapes are drawn. It finds blobs that differ from the picture's background, fits each of
+The judge knows how shapes are drawn. It finds blobs that differ from the image's background, fits each of
 them with rendered templates (shape, radius, sub-pixel offset, sharpness) and names the colour of the fitted
-shape's core. It works on pictures of 64 pixels; others are resampled.
+shape's core. It works on images of 64 pixels; others are resampled.
 
-Legend: B pictures, N objects in them, K objects of one picture, Y X pixels, P pixels of a patch, T templates.
+Legend: B images, N objects in them, K objects of one image, Y X pixels, P pixels of a patch, T templates.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _SIZE_BORDER = 0.13  # of the fitted radius; outlines make small objects look a 
 
 
 class Detected(NamedTuple):
-    """An object found in a picture; `(x, y)` its centroid as fractions of the edge, `confidence` in -1 … 1.
+    """An object found in a image; `(x, y)` its centroid as fractions of the edge, `confidence` in -1 … 1.
 
     `confidence` is the correlation with the best fitting template; true drawings reach 0.9.
     """
@@ -73,7 +73,7 @@ class Detected(NamedTuple):
 
 @dataclass(frozen=True)
 class ToyScore:
-    """How far pictures show what their prompts ask for; see `score_detected` for the definitions."""
+    """How far images show what their prompts ask for; see `score_detected` for the definitions."""
 
     colour_accuracy: float
     shape_accuracy: float
@@ -84,7 +84,7 @@ class ToyScore:
 
 
 class Judge:
-    """Finds the objects of square pictures with an edge of `resolution` pixels."""
+    """Finds the objects of square images with an edge of `resolution` pixels."""
 
     def __init__(self, resolution: int) -> None:
         self.resolution = resolution
@@ -94,7 +94,7 @@ class Judge:
         self._palette_C3 = torch.cat([pure_C3 + share * (dark - pure_C3) for share in _DARKENING])
 
     def __call__(self, images: Tensor | NDArray[Any]) -> list[list[Detected]]:
-        """The objects of each picture of `(B, 3, Y, X)`, uint8 or float in 0 … 1 (clipped), any device.
+        """The objects of each image of `(B, 3, Y, X)`, uint8 or float in 0 … 1 (clipped), any device.
 
         Raises ValueError for another shape.
         """
@@ -113,21 +113,21 @@ class Judge:
         low, high = _FOREGROUND
         foreground_BYX = ((contrast_BYX - low) / (high - low)).clamp(0, 1)
         found: list[list[Detected]] = [[] for _ in images_B3YX]
-        picture_N, owned_NYX = _blobs(foreground_BYX)
-        if len(picture_N) == 0:
+        image_N, owned_NYX = _blobs(foreground_BYX)
+        if len(image_N) == 0:
             return found
 
-        foreground_NYX = foreground_BYX[picture_N] * owned_NYX
+        foreground_NYX = foreground_BYX[image_N] * owned_NYX
         centroid_N2 = _centroids(foreground_NYX)
         middle_N2 = centroid_N2.round().long()
-        contrast_NP = _patches((contrast_BYX[picture_N] * owned_NYX)[:, None], middle_N2)[:, 0]
+        contrast_NP = _patches((contrast_BYX[image_N] * owned_NYX)[:, None], middle_N2)[:, 0]
         foreground_NP = _patches(foreground_NYX[:, None], middle_N2)[:, 0]
         template_N, confidence_N = self._templates.fit(_levelled(contrast_NP, foreground_NP))
-        pixels_N3P = _patches(images_B3YX[picture_N], middle_N2)
-        colour_N = self._colours(pixels_N3P, self._templates.core_TP[template_N], background_B3[picture_N])
+        pixels_N3P = _patches(images_B3YX[image_N], middle_N2)
+        colour_N = self._colours(pixels_N3P, self._templates.core_TP[template_N], background_B3[image_N])
 
         centre_N2 = (centroid_N2 + 0.5) / _EDGE
-        for n, b in enumerate(picture_N.tolist()):
+        for n, b in enumerate(image_N.tolist()):
             shape, radius = self._templates.names[template_N[n]]
             size = "big" if radius > _SIZE_BORDER else "small"
             y, x = centre_N2[n].tolist()
@@ -155,7 +155,7 @@ class _Templates:
         distance_TP = np.stack([_distance_patch(*variant).ravel() for variant in variants])
         distances = torch.from_numpy(distance_TP).float()
         sharp = (0.5 - distances).clamp(0, 1).view(-1, _PATCH, _PATCH)
-        # Blurred coverage; the small first blur stands for the smoothing of the picture itself.
+        # Blurred coverage; the small first blur stands for the smoothing of the image itself.
         blurred = torch.cat([_smooth(sharp, sigma).flatten(1) for sigma in _BLURS])
         self._normal_TP = F.normalize(blurred - blurred.mean(1, keepdim=True), dim=1)
         self.core_TP = (-distances - 0.3).clamp(0, 1).repeat(len(_BLURS), 1)
@@ -207,7 +207,7 @@ def _highest_around(images_BYX: Tensor, reach: int) -> Tensor:
 
 
 def _blobs(foreground_BYX: Tensor) -> tuple[Tensor, Tensor]:
-    """The picture of each blob `(N,)`, and which pixels are nearer to it than to other blobs `(N, Y, X)`."""
+    """The image of each blob `(N,)`, and which pixels are nearer to it than to other blobs `(N, Y, X)`."""
     density_BYX = _smooth(foreground_BYX, _BLOB_SIGMA)
     # A symmetric blob has several equal maxima: a slope below the resolution of float32 picks one.
     tilted_BYX = density_BYX.double() + torch.arange(_EDGE**2).view(_EDGE, _EDGE) * 1e-9
@@ -220,10 +220,10 @@ def _blobs(foreground_BYX: Tensor) -> tuple[Tensor, Tensor]:
     peak_y, peak_x = (place_BK // _EDGE)[..., None, None], (place_BK % _EDGE)[..., None, None]
     distance_BKYX = (rows - peak_y) ** 2 + (columns - peak_x) ** 2
     distance_BKYX = torch.where(rank_BK[..., None, None] > 0, distance_BKYX, 4 * _EDGE**2)
-    picture_N, blob_N = torch.nonzero(rank_BK > 0, as_tuple=True)
+    image_N, blob_N = torch.nonzero(rank_BK > 0, as_tuple=True)
     nearest_BYX, owner_BYX = distance_BKYX.min(dim=1)
     owner_BYX = torch.where(nearest_BYX <= _BLOB_RADIUS**2, owner_BYX, -1)
-    return picture_N, owner_BYX[picture_N] == blob_N[:, None, None]
+    return image_N, owner_BYX[image_N] == blob_N[:, None, None]
 
 
 def _centroids(weight_NYX: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ def _centroids(weight_NYX: Tensor) -> Tensor:
 
 
 def _patches(images_NCYX: Tensor, middle_N2: Tensor) -> Tensor:
-    """`(N, C, P)`: the patches around given pixels, zero outside the picture."""
+    """`(N, C, P)`: the patches around given pixels, zero outside the image."""
     padded = F.pad(images_NCYX, (_HALF,) * 4)
     steps = torch.arange(_PATCH)
     rows_NP1 = (middle_N2[:, :1] + steps)[:, :, None]
@@ -256,15 +256,15 @@ def _cell(x: float, y: float) -> str:
 
 
 def score_detected(found: Sequence[Sequence[Detected]], prompts: Sequence[str]) -> ToyScore:
-    """Compare what was detected in pictures with what their prompts name.
+    """Compare what was detected in images with what their prompts name.
 
     For each named object, the detected object with the highest confidence in the named cell is judged. If
     that cell is empty the place is wrong, and the nearest object that lies in no named cell and was not yet
     judged is judged for colour, shape and size; if there is none, these are wrong too. The accuracies are
-    shares of all named objects (`count`); `all_right` is the share of pictures that show every named object
+    shares of all named objects (`count`); `all_right` is the share of images that show every named object
     with all four attributes, and nothing else.
 
-    Raises UserError if a prompt names no object, ValueError if there are not as many pictures as prompts.
+    Raises UserError if a prompt names no object, ValueError if there are not as many images as prompts.
     """
     right = np.zeros(len(ObjectSpec._fields))
     count = perfect = 0
@@ -275,13 +275,13 @@ def score_detected(found: Sequence[Sequence[Detected]], prompts: Sequence[str]) 
         count += len(named)
         perfect += bool(agreement.all()) and len(detected) == len(named)
     if count == 0:
-        raise UserError("score: found no pictures; give at least one picture and its prompt")
+        raise UserError("score: found no images; give at least one image and its prompt")
     colour, shape, size, place = (right / count).tolist()
     return ToyScore(colour, shape, place, size, perfect / len(prompts), count)
 
 
 def score(images: Tensor | NDArray[Any], prompts: Sequence[str]) -> ToyScore:
-    """Judge pictures `(B, 3, Y, X)`, uint8 or float in 0 … 1, against prompts; see `score_detected`."""
+    """Judge images `(B, 3, Y, X)`, uint8 or float in 0 … 1, against prompts; see `score_detected`."""
     return score_detected(Judge(images.shape[-1])(images), prompts)
 
 

@@ -1,9 +1,9 @@
-"""Pictures of toy scenes: shapes as signed distances, drawn with anti-aliasing at any resolution.
+"""Images of toy scenes: shapes as signed distances, drawn with anti-aliasing at any resolution.
 
-Legend: Y X pixels of the picture, or of the window around one object. `rows` `(Y, 1)` and `columns` `(1, X)`
-are the pixels' centres as fractions of the picture's edge; `pixel` is the edge of one pixel. Colours are RGB
+Legend: Y X pixels of the image, or of the window around one object. `rows` `(Y, 1)` and `columns` `(1, X)`
+are the pixels' centres as fractions of the image's edge; `pixel` is the edge of one pixel. Colours are RGB
 in 0 … 1. A signed distance is negative inside the shape. All textures are functions of the place in the
-picture, so that a scene looks alike at every resolution.
+image, so that a scene looks alike at every resolution.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def draw(scene: Scene, resolution: int, style: str = "flat") -> NDArray[np.uint8
     rng = random_stream(scene.texture_seed)
     centres = (np.arange(resolution, dtype=np.float32) + 0.5) / resolution
     rows, columns = centres[:, None], centres[None, :]
-    picture = background(rows, columns, rng)
+    image = background(rows, columns, rng)
     for thing in scene.objects:
         y, x = (_window(middle, thing.radius, resolution) for middle in (thing.y, thing.x))
-        picture[y, x] = brush(picture[y, x], thing, rows[y], columns[:, x], 1 / resolution, rng)
-    return (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+        image[y, x] = brush(image[y, x], thing, rows[y], columns[:, x], 1 / resolution, rng)
+    return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def _window(middle: float, radius: float, resolution: int) -> slice:
@@ -130,12 +130,12 @@ def _sketch_brush(
     from_line = np.abs((across / spacing) % 1 - 0.5) * spacing
     pressure = 0.85 + 0.5 * _noise(rng, columns * 12, rows * 12)
     hatching = _soft(distance, pixel) * (0.22 + 0.75 * pressure * _soft(from_line - 0.0125, pixel))
-    picture = _mix(below, colour, hatching.clip(0, 1))
+    image = _mix(below, colour, hatching.clip(0, 1))
     # Two strokes of the pencil that do not quite meet.
     for shift in (-0.06, 0.0):
         wander = distance - shift * thing.radius + 0.01 * _noise(rng, columns * 7, rows * 7)
-        picture = _mix(picture, 0.45 * colour + 0.1, 0.65 * _soft(np.abs(wander) - 0.004, pixel))
-    return picture
+        image = _mix(image, 0.45 * colour + 0.1, 0.65 * _soft(np.abs(wander) - 0.004, pixel))
+    return image
 
 
 # --- cartoon: thick outline, cel shading, highlight -----------------------------------------------
@@ -168,13 +168,13 @@ def _cartoon_brush(
 
 def _ink_background(rows: Array, columns: Array, rng: np.random.Generator) -> Array:
     fibres = _noise(rng, columns * 40, rows * 12) + _noise(rng, columns * 12, rows * 40)
-    picture: Array = _plain(rows, columns, _rgb((240, 232, 212))) + 0.02 * fibres[..., None]
+    image: Array = _plain(rows, columns, _rgb((240, 232, 212))) + 0.02 * fibres[..., None]
     for foot in (0.55, 0.8):
         ridge = foot + 0.3 * _noise(rng, columns * 3, rows * 0) + 0.08 * _noise(rng, columns * 9, rows * 0)
         below_ridge = rows - ridge
         mist = _soft(-below_ridge, 0.03) * np.exp(-np.maximum(below_ridge, 0) / 0.12)
-        picture = _mix(picture, _rgb((96, 104, 110)), 0.15 * mist)
-    return picture
+        image = _mix(image, _rgb((96, 104, 110)), 0.15 * mist)
+    return image
 
 
 def _ink_brush(
@@ -209,7 +209,7 @@ def _rgb(colour: tuple[int, int, int]) -> Array:
 
 
 def _plain(rows: Array, columns: Array, colour: Array) -> Array:
-    """Pictures of one colour, `(Y, X, 3)`."""
+    """Images of one colour, `(Y, X, 3)`."""
     return np.broadcast_to(colour, (rows.shape[0], columns.shape[1], 3)).copy()
 
 
@@ -223,7 +223,7 @@ def _soft(distance: Array, width: float) -> Array:
 
 
 def _distance(thing: Object, rows: Array, columns: Array) -> Array:
-    """Signed distance to the object's outline, as a fraction of the picture's edge."""
+    """Signed distance to the object's outline, as a fraction of the image's edge."""
     x, y = (columns - thing.x) / thing.radius, (rows - thing.y) / thing.radius
     return SHAPE_DISTANCES[thing.shape](x, y) * thing.radius
 

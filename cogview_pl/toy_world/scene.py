@@ -1,8 +1,8 @@
-"""Scenes of the toy world: what is in a picture, and which combinations are kept from training.
+"""Scenes of the toy world: what is in a image, and which combinations are kept from training.
 
 A scene has one to three objects in different cells of a 3x3 grid. Each object has four named attributes
 (colour, shape, size, place) and three continuous ones (centre and radius, slightly jittered). Lengths are
-fractions of the picture's edge, the origin is the upper left corner, y points down.
+fractions of the image's edge, the origin is the upper left corner, y points down.
 
 Held out: each of the 48 (colour, shape) pairs keeps one pseudo-random place, and four of them a second one:
 `HELD_OUT` has 52 of the 432 (colour, shape, place) triples, 12 %. They never occur in split "train", while in
@@ -59,7 +59,7 @@ class ObjectSpec(NamedTuple):
 
 @dataclass(frozen=True)
 class Object:
-    """One coloured shape: named attributes, centre `(x, y)` and radius as fractions of the picture's edge."""
+    """One coloured shape: named attributes, centre `(x, y)` and radius as fractions of the image's edge."""
 
     colour: str
     shape: str
@@ -90,7 +90,7 @@ class Scene:
 
 
 def cell_centre(place: str) -> tuple[float, float]:
-    """Centre `(x, y)` of a cell of the grid, as fractions of the picture's edge."""
+    """Centre `(x, y)` of a cell of the grid, as fractions of the image's edge."""
     row, column = divmod(PLACES.index(place), 3)
     return (column + 0.5) / 3, (row + 0.5) / 3
 

@@ -35,7 +35,7 @@ class Transformer(nn.Module):
     """Decoder-only transformer with learned positions that are given explicitly and tied embeddings.
 
     Args:
-        vocabulary_size: V, rows of the embedding table, which is also the output matrix.
+        vocab_size: V, rows of the embedding table, which is also the output matrix.
         num_layers: number of blocks.
         width: D.
         num_heads: heads; they divide D.
@@ -50,7 +50,7 @@ class Transformer(nn.Module):
     def __init__(
         self,
         *,
-        vocabulary_size: int,
+        vocab_size: int,
         num_layers: int,
         width: int,
         num_heads: int,
@@ -66,7 +66,7 @@ class Transformer(nn.Module):
             raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         self.spread = False  # over several devices, by `transformer.parallel`
-        self.token_embedding = nn.Embedding(vocabulary_size, width)
+        self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Embedding(num_positions, width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(

@@ -1,6 +1,6 @@
-"""What a token is: the joint vocabulary, text pieces, and the templates that lay sequences out."""
+"""What a token is: the joint vocabulary, text tokens, and the templates that lay sequences out."""
 
-from cogview_pl.vocab.roles import caption_slots, is_text_to_picture, magnify_slots
+from cogview_pl.vocab.roles import caption_slots, is_text_to_image, magnify_slots
 from cogview_pl.vocab.template import CodeSlot, Sequence, Template, TextSlot
 from cogview_pl.vocab.text import TextTokenizer
 from cogview_pl.vocab.vocabulary import COMMANDS, Vocabulary
@@ -14,6 +14,6 @@ __all__ = [
     "TextTokenizer",
     "Vocabulary",
     "caption_slots",
-    "is_text_to_picture",
+    "is_text_to_image",
     "magnify_slots",
 ]

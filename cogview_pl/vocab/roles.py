@@ -6,8 +6,8 @@ from cogview_pl.errors import UserError
 from cogview_pl.vocab.template import CodeSlot, Template, TextSlot
 
 
-def is_text_to_picture(template: Template) -> bool:
-    """Whether a layout is a text, then one picture: what pretraining and style finetuning have."""
+def is_text_to_image(template: Template) -> bool:
+    """Whether a layout is a text, then one image: what pretraining and style finetuning have."""
     text, *grids = template.slots
     return isinstance(text, TextSlot) and len(grids) == 1 and grids[0] == template.target
 
@@ -17,7 +17,7 @@ def caption_slots(template: Template) -> tuple[str, str]:
     grids = [slot.name for slot in template.slots if isinstance(slot, CodeSlot)]
     if not isinstance(template.target, TextSlot) or len(grids) != 1:
         raise UserError(
-            f"this model's layout, {template.layout}, does not write text about a picture; give a run of task=caption"
+            f"this model's layout, {template.layout}, does not write text about a image; give a run of task=caption"
         )
     return template.target.name, grids[0]
 

@@ -26,7 +26,7 @@ NO_SLOT = -1
 
 @dataclass(frozen=True)
 class TextSlot:
-    """A hole for at most `length` text pieces."""
+    """A hole for at most `length` text tokens."""
 
     name: str
     length: int
@@ -70,7 +70,7 @@ class Template:
         target: name of the slot that generation fills; everything before it is the prompt.
         loss: weight per slot name; a slot that is not named carries no loss.
         vocabulary: the ids.
-        text_length: capacity of text slots in pieces.
+        text_length: capacity of text slots in text tokens.
         restart_positions_at: command token at which position ids start from 0 again, or None.
         restart_after_token: a quirk of the original when it samples: the restart token keeps its absolute position,
             and the token behind it has position 1. (In training it has position 0, there as here.)
@@ -136,7 +136,7 @@ class Template:
         """The training sequence of one sample.
 
         Args:
-            values: per slot name, piece ids (text; cut to the slot's length) or codes in raster order.
+            values: per slot name, text token ids (text; cut to the slot's length) or codes in raster order.
 
         Raises:
             ValueError: a grid has the wrong number of codes.
@@ -184,7 +184,7 @@ class Template:
                 continue
             if isinstance(element, TextSlot) and len(values[element.name]) > element.length:
                 raise UserError(
-                    f"prompts: one has {len(values[element.name])} text pieces, the model's {element.name} slot "
+                    f"prompts: one has {len(values[element.name])} text tokens, the model's {element.name} slot "
                     f"holds {element.length}; shorten it"
                 )
             tokens += self._slot_tokens(element, values[element.name])
@@ -208,7 +208,7 @@ class Template:
         if isinstance(slot, CodeSlot):
             return (self.vocabulary.codes,)
         end = self.end_of_text(slot)
-        return (self.vocabulary.pieces,) if end is None else (self.vocabulary.pieces, range(end, end + 1))
+        return (self.vocabulary.text_tokens,) if end is None else (self.vocabulary.text_tokens, range(end, end + 1))
 
     def predicted(self, slot: TextSlot | CodeSlot) -> range:
         """The ids that a loss inside a slot is taken over: its codes; for text all that are no codes."""
@@ -222,8 +222,8 @@ class Template:
 
     def _slot_tokens(self, slot: TextSlot | CodeSlot, ids: Seq[int]) -> list[int]:
         if isinstance(slot, TextSlot):
-            first = self.vocabulary.pieces.start
-            return [first + int(piece) for piece in ids[: slot.length]]
+            first = self.vocabulary.text_tokens.start
+            return [first + int(text_token) for text_token in ids[: slot.length]]
         if len(ids) != slot.length:
             raise ValueError(f"slot {slot.name} holds {slot.grid} codes, got {len(ids)}")
         return [int(code) for code in ids]

@@ -17,8 +17,8 @@ from cogview_pl.errors import UserError
 class TextTokenizer:
     """A SentencePiece model.
 
-    It knows text only: a string such as `[BOI1]` is broken into ordinary pieces, so nothing that a user types can
-    become a command token (those ids lie outside the pieces, see `vocabulary.py`).
+    It knows text only: a string such as `[BOI1]` is broken into ordinary text tokens, so nothing that a user types can
+    become a command token (those ids lie outside the text tokens, see `vocabulary.py`).
 
     Args:
         serialized: the bytes of a `.model` file.
@@ -47,29 +47,29 @@ class TextTokenizer:
         cls,
         captions: Iterable[str],
         *,
-        num_pieces: int,
+        vocab_size: int,
         model_type: str = "bpe",
         character_coverage: float = 1.0,
         seed_sentences: int = 1_000_000,
     ) -> TextTokenizer:
-        """Learn pieces from captions; bytes stand in for characters that it has never seen.
+        """Learn text tokens from captions; bytes stand in for characters that it has never seen.
 
         Args:
             captions: the training captions.
-            num_pieces: upper limit of the number of pieces, the 256 byte pieces and 3 control pieces included.
+            vocab_size: upper limit of the number of text tokens, the 256 byte tokens and 3 control tokens included.
             model_type: `bpe` or `unigram`.
-            character_coverage: share of the characters in the captions that get a piece of their own.
+            character_coverage: share of the characters in the captions that get a text token of their own.
             seed_sentences: at most this many captions are read.
 
         Raises:
-            UserError: there are no captions, or `num_pieces` is too small for their characters.
+            UserError: there are no captions, or `vocab_size` is too small for their characters.
         """
         model = io.BytesIO()
         try:
             spm.SentencePieceTrainer.train(
                 sentence_iterator=iter(captions),
                 model_writer=model,
-                vocab_size=num_pieces,
+                vocab_size=vocab_size,
                 model_type=model_type,
                 character_coverage=character_coverage,
                 byte_fallback=True,
@@ -85,12 +85,12 @@ class TextTokenizer:
             )
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"text.num_pieces={num_pieces} does not suit the captions: {reason}") from error
+            raise UserError(f"text.vocab_size={vocab_size} does not suit the captions: {reason}") from error
         return cls(model.getvalue())
 
     @property
-    def num_pieces(self) -> int:
-        """Number of piece ids, 0 … num_pieces-1."""
+    def vocab_size(self) -> int:
+        """Number of text token ids, 0 … vocab_size-1."""
         return self._processor.get_piece_size()
 
     @property
@@ -99,12 +99,12 @@ class TextTokenizer:
         return hashlib.sha256(self.serialized).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Piece ids of a text, without begin or end marks. White space alone gives an empty list."""
+        """Text token ids of a text, without begin or end marks. White space alone gives an empty list."""
         return self._processor.encode(text, out_type=int)
 
-    def decode(self, pieces: Sequence[int]) -> str:
-        """The text of piece ids."""
-        return self._processor.decode(list(pieces))
+    def decode(self, text_tokens: Sequence[int]) -> str:
+        """The text of text token ids."""
+        return self._processor.decode(list(text_tokens))
 
     def save(self, path: str | Path) -> None:
         """Write the `.model` file."""

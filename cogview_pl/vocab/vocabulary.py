@@ -1,11 +1,11 @@
 """The joint vocabulary of the sequence model: which id means what.
 
-    0 … num_codes-1                        image codes
-    num_codes … num_codes+num_pieces-1     text pieces
+    0 … codebook_size-1                        image codes
+    codebook_size … codebook_size+text_vocab_size-1     text tokens
     then one id for each command token     COMMANDS, in this order
     up to size-1                           padding rows: never valid, they only round the table up
 
-With 8,192 codes and 50,000 pieces these are the ids of the released CogView models.
+With 8,192 codes and 50,000 text tokens these are the ids of the released CogView models.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ class Vocabulary:
     """Id ranges of the joint vocabulary.
 
     Args:
-        num_codes: size of the image tokenizer's codebook.
-        num_pieces: number of SentencePiece ids.
+        codebook_size: size of the image tokenizer's codebook.
+        text_vocab_size: number of SentencePiece ids.
         multiple: the table of embeddings is padded to a multiple of this many rows.
     """
 
-    num_codes: int
-    num_pieces: int
+    codebook_size: int
+    text_vocab_size: int
     multiple: int = 128
 
     @property
     def codes(self) -> range:
         """Ids of the image codes."""
-        return range(self.num_codes)
+        return range(self.codebook_size)
 
     @property
-    def pieces(self) -> range:
-        """Ids of the text pieces."""
-        return range(self.num_codes, self.num_codes + self.num_pieces)
+    def text_tokens(self) -> range:
+        """Ids of the text tokens."""
+        return range(self.codebook_size, self.codebook_size + self.text_vocab_size)
 
     @property
     def num_tokens(self) -> int:
         """Number of valid ids."""
-        return self.num_codes + self.num_pieces + len(COMMANDS)
+        return self.codebook_size + self.text_vocab_size + len(COMMANDS)
 
     @property
     def size(self) -> int:
@@ -65,4 +65,4 @@ class Vocabulary:
         """Id of a command token such as `[BOI1]`; raises ValueError for an unknown name."""
         if name not in COMMANDS:
             raise ValueError(f"unknown command token {name}; the known ones are {' '.join(COMMANDS)}")
-        return self.num_codes + self.num_pieces + COMMANDS.index(name)
+        return self.codebook_size + self.text_vocab_size + COMMANDS.index(name)

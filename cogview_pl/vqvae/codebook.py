@@ -24,15 +24,15 @@ BLOCK_VALUES = 2 * 1024 * 1024
 _WIDEST_FOR_KERNEL = 256  # the tiles of wider codes do not fit on a GPU's chip
 
 
-def uniform_codebook(code_dim: int, num_codes: int) -> Tensor:
+def uniform_codebook(codebook_dim: int, codebook_size: int) -> Tensor:
     """Initial codebook `(D, K)` of the released program: uniform in +-(5/3) sqrt(6 / (D + K))."""
-    bound = 5 / 3 * math.sqrt(6 / (code_dim + num_codes))
-    return torch.empty(code_dim, num_codes).uniform_(-bound, bound)
+    bound = 5 / 3 * math.sqrt(6 / (codebook_dim + codebook_size))
+    return torch.empty(codebook_dim, codebook_size).uniform_(-bound, bound)
 
 
-def rows_per_block(num_codes: int) -> int:
+def rows_per_block(codebook_size: int) -> int:
     """Number of vectors whose distances to all codes are held in memory at a time."""
-    return max(1, BLOCK_VALUES // num_codes)
+    return max(1, BLOCK_VALUES // codebook_size)
 
 
 @torch.no_grad()
@@ -45,14 +45,14 @@ def nearest(x_ND: Tensor, codebook_DK: Tensor) -> tuple[Tensor, Tensor]:
         from cogview_pl.kernels.nearest_code_triton import nearest_by_kernel  # Triton is there where there is a GPU
 
         return nearest_by_kernel(x_ND, codebook_DK)
-    num_rows, num_codes = x_ND.shape[0], codebook_DK.shape[1]
+    num_rows, codebook_size = x_ND.shape[0], codebook_DK.shape[1]
     codes_N = torch.empty(num_rows, dtype=torch.int64, device=x_ND.device)
     distance_N = torch.empty(num_rows, dtype=torch.float32, device=x_ND.device)
     with torch.autocast(x_ND.device.type, enabled=False):
         codebook_DK = codebook_DK.float()
         norm_K = codebook_DK.square().sum(0)
         minus_twice_KD = (-2 * codebook_DK).T.contiguous()
-        block = rows_per_block(num_codes)
+        block = rows_per_block(codebook_size)
         for start in range(0, num_rows, block):
             x_RD = x_ND[start : start + block].float()
             rows = slice(start, start + x_RD.shape[0])
@@ -75,10 +75,10 @@ def sum_over_ranks_(values: Tensor) -> Tensor:
     return values
 
 
-def count_codes(codes_N: Tensor, num_codes: int) -> Tensor:
+def count_codes(codes_N: Tensor, codebook_size: int) -> Tensor:
     """How often each code occurs on this rank: float32, `(K,)`."""
     # bincount would make a GPU report the largest code to the host first.
-    counts_K = torch.zeros(num_codes, device=codes_N.device)
+    counts_K = torch.zeros(codebook_size, device=codes_N.device)
     return counts_K.index_add_(0, codes_N, torch.ones_like(codes_N, dtype=torch.float32))
 
 
@@ -106,12 +106,12 @@ def divergence_from_uniform(distance_NK: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def gather_statistics(x_ND: Tensor, codes_N: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+def gather_statistics(x_ND: Tensor, codes_N: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
     """Counts `(K,)` of each code and sums `(K, D)` of the vectors assigned to it, over all ranks; float32."""
     width = x_ND.shape[1]
-    joint = torch.zeros(num_codes, width + 1, device=x_ND.device)
+    joint = torch.zeros(codebook_size, width + 1, device=x_ND.device)
     joint[:, :width].index_add_(0, codes_N, x_ND.float())
-    joint[:, width] = count_codes(codes_N, num_codes)
+    joint[:, width] = count_codes(codes_N, codebook_size)
     sum_over_ranks_(joint)
     return joint[:, width], joint[:, :width]
 
@@ -150,7 +150,7 @@ def spread_quantiles(wanted_K: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def seed_centres(x_ND: Tensor, num_codes: int, rounds: int = 16) -> Tensor:
+def seed_centres(x_ND: Tensor, codebook_size: int, rounds: int = 16) -> Tensor:
     """First centres for k-means `(D, K)`: rows drawn in rounds, far ones preferred (k-means++ in bulk).
 
     After a uniform first round the weight of a row is its squared distance to the centres drawn so far.
@@ -158,7 +158,7 @@ def seed_centres(x_ND: Tensor, num_codes: int, rounds: int = 16) -> Tensor:
     weight_N = torch.ones(x_ND.shape[0], device=x_ND.device)
     distance_N = torch.full_like(weight_N, torch.inf)
     centres: list[Tensor] = []
-    for wanted_M in torch.ones(num_codes, dtype=torch.bool, device=x_ND.device).chunk(rounds):
+    for wanted_M in torch.ones(codebook_size, dtype=torch.bool, device=x_ND.device).chunk(rounds):
         centres.append(draw_rows(x_ND, weight_N, spread_quantiles(wanted_M)).T)
         distance_N = torch.minimum(distance_N, nearest(x_ND, centres[-1])[1])
         weight_N = distance_N.clamp(min=1e-12)
@@ -166,19 +166,19 @@ def seed_centres(x_ND: Tensor, num_codes: int, rounds: int = 16) -> Tensor:
 
 
 @torch.no_grad()
-def kmeans(x_ND: Tensor, num_codes: int, iterations: int) -> tuple[Tensor, Tensor]:
+def kmeans(x_ND: Tensor, codebook_size: int, iterations: int) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm over the vectors of all ranks: centres `(D, K)`, number of vectors each owns `(K,)`.
 
     A centre that owns nothing is moved to a random vector, far ones preferred. With fewer vectors than codes
     some centres coincide and own nothing.
     """
-    centres_DK = seed_centres(x_ND, num_codes)
+    centres_DK = seed_centres(x_ND, codebook_size)
     for _ in range(iterations):
         codes_N, distance_N = nearest(x_ND, centres_DK)
-        counts_K, sums_KD = gather_statistics(x_ND, codes_N, num_codes)
+        counts_K, sums_KD = gather_statistics(x_ND, codes_N, codebook_size)
         empty_K = counts_K == 0
         far_KD = draw_rows(x_ND, distance_N.clamp(min=1e-12), spread_quantiles(empty_K))
         mean_KD = sums_KD / counts_K.clamp(min=1)[:, None]
         centres_DK = torch.where(empty_K[:, None], far_KD, mean_KD).T
     codes_N = nearest(x_ND, centres_DK)[0]
-    return centres_DK, gather_statistics(x_ND, codes_N, num_codes)[0]
+    return centres_DK, gather_statistics(x_ND, codes_N, codebook_size)[0]

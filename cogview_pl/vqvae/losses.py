@@ -1,4 +1,4 @@
-"""Reconstruction losses of the image tokenizer and PSNR. Pictures are `(B, 3, Y, X)`, 0 black .. 1 white."""
+"""Reconstruction losses of the image tokenizer and PSNR. Images are `(B, 3, Y, X)`, 0 black .. 1 white."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def reconstruction_loss(kind: Literal["l1", "l2"], reconstruction: Tensor, image
 
 
 def psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB: the mean over pictures of `-10 log10(mean squared error)`, a scalar.
+    """Peak signal-to-noise ratio in dB: the mean over images of `-10 log10(mean squared error)`, a scalar.
 
-    The reconstruction is clipped to 0..1 first, as when it is saved. Equal pictures count as 100 dB.
+    The reconstruction is clipped to 0..1 first, as when it is saved. Equal images count as 100 dB.
     """
     error_B = (reconstruction.float().clamp(0, 1) - images.float()).square().flatten(1).mean(1)
     return -10 * error_B.clamp(min=1e-10).log10().mean()

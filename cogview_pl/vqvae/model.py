@@ -1,6 +1,6 @@
 """The image tokenizer: a convolutional VQ-VAE (paper section 3.2; topology of the released weights).
 
-Shapes: B batch, Y X picture edges, y x = Y, X / downsampling, C width, D code_dim, K num_codes.
+Shapes: B batch, Y X image edges, y x = Y, X / downsampling, C width, D codebook_dim, K codebook_size.
 """
 
 from __future__ import annotations
@@ -39,31 +39,31 @@ class ResidualBlock(nn.Module):
         return x + self.layers(x)
 
 
-def build_encoder(width: int, code_dim: int, num_strides: int, residual_blocks: int) -> nn.Sequential:
+def build_encoder(width: int, codebook_dim: int, num_strides: int, residual_blocks: int) -> nn.Sequential:
     """`(B, 3, Y, X)` -> `(B, D, y, x)`: strided convolutions, residual blocks, 1x1 convolution."""
     layers: list[nn.Module] = []
     for i in range(num_strides):
         layers += [nn.Conv2d(width if i else 3, width, kernel_size=4, stride=2, padding=1), nn.ReLU(inplace=True)]
     layers += [ResidualBlock(width, hidden=width) for _ in range(residual_blocks)]
-    layers.append(nn.Conv2d(width, code_dim, kernel_size=1))
+    layers.append(nn.Conv2d(width, codebook_dim, kernel_size=1))
     return nn.Sequential(*layers)
 
 
-def build_decoder(width: int, code_dim: int, num_strides: int, residual_blocks: int) -> nn.Sequential:
+def build_decoder(width: int, codebook_dim: int, num_strides: int, residual_blocks: int) -> nn.Sequential:
     """`(B, D, y, x)` -> `(B, 3, Y, X)`: the encoder's mirror; residual blocks work on the code grid."""
-    layers: list[nn.Module] = [ResidualBlock(code_dim, hidden=width) for _ in range(residual_blocks)]
+    layers: list[nn.Module] = [ResidualBlock(codebook_dim, hidden=width) for _ in range(residual_blocks)]
     for i in range(num_strides):
-        in_channels = width if i else code_dim
+        in_channels = width if i else codebook_dim
         layers += [nn.ConvTranspose2d(in_channels, width, kernel_size=4, stride=2, padding=1), nn.ReLU(inplace=True)]
     layers.append(nn.Conv2d(width, 3, kernel_size=1))
     return nn.Sequential(*layers)
 
 
 class VQVAE(nn.Module):
-    """Pictures to a grid of codes and back.
+    """Images to a grid of codes and back.
 
-    Pictures go in and come out on the scale 0 black .. 1 white; `mean` and `std` (per channel, on that scale)
-    normalise inside the model. With downsampling 8, no residual blocks, width 512 and code_dim 256 the
+    Images go in and come out on the scale 0 black .. 1 white; `mean` and `std` (per channel, on that scale)
+    normalise inside the model. With downsampling 8, no residual blocks, width 512 and codebook_dim 256 the
     parameters have the shapes of the released tokenizer.
 
     Raises UserError for settings that do not fit together.
@@ -76,8 +76,8 @@ class VQVAE(nn.Module):
         self,
         *,
         width: int,
-        code_dim: int,
-        num_codes: int,
+        codebook_dim: int,
+        codebook_size: int,
         downsampling: int,
         residual_blocks: int,
         quantizer: Quantizer,
@@ -87,25 +87,25 @@ class VQVAE(nn.Module):
         super().__init__()
         if downsampling not in (4, 8, 16):
             raise UserError(f"image_tokenizer.downsampling is {downsampling}: choose 4, 8 or 16")
-        if (quantizer.num_codes, quantizer.code_dim) != (num_codes, code_dim):
+        if (quantizer.codebook_size, quantizer.codebook_dim) != (codebook_size, codebook_dim):
             raise UserError(
-                f"image_tokenizer.quantizer has {quantizer.num_codes} codes of width {quantizer.code_dim}, "
-                f"the model num_codes={num_codes} and code_dim={code_dim}: give both the same numbers"
+                f"image_tokenizer.quantizer has {quantizer.codebook_size} codes of width {quantizer.codebook_dim}, "
+                f"the model codebook_size={codebook_size} and codebook_dim={codebook_dim}: give both the same numbers"
             )
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise UserError(f"image_tokenizer.mean={mean}, std={std}: give three numbers each, std above 0")
         self._downsampling = downsampling
         num_strides = downsampling.bit_length() - 1
-        self.encoder = build_encoder(width, code_dim, num_strides, residual_blocks)
-        self.decoder = build_decoder(width, code_dim, num_strides, residual_blocks)
+        self.encoder = build_encoder(width, codebook_dim, num_strides, residual_blocks)
+        self.decoder = build_decoder(width, codebook_dim, num_strides, residual_blocks)
         self.quantizer = quantizer
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
 
     @property
-    def num_codes(self) -> int:
+    def codebook_size(self) -> int:
         """Size K of the codebook; codes lie in `[0, K)`."""
-        return self.quantizer.num_codes
+        return self.quantizer.codebook_size
 
     @property
     def downsampling(self) -> int:
@@ -130,23 +130,23 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Codes of pictures: float `(B, 3, Y, X)`, 0 black .. 1 white -> int64 `(B, y, x)`."""
+        """Codes of images: float `(B, 3, Y, X)`, 0 black .. 1 white -> int64 `(B, y, x)`."""
         latents_ByxD = self.latents(images).permute(0, 2, 3, 1)
         codes_N = self.quantizer.lookup(latents_ByxD.flatten(0, 2))
         return codes_N.view(latents_ByxD.shape[:-1])
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Pictures of codes: int64 `(B, y, x)` -> float `(B, 3, Y, X)` on the scale 0..1, not clipped."""
-        return self._picture(self.quantizer.embed(codes).permute(0, 3, 1, 2))
+        """Images of codes: int64 `(B, y, x)` -> float `(B, 3, Y, X)` on the scale 0..1, not clipped."""
+        return self._image(self.quantizer.embed(codes).permute(0, 3, 1, 2))
 
     def forward(self, images: Tensor) -> VQVAEOutput:
-        """Reconstruct pictures `(B, 3, Y, X)`; in training mode this also moves an EMA codebook."""
+        """Reconstruct images `(B, 3, Y, X)`; in training mode this also moves an EMA codebook."""
         quantized = self.quantizer(self.latents(images))
-        return VQVAEOutput(self._picture(quantized.quantized), quantized)
+        return VQVAEOutput(self._image(quantized.quantized), quantized)
 
     def reconstruct_continuous(self, images: Tensor) -> Tensor:
-        """Pictures `(B, 3, Y, X)` through encoder and decoder without quantization: a plain autoencoder."""
-        return self._picture(self.latents(images))
+        """Images `(B, 3, Y, X)` through encoder and decoder without quantization: a plain autoencoder."""
+        return self._image(self.latents(images))
 
-    def _picture(self, vectors: Tensor) -> Tensor:
+    def _image(self, vectors: Tensor) -> Tensor:
         return self.decoder(vectors) * self.std + self.mean

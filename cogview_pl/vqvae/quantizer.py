@@ -36,11 +36,11 @@ class QuantizerOutput(NamedTuple):
     """What a quantizer returns. Scalars are 0-dim tensors on the latents' device.
 
     quantized: `(B, D, y, x)`, dtype of the latents; carries the gradient to the encoder (straight-through).
-    codes: `(B, y, x)` int64 in `[0, num_codes)`.
+    codes: `(B, y, x)` int64 in `[0, codebook_size)`.
     loss: what the quantizer adds to the training loss, already weighted.
     commitment: mean of `(code vector - latent)^2`, unweighted.
     usage: share of the codes that occur in this batch, 0..1.
-    perplexity: exp of the entropy of the code frequencies in this batch, 1..num_codes.
+    perplexity: exp of the entropy of the code frequencies in this batch, 1..codebook_size.
     dead: number of codes considered dead (see the quantizer).
     revived: number of codes that this step replaced.
     """
@@ -62,17 +62,17 @@ def require(condition: bool, key: str, found: object, wanted: str) -> None:
 
 
 class Quantizer(nn.Module, ABC):
-    """Common part: a codebook of `num_codes` vectors of width `code_dim`, lookup and embedding.
+    """Common part: a codebook of `codebook_size` vectors of width `codebook_dim`, lookup and embedding.
 
     A subclass owns `codebook`, a buffer or parameter `(D, K)` as in the released file: column j is code j.
     """
 
     codebook: Tensor
 
-    def __init__(self, *, num_codes: int, code_dim: int) -> None:
+    def __init__(self, *, codebook_size: int, codebook_dim: int) -> None:
         super().__init__()
-        self.num_codes = num_codes
-        self.code_dim = code_dim
+        self.codebook_size = codebook_size
+        self.codebook_dim = codebook_dim
 
     def lookup(self, latents_ND: Tensor) -> Tensor:
         """Nearest code of each vector: `(N, D)` -> int64 `(N,)`. Memory does not grow with N x K."""
@@ -92,7 +92,7 @@ class Quantizer(nn.Module, ABC):
         """Quantize `(B, D, y, x)`."""
         with torch.autocast(latents.device.type, enabled=False):
             x_ByxD = latents.float().permute(0, 2, 3, 1)
-            x_ND = x_ByxD.reshape(-1, self.code_dim)
+            x_ND = x_ByxD.reshape(-1, self.codebook_dim)
             flat = self._quantize(x_ND)
         quantized = flat.quantized.view(x_ByxD.shape).permute(0, 3, 1, 2).to(latents.dtype)
         return flat._replace(quantized=quantized, codes=flat.codes.view(x_ByxD.shape[:-1]))
@@ -103,7 +103,7 @@ class Quantizer(nn.Module, ABC):
 
     def _report(self, quantized_ND: Tensor, codes_N: Tensor, loss: Tensor, commitment: Tensor) -> QuantizerOutput:
         """Output of a quantizer without running statistics: codes that the batch did not use are dead."""
-        counts_K = count_codes(codes_N, self.num_codes)
+        counts_K = count_codes(codes_N, self.codebook_size)
         dead = (counts_K == 0).sum()
         usage, perplexity = usage_and_perplexity(counts_K)
         revived = torch.zeros_like(dead)
@@ -146,8 +146,8 @@ class EMAQuantizer(Quantizer):
     def __init__(
         self,
         *,
-        num_codes: int,
-        code_dim: int,
+        codebook_size: int,
+        codebook_dim: int,
         decay: float = 0.99,
         eps: float = 1e-5,
         commitment_weight: float = 0.25,
@@ -155,7 +155,7 @@ class EMAQuantizer(Quantizer):
         dead_threshold: float = 0.1,
         revive_every: int = 20,
     ) -> None:
-        super().__init__(num_codes=num_codes, code_dim=code_dim)
+        super().__init__(codebook_size=codebook_size, codebook_dim=codebook_dim)
         require(0 <= decay < 1, "decay", decay, "in [0, 1)")
         require(eps > 0, "eps", eps, "greater than 0")
         require(commitment_weight >= 0, "commitment_weight", commitment_weight, "0 or more")
@@ -169,10 +169,10 @@ class EMAQuantizer(Quantizer):
         self.kmeans_iters = kmeans_iters
         self.dead_threshold = dead_threshold
         self.revive_every = revive_every
-        self.register_buffer("codebook", uniform_codebook(code_dim, num_codes))
+        self.register_buffer("codebook", uniform_codebook(codebook_dim, codebook_size))
         # 1 keeps unused codes where they are. The released program starts at 0: its first update divides
         # their embed_avg by about 1e-5, and soon every vector takes the same huge code.
-        self.register_buffer("cluster_size", torch.ones(num_codes))
+        self.register_buffer("cluster_size", torch.ones(codebook_size))
         self.register_buffer("embed_avg", self.codebook.clone())
         self.register_buffer("initialised", torch.tensor(kmeans_iters == 0))
         self.register_buffer("updates", torch.tensor(0))
@@ -196,10 +196,10 @@ class EMAQuantizer(Quantizer):
         commitment = F.mse_loss(x_ND, vectors_ND)
         revived = torch.zeros_like(self.updates)
         if self.training:
-            counts_K, sums_KD = gather_statistics(x_ND.detach(), codes_N, self.num_codes)
+            counts_K, sums_KD = gather_statistics(x_ND.detach(), codes_N, self.codebook_size)
             self._update(counts_K, sums_KD)
         else:
-            counts_K = count_codes(codes_N, self.num_codes)
+            counts_K = count_codes(codes_N, self.codebook_size)
         dead_K = self.cluster_size < self.dead_threshold * self.cluster_size.mean()
         if self.training and self.revive_every and self._updates_on_host % self.revive_every == 0:
             self._revive(dead_K, x_ND.detach())
@@ -218,7 +218,7 @@ class EMAQuantizer(Quantizer):
 
     @torch.no_grad()
     def _start_from(self, x_ND: Tensor) -> None:
-        centres_DK, counts_K = kmeans(x_ND, self.num_codes, self.kmeans_iters)
+        centres_DK, counts_K = kmeans(x_ND, self.codebook_size, self.kmeans_iters)
         self.codebook.copy_(centres_DK)
         # A centre without vectors counts as one vector: with 0 the first update would move it to the origin.
         self.cluster_size.copy_(counts_K.clamp(min=1))
@@ -231,7 +231,7 @@ class EMAQuantizer(Quantizer):
         self.cluster_size.mul_(self.decay).add_(counts_K, alpha=1 - self.decay)
         self.embed_avg.mul_(self.decay).add_(sums_KD.T, alpha=1 - self.decay)
         total = self.cluster_size.sum()
-        size_K = (self.cluster_size + self.eps) / (total + self.num_codes * self.eps) * total
+        size_K = (self.cluster_size + self.eps) / (total + self.codebook_size * self.eps) * total
         self.codebook.copy_(self.embed_avg / size_K)
         self.updates += 1
         self._updates_on_host += 1
@@ -253,11 +253,11 @@ class LearnedQuantizer(Quantizer):
     Means over elements; `sg` stops the gradient: the first term moves the codes, the second the encoder.
     """
 
-    def __init__(self, *, num_codes: int, code_dim: int, commitment_weight: float = 0.25) -> None:
-        super().__init__(num_codes=num_codes, code_dim=code_dim)
+    def __init__(self, *, codebook_size: int, codebook_dim: int, commitment_weight: float = 0.25) -> None:
+        super().__init__(codebook_size=codebook_size, codebook_dim=codebook_dim)
         require(commitment_weight >= 0, "commitment_weight", commitment_weight, "0 or more")
         self.commitment_weight = commitment_weight
-        self.codebook = nn.Parameter(uniform_codebook(code_dim, num_codes))
+        self.codebook = nn.Parameter(uniform_codebook(codebook_dim, codebook_size))
 
     def _quantize(self, x_ND: Tensor) -> QuantizerOutput:
         codes_N = self.lookup(x_ND)
@@ -270,11 +270,11 @@ class LearnedQuantizer(Quantizer):
 class FixedQuantizer(Quantizer):
     """A random codebook that never changes: the encoder adapts. `loss = commitment_weight * commitment`."""
 
-    def __init__(self, *, num_codes: int, code_dim: int, commitment_weight: float = 0.25) -> None:
-        super().__init__(num_codes=num_codes, code_dim=code_dim)
+    def __init__(self, *, codebook_size: int, codebook_dim: int, commitment_weight: float = 0.25) -> None:
+        super().__init__(codebook_size=codebook_size, codebook_dim=codebook_dim)
         require(commitment_weight >= 0, "commitment_weight", commitment_weight, "0 or more")
         self.commitment_weight = commitment_weight
-        self.register_buffer("codebook", uniform_codebook(code_dim, num_codes))
+        self.register_buffer("codebook", uniform_codebook(codebook_dim, codebook_size))
 
     def _quantize(self, x_ND: Tensor) -> QuantizerOutput:
         codes_N = self.lookup(x_ND)
@@ -306,14 +306,14 @@ class GumbelQuantizer(Quantizer):
     def __init__(
         self,
         *,
-        num_codes: int,
-        code_dim: int,
+        codebook_size: int,
+        codebook_dim: int,
         hard: bool = True,
         kl_weight: float = 5e-4,
         temperature_start: float = 1.0,
         temperature_end: float = 1 / 16,
     ) -> None:
-        super().__init__(num_codes=num_codes, code_dim=code_dim)
+        super().__init__(codebook_size=codebook_size, codebook_dim=codebook_dim)
         require(kl_weight >= 0, "kl_weight", kl_weight, "0 or more")
         require(temperature_start > 0, "temperature_start", temperature_start, "greater than 0")
         require(temperature_end > 0, "temperature_end", temperature_end, "greater than 0")
@@ -321,7 +321,7 @@ class GumbelQuantizer(Quantizer):
         self.kl_weight = kl_weight
         self.temperature_start = temperature_start
         self.temperature_end = temperature_end
-        self.codebook = nn.Parameter(uniform_codebook(code_dim, num_codes))
+        self.codebook = nn.Parameter(uniform_codebook(codebook_dim, codebook_size))
         self.register_buffer("temperature", torch.tensor(float(temperature_start)))
 
     def set_progress(self, fraction: float) -> None:
@@ -331,7 +331,7 @@ class GumbelQuantizer(Quantizer):
         self.temperature.fill_(self.temperature_start * ratio**fraction)
 
     def _quantize(self, x_ND: Tensor) -> QuantizerOutput:
-        blocks = x_ND.split(rows_per_block(self.num_codes))
+        blocks = x_ND.split(rows_per_block(self.codebook_size))
         if self.training:
             parts = [checkpoint(self._relax_block, x_RD, use_reentrant=False) for x_RD in blocks]
             mixture_ND, codes_N, divergence_N = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -369,7 +369,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
 }
 
 
-def make_quantizer(kind: str, *, num_codes: int, code_dim: int, **settings: Any) -> Quantizer:
+def make_quantizer(kind: str, *, codebook_size: int, codebook_dim: int, **settings: Any) -> Quantizer:
     """The quantizer of a kind (`ema`, `learned`, `gumbel` or `fixed`); `settings` are its own arguments."""
     require(kind in QUANTIZERS, "kind", kind, "one of " + ", ".join(QUANTIZERS))
-    return QUANTIZERS[kind](num_codes=num_codes, code_dim=code_dim, **settings)
+    return QUANTIZERS[kind](codebook_size=codebook_size, codebook_dim=codebook_dim, **settings)

@@ -19,8 +19,8 @@ from cogview_pl.vocab import TextTokenizer, Vocabulary
 
 VQVAE = {
     "width": 8,
-    "code_dim": 4,
-    "num_codes": 16,
+    "codebook_dim": 4,
+    "codebook_size": 16,
     "downsampling": 8,
     "residual_blocks": 0,
     "mean": [0.5, 0.5, 0.5],
@@ -44,10 +44,10 @@ def save_tokenizer(folder: Path, **changes: object) -> ImageTokenizer:
 
 def save_run(folder: Path, images: ImageTokenizer) -> Path:
     """A run folder with a saved sequence model of random weights."""
-    text = TextTokenizer.train(["红色的圆形", "蓝色的心形"], num_pieces=300)
-    vocabulary = Vocabulary(16, text.num_pieces)
+    text = TextTokenizer.train(["红色的圆形", "蓝色的心形"], vocab_size=300)
+    vocabulary = Vocabulary(16, text.vocab_size)
     settings = {
-        "vocabulary_size": vocabulary.size,
+        "vocab_size": vocabulary.size,
         "num_layers": 1,
         "width": 16,
         "num_heads": 2,

@@ -45,12 +45,12 @@ def test_other_weights_have_another_identity(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_text_tokenizer_with_more_pieces_is_refused(run: Path) -> None:
-    """Its surplus pieces would be read as command tokens."""
-    TextTokenizer.train(["红橙黄绿青蓝紫黑白灰"] * 3, num_pieces=400).save(run / "model" / "text.model")
+    """Its surplus text tokens would be read as command tokens."""
+    TextTokenizer.train(["红橙黄绿青蓝紫黑白灰"] * 3, vocab_size=400).save(run / "model" / "text.model")
     with pytest.raises(UserError, match=r"text\.model is damaged"):
         load_sequence_model(run)
     forge_manifest(run / "model")
-    with pytest.raises(UserError, match="text pieces"):
+    with pytest.raises(UserError, match="text tokens"):
         load_sequence_model(run)
 
 
@@ -63,7 +63,7 @@ def test_an_image_tokenizer_of_another_run_is_refused(run: Path) -> None:
 
 
 def test_an_image_tokenizer_with_other_codes_is_refused(run: Path) -> None:
-    save_tokenizer(run / "model" / "image_tokenizer", num_codes=32)
+    save_tokenizer(run / "model" / "image_tokenizer", codebook_size=32)
     forge_manifest(run / "model")
     with pytest.raises(UserError, match="16 image codes, its image tokenizer has 32"):
         load_sequence_model(run)
@@ -180,7 +180,7 @@ HOSTILE: dict[str, tuple[Callable[[str], str], str]] = {
     "unknown key": (replace("num_heads: 2", "num_heads: 2\n  colour: red"), "colour"),
     "missing key": (replace("num_heads: 2\n", "\n"), "num_heads"),
     "no transformer": (replace("transformer:", "transformers:"), "no 'transformer'"),
-    "no vocabulary": (replace("num_codes: 16", "num_codes: -16"), "knows -16 image codes"),
+    "no vocabulary": (replace("codebook_size: 16", "codebook_size: -16"), "knows -16 image codes"),
     "longer text": (replace("text_length: 8", "text_length: 9"), "needs 17 positions, the weights have 16"),
     "a layout of nothing": (replace("layout:", "layouts:"), "layout"),
     "an interpolation": (replace("num_heads: 2", "num_heads: ${oc.env:HOME}"), "damaged"),

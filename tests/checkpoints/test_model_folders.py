@@ -30,12 +30,12 @@ from .saved import TEMPLATE, VQVAE, save_tokenizer
 
 def test_what_a_folder_says_of_its_model(run: Path) -> None:
     sizes = {"num_layers": 1, "width": 16, "num_heads": 2, "num_positions": 16}
-    pieces = load_sequence_model(run).text.num_pieces
-    vocabulary = {"num_codes": 16, "num_pieces": pieces}
+    text_tokens = load_sequence_model(run).text.vocab_size
+    vocabulary = {"codebook_size": 16, "text_vocab_size": text_tokens}
     rows = len(load_sequence_model(run).model.token_embedding.weight)
     wanted = {
         "kind": "sequence_model",
-        "transformer": {"vocabulary_size": rows, **sizes},
+        "transformer": {"vocab_size": rows, **sizes},
         "template": TEMPLATE,
         "vocabulary": vocabulary,
     }
@@ -119,7 +119,7 @@ def test_models_with_more_rows_than_they_need(run: Path) -> None:
     for rows in (len(table) - 1, len(table) + 3):
         changed = torch.cat([table, torch.zeros(3, 16)])[:rows]
         save_file({**weights, "token_embedding.weight": changed}, folder / "weights.safetensors")
-        write_settings(folder, settings | {"transformer": settings["transformer"] | {"vocabulary_size": rows}})
+        write_settings(folder, settings | {"transformer": settings["transformer"] | {"vocab_size": rows}})
         if rows > len(table):
             assert len(load_sequence_model(run, verify=False).model.token_embedding.weight) == rows
         else:

@@ -38,20 +38,20 @@ def seeded() -> Iterator[None]:
         yield
 
 
-def tokenizer_state(width: int = 6, code_dim: int = 4, num_codes: int = 10) -> dict[str, Tensor]:
+def tokenizer_state(width: int = 6, codebook_dim: int = 4, codebook_size: int = 10) -> dict[str, Tensor]:
     """Random tensors with the names and shapes of a released tokenizer."""
-    shapes = {"enc_b.blocks.6": (code_dim, width, 1, 1), "dec.blocks.6": (3, width, 1, 1)}
+    shapes = {"enc_b.blocks.6": (codebook_dim, width, 1, 1), "dec.blocks.6": (3, width, 1, 1)}
     for layer in (0, 2, 4):
         shapes[f"enc_b.blocks.{layer}"] = (width, width if layer else 3, 4, 4)
-        shapes[f"dec.blocks.{layer}"] = (width if layer else code_dim, width, 4, 4)
+        shapes[f"dec.blocks.{layer}"] = (width if layer else codebook_dim, width, 4, 4)
     state = {f"{name}.weight": torch.randn(shape) / 3 for name, shape in shapes.items()}
     outputs = {
-        name: 3 if name == "dec.blocks.6" else code_dim if name == "enc_b.blocks.6" else width for name in shapes
+        name: 3 if name == "dec.blocks.6" else codebook_dim if name == "enc_b.blocks.6" else width for name in shapes
     }
     state |= {f"{name}.bias": torch.randn(size) / 9 for name, size in outputs.items()}
-    state["quantize_t.embed"] = torch.randn(code_dim, num_codes)
-    state["quantize_t.cluster_size"] = torch.rand(num_codes)
-    state["quantize_t.embed_avg"] = torch.randn(code_dim, num_codes)
+    state["quantize_t.embed"] = torch.randn(codebook_dim, codebook_size)
+    state["quantize_t.cluster_size"] = torch.rand(codebook_size)
+    state["quantize_t.embed_avg"] = torch.randn(codebook_dim, codebook_size)
     return state
 
 
@@ -66,7 +66,7 @@ def encode(state: dict[str, Tensor], images: Tensor) -> Tensor:
 
 
 def decode(state: dict[str, Tensor], codes: Tensor) -> Tensor:
-    """Pictures as the original computes them."""
+    """Images as the original computes them."""
     x = state["quantize_t.embed"].T[codes].permute(0, 3, 1, 2)
     for layer in (0, 2, 4):
         name = f"dec.blocks.{layer}"
@@ -94,7 +94,7 @@ def test_a_released_tokenizer_codes_as_the_original(tmp_path: Path, prefix: str)
     assert torch.equal(model.quantizer.cluster_size, state["quantize_t.cluster_size"])
     assert torch.equal(model.quantizer.embed_avg, state["quantize_t.embed_avg"])
     assert vqvae_settings(model) == {
-        **{"width": 6, "code_dim": 4, "num_codes": 10, "downsampling": 8, "residual_blocks": 0},
+        **{"width": 6, "codebook_dim": 4, "codebook_size": 10, "downsampling": 8, "residual_blocks": 0},
         **{"mean": MEAN, "std": STD},
         "quantizer": {"kind": "ema", "decay": 0.99, "commitment_weight": 0.25, "kmeans_iters": 0},
     }
@@ -115,7 +115,7 @@ def test_tokenizers_in_half_precision_become_float32(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["learned", "fixed", "gumbel"])
 def test_tokenizers_with_another_quantizer_go_into_released_files(tmp_path: Path, kind: str) -> None:
     """The statistics that they lack are those of a codebook at rest; what only their training needs is left out."""
-    settings = {"width": 6, "code_dim": 4, "num_codes": 10, "downsampling": 8, "residual_blocks": 0}
+    settings = {"width": 6, "codebook_dim": 4, "codebook_size": 10, "downsampling": 8, "residual_blocks": 0}
     model = build_vqvae({**settings, "mean": MEAN, "std": STD, "quantizer": {"kind": kind}}).eval()
     save_vqvae(model, tmp_path / "tokenizer.pt")
     save_vqvae(model, tmp_path / "tokenizer.pt")  # onto the file that is there
@@ -140,7 +140,7 @@ OTHERS = {
 @pytest.mark.parametrize("change", OTHERS)
 def test_tokenizers_that_the_original_cannot_read_are_not_written(tmp_path: Path, change: str) -> None:
     settings, words = OTHERS[change]
-    released = {"width": 6, "code_dim": 4, "num_codes": 10, "downsampling": 8, "residual_blocks": 0}
+    released = {"width": 6, "codebook_dim": 4, "codebook_size": 10, "downsampling": 8, "residual_blocks": 0}
     model = build_vqvae({**released, "mean": MEAN, "std": STD, "quantizer": {"kind": "ema"}, **settings})
     with pytest.raises(UserError) as error:
         save_vqvae(model, tmp_path / "tokenizer.pt")
@@ -227,7 +227,7 @@ def test_a_transformer_goes_back_with_all_of_its_digits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_transformers_that_the_original_cannot_read_are_not_written(tmp_path: Path, norm: str) -> None:
-    model = Transformer(vocabulary_size=20, num_layers=1, width=12, num_heads=3, num_positions=9, norm=norm)
+    model = Transformer(vocab_size=20, num_layers=1, width=12, num_heads=3, num_positions=9, norm=norm)
     with pytest.raises(UserError, match=r"convert: the original knows model\.norm=sandwich only"):
         save_transformer(model, tmp_path)
     assert list(tmp_path.iterdir()) == []

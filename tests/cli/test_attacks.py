@@ -160,17 +160,17 @@ def checkpoints_as_a_link(home: Path) -> tuple[list[str], list[str]]:
 def other_text_tokenizer(home: Path) -> tuple[list[str], list[str]]:
     """A finished run whose text.model was replaced before it was refused would be of no use any more."""
     run = copied(home, "tokenize", "finished_tokens")
-    TextTokenizer.train(["别的话", "另一句话"] * 20, num_pieces=290).save(home / "other.model")
+    TextTokenizer.train(["别的话", "另一句话"] * 20, vocab_size=290).save(home / "other.model")
     same = "data.object_probabilities=[0.2,0.4,0.4]"
     return ["task=tokenize", *SMALL, same, f"resume={run}", "text.model=other.model"], [
-        "num_pieces 340, this run has 279",
+        "text_vocab_size 340, this run has 279",
         str(run),
     ]
 
 
-def other_pictures(home: Path) -> tuple[list[str], list[str]]:
-    """Begun with other settings of the toy world, which are what its pictures depend on."""
-    run = copied(home, "tokenize", "other_pictures")
+def other_images(home: Path) -> tuple[list[str], list[str]]:
+    """Begun with other settings of the toy world, which are what its images depend on."""
+    run = copied(home, "tokenize", "other_images")
     return ["task=tokenize", *SMALL, "data.seed=9", f"resume={run}"], ["data (train split)", "verify=false"]
 
 
@@ -184,7 +184,7 @@ def other_weights(home: Path) -> tuple[list[str], list[str]]:
     forge_manifest(model / "model")
     config = OmegaConf.load(run / "config.yaml")
     same = [f"sampler.{name}={value}" for name, value in config.sampler.items()]
-    same += [f"{name}={config[name]}" for name in ("seed", "num_images", "num_prompts")]
+    same += [f"{name}={config[name]}" for name in ("seed", "num_images_per_prompt", "num_prompts")]
     command = ["task=generate", f"init_from={model}", f"resume={run}", "threads=1", *same]
     return command, ["init_from is not what it was", "verify=false"]
 
@@ -193,7 +193,7 @@ CASES |= {
     "lock as a link": lock_as_a_link,
     "checkpoints as a link": checkpoints_as_a_link,
     "other text tokenizer": other_text_tokenizer,
-    "other pictures": other_pictures,
+    "other images": other_images,
     "other weights": other_weights,
 }
 
@@ -249,11 +249,11 @@ def command_lines(home: Path, root: Path) -> dict[str, list[str]]:
         "checkpoint": ["task=vqvae", *FEW, *SMALL, *keep],
         "finetune": [
             "task=style", "data.styles=[oil,ink]", *FEW, "~callbacks.samples", *SMALL, "lora.rank=4",
-            "model.dropout=0.1", "sequences.target_noise=0.1", f"init_from={newest(home, 'pretrain')}",
-            "sequences.mix_share=0",
+            "model.dropout=0.1", "sequences.token_noise=0.1", f"init_from={newest(home, 'pretrain')}",
+            "sequences.replay_share=0",
         ],
         "tokens": [
-            "task=tokenize", "data=folder", f"data.root={root / 'data'}", "data.batch_size=2", "text.num_pieces=290",
+            "task=tokenize", "data=folder", f"data.root={root / 'data'}", "data.batch_size=2", "text.vocab_size=290",
             "threads=1", f"image_tokenizer.path={newest(home, 'vqvae')}",
         ],
     }  # fmt: skip
@@ -299,7 +299,7 @@ def test_a_finetune_that_tokenises_goes_on_exactly_before_its_first_checkpoint(
 
 
 def test_data_that_changed_are_found_and_taken_on_request(gone_on: dict[str, Ended]) -> None:
-    """Another picture under an old name: tokens of both must not get into one store."""
+    """Another image under an old name: tokens of both must not get into one store."""
     refused = gone_on["tokens"]
     assert refused.code == 2 and "data (train split) is not what it was" in refused.stderr
     assert gone_on["tokens, believed"].code == 0, gone_on["tokens, believed"].stderr

@@ -1,4 +1,4 @@
-"""The captioner: finetuned from a pretrained model, describes pictures, ranks them; mistakes end in one line."""
+"""The captioner: finetuned from a pretrained model, describes images, ranks them; mistakes end in one line."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def home(cli, chain, tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(home: Path) -> Path:
-    """Three pictures, one of them damaged."""
-    folder = home / "pictures"
+def images(home: Path) -> Path:
+    """Three images, one of them damaged."""
+    folder = home / "images"
     folder.mkdir()
     for number, colour in enumerate(("red", "blue")):
         Image.new("RGB", (80, 64), colour).save(folder / f"{number}.png")
-    (folder / "damaged.png").write_bytes(b"no picture")
+    (folder / "damaged.png").write_bytes(b"no image")
     return folder
 
 
@@ -34,25 +34,25 @@ def records(file: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def test_describes_what_can_be_read(cli, home: Path, pictures: Path) -> None:
-    ended = cli.succeed(["task=generate", f"images={pictures}"], home)
+def test_describes_what_can_be_read(cli, home: Path, images: Path) -> None:
+    ended = cli.succeed(["task=generate", f"images={images}"], home)
     run = home / "outputs" / "generate" / "latest"
     assert [Path(str(record["file"])).name for record in records(run / "samples.jsonl")] == ["0.png", "1.png"]
     assert all(isinstance(record["caption"], str) for record in records(run / "samples.jsonl"))
     assert [Path(str(record["file"])).name for record in records(run / "skipped.jsonl")] == ["damaged.png"]
-    assert "1 pictures" in ended.stdout + ended.stderr
+    assert "1 images" in ended.stdout + ended.stderr
     assert (run / "samples" / "grid.png").exists()
 
 
-def test_validation_pictures_are_judged(cli, home: Path) -> None:
+def test_validation_images_are_judged(cli, home: Path) -> None:
     cli.succeed(["task=generate", "init_from=outputs/caption/latest", "num_prompts=4", "data.val_size=8"], home)
     metrics = json.loads((home / "outputs" / "generate" / "latest" / "metrics.json").read_text())
     assert {"toy/caption_colour_accuracy", "toy/caption_shape_accuracy"} <= metrics.keys()
 
 
-def test_ranks_a_list_and_skips_what_is_missing(cli, home: Path, pictures: Path) -> None:
+def test_ranks_a_list_and_skips_what_is_missing(cli, home: Path, images: Path) -> None:
     rows = [("红色的圆形", "0.png"), ("红色的圆形", "1.png"), ("蓝色的圆形", "1.png"), ("红色的圆形", "gone.png")]
-    pairs = pictures / "pairs.jsonl"
+    pairs = images / "pairs.jsonl"
     pairs.write_text("".join(json.dumps({"prompt": p, "file": f}, ensure_ascii=False) + "\n" for p, f in rows))
     cli.succeed(["task=rerank", f"pairs={pairs}"], home)
     run = home / "outputs" / "rerank" / "latest"
@@ -63,29 +63,29 @@ def test_ranks_a_list_and_skips_what_is_missing(cli, home: Path, pictures: Path)
     assert json.loads((run / "metrics.json").read_text())["rerank/skipped"] == 1
 
 
-def test_without_pairs_pictures_look_for_their_captions(cli, home: Path) -> None:
+def test_without_pairs_images_look_for_their_captions(cli, home: Path) -> None:
     cli.succeed(["task=rerank", "num_prompts=6", "num_captions=4", "data.val_size=8"], home)
     metrics = json.loads((home / "outputs" / "rerank" / "latest" / "metrics.json").read_text())
-    assert metrics["rerank/pictures"] == 6 and metrics["rerank/captions"] == 4
+    assert metrics["rerank/images"] == 6 and metrics["rerank/captions"] == 4
     assert 0 <= metrics["rerank/own_caption_top1"] <= metrics["rerank/own_caption_top5"] == 1
 
 
-def test_mistakes(cli, home: Path, pictures: Path, tmp_path: Path) -> None:
+def test_mistakes(cli, home: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n')
     (tmp_path / "gone.jsonl").write_text('{"prompt": "a", "file": "gone.png"}\n')
     cases = [
         (["task=caption", "outputs=nowhere"], ["init_from", "task=pretrain"]),
         (["task=caption", "outputs=nowhere", "init_from=outputs/pretrain/latest"], ["data.store", "task=tokenize"]),
         (["task=generate", "init_from=outputs/caption/latest", "prompts=[红色]"], ["prompts", "images"]),
-        (["task=generate", "init_from=outputs/pretrain/latest", f"images={pictures}"], ["images", "task=caption"]),
+        (["task=generate", "init_from=outputs/pretrain/latest", f"images={images}"], ["images", "task=caption"]),
         (["task=generate", "images=nowhere.png"], ["images=nowhere.png"]),
         (["task=rerank", "num_prompts=4", "num_captions=9"], ["num_captions=9", "4"]),
         (["task=rerank", "pairs=nowhere"], ["pairs=nowhere"]),
         (["task=rerank", f"pairs={tmp_path}/bad.jsonl"], ["bad.jsonl", "line 1", "file"]),
         (["task=rerank", f"pairs={tmp_path}/gone.jsonl"], ["gone.jsonl"]),
-        (["task=rerank", f"pairs={pictures}/x.jsonl"], ["x.jsonl"]),
+        (["task=rerank", f"pairs={images}/x.jsonl"], ["x.jsonl"]),
     ]
-    (pictures / "x.jsonl").write_text("\n")
+    (images / "x.jsonl").write_text("\n")
     wrong_model = [f"pairs={tmp_path}/gone.jsonl", "rerank_with=outputs/pretrain/latest"]
     cases.append((["task=rerank", *wrong_model], ["layout", "task=caption"]))
     cli.refuse(cases, home, tmp_path)

@@ -21,7 +21,7 @@ PROMPTS = ("左上角有一个大的红色圆形", "右边有一个小的蓝色�
 GENERATE = (
     "task=generate",
     f"prompts=[{','.join(PROMPTS)}]",
-    "num_images=2",
+    "num_images_per_prompt=2",
     "seed=7",
     "sampler.top_p=0.9",
     "threads=1",
@@ -42,7 +42,7 @@ FILES = {
 }
 METRICS = {
     "vqvae": {"eval/psnr", "codebook/usage", "codebook/perplexity", "val/loss_reconstruction", "train/loss"},
-    "tokenize": {"tokenize/rows_train", "tokenize/rows_val", "tokenize/skipped", "perf/pictures_per_s"},
+    "tokenize": {"tokenize/rows_train", "tokenize/rows_val", "tokenize/skipped", "perf/images_per_s"},
     "pretrain": {"val/loss", "val/loss_text", "val/loss_image", "perf/tokens_per_s", "perf/model_tflops"},
     "generate": {"toy/colour_accuracy", "toy/shape_accuracy", "toy/place_accuracy", "perf/tokens_per_s"},
     "quickstart": {"eval/psnr", "val/loss_image", "toy/colour_accuracy", "perf/vqvae_s", "perf/generate_s"},
@@ -59,7 +59,7 @@ TAGS = {
     }
     | {"activations/group0_max", "perf/tokens_per_s"},
 }
-PICTURES = {"vqvae": "val/originals_over_reconstructions", "pretrain": "val/samples"}
+IMAGES = {"vqvae": "val/originals_over_reconstructions", "pretrain": "val/samples"}
 
 
 def metrics(run: Path, keep_speed: bool = False) -> dict[str, float]:
@@ -95,33 +95,33 @@ class TestRunFolder:
         assert checkpoint["global_step"] == 6
 
     @pytest.mark.parametrize("task", TAGS)
-    def test_tensorboard_has_curves_and_pictures(self, task: str, chain) -> None:
+    def test_tensorboard_has_curves_and_images(self, task: str, chain) -> None:
         events = EventAccumulator(str(chain.run_folder(task) / "tensorboard"))
         events.Reload()
         assert TAGS[task] <= set(events.Tags()["scalars"])
-        assert [image.step for image in events.Images(PICTURES[task])] == [3, 6]
+        assert [image.step for image in events.Images(IMAGES[task])] == [3, 6]
 
 
-def write_pictures(folder: Path, count: int, corrupt: int) -> None:
-    """Pictures with captions; the first `corrupt` cannot be read."""
+def write_images(folder: Path, count: int, corrupt: int) -> None:
+    """Images with captions; the first `corrupt` cannot be read."""
     folder.mkdir()
     lines = [json.dumps({"file_name": f"{i:03d}.png", "text": f"图{i}"}, ensure_ascii=False) for i in range(count)]
     (folder / "captions.jsonl").write_text("\n".join(lines))
     for i in range(count):
         if i < corrupt:
-            (folder / f"{i:03d}.png").write_bytes(b"no picture")
+            (folder / f"{i:03d}.png").write_bytes(b"no image")
         else:
             Image.new("RGB", (64, 64), (i * 4, 90, 30)).save(folder / f"{i:03d}.png")
 
 
 def write_shard(file: Path, first: int, count: int) -> None:
     """A WebDataset shard."""
-    picture = io.BytesIO()
-    Image.new("RGB", (64, 64), (200, 0, 0)).save(picture, "PNG")
+    image = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 0, 0)).save(image, "PNG")
     with tarfile.open(file, "w") as tar:
         for number in range(first, first + count):
             caption = json.dumps({"caption_zh": "红色的方块"}).encode()
-            for suffix, data in (("png", picture.getvalue()), ("json", caption)):
+            for suffix, data in (("png", image.getvalue()), ("json", caption)):
                 member = tarfile.TarInfo(f"{number:04d}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -131,8 +131,8 @@ def write_shard(file: Path, first: int, count: int) -> None:
 def home(tmp_path_factory) -> Path:
     """Folder in which the runs below are called."""
     home = tmp_path_factory.mktemp("contract")
-    write_pictures(home / "one_corrupt", 12, 1)
-    write_pictures(home / "half_corrupt", 64, 32)
+    write_images(home / "one_corrupt", 12, 1)
+    write_images(home / "half_corrupt", 64, 32)
     for shard in range(2):
         write_shard(home / f"{shard}.tar", 10 * shard, 10)
     return home
@@ -183,8 +183,8 @@ class TestGenerate:
         assert [record["prompt"] for record in records] == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
         assert [record["seed"] for record in records] == [7, 8, 7, 8]
         for record in records:
-            with Image.open(home / "painted" / record["file"]) as picture:
-                assert picture.size == (record["width"], record["height"]) == (64, 64)
+            with Image.open(home / "painted" / record["file"]) as image:
+                assert image.size == (record["width"], record["height"]) == (64, 64)
 
     def test_same_seed_same_bytes(self, runs, home) -> None:
         require_done(runs, "painted", "painted_again")
@@ -194,19 +194,19 @@ class TestGenerate:
             assert (home / "painted" / file).read_bytes() == (home / "painted_again" / file).read_bytes()
         assert metrics(home / "painted") == metrics(home / "painted_again")
 
-    def test_python_paints_the_same_pictures(self, runs, home, chain) -> None:
+    def test_python_paints_the_same_images(self, runs, home, chain) -> None:
         require_done(runs, "painted")
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             model = CogView.load(chain.run_folder("pretrain"), device="cpu")
             sampling = Sampling(temperature=1.0, top_k=200, top_p=0.9)
-            pictures = model.generate(PROMPTS[0], num_images=2, seed=7, sampling=sampling)
+            images = model.generate(PROMPTS[0], num_images_per_prompt=2, seed=7, sampling=sampling)
         finally:
             torch.set_num_threads(threads)
-        for number, picture in enumerate(pictures):
+        for number, image in enumerate(images):
             with Image.open(home / "painted" / "samples" / "0000" / f"{number:02d}.png") as saved:
-                assert np.array_equal(np.asarray(saved), np.asarray(picture))
+                assert np.array_equal(np.asarray(saved), np.asarray(image))
 
     def test_prompts_from_standard_input(self, cli, chain, tmp_path) -> None:
         args = ["task=generate", "prompts=-", f"init_from={chain.run_folder('pretrain')}", "run_dir=run"]
@@ -244,13 +244,13 @@ class TestTraining:
             first.append(events.Scalars("train/loss")[0].value)
         assert first[0] != first[1]
 
-    def test_one_unreadable_picture_is_listed_and_passed_over(self, runs, home) -> None:
+    def test_one_unreadable_image_is_listed_and_passed_over(self, runs, home) -> None:
         require_done(runs, "one_corrupt")
         listed = [json.loads(line) for line in (home / "skipping" / "skipped.jsonl").read_text().splitlines()]
         assert [record["key"] for record in listed] == ["000.png"]
         assert metrics(home / "skipping")["data/skipped"] == 1
 
-    def test_too_many_unreadable_pictures_stop_the_run(self, runs) -> None:
+    def test_too_many_unreadable_images_stop_the_run(self, runs) -> None:
         ended = runs["half_corrupt"]
         assert ended.code == 2, ended.stderr[-3000:]
         assert "data.max_skipped_share" in ended.stderr

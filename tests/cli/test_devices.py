@@ -31,8 +31,8 @@ VQVAE = (
     "task=vqvae",
     *TRAIN,
     "data.train_size=96",
-    "image_tokenizer.continuous_steps=2",
-    "image_tokenizer.num_codes=32",
+    "image_tokenizer.quantize_after_steps=2",
+    "image_tokenizer.codebook_size=32",
     "image_tokenizer.quantizer.kmeans_iters=2",
     "image_tokenizer.quantizer.decay=0.5",
     "image_tokenizer.quantizer.revive_every=2",
@@ -41,7 +41,7 @@ VQVAE = (
 ONE = ("data.batch_size=8",)
 TWO = ("data.batch_size=4", "trainer.devices=2")
 DDP, FSDP = (*TWO, "strategy=ddp"), (*TWO, "strategy=fsdp")
-PAINT = ("task=generate", "prompts=[红色的圆形,蓝色的心形]", "num_images=2", "seed=7", "threads=1")
+PAINT = ("task=generate", "prompts=[红色的圆形,蓝色的心形]", "num_images_per_prompt=2", "seed=7", "threads=1")
 TP = ("data.batch_size=8", "trainer.devices=2", "strategy=tp")  # both train on the same samples
 
 
@@ -147,11 +147,11 @@ def test_tensor_parallel_trains_as_one_process_does(more_on_two: Path, on_one: P
 
 
 @pytest.mark.slow
-def test_tensor_parallel_paints_the_same_pictures(more_on_two: Path) -> None:
+def test_tensor_parallel_paints_the_same_images(more_on_two: Path) -> None:
     one, two = more_on_two / "painted_one", more_on_two / "painted_tp"
     assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
-    for picture in (one / "samples").rglob("*.png"):
-        assert picture.read_bytes() == (two / picture.relative_to(one)).read_bytes()
+    for image in (one / "samples").rglob("*.png"):
+        assert image.read_bytes() == (two / image.relative_to(one)).read_bytes()
 
 
 @pytest.mark.slow

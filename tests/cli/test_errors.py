@@ -46,7 +46,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "no_peak": ([*FIRST_TASK, "callbacks.throughput.peak_tflops=0"], ["callbacks.throughput.peak_tflops", "0"]),
     "no_threads": ([*FIRST_TASK, "threads=0"], ["threads", "0"]),
     "empty_toy": ([*FIRST_TASK, "data.train_size=0"], ["data.train_size", "0"]),
-    "no_images": (["task=generate", "num_images=0"], ["num_images", "0"]),
+    "no_images": (["task=generate", "num_images_per_prompt=0"], ["num_images_per_prompt", "0"]),
     "no_prompts_asked": (["task=generate", "num_prompts=0"], ["num_prompts", "0"]),
     "no_sampler_batch": (["task=generate", "sampler.batch_size=0"], ["sampler.batch_size", "0"]),
     "downsampling": (
@@ -54,7 +54,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["image_tokenizer.downsampling", "5"],
     ),
     "grid_of_image": ([*FIRST_TASK, "image_tokenizer.grid=16"], ["image_tokenizer.grid", "16"]),
-    "no_codes": ([*FIRST_TASK, "image_tokenizer.num_codes=0"], ["image_tokenizer.num_codes", "0"]),
+    "no_codes": ([*FIRST_TASK, "image_tokenizer.codebook_size=0"], ["image_tokenizer.codebook_size", "0"]),
     "no_width": ([*FIRST_TASK, "image_tokenizer.width=0"], ["image_tokenizer.width", "0"]),
     "heads": (["task=pretrain", "model.num_heads=5"], ["model.width", "96", "model.num_heads", "5"]),
     "no_layers": (["task=pretrain", "model.num_layers=0"], ["model.num_layers", "0"]),
@@ -85,7 +85,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         [*FIRST_TASK, "data=webdataset", "data.urls={shard}", "data.style_field=style", "data.styles=[油画,水墨]"],
         ["data.styles", "水墨", "data.style_field=style", "油画, 素描"],
     ),
-    "smaller_pictures": (
+    "smaller_images": (
         [*FIRST_TASK, "data=folder", "data.root={good}", "data.min_size=65"],
         ["64x64", "data.min_size=65"],
     ),
@@ -154,7 +154,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "model_config_damaged": (["task=generate", "init_from={damaged_config}"], ["{damaged_config}/model/config.yaml"]),
     "text_model_missing": (["task=tokenize", "text.model=/nowhere.model"], ["text.model=/nowhere.model"]),
     "text_model_damaged": (["task=tokenize", "text.model={plain}/00.png"], ["text.model", "SentencePiece"]),
-    "too_few_pieces": (["task=tokenize", "text.num_pieces=100"], ["text.num_pieces=100"]),
+    "too_few_pieces": (["task=tokenize", "text.vocab_size=100"], ["text.vocab_size=100"]),
     # prompts and sampling
     "prompt_too_long": (["task=generate", "prompts=[" + "红色的圆形" * 20 + "]"], ["prompts", "48"]),
     "prompts_file_missing": (["task=generate", "prompts=nowhere.txt"], ["prompts=nowhere.txt"]),
@@ -194,7 +194,7 @@ def places(chain, tmp_path_factory) -> dict[str, Path]:
     for name in ("plain", "good"):
         for number in range(6):
             Image.new("RGB", (64, 64), (40 * number, 0, 0)).save(found[name] / f"{number:02d}.png")
-    (found["corrupt"] / "00.png").write_bytes(b"no picture")
+    (found["corrupt"] / "00.png").write_bytes(b"no image")
     for name, count in (("corrupt", 1), ("good", 6)):
         for number in range(count):
             (found[name] / f"{number:02d}.txt").write_text("红色")

@@ -26,9 +26,9 @@ RUNS = {
     "pairs": [*ON_PAIRS, "run_dir=pairs"],
     "again": [*ON_PAIRS, "run_dir=again"],
     "rerank": ["task=rerank", "pairs=outputs/generate/latest", "run_dir=rerank"],
-    "painted": ["task=evaluate", *MEASURED, "num_prompts=3", "num_images=2", "seed=5", "run_dir=painted"],
+    "painted": ["task=evaluate", *MEASURED, "num_prompts=3", "num_images_per_prompt=2", "seed=5", "run_dir=painted"],
     "images": [
-        *("task=evaluate", "images=pictures", "evaluate.reference=pictures", "evaluate.metrics=[fid]", *MEASURED),
+        *("task=evaluate", "images=images", "evaluate.reference=images", "evaluate.metrics=[fid]", *MEASURED),
         "run_dir=images",
     ],
     "missing": ["task=evaluate", "pairs=some.jsonl", "evaluate.metrics=[toy,style]", *MEASURED, "run_dir=missing"],
@@ -66,15 +66,15 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     ([*ON_PAIRS, "data.image_size=32"], ["data.image_size=32", "64"]),
     ([*ON_PAIRS, "rerank_with=outputs/pretrain/latest"], ["layout", "task=caption"]),
     ([*ON_PAIRS, "prompts=[红色]"], ["pairs and prompts"]),
-    (["task=evaluate", "images=pictures"], ["caption_loss", "images=pictures", "pairs"]),
+    (["task=evaluate", "images=images"], ["caption_loss", "images=images", "pairs"]),
     (["task=evaluate", "pairs=nowhere"], ["pairs=nowhere"]),
     (["task=evaluate", "pairs=gone.jsonl", "evaluate.metrics=[toy]"], ["toy needs 1", "0 can be read"]),
     (["task=evaluate", "pairs=some.jsonl", "evaluate.metrics=[fid]"], ["fid needs 2", "1 can be read"]),
     (["task=evaluate", "pairs=cats.jsonl", "evaluate.metrics=[toy]"], ["toy needs prompts", "2"]),
     (["task=evaluate", "pairs=cats.jsonl", "evaluate.metrics=[style]"], ["style needs prompts", "2"]),
-    (["task=evaluate", "pairs=long.jsonl", "evaluate.metrics=[caption_loss]"], ["caption_loss", "pieces"]),
+    (["task=evaluate", "pairs=long.jsonl", "evaluate.metrics=[caption_loss]"], ["caption_loss", "text_tokens"]),
     (["task=evaluate", "init_from=outputs/caption/latest"], ["task=pretrain"]),
-    (["task=evaluate", "evaluate.compare=[pairs,painted]"], ["protocol/generated_pictures is 4", "6 in painted"]),
+    (["task=evaluate", "evaluate.compare=[pairs,painted]"], ["protocol/generated_images is 4", "6 in painted"]),
 ]
 
 
@@ -98,18 +98,18 @@ def home(evaluated: Evaluated) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluated(cli, chain, tiny, tmp_path_factory) -> Evaluated:
-    """A folder with the chain's outputs, pictures, and all runs of this file, from one process."""
+    """A folder with the chain's outputs, images, and all runs of this file, from one process."""
     home = tmp_path_factory.mktemp("evaluate")
     shutil.copytree(chain.home / "outputs", home / "outputs", symlinks=True)
-    (home / "pictures").mkdir()
+    (home / "images").mkdir()
     for number, colour in enumerate(("red", "green", "blue")):
-        Image.new("RGB", (80, 64), colour).save(home / "pictures" / f"{number}.png")
-    (home / "pictures" / "damaged.png").write_bytes(b"no picture")
-    rows = [("中间有一个大的红色圆形", "pictures/0.png"), ("左边有一个小的蓝色心形的油画图像", "pictures/gone.png")]
+        Image.new("RGB", (80, 64), colour).save(home / "images" / f"{number}.png")
+    (home / "images" / "damaged.png").write_bytes(b"no image")
+    rows = [("中间有一个大的红色圆形", "images/0.png"), ("左边有一个小的蓝色心形的油画图像", "images/gone.png")]
     write_pairs(home / "some.jsonl", rows)
     write_pairs(home / "gone.jsonl", rows[1:])
-    write_pairs(home / "cats.jsonl", [("一只猫", "pictures/0.png")] * 2)
-    write_pairs(home / "long.jsonl", [("红色的圆形" * 20, "pictures/0.png")])
+    write_pairs(home / "cats.jsonl", [("一只猫", "images/0.png")] * 2)
+    write_pairs(home / "long.jsonl", [("红色的圆形" * 20, "images/0.png")])
     torch.jit.save(torch.jit.trace(torch.nn.Flatten(2), torch.zeros(2, 3, 8, 8)), str(home / "flat.pt"))
     hostile_archive(home / "inception_v3.pt", Path("written"))
     save_lpips(home)
@@ -150,7 +150,7 @@ def test_every_metric_and_its_protocol(home: Path) -> None:
     toy = {f"toy/{name}_accuracy" for name in ("colour", "shape", "size", "place", "style")}
     assert measured | toy <= found.keys()
     assert found["protocol/blur_radii"] == "0,1,2,4,8"
-    assert (found["protocol/generated_pictures"], found["protocol/reference_pictures"]) == (4, 8)
+    assert (found["protocol/generated_images"], found["protocol/reference_images"]) == (4, 8)
     assert found["protocol/resolution"] == 64
     for name in ("features", "reference", "prompts", "captioner"):
         assert len(str(found[f"protocol/{name}_sha256"])) == 64
@@ -186,23 +186,23 @@ def test_paints_first_where_nothing_is_given(home: Path) -> None:
     found = metrics(home / "painted")
     assert len((home / "painted" / "samples.jsonl").read_text().splitlines()) == 6
     assert (home / "painted" / "samples" / "0002" / "01.png").exists()
-    assert found["protocol/generated_pictures"] == 6
-    assert found["protocol/sampler_top_k"] == 200 and found["protocol/num_images"] == 2
+    assert found["protocol/generated_images"] == 6
+    assert found["protocol/sampler_top_k"] == 200 and found["protocol/num_images_per_prompt"] == 2
     assert found["protocol/seed"] == 5
 
 
-def test_pictures_without_prompts_against_themselves(home: Path) -> None:
+def test_images_without_prompts_against_themselves(home: Path) -> None:
     found = metrics(home / "images")
     assert found["eval/fid_0"] == pytest.approx(0, abs=1e-6)
-    assert (found["protocol/generated_pictures"], found["protocol/reference_pictures"]) == (3, 3)
+    assert (found["protocol/generated_images"], found["protocol/reference_images"]) == (3, 3)
     assert "protocol/prompts_sha256" not in found
     skipped = (home / "images" / "skipped.jsonl").read_text().splitlines()
     assert [Path(json.loads(line)["key"]).name for line in skipped] == ["damaged.png"]
 
 
-def test_missing_pictures_are_listed(home: Path) -> None:
+def test_missing_images_are_listed(home: Path) -> None:
     found = metrics(home / "missing")
-    assert found["protocol/generated_pictures"] == 1 and found["toy/count"] == 1
+    assert found["protocol/generated_images"] == 1 and found["toy/count"] == 1
     (line,) = (home / "missing" / "skipped.jsonl").read_text().splitlines()
     assert json.loads(line)["key"].endswith("gone.png")
 

@@ -49,16 +49,16 @@ def test_tokens_are_made_on_the_spot_with_the_tokenizers_of_the_start(home: Path
         assert store.header.splits["train"].rows == metrics(home, task)["tokenize/rows_train"] == 64
 
 
-def test_magnified_pictures_are_compared_with_the_truth(cli, home: Path) -> None:
+def test_magnified_images_are_compared_with_the_truth(cli, home: Path) -> None:
     cli.succeed(["task=magnify", "num_prompts=3", "data.val_size=8"], home)
     run = home / "outputs" / "magnify" / "latest"
     written = records(run / "samples.jsonl")
     assert [record["prompt"] for record in written] == [ToyDataset("val", 8).text(i) for i in range(3)]
     painted, truth = [], ToyDataset("val", 8, resolution=128)
     for record in written:
-        with Image.open(run / str(record["file"])) as picture:
-            assert picture.size == (128, 128) == (record["width"], record["height"])
-            painted.append(pil_to_tensor(picture) / 255)
+        with Image.open(run / str(record["file"])) as image:
+            assert image.size == (128, 128) == (record["width"], record["height"])
+            painted.append(pil_to_tensor(image) / 255)
     found = metrics(home, "magnify")
     drawn = torch.stack([truth[i].image / 255 for i in range(3)])
     assert found["magnify/psnr"] == pytest.approx(float(psnr(torch.stack(painted), drawn)), abs=0.02)  # 8-bit PNGs
@@ -67,7 +67,7 @@ def test_magnified_pictures_are_compared_with_the_truth(cli, home: Path) -> None
 
 def test_magnifies_samples_and_folders(cli, home: Path, tmp_path: Path) -> None:
     Image.new("RGB", (70, 90), "red").save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(b"no image")
     cli.succeed(["task=magnify", "pairs=outputs/generate/latest"], home)
     prompts = [record["prompt"] for record in records(home / "outputs" / "magnify" / "latest" / "samples.jsonl")]
     assert prompts == [record["prompt"] for record in records(home / "outputs" / "generate" / "latest/samples.jsonl")]
@@ -79,14 +79,16 @@ def test_magnifies_samples_and_folders(cli, home: Path, tmp_path: Path) -> None:
 
 def test_generate_enlarges(cli, home: Path) -> None:
     command = ["task=generate", "init_from=outputs/style/latest", "upscale_with=outputs/super_resolution/latest"]
-    cli.succeed([*command, "prompts=[左边有一个大的红色圆形的油画图像]", "num_images=2", "sampler.guidance=2"], home)
+    cli.succeed(
+        [*command, "prompts=[左边有一个大的红色圆形的油画图像]", "num_images_per_prompt=2", "sampler.guidance=2"], home
+    )
     written = records(home / "outputs" / "generate" / "latest" / "samples.jsonl")
     assert [record["width"] for record in written] == [128, 128]
 
 
 def test_a_style_model_paints(home: Path) -> None:
-    pictures = CogView.load(home / "outputs" / "style" / "latest", "cpu").generate("素描风格的左边有一个大的红色圆形")
-    assert [picture.size for picture in pictures] == [(64, 64)]
+    images = CogView.load(home / "outputs" / "style" / "latest", "cpu").generate("素描风格的左边有一个大的红色圆形")
+    assert [image.size for image in images] == [(64, 64)]
 
 
 def test_style_captions_name_the_style(home: Path) -> None:
@@ -113,8 +115,8 @@ def test_mistakes(cli, home: Path, tiny, tmp_path: Path) -> None:
         (["task=super_resolution", "model.num_layers=7"], ["num_layers"]),
         (["task=style", "data.styles=[marble]"], ["data.styles", "marble", "oil"]),
         (["task=style", *data], ["data.style_patterns"]),
-        (["task=style", "sequences.mix_share=1.0"], ["sequences.mix_share"]),
-        (["task=style", "sequences.mix_store=gone"], ["sequences.mix_store=gone"]),
+        (["task=style", "sequences.replay_share=1.0"], ["sequences.replay_share"]),
+        (["task=style", "sequences.replay_store=gone"], ["sequences.replay_store=gone"]),
         (["task=caption", "sequences.conditioning_dropout=0.1"], ["sequences.conditioning_dropout"]),
         (["task=magnify", "upscale_with=outputs/pretrain/latest"], ["super_resolution"]),
         (["task=magnify", f"pairs={tmp_path}/gone.jsonl"], ["gone.png", "file not found"]),

@@ -15,7 +15,7 @@ from cogview_pl import CogView
 from .rewound import KEEP_ALL, last_checkpoint, require_same, rewind
 
 LORA = ("lora.rank=4", "lora.alpha=8", "lora.targets=[qkv,down,tokens]")
-STYLE = ("task=style", "data.styles=[oil,ink]", "model.dropout=0.1", "sequences.target_noise=0.2", *LORA, *KEEP_ALL)
+STYLE = ("task=style", "data.styles=[oil,ink]", "model.dropout=0.1", "sequences.token_noise=0.2", *LORA, *KEEP_ALL)
 PROMPT = "prompts=[左边有一个大的红色圆形的油画图像]"
 RUNS = {
     "merged": STYLE,
@@ -92,7 +92,14 @@ def test_a_resumed_run_is_the_run_never_stopped(cli, home: Path, tiny, tmp_path:
 
 def test_adapters_paint_rank_and_enlarge(cli, home: Path, tmp_path: Path) -> None:
     cases = [
-        ["task=generate", f"init_from={model}", PROMPT, "num_images=2", f"run_dir={tmp_path}/{number}", *more]
+        [
+            "task=generate",
+            f"init_from={model}",
+            PROMPT,
+            "num_images_per_prompt=2",
+            f"run_dir={tmp_path}/{number}",
+            *more,
+        ]
         for number, (model, more) in enumerate(
             [
                 ("merged", []),
@@ -104,8 +111,8 @@ def test_adapters_paint_rank_and_enlarge(cli, home: Path, tmp_path: Path) -> Non
     cases += [["task=convert", "convert.source=alone", f"convert.target={tmp_path}/whole/model"]]
     ended = cli.run_many([(case, home) for case in cases], tmp_path)
     assert [run.code for run in ended] == [0] * 4, ended
-    pictures = [(tmp_path / run / "samples" / "0000" / "00.png").read_bytes() for run in "01"]
-    assert pictures[0] == pictures[1]
+    images = [(tmp_path / run / "samples" / "0000" / "00.png").read_bytes() for run in "01"]
+    assert images[0] == images[1]
     records = [json.loads(line) for line in (tmp_path / "2" / "samples.jsonl").read_text("utf-8").splitlines()]
     assert [record["width"] for record in records] == [128, 128]
     assert all(record["caption_loss"] > 0 for record in records)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from .rewound import KEEP_ALL, require_same, rewind
 
-BF16 = ("precision=bf16_true", "optimizer=adamw_8bit", "model.dropout=0.1", "sequences.target_noise=0.2")
+BF16 = ("precision=bf16_true", "optimizer=adamw_8bit", "model.dropout=0.1", "sequences.token_noise=0.2")
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def block(language: str) -> str:
 
 @pytest.fixture(scope="module")
 def home(cli, chain, tmp_path_factory) -> Path:
-    """A folder with the chain's outputs, the tutorial's YAML file and 24 of its pictures."""
+    """A folder with the chain's outputs, the tutorial's YAML file and 24 of its images."""
     home = tmp_path_factory.mktemp("own_task")
     shutil.copytree(chain.home / "outputs", home / "outputs", symlinks=True)
     (home / "my_conf" / "task").mkdir(parents=True)

@@ -178,14 +178,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "overrides",
     [
         param(
-            "task=vqvae", "data.train_size=64", "image_tokenizer.continuous_steps=1", *FEW_STEPS, id="vqvae", slow=True
+            "task=vqvae",
+            "data.train_size=64",
+            "image_tokenizer.quantize_after_steps=1",
+            *FEW_STEPS,
+            id="vqvae",
+            slow=True,
         ),
         param("task=pretrain", *FEW_STEPS, id="pretrain"),
         param("task=pretrain", *BF16_BLOCK, *FEW_STEPS, id="bf16-block", slow=True),
         param("task=pretrain", *MUON_SELECTIVE, *FEW_STEPS, id="muon-selective", slow=True),
         param("task=pretrain", START, *LORA, *FEW_STEPS, id="lora", slow=True),
         param("task=pretrain", START, *LORA, "precision=bf16", *FEW_STEPS, id="lora-bf16", slow=True),
-        param("task=generate", PROMPTS, "num_images=8", "sampler.guidance=2", id="generate", slow=True),
+        param("task=generate", PROMPTS, "num_images_per_prompt=8", "sampler.guidance=2", id="generate", slow=True),
     ],
 )
 def test_tiny_runs_take_what_was_planned(home: Path, overrides: tuple[str, ...]) -> None:

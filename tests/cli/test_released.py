@@ -35,12 +35,12 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("release")
     torch.manual_seed(0)
     save_vqvae(build_vqvae(released_settings(8, 4, NUM_CODES)), folder / "tokenizer.pt")
-    for name, num_pieces in (("text.model", 290), ("other_text.model", 520)):
+    for name, text_vocab_size in (("text.model", 290), ("other_text.model", 520)):
         captions = CAPTIONS if name == "text.model" else [f"{c}{chr(0x4E00 + i)}" for i in range(200) for c in CAPTIONS]
-        TextTokenizer.train(captions, num_pieces=num_pieces).save(folder / name)
-    vocabulary = Vocabulary(NUM_CODES, TextTokenizer.load(folder / "text.model").num_pieces)
+        TextTokenizer.train(captions, vocab_size=text_vocab_size).save(folder / name)
+    vocabulary = Vocabulary(NUM_CODES, TextTokenizer.load(folder / "text.model").vocab_size)
     for name in ("cogview-base", "cogview-sr", "cogview-caption"):
-        sizes = {"vocabulary_size": vocabulary.size, "num_layers": 2, "width": 32, "num_heads": 2}
+        sizes = {"vocab_size": vocabulary.size, "num_layers": 2, "width": 32, "num_heads": 2}
         save_transformer(Transformer(**sizes, num_positions=64, init_std=0.2), folder / name)
     torch.save({"module": {}, "extra": Hostile(folder / "was_here")}, folder / "hostile.pt")
     Image.new("RGB", (32, 32)).save(folder / "a.png")
@@ -61,7 +61,7 @@ def options(release: Path) -> list[str]:
 def generate(release: Path, base: Path, sr: Path, caption: Path) -> list[str]:
     return [
         *("task=generate", f"init_from={base}", f"upscale_with={sr}", f"rerank_with={caption}"),
-        *("prompts=[红色的圆形,蓝色的心形]", "num_images=3", "keep=2"),
+        *("prompts=[红色的圆形,蓝色的心形]", "num_images_per_prompt=3", "keep=2"),
     ]
 
 
@@ -90,7 +90,7 @@ def test_painted_ranked_and_enlarged(painted: Path) -> None:
 
 
 @pytest.mark.slow
-def test_converted_models_paint_the_same_pictures(cli, release, options, painted, tmp_path: Path) -> None:
+def test_converted_models_paint_the_same_images(cli, release, options, painted, tmp_path: Path) -> None:
     ours = [tmp_path / name for name in ("base", "sr", "caption")]
     templates = ("text_image", "super_resolution", "image_text")
     for folder, template in zip(ours, templates, strict=True):

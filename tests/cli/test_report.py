@@ -80,7 +80,7 @@ def read_page(file: Path) -> Element:
     return reader.open[0]
 
 
-def picture(image: Element) -> Image.Image:
+def image_in(image: Element) -> Image.Image:
     """What an `<img>` shows; it must lie in the page itself."""
     kind, _, content = image.attributes["src"].partition(";base64,")
     assert kind in {"data:image/png", "data:image/jpeg"}
@@ -137,7 +137,9 @@ def test_page_needs_nothing_from_elsewhere(page: Element) -> None:
 
 def test_contact_sheets_are_embedded(sections: dict[str, Section]) -> None:
     for section in sections.values():
-        shown = [picture(image) for sheet in section.element.of_class("sheet") for image in sheet.all("img")]
+        shown = [
+            image_in(shown_image) for sheet in section.element.of_class("sheet") for shown_image in sheet.all("img")
+        ]
         saved = [Image.open(section.folder / sheet) for sheet in SHEETS if (section.folder / sheet).exists()]
         assert [image.tobytes() for image in shown] == [image.tobytes() for image in saved]
     assert sections["vqvae"].element.of_class("sheet") and sections["generate"].element.of_class("sheet")
@@ -175,7 +177,7 @@ COLOURS = 16
 
 
 def scored_folder(folder: Path) -> Path:
-    """Picture i is of grey 10 · i and has caption loss i; the file lists them in another order."""
+    """Image i is of grey 10 · i and has caption loss i; the file lists them in another order."""
     folder.mkdir()
     records = []
     for number in range(COLOURS):
@@ -193,11 +195,11 @@ def section_of(stage: Path, tmp_path: Path) -> Element:
 
 
 def strip(element: Element) -> list[tuple[str, int]]:
-    """Words and grey of the pictures of a strip."""
+    """Words and grey of the images of a strip."""
     return [
         (
             figure.all("span")[0].text + figure.all("figcaption")[0].words,
-            picture(figure.all("img")[0]).getpixel((5, 5))[0],
+            image_in(figure.all("img")[0]).getpixel((5, 5))[0],
         )  # type: ignore[index]
         for figure in element.all("figure")
     ]
@@ -209,7 +211,7 @@ def test_best_and_worst_by_caption_loss(tmp_path: Path) -> None:
     assert strip(worst) == [(f"图{number}{number}.000", 10 * number) for number in range(15, 9, -1)]
 
 
-def test_few_scored_pictures_are_shown_once(tmp_path: Path) -> None:
+def test_few_scored_images_are_shown_once(tmp_path: Path) -> None:
     stage = scored_folder(tmp_path / "stage")
     lines = (stage / "samples.jsonl").read_text().splitlines()[:3]  # caption losses 1, 3, 5
     (stage / "samples.jsonl").write_text("\n".join(lines))
@@ -218,7 +220,7 @@ def test_few_scored_pictures_are_shown_once(tmp_path: Path) -> None:
     assert [grey for _, grey in strip(worst)] == [50]
 
 
-def test_pictures_of_rerank_lie_where_its_pairs_were(tmp_path: Path) -> None:
+def test_images_of_rerank_lie_where_its_pairs_were(tmp_path: Path) -> None:
     pairs = scored_folder(tmp_path / "painted")
     stage = tmp_path / "stage"
     stage.mkdir()
@@ -253,7 +255,7 @@ def test_captions_stand_beside_what_is_described(tmp_path: Path) -> None:
     (stage / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (stage / "config.yaml").write_text("task: generate\n")
     section = section_of(stage, tmp_path)
-    assert section.all("p")[0].text == "Wrote a caption for each picture. It took 1 min 0 s."
+    assert section.all("p")[0].text == "Wrote a caption for each image. It took 1 min 0 s."
     assert [item.text for item in section.all("li")] == captions[:24]
 
 
@@ -296,6 +298,6 @@ def test_large_sheets_are_made_to_fit(tmp_path: Path) -> None:
             noise.save(folder / sheet, compress_level=0)
         stages[name] = Stage(folder, {}, 1.0)
     file = write_report(tmp_path, "large", stages)
-    shapes = [picture(image).size for image in read_page(file).all("img")]
+    shapes = [image_in(found).size for found in read_page(file).all("img")]
     assert file.stat().st_size < 5_000_000
     assert len(shapes) == 4 and all(width >= 480 and 1.45 < height / width < 1.55 for width, height in shapes)

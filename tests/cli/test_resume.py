@@ -34,12 +34,12 @@ VQVAE = (
     "task=vqvae",
     *TRAIN,
     "data.train_size=40",
-    "image_tokenizer.continuous_steps=2",
+    "image_tokenizer.quantize_after_steps=2",
     "image_tokenizer.quantizer.revive_every=3",
     "image_tokenizer.quantizer.dead_threshold=0.4",
 )
 TOKENIZE = ("task=tokenize", "data.train_size=200", "data.val_size=16", "data.batch_size=4", "threads=1")
-GENERATE = ("task=generate", "num_prompts=4", "num_images=2", "sampler.batch_size=2", "threads=1", "seed=3")
+GENERATE = ("task=generate", "num_prompts=4", "num_images_per_prompt=2", "sampler.batch_size=2", "threads=1", "seed=3")
 PRETRAIN = ("task=pretrain", *TRAIN, "model.dropout=0.1")
 
 

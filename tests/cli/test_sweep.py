@@ -15,7 +15,7 @@ JOB = (
     "trainer.log_every_n_steps=1",
     "data.train_size=64",
     "data.val_size=8",
-    "image_tokenizer.continuous_steps=1",
+    "image_tokenizer.quantize_after_steps=1",
     "image_tokenizer.quantizer.kmeans_iters=1",
     "threads=1",
     "~callbacks.progress",

@@ -50,7 +50,7 @@ def test_too_many_skipped_samples_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         log.add(bad(3), seen=1)
     assert one_line(error) == (
-        f"3 of 21 pictures could not be read (first: 图1: reason 1); see {path}; raise data.max_skipped_share to go on"
+        f"3 of 21 images could not be read (first: 图1: reason 1); see {path}; raise data.max_skipped_share to go on"
     )
     assert SkipLog(path, max_share=0.1).count == 3  # the last one is in the list as well
 
@@ -151,7 +151,7 @@ def test_the_share_is_judged_from_the_hundredth_sample(tmp_path: Path, share: fl
     log = SkipLog(tmp_path / "s.jsonl", max_share=share)
     log.add(bad(*range(30)), seen=99)
     with pytest.raises(
-        UserError, match=r"^30 of 100 pictures could not be read \(first: 图0: reason 0\); see .*s\.jsonl;"
+        UserError, match=r"^30 of 100 images could not be read \(first: 图0: reason 0\); see .*s\.jsonl;"
     ):
         log.add([], seen=1)
     calm = SkipLog(tmp_path / "t.jsonl", max_share=share)

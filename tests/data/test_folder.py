@@ -1,4 +1,4 @@
-"""Folders of captioned pictures: their captions, their styles, and the errors that name what is wrong."""
+"""Folders of captioned images: their captions, their styles, and the errors that name what is wrong."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
 
 
 def captions(root: Path | str, field: str | None = None) -> list[tuple[str, str]]:
-    return [(picture.file, picture.caption) for picture in find_captions(root, field)]
+    return [(image.file, image.caption) for image in find_captions(root, field)]
 
 
 # --- find_captions
@@ -96,7 +96,7 @@ def test_a_quoted_caption_may_hold_separators_and_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_a_text_file_beside_each_picture(tmp_path: Path, encoding: str) -> None:
+def test_a_text_file_beside_each_image(tmp_path: Path, encoding: str) -> None:
     folder(tmp_path, ["b.png", "s/a.JPG", ".hidden/c.png", "._b.png", "nocaption.gif"])
     listing(tmp_path, "b.txt", "红色的圆\n", encoding)
     listing(tmp_path / "s", "a.txt", "方块", encoding)
@@ -110,8 +110,8 @@ def test_a_text_file_beside_each_picture(tmp_path: Path, encoding: str) -> None:
         (lambda root: root / "gone", r"data\.root=\S*gone does not exist; set it to"),
         (lambda root: listing(root, "f", "") / "f", r"data\.root=\S*f is not a folder"),
         (lambda root: root, r"has no captions; add one of metadata\.jsonl, .*captions\.tsv.* or one \.txt"),
-        (lambda root: listing(root, "captions.jsonl", "\n"), r"captions\.jsonl lists no pictures"),
-        (lambda root: listing(root, "captions.csv", ""), r"captions\.csv lists no pictures"),
+        (lambda root: listing(root, "captions.jsonl", "\n"), r"captions\.jsonl lists no images"),
+        (lambda root: listing(root, "captions.csv", ""), r"captions\.csv lists no images"),
         (
             lambda root: listing(root, "captions.jsonl", '{"image": "a.png", "text": "t"}\n{"image": '),
             r"captions\.jsonl:2 is not JSON",
@@ -119,7 +119,7 @@ def test_a_text_file_beside_each_picture(tmp_path: Path, encoding: str) -> None:
         (lambda root: listing(root, "captions.jsonl", "[1]"), r"captions\.jsonl:1 is not a JSON object"),
         (
             lambda root: listing(root, "captions.jsonl", '{"text": "t"}'),
-            r"jsonl:1 names no picture.*fields here: text",
+            r"jsonl:1 names no image.*fields here: text",
         ),
         (
             lambda root: listing(root, "captions.jsonl", '{"image": "a.png", "zh": "t", "en": "t"}'),
@@ -140,7 +140,7 @@ def test_a_text_file_beside_each_picture(tmp_path: Path, encoding: str) -> None:
         ),
         (
             lambda root: listing(root, "captions.csv", "file_name,text\nx.png,t\ny.png,t\n"),
-            r"none of the 2 listed pictures exists, the first is \S*x\.png",
+            r"none of the 2 listed images exists, the first is \S*x\.png",
         ),
         (lambda root: listing(root, "a.txt", "熊", "utf-16"), r"a\.txt is not UTF-8"),
         (lambda root: root / ("y" * 300), r"data\.root=\S*y cannot be read \(File name too long\); set it to"),
@@ -168,15 +168,15 @@ def test_a_text_file_beside_each_picture(tmp_path: Path, encoding: str) -> None:
         (lambda root: holes(root, "captions.csv"), r"captions\.csv:1 has more than 1,048,576 characters; write one"),
         (
             lambda root: listing(root, "metadata.jsonl", JSONL + '{"file_name": "' + "c" * 2**20),
-            r"metadata\.jsonl:4 has more than 1,048,576 characters; write one picture per line",
+            r"metadata\.jsonl:4 has more than 1,048,576 characters; write one image per line",
         ),
         (
             lambda root: listing(linked(root / "l.png").parent, "captions.csv", "file_name,text\nx.png,t\nl.png,t\n"),
-            r"none of the 2 listed pictures can be read; \S*l\.png cannot be read \(Too many levels of symb",
+            r"none of the 2 listed images can be read; \S*l\.png cannot be read \(Too many levels of symb",
         ),
         (
             lambda root: listing(root, "captions.csv", f"file_name,text\n{'x' * 300}.png,t\n"),
-            r"none of the 1 listed pictures can be read; \S*x\.png cannot be read \(File name too long\)$",
+            r"none of the 1 listed images can be read; \S*x\.png cannot be read \(File name too long\)$",
         ),
     ],
 )
@@ -215,13 +215,13 @@ def test_folder_samples(tmp_path: Path) -> None:
 
 def test_bad_samples_are_skipped_with_a_reason(tmp_path: Path) -> None:
     folder(tmp_path, ["good.png", "empty.png"])
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     rows = ["good.png,g", "empty.png, ", "bad.png,b", "gone.png,x"]
     listing(tmp_path, "captions.csv", "\n".join(["file_name,text", *rows]))
     dataset = FolderDataset(tmp_path, "train", 4, 0.0)
     assert isinstance(dataset[0], ImageSample)
     assert dataset[1] == Skipped("empty.png", "the caption is empty")
-    assert dataset[2] == Skipped("bad.png", "not a picture in a known format, or cut off")
+    assert dataset[2] == Skipped("bad.png", "not a image in a known format, or cut off")
     assert dataset[3] == Skipped("gone.png", "file not found")
 
 
@@ -240,7 +240,7 @@ def test_what_is_no_file_is_skipped_with_a_reason_and_not_opened(tmp_path: Path)
     ]
 
 
-def test_lines_of_a_caption_beside_a_picture_end_alike(tmp_path: Path) -> None:
+def test_lines_of_a_caption_beside_a_image_end_alike(tmp_path: Path) -> None:
     folder(tmp_path, ["a.png"])
     (tmp_path / "a.txt").write_bytes("一\r\n二\r三\n".encode())
     assert captions(tmp_path) == [("a.png", "一\n二\n三")]
@@ -283,19 +283,19 @@ def test_the_fingerprint_is_that_of_samples_and_settings(tmp_path: Path) -> None
     assert len(set(found)) == len(found) == 10
 
 
-def test_the_fingerprint_goes_with_copies_and_tells_changed_pictures(tmp_path: Path) -> None:
+def test_the_fingerprint_goes_with_copies_and_tells_changed_images(tmp_path: Path) -> None:
     root = captioned(tmp_path / "root", ["a.png", "b.png"])
     dataset = FolderDataset(shutil.copytree(root, tmp_path / "copy"), "train", 4, 0.0)  # with the times of its files
-    picture = tmp_path / "copy" / "b.png"
+    image = tmp_path / "copy" / "b.png"
     found = [FolderDataset(root, "train", 4, 0.0).fingerprint(), dataset.fingerprint()]
     assert found[0] == found[1]
-    time = picture.stat().st_mtime_ns
-    os.utime(picture, ns=(time, time + 1))
+    time = image.stat().st_mtime_ns
+    os.utime(image, ns=(time, time + 1))
     found.append(dataset.fingerprint())
-    os.truncate(picture, 1)
-    os.utime(picture, ns=(time, time))
+    os.truncate(image, 1)
+    os.utime(image, ns=(time, time))
     found.append(dataset.fingerprint())
-    picture.unlink()
+    image.unlink()
     found.append(dataset.fingerprint())
     assert len(set(found)) == 4
 
@@ -320,17 +320,17 @@ def test_a_data_set_without_one_readable_sample_is_refused(tmp_path: Path) -> No
     for name in names[:-1]:
         (tmp_path / name).write_bytes(b"")
     require_readable(dataset, limit=70)
-    with pytest.raises(UserError, match=r"none of the first 64 samples .*first: 000\.png: not a picture") as error:
+    with pytest.raises(UserError, match=r"none of the first 64 samples .*first: 000\.png: not a image") as error:
         require_readable(dataset)
     one_line(error)
     with pytest.raises(UserError, match="no samples"):
         require_readable(FolderDataset(tmp_path, "val", 4, 0.0))
 
 
-# --- smaller pictures
+# --- smaller images
 
 
-def test_smaller_pictures_are_skipped(tmp_path: Path) -> None:
+def test_smaller_images_are_skipped(tmp_path: Path) -> None:
     root = captioned(tmp_path, ["a.png", "b.png"])
     Image.new("RGB", (40, 16)).save(root / "b.png")
     dataset = FolderDataset(root, "train", 4, 0.0, min_size=16)
@@ -416,7 +416,7 @@ def test_a_column_with_the_style(tmp_path: Path, name: str) -> None:
         ),
         ({"root": None, "styles": {"油画": None}}, r"data\.styles=\{.*None\}: give one folder per style"),
         ({"root": None, "styles": {"油画": "ROOT"}, "style_field": "x"}, r"data\.style_field=x: data\.styles names"),
-        ({"style_patterns": PATTERNS}, r"data\.style_patterns: the pictures have no styles; set data\.styles"),
+        ({"style_patterns": PATTERNS}, r"data\.style_patterns: the images have no styles; set data\.styles"),
         ({"style_field": "medium"}, r"csv:2 has no field medium; set data\.style_field to one of: file_name, text"),
         ({"root": "ROOT/beside", "style_field": "x"}, r"data\.style_field=x: data\.root=\S+ has its captions in \.txt"),
     ],

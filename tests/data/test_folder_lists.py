@@ -10,7 +10,7 @@ from PIL import Image
 
 from cogview_pl.data.folder import FolderDataset, Listed, find_captions
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP, Stopped
+from cogview_pl.errors.signals import SIGNALS, Stopped
 
 UNREADABLE = Path("/proc/self/mem")
 """A file that is there and may be opened, of which the system reads nothing."""
@@ -70,15 +70,15 @@ def test_a_folder_may_be_named_from_home(root: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("captions.jsonl", '\n\n{"path": ""}', "captions.jsonl:3 names no picture; use file_name or"),
-        ("captions.jsonl", '{"path": ["a.png"]}', "captions.jsonl:1 names no picture; use"),
-        ("captions.jsonl", "{}", "captions.jsonl:1 names no picture; use file_name or image or path (fields here: n"),
+        ("captions.jsonl", '\n\n{"path": ""}', "captions.jsonl:3 names no image; use file_name or"),
+        ("captions.jsonl", '{"path": ["a.png"]}', "captions.jsonl:1 names no image; use"),
+        ("captions.jsonl", "{}", "captions.jsonl:1 names no image; use file_name or image or path (fields here: n"),
         ("captions.jsonl", "[" * 10**5, "captions.jsonl:1 is not JSON (maximum recursion depth"),
         ("captions.jsonl", '{"path": "a.png", "text": 1, "caption": "t"}', "captions.jsonl:1, text: the caption is"),
         ("captions.csv", 'path,text\na.png,"1\n2"\nb.png\n', "captions.csv:4 has 1 columns, the header has 2; put"),
         ("captions.csv", 'path,text\n\n\na.png,"1"2\n', "captions.csv:4 is malformed ("),
-        ("captions.csv", "path,text\n\n\n", "captions.csv lists no pictures; give one per line"),
-        ("captions.tsv", "path,text\na.png,t\n", "captions.tsv:2 names no picture; use file_name or image or path"),
+        ("captions.csv", "path,text\n\n\n", "captions.csv lists no images; give one per line"),
+        ("captions.tsv", "path,text\na.png,t\n", "captions.tsv:2 names no image; use file_name or image or path"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_which_line(root: Path, name: str, content: str, reason: str) -> None:
@@ -101,13 +101,13 @@ def test_what_the_system_does_not_read_is_named(root: Path) -> None:
     assert refused(root) == "captions.csv cannot be read (Input/output error); see to it"
 
 
-def test_of_several_pictures_the_first_that_is_there_but_no_file_is_named(root: Path) -> None:
+def test_of_several_images_the_first_that_is_there_but_no_file_is_named(root: Path) -> None:
     for name in ("c.png", "d.png"):
         (root / name).mkdir()
     (root / "captions.csv").write_text("path,text\ngone.png,t\nc.png,t\nd.png,t\n")
-    assert refused(root) == ("captions.csv: none of the 3 listed pictures can be read; c.png is a folder, not a file")
+    assert refused(root) == ("captions.csv: none of the 3 listed images can be read; c.png is a folder, not a file")
     (root / "captions.csv").write_text("path,text\nc.png,t\ngone.png,t\nb.png,t\n")
-    assert [picture.file for picture in find_captions(root)] == ["c.png", "gone.png", "b.png"]
+    assert [image.file for image in find_captions(root)] == ["c.png", "gone.png", "b.png"]
 
 
 @pytest.mark.parametrize("styles", [["a"], "a", {"油画": 3}])
@@ -126,11 +126,11 @@ def test_the_style_of_a_folder_counts_whatever_its_list_says(root: Path) -> None
     assert listed.texts() == ["素描:t", "油画:u"]
 
 
-def test_a_stop_that_is_asked_for_ends_each_pass_over_the_pictures(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_that_is_asked_for_ends_each_pass_over_the_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "a.txt").write_text("t")
     dataset = FolderDataset(root, "train", 4, 0.0)
     with monkeypatch.context() as asked:
-        asked.setattr(STOP, "received", signal.SIGTERM)
+        asked.setattr(SIGNALS, "received", signal.SIGTERM)
         with pytest.raises(Stopped):
             dataset.fingerprint()
         with pytest.raises(Stopped):

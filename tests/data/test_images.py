@@ -1,4 +1,4 @@
-"""Pictures, their names and captions, and splits."""
+"""Images, their names and captions, and splits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cogview_pl.data.images import CaptionError, PictureError, field_text, find_pictures, load_picture, split_indices
+from cogview_pl.data.images import CaptionError, ImageError, field_text, find_images, load_image, split_indices
 from cogview_pl.errors import UserError
 
 
@@ -25,8 +25,8 @@ def encoded(image: Image.Image, form: str, **options: object) -> io.BytesIO:
 
 
 def flat(image: Image.Image, form: str = "PNG", **options: object) -> list[int]:
-    """The one colour of a picture without detail."""
-    pixels = load_picture(encoded(image, form, **options), 8)
+    """The one colour of a image without detail."""
+    pixels = load_image(encoded(image, form, **options), 8)
     assert pixels.shape == (3, 8, 8)
     assert pixels.dtype == torch.uint8
     assert pixels.is_contiguous()
@@ -44,7 +44,7 @@ def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
     return text
 
 
-# --- load_picture
+# --- load_image
 
 
 def test_colours_become_rgb() -> None:
@@ -82,59 +82,59 @@ def test_the_camera_orientation_is_applied() -> None:
     image.paste("blue", (0, 0, 8, 16))  # blue on the left
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees clockwise to show"
-    pixels = load_picture(encoded(image, "JPEG", exif=exif, quality=95), 16).float()
+    pixels = load_image(encoded(image, "JPEG", exif=exif, quality=95), 16).float()
     assert pixels[2, :6].mean() > 240 > 20 > pixels[2, 10:].mean()  # blue on top
 
 
 def test_the_centre_of_the_shorter_edge_is_kept() -> None:
     wide = Image.new("RGB", (120, 40), "red")
     wide.paste("lime", (40, 0, 80, 40))
-    pixels = load_picture(encoded(wide, "PNG"), 10)
+    pixels = load_image(encoded(wide, "PNG"), 10)
     assert pixels[:, :, 1:9].float().mean((1, 2)).tolist() == [0, 255, 0]
     tall = wide.rotate(90, expand=True)
-    assert torch.equal(load_picture(encoded(tall, "PNG"), 10), pixels.rot90(1, (1, 2)))
+    assert torch.equal(load_image(encoded(tall, "PNG"), 10), pixels.rot90(1, (1, 2)))
 
 
-def test_a_picture_of_the_right_size_is_left_alone() -> None:
+def test_a_image_of_the_right_size_is_left_alone() -> None:
     image = noise(24, 24)
-    assert torch.equal(load_picture(encoded(image, "PNG"), 24), torch.tensor(np.array(image)).permute(2, 0, 1))
+    assert torch.equal(load_image(encoded(image, "PNG"), 24), torch.tensor(np.array(image)).permute(2, 0, 1))
 
 
 def test_reducing_averages_instead_of_skipping_pixels() -> None:
     board = np.indices((64, 64)).sum(0) % 2 * np.uint8(255)
-    pixels = load_picture(encoded(Image.fromarray(board.astype(np.uint8)), "PNG"), 8).float()
+    pixels = load_image(encoded(Image.fromarray(board.astype(np.uint8)), "PNG"), 8).float()
     assert (pixels - 127.5).abs().max() < 3
 
 
 def test_a_large_jpeg_is_close_to_its_lossless_twin() -> None:
     for width, height in ((904, 704), (903, 701)):
         image = noise(9, 7).resize((width, height), Image.Resampling.BICUBIC)
-        error = load_picture(encoded(image, "JPEG", quality=95), 32).float()
-        error -= load_picture(encoded(image, "PNG"), 32).float()
+        error = load_image(encoded(image, "JPEG", quality=95), 32).float()
+        error -= load_image(encoded(image, "PNG"), 32).float()
         assert error.abs().mean() < 0.5
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_a_cut_off_picture_is_refused(form: str, tmp_path: Path) -> None:
+def test_a_cut_off_image_is_refused(form: str, tmp_path: Path) -> None:
     whole = encoded(noise(64, 64), form).getvalue()
     for share in (0.0, 0.01, 0.3, 0.6):
-        with pytest.raises(PictureError) as error:
-            load_picture(io.BytesIO(whole[: int(len(whole) * share)]), 16)
+        with pytest.raises(ImageError) as error:
+            load_image(io.BytesIO(whole[: int(len(whole) * share)]), 16)
         assert "0x" not in one_line(error)  # no memory address: the list of skipped samples is reproducible
     file = tmp_path / "a.bin"
     file.write_bytes(whole)
-    assert load_picture(file, 16).shape == load_picture(str(file), 16).shape == (3, 16, 16)
+    assert load_image(file, 16).shape == load_image(str(file), 16).shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\0" * 4000, b"<svg></svg>", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_what_is_no_picture_is_refused(content: bytes) -> None:
-    with pytest.raises(PictureError, match="not a picture"):
-        load_picture(io.BytesIO(content), 16)
+def test_what_is_no_image_is_refused(content: bytes) -> None:
+    with pytest.raises(ImageError, match="not a image"):
+        load_image(io.BytesIO(content), 16)
 
 
 def test_formats_that_start_other_programs_are_refused() -> None:
-    with pytest.raises(PictureError, match="not a picture"):
-        load_picture(encoded(noise(8, 8), "EPS"), 8)
+    with pytest.raises(ImageError, match="not a image"):
+        load_image(encoded(noise(8, 8), "EPS"), 8)
 
 
 def test_damaged_bytes_never_raise_anything_else() -> None:
@@ -147,8 +147,8 @@ def test_damaged_bytes_never_raise_anything_else() -> None:
             for place in generator.integers(0, len(bad), 8):
                 bad[place] = generator.integers(256)
             try:
-                assert load_picture(io.BytesIO(bytes(bad)), 8).shape == (3, 8, 8)
-            except PictureError as error:
+                assert load_image(io.BytesIO(bytes(bad)), 8).shape == (3, 8, 8)
+            except ImageError as error:
                 refused += 1
                 assert "\n" not in str(error)
     assert refused > 50
@@ -157,22 +157,22 @@ def test_damaged_bytes_never_raise_anything_else() -> None:
 @pytest.mark.parametrize("edge", [12, 40])
 def test_too_many_pixels_are_refused(monkeypatch: pytest.MonkeyPatch, edge: int) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(PictureError, match="decompression bomb"):
-        load_picture(encoded(Image.new("RGB", (edge, edge)), "PNG"), 8)
+    with pytest.raises(ImageError, match="decompression bomb"):
+        load_image(encoded(Image.new("RGB", (edge, edge)), "PNG"), 8)
 
 
-def test_other_pictures_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="5000x10 is too elongated"):
-        load_picture(encoded(Image.new("RGB", (5000, 10)), "PNG"), 256)
-    with pytest.raises(PictureError, match="floating-point pixels"):
-        load_picture(encoded(Image.new("F", (10, 10)), "TIFF"), 8)
-    with pytest.raises(PictureError, match=r"^file not found$"):
-        load_picture(tmp_path / "none.png", 8)
+def test_other_images_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="5000x10 is too elongated"):
+        load_image(encoded(Image.new("RGB", (5000, 10)), "PNG"), 256)
+    with pytest.raises(ImageError, match="floating-point pixels"):
+        load_image(encoded(Image.new("F", (10, 10)), "TIFF"), 8)
+    with pytest.raises(ImageError, match=r"^file not found$"):
+        load_image(tmp_path / "none.png", 8)
 
 
 @pytest.fixture
 def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of what is no file, or cannot be opened, under names of pictures."""
+    """A folder of what is no file, or cannot be opened, under names of images."""
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "device.png").symlink_to("/dev/zero")
@@ -203,19 +203,19 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("large.png", "has 536,870,912 bytes, at most 268,435,456 are read"),
     ],
 )
-def test_what_is_no_picture_file_is_named_and_not_opened(odd: Path, name: str, reason: str) -> None:
+def test_what_is_no_image_file_is_named_and_not_opened(odd: Path, name: str, reason: str) -> None:
     for file in (odd / name, str(odd / name)):
-        with pytest.raises(PictureError) as error:
-            load_picture(file, 8)
+        with pytest.raises(ImageError) as error:
+            load_image(file, 8)
         assert one_line(error) == reason
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_picture_that_may_not_be_read_is_not_missing(tmp_path: Path) -> None:
+def test_a_image_that_may_not_be_read_is_not_missing(tmp_path: Path) -> None:
     noise(8, 8).save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0)
-    with pytest.raises(PictureError, match=r"^cannot be read \(Permission denied\)$"):
-        load_picture(tmp_path / "a.png", 8)
+    with pytest.raises(ImageError, match=r"^cannot be read \(Permission denied\)$"):
+        load_image(tmp_path / "a.png", 8)
 
 
 def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     for link, target in (("a/up", ".."), ("a/b/up", "../.."), ("a/self", "."), ("c/a", "../a"), ("a/b/c", "../../c")):
         (tmp_path / link).symlink_to(target)
-    found = [file.relative_to(tmp_path).as_posix() for file in find_pictures(tmp_path)]
+    found = [file.relative_to(tmp_path).as_posix() for file in find_images(tmp_path)]
     assert found == ["a/x.png", "a/b/y.png", "a/b/c/z.png", "c/z.png", "c/a/x.png", "c/a/b/y.png"]
 
 
@@ -232,16 +232,16 @@ def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
 def test_a_folder_that_may_not_be_read_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0)
     with pytest.raises(UserError, match=r"closed cannot be read \(Permission denied\); make it readable"):
-        list(find_pictures(tmp_path))
+        list(find_images(tmp_path))
 
 
-def test_pictures_that_are_smaller_than_asked_are_refused() -> None:
+def test_images_that_are_smaller_than_asked_are_refused() -> None:
     small = noise(48, 64)
-    with pytest.raises(PictureError, match=r"^48x64 is smaller than data\.min_size=49$"):
-        load_picture(encoded(small, "PNG"), 8, min_size=49)
-    assert torch.equal(load_picture(encoded(small, "PNG"), 8, 48), load_picture(encoded(small, "PNG"), 8))
+    with pytest.raises(ImageError, match=r"^48x64 is smaller than data\.min_size=49$"):
+        load_image(encoded(small, "PNG"), 8, min_size=49)
+    assert torch.equal(load_image(encoded(small, "PNG"), 8, 48), load_image(encoded(small, "PNG"), 8))
     large = encoded(noise(512, 512), "JPEG")  # may be decoded at a fraction of its size
-    assert load_picture(large, 8, min_size=512).shape == (3, 8, 8)
+    assert load_image(large, 8, min_size=512).shape == (3, 8, 8)
 
 
 # --- splits
@@ -257,7 +257,7 @@ def test_split_indices() -> None:
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 0.5, 1 - 1e-9])
-def test_no_split_is_empty_with_two_pictures(fraction: float) -> None:
+def test_no_split_is_empty_with_two_images(fraction: float) -> None:
     for number in range(20):
         keys = [f"{number}a", f"{number}b"]
         assert len(split_indices(keys, "val", fraction)) == len(split_indices(keys, "train", fraction)) == 1
@@ -277,23 +277,23 @@ def test_a_flipped_bit_in_a_png_is_noticed_wherever_it_is(tmp_path: Path, as_str
     """Also in the last pixels, behind which the decoder stops."""
     file = tmp_path / "a.png"
     Image.effect_noise((24, 24), 60).convert("RGB").save(file)
-    whole, wanted = file.read_bytes(), load_picture(file, 24)
-    assert torch.equal(load_picture(io.BytesIO(whole), 24), wanted)
+    whole, wanted = file.read_bytes(), load_image(file, 24)
+    assert torch.equal(load_image(io.BytesIO(whole), 24), wanted)
     pixels = range(whole.index(b"IDAT") + 4, whole.index(b"IEND") - 4)
     for place in [*pixels[:20], *pixels[-120:]]:
         data = bytearray(whole)
         data[place] ^= 1 << place % 8
         file.write_bytes(data)
-        with pytest.raises(PictureError):
-            load_picture(io.BytesIO(data) if as_stream else file, 24)
+        with pytest.raises(ImageError):
+            load_image(io.BytesIO(data) if as_stream else file, 24)
 
 
-def test_a_picture_may_be_thirty_two_times_as_long_as_it_is_high() -> None:
+def test_a_image_may_be_thirty_two_times_as_long_as_it_is_high() -> None:
     for width, height in ((320, 10), (10, 320)):
-        assert load_picture(encoded(noise(width, height), "PNG"), 8).shape == (3, 8, 8)
+        assert load_image(encoded(noise(width, height), "PNG"), 8).shape == (3, 8, 8)
     for width, height in ((321, 10), (10, 321)):
-        with pytest.raises(PictureError, match=rf"^{width}x{height} is too elongated for a square crop$"):
-            load_picture(encoded(noise(width, height), "PNG"), 8)
+        with pytest.raises(ImageError, match=rf"^{width}x{height} is too elongated for a square crop$"):
+            load_image(encoded(noise(width, height), "PNG"), 8)
 
 
 @pytest.mark.parametrize(
@@ -308,23 +308,23 @@ def test_a_large_jpeg_is_decoded_small_where_twice_the_pixels_are_left(width: in
         assert image.size == (width // scale, height // scale)
         reduced = encoded(image.convert("RGB"), "PNG")
     data.seek(0)
-    assert torch.equal(load_picture(data, 32), load_picture(reduced, 32))
+    assert torch.equal(load_image(data, 32), load_image(reduced, 32))
 
 
 @pytest.mark.parametrize(("name", "found"), [("a.JPG", True), ("a.jpeg", True), ("a.png", True), ("a.webp", True),
     ("a.bmp", True), ("a.gif", True), ("a.b.png", True), ("a.txt", False), ("png", False), ("a.png.txt", False),
     (".a.png", False), ("a.tiff", False)])  # fmt: skip
-def test_pictures_are_told_by_their_names(tmp_path: Path, name: str, found: bool) -> None:
+def test_images_are_told_by_their_names(tmp_path: Path, name: str, found: bool) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "folder.png" / name).touch()
-    assert list(find_pictures(tmp_path)) == [tmp_path / "folder.png" / name] * found
+    assert list(find_images(tmp_path)) == [tmp_path / "folder.png" / name] * found
 
 
-def test_pictures_come_in_the_order_of_their_names_folder_by_folder(tmp_path: Path) -> None:
+def test_images_come_in_the_order_of_their_names_folder_by_folder(tmp_path: Path) -> None:
     for name in ("b/b.png", "a/z.png", "b.png", "a.png", "b/a/1.png", "10.png", "9.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = [file.relative_to(tmp_path).as_posix() for file in find_pictures(tmp_path)]
+    found = [file.relative_to(tmp_path).as_posix() for file in find_images(tmp_path)]
     assert found == ["10.png", "9.png", "a.png", "b.png", "a/z.png", "b/b.png", "b/a/1.png"]
 
 
@@ -348,7 +348,7 @@ def test_what_is_no_text_is_quoted_shortly() -> None:
 
 
 def test_the_side_of_a_key_is_fixed_for_ever() -> None:
-    """Else pictures that a model was trained on would come into the validation of a run that goes on."""
+    """Else images that a model was trained on would come into the validation of a run that goes on."""
     keys = [f"{number:02d}.png" for number in range(40)]
     assert split_indices(keys, "val", 0.2) == [4, 6, 10, 20, 21, 34, 39]
     hashes = [int(hashlib.sha1(key.encode()).hexdigest()[:16], 16) / 2**64 for key in keys]

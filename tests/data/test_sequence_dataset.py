@@ -9,12 +9,12 @@ from cogview_pl.data.sequence_dataset import SequenceCollator, SequenceDataset
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import Sequence, Template, Vocabulary
 
-VOCABULARY = Vocabulary(num_codes=10, num_pieces=5)
+VOCABULARY = Vocabulary(codebook_size=10, text_vocab_size=5)
 ROI, BASE, BOI, EOI = (VOCABULARY.command(f"[{name}]") for name in ("ROI1", "BASE", "BOI1", "EOI1"))
 
 
 class Stored:
-    """Two tokenised pictures of 2x3 codes."""
+    """Two tokenised images of 2x3 codes."""
 
     def __len__(self) -> int:
         return 2
@@ -23,7 +23,7 @@ class Stored:
         return [4, 2][: index + 1], torch.arange(6).view(2, 3) + index
 
     def key(self, index: int) -> str:
-        return f"picture {index}"
+        return f"image {index}"
 
 
 def template(layout: str = "[ROI1] {text} [BASE] [BOI1] {image:2x3} [EOI1]") -> Template:
@@ -34,7 +34,7 @@ def template(layout: str = "[ROI1] {text} [BASE] [BOI1] {image:2x3} [EOI1]") -> 
 def test_a_sample_is_laid_out_with_its_codes_row_by_row() -> None:
     data = SequenceDataset(Stored(), template(), (2, 3))
     assert len(data) == 2
-    assert [data.key(i) for i in range(2)] == ["picture 0", "picture 1"]
+    assert [data.key(i) for i in range(2)] == ["image 0", "image 1"]
     assert data[1].tokens == [ROI, 10 + 4, 10 + 2, BASE, BOI, 1, 2, 3, 4, 5, 6, EOI]
     assert data[1].weights == [0.0, 0.5, 0.5, 0.5, 0.0, *[2.0] * 6, 0.0]
     assert data[1].slots == [-1, 0, 0, 0, -1, *[1] * 6, -1]

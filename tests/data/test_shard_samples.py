@@ -14,10 +14,10 @@ from PIL import Image
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.webdataset import ShardDataset
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP, Stopped
+from cogview_pl.errors.signals import SIGNALS, Stopped
 
 
-def picture(level: int) -> bytes:
+def image(level: int) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (8, 8), (level, level, level)).save(stream, "PNG")
     return stream.getvalue()
@@ -35,7 +35,7 @@ def tar_of(path: Path, members: dict[str, bytes]) -> str:
 def numbered(count: int, **fields: str) -> dict[str, bytes]:
     members = {}
     for number in range(count):
-        members[f"{number:02d}.png"] = picture(number)
+        members[f"{number:02d}.png"] = image(number)
         members[f"{number:02d}.json"] = json.dumps({"zh": f"图{number}", **fields}).encode()
     return members
 
@@ -113,7 +113,7 @@ def test_each_split_of_the_styles_asked_for_has_its_own_texts(tmp_path: Path) ->
 def test_names_that_are_no_unicode_are_kept_apart(tmp_path: Path) -> None:
     keys = ["\udcff", "\udcfe"]
     members = {f"{key}.{end}": data for key, note in zip(keys, (b"a", b"b"), strict=True)
-               for end, data in (("png", picture(1)), ("txt", note))}  # fmt: skip
+               for end, data in (("png", image(1)), ("txt", note))}  # fmt: skip
     dataset = read(tar_of(tmp_path / "a.tar", members), "txt")
     assert [dataset.key(i) for i in range(2)] == keys
     assert dataset.texts() == ["a", "b"]
@@ -121,14 +121,14 @@ def test_names_that_are_no_unicode_are_kept_apart(tmp_path: Path) -> None:
 
 def test_the_keys_of_many_samples_are_told_apart_by_their_lengths(tmp_path: Path) -> None:
     keys = ["猫", "a", "dir/长长长", "b" * 50, "c"]
-    members = {f"{key}.{end}": data for key in keys for end, data in (("png", picture(1)), ("txt", key.encode()))}
+    members = {f"{key}.{end}": data for key in keys for end, data in (("png", image(1)), ("txt", key.encode()))}
     dataset = read(tar_of(tmp_path / "a.tar", members), "txt")
     assert [dataset.key(i) for i in range(5)] == keys == dataset.texts()
 
 
 @pytest.mark.parametrize("size", [2**20, 2**20 + 1])
 def test_a_note_of_a_mebibyte_is_read(tmp_path: Path, size: int) -> None:
-    members = {"a.png": picture(1), "a.txt": b"t" + b" " * (size - 1), "b.txt": b"t"}
+    members = {"a.png": image(1), "a.txt": b"t" + b" " * (size - 1), "b.txt": b"t"}
     sample = read(tar_of(tmp_path / "a.tar", members), "txt")[0]
     if size == 2**20:
         assert isinstance(sample, ImageSample) and sample.text == "t"
@@ -138,7 +138,7 @@ def test_a_note_of_a_mebibyte_is_read(tmp_path: Path, size: int) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file whose beginning no one can read")
 def test_a_shard_that_the_system_does_not_read_costs_samples_not_the_run(tmp_path: Path) -> None:
-    dataset = read(tar_of(tmp_path / "a.tar", {"a.png": picture(1), "a.txt": b"t"}), "txt")
+    dataset = read(tar_of(tmp_path / "a.tar", {"a.png": image(1), "a.txt": b"t"}), "txt")
     (tmp_path / "b.tar").symlink_to("/proc/self/mem")
     (tmp_path / "b.tar").rename(tmp_path / "a.tar")
     assert dataset[0] == Skipped("a", f"{tmp_path}/a.tar cannot be read (Input/output error)")
@@ -157,6 +157,6 @@ def test_a_stop_that_is_asked_for_ends_the_reading_of_headers(tmp_path: Path, mo
     (tmp_path / "empty.tar").write_bytes(bytes(1024))
     for url in (full, f"{tmp_path}/empty.tar"):
         with monkeypatch.context() as asked, pytest.raises(Stopped):
-            asked.setattr(STOP, "received", signal.SIGTERM)
+            asked.setattr(SIGNALS, "received", signal.SIGTERM)
             read(url)
     assert len(read(full)) == 2

@@ -15,7 +15,7 @@ import pytest
 
 from cogview_pl.data.tar_index import SPARSE_MEMBER, Span, index_shard
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP, Stopped
+from cogview_pl.errors.signals import SIGNALS, Stopped
 
 GIB = 2**30
 
@@ -359,7 +359,7 @@ def test_the_holes_of_a_sparse_member_may_fill_several_blocks(tmp_path: Path) ->
 def test_a_stop_that_is_asked_for_ends_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path / "a.tar", member("a.png", b"1"), END)
     with monkeypatch.context() as asked, pytest.raises(Stopped):
-        asked.setattr(STOP, "received", signal.SIGTERM)
+        asked.setattr(SIGNALS, "received", signal.SIGTERM)
         index_shard(file)
 
 

@@ -16,11 +16,11 @@ from cogview_pl.errors import UserError
 
 def shard(file: Path, keys: str, style: str) -> str:
     """A sample for each letter, all of one style."""
-    picture = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
     with tarfile.open(file, "w") as tar:
         for key in keys:
-            for end, data in (("png", picture.getvalue()), ("json", json.dumps({"zh": key, "style": style}).encode())):
+            for end, data in (("png", image.getvalue()), ("json", json.dumps({"zh": key, "style": style}).encode())):
                 info = tarfile.TarInfo(f"{key}.{end}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))

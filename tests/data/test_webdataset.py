@@ -26,7 +26,7 @@ from cogview_pl.data.webdataset import ShardDataset
 from cogview_pl.errors import UserError
 
 
-def picture(colour: int, form: str = "PNG") -> bytes:
+def image(colour: int, form: str = "PNG") -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (8, 8), (colour, colour, colour)).save(stream, form, lossless=True)
     return stream.getvalue()
@@ -46,7 +46,7 @@ def numbered(start: int, stop: int) -> dict[str, bytes]:
     """Samples s0000, s0001, …, whose grey level is their number."""
     members = {}
     for number in range(start, stop):
-        members[f"s{number:04d}.png"] = picture(number)
+        members[f"s{number:04d}.png"] = image(number)
         members[f"s{number:04d}.json"] = json.dumps({"zh": f"图{number}", "more": [f"甲{number}", "乙"]}).encode()
     return members
 
@@ -100,7 +100,7 @@ def test_it_reads_what_webdataset_writes_and_sees_the_same(tmp_path: Path) -> No
     with webdataset.TarWriter(str(file)) as writer:
         for number in range(5):
             key = f"dir.v1/样本{number}"
-            writer.write({"__key__": key, "webp": picture(number, "WEBP"), "json": {"zh": f"图{number}"}})
+            writer.write({"__key__": key, "webp": image(number, "WEBP"), "json": {"zh": f"图{number}"}})
     theirs = list(webdataset.WebDataset(str(file), shardshuffle=False))
     ours = read(file)
     assert keys(ours) == [sample["__key__"] for sample in theirs]
@@ -110,17 +110,17 @@ def test_it_reads_what_webdataset_writes_and_sees_the_same(tmp_path: Path) -> No
 
 def test_members_are_paired_by_the_name_up_to_its_first_dot(tmp_path: Path) -> None:
     members = {f"{name}.txt": name.encode() for name in ("a", "x/a", "x.y/a")}
-    members |= {"a.PNG": picture(1), "x/a.png": picture(2), "x.y/a.png": picture(3)}
-    members |= {"a.small.png": picture(4), ".hidden.png": picture(5), "noextension": b"", "._a.png": b"mac"}
+    members |= {"a.PNG": image(1), "x/a.png": image(2), "x.y/a.png": image(3)}
+    members |= {"a.small.png": image(4), ".hidden.png": image(5), "noextension": b"", "._a.png": b"mac"}
     dataset = read(write_tar(tmp_path / "a.tar", members), "txt")
     found = {sample.key: (sample.text, level(sample)) for sample in readable(dataset)}
     assert found == {"a": ("a", 1), "x/a": ("x/a", 2), "x.y/a": ("x.y/a", 3)}
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
-def test_picture_formats(tmp_path: Path, form: str) -> None:
+def test_image_formats(tmp_path: Path, form: str) -> None:
     extension = {"JPEG": "jpeg"}.get(form, form.lower())
-    tar = write_tar(tmp_path / "a.tar", {"k." + extension: picture(90, form), "k.txt": b"\xef\xbb\xbf t \n"})
+    tar = write_tar(tmp_path / "a.tar", {"k." + extension: image(90, form), "k.txt": b"\xef\xbb\xbf t \n"})
     sample = read(tar, "txt")[0]
     assert isinstance(sample, ImageSample)
     assert sample.text == "t"
@@ -132,7 +132,7 @@ def test_long_names_and_large_members(tmp_path: Path) -> None:
         file = tmp_path / f"{form}.tar"
         name = "很长的名字" * 40
         with tarfile.open(file, "w", format=form) as tar:
-            for extension, data in (("png", picture(7) + bytes(100_000)), ("txt", b"t")):
+            for extension, data in (("png", image(7) + bytes(100_000)), ("txt", b"t")):
                 info = tarfile.TarInfo(f"{name}.{extension}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -145,20 +145,20 @@ def test_what_is_missing_or_damaged_is_skipped_with_a_reason(tmp_path: Path) -> 
     def caption(value: object) -> bytes:
         return json.dumps({"zh": value}).encode()
 
-    members = {"good.png": picture(1), "good.json": caption("好")}
+    members = {"good.png": image(1), "good.json": caption("好")}
     bad: dict[str, tuple[dict[str, bytes], str]] = {
-        "a": ({"png": picture(1)}, "no .json in the shard"),
-        "b": ({"json": caption("t")}, "no picture in the shard"),
-        "c": ({"png": picture(1), "json": b"{"}, "the .json is not valid JSON"),
-        "d": ({"png": picture(1), "json": b"\xff\xfe"}, "the .json is not valid JSON"),
-        "e": ({"png": picture(1), "json": b"[]"}, "the .json is not an object"),
-        "f": ({"png": picture(1), "json": b'{"en": "t"}'}, "the .json has no field zh"),
-        "g": ({"png": picture(1), "json": caption(" ")}, "the caption is empty"),
-        "h": ({"png": picture(1), "json": caption(None)}, "the caption is empty"),
-        "i": ({"png": picture(1), "json": caption([])}, "the caption is empty"),
-        "j": ({"png": picture(1), "json": caption({"x": 1})}, 'the caption is not text but {"x": 1}'),
-        "k": ({"png": picture(1), "json": caption("\ud800")}, "the caption is not valid Unicode"),
-        "l": ({"png": b"", "json": caption("t")}, "not a picture in a known format, or cut off"),
+        "a": ({"png": image(1)}, "no .json in the shard"),
+        "b": ({"json": caption("t")}, "no image in the shard"),
+        "c": ({"png": image(1), "json": b"{"}, "the .json is not valid JSON"),
+        "d": ({"png": image(1), "json": b"\xff\xfe"}, "the .json is not valid JSON"),
+        "e": ({"png": image(1), "json": b"[]"}, "the .json is not an object"),
+        "f": ({"png": image(1), "json": b'{"en": "t"}'}, "the .json has no field zh"),
+        "g": ({"png": image(1), "json": caption(" ")}, "the caption is empty"),
+        "h": ({"png": image(1), "json": caption(None)}, "the caption is empty"),
+        "i": ({"png": image(1), "json": caption([])}, "the caption is empty"),
+        "j": ({"png": image(1), "json": caption({"x": 1})}, 'the caption is not text but {"x": 1}'),
+        "k": ({"png": image(1), "json": caption("\ud800")}, "the caption is not valid Unicode"),
+        "l": ({"png": b"", "json": caption("t")}, "not a image in a known format, or cut off"),
         "m": ({"txt": b"t"}, "no .json in the shard"),
     }
     for key, (parts, _) in bad.items():
@@ -168,9 +168,9 @@ def test_what_is_missing_or_damaged_is_skipped_with_a_reason(tmp_path: Path) -> 
     assert isinstance(found.pop("good"), ImageSample)
     assert found == {key: Skipped(key, reason) for key, (_, reason) in bad.items()}
     assert dataset.texts()[:2] == ["好", ""]
-    text = read(write_tar(tmp_path / "b.tar", {"a.png": picture(1), "a.txt": b"\xff", "b.txt": b"t"}), "txt")
+    text = read(write_tar(tmp_path / "b.tar", {"a.png": image(1), "a.txt": b"\xff", "b.txt": b"t"}), "txt")
     assert text[0] == Skipped("a", "the .txt is not UTF-8 text")
-    assert text[1] == Skipped("b", "no picture in the shard")
+    assert text[1] == Skipped("b", "no image in the shard")
 
 
 # --- urls
@@ -261,9 +261,9 @@ def test_what_is_no_tar_is_named(tmp_path: Path) -> None:
             read(file)
 
 
-def test_shards_without_pictures_are_refused(tmp_path: Path) -> None:
+def test_shards_without_images_are_refused(tmp_path: Path) -> None:
     for members in ({}, {"a.txt": b"t", "b.mp3": b""}):
-        with pytest.raises(UserError, match=r"no pictures in \S+a\.tar … \(1 shards in all\); .* jpg, jpeg, png"):
+        with pytest.raises(UserError, match=r"no images in \S+a\.tar … \(1 shards in all\); .* jpg, jpeg, png"):
             read(write_tar(tmp_path / "a.tar", members), "txt")
 
 
@@ -288,7 +288,7 @@ def test_members_of_absurd_size_are_skipped_and_not_read(tmp_path: Path) -> None
     file = tmp_path / "a.tar"
     hole = "is stored without its holes (a sparse member), which is not read"
     with file.open("wb") as stream:
-        for name, data in (("a.png", picture(1)), ("a.json", b'{"zh": "t"}')):
+        for name, data in (("a.png", image(1)), ("a.json", b'{"zh": "t"}')):
             for key in "abc":
                 stream.write(header(key + name[1:], len(data)) + data + bytes(-len(data) % 512))
         for name, size in (("b.png", 2**29), ("c.json", 2**21)):  # the later ones count
@@ -303,17 +303,17 @@ def test_members_of_absurd_size_are_skipped_and_not_read(tmp_path: Path) -> None
     dataset = read(file)
     assert isinstance(dataset[0], ImageSample)
     assert [dataset[i] for i in range(1, 5)] == [
-        Skipped("b", "the picture has 536,870,912 bytes, at most 268,435,456 are read"),
+        Skipped("b", "the image has 536,870,912 bytes, at most 268,435,456 are read"),
         Skipped("c", "the .json has 2,097,152 bytes, at most 1,048,576 are read"),
         Skipped("d", f"the .json {hole}"),
-        Skipped("e", f"the picture {hole}"),
+        Skipped("e", f"the image {hole}"),
     ]
 
 
 def test_a_key_of_many_letters_costs_the_others_nothing(tmp_path: Path) -> None:
     members = numbered(0, 200)
     long = "长" * 20_000
-    members |= {f"{long}.png": picture(7), f"{long}.json": b'{"zh": "t"}'}
+    members |= {f"{long}.png": image(7), f"{long}.json": b'{"zh": "t"}'}
     dataset = read(write_tar(tmp_path / "a.tar", members))
     assert (dataset.key(199), dataset.key(200)) == ("s0199", long)
     assert len(pickle.dumps(dataset)) < 200_000
@@ -373,7 +373,7 @@ def test_an_unknown_caption_field_is_named(tmp_path: Path, three_shards: Path) -
         read(f"{three_shards}/*.tar", "en")
     with pytest.raises(UserError, match=r"=txt: the first 30 samples have no \.txt, only json, png"):
         read(f"{three_shards}/*.tar", "txt")
-    texts = write_tar(tmp_path / "t.tar", {"a.png": picture(1), "a.txt": b"t"})
+    texts = write_tar(tmp_path / "t.tar", {"a.png": image(1), "a.txt": b"t"})
     with pytest.raises(UserError, match=r"=zh: the first 1 samples have no \.json, only png, txt; .*=txt"):
         read(texts)
 
@@ -453,12 +453,12 @@ def test_what_is_wrong_with_styles(styled: str, options: dict[str, object], mess
 
 
 def test_validation_shards_may_lack_a_style(styled: str, tmp_path: Path) -> None:
-    only = write_tar(tmp_path / "val.tar", {"v.png": picture(7), "v.json": '{"zh": "t", "medium": "素描"}'.encode()})
+    only = write_tar(tmp_path / "val.tar", {"v.png": image(7), "v.json": '{"zh": "t", "medium": "素描"}'.encode()})
     options = {"style_field": "medium", "styles": ["油画", "素描"], "val_urls": str(only)}
     assert [len(read(styled, split=split, **options)) for split in ("train", "val")] == [12, 1]
 
 
-def test_smaller_pictures_are_skipped(styled: str) -> None:
+def test_smaller_images_are_skipped(styled: str) -> None:
     assert read(styled, min_size=9)[0] == Skipped("s0000", "8x8 is smaller than data.min_size=9")
 
 

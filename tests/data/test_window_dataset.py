@@ -1,4 +1,4 @@
-"""Pictures in two sizes: what the store keeps, and the windows that super-resolution is trained on."""
+"""Images in two sizes: what the store keeps, and the windows that super-resolution is trained on."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ LARGE = torch.arange(64).view(1, 8, 8)
 LAYOUT = "[ROI1] {text} [BASE] [BOI1] {small:2x2} [EOI1] [ROI2] [POS0] [BASE] [BOI2] {large:4x4} [EOI2]"
 
 
-def write(folder: Path, *, large: bool, pictures: int = 2, format: str = "native") -> TokenStore:
-    """A store whose picture i has the codes of picture 0 plus i."""
+def write(folder: Path, *, large: bool, images: int = 2, format: str = "native") -> TokenStore:
+    """A store whose image i has the codes of image 0 plus i."""
     writer = StoreWriter(
         folder,
         text_length=4,
         grid=(GRID, GRID),
-        num_pieces=20,
-        num_codes=80,
+        text_vocab_size=20,
+        codebook_size=80,
         text_tokenizer="text-1",
         image_tokenizer="image-1",
-        splits={"train": pictures},
+        splits={"train": images},
         format=format,
         large=large,
     )
-    for i in range(pictures):
-        writer.append("train", [[i, i + 1]], CODES + i, [f"picture {i}"], i + 1, LARGE + i if large else None)
+    for i in range(images):
+        writer.append("train", [[i, i + 1]], CODES + i, [f"image {i}"], i + 1, LARGE + i if large else None)
     writer.finish()
     return TokenStore.open(folder)
 
@@ -49,14 +49,14 @@ def template(layout: str = LAYOUT) -> Template:
 def test_the_store_keeps_both_sizes(tmp_path: Path, format: str) -> None:
     rows = write(tmp_path, large=True, format=format).split("train")
     for i in range(2):
-        pieces, codes = rows[i]
-        assert pieces == [i, i + 1]
+        text_tokens, codes = rows[i]
+        assert text_tokens == [i, i + 1]
         assert torch.equal(codes, CODES[0] + i)
         assert torch.equal(rows.large(i), LARGE[0] + i)
 
 
 def test_a_store_takes_what_it_was_made_for(tmp_path: Path) -> None:
-    settings = {"text_length": 4, "grid": (4, 4), "num_pieces": 20, "num_codes": 80}
+    settings = {"text_length": 4, "grid": (4, 4), "text_vocab_size": 20, "codebook_size": 80}
     settings |= {"text_tokenizer": "t", "image_tokenizer": "i", "splits": {"train": 1}, "large": True}
     writer = StoreWriter(tmp_path / "a", **settings)  # type: ignore[arg-type]
     for wrong in (None, LARGE[:, :6], LARGE + 40):  # missing, of another size, with codes that do not exist
@@ -66,7 +66,7 @@ def test_a_store_takes_what_it_was_made_for(tmp_path: Path) -> None:
         StoreWriter(tmp_path / "a", **settings | {"large": False})  # type: ignore[arg-type]
 
 
-def test_every_window_of_every_picture(tmp_path: Path) -> None:
+def test_every_window_of_every_image(tmp_path: Path) -> None:
     data = WindowDataset(write(tmp_path, large=True).split("train"), template(), every=True)
     assert len(data) == 2 * 9
     seen = set()
@@ -74,26 +74,26 @@ def test_every_window_of_every_picture(tmp_path: Path) -> None:
         sequence = data[i]
         small = [t for t, slot in zip(sequence.tokens, sequence.slots, strict=True) if slot == 1]
         large = [t for t, slot in zip(sequence.tokens, sequence.slots, strict=True) if slot == 2]
-        picture = i // 9
-        top, left = divmod(small[0] - picture, 4)
-        assert small == (CODES[0, top : top + 2, left : left + 2] + picture).flatten().tolist()
-        assert large == (LARGE[0, 2 * top : 2 * top + 4, 2 * left : 2 * left + 4] + picture).flatten().tolist()
-        seen.add((picture, top, left))
+        image = i // 9
+        top, left = divmod(small[0] - image, 4)
+        assert small == (CODES[0, top : top + 2, left : left + 2] + image).flatten().tolist()
+        assert large == (LARGE[0, 2 * top : 2 * top + 4, 2 * left : 2 * left + 4] + image).flatten().tolist()
+        seen.add((image, top, left))
     assert len(seen) == len(data)
 
 
 def test_magnify_asks_for_windows_that_were_trained() -> None:
-    """The nine windows that magnification fills are those of a picture in training."""
+    """The nine windows that magnification fills are those of a image in training."""
     for window in windows(GRID):
         for source, target in zip(window.source, window.target, strict=True):
             assert source.start in (0, 1, 2) and source.stop - source.start == GRID // 2
             assert target.start == 2 * source.start
 
 
-def test_validation_takes_one_window_of_each_picture(tmp_path: Path) -> None:
-    data = WindowDataset(write(tmp_path, large=True, pictures=11).split("train"), template(), every=False)
+def test_validation_takes_one_window_of_each_image(tmp_path: Path) -> None:
+    data = WindowDataset(write(tmp_path, large=True, images=11).split("train"), template(), every=False)
     assert len(data) == 11
-    assert data[1].tokens != data[10].tokens  # the same window of other pictures
+    assert data[1].tokens != data[10].tokens  # the same window of other images
     assert [s == 2 for s in data[0].slots] == [s == 2 for s in data[10].slots]
 
 
@@ -101,7 +101,7 @@ def test_without_text_keeps_both_grids(tmp_path: Path) -> None:
     rows = write(tmp_path, large=True).split("train")
     full = WindowDataset(rows, template(), every=True)[3]
     bare = WindowDataset(WithoutText(rows), template(), every=True)[3]
-    assert 0 not in bare.slots[: bare.slots.index(1) - 3]  # no piece; only the token that closes the text
+    assert 0 not in bare.slots[: bare.slots.index(1) - 3]  # no text token; only the token that closes the text
     assert [t for t, s in zip(full.tokens, full.slots, strict=True) if s != 0][-18:] == bare.tokens[-18:]
 
 
@@ -113,15 +113,15 @@ def test_stores_that_do_not_serve(tmp_path: Path) -> None:
         WindowDataset(write(tmp_path / "b", large=True).split("train"), other, every=True)
 
 
-def test_a_sample_is_named_by_its_picture_and_window(tmp_path: Path) -> None:
-    rows = write(tmp_path, large=True, pictures=11).split("train")
+def test_a_sample_is_named_by_its_image_and_window(tmp_path: Path) -> None:
+    rows = write(tmp_path, large=True, images=11).split("train")
     every = WindowDataset(rows, template(), every=True)
     once = WindowDataset(rows, template(), every=False)
     assert [every.key(i) for i in (0, 8, 9, 98)] == [
-        f"{rows.key(picture)}, window {window}" for picture, window in ((0, 0), (0, 8), (1, 0), (10, 8))
+        f"{rows.key(image)}, window {window}" for image, window in ((0, 0), (0, 8), (1, 0), (10, 8))
     ]
     assert [once.key(i) for i in (0, 8, 10)] == [
-        f"{rows.key(picture)}, window {window}" for picture, window in ((0, 0), (8, 8), (10, 1))
+        f"{rows.key(image)}, window {window}" for image, window in ((0, 0), (8, 8), (10, 1))
     ]
     assert len({every.key(i) for i in range(len(every))}) == 99
     for i in (0, 4, 10):  # the same windows in both

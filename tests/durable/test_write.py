@@ -26,7 +26,7 @@ from cogview_pl.durable.write import (
 )
 from cogview_pl.errors import UserError
 from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
-from cogview_pl.runs.image_files import save_picture
+from cogview_pl.runs.image_files import save_image
 
 LIMIT = 1000
 
@@ -67,9 +67,9 @@ def safetensors(file: Path) -> None:
         torch_checkpoint,
         safetensors,
         lambda file: write_text(file, "x" * 5000),
-        lambda file: save_picture(Image.effect_noise((200, 200), 50), file),
+        lambda file: save_image(Image.effect_noise((200, 200), 50), file),
     ],
-    ids=["checkpoint", "weights", "text", "picture"],
+    ids=["checkpoint", "weights", "text", "image"],
 )
 def test_a_full_disk_leaves_the_old_file(write: Callable[[Path], None], tmp_path: Path) -> None:
     file = tmp_path / "file"

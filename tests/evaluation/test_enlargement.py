@@ -1,4 +1,4 @@
-"""Figures of enlarged pictures on cases whose answer is known."""
+"""Figures of enlarged images on cases whose answer is known."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from cogview_pl.generation.super_resolution.windows import owners, windows
 
 @pytest.fixture
 def truth() -> torch.Tensor:
-    """White pictures with a black square off the middle."""
-    pictures = torch.ones(2, 3, 64, 64)
-    pictures[:, :, 10:50, 10:50] = 0
-    return pictures
+    """White images with a black square off the middle."""
+    images = torch.ones(2, 3, 64, 64)
+    images[:, :, 10:50, 10:50] = 0
+    return images
 
 
 def test_psnr_of_a_constant_error() -> None:

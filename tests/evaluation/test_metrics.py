@@ -79,7 +79,7 @@ def test_fid_loses_nothing_to_float32_features_far_from_zero() -> None:
     assert distance(real, generated) == pytest.approx(closed_form(*moments[0], *moments[1]), rel=1e-5)
 
 
-def test_fid_with_fewer_pictures_than_features() -> None:
+def test_fid_with_fewer_images_than_features() -> None:
     real, generated = torch.rand(2, 10, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     wanted = closed_form(real.mean(0), real.T.cov(), generated.mean(0), generated.T.cov())
     assert distance(real, generated) == pytest.approx(wanted, abs=1e-5)
@@ -119,8 +119,8 @@ def test_blur_has_the_radius_as_its_standard_deviation(radius: float) -> None:
         assert float((profile * place.square()).sum().sqrt()) == pytest.approx(radius, rel=1e-2)
 
 
-def test_blur_leaves_plain_pictures_and_radius_zero_alone() -> None:
+def test_blur_leaves_plain_images_and_radius_zero_alone() -> None:
     plain = torch.full((2, 3, 16, 20), 0.3)
     torch.testing.assert_close(blur(plain, 8.0), plain)
-    picture = torch.rand(1, 3, 16, 16)
-    assert blur(picture, 0) is picture
+    image = torch.rand(1, 3, 16, 16)
+    assert blur(image, 0) is image

@@ -28,7 +28,7 @@ from tests.faults.outcomes import (
     require_one_line,
     require_same,
 )
-from tests.faults.subjects import OTHERS, QUIET, RECIPES, SMALL, Subject, write_pictures, write_shards
+from tests.faults.subjects import OTHERS, QUIET, RECIPES, SMALL, Subject, write_images, write_shards
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class Bench:
         self.notes: list[str] = []
         """What was drawn for the injection under way."""
         Judge(32)  # prepares what all runs have in common
-        write_pictures(home / "pictures")
+        write_images(home / "images")
         write_shards(home / "tars")
         self.subjects: dict[str, Subject] = {}
         for name in RECIPES:

@@ -27,7 +27,7 @@ SKIPPED = "skipped.jsonl"
 
 MODEL = ("model/*",)
 STORE = ("store/*", "text.model", "image_tokenizer/*")
-PICTURES = ("samples.jsonl", "samples/0*.png")
+IMAGES = ("samples.jsonl", "samples/0*.png")
 GOES_ON = (RECORD, "config.yaml")
 
 
@@ -61,9 +61,9 @@ STORES = (
     Use("tokenize", ("store/*",), "style"),
 )
 RESULTS = (
-    Use("generate", PICTURES, "rerank"),
-    Use("generate", PICTURES, "magnify"),
-    Use("generate", PICTURES, "evaluate"),
+    Use("generate", IMAGES, "rerank"),
+    Use("generate", IMAGES, "magnify"),
+    Use("generate", IMAGES, "evaluate"),
     Use("evaluate", (METRICS, RECORD), "compare"),
 )
 TRAININGS = ("vqvae", "vqvae with a log", "pretrain", "pretrain with a log", "caption")
@@ -76,7 +76,7 @@ CHECKPOINTS = tuple(
 UNFINISHED = (
     *(Use(name, GOES_ON, ITSELF) for name in TRAININGS),
     *(Use(name, (*GOES_ON, "tokens/*"), ITSELF) for name in FINETUNES),
-    *(Use(name, (*GOES_ON, *PICTURES), ITSELF) for name in PAINTINGS),
+    *(Use(name, (*GOES_ON, *IMAGES), ITSELF) for name in PAINTINGS),
     Use("vqvae with workers", (*GOES_ON, SKIPPED), ITSELF),
     Use("tokenize", (*GOES_ON, *STORE), ITSELF),
     Use("tokenize with workers", (*GOES_ON, SKIPPED, "store/header.json", "text.model", "image_tokenizer/*"), ITSELF),
@@ -99,9 +99,9 @@ COUNTED = {
     "shards": ("tokenize/skipped", 1),
     "rerank": ("rerank/skipped", 1),
     "magnify": ("magnify/skipped", 1),
-    "evaluate": ("protocol/generated_pictures", -1),
+    "evaluate": ("protocol/generated_images", -1),
 }
-"""Subject → metric that a picture changes that cannot be read, and by how much."""
+"""Subject → metric that a image changes that cannot be read, and by how much."""
 
 
 def kinds() -> dict[str, Callable[[Bench], str]]:
@@ -110,7 +110,7 @@ def kinds() -> dict[str, Callable[[Bench], str]]:
         "flipped bit in a token store": lambda bench: _flip(bench, STORES),
         "flipped bit in a shard": _flip_shard,
         "flipped bit in a model or an adapter": lambda bench: _flip(bench, MODELS),
-        "flipped bit in pictures, lists or metrics": lambda bench: _flip(bench, RESULTS),
+        "flipped bit in images, lists or metrics": lambda bench: _flip(bench, RESULTS),
         "flipped bit in a checkpoint": lambda bench: _flip_stopped(bench, CHECKPOINTS),
         "flipped bit in another file of a run that goes on": lambda bench: _flip_stopped(bench, UNFINISHED),
     }
@@ -212,10 +212,10 @@ def _read_store(bench: Bench) -> str:
 
 
 def _require_listed(bench: Bench, reader: Subject) -> str:
-    """One picture is left out, in the list and in the numbers."""
+    """One image is left out, in the list and in the numbers."""
     listed = (bench.run / SKIPPED).read_text().splitlines()
     key, sign = COUNTED[reader.name]
     counted = sign * (json.loads((bench.run / METRICS).read_bytes())[key] - reader.reference[METRICS][key])
     if len(listed) != 1 or counted != 1:
-        raise Wrong(f"{len(listed)} pictures are listed as skipped, {counted} counted")
+        raise Wrong(f"{len(listed)} images are listed as skipped, {counted} counted")
     return LISTED

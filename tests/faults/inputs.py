@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.faults.bench import Bench
 from tests.faults.injections import die_at_call
 from tests.faults.outcomes import REFUSED, Wrong, require_one_line
-from tests.faults.subjects import Subject, picture, write_shard
+from tests.faults.subjects import Subject, image, write_shard
 
 
 def kinds() -> dict[str, Callable[[Bench], str]]:
@@ -33,7 +33,7 @@ def _changed(bench: Bench) -> str:
 
 
 def _written_again(bench: Bench) -> str:
-    """Of stores and models the content counts, of pictures and shards size and time."""
+    """Of stores and models the content counts, of images and shards size and time."""
     subject, name, _ = _stopped(bench)
     with _in_place_of(bench, name) as place:
         copy = shutil.copy2 if name in _FILES else shutil.copyfile
@@ -71,7 +71,7 @@ def _aside(bench: Bench, name: str) -> Path:
 
 
 def _write_other(bench: Bench, name: str, place: Path) -> None:
-    """One picture or shard less or another, or the run of another seed."""
+    """One image or shard less or another, or the run of another seed."""
     if name not in _FILES:
         shutil.copytree(bench.home / f"other {name}", place)
         return
@@ -82,10 +82,10 @@ def _write_other(bench: Bench, name: str, place: Path) -> None:
     elif file.suffix == ".tar":
         write_shard(file, 6 * int(file.stem), changed=50)
     elif file.suffix == ".png":
-        file.write_bytes(picture(99))
+        file.write_bytes(image(99))
     else:
         file.write_text(f"{file.read_text()}，还有一个蓝色的点")
 
 
-_FILES = {"pictures": "*", "tars": "*.tar"}
+_FILES = {"images": "*", "tars": "*.tar"}
 """Inputs that are no runs, and their files."""

@@ -127,7 +127,7 @@ def require_nothing_lost(run: Path, before: dict[str, bytes]) -> None:
 
 
 def declared(run: Path) -> dict[str, bytes]:
-    """What a stopped run promises to have: whole pictures of its list, rows of its header, checkpoints that open."""
+    """What a stopped run promises to have: whole images of its list, rows of its header, checkpoints that open."""
     found: dict[str, bytes] = {}
     for checkpoint in run.glob("checkpoints/*.ckpt"):
         try:

@@ -18,7 +18,7 @@ from cogview_pl.runs.run_folder import can_go_on
 from tests.faults.outcomes import EVERY
 
 QUIET = ("seed=5", "threads=1", "logger=none")
-SMALL = ("image_tokenizer.image_size=32", "image_tokenizer.grid=4", "text.num_pieces=320")
+SMALL = ("image_tokenizer.image_size=32", "image_tokenizer.grid=4", "text.vocab_size=320")
 STEPS = (
     "trainer.max_steps=8",
     "trainer.val_check_interval=4",
@@ -30,10 +30,10 @@ STEPS = (
 WITHOUT_LOG = ("~callbacks.learning_rate",)
 FIRST_STAGE = (
     "image_tokenizer.width=8",
-    "image_tokenizer.code_dim=8",
-    "image_tokenizer.num_codes=32",
+    "image_tokenizer.codebook_dim=8",
+    "image_tokenizer.codebook_size=32",
     "image_tokenizer.residual_blocks=0",
-    "image_tokenizer.continuous_steps=2",
+    "image_tokenizer.quantize_after_steps=2",
     "image_tokenizer.quantizer.kmeans_iters=1",
 )
 MODEL = ("model.num_layers=1", "model.width=32", "model.num_heads=2", "model.dropout=0.1")
@@ -41,14 +41,14 @@ SECOND_STAGE = (*STEPS, *MODEL, "~callbacks.samples")
 LOGGED = ("logger=tensorboard", "callbacks.learning_rate.logging_interval=step")
 TWENTY = ("data.train_size=20", "data.val_size=4")
 TOKENISING = ("task=tokenize", "data.batch_size=2", "image_tokenizer.path={home}/vqvae")
-FOLDER = ("data=folder", "data.root={home}/pictures", "data.val_fraction=0.3", "data.max_skipped_share=0.5")
+FOLDER = ("data=folder", "data.root={home}/images", "data.val_fraction=0.3", "data.max_skipped_share=0.5")
 WORKERS = ("data.num_workers=2",)
 PAINTING = ("task=generate", "sampler.batch_size=2", "data.val_size=6")
 LORA = ("lora.rank=2", "lora.targets=[qkv]")
 STYLES = ("data.styles=[oil,ink]", *TWENTY)
 CHAINED = (
     *("task=vqvae", *STEPS, *FIRST_STAGE, *LOGGED, "data.train_size=18", "data.val_size=4"),
-    "callbacks.reconstructions.num_images=2",
+    "callbacks.reconstructions.num_images_per_prompt=2",
 )
 TOKENISED = ("task=tokenize", "data.batch_size=2", "data.train_size=12", "data.val_size=4")
 
@@ -81,10 +81,10 @@ RECIPES = {
         {"tokenize": "data.store"},
     ),
     "vqvae with workers": Recipe(
-        ("task=vqvae", *STEPS, *FIRST_STAGE, *WITHOUT_LOG, *FOLDER, *WORKERS), {"pictures": "data ("}
+        ("task=vqvae", *STEPS, *FIRST_STAGE, *WITHOUT_LOG, *FOLDER, *WORKERS), {"images": "data ("}
     ),
     "tokenize with workers": Recipe(
-        (*TOKENISING, *FOLDER, *WORKERS), {"pictures": "data (", "vqvae": "image_tokenizer"}
+        (*TOKENISING, *FOLDER, *WORKERS), {"images": "data (", "vqvae": "image_tokenizer"}
     ),
     "pretrain with workers": Recipe(
         ("task=pretrain", *SECOND_STAGE, *WITHOUT_LOG, *WORKERS, "data.store={home}/tokenize"),
@@ -102,22 +102,23 @@ RECIPES = {
     ),
     "style": Recipe(
         ("task=style", *SECOND_STAGE, *WITHOUT_LOG, *LORA, *STYLES, "init_from={home}/pretrain",
-         "sequences.mix_store={home}/tokenize", "sequences.conditioning_dropout=0.2", "sequences.target_noise=0.2"),
-        {"tokenize": "sequences.mix_store", "pretrain": "init_from"},
+         "sequences.replay_store={home}/tokenize", "sequences.conditioning_dropout=0.2", "sequences.token_noise=0.2"),
+        {"tokenize": "sequences.replay_store", "pretrain": "init_from"},
     ),
     "super_resolution": Recipe(
         ("task=super_resolution", *SECOND_STAGE, *WITHOUT_LOG, *TWENTY, "init_from={home}/pretrain",
-         "sequences.conditioning_dropout=0.1", "sequences.target_noise=0.2"),
+         "sequences.conditioning_dropout=0.1", "sequences.token_noise=0.2"),
         {"pretrain": "init_from"},
     ),
     "generate": Recipe(
-        (*PAINTING, "init_from={home}/pretrain", "num_prompts=6", "num_images=2"), {"pretrain": "init_from"}
+        (*PAINTING, "init_from={home}/pretrain", "num_prompts=6", "num_images_per_prompt=2"), {"pretrain": "init_from"}
     ),
     "generate by an adapter": Recipe(
         (*PAINTING, "init_from={home}/style/adapter", "num_prompts=3"), {"style": "init_from", "pretrain": "init_from"}
     ),
     "generate, ranked": Recipe(
-        (*PAINTING, "init_from={home}/pretrain", "rerank_with={home}/caption", "num_prompts=4", "num_images=2",
+        (*PAINTING, "init_from={home}/pretrain", "rerank_with={home}/caption", "num_prompts=4",
+         "num_images_per_prompt=2",
          "keep=1"),
         {"pretrain": "/pretrain", "caption": "rerank_with"},
     ),
@@ -204,33 +205,33 @@ class Subject:
         return not self.recipe.begins_anew and can_go_on(run, Verb(self.config.verb))
 
 
-def write_pictures(folder: Path) -> None:
-    """Twelve pictures with captions, one of which is none."""
+def write_images(folder: Path) -> None:
+    """Twelve images with captions, one of which is none."""
     folder.mkdir()
     for number in range(12):
-        (folder / f"{number:02d}.png").write_bytes(picture(number))
+        (folder / f"{number:02d}.png").write_bytes(image(number))
         (folder / f"{number:02d}.txt").write_text(_caption(number))
     (folder / "05.png").write_bytes(b"none")
 
 
 def write_shards(folder: Path) -> None:
-    """Twelve pictures with captions in two shards."""
+    """Twelve images with captions in two shards."""
     folder.mkdir()
     for shard in range(2):
         write_shard(folder / f"{shard}.tar", 6 * shard)
 
 
 def write_shard(file: Path, first: int, changed: int = 0) -> None:
-    """Six pictures with captions; with `changed` other pictures under the same names."""
+    """Six images with captions; with `changed` other images under the same names."""
     with tarfile.open(file, "w") as tar:
         for number in range(first, first + 6):
-            for extension, data in (("png", picture(number + changed)), ("txt", _caption(number).encode())):
+            for extension, data in (("png", image(number + changed)), ("txt", _caption(number).encode())):
                 info = tarfile.TarInfo(f"{number:02d}.{extension}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     """A PNG of noise."""
     stream = io.BytesIO()
     pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)

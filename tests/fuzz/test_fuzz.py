@@ -1,7 +1,7 @@
 """Whatever a user types or a disk hands on ends in a result or in one line; 2,800 cases, always the same ones.
 
 Everything runs in this process, at the level of the functions that read: values of the configuration, prompts, caption
-files and lists of pictures, headers of token stores, layouts.
+files and lists of images, headers of token stores, layouts.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def test_numbers_of_the_configuration(configurations: dict[str, DictConfig], key
 
 @pytest.fixture(scope="module")
 def text() -> TextTokenizer:
-    return TextTokenizer.train(["左上角有一个大的红色圆形", "a small blue heart"] * 20, num_pieces=330)
+    return TextTokenizer.train(["左上角有一个大的红色圆形", "a small blue heart"] * 20, vocab_size=330)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def require_prompts(text: TextTokenizer, config: Config) -> None:
     """Read and tokenise prompts; those that are accepted make sequences of the template."""
     if config.prompts is None or config.prompts == "-":
         return
-    vocabulary = Vocabulary(num_codes=16, num_pieces=text.num_pieces)
+    vocabulary = Vocabulary(codebook_size=16, text_vocab_size=text.vocab_size)
     template = Template(
         "[ROI1] {text} [BASE] [BOI1] {image:2x2}", target="image", loss={}, vocabulary=vocabulary, text_length=12
     )
@@ -232,11 +232,11 @@ def test_lists_of_pairs(tmp_path: Path, content: bytes) -> None:
 
 
 @settings(max_examples=150, **SHARED)
-@given(note=LISTINGS, picture=st.one_of(st.just(b""), st.binary(max_size=100)), places=st.lists(st.integers(0, 5000)))
+@given(note=LISTINGS, image=st.one_of(st.just(b""), st.binary(max_size=100)), places=st.lists(st.integers(0, 5000)))
 @example(DEEP, b"", [])
-def test_shards(shard: Callable[..., Path], note: bytes, picture: bytes, places: list[int]) -> None:
-    """Any .json beside any picture, and shards with flipped bits."""
-    file = shard({"a.png": PNG, "a.json": b'{"text": "t"}', "b.png": PNG + picture, "b.json": note})
+def test_shards(shard: Callable[..., Path], note: bytes, image: bytes, places: list[int]) -> None:
+    """Any .json beside any image, and shards with flipped bits."""
+    file = shard({"a.png": PNG, "a.json": b'{"text": "t"}', "b.png": PNG + image, "b.json": note})
     data = bytearray(file.read_bytes())
     for place in places:
         data[place % len(data)] ^= 1 << place % 8
@@ -283,7 +283,7 @@ PNG = png()
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished store with three rows."""
     folder = tmp_path_factory.mktemp("fuzz") / "store"
-    sizes: dict[str, Any] = {"text_length": 4, "grid": (2, 2), "num_pieces": 50, "num_codes": 8}
+    sizes: dict[str, Any] = {"text_length": 4, "grid": (2, 2), "text_vocab_size": 50, "codebook_size": 8}
     writer = StoreWriter(folder, **sizes, text_tokenizer="t", image_tokenizer="i", splits={"train": 3})
     writer.append("train", [[1], [2, 3], []], torch.zeros(3, 2, 2, dtype=torch.long), ["a", "b", "c"], 3)
     writer.finish()
@@ -316,8 +316,8 @@ def test_headers_of_stores(store: Path, data: st.DataObject) -> None:
             opened = TokenStore.open(store)
             rows = opened.split("train")
             for index in range(min(len(rows), 4)):
-                pieces, codes = rows[index]
-                assert isinstance(pieces, list) and codes.shape == opened.header.grid
+                text_tokens, codes = rows[index]
+                assert isinstance(text_tokens, list) and codes.shape == opened.header.grid
             assert kind != "flips" or json.loads(content) == json.loads(whole), "a damaged header was believed"
     finally:
         file.write_bytes(whole)
@@ -336,6 +336,10 @@ WORDS = st.one_of(
 def test_layouts(words: list[str], target: str) -> None:
     with one_line_at_most(SampleError):
         template = Template(
-            " ".join(words), target=target, loss={}, vocabulary=Vocabulary(num_codes=8, num_pieces=30), text_length=4
+            " ".join(words),
+            target=target,
+            loss={},
+            vocabulary=Vocabulary(codebook_size=8, text_vocab_size=30),
+            text_length=4,
         )
         assert template.length > 0

@@ -1,7 +1,7 @@
 """Pickles put together at random, in archives with right checksums, end in plain values or in one line.
 
 Some are opcodes in any order, with arguments that make sense more often than chance would have it; others are pickles
-of released files with bytes changed, or pieces of them moved.
+of released files with bytes changed, or text tokens of them moved.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NAMES = [
 ]
 INTEGERS = st.one_of(st.integers(0, 5), st.sampled_from([-1, 255, 2**31, 2**62, -(2**63), 2**63, 10**30]))
 WORDS = st.sampled_from(["storage", "0", "1", "cpu", "a", "latin1", "u4", "O", "<", "b", "module", "é", "\n"])
-PIECES = st.one_of(
+TEXT_TOKENS = st.one_of(
     st.sampled_from(NAMES).map(lambda words: name(*words)),
     INTEGERS.map(number),
     WORDS.map(text),
@@ -64,7 +64,7 @@ PIECES = st.one_of(
     st.binary(max_size=4),
     st.floats().map(lambda value: b"G" + struct.pack(">d", value)),
 )
-ASSEMBLED = st.lists(PIECES, max_size=40).map(lambda pieces: b"\x80\x02" + b"".join(pieces) + b".")
+ASSEMBLED = st.lists(TEXT_TOKENS, max_size=40).map(lambda text_tokens: b"\x80\x02" + b"".join(text_tokens) + b".")
 
 
 def check(pickle: bytes) -> None:
@@ -99,7 +99,7 @@ def test_opcodes_in_any_order(pickle: bytes) -> None:
 
 
 @SETTINGS
-@given(value=st.lists(PIECES, max_size=12).map(b"".join))
+@given(value=st.lists(TEXT_TOKENS, max_size=12).map(b"".join))
 def test_values_of_a_dictionary(value: bytes) -> None:
     check(b"\x80\x02}" + text("a") + value + b"s.")
 
@@ -141,6 +141,8 @@ def test_moved_opcodes(reals: list[bytes], data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 3))):
         source, target = (data.draw(st.integers(1, len(parts) - 1)) for _ in range(2))
         length = data.draw(st.integers(0, 3))
-        piece = data.draw(st.one_of(st.just(parts[source : source + length]), PIECES.map(lambda part: [part])))
-        parts[target : target + data.draw(st.integers(0, 2))] = piece
+        text_token = data.draw(
+            st.one_of(st.just(parts[source : source + length]), TEXT_TOKENS.map(lambda part: [part]))
+        )
+        parts[target : target + data.draw(st.integers(0, 2))] = text_token
     check(b"".join(parts))

@@ -7,7 +7,7 @@ import torch
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 
-VOCABULARY = Vocabulary(num_codes=40, num_pieces=12)
+VOCABULARY = Vocabulary(codebook_size=40, text_vocab_size=12)
 TWO_IMAGES = Template(
     "[ROI1] {text} [BASE] [BOI1] {small:2x2} [EOI1] [ROI2] [POS0] [BASE] [BOI2] {large:4x4} [EOI2]",
     target="large",
@@ -23,7 +23,7 @@ def small_model(template: Template, *, init_std: float, norm_scope: str = "token
     """Two layers of width 32 for the vocabulary and positions of a template; always the same weights."""
     torch.manual_seed(0)
     model = Transformer(
-        vocabulary_size=template.vocabulary.size,
+        vocab_size=template.vocabulary.size,
         num_layers=2,
         width=32,
         num_heads=2,

@@ -33,15 +33,15 @@ LAYOUTS = {"closed": layout("[SEP]"), "open": layout(""), "restarting": layout("
 
 @torch.no_grad()
 def by_full_forward(model: Transformer, template: Template, text: list[int], codes: Tensor) -> tuple[float, int]:
-    """Sum and number of the log-likelihoods of the text's pieces, and of [SEP] where the layout has it."""
+    """Sum and number of the log-likelihoods of the text's text tokens, and of [SEP] where the layout has it."""
     tokens = [VOCABULARY.command(word) for word in ("[BASE]", "[BOI1]")] + codes.flatten().tolist()
     tokens += [VOCABULARY.command(word) for word in ("[EOI1]", "[ROI1]")]
     start = len(tokens)
-    tokens += [VOCABULARY.num_codes + piece for piece in text]
+    tokens += [VOCABULARY.codebook_size + text_token for text_token in text]
     if template.layout.endswith("[SEP]"):
         tokens.append(VOCABULARY.command("[SEP]"))
     logits = model(torch.tensor([tokens]), torch.tensor([template.positions(tokens)]))[0].double()
-    logits[:, : VOCABULARY.num_codes] = float("-inf")
+    logits[:, : VOCABULARY.codebook_size] = float("-inf")
     chances = logits.log_softmax(-1)
     return sum(chances[place - 1, tokens[place]].item() for place in range(start, len(tokens))), len(tokens) - start
 
@@ -68,16 +68,16 @@ def test_a_text_without_tokens_costs_nothing() -> None:
 
 def test_a_text_longer_than_its_slot() -> None:
     template = LAYOUTS["closed"]
-    with pytest.raises(UserError, match="rerank: a text has 6 pieces, the model's text slot holds 5"):
+    with pytest.raises(UserError, match="rerank: a text has 6 text tokens, the model's text slot holds 5"):
         caption_losses(small_model(template, init_std=0.3), template, [[1], [2] * 6], CODES[:2])
 
 
-def test_a_layout_that_writes_no_text_about_a_picture() -> None:
-    with pytest.raises(UserError, match="does not write text about a picture"):
+def test_a_layout_that_writes_no_text_about_a_image() -> None:
+    with pytest.raises(UserError, match="does not write text about a image"):
         caption_losses(small_model(TWO_IMAGES, init_std=0.3), TWO_IMAGES, [[1]], CODES[:1])
 
 
-def test_as_many_texts_as_pictures() -> None:
+def test_as_many_texts_as_images() -> None:
     template = LAYOUTS["closed"]
     with pytest.raises(ValueError, match="zip"):
         caption_losses(small_model(template, init_std=0.3), template, [[1], [2]], CODES[:1])

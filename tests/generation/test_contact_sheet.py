@@ -1,4 +1,4 @@
-"""Contact sheets: every picture whole, every caption inside its column, clear errors about fonts."""
+"""Contact sheets: every image whole, every caption inside its column, clear errors about fonts."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def box(sheet: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, int
 
 
 def ink(sheet: Image.Image) -> np.ndarray:
-    """Where there is neither paper nor a picture."""
+    """Where there is neither paper nor a image."""
     pixels = np.asarray(sheet).astype(int)
     return (np.ptp(pixels, axis=-1) == 0) & (pixels[..., 0] < 250)
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3])
 @pytest.mark.parametrize("per_row", [1, 2])
-def test_every_picture_is_whole_and_in_order(columns: int, per_row: int) -> None:
+def test_every_image_is_whole_and_in_order(columns: int, per_row: int) -> None:
     count = 6 // per_row
     rows = [(f"row {i}", [plain(c) for c in COLOURS[i * per_row : (i + 1) * per_row]]) for i in range(count)]
     sheet = contact_sheet(rows, columns=columns, cell=CELL)
@@ -50,8 +50,8 @@ def test_every_picture_is_whole_and_in_order(columns: int, per_row: int) -> None
 
 def test_size() -> None:
     def size(rows: int, per_row: int, columns: int, cell: int = CELL) -> tuple[int, int]:
-        pictures = [plain(COLOURS[0])] * per_row
-        return contact_sheet([("a", pictures)] * rows, columns=columns, cell=cell).size
+        images = [plain(COLOURS[0])] * per_row
+        return contact_sheet([("a", images)] * rows, columns=columns, cell=cell).size
 
     width, height = size(rows=1, per_row=1, columns=1)
     assert size(rows=6, per_row=1, columns=3) == (3 * width, 2 * height)
@@ -63,7 +63,7 @@ def test_size() -> None:
 
 @pytest.mark.parametrize("size", [(16, 16), (7, 3), (200, 100)])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-def test_pictures_of_any_size_and_mode_fill_the_cell(mode: str, size: tuple[int, int]) -> None:
+def test_images_of_any_size_and_mode_fill_the_cell(mode: str, size: tuple[int, int]) -> None:
     sheet = contact_sheet([("", [plain(COLOURS[0], size).convert(mode)])], columns=1, cell=CELL)
     left, top, right, bottom = box(sheet, COLOURS[0])
     assert (right - left, bottom - top) == (CELL, CELL)
@@ -81,7 +81,7 @@ def test_long_captions_wrap(caption: str) -> None:
     written = ink(sheet)
     assert not written[:, -3:].any()  # the margin stays free
     assert not written[:, : box(sheet, COLOURS[1])[0] - 5][box(sheet, COLOURS[0])[1] :].any()
-    for colour in COLOURS[:2]:  # nothing is written over a picture
+    for colour in COLOURS[:2]:  # nothing is written over a image
         left, top, right, bottom = box(sheet, colour)
         assert (right - left, bottom - top) == (CELL, CELL)
     top = box(sheet, COLOURS[1])[1]

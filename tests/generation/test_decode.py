@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from cogview_pl.errors.signals import STOP, Stopped
+from cogview_pl.errors.signals import SIGNALS, Stopped
 from cogview_pl.generation.decode import OPEN, fill, stream, uniforms
 from cogview_pl.generation.sampling import Sampling
 from cogview_pl.transformer.model import Transformer
@@ -45,11 +45,11 @@ TEXTS: tuple[list[int], ...] = ([3, 1, 4, 1, 5], [], [9, 2, 6, 5, 3, 5, 8, 9], [
 def make(**changes: object) -> Transformer:
     torch.manual_seed(0)
     sizes = {"num_layers": 2, "width": 32, "num_heads": 4, "num_positions": 40, "init_std": 0.3}
-    return Transformer(vocabulary_size=VOCABULARY.size, **{**sizes, **changes}).eval()  # type: ignore[arg-type]
+    return Transformer(vocab_size=VOCABULARY.size, **{**sizes, **changes}).eval()  # type: ignore[arg-type]
 
 
 def prompts_of(template: Template) -> list[list[int]]:
-    """One per entry of TEXTS: different lengths where text comes first, different pictures otherwise."""
+    """One per entry of TEXTS: different lengths where text comes first, different images otherwise."""
     return [
         template.prompt({"text": text, "small": [(5 * i + j) % 40 for j in range(4)], "image": [i, 2 * i, 3, 39 - i]})
         for i, text in enumerate(TEXTS)
@@ -154,7 +154,7 @@ class TestText:
     def test_stops_at_the_closing_token(self) -> None:
         rows, _ = self.fill_with_likely_end(gain=1000.0)
         assert any(len(row) < self.template.target.length for row in rows)
-        assert all(token in VOCABULARY.pieces for row in rows for token in row)
+        assert all(token in VOCABULARY.text_tokens for row in rows for token in row)
 
     def test_stops_computing_when_all_rows_are_closed(self) -> None:
         rows, steps = self.fill_with_likely_end(gain=20.0)
@@ -227,7 +227,7 @@ class TestKnownTokens:
 
 
 def test_random_numbers_are_those_of_every_version() -> None:
-    """A seed gives the same picture in years and on other machines: recorded numbers."""
+    """A seed gives the same image in years and on other machines: recorded numbers."""
     found = uniforms([5, 6, 5], [[1, 2], [1, 2], [3]], 3)
     recorded = [
         [0.5491594076156616, 0.4179961681365967, 0.12811875343322754],
@@ -245,7 +245,7 @@ def test_stops_between_two_tokens_when_told_to(monkeypatch: pytest.MonkeyPatch) 
     def third_step() -> None:
         steps.append(1)
         if len(steps) == 3:
-            monkeypatch.setattr(STOP, "received", signal.SIGTERM)
+            monkeypatch.setattr(SIGNALS, "received", signal.SIGTERM)
 
     with pytest.raises(Stopped):
         fill(make(), template, prompts_of(template), seeds=range(4), sampling=Sampling(), on_step=third_step)

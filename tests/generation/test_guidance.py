@@ -18,7 +18,7 @@ from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 
 NUM_CODES = 40
-VOCABULARY = Vocabulary(NUM_CODES, num_pieces=12)
+VOCABULARY = Vocabulary(NUM_CODES, text_vocab_size=12)
 TEXTS: tuple[list[int], ...] = ([3, 1, 4, 1, 5], [], [9, 2, 6, 5, 3, 5, 8, 9], [7])
 CAPTIONS = ["红色的圆形", "蓝色的心形", "一个绿色的三角形"]
 GREEDY = 0.0  # temperature
@@ -38,7 +38,7 @@ PROMPTS = [TEMPLATE.prompt({"text": text}) for text in TEXTS]
 def make(vocabulary: Vocabulary = VOCABULARY, **changes: Any) -> Transformer:
     torch.manual_seed(0)
     sizes = {"num_layers": 2, "width": 32, "num_heads": 4, "num_positions": 40, "init_std": 0.3}
-    return Transformer(vocabulary_size=vocabulary.size, **{**sizes, **changes}).eval()
+    return Transformer(vocab_size=vocabulary.size, **{**sizes, **changes}).eval()
 
 
 def guided(
@@ -131,9 +131,9 @@ def test_guidance_of_1_is_none() -> None:
 
 
 def test_guidance_of_0_draws_from_the_prompt_without_text() -> None:
-    # A model to which piece a is what piece b is to another one makes the second prompt of the first: the random
+    # A model to which token a is what token b is to another one makes the second prompt of the first: the random
     # numbers follow from the prompt that was given, so both must draw the same codes.
-    prompt, other = (TEMPLATE.prompt({"text": [piece]}) for piece in (4, 7))
+    prompt, other = (TEMPLATE.prompt({"text": [text_token]}) for text_token in (4, 7))
     model, twin = make(), make()
     with torch.no_grad():
         a, b = prompt[1], other[1]
@@ -196,12 +196,12 @@ def painter() -> CogView:
 
 
 def sequence_model(**changes: Any) -> SequenceModel:
-    text = TextTokenizer.train(CAPTIONS, num_pieces=290)
-    vocabulary = Vocabulary(NUM_CODES, text.num_pieces)
+    text = TextTokenizer.train(CAPTIONS, vocab_size=290)
+    vocabulary = Vocabulary(NUM_CODES, text.vocab_size)
     vqvae = {
         "width": 8,
-        "code_dim": 4,
-        "num_codes": NUM_CODES,
+        "codebook_dim": 4,
+        "codebook_size": NUM_CODES,
         "downsampling": 4,
         "residual_blocks": 0,
         "quantizer": {"kind": "fixed", "commitment_weight": 0.25},
@@ -217,10 +217,10 @@ def sequence_model(**changes: Any) -> SequenceModel:
     )
 
 
-class TestPictures:
+class TestImages:
     def test_depend_on_guidance(self, painter: CogView) -> None:
         paint = [
-            [np.asarray(picture) for picture in painter.generate("红色", num_images=2, sampling=sampling)]
+            [np.asarray(image) for image in painter.generate("红色", num_images_per_prompt=2, sampling=sampling)]
             for sampling in (Sampling(guidance=4.0), Sampling(guidance=4.0), Sampling())
         ]
         assert paint[0][0].shape == (16, 16, 3)
@@ -238,4 +238,4 @@ class TestPictures:
         compat = CogView(sequence_model(norm_scope="tensor"))
         with pytest.raises(UserError, match=r"sampler\.guidance=2 .*compat=official"):
             compat.generate("红色", sampling=Sampling(guidance=2.0))
-        assert len(compat.generate("红色", num_images=2)) == 2
+        assert len(compat.generate("红色", num_images_per_prompt=2)) == 2

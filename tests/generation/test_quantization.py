@@ -16,7 +16,7 @@ from cogview_pl.generation.sampling import Sampling
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 
-VOCABULARY = Vocabulary(num_codes=40, num_pieces=12)
+VOCABULARY = Vocabulary(codebook_size=40, text_vocab_size=12)
 TEMPLATE = Template(
     "[ROI1] {text} [BASE] [BOI1] {image:4x4} [EOI1]", target="image", loss={}, vocabulary=VOCABULARY, text_length=8
 )
@@ -32,7 +32,7 @@ def make(width: int = 64) -> Transformer:
         "num_positions": TEMPLATE.num_positions,
         "init_std": width**-0.5,
     }
-    return Transformer(vocabulary_size=VOCABULARY.size, **sizes).eval()  # type: ignore[arg-type]
+    return Transformer(vocab_size=VOCABULARY.size, **sizes).eval()  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -74,7 +74,9 @@ def test_decoding_takes_the_quantized_weights(quantized: tuple[Transformer, Tran
     rows = fill(small, TEMPLATE, PROMPTS, seeds=[0] * 3, sampling=Sampling(temperature=0))
     for prompt, row in zip(PROMPTS, rows, strict=True):
         tokens = prompt + row
-        logits = small(torch.tensor([tokens]), torch.tensor([TEMPLATE.positions(tokens)]))[0, :, : VOCABULARY.num_codes]
+        logits = small(torch.tensor([tokens]), torch.tensor([TEMPLATE.positions(tokens)]))[
+            0, :, : VOCABULARY.codebook_size
+        ]
         assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == row
 
 

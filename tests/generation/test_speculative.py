@@ -17,12 +17,12 @@ from cogview_pl.vocab import Template, Vocabulary
 
 from .small_model import small_model
 
-PIECES = 12
+TEXT_TOKENS = 12
 PROMPT, OTHER = [1, 2], [3, 4, 5, 6]
 
 
 def make(codes: int, grid: int, norm_scope: str = "token") -> tuple[Transformer, Template]:
-    vocabulary = Vocabulary(codes, PIECES)
+    vocabulary = Vocabulary(codes, TEXT_TOKENS)
     template = Template(
         f"[ROI1] {{text}} [BASE] [BOI1] {{image:{grid}x{grid}}} [EOI1]",
         target="image",
@@ -33,8 +33,8 @@ def make(codes: int, grid: int, norm_scope: str = "token") -> tuple[Transformer,
     return small_model(template, init_std=0.4, norm_scope=norm_scope), template
 
 
-def prompt(template: Template, pieces: list[int]) -> list[int]:
-    return template.prompt({"text": pieces})
+def prompt(template: Template, text_tokens: list[int]) -> list[int]:
+    return template.prompt({"text": text_tokens})
 
 
 def exact_distribution(model: Transformer, template: Template, sampling: Sampling, codes: int, length: int) -> Tensor:

@@ -17,11 +17,11 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32] if DEVICE == "cuda" else
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("width", "num_codes"), [(64, 200), (24, 100)])
-def test_the_nearest_code(dtype: torch.dtype, width: int, num_codes: int) -> None:
+@pytest.mark.parametrize(("width", "codebook_size"), [(64, 200), (24, 100)])
+def test_the_nearest_code(dtype: torch.dtype, width: int, codebook_size: int) -> None:
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(150, width, generator=generator).to(DEVICE, dtype)
-    codebook = torch.randn(width, num_codes, generator=generator).to(DEVICE)
+    codebook = torch.randn(width, codebook_size, generator=generator).to(DEVICE)
     codes, distances = nearest_by_kernel(vectors, codebook)
     exact = torch.cdist(vectors.double(), codebook.T.double()).square()
     assert torch.equal(codes, exact.argmin(1))
@@ -40,8 +40,14 @@ def test_of_equally_near_codes_the_first() -> None:
 @pytest.mark.parametrize("residual_blocks", [0, 1])
 def test_encoding_on_a_gpu(residual_blocks: int) -> None:
     torch.manual_seed(0)
-    quantizer = make_quantizer("fixed", num_codes=300, code_dim=32, commitment_weight=0.25)
-    sizes = {"width": 32, "code_dim": 32, "num_codes": 300, "downsampling": 8, "residual_blocks": residual_blocks}
+    quantizer = make_quantizer("fixed", codebook_size=300, codebook_dim=32, commitment_weight=0.25)
+    sizes = {
+        "width": 32,
+        "codebook_dim": 32,
+        "codebook_size": 300,
+        "downsampling": 8,
+        "residual_blocks": residual_blocks,
+    }
     model = VQVAE(**sizes, quantizer=quantizer, mean=[0.5] * 3, std=[0.3] * 3).eval()
     images = torch.rand(4, 3, 64, 64)
     codes, latents = model.encode(images), model.latents(images).detach()

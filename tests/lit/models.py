@@ -26,7 +26,7 @@ LR, DECAY = 0.5, 0.02
 def sequence_module(slot_ids: list[range] | None = SLOT_IDS, noise: float = 0.0, trained: str = "") -> SequenceModule:
     """A model of which the parameters are trained that have `trained` in their names."""
     torch.manual_seed(0)
-    model = Transformer(vocabulary_size=31, num_layers=1, width=8, num_heads=2, num_positions=12, init_std=0.4)
+    model = Transformer(vocab_size=31, num_layers=1, width=8, num_heads=2, num_positions=12, init_std=0.4)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained in name)
     factory = OptimizerFactory(partial(torch.optim.SGD, lr=LR), weight_decay=DECAY, warmup=0.0, final_lr=1.0)
@@ -35,7 +35,7 @@ def sequence_module(slot_ids: list[range] | None = SLOT_IDS, noise: float = 0.0,
         slot_names=NAMES,
         slot_ids=slot_ids,
         target=1,
-        target_noise=noise,
+        token_noise=noise,
         optimizer=factory,
         painter=None,
         val_prompts=[],
@@ -43,7 +43,7 @@ def sequence_module(slot_ids: list[range] | None = SLOT_IDS, noise: float = 0.0,
 
 
 def sequence_batch(seed: int, rows: int, text: int, image: int, text_weight: float = 0.5) -> SequenceBatch:
-    """Rows of a command, a text and a picture, of which the first is padded by two tokens."""
+    """Rows of a command, a text and a image, of which the first is padded by two tokens."""
     random = torch.Generator().manual_seed(seed)
     command = torch.full((rows, 1), 30)
     texts, images = (
@@ -67,18 +67,18 @@ TOKENIZER_LR, MOMENTUM = 0.02, 0.9
 def tokenizer(kind: str = "learned") -> VQVAE:
     torch.manual_seed(3)
     settings = {"kmeans_iters": 0} if kind == "ema" else {}
-    quantizer = make_quantizer(kind, num_codes=CODES, code_dim=3, **settings)
+    quantizer = make_quantizer(kind, codebook_size=CODES, codebook_dim=3, **settings)
     made = VQVAE(
         width=6,
-        code_dim=3,
-        num_codes=CODES,
+        codebook_dim=3,
+        codebook_size=CODES,
         downsampling=4,
         residual_blocks=0,
         quantizer=quantizer,
         mean=[0.5, 0.4, 0.6],
         std=[0.5, 0.6, 0.4],
     )
-    with torch.no_grad():  # so that pictures take several codes, and their reconstructions leave 0 … 1
+    with torch.no_grad():  # so that images take several codes, and their reconstructions leave 0 … 1
         made.decoder[-1].weight *= 6
         made.decoder[-1].bias.copy_(torch.tensor([1.5, -0.6, 0.1]))
         quantizer.codebook.copy_(made.latents(torch.rand(3, 3, 8, 8)).transpose(0, 1).flatten(1))
@@ -86,7 +86,7 @@ def tokenizer(kind: str = "learned") -> VQVAE:
 
 
 def tokenizer_module(
-    kind: str = "learned", reconstruction: Any = "l2", continuous_steps: int = 0
+    kind: str = "learned", reconstruction: Any = "l2", quantize_after_steps: int = 0
 ) -> ImageTokenizerModule:
     build = partial(torch.optim.SGD, lr=TOKENIZER_LR, momentum=MOMENTUM)
     factory = OptimizerFactory(build, weight_decay=0.5, warmup=0.0, final_lr=1.0)
@@ -94,17 +94,17 @@ def tokenizer_module(
         tokenizer(kind),
         reconstruction=reconstruction,
         reconstruction_weight=RECONSTRUCTION_WEIGHT,
-        continuous_steps=continuous_steps,
+        quantize_after_steps=quantize_after_steps,
         optimizer=factory,
     )
 
 
-def pictures(seed: int, count: int) -> list[ImageSample]:
-    """Pictures of 8 x 8, the later ones darker."""
+def images(seed: int, count: int) -> list[ImageSample]:
+    """Images of 8 x 8, the later ones darker."""
     random = torch.Generator().manual_seed(seed)
     tops = [256 - 40 * number for number in range(count)]
     return [ImageSample(str(top), torch.randint(top, (3, 8, 8), generator=random).byte(), "") for top in tops]
 
 
-def picture_batch(seed: int, count: int) -> ImageBatch:
-    return collate_images([Skipped("lost", "why"), *pictures(seed, count)])
+def image_batch(seed: int, count: int) -> ImageBatch:
+    return collate_images([Skipped("lost", "why"), *images(seed, count)])

@@ -14,19 +14,19 @@ from lightning import LightningModule
 from cogview_pl.data.bad_samples import ImageBatch, collate_images
 from cogview_pl.data.samples import Skipped
 from cogview_pl.data.sequence_dataset import SequenceBatch
-from cogview_pl.lit.callbacks import NanGuard, RandomState, SkippedPictures
+from cogview_pl.lit.callbacks import NanGuard, RandomState, SkippedImages
 from cogview_pl.lit.data_module import DataModule
 from cogview_pl.lit.strategies import FullyShardedStrategy, TensorParallelStrategy
 from cogview_pl.transformer.parallel import whole
 
 from .fitting import loader, trainer
-from .models import pictures, sequence_batch, sequence_module, tokenizer_module
+from .models import images, sequence_batch, sequence_module, tokenizer_module
 
 pytestmark = pytest.mark.ddp
 
 CLIP = 0.3
 SEQUENCES = [sequence_batch(seed, 4, 4, 5) for seed in (1, 2, 3)]
-PICTURES = [pictures(1, 3), pictures(2, 2), [], pictures(3, 4)]
+IMAGES = [images(1, 3), images(2, 2), [], images(3, 4)]
 SHARES = [(1, 2), (0, 2), (0, 0), (3, 1)]  # of these, per process
 
 
@@ -36,10 +36,10 @@ def sequences(rank: int | None) -> list[SequenceBatch]:
     return [SequenceBatch(*(tensor[rows] for tensor in given)) for given in SEQUENCES]
 
 
-def images(rank: int | None) -> list[ImageBatch]:
-    """In the second batch the first process has no picture, in the third none has."""
+def image_batches(rank: int | None) -> list[ImageBatch]:
+    """In the second batch the first process has no image, in the third none has."""
     found = []
-    for samples, (first, _) in zip(PICTURES, SHARES, strict=True):
+    for samples, (first, _) in zip(IMAGES, SHARES, strict=True):
         mine: Any = {None: samples, 0: samples[:first], 1: samples[first:]}[rank]
         found.append(collate_images([*mine, Skipped(f"lost by {rank}", "why")]))
     return found
@@ -61,10 +61,10 @@ def validated(module: LightningModule, batches: list[Any], **options: Any) -> di
 
 
 def skipped(folder: str, **options: Any) -> float:
-    """How many unreadable pictures are logged behind two steps, in which all 8 samples have been seen."""
-    samples: Any = [*pictures(1, 5), *(Skipped(f"lost {number}", "why") for number in range(3))]
+    """How many unreadable images are logged behind two steps, in which all 8 samples have been seen."""
+    samples: Any = [*images(1, 5), *(Skipped(f"lost {number}", "why") for number in range(3))]
     data = DataModule(samples, samples, collate=collate_images, batch_size=2, num_workers=0, seed=1)
-    given = trainer(2, callbacks=[SkippedPictures(f"{folder}/skipped.jsonl", 1.0)], limit_val_batches=0, **options)
+    given = trainer(2, callbacks=[SkippedImages(f"{folder}/skipped.jsonl", 1.0)], limit_val_batches=0, **options)
     given.fit(tokenizer_module("ema"), datamodule=data)
     return given.logger.series("data/skipped")[1]  # type: ignore[union-attr]
 
@@ -90,9 +90,11 @@ def run_rank(rank: int, folder: str) -> None:
         "ddp": trained(sequence_module(), sequences(rank), strategy="ddp", **two),
         "fsdp": trained(sequence_module(), sequences(rank), strategy=FullyShardedStrategy(), **two),
         "tp": trained(sequence_module(), sequences(None), strategy=TensorParallelStrategy(), **two),
-        "tokenizer": trained(tokenizer_module("ema", continuous_steps=1), images(rank), strategy="ddp", **two),
+        "tokenizer": trained(
+            tokenizer_module("ema", quantize_after_steps=1), image_batches(rank), strategy="ddp", **two
+        ),
         "sequence validation": validated(sequence_module(), sequences(rank), strategy="ddp", **two),
-        "tokenizer validation": validated(tokenizer_module(), images(rank), strategy="ddp", **two),
+        "tokenizer validation": validated(tokenizer_module(), image_batches(rank), strategy="ddp", **two),
         "skipped": skipped(folder, strategy="ddp", **two),
         "guard": left_by_the_guard(rank),
     }
@@ -132,17 +134,19 @@ def test_each_process_holds_its_part(ranks: list[dict[str, Any]], strategy: str,
             assert found["parts"][f"model.{name}.weight"] == pytest.approx(whole_numbers / parts, rel=0.05)
 
 
-def test_pictures_are_trained_on_as_one_batch(ranks: list[dict[str, Any]]) -> None:
+def test_images_are_trained_on_as_one_batch(ranks: list[dict[str, Any]]) -> None:
     """Where one process has none, and where both have none."""
-    require_same(ranks[0]["tokenizer"], trained(tokenizer_module("ema", continuous_steps=1), images(None)))
+    require_same(ranks[0]["tokenizer"], trained(tokenizer_module("ema", quantize_after_steps=1), image_batches(None)))
 
 
 def test_validation_figures_are_those_of_all_samples(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["sequence validation"] == pytest.approx(validated(sequence_module(), sequences(None)), rel=1e-5)
-    assert ranks[0]["tokenizer validation"] == pytest.approx(validated(tokenizer_module(), images(None)), rel=1e-4)
+    assert ranks[0]["tokenizer validation"] == pytest.approx(
+        validated(tokenizer_module(), image_batches(None)), rel=1e-4
+    )
 
 
-def test_unreadable_pictures_are_counted_over_all_processes(ranks: list[dict[str, Any]]) -> None:
+def test_unreadable_images_are_counted_over_all_processes(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["skipped"] == 3
 
 

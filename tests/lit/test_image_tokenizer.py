@@ -15,10 +15,10 @@ from cogview_pl.lit.image_tokenizer import _scaled, reconstruction_grid, to_unit
 from cogview_pl.vqvae.model import VQVAE
 
 from .fitting import fit, loader, trainer, validate
-from .models import CODES, MOMENTUM, pictures
+from .models import CODES, MOMENTUM, images
 from .models import RECONSTRUCTION_WEIGHT as WEIGHT
 from .models import TOKENIZER_LR as LR
-from .models import picture_batch as batch
+from .models import image_batch as batch
 from .models import tokenizer as model
 from .models import tokenizer_module as module
 
@@ -26,7 +26,7 @@ EMPTY = batch(0, 0)
 
 
 def figures(tested: VQVAE, images: Tensor, reconstruction: str) -> tuple[Tensor, Tensor, Tensor, Counter[int]]:
-    """Per picture the error, the squared distance to the codes and the PSNR; and how often a code occurs."""
+    """Per image the error, the squared distance to the codes and the PSNR; and how often a code occurs."""
     scaled = images.double() / 255
     latents = tested.latents(scaled.float())
     distances = (latents.permute(0, 2, 3, 1)[..., None] - tested.quantizer.codebook).square().sum(3)
@@ -49,8 +49,8 @@ def usage(counts: Counter[int]) -> tuple[float, float]:
 
 @pytest.mark.parametrize("reconstruction", ["l1", "l2"])
 @torch.no_grad()
-def test_validation_means_are_over_all_pictures_of_batches_of_different_size(reconstruction: str) -> None:
-    """Also a second time; a batch without a readable picture changes nothing."""
+def test_validation_means_are_over_all_images_of_batches_of_different_size(reconstruction: str) -> None:
+    """Also a second time; a batch without a readable image changes nothing."""
     tested = module(reconstruction=reconstruction)
     for batches in ([batch(1, 3), EMPTY, batch(2, 1), batch(3, 5)], [batch(4, 2)]):
         images = torch.cat([given.images for given in batches if len(given.images)])
@@ -67,15 +67,15 @@ def test_validation_means_are_over_all_pictures_of_batches_of_different_size(rec
         assert validate(tested, batches) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_validation_without_a_readable_picture_logs_nothing() -> None:
+def test_a_validation_without_a_readable_image_logs_nothing() -> None:
     tested = module()
     assert trainer(1).validate(tested, torch.utils.data.DataLoader([EMPTY], batch_size=None), verbose=False) == [{}]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_steps_and_logs_are_those_of_plain_training(clip: float | None) -> None:
-    """Two steps as a plain autoencoder, then with codes; the step of a batch without pictures changes nothing."""
-    tested = module(continuous_steps=3)
+    """Two steps as a plain autoencoder, then with codes; the step of a batch without images changes nothing."""
+    tested = module(quantize_after_steps=3)
     reference = copy.deepcopy(tested.model)
     batches = [batch(1, 3), EMPTY, batch(2, 1), batch(3, 5), batch(4, 2)]
     log = fit(tested, batches, gradient_clip_val=clip)
@@ -121,7 +121,7 @@ def test_steps_and_logs_are_those_of_plain_training(clip: float | None) -> None:
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_a_batch_without_a_picture_adds_nothing_to_the_gradient_of_a_step() -> None:
+def test_a_batch_without_a_image_adds_nothing_to_the_gradient_of_a_step() -> None:
     """The batches of a step are averaged: beside an empty one a batch moves the weights half as far."""
     beside, alone, start = module(), module(), model().state_dict()
     trainer(1, accumulate_grad_batches=2).fit(beside, loader([batch(1, 3), EMPTY]))
@@ -151,14 +151,14 @@ def test_no_weight_decays_and_filters_are_what_muon_is_for() -> None:
     assert sum(len(group["params"]) for group in groups) == len(list(tested.parameters()))
 
 
-def test_a_loss_that_is_not_finite_stays_so_unless_no_picture_made_it() -> None:
+def test_a_loss_that_is_not_finite_stays_so_unless_no_image_made_it() -> None:
     lost = torch.tensor(torch.nan)
     assert _scaled(lost, 1.0).isnan()
     assert _scaled(lost, 0.0) == 0
     assert _scaled(torch.tensor(3.0), 0.5) == 1.5
 
 
-def test_pictures_go_in_from_black_0_to_white_1() -> None:
+def test_images_go_in_from_black_0_to_white_1() -> None:
     given = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1).repeat(1, 1, 2, 2)
     found = to_unit_range(given)
     assert found[0, :, 1, 1].tolist() == pytest.approx([0, 0.2, 1])
@@ -166,17 +166,17 @@ def test_pictures_go_in_from_black_0_to_white_1() -> None:
 
 
 @torch.no_grad()
-def test_a_grid_shows_the_first_readable_pictures_above_their_reconstructions() -> None:
+def test_a_grid_shows_the_first_readable_images_above_their_reconstructions() -> None:
     tested = model()
-    given = pictures(1, 4)
+    given = images(1, 4)
     rows = [given[0], Skipped("lost", "why"), *given[1:]]
     found = reconstruction_grid(tested, rows, 4)  # type: ignore[arg-type]
-    assert found.shape == (3, 22, 32)  # two rows of three pictures of 8, with 2 pixels around
+    assert found.shape == (3, 22, 32)  # two rows of three images of 8, with 2 pixels around
     for column, sample in enumerate(given[:3]):
         left = 2 + 10 * column
-        picture = sample.image / 255
-        torch.testing.assert_close(found[:, 2:10, left : left + 8], picture)
-        decoded = tested.decode(tested.encode(picture[None])).clamp(0, 1)[0]
+        image = sample.image / 255
+        torch.testing.assert_close(found[:, 2:10, left : left + 8], image)
+        decoded = tested.decode(tested.encode(image[None])).clamp(0, 1)[0]
         torch.testing.assert_close(found[:, 12:20, left : left + 8], decoded, rtol=1e-4, atol=1e-5)
     assert reconstruction_grid(tested, rows, 9).shape == (3, 22, 42)  # type: ignore[arg-type]
     assert torch.equal(reconstruction_grid(tested, rows[1:2], 4), torch.zeros(3, 1, 1))  # type: ignore[arg-type]
@@ -184,7 +184,7 @@ def test_a_grid_shows_the_first_readable_pictures_above_their_reconstructions() 
 
 @pytest.mark.parametrize(("value", "mean", "error", "decibels"), [(51, 0.2, 0.0, 100.0), (0, 1.0, 1.0, 0.0)])
 def test_a_figure_of_zero_is_one_like_others(value: int, mean: float, error: float, decibels: float) -> None:
-    """A model without weights gives its mean for every picture."""
+    """A model without weights gives its mean for every image."""
     tested = module()
     for parameter in tested.model.parameters():
         parameter.data.zero_()

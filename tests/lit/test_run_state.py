@@ -1,4 +1,4 @@
-"""Random numbers go on after a resume as if never interrupted, in each process; unreadable pictures are counted."""
+"""Random numbers go on after a resume as if never interrupted, in each process; unreadable images are counted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from cogview_pl.data.bad_samples import ImageBatch, collate_images
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.errors import UserError
-from cogview_pl.lit.callbacks import RandomState, SkippedPictures
+from cogview_pl.lit.callbacks import RandomState, SkippedImages
 from cogview_pl.lit.data_module import DataModule
 
 from .fitting import Records, loader, trainer
@@ -143,7 +143,7 @@ def test_processes_of_a_fresh_run_draw_different_numbers_unless_they_share_sampl
 SIZE = 8
 
 
-class Pictures(Dataset[Any]):
+class Images(Dataset[Any]):
     """Of which some cannot be read."""
 
     def __init__(self, name: str, lost: set[int]) -> None:
@@ -155,7 +155,7 @@ class Pictures(Dataset[Any]):
 
     def __getitem__(self, index: int) -> ImageSample | Skipped:
         key = f"{self.name} {index}"
-        return Skipped(key, "no picture") if index in self.lost else ImageSample(key, torch.zeros(3, 1, 1).byte(), "")
+        return Skipped(key, "no image") if index in self.lost else ImageSample(key, torch.zeros(3, 1, 1).byte(), "")
 
 
 class Counts(Draws):
@@ -168,19 +168,19 @@ class Counts(Draws):
 def watched(folder: Path, lost: set[int], max_share: float, steps: int = 8) -> Records:
     """A training of batches of 2 with a validation behind the fourth step."""
     data = DataModule(
-        Pictures("train", lost), Pictures("val", {0, 5}), collate=collate_images, batch_size=2, num_workers=0, seed=1
+        Images("train", lost), Images("val", {0, 5}), collate=collate_images, batch_size=2, num_workers=0, seed=1
     )
-    callback = SkippedPictures(str(folder / "skipped.jsonl"), max_share)
+    callback = SkippedImages(str(folder / "skipped.jsonl"), max_share)
     given = trainer(steps, callbacks=[callback], val_check_interval=4, check_val_every_n_epoch=None)
     given.fit(Counts(), datamodule=data)
     return given.logger  # type: ignore[return-value]
 
 
-def test_unreadable_pictures_are_listed_once_and_counted_in_the_logs(tmp_path: Path) -> None:
+def test_unreadable_images_are_listed_once_and_counted_in_the_logs(tmp_path: Path) -> None:
     lost = {1, 4, 6}
     counts = watched(tmp_path, lost, max_share=0.5).series("data/skipped")
     order = DataModule(
-        Pictures("", set()), Pictures("", set()), collate=collate_images, batch_size=2, num_workers=0, seed=1
+        Images("", set()), Images("", set()), collate=collate_images, batch_size=2, num_workers=0, seed=1
     )
     met: set[int] = set()
     for step in range(4):
@@ -192,16 +192,16 @@ def test_unreadable_pictures_are_listed_once_and_counted_in_the_logs(tmp_path: P
     assert sorted(row["key"] for row in rows) == sorted(names)
 
 
-def test_too_large_a_share_of_unreadable_pictures_ends_the_run(tmp_path: Path) -> None:
+def test_too_large_a_share_of_unreadable_images_ends_the_run(tmp_path: Path) -> None:
     """As soon as so many have been seen as the training set has, not before."""
-    with pytest.raises(UserError, match="3 of 8 pictures could not be read"):
+    with pytest.raises(UserError, match="3 of 8 images could not be read"):
         watched(tmp_path, {1, 4, 6}, max_share=0.3)
 
 
 def test_each_process_has_a_list_of_its_own(tmp_path: Path) -> None:
     for rank, name in enumerate(["skipped.jsonl", "skipped_1.jsonl", "skipped_2.jsonl"]):
-        data = SimpleNamespace(train=Pictures("train", set()))
+        data = SimpleNamespace(train=Images("train", set()))
         given: Any = SimpleNamespace(global_rank=rank, datamodule=data)
-        callback = SkippedPictures(str(tmp_path / "skipped.jsonl"), 0.5)
+        callback = SkippedImages(str(tmp_path / "skipped.jsonl"), 0.5)
         callback.on_validation_batch_start(given, Counts(), collate_images([Skipped(f"of {rank}", "why")]), 0)
         assert json.loads((tmp_path / name).read_text())["key"] == f"of {rank}"

@@ -11,11 +11,11 @@ ROWS, TEXT, IMAGE = 200, 5, 40
 
 
 def batch() -> SequenceBatch:
-    """Texts of ids 100 … 104, pictures of ids below 50, and a command (id 999) behind each of the two."""
+    """Texts of ids 100 … 104, images of ids below 50, and a command (id 999) behind each of the two."""
     torch.manual_seed(0)
-    texts, pictures = torch.arange(100, 105).expand(ROWS, TEXT), torch.randint(50, (ROWS, IMAGE))
+    texts, images = torch.arange(100, 105).expand(ROWS, TEXT), torch.randint(50, (ROWS, IMAGE))
     command = torch.full((ROWS, 1), 999)
-    tokens = torch.cat([texts, command, pictures, command], 1)
+    tokens = torch.cat([texts, command, images, command], 1)
     slots = torch.cat([torch.zeros(ROWS, TEXT + 1), torch.ones(ROWS, IMAGE), torch.full((ROWS, 1), -1)], 1).long()
     return SequenceBatch(tokens, torch.zeros_like(tokens), torch.ones(tokens.shape), slots)
 

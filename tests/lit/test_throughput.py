@@ -22,13 +22,13 @@ class Watch:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, peak_tflops: float | None = None) -> None:
         self.now = 10.0
         monkeypatch.setattr(module_of_callback.time, "perf_counter", lambda: self.now)
-        model = Transformer(vocabulary_size=60, num_layers=2, width=32, num_heads=4, num_positions=9)
+        model = Transformer(vocab_size=60, num_layers=2, width=32, num_heads=4, num_positions=9)
         self.module: Any = SequenceModule(
             model,
             slot_names=["image"],
             slot_ids=[range(40)],
             target=0,
-            target_noise=0.0,
+            token_noise=0.0,
             optimizer=None,  # type: ignore[arg-type]
             painter=None,
             val_prompts=[],
@@ -105,7 +105,7 @@ def test_a_validation_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["perf/data_wait_share"] == pytest.approx(2 / 8)
 
 
-def test_pictures_have_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_have_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(monkeypatch, peak_tflops=1.0)
     watch.batch = ImageBatch(torch.zeros(3, 3, 8, 8), [], [], [])
     watch.module = SimpleNamespace()

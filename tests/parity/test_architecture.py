@@ -44,7 +44,7 @@ def released_shapes(layers: int, width: int) -> dict[str, tuple[int, ...]]:
 )
 def test_transformer(name: str, layers: int, width: int, parameters: int) -> None:
     config = composed("task=pretrain", f"model={name}")
-    vocabulary = Vocabulary(config.image_tokenizer.num_codes, config.text.num_pieces)
+    vocabulary = Vocabulary(config.image_tokenizer.codebook_size, config.text.vocab_size)
     with torch.device("meta"):
         model = Transformer(**transformer_settings(config, vocabulary))
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
@@ -58,13 +58,13 @@ def test_image_tokenizer(tmp_path: Path) -> None:
     model = build_vqvae(vqvae_settings(composed("task=pretrain", "model=cogview_4b").image_tokenizer))
     save_vqvae(model, tmp_path / "tokenizer.pt")
     found = {name: tuple(tensor.shape) for name, tensor in torch.load(tmp_path / "tokenizer.pt").items()}
-    width, code_dim, num_codes = 512, 256, 8192
+    width, codebook_dim, codebook_size = 512, 256, 8192
     wanted = {
         "enc_b.blocks.0": (width, 3, 4, 4),
         "enc_b.blocks.2": (width, width, 4, 4),
         "enc_b.blocks.4": (width, width, 4, 4),
-        "enc_b.blocks.6": (code_dim, width, 1, 1),
-        "dec.blocks.0": (code_dim, width, 4, 4),
+        "enc_b.blocks.6": (codebook_dim, width, 1, 1),
+        "dec.blocks.0": (codebook_dim, width, 4, 4),
         "dec.blocks.2": (width, width, 4, 4),
         "dec.blocks.4": (width, width, 4, 4),
         "dec.blocks.6": (3, width, 1, 1),
@@ -73,7 +73,7 @@ def test_image_tokenizer(tmp_path: Path) -> None:
         assert found.pop(f"{name}.weight") == shape
         assert found.pop(f"{name}.bias") == (shape[1] if name.startswith("dec") and shape[2] == 4 else shape[0],)
     assert found == {
-        "quantize_t.embed": (code_dim, num_codes),
-        "quantize_t.cluster_size": (num_codes,),
-        "quantize_t.embed_avg": (code_dim, num_codes),
+        "quantize_t.embed": (codebook_dim, codebook_size),
+        "quantize_t.cluster_size": (codebook_size,),
+        "quantize_t.embed_avg": (codebook_dim, codebook_size),
     }

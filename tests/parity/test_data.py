@@ -39,8 +39,8 @@ class Recorded:
         return {
             "text_length": self.text_length,
             "grid": (self.edge, self.edge),
-            "num_pieces": self.vocabulary.num_pieces,
-            "num_codes": self.vocabulary.num_codes,
+            "text_vocab_size": self.vocabulary.text_vocab_size,
+            "codebook_size": self.vocabulary.codebook_size,
         }
 
     def rows(self) -> StoredRows:
@@ -97,39 +97,41 @@ class TestReading:
             real = torch.tensor([[i < len(sequence.tokens) for i in range(length)] for sequence in sequences])
             assert torch.equal(real.long(), mask)
             weights = F.pad(batch.weights, (0, length - batch.weights.shape[1]))
-            assert (weights[tokens < recorded.vocabulary.pieces.stop] == 1).all()
+            assert (weights[tokens < recorded.vocabulary.text_tokens.stop] == 1).all()
             assert (weights[~real] == 0).all()
 
-    def test_a_long_caption_is_cut_and_the_picture_stays_whole(self, recorded, expected) -> None:
+    def test_a_long_caption_is_cut_and_the_image_stays_whole(self, recorded, expected) -> None:
         """With the text slot of the released models, where the original cuts the last codes off."""
         text_length = OmegaConf.load(CONF / "text" / "official.yaml").max_length
         dataset, rows = recorded.dataset(text_length), recorded.rows()
         assert dataset.template.length <= min(expected)
         end = recorded.vocabulary.command("[EOI1]")
         for i in range(len(rows)):
-            pieces, codes = rows[i]
-            text = [token for token in dataset[i].tokens if token in recorded.vocabulary.pieces]
-            assert text == [recorded.vocabulary.pieces.start + piece for piece in pieces[:text_length]]
+            text_tokens, codes = rows[i]
+            text = [token for token in dataset[i].tokens if token in recorded.vocabulary.text_tokens]
+            assert text == [
+                recorded.vocabulary.text_tokens.start + text_token for text_token in text_tokens[:text_length]
+            ]
             assert dataset[i].tokens[-codes.numel() - 1 :] == [*codes.flatten().tolist(), end]
 
 
 class TestWriting:
-    def write(self, folder: Path, recorded: Recorded, pieces: list[list[int]], codes: Tensor) -> Path:
+    def write(self, folder: Path, recorded: Recorded, text_tokens: list[list[int]], codes: Tensor) -> Path:
         """A finished store; returns the file with its rows."""
         identities = {"text_tokenizer": "text", "image_tokenizer": "image"}
-        splits = {"train": len(pieces)}
+        splits = {"train": len(text_tokens)}
         writer = StoreWriter(folder, **recorded.sizes, **identities, splits=splits, format=COGVIEW)
-        writer.append("train", pieces, codes, [str(i) for i in range(len(pieces))], len(pieces))
+        writer.append("train", text_tokens, codes, [str(i) for i in range(len(text_tokens))], len(text_tokens))
         writer.finish()
         return folder / "train.bin"
 
     def test_what_was_read_is_written_byte_for_byte(self, recorded, tmp_path) -> None:
         rows = recorded.rows()
-        pieces, codes = zip(*(rows[i] for i in range(len(rows))), strict=True)
-        file = self.write(tmp_path, recorded, list(pieces), torch.stack(codes))
+        text_tokens, codes = zip(*(rows[i] for i in range(len(rows))), strict=True)
+        file = self.write(tmp_path, recorded, list(text_tokens), torch.stack(codes))
         assert file.read_bytes() == recorded.file.read_bytes()
         again = TokenStore.open(tmp_path).split("train")
-        assert [again[i][0] for i in range(len(again))] == list(pieces)
+        assert [again[i][0] for i in range(len(again))] == list(text_tokens)
         assert all(torch.equal(again[i][1], codes[i]) for i in range(len(again)))
 
     def test_captions_and_codes_make_the_recorded_file(self, recorded, text_model, tmp_path) -> None:

@@ -124,10 +124,10 @@ def test_magnify(parity: Records) -> None:
     records = parity.tensors("sampling/magnify.safetensors")
     model, vocabulary = load(parity, SMALL, "magnify", "tensor")
     text = records["text_tokens"].flatten().tolist()
-    pieces = [token - vocabulary.pieces.start for token in text if token in vocabulary.pieces]
+    text_tokens = [token - vocabulary.text_tokens.start for token in text if token in vocabulary.text_tokens]
     edge = int(records["codes"].numel() ** 0.5)
-    layout = template("low_level_sr", vocabulary, len(pieces))
-    found = magnify(model, layout, [pieces], records["codes"].view(1, edge, edge), seeds=[0], sampling=GREEDY)
+    layout = template("low_level_sr", vocabulary, len(text_tokens))
+    found = magnify(model, layout, [text_tokens], records["codes"].view(1, edge, edge), seeds=[0], sampling=GREEDY)
     assert torch.equal(found.flatten(), records["output"].flatten())
 
 

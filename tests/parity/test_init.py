@@ -33,7 +33,7 @@ def transformer(init: dict[str, Any]) -> Transformer:
     torch.manual_seed(0)
     config = init["config"]
     return Transformer(
-        vocabulary_size=config["vocab_size"],
+        vocab_size=config["vocab_size"],
         num_layers=config["num_layers"],
         width=config["hidden_size"],
         num_heads=config["num_attention_heads"],
@@ -92,13 +92,13 @@ def test_vqvae(init: dict[str, Any]) -> None:
     """All but `cluster_size`, which starts at 1 here on purpose (see `EMAQuantizer`)."""
     records = init["vqvae"]["parameters"]
     width = records["enc_b.blocks.0.weight"]["shape"][0]
-    code_dim, num_codes = records["quantize_t.embed"]["shape"]
+    codebook_dim, codebook_size = records["quantize_t.embed"]["shape"]
     torch.manual_seed(0)
-    quantizer = EMAQuantizer(num_codes=num_codes, code_dim=code_dim)
+    quantizer = EMAQuantizer(codebook_size=codebook_size, codebook_dim=codebook_dim)
     model = VQVAE(
         width=width,
-        code_dim=code_dim,
-        num_codes=num_codes,
+        codebook_dim=codebook_dim,
+        codebook_size=codebook_size,
         downsampling=8,
         residual_blocks=0,
         quantizer=quantizer,

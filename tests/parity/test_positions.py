@@ -43,8 +43,8 @@ def restart(meta: dict[str, Any], rows: dict[str, dict[str, Tensor]]) -> int:
 
 
 def template(restart: int, **settings: Any) -> Template:
-    before = restart - COMMANDS.index(RESTART)  # pictures and pieces together
-    vocabulary = Vocabulary(num_codes=1, num_pieces=before - 1)
+    before = restart - COMMANDS.index(RESTART)  # images and text tokens together
+    vocabulary = Vocabulary(codebook_size=1, text_vocab_size=before - 1)
     return Template(LAYOUT, target="large", loss={}, vocabulary=vocabulary, text_length=1, **settings)
 
 

@@ -57,7 +57,7 @@ def test_loss_weight_follows_the_input_token(parity: Records, text_weight: int) 
     sequences, by_target = [], []
     for row, real in zip(rows.tolist(), mask.bool(), strict=True):
         tokens = [token for token, kept in zip(row, real.tolist(), strict=True) if kept]
-        pieces = [token - vocabulary.pieces.start for token in tokens if token in vocabulary.pieces]
+        text_tokens = [token - vocabulary.text_tokens.start for token in tokens if token in vocabulary.text_tokens]
         codes = [token for token in tokens if token in vocabulary.codes]
         codes += [0] * (1024 - len(codes))  # the original cuts rows that are too long
         for found, by_input in ((sequences, True), (by_target, False)):
@@ -69,7 +69,7 @@ def test_loss_weight_follows_the_input_token(parity: Records, text_weight: int) 
                 text_length=64,
                 loss_by_input=by_input,
             )
-            built = layout.build({"text": pieces, "image": codes})
+            built = layout.build({"text": text_tokens, "image": codes})
             assert built.tokens[: len(tokens)] == tokens
             found.append((built, len(tokens)))
     assert end in rows[0].tolist() or int(mask[0].sum()) == len(rows[0])

@@ -34,7 +34,7 @@ def test_scores(parity: Records, name: str) -> None:
     start = rows[0].index(vocabulary.command("[ROI1]"))
     codes = torch.tensor([row[2 : start - 1] for row in rows])
     edge = int(codes.shape[1] ** 0.5)
-    texts = [[token - vocabulary.pieces.start for token in row[start + 1 :]] for row in rows]
+    texts = [[token - vocabulary.text_tokens.start for token in row[start + 1 :]] for row in rows]
     layout = Template(
         f"[BASE] [BOI1] {{image:{edge}x{edge}}} [EOI1] [ROI1] {{text}}",
         target="text",

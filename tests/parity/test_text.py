@@ -46,7 +46,7 @@ def template(layout: str, target: str, vocabulary: Vocabulary, text_length: int 
 class TestVocabulary:
     def test_ranges_and_size(self, recorded, vocabulary) -> None:
         assert [vocabulary.codes.start, vocabulary.codes.stop] == recorded["image_ids"]
-        assert [vocabulary.pieces.start, vocabulary.pieces.stop] == recorded["text_ids"]
+        assert [vocabulary.text_tokens.start, vocabulary.text_tokens.stop] == recorded["text_ids"]
         assert vocabulary.num_tokens == recorded["num_tokens"]
         assert vocabulary.size == recorded["padded_to_128"]
 
@@ -57,7 +57,7 @@ class TestVocabulary:
     def test_text_tokenizer_is_the_recorded_one(self, recorded, tokenizer) -> None:
         assert tokenizer.identity == recorded["text_model"]["sha256"]
         assert len(tokenizer.serialized) == recorded["text_model"]["bytes"]
-        assert tokenizer.num_pieces == recorded["n_text"]
+        assert tokenizer.vocab_size == recorded["n_text"]
 
     def test_saved_text_tokenizer_is_the_same_file(self, recorded, tokenizer, tmp_path) -> None:
         tokenizer.save(tmp_path / "text.model")
@@ -105,7 +105,7 @@ class TestTrainingRows:
             assert template(layout, "large", vocabulary).build(values).tokens == row["ids"]
 
     def test_text_alone(self, parity, tokenizer, vocabulary) -> None:
-        """A layout of ours begins with a command token, for the first piece has to follow something."""
+        """A layout of ours begins with a command token, for the first text token has to follow something."""
         for row in self.rows(parity, "pure_text"):
             tokens = template("[ROI1] {text} [SEP]", "text", vocabulary).build({"text": tokenizer.encode(row["text"])})
             assert tokens.tokens[1:] == row["ids"]
@@ -145,10 +145,10 @@ COMPLETE = {
 
 def queries(parity, pattern: str = ".*") -> list[tuple[re.Match[str], list[int], Vocabulary]]:
     """Recorded queries that the original could read and that match: the match, the ids, and what they mean."""
-    num_pieces = parity.json("text/vocabulary.json")["n_text"]
+    text_vocab_size = parity.json("text/vocabulary.json")["n_text"]
     plain, images = parity.json("text/parse_query.json"), parity.json("text/parse_query_images.json")
     found = [
-        (re.fullmatch(pattern, case["query"], re.DOTALL), case["ids"], Vocabulary(file["n_img"], num_pieces))
+        (re.fullmatch(pattern, case["query"], re.DOTALL), case["ids"], Vocabulary(file["n_img"], text_vocab_size))
         for file, cases in ((plain, plain["queries"].values()), (images, images["queries"]))
         for case in cases
         if "ids" in case
@@ -159,7 +159,7 @@ def queries(parity, pattern: str = ".*") -> list[tuple[re.Match[str], list[int],
 
 
 def given_codes(ids: list[int], vocabulary: Vocabulary) -> list[int]:
-    """The codes of the picture in a query, -1 where one is open; empty where no picture is given."""
+    """The codes of the image in a query, -1 where one is open; empty where no image is given."""
     start, end = vocabulary.command("[BOI1]"), vocabulary.command("[EOI1]")
     return ids[ids.index(start) + 1 : ids.index(end)] if {start, end} <= set(ids) else []
 
@@ -193,9 +193,9 @@ class TestTextStaysText:
         for match, ids, recorded_with in queries(parity):
             start, *text, base, boi = layout.prompt({"text": tokenizer.encode(match[0])})
             assert [start, base, boi] == [vocabulary.command(name) for name in ("[ROI1]", "[BASE]", "[BOI1]")]
-            assert all(token in vocabulary.pieces for token in text), match[0]
-            if all(token in recorded_with.pieces for token in ids):
-                shift = vocabulary.num_codes - recorded_with.num_codes
+            assert all(token in vocabulary.text_tokens for token in text), match[0]
+            if all(token in recorded_with.text_tokens for token in ids):
+                shift = vocabulary.codebook_size - recorded_with.codebook_size
                 assert text == [token + shift for token in ids], match[0]
             else:
                 interpreted += 1
@@ -213,7 +213,7 @@ class TestShippedTemplates:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose("config", ["task=pretrain", "model=cogview_4b", f"template={name}"])
         options: Any = OmegaConf.to_container(config.template, resolve=True)
-        sizes = Vocabulary(config.image_tokenizer.num_codes, config.text.num_pieces)
+        sizes = Vocabulary(config.image_tokenizer.codebook_size, config.text.vocab_size)
         composed = Template(**options, vocabulary=sizes, text_length=config.text.max_length)
         return composed, config.image_tokenizer.grid
 

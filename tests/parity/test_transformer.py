@@ -210,10 +210,10 @@ def test_maximum_per_position_stays_finite_and_within_its_row(
 
 
 def loss(
-    model: Transformer, batch: Mapping[str, Tensor], num_codes: int, text_weight: float
+    model: Transformer, batch: Mapping[str, Tensor], codebook_size: int, text_weight: float
 ) -> tuple[SequenceLoss, Tensor]:
     """Our loss under the original's weights, and these: it weighs a prediction by the kind of its input token."""
-    image_BL = batch["tokens"] < num_codes
+    image_BL = batch["tokens"] < codebook_size
     weights_BL = batch["loss_mask_shifted"] * torch.where(image_BL, 1.0, text_weight)
     slots_BL = torch.where(image_BL, IMAGE, TEXT)
     first = (len(image_BL), 1)  # the first token is not predicted
@@ -383,7 +383,7 @@ def test_cross_entropy(units: dict[str, Tensor]) -> None:
     recorded_L = units["cross_entropy.loss"].flatten()
     length, size = logits_LV.shape
     # Without layers and norm, with one-hot token embeddings, the logits are what is added to them.
-    model = Transformer(vocabulary_size=size, num_layers=0, width=size, num_heads=1, num_positions=length + 1)
+    model = Transformer(vocab_size=size, num_layers=0, width=size, num_heads=1, num_positions=length + 1)
     model.final_norm = torch.nn.Identity()  # type: ignore[assignment]
     tokens = torch.cat([targets_L.new_zeros(1), targets_L])
     model.token_embedding.weight.copy_(torch.eye(size))

@@ -1,4 +1,4 @@
-"""The image tokenizer against the original: codes, pictures, gradients, codebook updates, relaxed choices.
+"""The image tokenizer against the original: codes, images, gradients, codebook updates, relaxed choices.
 
 Shapes: B batch, y x the grid, D width of a code, K codes. The original keeps latents channels last, `(B, y, x, D)`.
 """
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogview_pl.checkpoints.released import load_vqvae
-from cogview_pl.data.images import load_picture
+from cogview_pl.data.images import load_image
 from cogview_pl.vqvae.codebook import gather_statistics, squared_distances
 from cogview_pl.vqvae.model import VQVAE
 from cogview_pl.vqvae.quantizer import EMAQuantizer, GumbelQuantizer
@@ -40,7 +40,7 @@ def channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
-def to_pictures(model: VQVAE, normalised: Tensor) -> Tensor:
+def to_images(model: VQVAE, normalised: Tensor) -> Tensor:
     """Recorded inputs are normalised; ours are on the scale 0 … 1."""
     return normalised * model.std + model.mean
 
@@ -64,30 +64,30 @@ def recorded_inputs(parity: Records) -> Iterator[tuple[VQVAE, dict[str, Tensor],
 
 
 @torch.no_grad()
-def test_pictures_to_codes(parity: Records) -> None:
+def test_images_to_codes(parity: Records) -> None:
     for model, record, what in recorded_inputs(parity):
-        pictures = to_pictures(model, record["images"])
-        for latents in (model.encoder(record["images"]), model.latents(pictures)):
+        images = to_images(model, record["images"])
+        for latents in (model.encoder(record["images"]), model.latents(images)):
             assert_near(channels_last(latents), record["latents"], f"{what}, latents")
         distances = squared_distances(record["latents"].flatten(0, 2), model.quantizer.codebook)
         assert_near(distances, record["distances"], f"{what}, distances")
-        codes = model.encode(pictures)
+        codes = model.encode(images)
         assert torch.equal(codes, record["codes_grid"]), what
         assert torch.equal(codes.flatten(1), record["codes"]), what
 
 
 @torch.no_grad()
-def test_codes_to_pictures(parity: Records) -> None:
+def test_codes_to_images(parity: Records) -> None:
     for model, record, what in recorded_inputs(parity):
         assert_near(model.decoder(record["quantized"]), record["decoded"], f"{what}, decoder")
         assert_near(model.decode(record["codes_grid"]), record["decoded_image"], f"{what}, decode")
 
 
 @torch.no_grad()
-def test_pictures_to_pictures(parity: Records) -> None:
+def test_images_to_images(parity: Records) -> None:
     for model, record, what in recorded_inputs(parity):
-        found = model(to_pictures(model, record["images"]))
-        assert_near(found.reconstruction, record["decoded_image"], f"{what}, picture")
+        found = model(to_images(model, record["images"]))
+        assert_near(found.reconstruction, record["decoded_image"], f"{what}, image")
         assert_near(found.quantized.quantized, record["quantized"], f"{what}, quantized")
         assert_near(found.quantized.commitment.reshape(1), record["diff"], f"{what}, diff")
         assert torch.equal(found.quantized.codes, record["codes_grid"]), what
@@ -99,7 +99,7 @@ def test_pictures_to_pictures(parity: Records) -> None:
 def test_one_training_step(parity: Records, model: VQVAE) -> None:
     record = parity.tensors("vqvae/train_forward.safetensors")
     model.quantizer.commitment_weight = 0.25  # the choice of this record
-    found = model.train()(to_pictures(model, record["images"]))
+    found = model.train()(to_images(model, record["images"]))
     decoded = (found.reconstruction - model.mean) / model.std
     loss = F.mse_loss(decoded, record["images"]) + found.quantized.loss
     loss.backward()
@@ -120,10 +120,10 @@ def test_one_training_step(parity: Records, model: VQVAE) -> None:
 
 def ema_quantizer(record: dict[str, Tensor], start: str) -> EMAQuantizer:
     """A quantizer with the recorded start, the original's decay and no upkeep of our own."""
-    code_dim, num_codes = record[f"{start}.start.embed"].shape
+    codebook_dim, codebook_size = record[f"{start}.start.embed"].shape
     quantizer = EMAQuantizer(
-        num_codes=num_codes,
-        code_dim=code_dim,
+        codebook_size=codebook_size,
+        codebook_dim=codebook_dim,
         decay=0.99,
         eps=1e-5,
         commitment_weight=1.0,
@@ -181,11 +181,11 @@ def relaxed_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Quantised vectors `(B, y, x, D)`, codes and unweighted divergence of our quantizer under the recorded noise."""
     _, mode, temperature = run.split(".", 2)
-    code_dim, num_codes = codebook_DK.shape
+    codebook_dim, codebook_size = codebook_DK.shape
     tau = float(temperature.removeprefix("tau"))
     quantizer = GumbelQuantizer(
-        num_codes=num_codes,
-        code_dim=code_dim,
+        codebook_size=codebook_size,
+        codebook_dim=codebook_dim,
         hard=mode == "hard",
         kl_weight=1.0,
         temperature_start=tau,
@@ -244,32 +244,34 @@ def test_hard_choice(parity: Records, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_divergence_in_evaluation(parity: Records, model: VQVAE) -> None:
     record = parity.tensors("vqvae/train_forward.safetensors")
-    latents = model.latents(to_pictures(model, record["images"])).detach()
-    code_dim, num_codes = record["embed_after"].shape
+    latents = model.latents(to_images(model, record["images"])).detach()
+    codebook_dim, codebook_size = record["embed_after"].shape
     for name, diff in record.items():
         if match := re.fullmatch(r"encode_diff\.relax\.hard(\d)\.KL(\d)", name):
             hard, kl_weight = bool(int(match[1])), float(match[2])
-            quantizer = GumbelQuantizer(num_codes=num_codes, code_dim=code_dim, hard=hard, kl_weight=kl_weight).eval()
+            quantizer = GumbelQuantizer(
+                codebook_size=codebook_size, codebook_dim=codebook_dim, hard=hard, kl_weight=kl_weight
+            ).eval()
             with torch.no_grad():
                 quantizer.codebook.copy_(record["embed_after"])
                 assert_near(quantizer(latents).loss.reshape(1), diff, name)
 
 
-# Reading pictures
+# Reading images
 
 
 def read_files(parity: Records) -> list[str]:
     return parity.json("vqvae/meta.json")["read_img"]["files"]
 
 
-def test_codes_of_prepared_pictures(parity: Records, model: VQVAE) -> None:
+def test_codes_of_prepared_images(parity: Records, model: VQVAE) -> None:
     record = parity.tensors("vqvae/read_img.safetensors")
     for file in read_files(parity):
-        pictures = to_pictures(model, record[f"{file}.tensor"])
-        assert torch.equal(model.encode(pictures).flatten(1), record[f"{file}.codes"]), file
+        images = to_images(model, record[f"{file}.tensor"])
+        assert torch.equal(model.encode(images).flatten(1), record[f"{file}.codes"]), file
 
 
-def test_opaque_pictures_are_cut_alike(parity: Records, model: VQVAE) -> None:
+def test_opaque_images_are_cut_alike(parity: Records, model: VQVAE) -> None:
     # Ours resizes bicubically where the original is bilinear, and puts transparency on white where the original
     # drops the alpha channel; so pixels differ, but by far less than if the cut were off by half a pixel.
     record = parity.tensors("vqvae/read_img.safetensors")
@@ -278,8 +280,8 @@ def test_opaque_pictures_are_cut_alike(parity: Records, model: VQVAE) -> None:
         with Image.open(parity / f"vqvae/{file}") as image:
             if image.has_transparency_data:
                 continue
-        theirs = to_pictures(model, record[f"{file}.tensor"])[0]
-        ours = load_picture(parity / f"vqvae/{file}", size) / 255
+        theirs = to_images(model, record[f"{file}.tensor"])[0]
+        ours = load_image(parity / f"vqvae/{file}", size) / 255
         for axis in (-1, -2):
             off = ((theirs + theirs.roll(1, axis)) / 2 - theirs).abs().mean()
             assert (ours - theirs).abs().mean() < off / 2, file

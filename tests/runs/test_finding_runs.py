@@ -201,7 +201,7 @@ def test_the_first_process_finds_the_folder_and_the_others_are_told(
     def opened(rank: int, store: HashStore, **keys: object) -> tuple[Path, object]:
         these = Processes(rank, 2)
         these._store = store  # in place of one over the network
-        monkeypatch.setattr(run_folder, "THESE", these)
+        monkeypatch.setattr(run_folder, "RANKS", these)
         folder, resume = open_run(run(outputs=str(tmp_path / "outputs"), **keys), None)
         return folder.path, resume
 
@@ -222,7 +222,7 @@ def test_the_first_process_finds_the_folder_and_the_others_are_told(
 def test_a_process_for_another_device_takes_the_folder_that_it_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_folder, "THESE", Processes(1, 1))
+    monkeypatch.setattr(run_folder, "RANKS", Processes(1, 1))
     path = begun(tmp_path / "run", LAST)
     folder, resume = open_run(run(outputs="outputs", run_dir=str(path), resume="here"), None)
     assert (folder.path, resume) == (path, "here")

@@ -19,7 +19,7 @@ from torch import nn
 from cogview_pl.assembly.trainer import optimizer_factory, seed
 from cogview_pl.data.loader import Loader
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.lit.data_module import DataModule
 from cogview_pl.runs.record import RunRecord
 
@@ -74,9 +74,9 @@ def test_what_must_not_change_is_noted_when_training_begins(run: Path) -> None:
         "optimizer.optimizer._target_": "torch.optim.SGD",
         "template.layout": "[ROI1] {text} [BASE] [BOI1] {image:8x8} [EOI1]",
         "template.loss": {"text": 0.25, "image": 1.0},
-        "sequences.mix_share": 0.0,
+        "sequences.replay_share": 0.0,
         "sequences.conditioning_dropout": 0.0,
-        "sequences.target_noise": 0.0,
+        "sequences.token_noise": 0.0,
     }
 
 
@@ -167,7 +167,7 @@ def test_a_node_that_the_run_does_not_have_is_refused(run: Path, monkeypatch: py
 def test_heads_that_devices_cannot_divide_are_refused(run: Path) -> None:
     config = configured("strategy=tp", "trainer.devices=2")
     config.model.num_heads = 3
-    STOP.received = signal.SIGTERM  # should it not be refused, no process is started for the second device
+    SIGNALS.received = signal.SIGTERM  # should it not be refused, no process is started for the second device
     with pytest.raises(UserError, match=r"^strategy=tp: model\.num_heads=3 cannot be divided among 2 devices"):
         carried_out(config, Line(config))
 

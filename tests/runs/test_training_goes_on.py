@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import STOP, Stopped
+from cogview_pl.errors.signals import SIGNALS, Stopped
 from cogview_pl.runs.record import RunRecord
 
 from .line import SGD, Line, carried_out, configured, samples, saved
@@ -27,13 +27,13 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(run: Path) -> None
     run.rename("whole")
 
     first = Line(config, at=4, act=lambda: signal.raise_signal(signal.SIGINT))  # in the first half of step 3
-    with pytest.raises(Stopped) as stopped, STOP:
+    with pytest.raises(Stopped) as stopped, SIGNALS:
         carried_out(config, first, samples(*values))
     assert stopped.value.code == 130
     assert saved(run)["global_step"] == 3
     config.resume = str(run)
     second = Line(config)
-    with STOP:  # forgets the signal, as another process has never heard it
+    with SIGNALS:  # forgets the signal, as another process has never heard it
         assert carried_out(config, second, samples(*values)) == metrics
     assert first.seen + second.seen == whole.seen and len(first.seen) == 6
     assert torch.equal(second.layer.weight, whole.layer.weight)
@@ -47,11 +47,11 @@ def test_a_run_that_was_stopped_before_a_validation_logs_each_step_once(run: Pat
     """And validates to the end first."""
     config = configured("logger=tensorboard", log_every_n_steps=1)
     first = Line(config, at=1, act=lambda: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(Stopped), STOP:
+    with pytest.raises(Stopped), SIGNALS:
         carried_out(config, first)
     assert first.validated == [2] and saved(run)["global_step"] == 2
     config.resume = str(run)
-    with STOP:
+    with SIGNALS:
         carried_out(config, Line(config))
     steps: list[int] = []
     for file in (run / "tensorboard").glob("events.*"):
@@ -77,7 +77,7 @@ def test_a_stop_on_another_device_ends_this_process_too(run: Path) -> None:
 def test_a_signal_before_the_first_step_is_heard(run: Path) -> None:
     config = configured()
     module = Line(config)
-    with pytest.raises(Stopped), STOP:
+    with pytest.raises(Stopped), SIGNALS:
         signal.raise_signal(signal.SIGTERM)
         carried_out(config, module)
     assert module.seen == [] and not (run / "checkpoints").exists()
@@ -93,7 +93,7 @@ def test_a_signal_before_the_first_step_is_heard(run: Path) -> None:
             "=torch.optim.SGD, this run has torch",
         ),
         ("template.loss", {"text": 0.0}, r"template\.loss=\{.*\}, this run has \{'text': 0\.0\}"),
-        ("sequences.mix_share", 0.5, r"sequences\.mix_share=0\.0, this run has 0\.5"),
+        ("sequences.replay_share", 0.5, r"sequences\.replay_share=0\.0, this run has 0\.5"),
     ],
 )
 def test_a_run_does_not_go_on_with_other_settings(run: Path, key: str, value: object, words: str) -> None:

@@ -94,8 +94,8 @@ def test_network_learns_the_styles_and_survives_its_folder(tmp_path: Path) -> No
     exact = images.float() / 255
     with torch.no_grad():
         torch.testing.assert_close(opened(exact).features, network(exact)[0])
-    for pictures in (exact, blur(exact, 1.0)):  # reconstructions are softer than drawings
-        logits = opened(pictures).logits
+    for shown in (exact, blur(exact, 1.0)):  # reconstructions are softer than drawings
+        logits = opened(shown).logits
         assert logits is not None
         assert (logits.argmax(1) == styles).float().mean() >= 0.99
 

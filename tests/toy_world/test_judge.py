@@ -71,7 +71,7 @@ def blocks(seed: int, number: int) -> torch.Tensor:
     )
 
 
-def picture(name: str) -> torch.Tensor:
+def image_of(name: str) -> torch.Tensor:
     """Float, of 64 pixels: one of `RECORDED`."""
     if name.endswith("blocks"):
         return {"16x16": blocks(1, 16), "8x8": blocks(2, 8)}[name.split()[0]]
@@ -93,13 +93,13 @@ def assert_recorded(found: list[Detected], name: str) -> None:
 
 def test_what_is_read_is_fixed_for_ever(judge: Judge) -> None:
     assert {*STYLES} < {*RECORDED}
-    found = judge(torch.stack([picture(name) for name in RECORDED]))
+    found = judge(torch.stack([image_of(name) for name in RECORDED]))
     for one, name in zip(found, RECORDED, strict=True):
         assert_recorded(one, name)
 
 
 def test_bytes_arrays_and_other_resolutions_are_read_alike(judge: Judge) -> None:
-    image = picture("flat")[None]
+    image = image_of("flat")[None]
     wanted = judge(image)
     assert judge(image.numpy()) == judge((image * 255).round().to(torch.uint8)) == wanted
     assert judge(image.double()) == wanted
@@ -109,15 +109,15 @@ def test_bytes_arrays_and_other_resolutions_are_read_alike(judge: Judge) -> None
 
 
 def test_pixels_beyond_black_and_white_count_as_these(judge: Judge) -> None:
-    image = 0.5 + 3 * (picture("cartoon")[None] - 0.5)
+    image = 0.5 + 3 * (image_of("cartoon")[None] - 0.5)
     assert image.min() < 0 and image.max() > 1
-    assert judge(image) == judge(image.clamp(0, 1)) != judge(picture("cartoon")[None])
+    assert judge(image) == judge(image.clamp(0, 1)) != judge(image_of("cartoon")[None])
 
 
-def test_many_pictures_are_read_as_each_alone(judge: Judge) -> None:
+def test_many_images_are_read_as_each_alone(judge: Judge) -> None:
     many = EMPTY.repeat(131, 1, 1, 1)
     for place, name in ((0, "flat"), (127, "oil"), (128, "8x8 random blocks"), (130, "ink")):
-        many[place] = picture(name)
+        many[place] = image_of(name)
     found = judge(many)
     assert len(found) == 131
     assert [i for i, one in enumerate(found) if one] == [0, 127, 128, 130]
@@ -228,18 +228,18 @@ def test_an_object_is_judged_once_and_the_surest_one_of_a_cell() -> None:
     assert score_detected([[*both, seen("top")]], [prompt]).all_right == 0  # one more than named
 
 
-def test_pictures_are_judged_at_their_own_resolution() -> None:
+def test_images_are_judged_at_their_own_resolution() -> None:
     data = ToyDataset("val", 6, resolution=96, language="en")
     images, prompts = torch.stack([data[i].image for i in range(6)]), [data.text(i) for i in range(6)]
     count = sum(len(data.scene(i).objects) for i in range(6))
     assert score(images, prompts) == ToyScore(1, 1, 1, 1, 1, count)
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         score(images, prompts[:5])
-    with pytest.raises(UserError, match=r"^score: found no pictures; give at least one picture and its prompt$"):
+    with pytest.raises(UserError, match=r"^score: found no images; give at least one image and its prompt$"):
         score(images[:0], [])
 
 
-def test_captions_are_scored_like_pictures_at_the_middle_of_their_cells() -> None:
+def test_captions_are_scored_like_images_at_the_middle_of_their_cells() -> None:
     truth = ["a big red circle on the left", "a small blue heart at the top"]
     found = ["a big red circle at the bottom and a big blue circle on the right", "the heart"]
     # The lower left of the two is the nearest to the left; the second caption names no whole object.

@@ -152,16 +152,16 @@ class TestDraw:
     @pytest.mark.parametrize("resolution", [64, 256])
     def test_shapes_have_their_areas(self, shape: str, area: float, resolution: int) -> None:
         thing = Object("black", shape, "big", "middle", x=0.503, y=0.498, radius=0.145)
-        picture = draw(Scene((thing,), texture_seed=0), resolution).astype(float)
+        image = draw(Scene((thing,), texture_seed=0), resolution).astype(float)
         empty, full = np.array(BACKGROUND), np.array(PALETTE["black"])
-        covered = ((picture - empty) / (full - empty)).mean()
+        covered = ((image - empty) / (full - empty)).mean()
         assert covered == pytest.approx(area * 0.145**2, rel=0.02)
 
     def test_flat_pixels_have_the_palette_s_colours(self) -> None:
-        picture = draw(ONE_RED_CIRCLE, 64)
-        assert picture.dtype == np.uint8 and picture.shape == (64, 64, 3)
-        assert tuple(picture[32, 11]) == PALETTE["red"]
-        assert (picture[:, 24:] == BACKGROUND).all()
+        image = draw(ONE_RED_CIRCLE, 64)
+        assert image.dtype == np.uint8 and image.shape == (64, 64, 3)
+        assert tuple(image[32, 11]) == PALETTE["red"]
+        assert (image[:, 24:] == BACKGROUND).all()
 
     @pytest.mark.parametrize("style", STYLES)
     def test_is_deterministic_and_agrees_across_resolutions(self, style: str) -> None:
@@ -173,10 +173,10 @@ class TestDraw:
             assert np.abs(coarse - draw(scene, 64, style)).mean() < 3
 
     def test_styles_differ_and_noise_is_the_scene_s_own(self) -> None:
-        pictures = {style: draw(ONE_RED_CIRCLE, 64, style).tobytes() for style in STYLES}
-        assert len(set(pictures.values())) == len(STYLES)
+        images = {style: draw(ONE_RED_CIRCLE, 64, style).tobytes() for style in STYLES}
+        assert len(set(images.values())) == len(STYLES)
         again = Scene(ONE_RED_CIRCLE.objects, texture_seed=4)
-        changed = {style for style in STYLES if draw(again, 64, style).tobytes() != pictures[style]}
+        changed = {style for style in STYLES if draw(again, 64, style).tobytes() != images[style]}
         assert changed == {"oil", "sketch", "ink"}
 
     def test_unknown_style_is_named(self) -> None:
@@ -188,14 +188,14 @@ def stacked(data: ToyDataset) -> torch.Tensor:
     return torch.stack([data[i].image for i in range(len(data))])
 
 
-def pictures_of(style: str, number: int) -> tuple[list[Scene], torch.Tensor]:
+def images_of(style: str, number: int) -> tuple[list[Scene], torch.Tensor]:
     data = ToyDataset("train", number, seed=9, styles=(style,))
     return [data.scene(i) for i in range(number)], stacked(data)
 
 
 @pytest.fixture(scope="module")
-def flat_pictures() -> tuple[list[Scene], torch.Tensor]:
-    return pictures_of("flat", 3000)
+def flat_images() -> tuple[list[Scene], torch.Tensor]:
+    return images_of("flat", 3000)
 
 
 def degraded(images: torch.Tensor) -> torch.Tensor:
@@ -208,7 +208,7 @@ def degraded(images: torch.Tensor) -> torch.Tensor:
 
 
 def share_right(scenes: Sequence[Scene], found: Sequence[Sequence[Detected]]) -> dict[str, float]:
-    """Shares of pictures with the right number, and of objects with an attribute right in the right place."""
+    """Shares of images with the right number, and of objects with an attribute right in the right place."""
     right = {"number": [len(s.objects) == len(f) for s, f in zip(scenes, found, strict=True)]}
     for kind in ("place", "colour", "shape", "size"):
         right[kind] = [
@@ -220,18 +220,18 @@ def share_right(scenes: Sequence[Scene], found: Sequence[Sequence[Detected]]) ->
 
 
 class TestJudge:
-    def test_reads_flat_drawings(self, flat_pictures: tuple[list[Scene], torch.Tensor]) -> None:
-        scenes, images = flat_pictures
+    def test_reads_flat_drawings(self, flat_images: tuple[list[Scene], torch.Tensor]) -> None:
+        scenes, images = flat_images
         assert min(share_right(scenes, Judge(64)(images)).values()) >= 0.999
 
     @pytest.mark.slow
-    def test_reads_blurred_and_noisy_drawings(self, flat_pictures: tuple[list[Scene], torch.Tensor]) -> None:
-        scenes, images = flat_pictures
+    def test_reads_blurred_and_noisy_drawings(self, flat_images: tuple[list[Scene], torch.Tensor]) -> None:
+        scenes, images = flat_images
         assert min(share_right(scenes, Judge(64)(degraded(images))).values()) >= 0.995
 
     @pytest.mark.parametrize("style", [style for style in STYLES if style != "flat"])
     def test_reads_other_styles(self, style: str) -> None:
-        scenes, images = pictures_of(style, 250)
+        scenes, images = images_of(style, 250)
         assert min(share_right(scenes, Judge(64)(images)).values()) >= 0.98
         assert min(share_right(scenes, Judge(64)(degraded(images))).values()) >= 0.97
 
@@ -246,7 +246,7 @@ class TestJudge:
         (found,) = Judge(64)(draw(Scene((thing,), texture_seed=0), 64).transpose(2, 0, 1)[None])
         assert [(one.colour, one.shape, one.place) for one in found] == [("green", "square", "middle")]
 
-    def test_reads_a_faded_picture(self) -> None:
+    def test_reads_a_faded_image(self) -> None:
         empty = torch.tensor(BACKGROUND).view(1, 3, 1, 1)
         faded = empty + 0.25 * (stacked(ToyDataset("train", 30)).float() - empty)
         for detected in Judge(64)(faded / 255):
@@ -268,7 +268,7 @@ def found_object(place: str, colour: str = "red", shape: str = "circle", confide
 
 
 class TestScore:
-    def test_true_pictures_are_all_right_and_shuffled_prompts_are_not(self) -> None:
+    def test_true_images_are_all_right_and_shuffled_prompts_are_not(self) -> None:
         data = ToyDataset("val", 300, language="en")
         images = stacked(data)
         prompts = [data.text(i) for i in range(len(data))]
@@ -312,7 +312,7 @@ class TestScore:
     def test_refuses_what_it_cannot_score(self) -> None:
         with pytest.raises(UserError, match="names no object"):
             score(torch.zeros(1, 3, 64, 64), ["a cat"])
-        with pytest.raises(UserError, match="no pictures"):
+        with pytest.raises(UserError, match="no images"):
             score_detected([], [])
 
 

@@ -25,7 +25,7 @@ VARIANTS = list(itertools.product(NORM_PLACEMENTS, ("none", "token"), ATTENTIONS
 def make(norm: str = "sandwich", norm_scope: str = "token", attention: str = "fused") -> Transformer:
     torch.manual_seed(0)
     model = Transformer(
-        vocabulary_size=VOCABULARY,
+        vocab_size=VOCABULARY,
         num_layers=2,
         width=32,
         num_heads=4,

@@ -28,7 +28,7 @@ from cogview_pl.vocab import Template, Vocabulary
 
 from ..composed import composed
 
-VOCABULARY = Vocabulary(num_codes=40, num_pieces=12)
+VOCABULARY = Vocabulary(codebook_size=40, text_vocab_size=12)
 TEMPLATE = Template(
     "[ROI1] {text} [BASE] [BOI1] {image:4x4} [EOI1]", target="image", loss={}, vocabulary=VOCABULARY, text_length=8
 )
@@ -39,7 +39,7 @@ WIDTH, RANK, ALPHA = 32, 4, 8.0
 def make() -> Transformer:
     torch.manual_seed(0)
     sizes = {"num_layers": 2, "width": WIDTH, "num_heads": 4, "num_positions": 300, "init_std": WIDTH**-0.5}
-    return Transformer(vocabulary_size=VOCABULARY.size, **sizes).eval()  # type: ignore[arg-type]
+    return Transformer(vocab_size=VOCABULARY.size, **sizes).eval()  # type: ignore[arg-type]
 
 
 def adapted(
@@ -185,7 +185,7 @@ def test_a_training_step_takes_no_products_for_frozen_weights() -> None:
 @pytest.mark.parametrize(("size", "rank"), [("small", 4), ("base", 8), ("cogview_400m", 16), ("cogview_4b", 32)])
 def test_adapters_are_less_than_a_fiftieth_of_the_model(size: str, rank: int) -> None:
     config = composed("task=style", f"model={size}")
-    vocabulary = Vocabulary(config.image_tokenizer.num_codes, config.text.num_pieces)
+    vocabulary = Vocabulary(config.image_tokenizer.codebook_size, config.text.vocab_size)
     with torch.device("meta"):
         model = Transformer(**transformer_settings(config, vocabulary))
     counted = sum(parameter.numel() for parameter in model.parameters())

@@ -19,7 +19,7 @@ SLOTS = 3
 
 def make(**changes: object) -> Transformer:
     torch.manual_seed(0)
-    sizes = {"vocabulary_size": VOCABULARY, "num_layers": 3, "width": 32, "num_heads": 4, "num_positions": 20}
+    sizes = {"vocab_size": VOCABULARY, "num_layers": 3, "width": 32, "num_heads": 4, "num_positions": 20}
     return Transformer(**{**sizes, **changes})  # type: ignore[arg-type]
 
 
@@ -128,7 +128,7 @@ class TestParameters:
 
     def test_released_size(self) -> None:
         with torch.device("meta"):
-            model = Transformer(vocabulary_size=58240, num_layers=48, width=2560, num_heads=40, num_positions=1089)
+            model = Transformer(vocab_size=58240, num_layers=48, width=2560, num_heads=40, num_positions=1089)
         assert sum(parameter.numel() for parameter in model.parameters()) == 3_928_849_920
 
     @pytest.mark.parametrize(("width", "num_heads"), [(32, 5), (10, 4)])

@@ -118,7 +118,7 @@ class TestAttention:
     def test_whole_model_in_fp16(self, attention: str) -> None:
         torch.manual_seed(0)
         model = Transformer(
-            vocabulary_size=100,
+            vocab_size=100,
             num_layers=2,
             width=32,
             num_heads=2,

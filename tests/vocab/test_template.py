@@ -17,9 +17,9 @@ from cogview_pl.vocab.template import NO_SLOT
 CONF = Path(__file__).parents[2] / "conf" / "template"
 GRID = 4
 TEXT_LENGTH = 6
-VOCABULARY = Vocabulary(num_codes=70, num_pieces=10)
+VOCABULARY = Vocabulary(codebook_size=70, text_vocab_size=10)
 
-PIECES = [3, 0, 9]
+TEXT_TOKENS = [3, 0, 9]
 """Text of the golden lines; codes count up from 0."""
 
 
@@ -76,17 +76,21 @@ NAMES = sorted({path.stem for path in CONF.glob("*.yaml")} | {"two_images"})
 
 
 def random_values(template: Template, rng: random.Random) -> dict[str, list[int]]:
-    """Text of 0 … capacity pieces and codes."""
+    """Text of 0 … capacity text tokens and codes."""
     values = {}
     for slot in template.slots:
         text = isinstance(slot, TextSlot)
         count = rng.randint(0, slot.length) if text else slot.length
-        values[slot.name] = rng.choices(range(VOCABULARY.num_pieces if text else VOCABULARY.num_codes), k=count)
+        values[slot.name] = rng.choices(
+            range(VOCABULARY.text_vocab_size if text else VOCABULARY.codebook_size), k=count
+        )
     return values
 
 
 def golden_values(template: Template) -> dict[str, list[int]]:
-    return {slot.name: PIECES if isinstance(slot, TextSlot) else list(range(slot.length)) for slot in template.slots}
+    return {
+        slot.name: TEXT_TOKENS if isinstance(slot, TextSlot) else list(range(slot.length)) for slot in template.slots
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -105,7 +109,7 @@ class TestEveryLayout:
             assert template.positions(prompt) == sequence.positions[: len(prompt)]
             # The slot starts right behind its prompt.
             ids = values[template.target.name]
-            first = VOCABULARY.pieces.start if isinstance(template.target, TextSlot) else 0
+            first = VOCABULARY.text_tokens.start if isinstance(template.target, TextSlot) else 0
             assert sequence.tokens[len(prompt) : len(prompt) + len(ids)] == [first + i for i in ids]
 
     def test_weights_and_slots_mark_the_same_tokens(self, name: str) -> None:
@@ -118,7 +122,7 @@ class TestEveryLayout:
             for token, weight, slot in zip(sequence.tokens, sequence.weights, sequence.slots, strict=True):
                 if slot == NO_SLOT:
                     assert weight == 0.0
-                    assert token >= VOCABULARY.pieces.stop
+                    assert token >= VOCABULARY.text_tokens.stop
                 else:
                     assert weight == loss.get(template.slots[slot].name, 0.0)
                     assert any(token in span for span in template.allowed(template.slots[slot]))
@@ -140,7 +144,10 @@ class TestEveryLayout:
         place = sequence.slots.index(index)
         assert sequence.tokens[place] == template.end_of_text(text)
         assert sequence.weights[place] == settings(name)["loss"].get(text.name, 0.0)
-        assert template.allowed(text) == (VOCABULARY.pieces, range(sequence.tokens[place], sequence.tokens[place] + 1))
+        assert template.allowed(text) == (
+            VOCABULARY.text_tokens,
+            range(sequence.tokens[place], sequence.tokens[place] + 1),
+        )
 
     def test_long_captions_are_cut_in_training_and_refused_in_prompts(self, name: str) -> None:
         template = make(name)
@@ -149,7 +156,7 @@ class TestEveryLayout:
         assert template.build(values).tokens == template.build({**values, "text": [1] * TEXT_LENGTH}).tokens
         assert len(template.build(values).tokens) == template.length
         if template.target.name != "text":
-            with pytest.raises(UserError, match=r"^prompts: one has 11 text pieces, [^\n]* holds 6; [^\n]+$"):
+            with pytest.raises(UserError, match=r"^prompts: one has 11 text tokens, [^\n]* holds 6; [^\n]+$"):
                 template.prompt(values)
 
     def test_position_table_that_it_asks_for_suffices(self, name: str) -> None:
@@ -176,7 +183,7 @@ class TestWeights:
     def test_text_and_image(self) -> None:
         template = make("text_image", loss={"text": 0.5, "image": 2.0})
         sequence = template.build({"text": [1, 2], "image": [0] * 16})
-        #                           [ROI1] pieces     [BASE] [BOI1]  codes  [EOI1]
+        #                           [ROI1] text tokens     [BASE] [BOI1]  codes  [EOI1]
         assert sequence.weights == [0.0, 0.5, 0.5, 0.5, 0.0, *[2.0] * 16, 0.0]
         assert sequence.slots == [-1, 0, 0, 0, -1, *[1] * 16, -1]
 
@@ -196,7 +203,7 @@ class TestPositions:
     def test_start_again_at_the_restart_token(self) -> None:
         template = make("two_images")
         sequence = template.build({"text": [1, 2], "small": [0] * 16, "large": [0] * 64})
-        # [ROI1] + 2 pieces + [BASE] [BOI1] + 16 codes + [EOI1] come before [ROI2].
+        # [ROI1] + 2 text tokens + [BASE] [BOI1] + 16 codes + [EOI1] come before [ROI2].
         assert sequence.positions == [*range(22), *range(4 + 64 + 1)]
         assert template.num_positions == 4 + 64 + 1
 
@@ -215,7 +222,7 @@ class TestQuirksOfTheOriginal:
 
     def test_the_weight_of_a_prediction_follows_its_input(self) -> None:
         sequence = self.quirky(loss_by_input=True).build(self.VALUES)
-        # Made from:        (nothing), [ROI1] 2 pieces [BASE] [BOI1], 2 codes, [EOI1] [ROI2] [BOI2], 4 codes
+        # Made from:        (nothing), [ROI1] 2 text tokens [BASE] [BOI1], 2 codes, [EOI1] [ROI2] [BOI2], 4 codes
         assert sequence.weights == [0.0, *[0.5] * 5, *[0.0] * 2, *[0.5] * 3, *[2.0] * 4]
         assert sequence.slots == [NO_SLOT, *[0] * 5, *[1] * 2, *[0] * 3, *[2] * 4]
         plain = self.quirky().build(self.VALUES)
@@ -272,7 +279,7 @@ class TestAllowed:
         text = template.slot("text")
         assert isinstance(text, TextSlot)
         assert template.end_of_text(text) is None
-        assert template.allowed(text) == (VOCABULARY.pieces,)
+        assert template.allowed(text) == (VOCABULARY.text_tokens,)
 
 
 class TestErrors:
@@ -286,12 +293,12 @@ class TestErrors:
         assert word in str(caught.value)
 
     def test_unknown_target(self) -> None:
-        with pytest.raises(UserError, match=r"^template\.target: [^\n]*no slot picture[^\n]*text, image$"):
-            make("text_image", target="picture")
+        with pytest.raises(UserError, match=r"^template\.target: [^\n]*no slot drawing[^\n]*text, image$"):
+            make("text_image", target="drawing")
 
     def test_unknown_loss(self) -> None:
-        with pytest.raises(UserError, match=r"^template\.loss: [^\n]*no slot picture[^\n]*text, image$"):
-            make("text_image", loss={"picture": 1.0})
+        with pytest.raises(UserError, match=r"^template\.loss: [^\n]*no slot drawing[^\n]*text, image$"):
+            make("text_image", loss={"drawing": 1.0})
 
     def test_two_slots_of_one_name(self) -> None:
         with pytest.raises(UserError, match=r"^template\.layout: [^\n]*image, image$"):

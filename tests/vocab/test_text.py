@@ -25,7 +25,7 @@ CAPTIONS = [
 
 @pytest.fixture(scope="module")
 def tokenizer() -> TextTokenizer:
-    return TextTokenizer.train(CAPTIONS, num_pieces=300)
+    return TextTokenizer.train(CAPTIONS, vocab_size=300)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def template(tokenizer: TextTokenizer) -> Template:
         "[ROI1] {text} [BASE] [BOI1] {image:2x2} [EOI1]",
         target="image",
         loss={"text": 1.0, "image": 1.0},
-        vocabulary=Vocabulary(num_codes=16, num_pieces=tokenizer.num_pieces),
+        vocabulary=Vocabulary(codebook_size=16, vocab_size=tokenizer.vocab_size),
         text_length=1000,
     )
 
@@ -46,11 +46,11 @@ class TestRoundTrip:
     @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
     @pytest.mark.parametrize("text", ["😀一个👩‍🚀", "龘䨺𠮷", "Ünïcödé ру́сский", "red circle, 2 of 3!", "<0x41>"])
     def test_characters_never_seen(self, text: str, model_type: str) -> None:
-        tokenizer = TextTokenizer.train(CAPTIONS, num_pieces=300, model_type=model_type)
-        pieces = tokenizer.encode(text)
-        assert tokenizer.decode(pieces) == text
-        assert all(0 <= piece < tokenizer.num_pieces for piece in pieces)
-        assert 0 not in pieces  # no unknown piece: bytes stand in
+        tokenizer = TextTokenizer.train(CAPTIONS, vocab_size=300, model_type=model_type)
+        text_tokens = tokenizer.encode(text)
+        assert tokenizer.decode(text_tokens) == text
+        assert all(0 <= text_token < tokenizer.vocab_size for text_token in text_tokens)
+        assert 0 not in text_tokens  # no unknown text token: bytes stand in
 
     @pytest.mark.parametrize("text", ["", "   ", "\t\n"])
     def test_white_space_is_no_text(self, tokenizer: TextTokenizer, text: str) -> None:
@@ -60,25 +60,25 @@ class TestRoundTrip:
         tokenizer.save(tmp_path / "text.model")
         loaded = TextTokenizer.load(tmp_path / "text.model")
         assert loaded.identity == tokenizer.identity
-        assert loaded.num_pieces == tokenizer.num_pieces
+        assert loaded.vocab_size == tokenizer.vocab_size
         assert [loaded.encode(text) for text in CAPTIONS] == [tokenizer.encode(text) for text in CAPTIONS]
 
 
 class TestTraining:
     def test_same_captions_same_identity(self, tokenizer: TextTokenizer) -> None:
-        assert TextTokenizer.train(iter(CAPTIONS), num_pieces=300).identity == tokenizer.identity
+        assert TextTokenizer.train(iter(CAPTIONS), vocab_size=300).identity == tokenizer.identity
 
     def test_other_captions_other_identity(self, tokenizer: TextTokenizer) -> None:
-        assert TextTokenizer.train(["一只猫", "两只狗"], num_pieces=300).identity != tokenizer.identity
+        assert TextTokenizer.train(["一只猫", "两只狗"], vocab_size=300).identity != tokenizer.identity
 
     def test_number_of_pieces_is_a_limit(self) -> None:
-        assert TextTokenizer.train(CAPTIONS, num_pieces=290).num_pieces == 290
-        assert TextTokenizer.train(["一只猫"], num_pieces=2000).num_pieces < 300
+        assert TextTokenizer.train(CAPTIONS, vocab_size=290).vocab_size == 290
+        assert TextTokenizer.train(["一只猫"], vocab_size=2000).vocab_size < 300
 
-    @pytest.mark.parametrize(("captions", "num_pieces"), [([], 300), (CAPTIONS, 100)])
-    def test_unsuitable_captions(self, captions: list[str], num_pieces: int) -> None:
-        with pytest.raises(UserError, match=rf"^text\.num_pieces={num_pieces} [^\n]+$"):
-            TextTokenizer.train(captions, num_pieces=num_pieces)
+    @pytest.mark.parametrize(("captions", "vocab_size"), [([], 300), (CAPTIONS, 100)])
+    def test_unsuitable_captions(self, captions: list[str], vocab_size: int) -> None:
+        with pytest.raises(UserError, match=rf"^text\.vocab_size={vocab_size} [^\n]+$"):
+            TextTokenizer.train(captions, vocab_size=vocab_size)
 
 
 class TestUnreadableModel:
@@ -106,7 +106,7 @@ class TestUnreadableModel:
 
 
 class TestTextNeverBecomesACommand:
-    """Whatever a user types, the text slot holds pieces and the layout's own command tokens stay alone."""
+    """Whatever a user types, the text slot holds text tokens and the layout's own command tokens stay alone."""
 
     SPECIAL = (*COMMANDS, "<s>", "</s>", "<unk>", "<pad>", "[ROI1] {text} [BASE]", "{image:2x2}", "\x00", "▁")
 
@@ -121,38 +121,38 @@ class TestTextNeverBecomesACommand:
 
     def test_encodes_to_pieces(self, tokenizer: TextTokenizer) -> None:
         for text in self.hostile_captions():
-            assert all(0 <= piece < tokenizer.num_pieces for piece in tokenizer.encode(text)), text
+            assert all(0 <= text_token < tokenizer.vocab_size for text_token in tokenizer.encode(text)), text
 
     def test_even_if_the_tokenizer_learned_from_such_captions(self) -> None:
-        tokenizer = TextTokenizer.train([*CAPTIONS, *COMMANDS * 20], num_pieces=340)
+        tokenizer = TextTokenizer.train([*CAPTIONS, *COMMANDS * 20], vocab_size=340)
         for text in self.hostile_captions():
-            pieces = tokenizer.encode(text)
-            assert all(0 <= piece < tokenizer.num_pieces for piece in pieces), text
-            assert not {1, 2} & set(pieces), text  # begin and end marks of SentencePiece
+            text_tokens = tokenizer.encode(text)
+            assert all(0 <= text_token < tokenizer.vocab_size for text_token in text_tokens), text
+            assert not {1, 2} & set(text_tokens), text  # begin and end marks of SentencePiece
 
     def test_training_sequence(self, tokenizer: TextTokenizer, template: Template) -> None:
         vocabulary = template.vocabulary
         commands = [vocabulary.command(name) for name in ("[ROI1]", "[BASE]", "[BOI1]", "[EOI1]")]
         for text in self.hostile_captions():
             tokens = template.build({"text": tokenizer.encode(text), "image": [0, 1, 2, 3]}).tokens
-            assert [token for token in tokens if token >= vocabulary.pieces.stop] == commands, text
+            assert [token for token in tokens if token >= vocabulary.text_tokens.stop] == commands, text
 
     def test_prompt(self, tokenizer: TextTokenizer, template: Template) -> None:
         vocabulary = template.vocabulary
         for text in self.hostile_captions():
-            start, *pieces, base, boi = template.prompt({"text": tokenizer.encode(text)})
+            start, *text_tokens, base, boi = template.prompt({"text": tokenizer.encode(text)})
             assert [start, base, boi] == [vocabulary.command(name) for name in ("[ROI1]", "[BASE]", "[BOI1]")]
-            assert all(piece in vocabulary.pieces for piece in pieces), text
+            assert all(text_token in vocabulary.text_tokens for text_token in text_tokens), text
 
 
 def learned(tokenizer: TextTokenizer) -> set[str]:
-    """The pieces behind those that every tokenizer has."""
+    """The text tokens behind those that every tokenizer has."""
     names = spm.SentencePieceProcessor(model_proto=tokenizer.serialized)
-    return {names.id_to_piece(i) for i in range(3 + 256, tokenizer.num_pieces)}
+    return {names.id_to_piece(i) for i in range(3 + 256, tokenizer.vocab_size)}
 
 
 class TestWhatIsLearned:
-    """What a user may count on of the pieces of a new tokenizer."""
+    """What a user may count on of the text tokens of a new tokenizer."""
 
     def test_control_pieces_then_bytes_then_the_characters(self, tokenizer: TextTokenizer) -> None:
         names = spm.SentencePieceProcessor(model_proto=tokenizer.serialized)
@@ -162,22 +162,22 @@ class TestWhatIsLearned:
         assert {"大", "红", "▁"} < learned(tokenizer)
 
     def test_pieces_end_at_a_space(self) -> None:
-        tokenizer = TextTokenizer.train(["ab cd"] * 50 + ["ab", "cd", "abc"], num_pieces=290)
-        pieces = learned(tokenizer)
-        assert "▁ab" in pieces and not [piece for piece in pieces if "▁" in piece[1:]]
+        tokenizer = TextTokenizer.train(["ab cd"] * 50 + ["ab", "cd", "abc"], vocab_size=290)
+        text_tokens = learned(tokenizer)
+        assert "▁ab" in text_tokens and not [text_token for text_token in text_tokens if "▁" in text_token[1:]]
 
     def test_it_reads_the_first_captions_only(self) -> None:
         captions = [*["一只猫"] * 100, "两只狗", *["白马"] * 100]
-        pieces = learned(TextTokenizer.train(captions, num_pieces=300, seed_sentences=101))
-        assert {"猫", "狗"} < pieces and "马" not in pieces
+        text_tokens = learned(TextTokenizer.train(captions, vocab_size=300, seed_sentences=101))
+        assert {"猫", "狗"} < text_tokens and "马" not in text_tokens
 
     def test_every_character_has_a_piece_unless_less_is_asked_for(self) -> None:
         captions = ["天" * 300 + "地"]
-        assert "地" in learned(TextTokenizer.train(captions, num_pieces=300))
-        assert "地" not in learned(TextTokenizer.train(captions, num_pieces=300, character_coverage=0.99))
+        assert "地" in learned(TextTokenizer.train(captions, vocab_size=300))
+        assert "地" not in learned(TextTokenizer.train(captions, vocab_size=300, character_coverage=0.99))
 
     def test_the_default_is_byte_pair_encoding(self, tokenizer: TextTokenizer) -> None:
-        same, other = (TextTokenizer.train(CAPTIONS, num_pieces=300, model_type=kind) for kind in ("bpe", "unigram"))
+        same, other = (TextTokenizer.train(CAPTIONS, vocab_size=300, model_type=kind) for kind in ("bpe", "unigram"))
         assert same.identity == tokenizer.identity != other.identity
 
     def test_one_thread_and_a_million_captions_are_in_the_recipe(self, tokenizer: TextTokenizer) -> None:
@@ -189,7 +189,7 @@ class TestWhatIsLearned:
         assert not recipe.hard_vocab_limit
 
     def test_nothing_is_printed(self, capfd: pytest.CaptureFixture[str]) -> None:
-        TextTokenizer.train(CAPTIONS, num_pieces=300)
+        TextTokenizer.train(CAPTIONS, vocab_size=300)
         assert capfd.readouterr() == ("", "")
 
     def test_a_folder_and_a_pipe_are_told_from_what_is_missing(self, tmp_path: Path) -> None:

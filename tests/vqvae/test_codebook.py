@@ -41,9 +41,9 @@ def test_first_codebook_is_uniform_within_the_bound_of_the_released_program() ->
     assert codes_DK.std().item() == pytest.approx(1 / 6 / math.sqrt(3), rel=0.01)
 
 
-@pytest.mark.parametrize(("num_codes", "rows"), [(8192, 256), (3, 699_050), (2**21, 1), (2**24, 1)])
-def test_a_block_of_distances_takes_8_mb_or_one_row(num_codes: int, rows: int) -> None:
-    assert rows_per_block(num_codes) == rows
+@pytest.mark.parametrize(("codebook_size", "rows"), [(8192, 256), (3, 699_050), (2**21, 1), (2**24, 1)])
+def test_a_block_of_distances_takes_8_mb_or_one_row(codebook_size: int, rows: int) -> None:
+    assert rows_per_block(codebook_size) == rows
 
 
 def test_nearest_in_blocks_of_two_rows_by_hand() -> None:

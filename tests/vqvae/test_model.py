@@ -19,11 +19,11 @@ def build(kind="ema", downsampling=4, residual_blocks=0, mean=(0.5, 0.5, 0.5), s
     torch.manual_seed(0)
     return VQVAE(
         width=16,
-        code_dim=8,
-        num_codes=32,
+        codebook_dim=8,
+        codebook_size=32,
         downsampling=downsampling,
         residual_blocks=residual_blocks,
-        quantizer=make_quantizer(kind, num_codes=32, code_dim=8),
+        quantizer=make_quantizer(kind, codebook_size=32, codebook_dim=8),
         mean=mean,
         std=std,
     )
@@ -55,7 +55,7 @@ def test_shapes(downsampling, residual_blocks):
     codes = model.encode(images)
     assert codes.shape == (2, 2, 3)
     assert codes.dtype == torch.int64
-    assert model.num_codes == 32
+    assert model.codebook_size == 32
     assert codes.min() >= 0
     assert codes.max() < 32
     assert model.latents(images).shape == (2, 8, 2, 3)
@@ -67,11 +67,11 @@ def test_released_size_has_the_released_parameter_shapes():
     with torch.device("meta"):
         model = VQVAE(
             width=512,
-            code_dim=256,
-            num_codes=8192,
+            codebook_dim=256,
+            codebook_size=8192,
             downsampling=8,
             residual_blocks=0,
-            quantizer=EMAQuantizer(num_codes=8192, code_dim=256),
+            quantizer=EMAQuantizer(codebook_size=8192, codebook_dim=256),
             mean=(0.79093, 0.76271, 0.75340),
             std=(0.30379, 0.32279, 0.32800),
         )
@@ -118,7 +118,7 @@ def test_residual_block_equals_the_formula() -> None:
 @torch.no_grad()
 def test_encoder_equals_the_formula() -> None:
     torch.manual_seed(0)
-    encoder = build_encoder(width=6, code_dim=5, num_strides=2, residual_blocks=2).double()
+    encoder = build_encoder(width=6, codebook_dim=5, num_strides=2, residual_blocks=2).double()
     weights = encoder.state_dict()
     images = torch.randn(2, 3, 8, 12, dtype=torch.float64)
     x = images
@@ -135,7 +135,7 @@ def test_encoder_equals_the_formula() -> None:
 @torch.no_grad()
 def test_decoder_equals_the_formula() -> None:
     torch.manual_seed(0)
-    decoder = build_decoder(width=6, code_dim=5, num_strides=2, residual_blocks=2).double()
+    decoder = build_decoder(width=6, codebook_dim=5, num_strides=2, residual_blocks=2).double()
     weights = decoder.state_dict()
     vectors = torch.randn(2, 5, 2, 3, dtype=torch.float64)
     x = vectors
@@ -241,19 +241,19 @@ def test_colours_pass_through_the_codes(kind):
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     palette = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
 
-    def pictures() -> torch.Tensor:
+    def batch() -> torch.Tensor:
         colours = palette[torch.randint(4, (8, 2, 2))].permute(0, 3, 1, 2)
         return colours.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
 
     for step in range(250):
-        images = pictures()
+        images = batch()
         model.quantizer.set_progress(step / 250)
         output = model(images)
         loss = reconstruction_loss("l2", output.reconstruction, images) + output.quantized.loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    images = pictures()
+    images = batch()
     blank = images.mean((0, 2, 3), keepdim=True).expand_as(images)
     with torch.no_grad():
         reconstruction = model.eval()(images).reconstruction
@@ -276,20 +276,22 @@ def test_settings_that_do_not_fit():
     for wrong in ({"std": (0.1, 0.2, 0.0)}, {"std": (0.1,) * 4}, {"mean": (0.5, 0.5)}, {"mean": (0.5,) * 4}):
         with pytest.raises(UserError, match=r"image_tokenizer\.mean=.*: give three numbers each, std above 0"):
             build(**wrong)
-    for num_codes, code_dim in ((64, 8), (32, 4)):
-        with pytest.raises(UserError, match=rf"{num_codes} codes of width {code_dim}.*num_codes=32 and code_dim=8"):
+    for codebook_size, codebook_dim in ((64, 8), (32, 4)):
+        with pytest.raises(
+            UserError, match=rf"{codebook_size} codes of width {codebook_dim}.*codebook_size=32 and codebook_dim=8"
+        ):
             VQVAE(
                 width=8,
-                code_dim=8,
-                num_codes=32,
+                codebook_dim=8,
+                codebook_size=32,
                 downsampling=4,
                 residual_blocks=0,
-                quantizer=EMAQuantizer(num_codes=num_codes, code_dim=code_dim),
+                quantizer=EMAQuantizer(codebook_size=codebook_size, codebook_dim=codebook_dim),
                 mean=(0, 0, 0),
                 std=(1, 1, 1),
             )
     with pytest.raises(UserError, match=r"quantizer\.kind is nearest.*ema, learned, gumbel, fixed"):
-        make_quantizer("nearest", num_codes=4, code_dim=2)
+        make_quantizer("nearest", codebook_size=4, codebook_dim=2)
 
 
 def test_reconstruction_loss_values():
@@ -299,11 +301,11 @@ def test_reconstruction_loss_values():
     assert reconstruction_loss("l2", reconstruction, images).item() == pytest.approx(0.25)
 
 
-def test_psnr_averages_pictures_and_clips():
+def test_psnr_averages_images_and_clips():
     images = torch.zeros(2, 3, 4, 4)
     reconstruction = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 0.01)])
     assert psnr(reconstruction, images).item() == pytest.approx((20 + 40) / 2, abs=1e-3)
-    # What lies outside 0..1 is cut off when a picture is saved, so it costs nothing.
+    # What lies outside 0..1 is cut off when a image is saved, so it costs nothing.
     too_bright, images = torch.full((1, 3, 4, 4), 5.0), torch.full((1, 3, 4, 4), 0.9)
     assert psnr(too_bright, images).item() == pytest.approx(20, abs=1e-3)
     assert torch.isfinite(psnr(images, images))

@@ -42,10 +42,10 @@ def plain_ema(**settings) -> EMAQuantizer:
 # Lookup
 
 
-@pytest.mark.parametrize(("num_vectors", "num_codes"), [(1, 1), (7, 5), (1100, 8192), (600, 10000)])
-def test_lookup_finds_the_nearest_code(num_vectors, num_codes):
+@pytest.mark.parametrize(("num_vectors", "codebook_size"), [(1, 1), (7, 5), (1100, 8192), (600, 10000)])
+def test_lookup_finds_the_nearest_code(num_vectors, codebook_size):
     torch.manual_seed(0)
-    quantizer = FixedQuantizer(num_codes=num_codes, code_dim=6)
+    quantizer = FixedQuantizer(codebook_size=codebook_size, codebook_dim=6)
     x_ND = 0.05 * torch.randn(num_vectors, 6)
     codes_N = quantizer.lookup(x_ND)
     distance_NK = (x_ND[:, None].double() - quantizer.codebook.T.double()).square().sum(-1)
@@ -55,7 +55,7 @@ def test_lookup_finds_the_nearest_code(num_vectors, num_codes):
 
 
 def test_lookup_takes_the_first_of_equal_codes():
-    quantizer = FixedQuantizer(num_codes=6, code_dim=2)
+    quantizer = FixedQuantizer(codebook_size=6, codebook_dim=2)
     quantizer.codebook.copy_(torch.tensor([[9.0, 1, 1, 0, 1, 9], [9, 1, 1, 0, 1, 9]]))
     assert quantizer.lookup(torch.tensor([[1.0, 1.1], [8.0, 8.0], [0.5, 0.5]])).tolist() == [1, 0, 1]
 
@@ -66,7 +66,7 @@ def test_autocast_and_half_precision_latents_keep_the_arithmetic_in_float32(kind
 
     def quantize(latents: torch.Tensor):
         torch.manual_seed(0)
-        quantizer = make_quantizer(kind, num_codes=512, code_dim=8).train()
+        quantizer = make_quantizer(kind, codebook_size=512, codebook_dim=8).train()
         return quantizer, quantizer(latents)
 
     expected_quantizer, expected = quantize(latents.float())
@@ -95,7 +95,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_memory_does_not_grow_with_vectors_times_codes():
-    quantizer = plain_ema(num_codes=8192, code_dim=64).train()
+    quantizer = plain_ema(codebook_size=8192, codebook_dim=64).train()
     latents = torch.randn(16, 64, 32, 32)
     with LargestTensor() as largest:
         quantizer(latents)
@@ -103,7 +103,7 @@ def test_memory_does_not_grow_with_vectors_times_codes():
 
 
 def test_gumbel_memory_does_not_grow_with_vectors_times_codes():
-    quantizer = GumbelQuantizer(num_codes=2048, code_dim=4).train()
+    quantizer = GumbelQuantizer(codebook_size=2048, codebook_dim=4).train()
     latents = torch.randn(1, 4, 64, 128, requires_grad=True)
     with LargestTensor() as largest:
         output = quantizer(latents)
@@ -118,7 +118,7 @@ def test_straight_through_and_commitment_gradient():
     torch.manual_seed(0)
     beta = 0.4
     for kind in ("ema", "fixed"):
-        quantizer = make_quantizer(kind, num_codes=12, code_dim=3, commitment_weight=beta)
+        quantizer = make_quantizer(kind, codebook_size=12, codebook_dim=3, commitment_weight=beta)
         latents = torch.randn(2, 3, 4, 5, requires_grad=True)
         output = quantizer.eval()(latents)
         vectors = quantizer.embed(output.codes).permute(0, 3, 1, 2)
@@ -134,7 +134,7 @@ def test_straight_through_and_commitment_gradient():
 @pytest.mark.parametrize("kind", ["ema", "learned", "gumbel", "fixed"])
 @pytest.mark.parametrize("training", [True, False])
 def test_statistics_of_a_batch(kind, training):
-    quantizer = make_quantizer(kind, num_codes=8, code_dim=2).train(training)
+    quantizer = make_quantizer(kind, codebook_size=8, codebook_dim=2).train(training)
     output = quantizer(torch.randn(3, 2, 4, 4))
     frequency_K = torch.bincount(output.codes.flatten(), minlength=8) / 48
     used_K = frequency_K[frequency_K > 0]
@@ -147,7 +147,7 @@ def test_statistics_of_a_batch(kind, training):
 
 @pytest.mark.parametrize("kind", ["ema", "learned", "gumbel", "fixed"])
 def test_evaluation_is_deterministic_nearest_code(kind):
-    quantizer = make_quantizer(kind, num_codes=16, code_dim=4).eval()
+    quantizer = make_quantizer(kind, codebook_size=16, codebook_dim=4).eval()
     latents = torch.randn(2, 4, 3, 3)
     output = quantizer(latents)
     assert torch.equal(output.codes.flatten(), quantizer.lookup(latents.permute(0, 2, 3, 1).flatten(0, 2)))
@@ -160,27 +160,27 @@ def test_evaluation_is_deterministic_nearest_code(kind):
 
 def test_ema_update_against_the_dense_formulas():
     torch.manual_seed(0)
-    num_codes, decay, eps = 10, 0.9, 1e-3
-    quantizer = plain_ema(num_codes=num_codes, code_dim=4, decay=decay, eps=eps).train()
+    codebook_size, decay, eps = 10, 0.9, 1e-3
+    quantizer = plain_ema(codebook_size=codebook_size, codebook_dim=4, decay=decay, eps=eps).train()
     embed, cluster_size, embed_avg = (getattr(quantizer, name).clone() for name in STATISTICS)
     for _ in range(3):
         x_ND = torch.randn(50, 4)
         output = quantizer(as_latents(x_ND))
-        one_hot_NK = torch.cdist(x_ND, embed.T).argmin(1)[:, None] == torch.arange(num_codes)
+        one_hot_NK = torch.cdist(x_ND, embed.T).argmin(1)[:, None] == torch.arange(codebook_size)
         one_hot_NK = one_hot_NK.float()
         # The step returns the code words from before its own update.
         torch.testing.assert_close(as_vectors(output.quantized), one_hot_NK @ embed.T)
         cluster_size = decay * cluster_size + (1 - decay) * one_hot_NK.sum(0)
         embed_avg = decay * embed_avg + (1 - decay) * x_ND.T @ one_hot_NK
         n = cluster_size.sum()
-        embed = embed_avg / ((cluster_size + eps) / (n + num_codes * eps) * n)
+        embed = embed_avg / ((cluster_size + eps) / (n + codebook_size * eps) * n)
         for name, expected in zip(STATISTICS, (embed, cluster_size, embed_avg), strict=True):
             torch.testing.assert_close(getattr(quantizer, name), expected)
         assert output.revived == 0
 
 
 def test_cold_start_leaves_unused_codes_in_place():
-    quantizer = plain_ema(num_codes=64, code_dim=4).train()
+    quantizer = plain_ema(codebook_size=64, codebook_dim=4).train()
     start = quantizer.codebook.clone()
     x_ND = 0.01 * torch.randn(100, 4) + start[:, 5]
     for _ in range(3):
@@ -198,7 +198,7 @@ def test_kmeans_covers_an_unbalanced_mixture():
     centres_MD = 3 * torch.randn(20, 4)
     weights = torch.ones(20)
     weights[0] = 60  # three quarters of all vectors
-    quantizer = EMAQuantizer(num_codes=30, code_dim=4, kmeans_iters=10)
+    quantizer = EMAQuantizer(codebook_size=30, codebook_dim=4, kmeans_iters=10)
     assert not quantizer.initialised
     output = quantizer(as_latents(mixture(2000, centres_MD, weights)))
     assert quantizer.initialised
@@ -209,7 +209,7 @@ def test_kmeans_covers_an_unbalanced_mixture():
 
 
 def test_kmeans_runs_once():
-    quantizer = EMAQuantizer(num_codes=8, code_dim=2, kmeans_iters=3, decay=0.999)
+    quantizer = EMAQuantizer(codebook_size=8, codebook_dim=2, kmeans_iters=3, decay=0.999)
     quantizer(as_latents(torch.randn(100, 2)))
     before = quantizer.codebook.clone()
     quantizer(as_latents(torch.randn(100, 2) + 100))
@@ -217,14 +217,14 @@ def test_kmeans_runs_once():
 
 
 def test_kmeans_with_fewer_vectors_than_codes():
-    quantizer = EMAQuantizer(num_codes=32, code_dim=3, kmeans_iters=2)
+    quantizer = EMAQuantizer(codebook_size=32, codebook_dim=3, kmeans_iters=2)
     output = quantizer(as_latents(torch.randn(10, 3)))
     assert output.commitment < 1e-10
     assert torch.isfinite(quantizer.codebook).all()
 
 
 def test_kmeans_with_equal_vectors():
-    quantizer = EMAQuantizer(num_codes=4, code_dim=3, kmeans_iters=2)
+    quantizer = EMAQuantizer(codebook_size=4, codebook_dim=3, kmeans_iters=2)
     quantizer(as_latents(torch.ones(10, 3)))
     torch.testing.assert_close(quantizer.codebook, torch.ones(3, 4), rtol=1e-4, atol=0)
 
@@ -249,7 +249,9 @@ def collapse_to_one_giant(quantizer: EMAQuantizer) -> None:
 def test_revival_mends_a_collapsed_codebook(collapse):
     torch.manual_seed(0)
     centres_MD = 2 * torch.randn(40, 4)
-    quantizer = EMAQuantizer(num_codes=40, code_dim=4, decay=0.9, kmeans_iters=0, dead_threshold=0.1, revive_every=5)
+    quantizer = EMAQuantizer(
+        codebook_size=40, codebook_dim=4, decay=0.9, kmeans_iters=0, dead_threshold=0.1, revive_every=5
+    )
     collapse(quantizer)
     first = quantizer(as_latents(mixture(1000, centres_MD)))
     assert first.usage <= 1 / 40
@@ -266,7 +268,7 @@ def test_revival_mends_a_collapsed_codebook(collapse):
 
 def test_revived_codes_are_current_vectors_and_stay_alive():
     torch.manual_seed(0)
-    quantizer = EMAQuantizer(num_codes=16, code_dim=3, kmeans_iters=0, dead_threshold=0.1, revive_every=1)
+    quantizer = EMAQuantizer(codebook_size=16, codebook_dim=3, kmeans_iters=0, dead_threshold=0.1, revive_every=1)
     collapse_to_one_giant(quantizer)
     x_ND = torch.randn(200, 3)
     output = quantizer(as_latents(x_ND))
@@ -286,7 +288,7 @@ def test_revived_codes_are_current_vectors_and_stay_alive():
 def test_revival_happens_every_so_many_updates_and_can_be_off():
     for revive_every, expected in ((3, [0, 0, 15]), (0, [0, 0, 0])):
         quantizer = EMAQuantizer(
-            num_codes=16, code_dim=3, kmeans_iters=0, dead_threshold=0.1, revive_every=revive_every
+            codebook_size=16, codebook_dim=3, kmeans_iters=0, dead_threshold=0.1, revive_every=revive_every
         )
         collapse_to_one_giant(quantizer)
         outputs = [quantizer(as_latents(torch.randn(50, 3))) for _ in range(3)]
@@ -296,7 +298,7 @@ def test_revival_happens_every_so_many_updates_and_can_be_off():
 
 def test_state_dict_resumes_exactly():
     torch.manual_seed(0)
-    settings = {"num_codes": 16, "code_dim": 3, "decay": 0.7, "kmeans_iters": 2, "revive_every": 3}
+    settings = {"codebook_size": 16, "codebook_dim": 3, "decay": 0.7, "kmeans_iters": 2, "revive_every": 3}
     batches = [as_latents(torch.randn(40, 3) + i) for i in range(8)]
     straight = EMAQuantizer(**settings)
     for batch in batches[:4]:
@@ -320,7 +322,7 @@ def test_state_dict_resumes_exactly():
 
 def upkeep_after_batches(batches: list[torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    quantizer = EMAQuantizer(num_codes=12, code_dim=3, decay=0.6, kmeans_iters=3, revive_every=2)
+    quantizer = EMAQuantizer(codebook_size=12, codebook_dim=3, decay=0.6, kmeans_iters=3, revive_every=2)
     torch.manual_seed(seed)
     for batch in batches:
         output = quantizer(as_latents(batch))
@@ -359,7 +361,7 @@ def test_ranks_agree_with_each_other_and_with_one_process(tmp_path: Path):
 def test_learned_codebook_gradient():
     torch.manual_seed(0)
     beta = 0.3
-    quantizer = LearnedQuantizer(num_codes=6, code_dim=3, commitment_weight=beta)
+    quantizer = LearnedQuantizer(codebook_size=6, codebook_dim=3, commitment_weight=beta)
     x_ND = torch.randn(20, 3, requires_grad=True)
     output = quantizer(as_latents(x_ND))
     output.loss.backward(retain_graph=True)
@@ -375,7 +377,7 @@ def test_learned_codebook_gradient():
 
 
 def test_fixed_codebook_stays():
-    quantizer = FixedQuantizer(num_codes=6, code_dim=3)
+    quantizer = FixedQuantizer(codebook_size=6, codebook_dim=3)
     before = quantizer.codebook.clone()
     for _ in range(3):
         x_ND = torch.randn(20, 3, requires_grad=True)
@@ -419,7 +421,7 @@ def gumbel_reference(x_ND, codebook_DK, exponential_NK, temperature, cotangent_N
 def test_gumbel_against_closed_form(hard, temperature):
     torch.manual_seed(0)
     quantizer = GumbelQuantizer(
-        num_codes=7, code_dim=3, hard=hard, kl_weight=0.5, temperature_start=temperature
+        codebook_size=7, codebook_dim=3, hard=hard, kl_weight=0.5, temperature_start=temperature
     ).train()
     x_ND, cotangent_ND = 0.5 * torch.randn(11, 3), torch.randn(11, 3)
     state = torch.get_rng_state()
@@ -440,7 +442,7 @@ def test_gumbel_against_closed_form(hard, temperature):
 
 def test_gumbel_draws_codes_with_softmax_probability():
     torch.manual_seed(0)
-    quantizer = GumbelQuantizer(num_codes=5, code_dim=2, temperature_start=0.5).train()
+    quantizer = GumbelQuantizer(codebook_size=5, codebook_dim=2, temperature_start=0.5).train()
     x_D = torch.randn(2)
     codes = quantizer(as_latents(x_D.expand(40000, 2))).codes
     frequency_K = torch.bincount(codes.flatten(), minlength=5) / 40000
@@ -450,18 +452,18 @@ def test_gumbel_draws_codes_with_softmax_probability():
 
 
 def test_temperature_falls_exponentially_and_is_saved():
-    quantizer = GumbelQuantizer(num_codes=4, code_dim=2, temperature_start=2.0, temperature_end=0.02)
+    quantizer = GumbelQuantizer(codebook_size=4, codebook_dim=2, temperature_start=2.0, temperature_end=0.02)
     for fraction, expected in ((0.0, 2.0), (0.5, 0.2), (1.0, 0.02), (1.5, 0.02)):
         quantizer.set_progress(fraction)
         assert quantizer.temperature.item() == pytest.approx(expected)
-    other = GumbelQuantizer(num_codes=4, code_dim=2)
+    other = GumbelQuantizer(codebook_size=4, codebook_dim=2)
     other.load_state_dict(quantizer.state_dict())
     assert other.temperature.item() == pytest.approx(0.02)
 
 
 def test_cold_gumbel_mixture_is_one_code():
     torch.manual_seed(0)
-    quantizer = GumbelQuantizer(num_codes=8, code_dim=2, hard=False, temperature_end=1e-6).train()
+    quantizer = GumbelQuantizer(codebook_size=8, codebook_dim=2, hard=False, temperature_end=1e-6).train()
     quantizer.set_progress(1.0)
     output = quantizer(torch.randn(1, 2, 5, 5))
     torch.testing.assert_close(output.quantized.permute(0, 2, 3, 1), quantizer.embed(output.codes))
@@ -481,4 +483,4 @@ def test_cold_gumbel_mixture_is_one_code():
 def test_bad_settings_name_the_key(kind, settings):
     (key,) = settings
     with pytest.raises(UserError, match=rf"image_tokenizer\.quantizer\.{key} is {settings[key]}: it must be"):
-        make_quantizer(kind, num_codes=4, code_dim=2, **settings)
+        make_quantizer(kind, codebook_size=4, codebook_dim=2, **settings)

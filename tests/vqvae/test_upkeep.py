@@ -26,7 +26,7 @@ def state_of(quantizer: EMAQuantizer) -> tuple[list[float], list[list[float]], l
 
 
 def test_without_kmeans_every_code_starts_as_one_vector() -> None:
-    quantizer = EMAQuantizer(num_codes=6, code_dim=3, kmeans_iters=0)
+    quantizer = EMAQuantizer(codebook_size=6, codebook_dim=3, kmeans_iters=0)
     assert quantizer.cluster_size.tolist() == [1.0] * 6
     assert torch.equal(quantizer.embed_avg, quantizer.codebook)
     assert quantizer.initialised
@@ -34,7 +34,7 @@ def test_without_kmeans_every_code_starts_as_one_vector() -> None:
 
 
 def test_first_update_without_kmeans_by_hand() -> None:
-    quantizer = EMAQuantizer(num_codes=2, code_dim=1, kmeans_iters=0, decay=0.5, dead_threshold=0)
+    quantizer = EMAQuantizer(codebook_size=2, codebook_dim=1, kmeans_iters=0, decay=0.5, dead_threshold=0)
     quantizer.codebook.copy_(torch.tensor([[0.0, 10.0]]))
     quantizer.embed_avg.copy_(quantizer.codebook)
     quantizer(as_latents(torch.tensor([[2.0], [4.0]])))
@@ -47,7 +47,7 @@ def test_first_update_without_kmeans_by_hand() -> None:
 def test_kmeans_sets_sizes_and_averages_of_the_batch() -> None:
     # Then an update by the same vectors changes nothing: sizes are those of the clusters, averages their sums.
     torch.manual_seed(0)
-    quantizer = EMAQuantizer(num_codes=2, code_dim=2, kmeans_iters=5, decay=0.5, dead_threshold=0)
+    quantizer = EMAQuantizer(codebook_size=2, codebook_dim=2, kmeans_iters=5, decay=0.5, dead_threshold=0)
     assert not quantizer.initialised
     quantizer(as_latents(torch.tensor([[0.0, 0], [0, 2], [10, 0], [10, 2], [10, 4]])))
     assert quantizer.initialised
@@ -59,7 +59,7 @@ def test_kmeans_sets_sizes_and_averages_of_the_batch() -> None:
 
 
 def test_a_centre_without_vectors_starts_as_one_vector() -> None:
-    quantizer = EMAQuantizer(num_codes=3, code_dim=2, kmeans_iters=2, decay=0.5, dead_threshold=0)
+    quantizer = EMAQuantizer(codebook_size=3, codebook_dim=2, kmeans_iters=2, decay=0.5, dead_threshold=0)
     quantizer(as_latents(torch.full((10, 2), 7.0)))
     assert quantizer.cluster_size.tolist() == [10.0, 0.5, 0.5]  # 10, 1, 1, and then an update by 10, 0, 0
     torch.testing.assert_close(quantizer.embed_avg, 7.0 * torch.tensor([10.0, 0.5, 0.5]).expand(2, 3))
@@ -67,7 +67,7 @@ def test_a_centre_without_vectors_starts_as_one_vector() -> None:
 
 
 def test_kmeans_waits_for_training() -> None:
-    quantizer = EMAQuantizer(num_codes=3, code_dim=2).eval()
+    quantizer = EMAQuantizer(codebook_size=3, codebook_dim=2).eval()
     before = quantizer.codebook.clone()
     quantizer(as_latents(torch.randn(20, 2)))
     assert not quantizer.initialised
@@ -76,7 +76,7 @@ def test_kmeans_waits_for_training() -> None:
 
 def one_code_for_all(**settings: Any) -> EMAQuantizer:
     """Four codes, of which vectors at 0 take the first."""
-    quantizer = EMAQuantizer(num_codes=4, code_dim=1, kmeans_iters=0, decay=0.5, **settings)
+    quantizer = EMAQuantizer(codebook_size=4, codebook_dim=1, kmeans_iters=0, decay=0.5, **settings)
     quantizer.codebook.copy_(torch.tensor([[0.0, 10, 20, 30]]))
     quantizer.embed_avg.copy_(quantizer.codebook)
     return quantizer
@@ -105,7 +105,7 @@ def test_a_revived_code_gets_the_mean_size_and_a_vector_of_the_batch() -> None:
 
 @pytest.mark.parametrize("kind", ["learned", "gumbel", "fixed"])
 def test_without_averages_the_codes_that_a_batch_leaves_out_are_dead(kind: str) -> None:
-    quantizer = make_quantizer(kind, num_codes=8, code_dim=2).eval()
+    quantizer = make_quantizer(kind, codebook_size=8, codebook_dim=2).eval()
     with torch.no_grad():
         quantizer.codebook.copy_(torch.arange(8.0).expand(2, 8))
         output = quantizer(as_latents(torch.tensor([[1.0, 1], [6, 6], [1, 1]])))
@@ -115,7 +115,7 @@ def test_without_averages_the_codes_that_a_batch_leaves_out_are_dead(kind: str) 
 
 
 def test_gumbel_in_evaluation_reports_the_divergence() -> None:
-    quantizer = GumbelQuantizer(num_codes=3, code_dim=1, kl_weight=0.5).eval()
+    quantizer = GumbelQuantizer(codebook_size=3, codebook_dim=1, kl_weight=0.5).eval()
     with torch.no_grad():
         quantizer.codebook.copy_(torch.tensor([[0.0, 1.0, 2.0]]))
     x_ND = torch.tensor([[0.0], [1.0]])
@@ -125,7 +125,7 @@ def test_gumbel_in_evaluation_reports_the_divergence() -> None:
 
 
 def test_temperature_before_the_start_is_that_of_the_start() -> None:
-    quantizer = GumbelQuantizer(num_codes=4, code_dim=2, temperature_start=2.0, temperature_end=0.5)
+    quantizer = GumbelQuantizer(codebook_size=4, codebook_dim=2, temperature_start=2.0, temperature_end=0.5)
     assert quantizer.temperature == 2.0
     quantizer.set_progress(0.5)
     assert quantizer.temperature == 1.0
@@ -134,14 +134,14 @@ def test_temperature_before_the_start_is_that_of_the_start() -> None:
 
 
 def test_settings_left_out_are_those_documented() -> None:
-    ema = EMAQuantizer(num_codes=2, code_dim=2)
+    ema = EMAQuantizer(codebook_size=2, codebook_dim=2)
     assert (ema.decay, ema.eps, ema.commitment_weight, ema.kmeans_iters) == (0.99, 1e-5, 0.25, 10)
     assert (ema.dead_threshold, ema.revive_every) == (0.1, 20)
-    gumbel = GumbelQuantizer(num_codes=2, code_dim=2)
+    gumbel = GumbelQuantizer(codebook_size=2, codebook_dim=2)
     assert (gumbel.hard, gumbel.kl_weight) == (True, 5e-4)
     assert (gumbel.temperature_start, gumbel.temperature_end) == (1.0, 1 / 16)
     for kind in ("learned", "fixed"):
-        assert make_quantizer(kind, num_codes=2, code_dim=2).commitment_weight == 0.25
+        assert make_quantizer(kind, codebook_size=2, codebook_dim=2).commitment_weight == 0.25
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_settings_left_out_are_those_documented() -> None:
 )
 def test_refused_settings(kind: str, key: str, value: float, wanted: str) -> None:
     with pytest.raises(UserError, match=rf"image_tokenizer\.quantizer\.{key} is {value}: it must be {wanted}"):
-        make_quantizer(kind, num_codes=4, code_dim=2, **{key: value})
+        make_quantizer(kind, codebook_size=4, codebook_dim=2, **{key: value})
 
 
 @pytest.mark.parametrize(
@@ -178,5 +178,5 @@ def test_refused_settings(kind: str, key: str, value: float, wanted: str) -> Non
     ],
 )
 def test_settings_at_their_ends(kind: str, settings: dict[str, float]) -> None:
-    quantizer = make_quantizer(kind, num_codes=4, code_dim=2, **settings)
+    quantizer = make_quantizer(kind, codebook_size=4, codebook_dim=2, **settings)
     assert all(getattr(quantizer, key) == value for key, value in settings.items())

@@ -27,7 +27,7 @@ def refuse_lmdb(path: Path) -> None:
         raise UserError(
             f"data.store={path} is an LMDB: its rows are pickled Python objects, and loading those can run any code, "
             f"so it is not read; convert it where it was made to rows of {TEXT_LENGTH} text ids and the codes as "
-            "int32, or tokenise the pictures again with task=tokenize"
+            "int32, or tokenise the images again with task=tokenize"
         )
 
 
@@ -48,8 +48,8 @@ class ReleasedFile:
         file: str | Path,
         *,
         grid: tuple[int, int],
-        num_pieces: int,
-        num_codes: int,
+        text_vocab_size: int,
+        codebook_size: int,
         val_fraction: float,
         text_length: int = TEXT_LENGTH,
     ) -> ReleasedFile:
@@ -59,7 +59,7 @@ class ReleasedFile:
             file: rows of `text_length` ids of the joint vocabulary, -1 where unused, and `y * x` codes, as
                 little-endian int32.
             grid: `(y, x)` of the codes.
-            num_pieces, num_codes: sizes of the vocabularies of the two tokenizers that made it.
+            text_vocab_size, codebook_size: sizes of the vocabularies of the two tokenizers that made it.
             val_fraction: share of the rows for validation, 0 … 1. Strictly between 0 and 1 neither split of two
                 rows or more is empty.
 
@@ -68,7 +68,11 @@ class ReleasedFile:
         """
         file = Path(file)
         layout = RowLayout(
-            text_length=text_length, grid=grid, num_pieces=num_pieces, num_codes=num_codes, format=COGVIEW
+            text_length=text_length,
+            grid=grid,
+            text_vocab_size=text_vocab_size,
+            codebook_size=codebook_size,
+            format=COGVIEW,
         )
         try:
             size = require_file(file).st_size
@@ -112,7 +116,7 @@ class _CheckedRows(StoredRows):
         found = super().raw(number)
         text, codes = np.split(found, [self.layout.text_length])
         self._require(number, text[text != self.layout.sentinel], self.layout.text_ids, "text id")
-        self._require(number, codes, range(self.layout.num_codes), "code")
+        self._require(number, codes, range(self.layout.codebook_size), "code")
         return found
 
     def _require(self, number: int, ids: np.ndarray, allowed: range, name: str) -> None:

@@ -1,8 +1,8 @@
-"""Rows of tokenised samples in a file, little-endian numbers: pieces, codes, maybe codes at twice the size.
+"""Rows of tokenised samples in a file, little-endian numbers: text tokens, codes, maybe codes at twice the size.
 
 Two formats:
 
-- `native`: piece ids as they are. uint16 with sentinel 65535 where all ids fit, else int32 with sentinel -1.
+- `native`: text token ids as they are. uint16 with sentinel 65535 where all ids fit, else int32 with sentinel -1.
 - `cogview`: that of the original's data files. int32, text as ids of the joint vocabulary, sentinel -1.
 
 Shapes: B samples, R = text_length + y * x numbers in a row, or text_length + 5 * y * x with the large grid.
@@ -46,32 +46,40 @@ class RowLayout:
     format: str = NATIVE
     text_length: int
     grid: tuple[int, int]
-    num_pieces: int
-    num_codes: int
+    text_vocab_size: int
+    codebook_size: int
     large: bool = False
-    """Rows end with the codes `(2y, 2x)` of the picture at twice the size, for super-resolution."""
+    """Rows end with the codes `(2y, 2x)` of the image at twice the size, for super-resolution."""
 
     def __post_init__(self) -> None:
         if self.format not in (NATIVE, COGVIEW):
             raise ValueError(f"format is {self.format}, known are {NATIVE} and {COGVIEW}")
-        sizes = {"text_length": self.text_length, "num_pieces": self.num_pieces, "num_codes": self.num_codes}
+        sizes = {
+            "text_length": self.text_length,
+            "text_vocab_size": self.text_vocab_size,
+            "codebook_size": self.codebook_size,
+        }
         require_counts({**sizes, "y": self.grid[0], "x": self.grid[1]}, least=1)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the numbers on disk."""
-        small = self.format == NATIVE and max(self.num_pieces, self.num_codes) <= 65535
+        small = self.format == NATIVE and max(self.text_vocab_size, self.codebook_size) <= 65535
         return np.dtype("<u2" if small else "<i4")
 
     @property
     def sentinel(self) -> int:
-        """What stands where there is no piece."""
+        """What stands where there is no text token."""
         return 65535 if self.dtype == np.dtype("<u2") else -1
 
     @property
     def text_ids(self) -> range:
-        """The numbers that stand for pieces 0, 1, 2, …"""
-        return Vocabulary(self.num_codes, self.num_pieces).pieces if self.format == COGVIEW else range(self.num_pieces)
+        """The numbers that stand for text tokens 0, 1, 2, …"""
+        return (
+            Vocabulary(self.codebook_size, self.text_vocab_size).text_tokens
+            if self.format == COGVIEW
+            else range(self.text_vocab_size)
+        )
 
     @property
     def row_length(self) -> int:
@@ -90,19 +98,19 @@ class RowLayout:
         return 2 * self.grid[0], 2 * self.grid[1]
 
     def pack(
-        self, pieces: Sequence[Sequence[int]], codes: torch.Tensor, large: torch.Tensor | None = None
+        self, text_tokens: Sequence[Sequence[int]], codes: torch.Tensor, large: torch.Tensor | None = None
     ) -> np.ndarray:
-        """Rows `(B, R)` of B captions, cut to `text_length` pieces, and codes `(B, y, x)` and maybe `(B, 2y, 2x)`."""
-        rows = np.full((len(pieces), self.row_length), self.sentinel, dtype=self.dtype)
-        for row, ids in zip(rows, pieces, strict=True):
+        """Rows `(B, R)` of B captions, cut to `text_length`, and codes `(B, y, x)` and maybe `(B, 2y, 2x)`."""
+        rows = np.full((len(text_tokens), self.row_length), self.sentinel, dtype=self.dtype)
+        for row, ids in zip(rows, text_tokens, strict=True):
             kept = ids[: self.text_length]
-            row[: len(kept)] = [self.text_ids.start + piece for piece in kept]
+            row[: len(kept)] = [self.text_ids.start + text_token for text_token in kept]
         grids = [codes] if large is None else [codes, large]
         rows[:, self.text_length :] = torch.cat([grid.flatten(1).cpu() for grid in grids], 1).numpy()
         return rows
 
     def unpack(self, row: np.ndarray) -> tuple[list[int], torch.Tensor]:
-        """The pieces of a row `(R,)` without the sentinels, and its codes, int64 `(y, x)`."""
+        """The text tokens of a row `(R,)` without the sentinels, and its codes, int64 `(y, x)`."""
         text = row[: self.text_length].astype(np.int64)
         codes = row[self.text_length : self._end_of_codes].astype(np.int64).reshape(self.grid)
         return (text[text != self.sentinel] - self.text_ids.start).tolist(), torch.from_numpy(codes)
@@ -117,7 +125,7 @@ class RowLayout:
 
 
 class StoredRows(Dataset[tuple[list[int], torch.Tensor]]):
-    """Rows of a file: `rows[i]` is `(pieces without padding, codes int64 (y, x))`.
+    """Rows of a file: `rows[i]` is `(text tokens without padding, codes int64 (y, x))`.
 
     Each process opens the file for itself, at first use. Rows are read, not mapped into memory, where a file that
     becomes shorter or a disk that fails would kill the process.
@@ -147,7 +155,7 @@ class StoredRows(Dataset[tuple[list[int], torch.Tensor]]):
         return self.layout.unpack(self.raw(self.span[index]))
 
     def large(self, index: int) -> torch.Tensor:
-        """Codes of the picture at twice the size, int64 `(2y, 2x)`, where the rows have them."""
+        """Codes of the image at twice the size, int64 `(2y, 2x)`, where the rows have them."""
         return self.layout.unpack_large(self.raw(self.span[index]))
 
     def raw(self, number: int) -> np.ndarray:
@@ -195,7 +203,7 @@ class _Records:
 class WithoutText(Dataset[tuple[list[int], torch.Tensor]]):
     """The same rows with empty texts.
 
-    Mixed into a training set they are conditioning dropout: the model learns what pictures look like whatever the
+    Mixed into a training set they are conditioning dropout: the model learns what images look like whatever the
     text, which classifier-free guidance needs.
     """
 
@@ -210,7 +218,7 @@ class WithoutText(Dataset[tuple[list[int], torch.Tensor]]):
         return [], self.rows[index][1]
 
     def large(self, index: int) -> torch.Tensor:
-        """Codes of the picture at twice the size."""
+        """Codes of the image at twice the size."""
         return self.rows.large(index)
 
     def key(self, index: int) -> str:

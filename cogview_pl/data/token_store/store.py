@@ -1,4 +1,4 @@
-"""Token store: a data set as text pieces and image codes on disk, written once by `task=tokenize`.
+"""Token store: a data set as text tokens and image codes on disk, written once by `task=tokenize`.
 
 A folder:
 
@@ -48,13 +48,13 @@ class StoreWriter:
 
     Args:
         folder: made if it is missing.
-        text_length: pieces in a row; longer captions are cut, and counted in the header.
+        text_length: text tokens in a row; longer captions are cut, and counted in the header.
         grid: `(y, x)` of the codes.
-        num_pieces, num_codes: sizes of the two vocabularies.
+        text_vocab_size, codebook_size: sizes of the two vocabularies.
         text_tokenizer, image_tokenizer: identities, which `TokenStore.require` compares.
         splits: name → samples of the source data set.
         format: of the rows, `native` or `cogview`.
-        large: rows hold the codes of the picture at twice the size as well.
+        large: rows hold the codes of the image at twice the size as well.
 
     Raises:
         UserError: the folder holds a store with other sizes or identities, or one that has lost data or cannot be
@@ -67,8 +67,8 @@ class StoreWriter:
         *,
         text_length: int,
         grid: tuple[int, int],
-        num_pieces: int,
-        num_codes: int,
+        text_vocab_size: int,
+        codebook_size: int,
         text_tokenizer: str,
         image_tokenizer: str,
         splits: Mapping[str, int],
@@ -79,8 +79,8 @@ class StoreWriter:
         self.header = Header(
             text_length=text_length,
             grid=(grid[0], grid[1]),
-            num_pieces=num_pieces,
-            num_codes=num_codes,
+            text_vocab_size=text_vocab_size,
+            codebook_size=codebook_size,
             text_tokenizer=text_tokenizer,
             image_tokenizer=image_tokenizer,
             splits={name: SplitHeader(source) for name, source in splits.items()},
@@ -108,7 +108,7 @@ class StoreWriter:
     def append(
         self,
         split: str,
-        pieces: Sequence[Sequence[int]],
+        text_tokens: Sequence[Sequence[int]],
         codes: torch.Tensor,
         keys: Sequence[str],
         next_index: int,
@@ -118,11 +118,11 @@ class StoreWriter:
 
         Args:
             split: its name.
-            pieces: piece ids of B captions, of any length.
+            text_tokens: text token ids of B captions, of any length.
             codes: integers `(B, y, x)`. B may be 0, where all samples were skipped.
             keys: of the B samples.
             next_index: source samples done so far, the skipped ones included.
-            large: codes `(B, 2y, 2x)` of the same pictures at twice the size, if the store holds them.
+            large: codes `(B, 2y, 2x)` of the same images at twice the size, if the store holds them.
 
         Raises:
             ValueError: sizes or ids that do not fit the header, or a finished store.
@@ -132,9 +132,9 @@ class StoreWriter:
             raise ValueError("the store is complete")
         if not now.next + len(keys) <= next_index <= now.source:
             raise ValueError(f"next_index={next_index}: {now.next} done, {len(keys)} new, of {now.source}")
-        self._check_ids(pieces, codes, large, len(keys))
+        self._check_ids(text_tokens, codes, large, len(keys))
         names = "".join(" ".join(key.splitlines()) + "\n" for key in keys).encode("utf-8", "backslashreplace")
-        rows = self.header.pack(pieces, codes, large)
+        rows = self.header.pack(text_tokens, codes, large)
         append(rows_file(self.folder, split), rows.tobytes())
         append(keys_file(self.folder, split), names)
         if self.header.checksums:
@@ -144,7 +144,7 @@ class StoreWriter:
                 now.sums_crc32 = zlib.crc32(sums.tobytes(), now.sums_crc32)
         now.next = next_index
         now.rows += len(keys)
-        now.truncated += sum(len(ids) > self.header.text_length for ids in pieces)
+        now.truncated += sum(len(ids) > self.header.text_length for ids in text_tokens)
         now.key_bytes += len(names)
         if now.keys_crc32 is not None:
             now.keys_crc32 = zlib.crc32(names, now.keys_crc32)
@@ -163,18 +163,18 @@ class StoreWriter:
         self.header.save(self.folder)
 
     def _check_ids(
-        self, pieces: Sequence[Sequence[int]], codes: torch.Tensor, large: torch.Tensor | None, num_rows: int
+        self, text_tokens: Sequence[Sequence[int]], codes: torch.Tensor, large: torch.Tensor | None, num_rows: int
     ) -> None:
         header = self.header
-        if codes.shape != (num_rows, *header.grid) or len(pieces) != num_rows:
-            raise ValueError(f"{num_rows} keys, {len(pieces)} texts, codes {tuple(codes.shape)} do not fit")
+        if codes.shape != (num_rows, *header.grid) or len(text_tokens) != num_rows:
+            raise ValueError(f"{num_rows} keys, {len(text_tokens)} texts, codes {tuple(codes.shape)} do not fit")
         if header.large != (large is not None) or (large is not None and large.shape != (num_rows, *header.large_grid)):
             raise ValueError(f"large={header.large}: large codes {None if large is None else tuple(large.shape)}")
         for grid in (codes,) if large is None else (codes, large):
-            if grid.numel() and not 0 <= int(grid.min()) <= int(grid.max()) < header.num_codes:
-                raise ValueError(f"codes must be in [0, {header.num_codes})")
-        if any(not 0 <= piece < header.num_pieces for ids in pieces for piece in ids):
-            raise ValueError(f"pieces must be in [0, {header.num_pieces})")
+            if grid.numel() and not 0 <= int(grid.min()) <= int(grid.max()) < header.codebook_size:
+                raise ValueError(f"codes must be in [0, {header.codebook_size})")
+        if any(not 0 <= text_token < header.text_vocab_size for ids in text_tokens for text_token in ids):
+            raise ValueError(f"text tokens must be in [0, {header.text_vocab_size})")
 
 
 class TokenStore:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.generation.engine.decode_state import Rows
 from cogview_pl.generation.sampling import Sampling, draw, probabilities
 from cogview_pl.kernels.availability import current
@@ -127,7 +127,7 @@ def one_by_one(step: Callable[[], None]) -> Repeat:
 
     def repeat(count: int, on_step: Callable[[], None]) -> None:
         for _ in range(count):
-            STOP.look()
+            SIGNALS.check()
             step()
             on_step()
 
@@ -145,7 +145,7 @@ def by_graph(step: Callable[[], None]) -> Repeat:
     def repeat(count: int, on_step: Callable[[], None]) -> None:
         nonlocal graph
         for _ in range(count):
-            STOP.look()
+            SIGNALS.check()
             if graph is not None:
                 graph.replay()
             else:

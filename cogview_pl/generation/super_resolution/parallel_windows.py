@@ -5,7 +5,7 @@ window can run beside another, a little behind it: in every step each running wi
 next one where that is its own. The timetable follows from the windows alone: 2,080 steps instead of 4,096 for a grid
 of 32x32 codes, with the same distribution of every code.
 
-Shapes: B pictures, R rows of the lanes of a step, W windows, T codes of a window, g edge of the source grid, D width.
+Shapes: B images, R rows of the lanes of a step, W windows, T codes of a window, g edge of the source grid, D width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cogview_pl.errors.signals import STOP
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.generation.decode import OPEN, uniforms
 from cogview_pl.generation.engine.decode_state import prefill
 from cogview_pl.generation.engine.packed_cpu import DecodingModel
@@ -46,7 +46,7 @@ class Turn(NamedTuple):
 
 @cache
 def timetable(grid: int) -> list[list[Turn]]:
-    """What the windows of a `grid` x `grid` picture do in each step; lanes in order.
+    """What the windows of a `grid` x `grid` image do in each step; lanes in order.
 
     A window begins with its first own code, as soon as all codes before that are known. A step uses only codes that
     earlier steps have sampled.
@@ -88,13 +88,13 @@ def timetable(grid: int) -> list[list[Turn]]:
 
 
 class Wavefront:
-    """Fills the enlarged grids of B pictures step by step.
+    """Fills the enlarged grids of B images step by step.
 
     Args:
         model: a super-resolution model whose keys can be kept (any `norm_scope` but "tensor").
         template: its layout.
-        prompts: for each window the tokens before its target slot, one row per picture.
-        seeds: for each window one per picture.
+        prompts: for each window the tokens before its target slot, one row per image.
+        seeds: for each window one per image.
         grid: g.
         sampling: temperature and filters.
     """
@@ -112,25 +112,25 @@ class Wavefront:
         self._template, self._prompts, self._sampling = template, prompts, sampling
         self._windows = windows(grid)
         self._steps = timetable(grid)
-        self._num_pictures = num_pictures = len(prompts[0])
+        self._num_images = num_images = len(prompts[0])
         num_lanes = 1 + max(turn.lane for step in self._steps for turn in step)
-        self._model = DecodingModel(model, num_lanes * num_pictures, template.allowed(template.target))
+        self._model = DecodingModel(model, num_lanes * num_images, template.allowed(template.target))
         longest = max(len(prompt) for of_window in prompts for prompt in of_window)
-        cache = model.new_cache(num_lanes * num_pictures, longest + template.target.length)
+        cache = model.new_cache(num_lanes * num_images, longest + template.target.length)
         assert isinstance(cache, KVCache)
         self._cache = cache
-        self._next_R = torch.zeros(num_lanes * num_pictures, dtype=torch.long, device=self._model.device)
+        self._next_R = torch.zeros(num_lanes * num_images, dtype=torch.long, device=self._model.device)
         """Position ids of what is read next."""
         numbers = [uniforms(own, p, template.target.length) for own, p in zip(seeds, prompts, strict=True)]
         self._uniform_WBT = torch.stack(numbers).to(self._model.device)  # per window, what decides each draw
-        self.codes = torch.full((num_pictures, 2 * grid, 2 * grid), OPEN, device=self._model.device)
+        self.codes = torch.full((num_images, 2 * grid, 2 * grid), OPEN, device=self._model.device)
         """Codes `(B, 2g, 2g)`, `OPEN` where there is none yet."""
 
     @torch.inference_mode()
     def run(self, on_window: Callable[[], None] = lambda: None) -> Tensor:
         """All steps; returns the codes. `on_window` is called when a window is done."""
         for step in self._steps:
-            STOP.look()
+            SIGNALS.check()
             hidden = {turn.lane: self._start(turn) for turn in step if turn.starts}
             if reading := [turn for turn in step if not turn.starts]:
                 hidden |= self._read(reading)
@@ -157,23 +157,23 @@ class Wavefront:
         """
         lanes = range(turns[0].lane, turns[-1].lane + 1)
         by_lane = {turn.lane: turn for turn in turns}
-        idle_B = torch.zeros(self._num_pictures, dtype=torch.long, device=self._model.device)
+        idle_B = torch.zeros(self._num_images, dtype=torch.long, device=self._model.device)
         codes_R = torch.cat(
             [self._codes_of(by_lane[lane])[:, by_lane[lane].place - 1] if lane in by_lane else idle_B for lane in lanes]
         )
         rows = self._rows(turns[0], turns[-1])
         cache, next_R = self._cache.rows(rows), self._next_R[rows]
         hidden_RD = self._model.hidden(codes_R[:, None], next_R[:, None], cache)[:, -1]
-        new = [int(lane in by_lane) for lane in lanes for _ in range(self._num_pictures)]
+        new = [int(lane in by_lane) for lane in lanes for _ in range(self._num_images)]
         cache.advance(new)
         next_R += torch.tensor(new, device=self._model.device)
-        hidden = zip(lanes, hidden_RD.split(self._num_pictures), strict=True)
+        hidden = zip(lanes, hidden_RD.split(self._num_images), strict=True)
         return {lane: hidden_BD for lane, hidden_BD in hidden if lane in by_lane}
 
     def _sample(self, turns: Sequence[Turn], hidden_RD: Tensor) -> None:
         logits = self._model.logits(hidden_RD)
         uniform_R = torch.cat([self._uniform_WBT[turn.window, :, turn.place] for turn in turns])
-        drawn = draw(probabilities(logits, self._sampling), uniform_R).split(self._num_pictures)
+        drawn = draw(probabilities(logits, self._sampling), uniform_R).split(self._num_images)
         for turn, codes_B in zip(turns, drawn, strict=True):
             rows, columns = self._windows[turn.window].target
             y, x = divmod(turn.place, columns.stop - columns.start)
@@ -184,7 +184,7 @@ class Wavefront:
         return self.codes[(slice(None), *self._windows[turn.window].target)].flatten(1)
 
     def _rows(self, first: Turn, last: Turn) -> slice:
-        return slice(first.lane * self._num_pictures, (last.lane + 1) * self._num_pictures)
+        return slice(first.lane * self._num_images, (last.lane + 1) * self._num_images)
 
 
 def _places(region: tuple[slice, slice]) -> list[tuple[int, int]]:

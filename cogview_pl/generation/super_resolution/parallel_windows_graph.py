@@ -4,7 +4,7 @@ What a step reads and writes and where is known before the first one, so it is l
 fixed memory, takes its line of them: all lanes read a code and draw one, and those that have none to draw draw it into
 the void. Only where a window starts are its prompt and the codes before its own read in between, as in a `Wavefront`.
 
-Shapes: B pictures, R rows (lanes · B, lane by lane), S steps, g edge of the source grid, T codes of a window.
+Shapes: B images, R rows (lanes · B, lane by lane), S steps, g edge of the source grid, T codes of a window.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The super-resolution model turns a window of codes into one of twice its edge. W
 the codes that earlier ones left in its region and fills the rest, and all but the last row of windows leave their
 lowest rows open, so that a border always lies inside the next window.
 
-Shapes: B pictures, g edge of the source grid, w edge of a window (g / 2), T codes of a target region.
+Shapes: B images, g edge of the source grid, w edge of a window (g / 2), T codes of a target region.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def magnify(
     sampling: Sampling,
     on_window: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Codes `(B, 2g, 2g)` of pictures twice as large as those of `codes` `(B, g, g)`; int64, on the CPU.
+    """Codes `(B, 2g, 2g)` of images twice as large as those of `codes` `(B, g, g)`; int64, on the CPU.
 
     Args:
         model: a super-resolution model.
         template: its layout: a text slot, a small grid, and the target grid of twice its edge.
-        texts: piece ids of the B prompts.
+        texts: text token ids of the B prompts.
         codes: int64 `(B, g, g)`; g is the edge of the target grid.
-        seeds: one per picture.
+        seeds: one per image.
         sampling: temperature and filters.
         on_window: called after each of the nine windows, for progress bars.
 

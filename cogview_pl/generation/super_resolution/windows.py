@@ -22,7 +22,7 @@ class Window(NamedTuple):
 
 
 def windows(grid: int) -> list[Window]:
-    """The nine windows that magnify a `grid` x `grid` picture, in the order in which they are filled.
+    """The nine windows that magnify a `grid` x `grid` image, in the order in which they are filled.
 
     With grid 32 these are the original's: 18 rows for the first window, 30 for the others of the first two rows of
     windows, 32 for those of the last.

@@ -1,11 +1,11 @@
-"""What watches a run: throughput, activations, loss scale, pictures, skipped files, random state."""
+"""What watches a run: throughput, activations, loss scale, images, skipped files, random state."""
 
 from cogview_pl.lit.callbacks.activations import Activations
 from cogview_pl.lit.callbacks.checkpoints import Checkpoints
 from cogview_pl.lit.callbacks.images import Reconstructions, Samples
 from cogview_pl.lit.callbacks.nan_guard import NanGuard
 from cogview_pl.lit.callbacks.precision import LossScale
-from cogview_pl.lit.callbacks.run_state import RandomState, SkippedPictures
+from cogview_pl.lit.callbacks.run_state import RandomState, SkippedImages
 from cogview_pl.lit.callbacks.stop_at_step_end import StopAtStepEnd
 from cogview_pl.lit.callbacks.throughput import Throughput
 
@@ -17,7 +17,7 @@ __all__ = [
     "RandomState",
     "Reconstructions",
     "Samples",
-    "SkippedPictures",
+    "SkippedImages",
     "StopAtStepEnd",
     "Throughput",
 ]

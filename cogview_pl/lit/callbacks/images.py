@@ -1,4 +1,4 @@
-"""Pictures in TensorBoard: reconstructions of stage 1, samples of stage 2."""
+"""Images in TensorBoard: reconstructions of stage 1, samples of stage 2."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ _CELL = 128
 
 
 class Reconstructions(Callback):
-    """Originals over their reconstructions, the same validation pictures at every validation.
+    """Originals over their reconstructions, the same validation images at every validation.
 
     Args:
-        num_images: pictures shown.
+        num_images: images shown.
     """
 
     def __init__(self, num_images: int) -> None:
         self.num_images = num_images
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not _logs_pictures(trainer):
+        if trainer.sanity_checking or not _logs_images(trainer):
             return
         assert isinstance(pl_module, ImageTokenizerModule)
         grid = reconstruction_grid(pl_module.model, trainer.datamodule.val, self.num_images)  # type: ignore[attr-defined]
-        _log_picture(trainer, "val/originals_over_reconstructions", (grid * 255).to(torch.uint8))
+        _log_image(trainer, "val/originals_over_reconstructions", (grid * 255).to(torch.uint8))
 
 
 class Samples(Callback):
-    """Pictures that the model paints for captions of the validation split, with the captions.
+    """Images that the model paints for captions of the validation split, with the captions.
 
     Args:
         num_prompts: captions shown.
@@ -50,25 +50,25 @@ class Samples(Callback):
         self.seed = seed
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not _logs_pictures(trainer):
+        if trainer.sanity_checking or not _logs_images(trainer):
             return
         assert isinstance(pl_module, SequenceModule)
         prompts = pl_module.val_prompts[: self.num_prompts]
         if pl_module.painter is None or not prompts:
             return
-        pictures = pl_module.painter.pictures(prompts, 1, seed=self.seed, sampling=Sampling(), batch_size=len(prompts))
-        rows = [(prompt, [picture]) for prompt, picture in zip(prompts, pictures, strict=True)]
+        images = pl_module.painter.images(prompts, 1, seed=self.seed, sampling=Sampling(), batch_size=len(prompts))
+        rows = [(prompt, [image]) for prompt, image in zip(prompts, images, strict=True)]
         sheet = contact_sheet(rows, columns=4, cell=_CELL, font=self.font)
-        _log_picture(trainer, "val/samples", _to_tensor(sheet))
+        _log_image(trainer, "val/samples", _to_tensor(sheet))
 
 
-def _logs_pictures(trainer: Trainer) -> bool:
+def _logs_images(trainer: Trainer) -> bool:
     return trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)
 
 
-def _log_picture(trainer: Trainer, tag: str, picture: Tensor) -> None:
-    trainer.logger.experiment.add_image(tag, picture.cpu(), trainer.global_step)  # type: ignore[union-attr]
+def _log_image(trainer: Trainer, tag: str, image: Tensor) -> None:
+    trainer.logger.experiment.add_image(tag, image.cpu(), trainer.global_step)  # type: ignore[union-attr]
 
 
-def _to_tensor(picture: Image.Image) -> Tensor:
-    return pil_to_tensor(picture)
+def _to_tensor(image: Image.Image) -> Tensor:
+    return pil_to_tensor(image)

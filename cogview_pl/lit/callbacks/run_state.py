@@ -1,4 +1,4 @@
-"""State of a run beyond weights: random generators, and pictures that could not be read."""
+"""State of a run beyond weights: random generators, and images that could not be read."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ def _set_generators(state: dict[str, Any]) -> None:
     np.random.set_state(("MT19937", key, state["numpy_position"], 0, 0.0))
 
 
-class SkippedPictures(Callback):
-    """Lists pictures that could not be read in `skipped.jsonl` and stops the run when there are too many.
+class SkippedImages(Callback):
+    """Lists images that could not be read in `skipped.jsonl` and stops the run when there are too many.
 
     Args:
         path: the list.
-        max_share: largest share of unreadable pictures that is put up with.
+        max_share: largest share of unreadable images that is put up with.
     """
 
     def __init__(self, path: str, max_share: float) -> None:
@@ -105,8 +105,8 @@ class SkippedPictures(Callback):
 
     def _note(self, trainer: Trainer, batch: ImageBatch) -> SkipLog:
         if self._log is None:
-            pictures = len(trainer.datamodule.train)  # type: ignore[attr-defined]
-            self._log = SkipLog(_of_rank(self._path, trainer.global_rank), self._max_share, enough_to_judge(pictures))
+            images = len(trainer.datamodule.train)  # type: ignore[attr-defined]
+            self._log = SkipLog(_of_rank(self._path, trainer.global_rank), self._max_share, enough_to_judge(images))
         self._log.add(batch.skipped, seen=len(batch.images) + len(batch.skipped))
         return self._log
 

@@ -1,4 +1,4 @@
-"""`report.html`: one page of what every stage of a chain learned or did, with its pictures in it; needs no server.
+"""`report.html`: one page of what every stage of a chain learned or did, with its images in it; needs no server.
 
 Everything is read from the stages' run folders, so any chain has a page. What comes from data (captions, file names,
 reasons) is escaped.
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from cogview_pl.data.images import PictureError, load_picture
+from cogview_pl.data.images import ImageError, load_image
 from cogview_pl.durable.write import write_bytes
 from cogview_pl.runs.report.curves import draw_curve, read_curves
 from cogview_pl.runs.run_folder import SAMPLES, Metrics
@@ -27,28 +27,28 @@ from cogview_pl.runs.run_folder import SAMPLES, Metrics
 REPORT = "report.html"
 
 _SENTENCES = {
-    "vqvae": "Learned to write a picture as a grid of codes, and to draw it again from them.",
-    "tokenize": "Wrote every picture as codes and every caption as pieces, once for all trainings that follow.",
-    "pretrain": "Learned to write the codes of a picture behind its text.",
-    "super_resolution": "Learned to draw parts of a picture again at twice the edge.",
+    "vqvae": "Learned to write a image as a grid of codes, and to draw it again from them.",
+    "tokenize": "Wrote every image as codes and every caption as text tokens, once for all trainings that follow.",
+    "pretrain": "Learned to write the codes of a image behind its text.",
+    "super_resolution": "Learned to draw parts of a image again at twice the edge.",
     "style": "Learned to paint in the styles that a prompt names.",
-    "caption": "Learned to write the text behind a picture, which is also what ranks pictures.",
-    "generate": "Painted a picture for each prompt.",
-    "magnify": "Drew pictures again at twice the edge, window by window.",
-    "rerank": "Put pictures in order by caption loss, best first.",
-    "features": "Learned the features that pictures are compared by.",
-    "evaluate": "Measured how good the pictures are.",
+    "caption": "Learned to write the text behind a image, which is also what ranks images.",
+    "generate": "Painted a image for each prompt.",
+    "magnify": "Drew images again at twice the edge, window by window.",
+    "rerank": "Put images in order by caption loss, best first.",
+    "features": "Learned the features that images are compared by.",
+    "evaluate": "Measured how good the images are.",
     "convert": "Wrote a model in another format.",
 }
 """Task → what it learned or did."""
-_DESCRIBED = "Wrote a caption for each picture."  # task=generate with a captioner
+_DESCRIBED = "Wrote a caption for each image."  # task=generate with a captioner
 
 _RECONSTRUCTIONS, _GRID = "reconstructions.png", "samples/grid.png"  # contact sheets in a run folder
 _SHEETS_BYTES = 3_000_000  # of all contact sheets of a page; base64 makes a third more of it
 _SHEET_EDGES = (2000, 1600, 1200, 800, 480)  # longest edge of a sheet that is too large, first that fits
 _JPEG_QUALITY = 85
 _THUMBNAIL = 128
-_IN_STRIP = 6  # best, and worst, pictures by caption loss
+_IN_STRIP = 6  # best, and worst, images by caption loss
 _TEXTS = 24  # prompts or captions in a list
 _REASONS = 5  # skipped samples that are shown
 _MINOR = (
@@ -82,7 +82,7 @@ def write_report(folder: Path, title: str, stages: Mapping[str, Stage]) -> Path:
         stages: by name, in order. Of each stage's folder everything may be missing.
 
     Returns:
-        The page's path. Pictures are in it; those that are too large for a page of about 5 MB are made smaller.
+        The page's path. Images are in it; those that are too large for a page of about 5 MB are made smaller.
     """
     sheets = sum((stage.folder / sheet).exists() for stage in stages.values() for sheet in (_RECONSTRUCTIONS, _GRID))
     most_bytes = _SHEETS_BYTES // max(1, sheets)
@@ -191,17 +191,17 @@ def _facts(config: DictConfig, folder: Path) -> str:
 
 def _sheets(folder: Path, records: list[dict[str, Any]], most_bytes: int) -> list[str]:
     first = records[0] if records else {}
-    painted = "Each caption and its picture" if "caption" in first else "Each prompt and its pictures"
+    painted = "Each caption and its image" if "caption" in first else "Each prompt and its images"
     names = {
-        _RECONSTRUCTIONS: "Validation pictures, and under them what is drawn again from their codes",
+        _RECONSTRUCTIONS: "Validation images, and under them what is drawn again from their codes",
         _GRID: "Before and after" if "source" in first else painted,
     }
     figures = []
     for sheet, caption in names.items():
         if (folder / sheet).exists():
             source = _sheet_source(folder / sheet, most_bytes)
-            picture = f'<img alt="{caption}" src="{source}">' if source else escape(f"{sheet} cannot be shown")
-            figures.append(f'<figure class="sheet">{picture}<figcaption>{caption}.</figcaption></figure>')
+            image = f'<img alt="{caption}" src="{source}">' if source else escape(f"{sheet} cannot be shown")
+            figures.append(f'<figure class="sheet">{image}<figcaption>{caption}.</figcaption></figure>')
     return figures
 
 
@@ -228,13 +228,13 @@ def _best_and_worst(folder: Path, config: DictConfig, records: list[dict[str, An
         if chosen:
             found += [f'<h3>{title}</h3>\n<div class="strip">', *(_thumbnail(r, home) for r in chosen), "</div>"]
     if found:
-        meaning = "Caption loss: mean negative log-likelihood per token of the text, given the picture; less is better."
+        meaning = "Caption loss: mean negative log-likelihood per token of the text, given the image; less is better."
         found.append(f'<p class="facts">{meaning}</p>')
     return found
 
 
 def _home_of_files(folder: Path, config: DictConfig) -> Path:
-    """Where `file` in the records counts from: task=rerank leaves the pictures where `pairs` found them."""
+    """Where `file` in the records counts from: task=rerank leaves the images where `pairs` found them."""
     if config.get("task") != "rerank" or not config.get("pairs"):
         return folder
     pairs = Path(config.pairs)
@@ -244,9 +244,9 @@ def _home_of_files(folder: Path, config: DictConfig) -> Path:
 def _thumbnail(record: dict[str, Any], home: Path) -> str:
     prompt = str(record.get("prompt", ""))
     try:
-        picture = to_pil_image(load_picture(home / str(record.get("file", "")), _THUMBNAIL))
-        shown = f'<img alt="{escape(prompt)}" src="{_jpeg_source(picture)}">'
-    except PictureError as error:
+        image = to_pil_image(load_image(home / str(record.get("file", "")), _THUMBNAIL))
+        shown = f'<img alt="{escape(prompt)}" src="{_jpeg_source(image)}">'
+    except ImageError as error:
         shown = escape(f"{record.get('file')}: {error}")
     return (
         f"<figure>{shown}<figcaption><span{_language(prompt)}>{escape(prompt)}</span>"
@@ -301,23 +301,23 @@ def _language(text: str) -> str:
 def _sheet_source(file: Path, most_bytes: int) -> str | None:
     """A contact sheet as a `data:` address: as it is or, where it is too large, smaller as JPEG; None if unreadable."""
     try:
-        with Image.open(file) as image:
-            picture = image.convert("RGB")
+        with Image.open(file) as opened:
+            image = opened.convert("RGB")
     except (OSError, Image.DecompressionBombError):
         return None
     if file.stat().st_size <= most_bytes:
         return _source(file.read_bytes(), "png")
     for edge in _SHEET_EDGES:
-        picture.thumbnail((edge, edge))
-        source = _jpeg_source(picture)
+        image.thumbnail((edge, edge))
+        source = _jpeg_source(image)
         if len(source) * 3 // 4 <= most_bytes:
             break
     return source
 
 
-def _jpeg_source(picture: Image.Image) -> str:
+def _jpeg_source(image: Image.Image) -> str:
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=_JPEG_QUALITY)
+    image.save(stream, "JPEG", quality=_JPEG_QUALITY)
     return _source(stream.getvalue(), "jpeg")
 
 

@@ -25,15 +25,15 @@ from cogview_pl.vocab import TextTokenizer
 
 from ...checkpoints import saved
 
-SIZES: dict[str, Any] = {"text_length": 4, "grid": (2, 3), "num_pieces": 500, "num_codes": 64}
-PIECES = [[], [0], [1, 2, 499], [3, 4, 5, 6, 7]]
+SIZES: dict[str, Any] = {"text_length": 4, "grid": (2, 3), "text_vocab_size": 500, "codebook_size": 64}
+TEXT_TOKENS = [[], [0], [1, 2, 499], [3, 4, 5, 6, 7]]
 ROWS = [
     [-1, -1, -1, -1, *range(0, 6)],
     [64, -1, -1, -1, *range(6, 12)],
     [65, 66, 563, -1, *range(12, 18)],
     [67, 68, 69, 70, *range(18, 24)],
 ]
-"""What PIECES and codes that count up are on disk: 64 codes come before the pieces, and long texts are cut."""
+"""What PIECES and codes that count up are on disk: 64 codes come before the text tokens, and long texts are cut."""
 
 
 def write(folder: Path, parts: list[slice]) -> Path:
@@ -43,7 +43,7 @@ def write(folder: Path, parts: list[slice]) -> Path:
         settings = {"text_tokenizer": "text", "image_tokenizer": "image", "splits": {"train": 4}, "format": "cogview"}
         writer = StoreWriter(folder, **SIZES, **settings)
         keys = [str(i) for i in range(4)][part]
-        writer.append("train", PIECES[part], codes[part], keys, part.stop)
+        writer.append("train", TEXT_TOKENS[part], codes[part], keys, part.stop)
     writer.finish()
     return folder / "train.bin"
 
@@ -70,8 +70,8 @@ class TestWriting:
     def test_the_folder_and_its_file_hold_the_same(self, tmp_path: Path) -> None:
         file = write(tmp_path, [slice(0, 4)])
         store, bare = TokenStore.open(tmp_path).split("train"), open_file(file).split("train")
-        for i, pieces in enumerate(PIECES):
-            assert store[i][0] == bare[i][0] == pieces[:4]
+        for i, text_tokens in enumerate(TEXT_TOKENS):
+            assert store[i][0] == bare[i][0] == text_tokens[:4]
             assert store[i][1].tolist() == bare[i][1].tolist() == torch.arange(6 * i, 6 * i + 6).view(2, 3).tolist()
             assert bare[i][1].dtype == torch.int64
 
@@ -109,7 +109,7 @@ class TestReading:
     def test_workers_read_the_same(self, tmp_path: Path, workers: int) -> None:
         rows = open_file(make_file(tmp_path, ROWS)).split("train")
         loader = DataLoader(rows, batch_size=None, shuffle=False, num_workers=workers)
-        assert [pieces for pieces, _ in loader] == [pieces[:4] for pieces in PIECES]
+        assert [text_tokens for text_tokens, _ in loader] == [text_tokens[:4] for text_tokens in TEXT_TOKENS]
 
     def test_a_pickled_split_carries_no_rows(self, tmp_path: Path) -> None:
         rows = open_file(make_file(tmp_path, ROWS * 100)).split("train")
@@ -131,7 +131,7 @@ class TestFingerprint:
     def test_is_that_of_the_file_and_what_is_read_from_it(self, tmp_path: Path) -> None:
         file = make_file(tmp_path, ROWS * 10)
         found = [open_file(file, fraction).fingerprint() for fraction in (0.0, 0.1, 0.2)]
-        found.append(open_file(file, num_pieces=501).fingerprint())
+        found.append(open_file(file, text_vocab_size=501).fingerprint())
         assert open_file(file).fingerprint() == found[0] and len(found[0]) == 32
         time = file.stat().st_mtime_ns
         os.utime(file, ns=(time, time + 1))
@@ -238,7 +238,7 @@ def command_lines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[
     home = tmp_path_factory.mktemp("released")
     torch.manual_seed(0)
     save_image_tokenizer(home / "images", ImageTokenizer(build_vqvae(VQVAE), {**VQVAE, "image_size": 64}))
-    TextTokenizer.train(["大的红色圆形", "小的蓝色方块"], num_pieces=300).save(home / "text.model")
+    TextTokenizer.train(["大的红色圆形", "小的蓝色方块"], vocab_size=300).save(home / "text.model")
     (home / "lmdb").mkdir()
     (home / "lmdb" / "data.mdb").touch()
     (home / "short.bin").write_bytes(bytes(100))
@@ -271,9 +271,9 @@ class TestCommandLine:
         assert ended["pretrain"]["code"] == 0, ended["pretrain"]["stderr"][-3000:]
         rows = np.fromfile(home / "tokens" / "store" / "train.bin", dtype="<i4").reshape(12, 64 + 64)
         text, codes = rows[:, :64], rows[:, 64:]
-        num_pieces = TextTokenizer.load(home / "text.model").num_pieces
+        text_vocab_size = TextTokenizer.load(home / "text.model").vocab_size
         assert ((codes >= 0) & (codes < 16)).all()
-        assert ((text == -1) | (text >= 16) & (text < 16 + num_pieces)).all()
+        assert ((text == -1) | (text >= 16) & (text < 16 + text_vocab_size)).all()
         assert (home / "trained" / "model" / "text.model").read_bytes() == (home / "text.model").read_bytes()
         assert "val/loss" in json.loads((home / "trained" / "metrics.json").read_text())
 

@@ -17,8 +17,8 @@ def header(**changes: Any) -> Header:
     values: dict[str, Any] = {
         "text_length": 4,
         "grid": (2, 3),
-        "num_pieces": 500,
-        "num_codes": 64,
+        "text_vocab_size": 500,
+        "codebook_size": 64,
         "text_tokenizer": "文-1",
         "image_tokenizer": "image-1",
         "splits": {"train": SplitHeader(11, 9, 7, 2, 60, 123, 456), "val": SplitHeader(3)},
@@ -33,7 +33,7 @@ def edit(folder: Path, remove: tuple[str, ...] = (), **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"checksums": False}, {"format": "cogview", "large": True, "complete": True, "num_codes": 8192}]
+    "changes", [{}, {"checksums": False}, {"format": "cogview", "large": True, "complete": True, "codebook_size": 8192}]
 )
 def test_a_header_comes_back(tmp_path: Path, changes: dict[str, Any]) -> None:
     header(**changes).save(tmp_path)
@@ -52,7 +52,7 @@ def test_a_header_comes_back(tmp_path: Path, changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("text_tokenizer", "文-2"), ("num_pieces", 501), ("complete", True), ("grid", [3, 2]), ("checksums", False)],
+    [("text_tokenizer", "文-2"), ("text_vocab_size", 501), ("complete", True), ("grid", [3, 2]), ("checksums", False)],
 )
 def test_whatever_is_changed_in_a_header_is_found(tmp_path: Path, name: str, value: object) -> None:
     header().save(tmp_path)
@@ -100,7 +100,7 @@ def test_headers_of_earlier_versions_are_read(tmp_path: Path) -> None:
         ({"image_tokenizer": None}, r"is damaged \(image_tokenizer is None\)"),
         ({"complete": 1}, r"is damaged \(complete is 1\)"),
         ({"large": "no"}, r"is damaged \(large is 'no'\)"),
-        ({"num_codes": 0}, r"is damaged \(num_codes is 0\)"),
+        ({"codebook_size": 0}, r"is damaged \(codebook_size is 0\)"),
     ],
 )
 def test_a_header_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:

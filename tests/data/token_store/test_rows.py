@@ -16,15 +16,15 @@ import torch
 from cogview_pl.data.token_store.rows import RowLayout, StoredRows, WithoutText
 from cogview_pl.errors import UserError
 
-SIZES: dict[str, Any] = {"text_length": 3, "grid": (1, 2), "num_pieces": 50, "num_codes": 9}
-PIECES = [[7, 0], [1, 2, 3, 4], []]
+SIZES: dict[str, Any] = {"text_length": 3, "grid": (1, 2), "text_vocab_size": 50, "codebook_size": 9}
+TEXT_TOKENS = [[7, 0], [1, 2, 3, 4], []]
 CODES = torch.tensor([[[0, 8]], [[1, 2]], [[3, 4]]])
 LARGE = torch.arange(24).reshape(3, 2, 4) % 9
 
 
 def written(folder: Path, layout: RowLayout, checksums: bool = True, skip: int = 0) -> StoredRows:
     """The three samples in a file, of which the first are skipped."""
-    rows = layout.pack(PIECES, CODES, LARGE if layout.large else None)
+    rows = layout.pack(TEXT_TOKENS, CODES, LARGE if layout.large else None)
     (folder / "train.bin").write_bytes(rows.tobytes())
     sums = np.array([zlib.crc32(row.tobytes()) for row in rows], "<u4")
     (folder / "train.crc32").write_bytes(sums.tobytes())
@@ -33,15 +33,19 @@ def written(folder: Path, layout: RowLayout, checksums: bool = True, skip: int =
 
 def test_native_rows_hold_pieces_and_codes_as_they_are() -> None:
     layout = RowLayout(**SIZES)
-    assert layout.pack(PIECES, CODES).tolist() == [[7, 0, 65535, 0, 8], [1, 2, 3, 1, 2], [65535, 65535, 65535, 3, 4]]
+    assert layout.pack(TEXT_TOKENS, CODES).tolist() == [
+        [7, 0, 65535, 0, 8],
+        [1, 2, 3, 1, 2],
+        [65535, 65535, 65535, 3, 4],
+    ]
     assert (layout.dtype, layout.sentinel, layout.text_ids) == (np.dtype("<u2"), 65535, range(50))
     assert (layout.row_length, layout.row_bytes, layout.large_grid) == (5, 10, (2, 4))
 
 
 def test_rows_of_the_original_hold_ids_of_the_joint_vocabulary() -> None:
-    """In which the pieces come behind the codes."""
+    """In which the text tokens come behind the codes."""
     layout = RowLayout(**SIZES, format="cogview")
-    assert layout.pack(PIECES, CODES).tolist() == [[16, 9, -1, 0, 8], [10, 11, 12, 1, 2], [-1, -1, -1, 3, 4]]
+    assert layout.pack(TEXT_TOKENS, CODES).tolist() == [[16, 9, -1, 0, 8], [10, 11, 12, 1, 2], [-1, -1, -1, 3, 4]]
     assert (layout.dtype, layout.sentinel, layout.text_ids) == (np.dtype("<i4"), -1, range(9, 59))
     assert (layout.row_length, layout.row_bytes) == (5, 20)
 
@@ -50,12 +54,12 @@ def test_rows_of_the_original_hold_ids_of_the_joint_vocabulary() -> None:
 def test_large_codes_come_behind_the_others(format: str) -> None:
     layout = RowLayout(**SIZES, format=format, large=True)
     assert (layout.row_length, layout.row_bytes) == (13, 13 * layout.dtype.itemsize)
-    rows = layout.pack(PIECES, CODES, LARGE)
+    rows = layout.pack(TEXT_TOKENS, CODES, LARGE)
     assert rows[1, 3:].tolist() == [1, 2, 8, 0, 1, 2, 3, 4, 5, 6]
-    for row, pieces, codes, large in zip(rows, PIECES, CODES, LARGE, strict=True):
+    for row, text_tokens, codes, large in zip(rows, TEXT_TOKENS, CODES, LARGE, strict=True):
         found, small = layout.unpack(row)
         twice = layout.unpack_large(row)
-        assert found == pieces[:3]
+        assert found == text_tokens[:3]
         assert torch.equal(small, codes) and torch.equal(twice, large)
         assert small.dtype == twice.dtype == torch.int64
 
@@ -64,7 +68,7 @@ def test_large_codes_come_behind_the_others(format: str) -> None:
     ("sizes", "small"), [((65535, 9), True), ((65536, 9), False), ((9, 65535), True), ((9, 65536), False)]
 )
 def test_two_bytes_do_where_every_id_is_below_the_sentinel(sizes: tuple[int, int], small: bool) -> None:
-    layout = RowLayout(**SIZES | {"num_pieces": sizes[0], "num_codes": sizes[1]})
+    layout = RowLayout(**SIZES | {"text_vocab_size": sizes[0], "codebook_size": sizes[1]})
     assert (layout.dtype.str, layout.sentinel) == (("<u2", 65535) if small else ("<i4", -1))
     last = [sizes[0] - 1]
     assert layout.unpack(layout.pack([last], CODES[:1])[0])[0] == last
@@ -75,10 +79,10 @@ def test_two_bytes_do_where_every_id_is_below_the_sentinel(sizes: tuple[int, int
     [
         ({"format": "lmdb"}, "format is lmdb, known are native and cogview"),
         ({"text_length": 0}, "text_length is 0"),
-        ({"num_pieces": -5}, "num_pieces is -5"),
-        ({"num_codes": 9.0}, r"num_codes is 9\.0"),
-        ({"num_codes": True}, "num_codes is True"),
-        ({"num_pieces": None}, "num_pieces is None"),
+        ({"text_vocab_size": -5}, "text_vocab_size is -5"),
+        ({"codebook_size": 9.0}, r"codebook_size is 9\.0"),
+        ({"codebook_size": True}, "codebook_size is True"),
+        ({"text_vocab_size": None}, "text_vocab_size is None"),
         ({"grid": (0, 2)}, "y is 0"),
         ({"grid": (2, "3")}, "x is '3'"),
     ],
@@ -86,7 +90,7 @@ def test_two_bytes_do_where_every_id_is_below_the_sentinel(sizes: tuple[int, int
 def test_a_layout_that_cannot_be_is_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=rf"^{words}$"):
         RowLayout(**SIZES | change)
-    least = RowLayout(text_length=1, grid=(1, 1), num_pieces=1, num_codes=1)
+    least = RowLayout(text_length=1, grid=(1, 1), text_vocab_size=1, codebook_size=1)
     assert least.row_length == 2
 
 
@@ -98,8 +102,8 @@ def test_rows_are_read_at_any_place(tmp_path: Path, checksums: bool) -> None:
     rows = written(tmp_path, RowLayout(**SIZES, large=True), checksums, skip=1)
     assert len(rows) == 2
     for index, number in ((1, 2), (0, 1), (-1, 2), (-2, 1)):
-        pieces, codes = rows[index]
-        assert pieces == PIECES[number][:3]
+        text_tokens, codes = rows[index]
+        assert text_tokens == TEXT_TOKENS[number][:3]
         assert torch.equal(codes, CODES[number]) and torch.equal(rows.large(index), LARGE[number])
         assert rows.key(index) == f"row {number} of train.bin"
     assert rows.raw(0).tolist() == [7, 0, 65535, 0, 8, *LARGE[0].flatten().tolist()]  # counted from the beginning
@@ -108,13 +112,15 @@ def test_rows_are_read_at_any_place(tmp_path: Path, checksums: bool) -> None:
             rows[index]
 
 
-def test_rows_without_text_are_the_same_pictures(tmp_path: Path) -> None:
+def test_rows_without_text_are_the_same_images(tmp_path: Path) -> None:
     rows = written(tmp_path, RowLayout(**SIZES, large=True))
     without = WithoutText(rows)
     assert len(without) == 3 and without.layout is rows.layout
     for index in range(3):
-        pieces, codes = without[index]
-        assert pieces == [] and torch.equal(codes, CODES[index]) and torch.equal(without.large(index), LARGE[index])
+        text_tokens, codes = without[index]
+        assert (
+            text_tokens == [] and torch.equal(codes, CODES[index]) and torch.equal(without.large(index), LARGE[index])
+        )
         assert without.key(index) == f"row {index} of train.bin"
 
 

@@ -25,8 +25,8 @@ from cogview_pl.errors import UserError
 SETTINGS: dict[str, Any] = {
     "text_length": 4,
     "grid": (2, 3),
-    "num_pieces": 500,
-    "num_codes": 64,
+    "text_vocab_size": 500,
+    "codebook_size": 64,
     "text_tokenizer": "text-1",
     "image_tokenizer": "image-1",
     "splits": {"train": 11, "val": 3},
@@ -34,12 +34,12 @@ SETTINGS: dict[str, Any] = {
 
 
 def sample(split: str, index: int) -> tuple[list[int], torch.Tensor, str] | None:
-    """A made-up source sample; every fifth cannot be read, and caption i has i % 7 pieces."""
+    """A made-up source sample; every fifth cannot be read, and caption i has i % 7 text tokens."""
     if index % 5 == 4:
         return None
     seed = index + 100 * (split == "val")
-    pieces = [(31 * seed + i) % 500 for i in range(index % 7)]
-    return pieces, (torch.arange(6).reshape(2, 3) * 7 + seed) % 64, f"{split}/图{index}"
+    text_tokens = [(31 * seed + i) % 500 for i in range(index % 7)]
+    return text_tokens, (torch.arange(6).reshape(2, 3) * 7 + seed) % 64, f"{split}/图{index}"
 
 
 def tokenize(folder: Path, batch: int = 2) -> None:
@@ -50,7 +50,7 @@ def tokenize(folder: Path, batch: int = 2) -> None:
             stop = min(start + batch, size)
             good = [found for found in (sample(split, i) for i in range(start, stop)) if found]
             codes = torch.stack([codes for _, codes, _ in good]) if good else torch.empty(0, 2, 3, dtype=torch.int64)
-            writer.append(split, [pieces for pieces, _, _ in good], codes, [key for _, _, key in good], stop)
+            writer.append(split, [text_tokens for text_tokens, _, _ in good], codes, [key for _, _, key in good], stop)
     writer.finish()
 
 
@@ -80,8 +80,8 @@ def test_rows_come_back(store: Path) -> None:
         wanted = [found for found in (sample(split, i) for i in range(size)) if found]
         assert len(rows) == len(wanted)
         assert rows.keys() == [key for _, _, key in wanted]
-        for index, (pieces, codes, _) in enumerate(wanted):
-            assert rows[index][0] == pieces[:4]
+        for index, (text_tokens, codes, _) in enumerate(wanted):
+            assert rows[index][0] == text_tokens[:4]
             assert torch.equal(rows[index][1], codes) and rows[index][1].dtype == torch.int64
     assert rows[-1][0] == rows[len(rows) - 1][0]
     with pytest.raises(IndexError):
@@ -102,8 +102,8 @@ def test_the_layout_on_disk(tmp_path: Path) -> None:
         "dtype": "uint16",
         "text_length": 4,
         "grid": [2, 3],
-        "num_pieces": 500,
-        "num_codes": 64,
+        "text_vocab_size": 500,
+        "codebook_size": 64,
         "format": "native",
         "large": False,
         "text_tokenizer": "text-1",
@@ -139,7 +139,7 @@ def test_cut_captions_are_counted(store: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_pieces", "num_codes", "dtype", "sentinel"),
+    ("text_vocab_size", "codebook_size", "dtype", "sentinel"),
     [
         (65535, 65535, "<u2", 65535),
         (65536, 8, "<i4", -1),
@@ -147,17 +147,17 @@ def test_cut_captions_are_counted(store: Path) -> None:
     ],
 )
 def test_the_number_type_holds_the_largest_ids(
-    tmp_path: Path, num_pieces: int, num_codes: int, dtype: str, sentinel: int
+    tmp_path: Path, text_vocab_size: int, codebook_size: int, dtype: str, sentinel: int
 ) -> None:
-    settings = SETTINGS | {"num_pieces": num_pieces, "num_codes": num_codes, "splits": {"train": 1}}
+    settings = SETTINGS | {"text_vocab_size": text_vocab_size, "codebook_size": codebook_size, "splits": {"train": 1}}
     writer = StoreWriter(tmp_path, **settings)
-    codes = torch.full((1, 2, 3), num_codes - 1)
-    writer.append("train", [[0, num_pieces - 1]], codes, ["a"], 1)
+    codes = torch.full((1, 2, 3), codebook_size - 1)
+    writer.append("train", [[0, text_vocab_size - 1]], codes, ["a"], 1)
     writer.finish()
     rows = np.fromfile(tmp_path / "train.bin", dtype=dtype)
-    assert rows.tolist() == [0, num_pieces - 1, sentinel, sentinel] + [num_codes - 1] * 6
-    pieces, found = TokenStore.open(tmp_path).split("train")[0]
-    assert pieces == [0, num_pieces - 1]
+    assert rows.tolist() == [0, text_vocab_size - 1, sentinel, sentinel] + [codebook_size - 1] * 6
+    text_tokens, found = TokenStore.open(tmp_path).split("train")[0]
+    assert text_tokens == [0, text_vocab_size - 1]
     assert torch.equal(found, codes[0])
 
 
@@ -334,8 +334,8 @@ def test_a_finished_store_is_left_alone(store: Path) -> None:
         ({"image_tokenizer": "image-2"}, "image_tokenizer image-1, this run has image-2"),
         ({"text_length": 5}, "text_length 4, this run has 5"),
         ({"grid": (3, 2)}, r"grid \(2, 3\), this run has \(3, 2\)"),
-        ({"num_pieces": 501}, "num_pieces 500, this run has 501"),
-        ({"num_codes": 65}, "num_codes 64, this run has 65"),
+        ({"text_vocab_size": 501}, "text_vocab_size 500, this run has 501"),
+        ({"codebook_size": 65}, "codebook_size 64, this run has 65"),
         ({"format": "cogview"}, "format native, this run has cogview"),
         ({"splits": {"train": 12, "val": 3}}, "samples of train 11, this run has 12"),
         ({"splits": {"train": 11}}, "samples of val 3, this run has None"),
@@ -472,7 +472,7 @@ def test_a_flipped_bit_is_never_read_as_something_else(store: Path, name: str) -
 def everything(store: Path) -> list[tuple[str, list[int], list[list[int]]]]:
     rows = TokenStore.open(store).split("train")
     samples = [(key, *rows[index]) for index, key in enumerate(rows.keys())]
-    return [(key, pieces, codes.tolist()) for key, pieces, codes in samples]
+    return [(key, text_tokens, codes.tolist()) for key, text_tokens, codes in samples]
 
 
 def test_one_key_is_compared_with_the_checksum_of_all(store: Path) -> None:
@@ -557,14 +557,14 @@ def test_the_fingerprint_is_that_of_header_rows_and_keys(store: Path, tmp_path: 
     tokenize(tmp_path / "again", batch=3)
     assert TokenStore.open(tmp_path / "again").fingerprint() == fingerprint
 
-    def of(piece: int, key: str, **change: object) -> str:
-        folder = tmp_path / f"{piece}{key}{''.join(change)}"
+    def of(text_token: int, key: str, **change: object) -> str:
+        folder = tmp_path / f"{text_token}{key}{''.join(change)}"
         writer = StoreWriter(folder, **SETTINGS | {"splits": {"train": 1}} | change)
-        writer.append("train", [[piece]], torch.zeros(1, 2, 3, dtype=torch.int64), [key], 1)
+        writer.append("train", [[text_token]], torch.zeros(1, 2, 3, dtype=torch.int64), [key], 1)
         writer.finish()
         return TokenStore.open(folder).fingerprint()
 
-    others = [of(1, "a"), of(2, "a"), of(1, "b"), of(1, "a", text_tokenizer="text-2"), of(1, "a", num_codes=65)]
+    others = [of(1, "a"), of(2, "a"), of(1, "b"), of(1, "a", text_tokenizer="text-2"), of(1, "a", codebook_size=65)]
     assert len({fingerprint, *others}) == 6
 
 

@@ -20,8 +20,8 @@ from cogview_pl.errors import UserError
 SETTINGS: dict[str, Any] = {
     "text_length": 2,
     "grid": (1, 2),
-    "num_pieces": 50,
-    "num_codes": 9,
+    "text_vocab_size": 50,
+    "codebook_size": 9,
     "text_tokenizer": "text-1",
     "image_tokenizer": "image-1",
     "splits": {"train": 4, "val": 1},
@@ -125,21 +125,21 @@ def test_a_store_that_an_earlier_version_began_gets_no_checksums_of_its_own(tmp_
     ("change", "words"),
     [
         ({"keys": ["a", "b"], "next_index": 4}, "2 keys, 1 texts, codes (1, 1, 2) do not fit"),
-        ({"pieces": [[1], [2]]}, "1 keys, 2 texts, codes (1, 1, 2) do not fit"),
+        ({"text_tokens": [[1], [2]]}, "1 keys, 2 texts, codes (1, 1, 2) do not fit"),
         ({"codes": CODES[:1].mT}, "1 keys, 1 texts, codes (1, 2, 1) do not fit"),
         ({"next_index": 2}, "next_index=2: 2 done, 1 new, of 4"),
         ({"next_index": 5}, "next_index=5: 2 done, 1 new, of 4"),
         ({"codes": CODES[:1] + 1}, "codes must be in [0, 9)"),
         ({"codes": CODES[:1] - 1}, "codes must be in [0, 9)"),
-        ({"pieces": [[50]]}, "pieces must be in [0, 50)"),
-        ({"pieces": [[0, -1]]}, "pieces must be in [0, 50)"),
+        ({"text_tokens": [[50]]}, "text tokens must be in [0, 50)"),
+        ({"text_tokens": [[0, -1]]}, "text tokens must be in [0, 50)"),
         ({"large": LARGE[:1]}, "large=False: large codes (1, 2, 4)"),
     ],
 )
 def test_samples_that_do_not_fit_leave_the_store_as_it_was(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     writer = begun(tmp_path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    arguments = {"pieces": [[49, 0]], "codes": CODES[:1], "keys": ["b"], "next_index": 3}
+    arguments = {"text_tokens": [[49, 0]], "codes": CODES[:1], "keys": ["b"], "next_index": 3}
     with pytest.raises(ValueError) as error:
         writer.append("train", **arguments | change)
     assert str(error.value) == words

@@ -29,7 +29,7 @@ CODES_BL = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13], [30, 1, 2, 3, 4, 5, 6,
 def full_logits(model: Transformer, template: Template, prompt: list[int], codes: list[int]) -> Tensor:
     """Logits of the codes behind a prompt and the codes that follow it."""
     tokens = [*prompt, *codes]
-    return model(torch.tensor([tokens]), torch.tensor([template.positions(tokens)]))[0, -1, : VOCABULARY.num_codes]
+    return model(torch.tensor([tokens]), torch.tensor([template.positions(tokens)]))[0, -1, : VOCABULARY.codebook_size]
 
 
 class Reader:

@@ -26,7 +26,7 @@ def make(dtype: torch.dtype = torch.float32, **settings: Any) -> Transformer:
     """Biases and norms are not the zeros and ones that they start with."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"num_layers": 1, "width": 24, "num_heads": 3, "num_positions": POSITIONS, "init_std": 0.15}
-    model = Transformer(vocabulary_size=VOCABULARY, **(sizes | settings)).eval()
+    model = Transformer(vocab_size=VOCABULARY, **(sizes | settings)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:

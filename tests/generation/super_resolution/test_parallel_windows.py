@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogview_pl.errors.signals import STOP, Stopped
+from cogview_pl.errors.signals import SIGNALS, Stopped
 from cogview_pl.generation.decode import OPEN, fill
 from cogview_pl.generation.engine.cuda_graph import Repeater, one_by_one
 from cogview_pl.generation.sampling import Sampling
@@ -25,12 +25,12 @@ from cogview_pl.vocab import Template, Vocabulary
 from ..recorder import recorded
 from ..small_model import small_model
 
-CODES, PIECES = 40, 30
+CODES, TEXT_TOKENS = 40, 30
 TEXTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]  # of different lengths
 
 
 def make(grid: int) -> tuple[Transformer, Template]:
-    vocabulary = Vocabulary(CODES, PIECES)
+    vocabulary = Vocabulary(CODES, TEXT_TOKENS)
     template = Template(
         f"[ROI1] {{text}} [BASE] [BOI1] {{small:{grid // 2}x{grid // 2}}} [EOI1] [ROI2] [POS0] [BASE] [BOI2] "
         f"{{large:{grid}x{grid}}} [EOI2]",
@@ -113,7 +113,7 @@ def test_stops_between_two_steps_when_told_to(monkeypatch: pytest.MonkeyPatch) -
 
     def on_window() -> None:
         done.append(1)
-        monkeypatch.setattr(STOP, "received", signal.SIGTERM)
+        monkeypatch.setattr(SIGNALS, "received", signal.SIGTERM)
 
     with pytest.raises(Stopped):
         magnify(model, template, TEXTS[:1], codes, seeds=[0], sampling=Sampling(), on_window=on_window)
