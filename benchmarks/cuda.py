@@ -79,7 +79,7 @@ def rows(sizes: Sizes = Sizes()) -> list[Row]:
 def measure_decode(sizes: Sizes, shape: str, dtype: str, batch: int, *, int8: bool = False) -> Result:
     """Milliseconds per step behind a prompt of 64 tokens, and how much of the copy bandwidth its reads are.
 
-    With `int8` the matrices are held so (`weights=int8`).
+    With `int8` the matrices are held so (`quantization=int8`).
     """
     new = sizes.grid**2
     source = torch.empty(sizes.copied, dtype=torch.uint8, device=DEVICE)
@@ -120,9 +120,9 @@ def measure_train(sizes: Sizes, shape: str, batch: int, recompute: str, compiled
 
 def step_flops(shape: str, batch: int, length: int) -> int:
     """FLOP of a training step: products of `batch` sequences, and attention to half of the square (causal)."""
-    layers, width, _ = SHAPES[shape]
-    products = gemm.training_flops(gemm.linears_of_step(layers, width, vocab_size(), batch * length))
-    return products + 6 * batch * layers * width * length**2
+    layers, hidden_size, _ = SHAPES[shape]
+    products = gemm.training_flops(gemm.linears_of_step(layers, hidden_size, vocab_size(), batch * length))
+    return products + 6 * batch * layers * hidden_size * length**2
 
 
 def measure_encode(sizes: Sizes, dtype: str) -> Result:

@@ -35,14 +35,14 @@ class Linear(NamedTuple):
         return 2 * self.rows * self.inputs * self.outputs * self.maps
 
 
-def linears_of_step(layers: int, width: int, vocabulary: int, rows: int) -> list[Linear]:
+def linears_of_step(layers: int, hidden_size: int, vocabulary: int, rows: int) -> list[Linear]:
     """All linear maps that `rows` tokens pass; attention is left out."""
     return [
-        Linear(rows, width, 3 * width, layers),
-        Linear(rows, width, width, layers),
-        Linear(rows, width, 4 * width, layers),
-        Linear(rows, 4 * width, width, layers),
-        Linear(rows, width, vocabulary, 1),
+        Linear(rows, hidden_size, 3 * hidden_size, layers),
+        Linear(rows, hidden_size, hidden_size, layers),
+        Linear(rows, hidden_size, 4 * hidden_size, layers),
+        Linear(rows, 4 * hidden_size, hidden_size, layers),
+        Linear(rows, hidden_size, vocabulary, 1),
     ]
 
 

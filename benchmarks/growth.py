@@ -16,7 +16,7 @@ from cogview_pl.transformer.model import Transformer
 
 CONTEXTS = (64, 192, 320, 448, 576, 704, 832, 960, 1088)
 BATCHES = (1, 2, 4, 8, 16)
-SIZES = ((3, 192, 3), (6, 384, 6), (8, 512, 8), (12, 768, 12))  # layers, width, heads
+SIZES = ((3, 192, 3), (6, 384, 6), (8, 512, 8), (12, 768, 12))  # layers, hidden size, heads
 STEPS = 8
 """Steps that are timed at once."""
 
@@ -58,14 +58,14 @@ def measure_batch(batches: Sequence[int] = BATCHES, context: int = 320, rounds: 
 
 
 def measure_size(sizes: Sequence[tuple[int, int, int]] = SIZES, context: int = 320, rounds: int = 9) -> Result:
-    """Milliseconds per token of models of (layers, width, heads), over their matrices in million weights."""
+    """Milliseconds per token of models of (layers, hidden size, heads), over their matrices in million weights."""
     works: dict[str, Work] = {}
     millions = []
-    for layers, width, heads in sizes:
-        model = _model(layers, width, heads, positions=context)
-        name = f"{layers} layers of {width}"
+    for layers, hidden_size, heads in sizes:
+        model = _model(layers, hidden_size, heads, positions=context)
+        name = f"{layers} layers of {hidden_size}"
         works[name] = _step(model, _cache(model, 1, context), 1, context)
-        millions.append((12 * layers * width**2 + IMAGE_CODES * width) / 1e6)
+        millions.append((12 * layers * hidden_size**2 + IMAGE_CODES * hidden_size) / 1e6)
     return _sweep("million weights", works, millions, rounds)
 
 
@@ -77,10 +77,10 @@ def measure_cache() -> Result:
     """
     values = {}
     for shape, dtype, batch in (("S1", "fp32", 1), ("S1", "bf16", 16), ("S2", "fp32", 4)):
-        layers, width, heads = SHAPES[shape]
-        model = _model(layers, width, heads, positions=1).to(DTYPES[dtype])
+        layers, hidden_size, heads = SHAPES[shape]
+        model = _model(layers, hidden_size, heads, positions=1).to(DTYPES[dtype])
         cache = _cache(model, batch, 1088)
-        wanted = 2 * layers * batch * heads * 1088 * (width // heads) * cache.dtype.itemsize
+        wanted = 2 * layers * batch * heads * 1088 * (hidden_size // heads) * cache.dtype.itemsize
         if cache.nbytes != wanted:
             raise RuntimeError(f"cache of {shape} {dtype} x{batch}: {cache.nbytes} bytes, by the formula {wanted}")
         values[f"{shape} {dtype} x{batch}"] = cache.nbytes / 1e6
@@ -108,10 +108,10 @@ def _sweep(x_label: str, works: Mapping[str, Work], x: Sequence[float], rounds: 
     return found._replace(curve=Curve(x_label, list(x), "ms per step", y))
 
 
-def _model(layers: int, width: int, heads: int, *, positions: int) -> Transformer:
+def _model(layers: int, hidden_size: int, heads: int, *, positions: int) -> Transformer:
     """fp32, with a vocabulary of codes alone: the rest of the head is never multiplied."""
     model = Transformer(
-        vocab_size=IMAGE_CODES, num_layers=layers, width=width, num_heads=heads, num_positions=positions
+        vocab_size=IMAGE_CODES, num_layers=layers, hidden_size=hidden_size, num_heads=heads, num_positions=positions
     )
     return model.eval().to(DEVICE)
 

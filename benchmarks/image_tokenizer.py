@@ -1,6 +1,6 @@
 """The image tokenizer at the released size: code search, images to codes and back.
 
-Shapes: N vectors, D width of a code, K codes.
+Shapes: N vectors, D codebook_dim, K codes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def rows() -> list[Row]:
 
 
 def measure_search(rounds: int = 5) -> Result:
-    """Milliseconds for 16 x 1,024 vectors of width 256 and 8,192 codes."""
+    """Milliseconds for 16 x 1,024 vectors of hidden size 256 and 8,192 codes."""
     x_ND, codebook_KD = _vectors()
     contenders: dict[str, Work] = {
         "ours": lambda: nearest(x_ND, codebook_KD.T),
@@ -76,7 +76,7 @@ def released_size() -> VQVAE:
     """A tokenizer of the released size with random weights: fp32, channels last, on `DEVICE`."""
     quantizer = make_quantizer("fixed", codebook_size=NUM_CODES, codebook_dim=CODE_DIM, commitment_weight=0.25)
     model = VQVAE(
-        width=WIDTH,
+        hidden_size=WIDTH,
         codebook_dim=CODE_DIM,
         codebook_size=NUM_CODES,
         downsampling=2**STRIDES,

@@ -89,7 +89,7 @@ ON_A_CARD = Sizes(
         )
           for name, model in (("small", "small"), ("400m", "cogview_400m"), ("4b", "cogview_4b"))),
         Case("generate-4b-int8", "cogview_4b",
-             ("task=generate", _PROMPTS, "num_images_per_prompt=1", "precision=bf16", "weights=int8"), True),
+             ("task=generate", _PROMPTS, "num_images_per_prompt=1", "precision=bf16", "quantization=int8"), True),
     ),
     steps=20,
     shape="cogview_400m",

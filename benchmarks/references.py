@@ -15,11 +15,11 @@ def hugging_face(shape: str, vocabulary: int) -> nn.Module:
     """GPT-2 of the same shape; needs transformers."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    layers, width, heads = SHAPES[shape]
+    layers, hidden_size, heads = SHAPES[shape]
     config = GPT2Config(
         vocab_size=vocabulary,
         n_positions=PROMPT + 1024 + 1,
-        n_embd=width,
+        n_embd=hidden_size,
         n_layer=layers,
         n_head=heads,
         resid_pdrop=0.0,
@@ -90,14 +90,19 @@ def stream(shape: str, dtype: str, batch: int, new: int) -> Work:
 
 def step_bytes(shape: str, dtype: str, batch: int, new: int, *, int8: bool = False) -> int:
     """Bytes that a step reads at least: matrices (a byte per weight if `int8`), head of the codes, mean KV cache."""
-    layers, width, _ = SHAPES[shape]
+    layers, hidden_size, _ = SHAPES[shape]
     size = DTYPES[dtype].itemsize
-    matrices = 12 * layers * width**2 * (1 if int8 else size)
-    cache = batch * 2 * layers * width * (PROMPT + new // 2)
-    return matrices + (IMAGE_CODES * width + cache) * size
+    matrices = 12 * layers * hidden_size**2 * (1 if int8 else size)
+    cache = batch * 2 * layers * hidden_size * (PROMPT + new // 2)
+    return matrices + (IMAGE_CODES * hidden_size + cache) * size
 
 
 def _weights(shape: str, dtype: str) -> list[Tensor]:
-    layers, width, _ = SHAPES[shape]
-    sizes = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)] * layers
-    return [torch.randn(size).to(DEVICE, DTYPES[dtype]) for size in [*sizes, (IMAGE_CODES, width)]]
+    layers, hidden_size, _ = SHAPES[shape]
+    sizes = [
+        (3 * hidden_size, hidden_size),
+        (hidden_size, hidden_size),
+        (4 * hidden_size, hidden_size),
+        (hidden_size, 4 * hidden_size),
+    ] * layers
+    return [torch.randn(size).to(DEVICE, DTYPES[dtype]) for size in [*sizes, (IMAGE_CODES, hidden_size)]]

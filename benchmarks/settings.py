@@ -7,7 +7,7 @@ import torch
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 
-SHAPES = {  # layers, width, heads
+SHAPES = {  # layers, hidden size, heads
     "S1": (6, 384, 6),
     "S2": (12, 768, 12),
     "cogview_400m": (24, 1088, 17),
@@ -60,12 +60,12 @@ def _template(layout: str, target: str, restart_positions_at: str | None = None)
 
 
 def _model(shape: str, template: Template, norm_scope: str) -> tuple[Transformer, Template]:
-    layers, width, heads = SHAPES[shape]
+    layers, hidden_size, heads = SHAPES[shape]
     with DEVICE:  # billions of random numbers take a minute elsewhere
         model = Transformer(
             vocab_size=template.vocabulary.size,
             num_layers=layers,
-            width=width,
+            hidden_size=hidden_size,
             num_heads=heads,
             num_positions=template.num_positions,
             norm_scope=norm_scope,

@@ -49,7 +49,7 @@ def train(
     *,
     form: str,
     layers: int,
-    width: int,
+    hidden_size: int,
     heads: int,
     vocabulary: int,
     batch: int,
@@ -61,7 +61,7 @@ def train(
 
     Args:
         form: one of `FORMS`.
-        layers, width, heads, vocabulary: of the model.
+        layers, hidden size, heads, vocabulary: of the model.
         batch, length: of the sequences.
         steps: how many; it goes on after an overflow.
         device: a GPU, or the CPU for small sizes.
@@ -71,10 +71,10 @@ def train(
         model = Transformer(
             vocab_size=vocabulary,
             num_layers=layers,
-            width=width,
+            hidden_size=hidden_size,
             num_heads=heads,
             num_positions=length,
-            init_std=width**-0.5,
+            init_std=hidden_size**-0.5,
             **FORMS[form],  # type: ignore[arg-type]
         )
         plant_outliers(model)
@@ -105,22 +105,22 @@ def train(
 @torch.no_grad()
 def plant_outliers(model: Transformer) -> None:
     """Make one channel of queries and of keys, in every head and layer, very large."""
-    width = model.token_embedding.weight.shape[1]
-    head = width // model.num_heads
+    hidden_size = model.token_embedding.weight.shape[1]
+    head = hidden_size // model.num_heads
     size = _SCORE**0.5
     for block in model.blocks:
         attention = block.attention
         assert isinstance(attention, nn.Module)
         bias = attention.qkv.bias  # type: ignore[union-attr]
-        bias[: 2 * width : head] = size  # the first channel of every head of queries, then of keys  # type: ignore[index]
+        bias[: 2 * hidden_size : head] = size  # the first channel of every head of queries, then of keys  # type: ignore[index]
 
 
 def _measure(shape: str, steps: int, batch: int, length: int, form: str) -> Result:
-    layers, width, heads = SHAPES[shape]
+    layers, hidden_size, heads = SHAPES[shape]
     found = train(
         form=form,
         layers=layers,
-        width=width,
+        hidden_size=hidden_size,
         heads=heads,
         vocabulary=8192,
         batch=batch,

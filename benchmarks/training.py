@@ -29,8 +29,8 @@ def rows() -> list[Row]:
 
 def measure(shape: str, dtype: str, rounds: int = 3) -> Result:
     """Milliseconds per step; the floor is that of the loss over the whole vocabulary."""
-    layers, width, _ = SHAPES[shape]
-    linears = gemm.linears_of_step(layers, width, vocab_size(), BATCH * TOKENS)
+    layers, hidden_size, _ = SHAPES[shape]
+    linears = gemm.linears_of_step(layers, hidden_size, vocab_size(), BATCH * TOKENS)
     contenders = {
         "ours": our_step(shape, dtype, "vocabulary"),
         "ours, loss over the slot": our_step(shape, dtype, "slot"),
@@ -47,8 +47,8 @@ def measure(shape: str, dtype: str, rounds: int = 3) -> Result:
 
 def parameters(shape: str) -> int:
     """Of the blocks' matrices and the table of embeddings, near enough to find a model of like size."""
-    layers, width, _ = SHAPES[shape]
-    return 12 * layers * width**2 + vocab_size() * width
+    layers, hidden_size, _ = SHAPES[shape]
+    return 12 * layers * hidden_size**2 + vocab_size() * hidden_size
 
 
 def measure_memory(shape: str, dtype: str) -> Result:

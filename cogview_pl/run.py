@@ -29,11 +29,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cogview_pl.cli.overrides import quote_override, quoted
 from cogview_pl.cli.streams import use_forgiving_streams, use_utf8_file_names
-from cogview_pl.config.choices import StrategyKind, Verb
+from cogview_pl.config.choices import Verb
 from cogview_pl.config.limits import check_limits
 from cogview_pl.config.schema import Config, register_schemas
 from cogview_pl.durable.write import disk_full, is_disk_full
 from cogview_pl.errors import UserError
+from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.ranks import RANKS, forget_stale_variables
 
 if TYPE_CHECKING:

@@ -79,11 +79,13 @@ def test_a_row_becomes_one_line_of_json(tmp_path: Path) -> None:
 
 
 def test_floor_counts_every_matrix_three_times() -> None:
-    layers, width, vocabulary, tokens = 2, 24, 100, 10
-    model = Transformer(vocab_size=vocabulary, num_layers=layers, width=width, num_heads=2, num_positions=tokens)
+    layers, hidden_size, vocabulary, tokens = 2, 24, 100, 10
+    model = Transformer(
+        vocab_size=vocabulary, num_layers=layers, hidden_size=hidden_size, num_heads=2, num_positions=tokens
+    )
     matrices = [*model.parameter_groups().matrices, model.token_embedding.weight]
     wanted = sum(6 * tokens * matrix.numel() for matrix in matrices)
-    assert gemm.training_flops(gemm.linears_of_step(layers, width, vocabulary, tokens)) == wanted
+    assert gemm.training_flops(gemm.linears_of_step(layers, hidden_size, vocabulary, tokens)) == wanted
 
 
 def test_released_sizes_have_their_published_work() -> None:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
-from cogview_pl.config.schema import DataConfig, FolderDataConfig, ToyDataConfig, WebDatasetConfig
 from cogview_pl.data.bad_samples import require_readable
+from cogview_pl.data.config import DataConfig, FolderDataConfig, WebDatasetConfig
 from cogview_pl.data.folder import FolderDataset
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.webdataset import ShardDataset
 from cogview_pl.errors.signals import SIGNALS
+from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.toy_world.dataset import ToyDataset
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from cogview_pl.assembly.models import starts_from_weights, weights_dtype
 from cogview_pl.checkpoints.adapter_folder import FOLDER, Adapter, save_adapter
 from cogview_pl.checkpoints.model_folder import SequenceModel
-from cogview_pl.config.schema import Config, LoRAConfig, LoRATarget
+from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.runs.run_folder import RunFolder
+from cogview_pl.transformer.config import LoRAConfig, LoRATarget
 from cogview_pl.transformer.lora import adapter_state, add_lora, merge
 from cogview_pl.transformer.model import Transformer
 
@@ -26,8 +27,8 @@ def check_lora(config: Config) -> None:
             f"lora.rank={options.rank}: LoRA trains beside the weights of a model, and this run starts from random "
             "ones; set init_from, or lora.rank=0"
         )
-    if options.rank > config.model.width:
-        raise UserError(f"lora.rank={options.rank} must not be above model.width={config.model.width}")
+    if options.rank > config.model.hidden_size:
+        raise UserError(f"lora.rank={options.rank} must not be above model.hidden_size={config.model.hidden_size}")
     if not options.targets or len(set(options.targets)) < len(options.targets):
         names = ", ".join(target.value for target in LoRATarget)
         raise UserError(f"lora.targets={_names(options)} must hold at least one of {names}, and none of them twice")

@@ -19,11 +19,14 @@ from cogview_pl.checkpoints.model_folder import (
 )
 from cogview_pl.checkpoints.released import is_released
 from cogview_pl.checkpoints.settings import CONFIG, unfit_named
-from cogview_pl.config.schema import Config, ImageTokenizerConfig, TemplateConfig, TokenSource
+from cogview_pl.config.schema import Config
+from cogview_pl.data.config import TokenSource
 from cogview_pl.data.token_store.store import Header
 from cogview_pl.errors import UserError
 from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
+from cogview_pl.vocab.config import TemplateConfig
+from cogview_pl.vqvae.config import ImageTokenizerConfig
 
 _TRAINING_KEYS = ("path", "image_size", "grid", "reconstruction", "reconstruction_weight", "quantize_after_steps")
 
@@ -66,9 +69,11 @@ def vqvae_settings(config: ImageTokenizerConfig) -> dict[str, Any]:
 
 def transformer_settings(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:
     """Constructor arguments of the transformer, as plain values; raises UserError if sizes do not fit together."""
-    width, heads = config.model.width, config.model.num_heads
-    if width % heads:
-        raise UserError(f"model.width={width} is not a multiple of model.num_heads={heads}; change one of them")
+    hidden_size, heads = config.model.hidden_size, config.model.num_heads
+    if hidden_size % heads:
+        raise UserError(
+            f"model.hidden_size={hidden_size} is not a multiple of model.num_heads={heads}; change one of them"
+        )
     return {"vocab_size": vocabulary.size, **plain(asdict(config.model))}
 
 
@@ -122,12 +127,12 @@ def written_sizes(config: Config, task: str, key: str, given: str | None, layout
 
 
 def _of_tokens(config: Config) -> tuple[ImageSizes, Vocabulary]:
-    """Image tokenizer and vocabulary of the store in `data.store`, of the newest one, or of the model to start from."""
-    if config.data.store is not None or config.sequences.source == TokenSource.tokenize:
-        path = _existing(config.outputs, "tokenize", config.data.store)
+    """Image tokenizer and vocabulary of `data.token_store`, of the newest store, or of the model to start from."""
+    if config.data.token_store is not None or config.sequences.source == TokenSource.tokenize:
+        path = _existing(config.outputs, "tokenize", config.data.token_store)
         if path is not None and path.is_dir() and (path / "text.model").exists():
             header = Header.load(path / "store")
-            images = _left_images(config, path / "image_tokenizer", "data.store")
+            images = _left_images(config, path / "image_tokenizer", "data.token_store")
             return images, Vocabulary(header.codebook_size, _text_vocab_size(path / "text.model"))
     start = _existing(config.outputs, config.starts_from, config.init_from) if starts_from_weights(config) else None
     left = None if start is None else _left_model(config, start, "init_from")

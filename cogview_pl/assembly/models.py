@@ -18,9 +18,10 @@ from cogview_pl.checkpoints.model_folder import (
     load_image_tokenizer,
 )
 from cogview_pl.checkpoints.released import is_released, load_transformer, load_vqvae, vqvae_settings
-from cogview_pl.config.schema import Config, TemplateConfig
+from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
+from cogview_pl.vocab.config import TemplateConfig
 
 _ROLES = {"cogview-base": "init_from", "cogview-sr": "upscale_with", "cogview-caption": "rerank_with"}
 """The key that each released folder is for; any can be finetuned. Its files do not tell, so its name must."""
@@ -52,7 +53,7 @@ def inference_device(config: Config) -> tuple[str, torch.dtype]:
 
 def quantization(config: Config) -> str | None:
     """How the matrices of sequence models are held for inference; None: as they are."""
-    return None if config.weights is None else config.weights.value
+    return None if config.quantization is None else config.quantization.value
 
 
 def layout_settings(config: Config, template: TemplateConfig) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def open_sequence_model(config: Config, path: str | Path, key: str, template: Te
     settings = {
         "vocab_size": model.token_embedding.num_embeddings,
         "num_layers": len(model.blocks),
-        "width": model.token_embedding.embedding_dim,
+        "hidden_size": model.token_embedding.embedding_dim,
         "num_positions": model.num_positions,
     }
     configured = {name: getattr(value, "value", value) for name, value in vars(options).items()}

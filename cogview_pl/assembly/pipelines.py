@@ -47,13 +47,13 @@ class Studio:
     batch_size: int
 
     def paint(
-        self, prompts: Sequence[str], *, num_images_per_prompt: int, keep: int | None, seed: int
+        self, prompts: Sequence[str], *, num_images_per_prompt: int, top_n: int | None, seed: int
     ) -> Iterator[tuple[int, Painting]]:
         """Numbered images, those of one prompt after those of another, the best first where they are ranked.
 
         The k-th image painted of a prompt is drawn with `seed + k`.
         """
-        kept = min(keep or num_images_per_prompt, num_images_per_prompt)
+        kept = min(top_n or num_images_per_prompt, num_images_per_prompt)
         codes = torch.cat(
             list(
                 self.painter.batches(
@@ -97,8 +97,8 @@ def open_studio(config: Config, loaded: SequenceModel) -> Studio:
             of a painter that cannot be guided; `weights` that cannot be had.
     """
     device, dtype = inference_device(config)
-    if config.keep is not None and config.rerank_with is None:
-        raise UserError(f"keep={config.keep} keeps the best images, and nothing ranks them; set rerank_with")
+    if config.top_n is not None and config.rerank_with is None:
+        raise UserError(f"top_n={config.top_n} keeps the best images, and nothing ranks them; set rerank_with")
     drawing = sampling(config)
     check_sampling(loaded.model, drawing)
     spread = inference_spread(config)

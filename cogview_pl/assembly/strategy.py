@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cogview_pl.config.choices import StrategyKind, Verb
+from cogview_pl.config.choices import Verb
 from cogview_pl.config.schema import Config, instantiate
 from cogview_pl.errors import UserError
+from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.ranks import RANKS
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.transformer.parallel import gather_weights, tensor_parallel
@@ -115,8 +116,10 @@ def inference_spread(config: Config) -> Callable[[Transformer], None]:
         return lambda model: None
     if config.verb != Verb.generate:
         raise UserError(f"strategy=tp trains and paints, task={config.task} runs on one device; set strategy=single")
-    if config.weights is not None:
-        raise UserError("strategy=tp divides matrices that weights= would pack; set weights=null or strategy=single")
+    if config.quantization is not None:
+        raise UserError(
+            "strategy=tp divides matrices that quantization= would pack; set quantization=null or strategy=single"
+        )
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from cogview_pl.lit.strategies import join_tensor_parallel

@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 
 from cogview_pl.assembly.models import open_image_tokenizer
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel
-from cogview_pl.config.schema import Config, TokenSource
+from cogview_pl.config.schema import Config
+from cogview_pl.data.config import TokenSource
 from cogview_pl.data.mixing import mixed
 from cogview_pl.data.sequence_dataset import SequenceDataset
 from cogview_pl.data.token_store.cogview_bin import ReleasedFile, refuse_lmdb
@@ -38,20 +39,20 @@ class Tokens:
 
 
 def open_tokens(config: Config, folder: RunFolder, start: SequenceModel | None) -> Tokens:
-    """The store in `data.store`, the newest one, or one made from `data` on the spot with the tokenizers of `start`.
+    """`data.token_store`, the newest store, or one made from `data` on the spot with the tokenizers of `start`.
 
     Raises:
         UserError: there is none, or its tokenizers are others than those that the configuration names.
     """
     metrics: dict[str, float] = {}
-    if config.data.store is None and config.sequences.source == TokenSource.images:
+    if config.data.token_store is None and config.sequences.source == TokenSource.images:
         path = folder / _TOKENS
         with folder.processes.first_goes_ahead() as first:
             if first:
                 path.mkdir(exist_ok=True)
                 metrics = tokenise(config, folder, path, start)
     else:
-        path = predecessor(config.outputs, "tokenize", "data.store", config.data.store)
+        path = predecessor(config.outputs, "tokenize", "data.token_store", config.data.token_store)
     refuse_lmdb(path)
     if path.is_file():
         return _open_file(config, path)
@@ -60,7 +61,7 @@ def open_tokens(config: Config, folder: RunFolder, start: SequenceModel | None) 
     source = config.image_tokenizer.path or path / IMAGE_TOKENIZER_FOLDER
     image_tokenizer = open_image_tokenizer(config, source, "image_tokenizer.path")
     store.require(text_tokenizer=text.identity, image_tokenizer=image_tokenizer.identity)
-    inputs = {"data.store": store.fingerprint()}
+    inputs = {"data.token_store": store.fingerprint()}
     return Tokens(store, text, image_tokenizer, metrics, inputs)
 
 
@@ -68,8 +69,8 @@ def _open_file(config: Config, file: Path) -> Tokens:
     """A data file of the original; it does not say which tokenizers made it."""
     if config.text.model is None or config.image_tokenizer.path is None:
         raise UserError(
-            f"data.store={file} is a file without tokenizers; set text.model and image_tokenizer.path to those that "
-            "made it, or give the folder of a run of task=tokenize"
+            f"data.token_store={file} is a file without tokenizers; set text.model and image_tokenizer.path to those "
+            "that made it, or give the folder of a run of task=tokenize"
         )
     text = TextTokenizer.load(config.text.model)
     image_tokenizer = open_image_tokenizer(config, config.image_tokenizer.path, "image_tokenizer.path")
@@ -80,7 +81,7 @@ def _open_file(config: Config, file: Path) -> Tokens:
         codebook_size=image_tokenizer.model.codebook_size,
         val_fraction=config.data.val_fraction,
     )
-    inputs = {"data.store": store.fingerprint()}
+    inputs = {"data.token_store": store.fingerprint()}
     return Tokens(store, text, image_tokenizer, {}, inputs)
 
 

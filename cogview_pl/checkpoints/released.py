@@ -28,7 +28,7 @@ MEAN = (0.79093, 0.76271, 0.75340)
 STD = (0.30379, 0.32279, 0.32800)
 
 _NUM_HEADS = {(48, 2560): 40, (12, 1024): 16}
-"""Heads of the known sizes (layers, width); the files do not say."""
+"""Heads of the known sizes (layers, hidden size); the files do not say."""
 
 _TRANSFORMER = {  # ours → theirs, without .weight and .bias; {} is the layer
     "token_embedding": "word_embeddings",
@@ -95,9 +95,9 @@ def load_vqvae(path: str | Path, key: str = "image_tokenizer.path", *, verify: b
     names = Naming(_VQVAE, path, key)
     state = names.ours(tensors_of(read_pt(Path(path), key, verify=verify), path, key))
     names.require_names(state, {name for ours in _VQVAE for name in _with_kinds(ours)})
-    (width,) = names.sizes(state, "encoder.0.bias", 1)
+    (hidden_size,) = names.sizes(state, "encoder.0.bias", 1)
     codebook_dim, codebook_size = names.sizes(state, "quantizer.codebook", 2)
-    settings = released_settings(width, codebook_dim, codebook_size)
+    settings = released_settings(hidden_size, codebook_dim, codebook_size)
     names.require_shapes(state, lambda: build_vqvae(settings))
     if verify:
         names.require_finite(state)
@@ -114,10 +114,10 @@ def vqvae_settings(model: VQVAE) -> dict[str, Any]:
     )
 
 
-def released_settings(width: int, codebook_dim: int, codebook_size: int) -> dict[str, Any]:
+def released_settings(hidden_size: int, codebook_dim: int, codebook_size: int) -> dict[str, Any]:
     """Constructor arguments of a tokenizer of the released architecture; the released one is (512, 256, 8192)."""
     return {
-        "width": width,
+        "hidden_size": hidden_size,
         "codebook_dim": codebook_dim,
         "codebook_size": codebook_size,
         "downsampling": 8,
@@ -166,7 +166,7 @@ def load_transformer(
 ) -> Transformer:
     """The sequence model in a released folder or `.pt` file, in evaluation mode.
 
-    Layers, width, vocabulary and positions follow from the shapes. Weights are mapped from the disk and converted
+    Layers, hidden size, vocabulary and positions follow from the shapes. Weights are mapped from the disk and converted
     one by one, so the host needs room for the model and its largest tensor.
 
     Args:
@@ -189,15 +189,15 @@ def load_transformer(
     state = names.ours(merge_ranks(ranks, path, key))
     layers = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     names.require_names(state, _transformer_names(max(layers, 1)))
-    vocab_size, width = names.sizes(state, "token_embedding.weight", 2)
+    vocab_size, hidden_size = names.sizes(state, "token_embedding.weight", 2)
     num_positions, _ = names.sizes(state, "position_embedding.weight", 2)
-    heads = _heads(num_heads, layers, width, path, key)
+    heads = _heads(num_heads, layers, hidden_size, path, key)
 
     def build() -> Transformer:
         return Transformer(
             vocab_size=vocab_size,
             num_layers=layers,
-            width=width,
+            hidden_size=hidden_size,
             num_heads=heads,
             num_positions=num_positions,
             norm="sandwich",
@@ -243,15 +243,15 @@ def save_transformer(model: Transformer, path: str | Path, *, iteration: int = 1
     write_text(Path(path) / LATEST, str(iteration))
 
 
-def _heads(given: int | None, layers: int, width: int, path: str | Path, key: str) -> int:
-    heads = _NUM_HEADS.get((layers, width)) if given is None else given
+def _heads(given: int | None, layers: int, hidden_size: int, path: str | Path, key: str) -> int:
+    heads = _NUM_HEADS.get((layers, hidden_size)) if given is None else given
     if heads is None:
         raise UserError(
-            f"{key}={path} has {layers} layers of width {width}; the file does not tell the number of attention heads: "
+            f"{key}={path} has {layers} layers of size {hidden_size}; the file does not tell the number of heads: "
             "set model.num_heads (num_heads= in Python)"
         )
-    if heads < 1 or width % heads:
-        raise UserError(f"{key}={path}: width {width} is no multiple of num_heads={heads}; set model.num_heads")
+    if heads < 1 or hidden_size % heads:
+        raise UserError(f"{key}={path}: size {hidden_size} is no multiple of num_heads={heads}; set model.num_heads")
     return heads
 
 

@@ -38,8 +38,8 @@ class WindowDataset(Dataset[Sequence]):
         layout = samples.layout
         if not layout.large:
             raise UserError(
-                "data.store: the token store holds images in one size, super-resolution needs two; "
-                "run task=tokenize store.large=true"
+                "data.token_store: the token store holds images in one size, super-resolution needs two; "
+                "run task=tokenize token_store.large=true"
             )
         if layout.grid != large.grid:
             raise UserError(

@@ -30,14 +30,14 @@ class ToyNetwork(nn.Module):
     """Float images `(B, 3, Y, X)`, 0 … 1, to features `(B, F)` and style logits `(B, S)`.
 
     Args:
-        width: channels of the first convolution; each of the next three doubles them.
+        hidden_size: channels of the first convolution; each of the next three doubles them.
         num_features: F.
         num_styles: S.
     """
 
-    def __init__(self, width: int, num_features: int, num_styles: int) -> None:
+    def __init__(self, hidden_size: int, num_features: int, num_styles: int) -> None:
         super().__init__()
-        channels = [3, *(width * 2**step for step in range(4))]
+        channels = [3, *(hidden_size * 2**step for step in range(4))]
         layers: list[nn.Module] = []
         for before, after in pairwise(channels):
             layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
@@ -125,7 +125,7 @@ def save_network(network: ToyNetwork, folder: Path, resolution: int, classes: Se
         resolution: edge of the images that it was trained on.
         classes: names of its logits.
     """
-    sizes = {"width": network.convolutions[0].out_channels, "num_features": network.features.out_features}
+    sizes = {"hidden_size": network.convolutions[0].out_channels, "num_features": network.features.out_features}
     settings = {"resolution": resolution, "classes": list(classes), "toy_network": sizes}
     save_model(folder, network, FEATURE_NETWORK, settings)
 

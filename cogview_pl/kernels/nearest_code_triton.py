@@ -6,7 +6,7 @@ fp32. With vectors that are in half precision anyway the distances are as good a
 taken for each other only where they are equally far to five digits. Distances stay on the chip: only the nearest code
 leaves it.
 
-Shapes: N vectors, D width of a code, K codes.
+Shapes: N vectors, D codebook_dim, K codes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _VECTORS, _SPLIT_VECTORS, _CODES, _WARPS, _STAGES = 128, 64, 64, 8, 2
 
 @triton.jit
 def _nearest(
-    x_ND, x_low_ND, high_KD, low_KD, norm_K, codes_N, distance_N, num_vectors, codebook_size, width,
+    x_ND, x_low_ND, high_KD, low_KD, norm_K, codes_N, distance_N, num_vectors, codebook_size, codebook_dim,
     SPLIT: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     in_n = n < num_vectors
-    in_d = d < width
-    own = n[:, None].to(tl.int64) * width + d[None, :]
+    in_d = d < codebook_dim
+    own = n[:, None].to(tl.int64) * codebook_dim + d[None, :]
     held = in_n[:, None] & in_d[None, :]
     x = tl.load(x_ND + own, held, 0.0)
     wide = x.to(tl.float32)
@@ -43,7 +43,7 @@ def _nearest(
     for start in range(0, codebook_size, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         in_k = k < codebook_size
-        places = k[None, :] * width + d[:, None]
+        places = k[None, :] * codebook_dim + d[:, None]
         held_code = in_k[None, :] & in_d[:, None]
         high = tl.load(high_KD + places, held_code, 0.0)
         products = tl.dot(x, tl.load(low_KD + places, held_code, 0.0))
@@ -64,15 +64,16 @@ def nearest_by_kernel(x_ND: Tensor, codebook_DK: Tensor) -> tuple[Tensor, Tensor
     split = x_ND.dtype != half
     codebook_KD = codebook_DK.float().T.contiguous()
     (x_high_ND, x_low_ND), (high_KD, low_KD) = _halves(x_ND.contiguous(), half), _halves(codebook_KD, half)
-    num_vectors, width = x_ND.shape
+    num_vectors, codebook_dim = x_ND.shape
     codes_N = torch.empty(num_vectors, dtype=torch.int64, device=x_ND.device)
     distance_N = torch.empty(num_vectors, dtype=torch.float32, device=x_ND.device)
     at_once = _SPLIT_VECTORS if split else _VECTORS
     with current(x_ND.device):
         _nearest[(triton.cdiv(num_vectors, at_once),)](
             x_high_ND, x_low_ND, high_KD, low_KD, codebook_KD.square().sum(1), codes_N, distance_N,
-            num_vectors, len(codebook_KD), width, SPLIT=split, BLOCK_D=max(16, triton.next_power_of_2(width)),
-            BLOCK_N=at_once, BLOCK_K=_CODES, num_warps=_WARPS, num_stages=_STAGES,
+            num_vectors, len(codebook_KD), codebook_dim, SPLIT=split,
+            BLOCK_D=max(16, triton.next_power_of_2(codebook_dim)), BLOCK_N=at_once,
+            BLOCK_K=_CODES, num_warps=_WARPS, num_stages=_STAGES,
         )  # fmt: skip
     return codes_N, distance_N.clamp_(min=0)
 

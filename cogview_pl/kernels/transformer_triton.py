@@ -6,7 +6,7 @@ branch and the norm that opens the next are one kernel, and so are writing to th
 `OVERLAP` a kernel starts while the one before it ends, and waits for its results only after its own weights are on
 their way (programmatic dependent launch, from compute capability 9 on).
 
-All sums are fp32. Shapes: B rows, D width, H heads, K head size, C positions of the cache, N outputs.
+All sums are fp32. Shapes: B rows, D hidden size, H heads, K head size, C positions of the cache, N outputs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def _larger_and_sum(largest, total, other_largest, other_total):
 
 
 @triton.jit
-def _layer_norm(x, inside, weight, bias, width, eps, RELAX: tl.constexpr, TARGET: tl.constexpr, SMALLEST: tl.constexpr):
+def _layer_norm(
+    x, inside, weight, bias, hidden_size, eps, RELAX: tl.constexpr, TARGET: tl.constexpr, SMALLEST: tl.constexpr
+):
     """LayerNorm(x / (max|x| / TARGET)) of one row in fp32; x is 0 outside.
 
     LayerNorm does not depend on the scale of x but for eps, so eps is scaled instead; fp32 needs no more.
@@ -34,20 +36,20 @@ def _layer_norm(x, inside, weight, bias, width, eps, RELAX: tl.constexpr, TARGET
     if RELAX:
         divisor = tl.maximum(largest / TARGET, SMALLEST)
         eps = eps * divisor * divisor
-    centred = tl.where(inside, x - total / width, 0.0)
-    variance = tl.sum(centred * centred) / width
+    centred = tl.where(inside, x - total / hidden_size, 0.0)
+    variance = tl.sum(centred * centred) / hidden_size
     return centred * (1.0 / tl.sqrt(variance + eps)) * weight + bias
 
 
 @triton.jit
 def close_and_open(
-    x_BD, branch_BD, y_BD, branch_weight, branch_bias, weight, bias, width, eps,
+    x_BD, branch_BD, y_BD, branch_weight, branch_bias, weight, bias, hidden_size, eps,
     BRANCH_NORM: tl.constexpr, RELAX: tl.constexpr, TARGET: tl.constexpr, SMALLEST: tl.constexpr,
     BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """x += LN(branch), in place; y = LN(x). One program per row."""
     columns = tl.arange(0, BLOCK)
-    inside = columns < width
+    inside = columns < hidden_size
     own_weight = tl.load(weight + columns, inside, 0.0).to(tl.float32)
     own_bias = tl.load(bias + columns, inside, 0.0).to(tl.float32)
     if BRANCH_NORM:
@@ -56,15 +58,15 @@ def close_and_open(
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-    places = tl.program_id(0).to(tl.int64) * width + columns  # of all positions of a batch there may be 2³¹
+    places = tl.program_id(0).to(tl.int64) * hidden_size + columns  # of all positions of a batch there may be 2³¹
     branch = tl.load(branch_BD + places, inside, 0.0).to(tl.float32)
     x = tl.load(x_BD + places, inside, 0.0).to(tl.float32)
     if BRANCH_NORM:
-        branch = _layer_norm(branch, inside, its_weight, its_bias, width, eps, RELAX, TARGET, SMALLEST)
+        branch = _layer_norm(branch, inside, its_weight, its_bias, hidden_size, eps, RELAX, TARGET, SMALLEST)
     kind = x_BD.dtype.element_ty
     x = tl.where(inside, x + branch, 0.0).to(kind)
     tl.store(x_BD + places, x, inside)
-    y = _layer_norm(x.to(tl.float32), inside, own_weight, own_bias, width, eps, RELAX, TARGET, SMALLEST)
+    y = _layer_norm(x.to(tl.float32), inside, own_weight, own_bias, hidden_size, eps, RELAX, TARGET, SMALLEST)
     tl.store(y_BD + places, y.to(kind), inside)
 
 
@@ -146,8 +148,8 @@ def attend(
         gdc_wait()
         gdc_launch_dependents()
     length = tl.load(lengths_B + row)
-    width = heads * HEAD
-    new = qkv_B3HK + row * 3 * width + head * HEAD + k
+    hidden_size = heads * HEAD
+    new = qkv_B3HK + row * 3 * hidden_size + head * HEAD + k
     query = tl.load(new, in_k, 0.0).to(tl.float32) * scale
     start = row.to(tl.int64) * row_stride + head.to(tl.int64) * head_stride
     mine = parts + (own * PARTS + part) * (BLOCK_K + 2)
@@ -159,8 +161,8 @@ def attend(
         values = tl.load(values_BHCK + places, seen, 0.0).to(tl.float32)
         scores = tl.where(s < length, tl.sum(keys * query[None, :], 1), float("-inf"))
         is_here = length < (part + 1) * BLOCK_S
-        new_key = tl.load(new + width, in_k, 0.0)
-        new_value = tl.load(new + 2 * width, in_k, 0.0)
+        new_key = tl.load(new + hidden_size, in_k, 0.0)
+        new_value = tl.load(new + 2 * hidden_size, in_k, 0.0)
         if is_here:
             kind = keys_BHCK.dtype.element_ty
             tl.store(keys_BHCK + start + length * HEAD + k, new_key.to(kind), in_k)
@@ -187,7 +189,7 @@ def attend(
         total = tl.sum(tl.load(theirs + BLOCK_K + 1, in_p, 0.0, cache_modifier=".cg") * shares)
         held = (in_p & (largests > float("-inf")))[:, None] & in_k[None, :]
         summed = tl.sum(tl.load(theirs[:, None] + k[None, :], held, 0.0, cache_modifier=".cg") * shares[:, None], 0)
-        tl.store(y_BHK + row * width + head * HEAD + k, (summed / total).to(y_BHK.dtype.element_ty), in_k)
+        tl.store(y_BHK + row * hidden_size + head * HEAD + k, (summed / total).to(y_BHK.dtype.element_ty), in_k)
         tl.store(arrived + own, 0)  # for the next step
 
 

@@ -81,7 +81,7 @@ class Decoding:
     @property
     def cache_bytes(self) -> int:
         """A key and a value per layer, row and position; with `norm_scope=tensor` the input of every layer."""
-        numbers = self.model.layers * self.model.width * self.positions * self.rows
+        numbers = self.model.layers * self.model.hidden_size * self.positions * self.rows
         if dict(self.model.settings)["norm_scope"] == "tensor":
             return numbers * self.model.weights.itemsize
         size = self.model.weights.itemsize if self.on_gpu else torch.float32.itemsize

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cogview_pl.assembly.model_specs import images_of_run
-from cogview_pl.config.schema import Config, Verb
+from cogview_pl.config.choices import Verb
+from cogview_pl.config.schema import Config
 from cogview_pl.memory.cards import WORKSPACE
 from cogview_pl.memory.image_tokenizer import encoding_height
 from cogview_pl.memory.inference import generate, image_tokenizer_bytes, magnify, rerank
@@ -32,7 +33,7 @@ def estimate(config: Config, on_gpu: bool) -> Moments:
 
 def _tokenize(config: Config, on_gpu: bool) -> Moments:
     images = images_of_run(config)
-    edge = images.edge * (2 if config.store.large else 1)
+    edge = images.edge * (2 if config.token_store.large else 1)
     parts = Counter(image_tokenizer=image_tokenizer_bytes(images))
     return Moments({"encoding": parts + encoding_height(images.settings, batch=config.data.batch_size, edge=edge)})
 

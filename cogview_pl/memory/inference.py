@@ -13,7 +13,8 @@ from cogview_pl.assembly.models import quantization, weights_dtype
 from cogview_pl.assembly.pipelines import sampling
 from cogview_pl.assembly.strategy import tensor_parts
 from cogview_pl.checkpoints.model_folder import build_vqvae
-from cogview_pl.config.schema import Config, TemplateConfig, Verb
+from cogview_pl.config.choices import Verb
+from cogview_pl.config.schema import Config
 from cogview_pl.generation.engine.packed_cpu import packed_bytes
 from cogview_pl.generation.quantization import matrix_bytes
 from cogview_pl.generation.sampling import Sampling
@@ -25,6 +26,7 @@ from cogview_pl.memory.model import Model, counted
 from cogview_pl.memory.phases import Moments
 from cogview_pl.tasks.generate import read_prompts
 from cogview_pl.vocab import CodeSlot, TextSlot, TextTokenizer
+from cogview_pl.vocab.config import TemplateConfig
 
 _RGB = 3
 
@@ -40,8 +42,8 @@ def sequence_model_bytes(model: Model, weights: str | None) -> int:
     """Weights of a sequence model for inference, its blocks' matrices as `weights` says."""
     size = counted(model).bytes
     if weights is not None:
-        of_a_block = 12 * model.width**2 * model.weights.itemsize
-        size -= int(model.layers * (of_a_block - matrix_bytes(weights, model.width)))
+        of_a_block = 12 * model.hidden_size**2 * model.weights.itemsize
+        size -= int(model.layers * (of_a_block - matrix_bytes(weights, model.hidden_size)))
     return size
 
 
@@ -49,7 +51,7 @@ def cache_and_packed(work: Decoding, weights: str | None) -> Counter[str]:
     """The KV cache, and on a CPU the packed copy of the weights that decoding makes for each batch of prompts."""
     packed = packed_bytes(
         layers=work.model.layers,
-        width=work.model.width,
+        hidden_size=work.model.hidden_size,
         ids=work.ids,
         dtype=work.model.weights,
         quantized=weights is not None or work.model.parts > 1,
@@ -87,7 +89,7 @@ def generate(config: Config, on_gpu: bool) -> Moments:
     held = Counter(
         sequence_models=sum(sequence_model_bytes(_model(config, sizes), quantized) for sizes in models),
         image_tokenizer=image_tokenizer_bytes(painter.images),
-        images=0 if on_gpu else prompts * (config.keep or config.num_images_per_prompt) * _RGB * edge**2,
+        images=0 if on_gpu else prompts * (config.top_n or config.num_images_per_prompt) * _RGB * edge**2,
     )
     longest = _longest(named, painter.text_model)
     work = Decoding.of(_model(config, painter), painter.template, images, on_gpu, options, longest)

@@ -49,9 +49,9 @@ class Model:
         return int(dict(self.settings)["num_layers"])
 
     @property
-    def width(self) -> int:
+    def hidden_size(self) -> int:
         """D."""
-        return int(dict(self.settings)["width"])
+        return int(dict(self.settings)["hidden_size"])
 
     def build(self, layers: int | None = None) -> Transformer:
         """The model, of fewer blocks if need be, on the default device."""

@@ -1,6 +1,6 @@
 """A training step of the sequence model, played through on tensors without memory.
 
-Shapes: B sequences, L tokens that the model reads, D width, N predicted tokens.
+Shapes: B sequences, L tokens that the model reads, D hidden size, N predicted tokens.
 """
 
 from __future__ import annotations

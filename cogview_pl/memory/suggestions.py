@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 from cogview_pl.assembly.checks import ADAMW_8BIT, check_levers
 from cogview_pl.assembly.models import starts_from_weights
 from cogview_pl.assembly.strategy import check_strategy
-from cogview_pl.config.choices import ActivationCheckpointing, Quantization, StrategyKind, Verb
+from cogview_pl.config.choices import Verb
 from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
+from cogview_pl.generation.config import Quantization
+from cogview_pl.lit.config import StrategyKind
+from cogview_pl.transformer.config import ActivationCheckpointing
 
 _HALVINGS = 6
 _DEVICES = (2, 4, 8)
@@ -114,8 +117,8 @@ def _levers(config: Config, on_gpu: bool) -> list[list[Remedy]]:
         levers = [_halved("sampler.batch_size", config.sampler.batch_size)]
         if on_gpu and _in_fp32(config):
             levers.append([_NOTHING, Remedy(2, "precision=bf16", {"precision.precision": "bf16-mixed"})])
-        if config.weights is None and not config.strategy.kind.spreads:
-            levers.append([_NOTHING, Remedy(5, "weights=int8", {"weights": Quantization.int8})])
+        if config.quantization is None and not config.strategy.kind.spreads:
+            levers.append([_NOTHING, Remedy(5, "quantization=int8", {"quantization": Quantization.int8})])
         return levers
     return [[_NOTHING]]
 

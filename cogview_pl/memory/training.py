@@ -13,7 +13,9 @@ from cogview_pl.assembly.model_specs import SequenceSizes, configured_images, pr
 from cogview_pl.assembly.models import starts_from_weights
 from cogview_pl.assembly.strategy import num_devices, tensor_parts, without_fused_kernel
 from cogview_pl.checkpoints.model_folder import build_vqvae
-from cogview_pl.config.schema import Config, TokenSource, Verb, instantiate
+from cogview_pl.config.choices import Verb
+from cogview_pl.config.schema import Config, instantiate
+from cogview_pl.data.config import TokenSource
 from cogview_pl.data.sequence_dataset import SequenceBatch, SequenceCollator
 from cogview_pl.generation.sampling import Sampling
 from cogview_pl.memory.decoding import Decoding, decoding_height
@@ -89,7 +91,7 @@ def fit_sequence_model(config: Config, on_gpu: bool) -> Moments:
         read = counted(Model.of(sizes.settings, torch.float32)).bytes
         tokenizers = 2 * image_tokenizer_bytes(sizes.images)
         moments["loading"] = Counter(image_tokenizer=tokenizers, weights=2 * read)
-    if config.data.store is None and config.sequences.source == TokenSource.images:
+    if config.data.token_store is None and config.sequences.source == TokenSource.images:
         encoding = encoding_height(sizes.images.settings, batch=config.data.batch_size, edge=2 * sizes.images.edge)
         moments["tokenising"] = host + encoding + Counter(weights=counted(model).bytes)
     return Moments(moments)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from lightning import LightningModule
 
-from cogview_pl.config.choices import StrategyKind
 from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
+from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.run_folder import CHECKPOINT, RunFolder
 
 _OURS = "cogview_pl"  # key of what we add to Lightning's checkpoints

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cogview_pl.checkpoints.manifest import file_hash
-from cogview_pl.config.schema import Verb
+from cogview_pl.config.choices import Verb
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.durable.write import clear_for_writing, is_draft, write_bytes, write_text
 from cogview_pl.errors import UserError

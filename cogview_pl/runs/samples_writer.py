@@ -116,8 +116,8 @@ def _settings(config: Config) -> dict[str, Any]:
     return {
         "seed": config.seed,
         "num_images_per_prompt": config.num_images_per_prompt,
-        "keep": config.keep,
-        "weights": config.weights and config.weights.value,
+        "top_n": config.top_n,
+        "quantization": config.quantization and config.quantization.value,
         "precision": config.precision.get("precision"),
         **{f"sampler.{key}": getattr(value, "value", value) for key, value in asdict(config.sampler).items()},
     }

@@ -16,10 +16,11 @@ from cogview_pl.assembly.model_specs import plain
 from cogview_pl.assembly.models import inference_device, open_image_tokenizer, open_sequence_model
 from cogview_pl.assembly.pipelines import open_painter
 from cogview_pl.checkpoints.model_folder import ImageTokenizer
-from cogview_pl.config.schema import Config, EvaluateConfig
+from cogview_pl.config.schema import Config
 from cogview_pl.data.bad_samples import SkipLog
 from cogview_pl.data.images import find_images
 from cogview_pl.errors import UserError
+from cogview_pl.evaluation.config import EvaluateConfig
 from cogview_pl.evaluation.features import RESIZE_FILTER, FeatureNetwork, open_features
 from cogview_pl.evaluation.image_files import ImageFiles
 from cogview_pl.evaluation.lpips import KEY as LPIPS_KEY
@@ -202,7 +203,7 @@ def _generated_images(
         raise UserError(f"{given[0]} and {given[1]} both name what to evaluate; give one of them")
     if config.pairs is None and config.images is None:
         studio, prompts = ready_to_paint(config, open_painter(config))
-        kept = min(config.keep or config.num_images_per_prompt, config.num_images_per_prompt)
+        kept = min(config.top_n or config.num_images_per_prompt, config.num_images_per_prompt)
         _check_prompts(options, wanted, tools, prompts)
         _require_enough(options, wanted, len(prompts) * kept, tools.num_reference)
         save_sheet(config, folder, prompts, paint(config, folder, studio, prompts))
@@ -385,6 +386,6 @@ def _protocol(
             found |= {f"sampler_{key}": settings[key] for key in settings.keys() - _SETTINGS_WITHOUT_EFFECT}
             found |= {
                 "num_images_per_prompt": config.num_images_per_prompt,
-                "keep": config.keep or config.num_images_per_prompt,
+                "top_n": config.top_n or config.num_images_per_prompt,
             }
     return found

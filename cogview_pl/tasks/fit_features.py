@@ -9,11 +9,12 @@ from tqdm import tqdm
 
 from cogview_pl.assembly.image_data import open_images
 from cogview_pl.assembly.trainer import seed
-from cogview_pl.config.schema import Config, ToyDataConfig
+from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.style_network import ToyNetwork, attributes_of, save_network, train_network
 from cogview_pl.runs.run_folder import RunFolder
+from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.toy_world.dataset import ToyDataset
 
 
@@ -28,7 +29,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     styles = config.data.styles
     started = time.perf_counter()
     images, labels, attributes = _draw(config, "train")
-    network = ToyNetwork(options.width, options.num_features, len(styles))
+    network = ToyNetwork(options.hidden_size, options.num_features, len(styles))
     steps = options.epochs * -(-len(images) // config.data.batch_size)
     with tqdm(total=steps, unit="step", desc="fit", disable=None) as progress:
 

@@ -33,7 +33,7 @@ from cogview_pl.tasks.fit_image_tokenizer import require_same
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary, is_text_to_image
 
-_OF_THE_WEIGHTS = ("vocab_size", "num_layers", "width", "num_heads", "num_positions", "norm")
+_OF_THE_WEIGHTS = ("vocab_size", "num_layers", "hidden_size", "num_heads", "num_positions", "norm")
 """Settings in which a finetuned model must equal the one that it starts from."""
 
 _LOGGED_PROMPTS = 64  # captions kept for the callbacks that paint during training

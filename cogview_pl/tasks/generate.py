@@ -16,17 +16,18 @@ from tqdm import tqdm
 from cogview_pl.assembly.image_data import open_images
 from cogview_pl.assembly.pipelines import Painting, Studio, open_painter, open_studio
 from cogview_pl.checkpoints.model_folder import SequenceModel
-from cogview_pl.config.choices import StrategyKind
-from cogview_pl.config.schema import Config, ToyDataConfig
+from cogview_pl.config.schema import Config
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.retrieval import Ranked, best_of
 from cogview_pl.generation.contact_sheet import contact_sheet, load_font
+from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.image_files import save_image
 from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.runs.samples_writer import PaintedImages
 from cogview_pl.tasks.generate_captions import describe
+from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.toy_world.judge import Judge, score_detected
 from cogview_pl.vocab import TextSlot
 
@@ -119,7 +120,7 @@ def paint(config: Config, folder: RunFolder, studio: Studio, prompts: list[str])
     With `resume` set, those that the folder holds are not painted again.
     """
     prompts_at_once = max(1, config.sampler.batch_size // config.num_images_per_prompt)
-    each = min(config.keep or config.num_images_per_prompt, config.num_images_per_prompt)
+    each = min(config.top_n or config.num_images_per_prompt, config.num_images_per_prompt)
     done = PaintedImages(config, folder, each)
     paintings: list[Painting] = []
     if config.resume:
@@ -134,7 +135,7 @@ def paint(config: Config, folder: RunFolder, studio: Studio, prompts: list[str])
             SIGNALS.check()
             group = prompts[first : first + prompts_at_once]
             for _, painting in studio.paint(
-                group, num_images_per_prompt=config.num_images_per_prompt, keep=config.keep, seed=config.seed
+                group, num_images_per_prompt=config.num_images_per_prompt, top_n=config.top_n, seed=config.seed
             ):
                 done.add(len(paintings), painting)
                 paintings.append(painting)

@@ -16,7 +16,7 @@ from cogview_pl.assembly.image_data import validation_samples
 from cogview_pl.assembly.models import inference_device, quantization
 from cogview_pl.assembly.pipelines import sampling
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel
-from cogview_pl.config.schema import Config, ToyDataConfig
+from cogview_pl.config.schema import Config
 from cogview_pl.data.records import record_line
 from cogview_pl.durable.write import replacing
 from cogview_pl.errors import UserError
@@ -25,6 +25,7 @@ from cogview_pl.generation.contact_sheet import contact_sheet, load_font
 from cogview_pl.generation.rerank import Captioner
 from cogview_pl.runs.image_files import load_images, save_image, write_records
 from cogview_pl.runs.run_folder import SAMPLES, RunFolder
+from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.toy_world.judge import score_captions
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from cogview_pl.assembly.image_data import at_twice_the_size, validation_samples
 from cogview_pl.assembly.models import inference_device, open_sequence_model, quantization
 from cogview_pl.assembly.pipelines import sampling
 from cogview_pl.checkpoints.model_folder import ImageTokenizer
-from cogview_pl.config.schema import Config, ToyDataConfig
+from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.enlargement import judge_enlargement
@@ -28,6 +28,7 @@ from cogview_pl.generation.super_resolution.windows import owners
 from cogview_pl.runs.image_files import load_images, load_pairs, save_image, write_records
 from cogview_pl.runs.run_folder import SAMPLES, RunFolder, predecessor
 from cogview_pl.tasks.generate_captions import encode
+from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.toy_world.judge import score
 
 _SHEET_ROWS = 12

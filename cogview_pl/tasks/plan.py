@@ -20,7 +20,8 @@ from cogview_pl.assembly.model_specs import (
 )
 from cogview_pl.assembly.strategy import num_devices, tensor_parts
 from cogview_pl.checkpoints.model_folder import build_vqvae
-from cogview_pl.config.schema import ActivationCheckpointing, Config, Verb
+from cogview_pl.config.choices import Verb
+from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.memory.bench import steps_per_second
 from cogview_pl.memory.cards import CARDS, card_bytes, free_bytes
@@ -37,6 +38,7 @@ from cogview_pl.memory.training import (
     precision,
     trained_model,
 )
+from cogview_pl.transformer.config import ActivationCheckpointing
 from cogview_pl.transformer.flops import TRAINING, forward_flops
 from cogview_pl.transformer.model import Transformer
 

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from cogview_pl.assembly.image_data import CaptionedImages, at_twice_the_size, image_inputs, open_images
 from cogview_pl.assembly.models import open_image_tokenizer
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel, save_image_tokenizer
-from cogview_pl.config.schema import Config, StoreFormat
+from cogview_pl.config.schema import Config
 from cogview_pl.data.bad_samples import ImageBatch, SkipLog, collate_images, enough_to_judge
+from cogview_pl.data.config import StoreFormat
 from cogview_pl.data.loader import Loader, ignore_interrupts
 from cogview_pl.data.token_store.cogview_bin import TEXT_LENGTH
 from cogview_pl.data.token_store.store import StoreWriter
@@ -52,11 +53,11 @@ def tokenise(config: Config, run: RunFolder, folder: Path, start: SequenceModel 
     """
     images = start.image_tokenizer if start else _image_tokenizer(config)
     _check_size(config, images)
-    source_config = at_twice_the_size(config.data) if config.store.large else config.data
+    source_config = at_twice_the_size(config.data) if config.token_store.large else config.data
     sources = {split: open_images(source_config, split) for split in _SPLITS}
     run.require_same({}, image_inputs(sources), config.verify)
     text = _text_tokenizer(config, folder / TEXT_MODEL, start.text if start else None, sources["train"])
-    row_format = config.store.format
+    row_format = config.token_store.format
     writer = StoreWriter(
         folder / STORE,
         text_length=TEXT_LENGTH if row_format == StoreFormat.cogview else config.text.max_length,
@@ -67,7 +68,7 @@ def tokenise(config: Config, run: RunFolder, folder: Path, start: SequenceModel 
         image_tokenizer=images.identity,
         splits={split: len(source) for split, source in sources.items()},
         format=row_format.value,
-        large=config.store.large,
+        large=config.token_store.large,
     )
     run.begin()
     text.save(folder / TEXT_MODEL)
@@ -120,7 +121,7 @@ def _tokenise_split(
             start += seen
             images = batch.images.to(device)
             codes = _codes(tokenizer, images, size)
-            large = _codes(tokenizer, images, 2 * size) if config.store.large else None
+            large = _codes(tokenizer, images, 2 * size) if config.token_store.large else None
             text_tokens = [text.encode(caption) for caption in batch.texts]
             writer.append(split, text_tokens, codes, batch.keys, start, large)
             progress.update(seen)

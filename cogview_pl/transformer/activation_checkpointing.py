@@ -1,6 +1,6 @@
 """How a block runs in training: compiled, and with what of it the backward pass computes anew.
 
-Shapes: B batch, L length, D width.
+Shapes: B batch, L length, D hidden size.
 """
 
 from __future__ import annotations

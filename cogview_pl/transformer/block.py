@@ -1,6 +1,6 @@
 """One transformer block: LayerNorm with PB-Relax, its placements (pre, post, sandwich), attention and MLP.
 
-Shapes: B batch, L length, D width, H heads, K head size.
+Shapes: B batch, L length, D hidden size, H heads, K head size.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class LayerNorm(nn.LayerNorm):
     ~10⁴; dividing first removes that. The divisor is a constant for the gradient.
 
     Args:
-        width: D.
+        hidden_size: D.
         scope: `token` takes the maximum per position, so that a result depends on nothing else in the batch;
             `tensor` over the whole input, as the original does; `none` is the plain LayerNorm.
     """
 
-    def __init__(self, width: int, scope: str) -> None:
-        super().__init__(width, eps=1e-5)
+    def __init__(self, hidden_size: int, scope: str) -> None:
+        super().__init__(hidden_size, eps=1e-5)
         if scope not in NORM_SCOPES:
             raise ValueError(f"scope must be one of {', '.join(NORM_SCOPES)}, got {scope}")
         self.scope = scope
@@ -69,13 +69,13 @@ class Attention(nn.Module):
     `num_heads` are those that this process computes: all of them, or its part (`transformer.parallel`).
     """
 
-    def __init__(self, width: int, num_heads: int, *, attention: str, dropout: float) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, *, attention: str, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.head_size = width // num_heads
+        self.head_size = hidden_size // num_heads
         self.dropout = dropout
-        self.qkv = Linear(width, 3 * width)
-        self.out = Linear(width, width)
+        self.qkv = Linear(hidden_size, 3 * hidden_size)
+        self.out = Linear(hidden_size, hidden_size)
         if attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention}")
         self.function = ATTENTIONS[attention]
@@ -111,11 +111,11 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Two linear maps with a four times wider GELU (tanh form) between them."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.up = Linear(width, 4 * width)
+        self.up = Linear(hidden_size, 4 * hidden_size)
         self.gelu = nn.GELU("tanh")
-        self.down = Linear(4 * width, width)
+        self.down = Linear(4 * hidden_size, hidden_size)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Map every position by itself."""
@@ -128,13 +128,13 @@ class Residual(nn.Module):
     `sandwich`: x + LN(f(LN(x))) (the paper's §2.4); `pre`: x + f(LN(x)); `post`: LN(x + f(x)).
     """
 
-    def __init__(self, width: int, *, norm: str, norm_scope: str, dropout: float) -> None:
+    def __init__(self, hidden_size: int, *, norm: str, norm_scope: str, dropout: float) -> None:
         super().__init__()
         if norm not in NORM_PLACEMENTS:
             raise ValueError(f"norm must be one of {', '.join(NORM_PLACEMENTS)}, got {norm}")
-        self.norm_in = LayerNorm(width, norm_scope) if norm in ("pre", "sandwich") else nn.Identity()
-        self.norm_branch = LayerNorm(width, norm_scope) if norm == "sandwich" else nn.Identity()
-        self.norm_sum = LayerNorm(width, norm_scope) if norm == "post" else nn.Identity()
+        self.norm_in = LayerNorm(hidden_size, norm_scope) if norm in ("pre", "sandwich") else nn.Identity()
+        self.norm_branch = LayerNorm(hidden_size, norm_scope) if norm == "sandwich" else nn.Identity()
+        self.norm_sum = LayerNorm(hidden_size, norm_scope) if norm == "post" else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def open(self, x_BLD: Tensor) -> Tensor:
@@ -156,13 +156,13 @@ class Block(nn.Module):
     compiled = False
 
     def __init__(
-        self, width: int, num_heads: int, *, norm: str, norm_scope: str, attention: str, dropout: float
+        self, hidden_size: int, num_heads: int, *, norm: str, norm_scope: str, attention: str, dropout: float
     ) -> None:
         super().__init__()
-        self.attention = Attention(width, num_heads, attention=attention, dropout=dropout)
-        self.attention_residual = Residual(width, norm=norm, norm_scope=norm_scope, dropout=dropout)
-        self.mlp = MLP(width)
-        self.mlp_residual = Residual(width, norm=norm, norm_scope=norm_scope, dropout=dropout)
+        self.attention = Attention(hidden_size, num_heads, attention=attention, dropout=dropout)
+        self.attention_residual = Residual(hidden_size, norm=norm, norm_scope=norm_scope, dropout=dropout)
+        self.mlp = MLP(hidden_size)
+        self.mlp_residual = Residual(hidden_size, norm=norm, norm_scope=norm_scope, dropout=dropout)
 
     def forward(
         self,

@@ -5,7 +5,7 @@ rather than what a program spends: attention over earlier positions only (n² / 
 due and over the ids that the slot may hold, and nothing for activations that are computed a second time. Padding
 counts, as it does in tokens per second.
 
-Shapes: B batch, L length of the sequences (the model reads n = L - 1 of it), D width.
+Shapes: B batch, L length of the sequences (the model reads n = L - 1 of it), D hidden size.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def forward_flops(
         weights_BL, slots_BL, slot_ids: as for `sequence_loss`.
     """
     batch, positions = weights_BL.shape[0], weights_BL.shape[1] - 1
-    width = model.token_embedding.embedding_dim
+    hidden_size = model.token_embedding.embedding_dim
     linear = sum(matrix.numel() for matrix in model.parameter_groups().matrices)
-    attention = len(model.blocks) * 2 * width * positions * (positions + 1)
+    attention = len(model.blocks) * 2 * hidden_size * positions * (positions + 1)
     return batch * (2 * linear * positions + attention) + _head_flops(model, weights_BL, slots_BL, slot_ids)
 
 
@@ -57,9 +57,9 @@ def training_flops(
 
 
 def _head_flops(model: Transformer, weights_BL: Tensor, slots_BL: Tensor, slot_ids: Sequence[range] | None) -> Tensor:
-    vocabulary, width = model.token_embedding.num_embeddings, model.token_embedding.embedding_dim
+    vocabulary, hidden_size = model.token_embedding.num_embeddings, model.token_embedding.embedding_dim
     due, slots = weights_BL[:, 1:] > 0, slots_BL[:, 1:]
     logits = due.sum() * vocabulary
     if slot_ids is not None:
         logits = sum(((due & (slots == slot)).sum() * len(ids) for slot, ids in enumerate(slot_ids)), due.new_zeros(()))
-    return 2 * width * logits.to(torch.int64)
+    return 2 * hidden_size * logits.to(torch.int64)

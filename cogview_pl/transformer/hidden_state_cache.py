@@ -5,7 +5,7 @@ everything that is normalised with it, so keys cannot be kept. The original stor
 normalises all of them anew, in a call of their own, and recomputes keys and values. This reproduces released models
 to the last id and costs what it costs; with `scope: token` nothing of it is needed (see `cache.py`).
 
-Shapes: B batch, L new positions, S stored positions, D width.
+Shapes: B batch, L new positions, S stored positions, D hidden size.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Cross-entropy of the next token, weighted per slot of the layout (paper §2.2).
 
-Shapes: B batch, L length, N predicted positions, V vocabulary, D width, S slots.
+Shapes: B batch, L length, N predicted positions, V vocabulary, D hidden size, S slots.
 """
 
 from __future__ import annotations

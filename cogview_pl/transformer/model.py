@@ -1,6 +1,6 @@
 """The sequence model: a GPT over the joint vocabulary (paper §2.2), stable in fp16 (§2.4).
 
-Shapes: B batch, L length, V vocabulary, D width.
+Shapes: B batch, L length, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Transformer(nn.Module):
     Args:
         vocab_size: V, rows of the embedding table, which is also the output matrix.
         num_layers: number of blocks.
-        width: D.
+        hidden_size: D.
         num_heads: heads; they divide D.
         num_positions: rows of the position table, i.e. the largest position id plus one.
         norm: `sandwich` (CogView), `pre` or `post`.
@@ -52,7 +52,7 @@ class Transformer(nn.Module):
         *,
         vocab_size: int,
         num_layers: int,
-        width: int,
+        hidden_size: int,
         num_heads: int,
         num_positions: int,
         norm: str = "sandwich",
@@ -62,18 +62,18 @@ class Transformer(nn.Module):
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
-        if width % num_heads:
-            raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
+        if hidden_size % num_heads:
+            raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         self.spread = False  # over several devices, by `transformer.parallel`
-        self.token_embedding = nn.Embedding(vocab_size, width)
-        self.position_embedding = nn.Embedding(num_positions, width)
+        self.token_embedding = nn.Embedding(vocab_size, hidden_size)
+        self.position_embedding = nn.Embedding(num_positions, hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(width, num_heads, norm=norm, norm_scope=norm_scope, attention=attention, dropout=dropout)
+            Block(hidden_size, num_heads, norm=norm, norm_scope=norm_scope, attention=attention, dropout=dropout)
             for _ in range(num_layers)
         )
-        self.final_norm = LayerNorm(width, norm_scope)
+        self.final_norm = LayerNorm(hidden_size, norm_scope)
         self._initialise(init_std)
 
     @property

@@ -2,7 +2,7 @@
 
 In both, parameters become DTensors that know their whole shape and keep their names.
 
-Shapes: B batch, L length, D width, H heads.
+Shapes: B batch, L length, D hidden size, H heads.
 """
 
 from __future__ import annotations

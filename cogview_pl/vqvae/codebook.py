@@ -1,6 +1,6 @@
 """Codebook arithmetic shared by the quantizers: nearest code, sums per code, draws over all ranks, k-means.
 
-Shapes: N vectors, R vectors of a block, D width of a code, K codes, M draws. A codebook is stored as in the
+Shapes: N vectors, R vectors of a block, D codebook_dim, K codes, M draws. A codebook is stored as in the
 released file, `(D, K)`: column `j` is code `j`.
 
 No N x K tensor is built: distances are taken in blocks of rows, sums are scattered. With `torch.distributed`
@@ -108,12 +108,12 @@ def divergence_from_uniform(distance_NK: Tensor) -> Tensor:
 @torch.no_grad()
 def gather_statistics(x_ND: Tensor, codes_N: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
     """Counts `(K,)` of each code and sums `(K, D)` of the vectors assigned to it, over all ranks; float32."""
-    width = x_ND.shape[1]
-    joint = torch.zeros(codebook_size, width + 1, device=x_ND.device)
-    joint[:, :width].index_add_(0, codes_N, x_ND.float())
-    joint[:, width] = count_codes(codes_N, codebook_size)
+    hidden_size = x_ND.shape[1]
+    joint = torch.zeros(codebook_size, hidden_size + 1, device=x_ND.device)
+    joint[:, :hidden_size].index_add_(0, codes_N, x_ND.float())
+    joint[:, hidden_size] = count_codes(codes_N, codebook_size)
     sum_over_ranks_(joint)
-    return joint[:, width], joint[:, :width]
+    return joint[:, hidden_size], joint[:, :hidden_size]
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The image tokenizer: a convolutional VQ-VAE (paper section 3.2; topology of the released weights).
 
-Shapes: B batch, Y X image edges, y x = Y, X / downsampling, C width, D codebook_dim, K codebook_size.
+Shapes: B batch, Y X image edges, y x = Y, X / downsampling, C hidden size, D codebook_dim, K codebook_size.
 """
 
 from __future__ import annotations
@@ -39,23 +39,29 @@ class ResidualBlock(nn.Module):
         return x + self.layers(x)
 
 
-def build_encoder(width: int, codebook_dim: int, num_strides: int, residual_blocks: int) -> nn.Sequential:
+def build_encoder(hidden_size: int, codebook_dim: int, num_strides: int, residual_blocks: int) -> nn.Sequential:
     """`(B, 3, Y, X)` -> `(B, D, y, x)`: strided convolutions, residual blocks, 1x1 convolution."""
     layers: list[nn.Module] = []
     for i in range(num_strides):
-        layers += [nn.Conv2d(width if i else 3, width, kernel_size=4, stride=2, padding=1), nn.ReLU(inplace=True)]
-    layers += [ResidualBlock(width, hidden=width) for _ in range(residual_blocks)]
-    layers.append(nn.Conv2d(width, codebook_dim, kernel_size=1))
+        layers += [
+            nn.Conv2d(hidden_size if i else 3, hidden_size, kernel_size=4, stride=2, padding=1),
+            nn.ReLU(inplace=True),
+        ]
+    layers += [ResidualBlock(hidden_size, hidden=hidden_size) for _ in range(residual_blocks)]
+    layers.append(nn.Conv2d(hidden_size, codebook_dim, kernel_size=1))
     return nn.Sequential(*layers)
 
 
-def build_decoder(width: int, codebook_dim: int, num_strides: int, residual_blocks: int) -> nn.Sequential:
+def build_decoder(hidden_size: int, codebook_dim: int, num_strides: int, residual_blocks: int) -> nn.Sequential:
     """`(B, D, y, x)` -> `(B, 3, Y, X)`: the encoder's mirror; residual blocks work on the code grid."""
-    layers: list[nn.Module] = [ResidualBlock(codebook_dim, hidden=width) for _ in range(residual_blocks)]
+    layers: list[nn.Module] = [ResidualBlock(codebook_dim, hidden=hidden_size) for _ in range(residual_blocks)]
     for i in range(num_strides):
-        in_channels = width if i else codebook_dim
-        layers += [nn.ConvTranspose2d(in_channels, width, kernel_size=4, stride=2, padding=1), nn.ReLU(inplace=True)]
-    layers.append(nn.Conv2d(width, 3, kernel_size=1))
+        in_channels = hidden_size if i else codebook_dim
+        layers += [
+            nn.ConvTranspose2d(in_channels, hidden_size, kernel_size=4, stride=2, padding=1),
+            nn.ReLU(inplace=True),
+        ]
+    layers.append(nn.Conv2d(hidden_size, 3, kernel_size=1))
     return nn.Sequential(*layers)
 
 
@@ -63,7 +69,7 @@ class VQVAE(nn.Module):
     """Images to a grid of codes and back.
 
     Images go in and come out on the scale 0 black .. 1 white; `mean` and `std` (per channel, on that scale)
-    normalise inside the model. With downsampling 8, no residual blocks, width 512 and codebook_dim 256 the
+    normalise inside the model. With downsampling 8, no residual blocks, hidden size 512 and codebook_dim 256 the
     parameters have the shapes of the released tokenizer.
 
     Raises UserError for settings that do not fit together.
@@ -75,7 +81,7 @@ class VQVAE(nn.Module):
     def __init__(
         self,
         *,
-        width: int,
+        hidden_size: int,
         codebook_dim: int,
         codebook_size: int,
         downsampling: int,
@@ -89,15 +95,15 @@ class VQVAE(nn.Module):
             raise UserError(f"image_tokenizer.downsampling is {downsampling}: choose 4, 8 or 16")
         if (quantizer.codebook_size, quantizer.codebook_dim) != (codebook_size, codebook_dim):
             raise UserError(
-                f"image_tokenizer.quantizer has {quantizer.codebook_size} codes of width {quantizer.codebook_dim}, "
+                f"image_tokenizer.quantizer has {quantizer.codebook_size} codes of size {quantizer.codebook_dim}, "
                 f"the model codebook_size={codebook_size} and codebook_dim={codebook_dim}: give both the same numbers"
             )
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise UserError(f"image_tokenizer.mean={mean}, std={std}: give three numbers each, std above 0")
         self._downsampling = downsampling
         num_strides = downsampling.bit_length() - 1
-        self.encoder = build_encoder(width, codebook_dim, num_strides, residual_blocks)
-        self.decoder = build_decoder(width, codebook_dim, num_strides, residual_blocks)
+        self.encoder = build_encoder(hidden_size, codebook_dim, num_strides, residual_blocks)
+        self.decoder = build_decoder(hidden_size, codebook_dim, num_strides, residual_blocks)
         self.quantizer = quantizer
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
@@ -117,10 +123,10 @@ class VQVAE(nn.Module):
 
         Raises UserError when an edge is not a multiple of `downsampling`.
         """
-        height, width = images.shape[-2:]
-        if height % self.downsampling or width % self.downsampling:
+        height, hidden_size = images.shape[-2:]
+        if height % self.downsampling or hidden_size % self.downsampling:
             raise UserError(
-                f"image of {height} x {width} pixels: both edges must be multiples of {self.downsampling} "
+                f"image of {height} x {hidden_size} pixels: both edges must be multiples of {self.downsampling} "
                 "(image_tokenizer.downsampling); resize or crop it"
             )
         normalised = (images - self.mean) / self.std

@@ -1,6 +1,6 @@
 """Vector quantizers: continuous latents -> codes and code vectors (paper section 3.2, "Image Tokenizer").
 
-Shapes: B batch, D width of a code, y x the grid, N = B*y*x vectors, R vectors of a block, K codes. Latents
+Shapes: B batch, D codebook_dim, y x the grid, N = B*y*x vectors, R vectors of a block, K codes. Latents
 come as `(B, D, y, x)` in any memory layout; channels_last needs no copy. Arithmetic is float32, also under
 autocast.
 """
@@ -62,7 +62,7 @@ def require(condition: bool, key: str, found: object, wanted: str) -> None:
 
 
 class Quantizer(nn.Module, ABC):
-    """Common part: a codebook of `codebook_size` vectors of width `codebook_dim`, lookup and embedding.
+    """Common part: a codebook of `codebook_size` vectors of size `codebook_dim`, lookup and embedding.
 
     A subclass owns `codebook`, a buffer or parameter `(D, K)` as in the released file: column j is code j.
     """

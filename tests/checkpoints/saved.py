@@ -18,7 +18,7 @@ from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import TextTokenizer, Vocabulary
 
 VQVAE = {
-    "width": 8,
+    "hidden_size": 8,
     "codebook_dim": 4,
     "codebook_size": 16,
     "downsampling": 8,
@@ -49,7 +49,7 @@ def save_run(folder: Path, images: ImageTokenizer) -> Path:
     settings = {
         "vocab_size": vocabulary.size,
         "num_layers": 1,
-        "width": 16,
+        "hidden_size": 16,
         "num_heads": 2,
         "num_positions": build_template(TEMPLATE, vocabulary).num_positions,
     }

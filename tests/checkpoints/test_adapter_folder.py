@@ -338,7 +338,7 @@ CHANGES = {
     "another kind": ("kind: adapter", "kind: sequence_model", "is damaged (it is of kind sequence_model); copy"),
     "more layers": ("num_layers: 1", "num_layers: 2", "is damaged (num_layers is 2, the base has 1); copy"),
     "rank as text": ("rank: 2", "rank: two", "is damaged (rank is 'two'); copy"),
-    "wider": ("width: 16", "width: 32", "is damaged (Error(s) in loading"),
+    "wider": ("hidden_size: 16", "hidden_size: 32", "is damaged (Error(s) in loading"),
     "other targets": ("- down", "- out", "adapter.safetensors does not fit its config.yaml"),
 }
 

@@ -175,8 +175,8 @@ HOSTILE: dict[str, tuple[Callable[[str], str], str]] = {
     "endless layers": (replace("num_layers: 1", "num_layers: 1000000000"), "num_layers is 1000000000"),
     "layers of another type": (replace("num_layers: 1", "num_layers: many"), "damaged"),
     "more heads": (replace("num_heads: 2", "num_heads: 3"), "damaged"),
-    "width beyond all numbers": (replace("width: 16", f"width: {10**25}"), "damaged"),
-    "another width": (replace("width: 16", "width: 32"), "does not fit its config.yaml"),
+    "width beyond all numbers": (replace("hidden_size: 16", f"hidden_size: {10**25}"), "damaged"),
+    "another width": (replace("hidden_size: 16", "hidden_size: 32"), "does not fit its config.yaml"),
     "unknown key": (replace("num_heads: 2", "num_heads: 2\n  colour: red"), "colour"),
     "missing key": (replace("num_heads: 2\n", "\n"), "num_heads"),
     "no transformer": (replace("transformer:", "transformers:"), "no 'transformer'"),
@@ -205,7 +205,7 @@ def test_settings_are_not_believed(run: Path, name: str) -> None:
 
 IMAGES: dict[str, tuple[Callable[[str], str], str]] = {
     "endless blocks": (replace("residual_blocks: 0", "residual_blocks: 1000000000"), "residual_blocks is 1000000000"),
-    "a million wide": (replace("width: 8", "width: 1000000"), "does not fit its config.yaml"),
+    "a million wide": (replace("hidden_size: 8", "hidden_size: 1000000"), "does not fit its config.yaml"),
     "another downsampling": (replace("downsampling: 8", "downsampling: 7"), "downsampling is 7"),
     "no image size": (replace("image_size: 16", "image_size: x"), "image_size|whole number"),
     "an unknown quantizer": (replace("kind: ema", "kind: foo"), "foo"),

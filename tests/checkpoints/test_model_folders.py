@@ -29,7 +29,7 @@ from .saved import TEMPLATE, VQVAE, save_tokenizer
 
 
 def test_what_a_folder_says_of_its_model(run: Path) -> None:
-    sizes = {"num_layers": 1, "width": 16, "num_heads": 2, "num_positions": 16}
+    sizes = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "num_positions": 16}
     text_tokens = load_sequence_model(run).text.vocab_size
     vocabulary = {"codebook_size": 16, "text_vocab_size": text_tokens}
     rows = len(load_sequence_model(run).model.token_embedding.weight)

@@ -36,7 +36,7 @@ QKV = "transformer.layers.0.attention.query_key_value.weight"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A released transformer of random weights."""
-    model = Transformer(vocab_size=32, num_layers=1, width=16, num_heads=2, num_positions=8)
+    model = Transformer(vocab_size=32, num_layers=1, hidden_size=16, num_heads=2, num_positions=8)
     save_transformer(model, tmp_path / "model")
     return tmp_path / "model"
 

@@ -38,15 +38,16 @@ def seeded() -> Iterator[None]:
         yield
 
 
-def tokenizer_state(width: int = 6, codebook_dim: int = 4, codebook_size: int = 10) -> dict[str, Tensor]:
+def tokenizer_state(hidden_size: int = 6, codebook_dim: int = 4, codebook_size: int = 10) -> dict[str, Tensor]:
     """Random tensors with the names and shapes of a released tokenizer."""
-    shapes = {"enc_b.blocks.6": (codebook_dim, width, 1, 1), "dec.blocks.6": (3, width, 1, 1)}
+    shapes = {"enc_b.blocks.6": (codebook_dim, hidden_size, 1, 1), "dec.blocks.6": (3, hidden_size, 1, 1)}
     for layer in (0, 2, 4):
-        shapes[f"enc_b.blocks.{layer}"] = (width, width if layer else 3, 4, 4)
-        shapes[f"dec.blocks.{layer}"] = (width if layer else codebook_dim, width, 4, 4)
+        shapes[f"enc_b.blocks.{layer}"] = (hidden_size, hidden_size if layer else 3, 4, 4)
+        shapes[f"dec.blocks.{layer}"] = (hidden_size if layer else codebook_dim, hidden_size, 4, 4)
     state = {f"{name}.weight": torch.randn(shape) / 3 for name, shape in shapes.items()}
     outputs = {
-        name: 3 if name == "dec.blocks.6" else codebook_dim if name == "enc_b.blocks.6" else width for name in shapes
+        name: 3 if name == "dec.blocks.6" else codebook_dim if name == "enc_b.blocks.6" else hidden_size
+        for name in shapes
     }
     state |= {f"{name}.bias": torch.randn(size) / 9 for name, size in outputs.items()}
     state["quantize_t.embed"] = torch.randn(codebook_dim, codebook_size)
@@ -94,7 +95,7 @@ def test_a_released_tokenizer_codes_as_the_original(tmp_path: Path, prefix: str)
     assert torch.equal(model.quantizer.cluster_size, state["quantize_t.cluster_size"])
     assert torch.equal(model.quantizer.embed_avg, state["quantize_t.embed_avg"])
     assert vqvae_settings(model) == {
-        **{"width": 6, "codebook_dim": 4, "codebook_size": 10, "downsampling": 8, "residual_blocks": 0},
+        **{"hidden_size": 6, "codebook_dim": 4, "codebook_size": 10, "downsampling": 8, "residual_blocks": 0},
         **{"mean": MEAN, "std": STD},
         "quantizer": {"kind": "ema", "decay": 0.99, "commitment_weight": 0.25, "kmeans_iters": 0},
     }
@@ -115,7 +116,7 @@ def test_tokenizers_in_half_precision_become_float32(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["learned", "fixed", "gumbel"])
 def test_tokenizers_with_another_quantizer_go_into_released_files(tmp_path: Path, kind: str) -> None:
     """The statistics that they lack are those of a codebook at rest; what only their training needs is left out."""
-    settings = {"width": 6, "codebook_dim": 4, "codebook_size": 10, "downsampling": 8, "residual_blocks": 0}
+    settings = {"hidden_size": 6, "codebook_dim": 4, "codebook_size": 10, "downsampling": 8, "residual_blocks": 0}
     model = build_vqvae({**settings, "mean": MEAN, "std": STD, "quantizer": {"kind": kind}}).eval()
     save_vqvae(model, tmp_path / "tokenizer.pt")
     save_vqvae(model, tmp_path / "tokenizer.pt")  # onto the file that is there
@@ -140,7 +141,7 @@ OTHERS = {
 @pytest.mark.parametrize("change", OTHERS)
 def test_tokenizers_that_the_original_cannot_read_are_not_written(tmp_path: Path, change: str) -> None:
     settings, words = OTHERS[change]
-    released = {"width": 6, "codebook_dim": 4, "codebook_size": 10, "downsampling": 8, "residual_blocks": 0}
+    released = {"hidden_size": 6, "codebook_dim": 4, "codebook_size": 10, "downsampling": 8, "residual_blocks": 0}
     model = build_vqvae({**released, "mean": MEAN, "std": STD, "quantizer": {"kind": "ema"}, **settings})
     with pytest.raises(UserError) as error:
         save_vqvae(model, tmp_path / "tokenizer.pt")
@@ -148,17 +149,23 @@ def test_tokenizers_that_the_original_cannot_read_are_not_written(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def transformer_state(layers: int = 2, width: int = 12, rows: int = 20, positions: int = 9) -> dict[str, Tensor]:
+def transformer_state(layers: int = 2, hidden_size: int = 12, rows: int = 20, positions: int = 9) -> dict[str, Tensor]:
     """Random tensors with the names and shapes of a released transformer."""
-    shapes = {"word_embeddings": (rows, width), "transformer.position_embeddings": (positions, width)}
+    shapes = {"word_embeddings": (rows, hidden_size), "transformer.position_embeddings": (positions, hidden_size)}
     norms = ["transformer.final_layernorm"]
     for layer in range(layers):
         at = f"transformer.layers.{layer}."
         norms += [at + name for name in NORMS]
-        shapes |= {at + "attention.query_key_value": (3 * width, width), at + "attention.dense": (width, width)}
-        shapes |= {at + "mlp.dense_h_to_4h": (4 * width, width), at + "mlp.dense_4h_to_h": (width, 4 * width)}
+        shapes |= {
+            at + "attention.query_key_value": (3 * hidden_size, hidden_size),
+            at + "attention.dense": (hidden_size, hidden_size),
+        }
+        shapes |= {
+            at + "mlp.dense_h_to_4h": (4 * hidden_size, hidden_size),
+            at + "mlp.dense_4h_to_h": (hidden_size, 4 * hidden_size),
+        }
     state = {f"{name}.weight": torch.randn(shape) / 3 for name, shape in shapes.items()}
-    state |= {f"{name}.weight": 1 + torch.randn(width) / 3 for name in norms}
+    state |= {f"{name}.weight": 1 + torch.randn(hidden_size) / 3 for name in norms}
     biased = [*norms, *(name for name in shapes if "embeddings" not in name)]
     return state | {f"{name}.bias": torch.randn(len(state[f"{name}.weight"])) / 3 for name in biased}
 
@@ -227,17 +234,17 @@ def test_a_transformer_goes_back_with_all_of_its_digits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_transformers_that_the_original_cannot_read_are_not_written(tmp_path: Path, norm: str) -> None:
-    model = Transformer(vocab_size=20, num_layers=1, width=12, num_heads=3, num_positions=9, norm=norm)
+    model = Transformer(vocab_size=20, num_layers=1, hidden_size=12, num_heads=3, num_positions=9, norm=norm)
     with pytest.raises(UserError, match=r"convert: the original knows model\.norm=sandwich only"):
         save_transformer(model, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("layers", "width", "known"), [(48, 2560, True), (12, 1024, True), (12, 2560, False)])
-def test_sizes_whose_heads_are_known(tmp_path: Path, layers: int, width: int, known: bool) -> None:
+@pytest.mark.parametrize(("layers", "hidden_size", "known"), [(48, 2560, True), (12, 1024, True), (12, 2560, False)])
+def test_sizes_whose_heads_are_known(tmp_path: Path, layers: int, hidden_size: int, known: bool) -> None:
     """Those of the released transformer and of the original's small one; the file is refused for other shapes then."""
-    state = {name: torch.zeros(1) for name in transformer_state(layers, width=1)}
-    state["word_embeddings.weight"] = torch.zeros(1, width)
+    state = {name: torch.zeros(1) for name in transformer_state(layers, hidden_size=1)}
+    state["word_embeddings.weight"] = torch.zeros(1, hidden_size)
     state["transformer.position_embeddings.weight"] = torch.zeros(1, 1)
     with pytest.raises(UserError, match="shapes of a released model" if known else r"set model\.num_heads"):
         load_transformer(write(tmp_path, state))

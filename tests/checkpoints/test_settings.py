@@ -68,7 +68,7 @@ def test_what_is_not(tmp_path: Path, title: str) -> None:
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (KeyError("width"), "no 'width'"),
+        (KeyError("hidden_size"), "no 'hidden_size'"),
         (ValueError("two\n  lines"), "two lines"),
         (TypeError(), "TypeError"),
         (ValueError("x" * 301), "x" * 300),

@@ -75,7 +75,10 @@ def test_mistakes(cli, home: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "gone.jsonl").write_text('{"prompt": "a", "file": "gone.png"}\n')
     cases = [
         (["task=caption", "outputs=nowhere"], ["init_from", "task=pretrain"]),
-        (["task=caption", "outputs=nowhere", "init_from=outputs/pretrain/latest"], ["data.store", "task=tokenize"]),
+        (
+            ["task=caption", "outputs=nowhere", "init_from=outputs/pretrain/latest"],
+            ["data.token_store", "task=tokenize"],
+        ),
         (["task=generate", "init_from=outputs/caption/latest", "prompts=[红色]"], ["prompts", "images"]),
         (["task=generate", "init_from=outputs/pretrain/latest", f"images={images}"], ["images", "task=caption"]),
         (["task=generate", "images=nowhere.png"], ["images=nowhere.png"]),

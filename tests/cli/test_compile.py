@@ -26,7 +26,7 @@ def test_a_missing_compiler_is_named_before_training(monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 def test_a_compiled_run_is_the_plain_one(cli, chain, tmp_path: Path, tiny) -> None:
     """The numbers differ by rounding; what is saved says nothing of how it was trained."""
-    few = ("trainer.max_steps=2", "trainer.val_check_interval=2", f"data.store={chain.run_folder('tokenize')}")
+    few = ("trainer.max_steps=2", "trainer.val_check_interval=2", f"data.token_store={chain.run_folder('tokenize')}")
     found = []
     for name, extra in {
         "plain": (),

@@ -142,7 +142,7 @@ def home(tmp_path_factory) -> Path:
 def runs(cli, chain, tiny, home, tmp_path_factory) -> dict[str, object]:
     """All runs of this file that need no process of their own, in one."""
     scratch = tmp_path_factory.mktemp("scratch")
-    pretrain = ("task=pretrain", *tiny, f"data.store={chain.run_folder('tokenize')}")
+    pretrain = ("task=pretrain", *tiny, f"data.token_store={chain.run_folder('tokenize')}")
     vqvae = ("task=vqvae", *tiny)
     model = f"init_from={chain.run_folder('pretrain')}"
     commands = {
@@ -217,7 +217,7 @@ class TestGenerate:
     def test_quantized_weights_paint(self, cli, chain, tmp_path) -> None:
         pytest.importorskip("torchao")
         models = [f"init_from={chain.run_folder('pretrain')}", f"rerank_with={chain.run_folder('caption')}"]
-        cli.succeed([*GENERATE, *models, "weights=int8", "run_dir=run"], tmp_path)
+        cli.succeed([*GENERATE, *models, "quantization=int8", "run_dir=run"], tmp_path)
         records = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
         assert len(records) == 4
         assert all((tmp_path / "run" / record["file"]).is_file() and record["caption_loss"] > 0 for record in records)

@@ -52,13 +52,13 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pretrain(chain) -> tuple[str, ...]:
-    return ("task=pretrain", *TRAIN, f"data.store={chain.run_folder('tokenize')}", "~callbacks.samples")
+    return ("task=pretrain", *TRAIN, f"data.token_store={chain.run_folder('tokenize')}", "~callbacks.samples")
 
 
 @pytest.fixture(scope="module")
 def lora(chain) -> tuple[str, ...]:
     base = f"init_from={chain.run_folder('pretrain')}"
-    store = f"data.store={chain.run_folder('tokenize')}"
+    store = f"data.token_store={chain.run_folder('tokenize')}"
     return ("task=caption", *TRAIN, store, base, "lora.rank=4", "lora.targets=[qkv,down,tokens]")
 
 

@@ -17,7 +17,7 @@ from torchvision.models import vgg16
 from ..evaluation.fixed import fixed_values, fixed_weights
 from ..evaluation.hostile import hostile_archive
 
-SMALL_FEATURES = ("features.epochs=1", "features.width=4", "data.train_size=64", "data.val_size=16", "threads=1")
+SMALL_FEATURES = ("features.epochs=1", "features.hidden_size=4", "data.train_size=64", "data.val_size=16", "threads=1")
 MEASURED = ("data.val_size=8", "evaluate.is_splits=2", "threads=1")
 ON_PAIRS = ("task=evaluate", "pairs=outputs/generate/latest", *MEASURED)
 RUNS = {

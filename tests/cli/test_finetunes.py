@@ -111,7 +111,10 @@ def test_mistakes(cli, home: Path, tiny, tmp_path: Path) -> None:
     cases = [
         (["task=super_resolution", "outputs=nowhere"], ["init_from", "task=pretrain"]),
         (["task=super_resolution", *data], ["100x100", "128"]),
-        (["task=super_resolution", "data.store=outputs/tokenize/latest"], ["data.store", "store.large=true"]),
+        (
+            ["task=super_resolution", "data.token_store=outputs/tokenize/latest"],
+            ["data.token_store", "token_store.large=true"],
+        ),
         (["task=super_resolution", "model.num_layers=7"], ["num_layers"]),
         (["task=style", "data.styles=[marble]"], ["data.styles", "marble", "oil"]),
         (["task=style", *data], ["data.style_patterns"]),

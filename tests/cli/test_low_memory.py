@@ -16,7 +16,7 @@ BF16 = ("precision=bf16_true", "optimizer=adamw_8bit", "model.dropout=0.1", "seq
 @pytest.mark.slow
 def test_8_bits_and_bf16_resume_exactly(cli, chain, tiny, tmp_path: Path) -> None:
     pytest.importorskip("torchao")
-    args = ["task=pretrain", f"data.store={chain.run_folder('tokenize')}", *BF16, *tiny, *KEEP_ALL]
+    args = ["task=pretrain", f"data.token_store={chain.run_folder('tokenize')}", *BF16, *tiny, *KEEP_ALL]
     run, whole = tmp_path / "run", tmp_path / "whole"
     [ended] = cli.run_many([([*args, "run_dir=run"], tmp_path)], tmp_path)
     assert ended.code == 0, ended
@@ -37,7 +37,7 @@ def test_8_bits_and_bf16_resume_exactly(cli, chain, tiny, tmp_path: Path) -> Non
 
 
 def test_what_does_not_go_together(cli, chain, tiny, tmp_path: Path) -> None:
-    pretrain = ["task=pretrain", f"data.store={chain.run_folder('tokenize')}", *tiny]
+    pretrain = ["task=pretrain", f"data.token_store={chain.run_folder('tokenize')}", *tiny]
     offload = [*pretrain, "optimizer=adamw_offload"]
     style = ["task=style", f"outputs={chain.home}/outputs", "run_dir=style", "data.styles=[oil]", *tiny]
     cases = [

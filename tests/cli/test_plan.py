@@ -48,10 +48,10 @@ def test_the_cache_is_in_fp32_on_a_cpu_and_as_the_weights_on_a_gpu() -> None:
 
 def test_quantized_weights_are_counted() -> None:
     options = ("precision=bf16", "model=cogview_4b")
-    plain, int8, int4 = (painting(f"weights={weights}", *options) for weights in ("null", "int8", "int4"))
-    key, width, layers = "memory_of_gpu/sequence_models_bytes", 2560, 48
+    plain, int8, int4 = (painting(f"quantization={weights}", *options) for weights in ("null", "int8", "int4"))
+    key, hidden_size, layers = "memory_of_gpu/sequence_models_bytes", 2560, 48
     assert plain[key] == 2 * plain["sequence_model/parameters"]
-    assert plain[key] - int8[key] == 12 * layers * width**2
+    assert plain[key] - int8[key] == 12 * layers * hidden_size**2
     assert int4[key] < int8[key]
     assert int4["memory_of_gpu/kv_cache_bytes"] == plain["memory_of_gpu/kv_cache_bytes"]
 
@@ -113,11 +113,11 @@ def test_what_a_strategy_refuses_is_no_remedy() -> None:
 def test_adapters_are_planned_as_what_they_are() -> None:
     style = ("task=style", "model=small", "data.styles=[oil]", "precision=bf16")
     plain, lora = (make_plan(composed(*style, f"lora.rank={rank}")).figures for rank in (0, 8))
-    layers, width = (getattr(composed(*style).model, name) for name in ("num_layers", "width"))
+    layers, hidden_size = (getattr(composed(*style).model, name) for name in ("num_layers", "hidden_size"))
     key = "sequence_model/trained_parameters"
     assert plain[key] == plain["sequence_model/parameters"] == lora["sequence_model/parameters"]
-    assert lora[key] == layers * 16 * 8 * width  # rows and columns of four maps of rank 8
-    frozen_in_half = layers * (12 * width**2 + 9 * width)
+    assert lora[key] == layers * 16 * 8 * hidden_size  # rows and columns of four maps of rank 8
+    frozen_in_half = layers * (12 * hidden_size**2 + 9 * hidden_size)
     assert lora["memory_of_gpu/weights_bytes"] == 4 * (plain[key] + lora[key]) - 2 * frozen_in_half
     assert lora["memory_of_gpu/optimizer_bytes"] == pytest.approx(8 * lora[key], rel=0.001)
 

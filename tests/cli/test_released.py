@@ -40,7 +40,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
         TextTokenizer.train(captions, vocab_size=text_vocab_size).save(folder / name)
     vocabulary = Vocabulary(NUM_CODES, TextTokenizer.load(folder / "text.model").vocab_size)
     for name in ("cogview-base", "cogview-sr", "cogview-caption"):
-        sizes = {"vocab_size": vocabulary.size, "num_layers": 2, "width": 32, "num_heads": 2}
+        sizes = {"vocab_size": vocabulary.size, "num_layers": 2, "hidden_size": 32, "num_heads": 2}
         save_transformer(Transformer(**sizes, num_positions=64, init_std=0.2), folder / name)
     torch.save({"module": {}, "extra": Hostile(folder / "was_here")}, folder / "hostile.pt")
     Image.new("RGB", (32, 32)).save(folder / "a.png")
@@ -51,7 +51,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(release: Path) -> list[str]:
     """What a run with released weights needs besides the weights."""
     return [
-        *("model.num_layers=2", "model.width=32", "model.num_heads=2", "model.num_positions=64"),
+        *("model.num_layers=2", "model.hidden_size=32", "model.num_heads=2", "model.num_positions=64"),
         *("image_tokenizer.image_size=32", "image_tokenizer.grid=4", "text.max_length=16", "threads=1"),
         f"text.model={release}/text.model",
         f"image_tokenizer.path={release}/tokenizer.pt",
@@ -61,7 +61,7 @@ def options(release: Path) -> list[str]:
 def generate(release: Path, base: Path, sr: Path, caption: Path) -> list[str]:
     return [
         *("task=generate", f"init_from={base}", f"upscale_with={sr}", f"rerank_with={caption}"),
-        *("prompts=[红色的圆形,蓝色的心形]", "num_images_per_prompt=3", "keep=2"),
+        *("prompts=[红色的圆形,蓝色的心形]", "num_images_per_prompt=3", "top_n=2"),
     ]
 
 
@@ -135,7 +135,7 @@ def test_mistakes(cli, release: Path, options: list[str], tmp_path: Path) -> Non
         ([*paint, f"rerank_with={release}/cogview-sr"], ["rerank_with", "cogview-sr", "upscale_with"]),
         ([*paint, f"rerank_with={tmp_path}/sr"], ["layout", "task=caption"]),
         ([*paint, f"upscale_with={release}/cogview-caption"], ["upscale_with", "cogview-caption"]),
-        ([*paint, "keep=1"], ["keep=1", "rerank_with"]),
+        ([*paint, "top_n=1"], ["top_n=1", "rerank_with"]),
         ([*paint, "compat=official", "sampler.guidance=3"], ["sampler.guidance=3", "compat=official"]),
         ([*paint, f"image_tokenizer.path={release}/hostile.pt"], ["image_tokenizer.path", "refused", "system"]),
         ([*paint, f"image_tokenizer.path={tmp_path}/truncated.pt"], ["truncated.pt", "damaged"]),

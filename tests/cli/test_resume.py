@@ -114,7 +114,7 @@ def test_resumed_training_is_exact(
 def whole_runs(cli, chain, tmp_path_factory) -> dict[str, tuple[tuple[str, ...], Path, tuple[str, ...]]]:
     """Per task: its arguments, the folder of a run without interruption, the tags to compare."""
     root = tmp_path_factory.mktemp("whole")
-    pretrain = (*PRETRAIN, f"data.store={chain.run_folder('tokenize')}")
+    pretrain = (*PRETRAIN, f"data.token_store={chain.run_folder('tokenize')}")
     tokenize = (*TOKENIZE, f"image_tokenizer.path={chain.run_folder('vqvae')}")
     generate = (*GENERATE, f"init_from={chain.run_folder('pretrain')}")
     runs: dict[str, tuple[tuple[str, ...], Path, tuple[str, ...]]] = {

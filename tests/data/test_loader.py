@@ -55,7 +55,7 @@ def leave() -> None:
 
 
 def refuse() -> None:
-    raise UserError("data.store=x: row 5 is damaged; copy it again")
+    raise UserError("data.token_store=x: row 5 is damaged; copy it again")
 
 
 def fail() -> None:
@@ -308,7 +308,7 @@ def test_batches_of_any_form_come_through() -> None:
 
 
 def test_what_a_worker_refuses_arrives_as_it_was() -> None:
-    assert refused(Numbers(refuse)) == "data.store=x: row 5 is damaged; copy it again"
+    assert refused(Numbers(refuse)) == "data.token_store=x: row 5 is damaged; copy it again"
 
 
 def test_a_defect_keeps_its_traceback() -> None:

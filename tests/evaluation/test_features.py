@@ -146,9 +146,9 @@ def test_a_flipped_bit_is_never_believed(run: Path) -> None:
         ({"resolution": 10**9}, "resolution is 1000000000"),
         ({"classes": "flat"}, "classes is 'flat'"),
         ({"classes": ["flat", "oil"]}, "does not fit its config.yaml"),
-        ({"toy_network": {"width": 10**6, "num_features": 8}}, "does not fit its config.yaml"),
-        ({"toy_network": {"width": 10**9, "num_features": 8}}, "damaged"),
-        ({"toy_network": {"width": 2}}, "num_features"),
+        ({"toy_network": {"hidden_size": 10**6, "num_features": 8}}, "does not fit its config.yaml"),
+        ({"toy_network": {"hidden_size": 10**9, "num_features": 8}}, "damaged"),
+        ({"toy_network": {"hidden_size": 2}}, "num_features"),
         ({"toy_network": None}, "damaged"),
     ],
 )

@@ -208,7 +208,7 @@ def _differs_at(file: Path, wanted: object, place: int) -> bool:
 def _read_store(bench: Bench) -> str:
     store, reader = bench.place / "read", bench.subjects["pretrain"]
     os.replace(bench.run, store)
-    return bench.same_or_refused(bench.start(reader.config, **{"data.store": str(store)}), reader, but=[RECORD])
+    return bench.same_or_refused(bench.start(reader.config, **{"data.token_store": str(store)}), reader, but=[RECORD])
 
 
 def _require_listed(bench: Bench, reader: Subject) -> str:

@@ -116,8 +116,8 @@ def _watch_moments(act: Callable[[int], object]) -> None:
         count()
         return self.received is not None
 
-    looked = StopSignals.look
-    StopSignals.look = look  # type: ignore[method-assign]
+    looked = StopSignals.check
+    StopSignals.check = look  # type: ignore[method-assign]
     StopSignals.asked = property(asked)  # type: ignore[assignment, method-assign]
 
 

@@ -29,14 +29,14 @@ STEPS = (
 )
 WITHOUT_LOG = ("~callbacks.learning_rate",)
 FIRST_STAGE = (
-    "image_tokenizer.width=8",
+    "image_tokenizer.hidden_size=8",
     "image_tokenizer.codebook_dim=8",
     "image_tokenizer.codebook_size=32",
     "image_tokenizer.residual_blocks=0",
     "image_tokenizer.quantize_after_steps=2",
     "image_tokenizer.quantizer.kmeans_iters=1",
 )
-MODEL = ("model.num_layers=1", "model.width=32", "model.num_heads=2", "model.dropout=0.1")
+MODEL = ("model.num_layers=1", "model.hidden_size=32", "model.num_heads=2", "model.dropout=0.1")
 SECOND_STAGE = (*STEPS, *MODEL, "~callbacks.samples")
 LOGGED = ("logger=tensorboard", "callbacks.learning_rate.logging_interval=step")
 TWENTY = ("data.train_size=20", "data.val_size=4")
@@ -73,12 +73,14 @@ RECIPES = {
     "vqvae": Recipe(("task=vqvae", *STEPS, *FIRST_STAGE, *WITHOUT_LOG, "data.train_size=18", "data.val_size=4")),
     "tokenize": Recipe((*TOKENISING, *TWENTY), {"vqvae": "image_tokenizer"}),
     "pretrain": Recipe(
-        ("task=pretrain", *SECOND_STAGE, *WITHOUT_LOG, "data.store={home}/tokenize"), {"tokenize": "data.store"}
+        ("task=pretrain", *SECOND_STAGE, *WITHOUT_LOG, "data.token_store={home}/tokenize"),
+        {"tokenize": "data.token_store"},
     ),
     "vqvae with a log": Recipe(CHAINED),
     "pretrain with a log": Recipe(
-        ("task=pretrain", *STEPS, *MODEL, *LOGGED, "data.store={home}/tokenize", "callbacks.samples.num_prompts=2"),
-        {"tokenize": "data.store"},
+        ("task=pretrain", *STEPS, *MODEL, *LOGGED, "data.token_store={home}/tokenize",
+         "callbacks.samples.num_prompts=2"),
+        {"tokenize": "data.token_store"},
     ),
     "vqvae with workers": Recipe(
         ("task=vqvae", *STEPS, *FIRST_STAGE, *WITHOUT_LOG, *FOLDER, *WORKERS), {"images": "data ("}
@@ -87,8 +89,8 @@ RECIPES = {
         (*TOKENISING, *FOLDER, *WORKERS), {"images": "data (", "vqvae": "image_tokenizer"}
     ),
     "pretrain with workers": Recipe(
-        ("task=pretrain", *SECOND_STAGE, *WITHOUT_LOG, *WORKERS, "data.store={home}/tokenize"),
-        {"tokenize": "data.store"},
+        ("task=pretrain", *SECOND_STAGE, *WITHOUT_LOG, *WORKERS, "data.token_store={home}/tokenize"),
+        {"tokenize": "data.token_store"},
     ),
     "shards": Recipe(
         (*TOKENISING, "data=webdataset", "data.urls={home}/tars/*.tar", "data.caption_field=txt",
@@ -97,8 +99,8 @@ RECIPES = {
     ),
     "caption": Recipe(
         ("task=caption", *STEPS, *MODEL, *LOGGED, *LORA, "lora.merge=false", "~callbacks.samples",
-         "init_from={home}/pretrain", "data.store={home}/tokenize"),
-        {"tokenize": "data.store", "pretrain": "init_from"},
+         "init_from={home}/pretrain", "data.token_store={home}/tokenize"),
+        {"tokenize": "data.token_store", "pretrain": "init_from"},
     ),
     "style": Recipe(
         ("task=style", *SECOND_STAGE, *WITHOUT_LOG, *LORA, *STYLES, "init_from={home}/pretrain",
@@ -119,13 +121,13 @@ RECIPES = {
     "generate, ranked": Recipe(
         (*PAINTING, "init_from={home}/pretrain", "rerank_with={home}/caption", "num_prompts=4",
          "num_images_per_prompt=2",
-         "keep=1"),
+         "top_n=1"),
         {"pretrain": "/pretrain", "caption": "rerank_with"},
     ),
     "describe": Recipe((*PAINTING, "init_from={home}/caption", "num_prompts=4"), begins_anew=True),
     "features": Recipe(
         ("task=features", "data.train_size=24", "data.val_size=8", "data.batch_size=8", "features.epochs=2",
-         "features.width=4", "features.num_features=8", "data.styles=[flat,oil]"),
+         "features.hidden_size=4", "features.num_features=8", "data.styles=[flat,oil]"),
         begins_anew=True,
     ),
     "evaluate": Recipe(

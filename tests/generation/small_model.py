@@ -20,12 +20,12 @@ TWO_IMAGES = Template(
 
 
 def small_model(template: Template, *, init_std: float, norm_scope: str = "token") -> Transformer:
-    """Two layers of width 32 for the vocabulary and positions of a template; always the same weights."""
+    """Two layers of hidden size 32 for the vocabulary and positions of a template; always the same weights."""
     torch.manual_seed(0)
     model = Transformer(
         vocab_size=template.vocabulary.size,
         num_layers=2,
-        width=32,
+        hidden_size=32,
         num_heads=2,
         num_positions=template.num_positions,
         norm_scope=norm_scope,

@@ -68,7 +68,7 @@ def test_a_text_without_tokens_costs_nothing() -> None:
 
 def test_a_text_longer_than_its_slot() -> None:
     template = LAYOUTS["closed"]
-    with pytest.raises(UserError, match="rerank: a text has 6 text tokens, the model's text slot holds 5"):
+    with pytest.raises(UserError, match="rerank: a text has 6 tokens, the model's text slot holds 5"):
         caption_losses(small_model(template, init_std=0.3), template, [[1], [2] * 6], CODES[:2])
 
 

@@ -44,7 +44,7 @@ TEXTS: tuple[list[int], ...] = ([3, 1, 4, 1, 5], [], [9, 2, 6, 5, 3, 5, 8, 9], [
 
 def make(**changes: object) -> Transformer:
     torch.manual_seed(0)
-    sizes = {"num_layers": 2, "width": 32, "num_heads": 4, "num_positions": 40, "init_std": 0.3}
+    sizes = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "num_positions": 40, "init_std": 0.3}
     return Transformer(vocab_size=VOCABULARY.size, **{**sizes, **changes}).eval()  # type: ignore[arg-type]
 
 

@@ -37,7 +37,7 @@ PROMPTS = [TEMPLATE.prompt({"text": text}) for text in TEXTS]
 
 def make(vocabulary: Vocabulary = VOCABULARY, **changes: Any) -> Transformer:
     torch.manual_seed(0)
-    sizes = {"num_layers": 2, "width": 32, "num_heads": 4, "num_positions": 40, "init_std": 0.3}
+    sizes = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "num_positions": 40, "init_std": 0.3}
     return Transformer(vocab_size=vocabulary.size, **{**sizes, **changes}).eval()
 
 
@@ -199,7 +199,7 @@ def sequence_model(**changes: Any) -> SequenceModel:
     text = TextTokenizer.train(CAPTIONS, vocab_size=290)
     vocabulary = Vocabulary(NUM_CODES, text.vocab_size)
     vqvae = {
-        "width": 8,
+        "hidden_size": 8,
         "codebook_dim": 4,
         "codebook_size": NUM_CODES,
         "downsampling": 4,

@@ -23,14 +23,14 @@ TEMPLATE = Template(
 PROMPTS = [TEMPLATE.prompt({"text": text}) for text in ([3, 1, 4, 1, 5], [], [9, 2])]
 
 
-def make(width: int = 64) -> Transformer:
+def make(hidden_size: int = 64) -> Transformer:
     torch.manual_seed(0)
     sizes = {
         "num_layers": 2,
-        "width": width,
+        "hidden_size": hidden_size,
         "num_heads": 4,
         "num_positions": TEMPLATE.num_positions,
-        "init_std": width**-0.5,
+        "init_std": hidden_size**-0.5,
     }
     return Transformer(vocab_size=VOCABULARY.size, **sizes).eval()  # type: ignore[arg-type]
 
@@ -105,7 +105,7 @@ def test_torchao_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 @torch.no_grad()
 def test_int4_is_near_bf16() -> None:
     pytest.importorskip("torchao")
-    model = make(width=256).to("cuda", torch.bfloat16)
+    model = make(hidden_size=256).to("cuda", torch.bfloat16)
     small = deepcopy(model)
     quantize(small, "int4")
     tokens = torch.arange(20, device="cuda")[None]

@@ -17,11 +17,11 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32] if DEVICE == "cuda" else
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("width", "codebook_size"), [(64, 200), (24, 100)])
-def test_the_nearest_code(dtype: torch.dtype, width: int, codebook_size: int) -> None:
+@pytest.mark.parametrize(("hidden_size", "codebook_size"), [(64, 200), (24, 100)])
+def test_the_nearest_code(dtype: torch.dtype, hidden_size: int, codebook_size: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(150, width, generator=generator).to(DEVICE, dtype)
-    codebook = torch.randn(width, codebook_size, generator=generator).to(DEVICE)
+    vectors = torch.randn(150, hidden_size, generator=generator).to(DEVICE, dtype)
+    codebook = torch.randn(hidden_size, codebook_size, generator=generator).to(DEVICE)
     codes, distances = nearest_by_kernel(vectors, codebook)
     exact = torch.cdist(vectors.double(), codebook.T.double()).square()
     assert torch.equal(codes, exact.argmin(1))
@@ -42,7 +42,7 @@ def test_encoding_on_a_gpu(residual_blocks: int) -> None:
     torch.manual_seed(0)
     quantizer = make_quantizer("fixed", codebook_size=300, codebook_dim=32, commitment_weight=0.25)
     sizes = {
-        "width": 32,
+        "hidden_size": 32,
         "codebook_dim": 32,
         "codebook_size": 300,
         "downsampling": 8,

@@ -26,7 +26,7 @@ LR, DECAY = 0.5, 0.02
 def sequence_module(slot_ids: list[range] | None = SLOT_IDS, noise: float = 0.0, trained: str = "") -> SequenceModule:
     """A model of which the parameters are trained that have `trained` in their names."""
     torch.manual_seed(0)
-    model = Transformer(vocab_size=31, num_layers=1, width=8, num_heads=2, num_positions=12, init_std=0.4)
+    model = Transformer(vocab_size=31, num_layers=1, hidden_size=8, num_heads=2, num_positions=12, init_std=0.4)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained in name)
     factory = OptimizerFactory(partial(torch.optim.SGD, lr=LR), weight_decay=DECAY, warmup=0.0, final_lr=1.0)
@@ -69,7 +69,7 @@ def tokenizer(kind: str = "learned") -> VQVAE:
     settings = {"kmeans_iters": 0} if kind == "ema" else {}
     quantizer = make_quantizer(kind, codebook_size=CODES, codebook_dim=3, **settings)
     made = VQVAE(
-        width=6,
+        hidden_size=6,
         codebook_dim=3,
         codebook_size=CODES,
         downsampling=4,

@@ -70,7 +70,7 @@ def test_another_number_of_devices_goes_on_behind_the_samples_that_were_seen() -
 
 def test_a_batch_of_no_samples_goes_through_the_model_and_counts_nothing() -> None:
     batch: Any = SequenceCollator(pad=5)([])
-    model = Transformer(vocab_size=8, num_layers=1, width=8, num_heads=2, num_positions=4)
+    model = Transformer(vocab_size=8, num_layers=1, hidden_size=8, num_heads=2, num_positions=4)
     result = sequence_loss(model, batch.tokens, batch.positions, batch.weights, batch.slots, 2, [range(4), range(4, 8)])
     assert (result.loss.item(), result.weight.item(), result.slot_counts_S.tolist()) == (0.0, 0.0, [0, 0])
     result.loss.backward()

@@ -24,7 +24,7 @@ VOCABULARY, LENGTH = 60, 24
 
 def make(dtype: torch.dtype = torch.float32) -> Transformer:
     torch.manual_seed(0)
-    sizes = {"num_layers": 1, "width": 64, "num_heads": 4, "num_positions": LENGTH, "init_std": 0.125}
+    sizes = {"num_layers": 1, "hidden_size": 64, "num_heads": 4, "num_positions": LENGTH, "init_std": 0.125}
     return Transformer(vocab_size=VOCABULARY, **sizes).to(dtype)  # type: ignore[arg-type]
 
 

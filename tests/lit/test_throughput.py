@@ -22,7 +22,7 @@ class Watch:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, peak_tflops: float | None = None) -> None:
         self.now = 10.0
         monkeypatch.setattr(module_of_callback.time, "perf_counter", lambda: self.now)
-        model = Transformer(vocab_size=60, num_layers=2, width=32, num_heads=4, num_positions=9)
+        model = Transformer(vocab_size=60, num_layers=2, hidden_size=32, num_heads=4, num_positions=9)
         self.module: Any = SequenceModule(
             model,
             slot_names=["image"],

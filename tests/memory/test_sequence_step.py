@@ -15,7 +15,7 @@ from cogview_pl.transformer.lora import TARGETS
 from cogview_pl.transformer.loss import sequence_loss
 
 TEXT, CODES = range(96, 160), range(96)
-SETTINGS = {"vocab_size": 160, "width": 64, "num_heads": 4, "num_positions": 48, "dropout": 0.1}
+SETTINGS = {"vocab_size": 160, "hidden_size": 64, "num_heads": 4, "num_positions": 48, "dropout": 0.1}
 
 
 def step(

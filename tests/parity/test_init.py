@@ -35,7 +35,7 @@ def transformer(init: dict[str, Any]) -> Transformer:
     return Transformer(
         vocab_size=config["vocab_size"],
         num_layers=config["num_layers"],
-        width=config["hidden_size"],
+        hidden_size=config["hidden_size"],
         num_heads=config["num_attention_heads"],
         num_positions=config["max_position_embeddings"],
         init_std=INIT_STD,
@@ -91,12 +91,12 @@ class TestTransformer:
 def test_vqvae(init: dict[str, Any]) -> None:
     """All but `cluster_size`, which starts at 1 here on purpose (see `EMAQuantizer`)."""
     records = init["vqvae"]["parameters"]
-    width = records["enc_b.blocks.0.weight"]["shape"][0]
+    hidden_size = records["enc_b.blocks.0.weight"]["shape"][0]
     codebook_dim, codebook_size = records["quantize_t.embed"]["shape"]
     torch.manual_seed(0)
     quantizer = EMAQuantizer(codebook_size=codebook_size, codebook_dim=codebook_dim)
     model = VQVAE(
-        width=width,
+        hidden_size=hidden_size,
         codebook_dim=codebook_dim,
         codebook_size=codebook_size,
         downsampling=8,

@@ -67,7 +67,7 @@ def test_released_tokenizer_goes_back_byte_equal(parity: Records, tmp_path: Path
 
 
 def test_our_transformer_comes_back_byte_equal(tmp_path: Path) -> None:
-    ours = Transformer(vocab_size=256, num_layers=2, width=32, num_heads=2, num_positions=40)
+    ours = Transformer(vocab_size=256, num_layers=2, hidden_size=32, num_heads=2, num_positions=40)
     save_transformer(ours, tmp_path)
     assert_same_tensors(dict(load_transformer(tmp_path, num_heads=2).state_dict()), dict(ours.state_dict()))
 

@@ -1,6 +1,6 @@
 """The sequence model against the original: logits, hidden states, losses, gradients, and its parts one by one.
 
-Shapes: B batch, L length, V vocabulary, U some ids of it, D width, H heads, K head size.
+Shapes: B batch, L length, V vocabulary, U some ids of it, D hidden size, H heads, K head size.
 
 Limits are a tenth of what the records ask for: absolute for values of ordinary size, relative to the largest recorded
 value where a table was blown up or shrunk.
@@ -350,10 +350,10 @@ def test_hidden_scores_never_leak(units: dict[str, Tensor], form: str) -> None:
 def recorded_block(units: Mapping[str, Tensor], num_heads: int, folder: Path) -> Block:
     """The recorded layer, read as the only one of a model."""
     layer = {f"transformer.layers.0.{k.removeprefix('layer.')}": v for k, v in units.items() if k.startswith("layer.")}
-    width = units["layer_io.hidden"].shape[-1]
+    hidden_size = units["layer_io.hidden"].shape[-1]
     names = ["word_embeddings.weight", "transformer.position_embeddings.weight"]
-    rest = {name: torch.zeros(1, width) for name in names}
-    rest |= {f"transformer.final_layernorm.{kind}": torch.zeros(width) for kind in ("weight", "bias")}
+    rest = {name: torch.zeros(1, hidden_size) for name in names}
+    rest |= {f"transformer.final_layernorm.{kind}": torch.zeros(hidden_size) for kind in ("weight", "bias")}
     torch.save({"module": layer | rest}, folder / "layer.pt")
     block = load_transformer(folder / "layer.pt", num_heads=num_heads).blocks[0]
     assert isinstance(block, Block)
@@ -364,8 +364,8 @@ def recorded_block(units: Mapping[str, Tensor], num_heads: int, folder: Path) ->
 def test_layer(units: dict[str, Tensor], tmp_path: Path) -> None:
     # The number of heads is not recorded; no other one than the true one can give these numbers.
     x_BLD, recorded_BLD = units["layer_io.hidden"], units["layer_io.out_full"]
-    width = x_BLD.shape[-1]
-    blocks = [recorded_block(units, heads, tmp_path) for heads in range(1, width + 1) if width % heads == 0]
+    hidden_size = x_BLD.shape[-1]
+    blocks = [recorded_block(units, heads, tmp_path) for heads in range(1, hidden_size + 1) if hidden_size % heads == 0]
     block = min(blocks, key=lambda block: (block(x_BLD, None, None, 0) - recorded_BLD).abs().max().item())
     assert_near(block(x_BLD, None, None, 0), recorded_BLD, "layer", **RELATIVE)
 
@@ -383,7 +383,7 @@ def test_cross_entropy(units: dict[str, Tensor]) -> None:
     recorded_L = units["cross_entropy.loss"].flatten()
     length, size = logits_LV.shape
     # Without layers and norm, with one-hot token embeddings, the logits are what is added to them.
-    model = Transformer(vocab_size=size, num_layers=0, width=size, num_heads=1, num_positions=length + 1)
+    model = Transformer(vocab_size=size, num_layers=0, hidden_size=size, num_heads=1, num_positions=length + 1)
     model.final_norm = torch.nn.Identity()  # type: ignore[assignment]
     tokens = torch.cat([targets_L.new_zeros(1), targets_L])
     model.token_embedding.weight.copy_(torch.eye(size))

@@ -1,6 +1,6 @@
 """The image tokenizer against the original: codes, images, gradients, codebook updates, relaxed choices.
 
-Shapes: B batch, y x the grid, D width of a code, K codes. The original keeps latents channels last, `(B, y, x, D)`.
+Shapes: B batch, y x the grid, D codebook_dim, K codes. The original keeps latents channels last, `(B, y, x, D)`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from cogview_pl.config.schema import Verb
+from cogview_pl.config.choices import Verb
 from cogview_pl.runs.record import RunRecord
 
 

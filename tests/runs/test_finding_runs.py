@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import HashStore
 
-from cogview_pl.config.schema import Verb
+from cogview_pl.config.choices import Verb
 from cogview_pl.errors import UserError
 from cogview_pl.runs import run_folder
 from cogview_pl.runs.lock import LOCK

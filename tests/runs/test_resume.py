@@ -11,13 +11,17 @@ import pytest
 import torch
 from lightning import LightningModule
 
-from cogview_pl.config.choices import StrategyKind
-from cogview_pl.config.schema import Config, StrategyConfig
+from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
+from cogview_pl.lit.config import StrategyConfig, StrategyKind
 from cogview_pl.runs.resume import checkpoint_of, remember_in_checkpoints, require_same_run
 from cogview_pl.runs.run_folder import RunFolder
 
-IDENTITY: dict[str, Any] = {"kind": "sequence_model", "settings": {"width": 96}, "inputs": {"data.store": "aa"}}
+IDENTITY: dict[str, Any] = {
+    "kind": "sequence_model",
+    "settings": {"hidden_size": 96},
+    "inputs": {"data.token_store": "aa"},
+}
 WHOLE: dict[str, Any] = {
     "state_dict": {"w": torch.zeros(2)},
     "optimizer_states": [{"state": {}}],
@@ -45,10 +49,19 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "no weights": ({"state_dict": [1]}, "state_dict"),
     "metrics without numbers": ({"cogview_pl": {**IDENTITY, "metrics": {"a": "x"}}}, "cannot be read"),
     "another stage": ({"cogview_pl": {**WHOLE["cogview_pl"], "kind": "image_tokenizer"}}, "of stage image_tokenizer"),
-    "another model": ({"cogview_pl": {**WHOLE["cogview_pl"], "settings": {"width": 64}}}, "trained with width=64"),
-    "a setting more": ({"cogview_pl": {**WHOLE["cogview_pl"], "settings": {"width": 96, "depth": 2}}}, "depth=2, this"),
-    "a setting less": ({"cogview_pl": {**WHOLE["cogview_pl"], "settings": {}}}, "width=None, this run has 96"),
-    "other data": ({"cogview_pl": {**WHOLE["cogview_pl"], "inputs": {"data.store": "bb"}}}, "data.store is not what"),
+    "another model": (
+        {"cogview_pl": {**WHOLE["cogview_pl"], "settings": {"hidden_size": 64}}},
+        "trained with hidden_size=64",
+    ),
+    "a setting more": (
+        {"cogview_pl": {**WHOLE["cogview_pl"], "settings": {"hidden_size": 96, "depth": 2}}},
+        "depth=2, this",
+    ),
+    "a setting less": ({"cogview_pl": {**WHOLE["cogview_pl"], "settings": {}}}, "hidden_size=None, this run has 96"),
+    "other data": (
+        {"cogview_pl": {**WHOLE["cogview_pl"], "inputs": {"data.token_store": "bb"}}},
+        "data.token_store is not what",
+    ),
 }
 
 
@@ -65,7 +78,7 @@ def test_what_fits_gives_its_metrics(tmp_path: Path) -> None:
     checkpoint = deepcopy(WHOLE)
     torch.save(checkpoint, tmp_path / "last.ckpt")
     assert require_same_run(tmp_path / "last.ckpt", IDENTITY, verify=True) == {"val/loss": 0.5}
-    others = {**IDENTITY, "inputs": {"data.store": "bb"}}
+    others = {**IDENTITY, "inputs": {"data.token_store": "bb"}}
     assert require_same_run(tmp_path / "last.ckpt", others, verify=False) == {"val/loss": 0.5}
 
 

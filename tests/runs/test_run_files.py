@@ -26,10 +26,10 @@ def test_a_run_marks_its_folder_and_leaves_configuration_metrics_and_the_latest_
     folder = RunFolder(path, link)
     assert folder.writes and folder / "a.txt" == path / "a.txt" and os.listdir(path) == []
     folder.lock()
-    config = OmegaConf.create({"task": "pretrain", "width": 8, "height": "${width}"})
+    config = OmegaConf.create({"task": "pretrain", "hidden_size": 8, "height": "${hidden_size}"})
     folder.describe(config)
     assert sorted(os.listdir(path)) == [RECORD, LOCK, CONFIG]
-    assert (path / CONFIG).read_text() == "task: pretrain\nwidth: 8\nheight: 8\n"  # without references
+    assert (path / CONFIG).read_text() == "task: pretrain\nhidden_size: 8\nheight: 8\n"  # without references
     assert RunRecord.load(path) == RunRecord("pretrain") and not link.is_symlink()
     folder.require_same({"seed": 1}, {"data": "aa"}, verify=True)
     folder.finish({"val/loss": 0.5, "a note": "图"})
@@ -129,10 +129,12 @@ def test_a_run_that_goes_on_is_never_taken_away(tmp_path: Path) -> None:
 
 
 def test_settings_are_compared_as_far_as_they_were_noted(tmp_path: Path) -> None:
-    record = RunRecord("pretrain", {"seed": 1, "width": 8}, {"data": "aa"})
+    record = RunRecord("pretrain", {"seed": 1, "hidden_size": 8}, {"data": "aa"})
     record.require_same(tmp_path, {"seed": 1, "later": 2}, {"data": "aa", "init_from": "bb"})
-    with pytest.raises(UserError, match=rf"^resume: {tmp_path} was begun with width=8, this run has 9; go on with the"):
-        record.require_same(tmp_path, {"seed": 1, "width": 9}, {})
+    with pytest.raises(
+        UserError, match=rf"^resume: {tmp_path} was begun with hidden_size=8, this run has 9; go on with the"
+    ):
+        record.require_same(tmp_path, {"seed": 1, "hidden_size": 9}, {})
     with pytest.raises(UserError, match=rf"^resume: data is not what it was when {tmp_path} was begun; put it back"):
         record.require_same(tmp_path, {}, {"init_from": "bb", "data": "cc"})
     folder = RunFolder(tmp_path, None)  # a new run is compared with nothing

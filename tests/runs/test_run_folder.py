@@ -252,12 +252,12 @@ def test_damaged_metrics_are_refused(tmp_path: Path) -> None:
 def test_signals_end_a_run_when_it_looks_or_wait_for_the_end_of_a_step(number: int, code: int) -> None:
     with pytest.raises(Stopped) as stopped, StopSignals() as stop:
         signal.raise_signal(number)
-        stop.look()
+        stop.check()
     assert stopped.value.code == code
     with StopSignals() as stop:
         stop.deferred = True
         signal.raise_signal(number)
-        stop.look()
+        stop.check()
         assert stop.asked and stop.received == number
         with pytest.raises(Stopped):
             stop.look_while_waiting()
@@ -274,7 +274,7 @@ def test_a_signal_inside_a_finaliser_is_not_lost(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "unraisablehook", unraised.append)
     with pytest.raises(Stopped), StopSignals() as stop:
         Finalised()
-        stop.look()
+        stop.check()
     assert not unraised
 
 
@@ -282,7 +282,7 @@ def test_a_stop_is_one_whatever_a_library_makes_of_it() -> None:
     with pytest.raises(Stopped), StopSignals() as stop:
         try:
             signal.raise_signal(signal.SIGTERM)
-            stop.look()
+            stop.check()
         finally:
             raise AttributeError("cleaning up after half a call")
 
@@ -314,7 +314,7 @@ def test_a_job_that_runs_out_of_time_is_queued_again(tmp_path: Path, monkeypatch
     with pytest.raises(Stopped) as stopped, StopSignals() as stop:
         signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGTERM)  # when the time is up: the save that the warning began still ends
-        stop.look()
+        stop.check()
     assert stopped.value.code == 143
     assert (tmp_path / "asked").read_text() == "requeue 12_3\n"
     command.write_text("#!/bin/sh\necho no such job >&2; exit 1\n")
@@ -323,4 +323,4 @@ def test_a_job_that_runs_out_of_time_is_queued_again(tmp_path: Path, monkeypatch
         StopSignals() as stop,
     ):
         signal.raise_signal(signal.SIGUSR1)
-        stop.look()
+        stop.check()

@@ -25,9 +25,9 @@ def drawings(split: str, count: int) -> tuple[Tensor, Tensor, Tensor]:
     return images, styles, torch.stack([attributes_of(data.scene(i)) for i in range(count)])
 
 
-def trained(images: Tensor, styles: Tensor, attributes: Tensor, epochs: int, width: int) -> ToyNetwork:
+def trained(images: Tensor, styles: Tensor, attributes: Tensor, epochs: int, hidden_size: int) -> ToyNetwork:
     torch.manual_seed(0)
-    network = ToyNetwork(width, 32, len(CLASSES))
+    network = ToyNetwork(hidden_size, 32, len(CLASSES))
     train_network(
         network,
         images,
@@ -86,7 +86,7 @@ def test_attributes_of_a_scene() -> None:
 
 @pytest.mark.slow
 def test_network_learns_the_styles_and_survives_its_folder(tmp_path: Path) -> None:
-    network = trained(*drawings("train", 1200), epochs=4, width=8)
+    network = trained(*drawings("train", 1200), epochs=4, hidden_size=8)
     save_network(network, tmp_path / "model", 64, CLASSES)
     opened = open_features(tmp_path, device="cpu", resolution=None, trust=False, verify=True)
     assert opened.classes == CLASSES and opened.num_features == 32
@@ -102,5 +102,5 @@ def test_network_learns_the_styles_and_survives_its_folder(tmp_path: Path) -> No
 
 def test_equal_seeds_give_equal_networks() -> None:
     data = drawings("train", 64)
-    first, second = (trained(*data, epochs=1, width=4).state_dict() for _ in range(2))
+    first, second = (trained(*data, epochs=1, hidden_size=4).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)

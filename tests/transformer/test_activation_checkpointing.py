@@ -22,7 +22,7 @@ BATCH, LENGTH, WIDTH, LAYERS = 2, 200, 32, 3
 
 def make(**changes: object) -> Transformer:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 60, "num_layers": LAYERS, "width": WIDTH, "num_heads": 4, "num_positions": LENGTH}
+    sizes = {"vocab_size": 60, "num_layers": LAYERS, "hidden_size": WIDTH, "num_heads": 4, "num_positions": LENGTH}
     return Transformer(**{**sizes, **changes})  # type: ignore[arg-type]
 
 

@@ -27,7 +27,7 @@ def make(norm: str = "sandwich", norm_scope: str = "token", attention: str = "fu
     model = Transformer(
         vocab_size=VOCABULARY,
         num_layers=2,
-        width=32,
+        hidden_size=32,
         num_heads=4,
         num_positions=40,
         norm=norm,

@@ -1,6 +1,6 @@
 """Dropout: at work in training and off in evaluation, in every form of attention, on branches and embeddings.
 
-Shapes: B batch, H heads, L length, K head size, D width.
+Shapes: B batch, H heads, L length, K head size, D hidden size.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def test_every_place_of_a_block_drops_at_the_given_rate() -> None:
 @torch.no_grad()
 def test_whole_model(form: str) -> None:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 50, "num_layers": 2, "width": 32, "num_heads": 4, "num_positions": 9}
+    sizes = {"vocab_size": 50, "num_layers": 2, "hidden_size": 32, "num_heads": 4, "num_positions": 9}
     model = Transformer(attention=form, dropout=RATE, **sizes)  # type: ignore[arg-type]
     plain = Transformer(attention=form, **sizes).eval()  # type: ignore[arg-type]
     plain.load_state_dict(model.state_dict())
@@ -102,7 +102,7 @@ def test_whole_model(form: str) -> None:
 @torch.no_grad()
 def test_embeddings_are_dropped_in_training() -> None:
     torch.manual_seed(0)
-    model = Transformer(vocab_size=500, num_layers=1, width=32, num_heads=4, num_positions=300, dropout=RATE)
+    model = Transformer(vocab_size=500, num_layers=1, hidden_size=32, num_heads=4, num_positions=300, dropout=RATE)
     seen: list[Tensor] = []
     model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     tokens = torch.arange(300)[None]

@@ -15,7 +15,12 @@ BATCH, LENGTH, WIDTH, LAYERS, VOCABULARY = 2, 9, 32, 3, 60
 
 def make() -> Transformer:
     return Transformer(
-        vocab_size=VOCABULARY, num_layers=LAYERS, width=WIDTH, num_heads=4, num_positions=LENGTH, attention="naive"
+        vocab_size=VOCABULARY,
+        num_layers=LAYERS,
+        hidden_size=WIDTH,
+        num_heads=4,
+        num_positions=LENGTH,
+        attention="naive",
     )
 
 

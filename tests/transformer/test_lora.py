@@ -38,7 +38,7 @@ WIDTH, RANK, ALPHA = 32, 4, 8.0
 
 def make() -> Transformer:
     torch.manual_seed(0)
-    sizes = {"num_layers": 2, "width": WIDTH, "num_heads": 4, "num_positions": 300, "init_std": WIDTH**-0.5}
+    sizes = {"num_layers": 2, "hidden_size": WIDTH, "num_heads": 4, "num_positions": 300, "init_std": WIDTH**-0.5}
     return Transformer(vocab_size=VOCABULARY.size, **sizes).eval()  # type: ignore[arg-type]
 
 

@@ -20,7 +20,7 @@ VOCABULARY, SLOTS = 30, 2
 def model_and_batch() -> tuple[Transformer, Tensor, Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     model = Transformer(
-        vocab_size=VOCABULARY, num_layers=1, width=16, num_heads=2, num_positions=8, init_std=0.3
+        vocab_size=VOCABULARY, num_layers=1, hidden_size=16, num_heads=2, num_positions=8, init_std=0.3
     ).eval()
     tokens = torch.randint(VOCABULARY, (2, 8))
     slots = torch.tensor([[-1, 0, 0, 0, -1, 1, 1, -1], [0, -1, 1, 1, 1, 0, 0, 1]])

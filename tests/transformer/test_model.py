@@ -19,7 +19,7 @@ SLOTS = 3
 
 def make(**changes: object) -> Transformer:
     torch.manual_seed(0)
-    sizes = {"vocab_size": VOCABULARY, "num_layers": 3, "width": 32, "num_heads": 4, "num_positions": 20}
+    sizes = {"vocab_size": VOCABULARY, "num_layers": 3, "hidden_size": 32, "num_heads": 4, "num_positions": 20}
     return Transformer(**{**sizes, **changes})  # type: ignore[arg-type]
 
 
@@ -29,7 +29,7 @@ class TestInitialValues:
     @pytest.mark.parametrize("norm", ["pre", "post", "sandwich"])
     def test_of_every_parameter(self, norm: str) -> None:
         layers = 3
-        model = make(num_layers=layers, width=64, norm=norm, init_std=self.STD)
+        model = make(num_layers=layers, hidden_size=64, norm=norm, init_std=self.STD)
         residual = self.STD / math.sqrt(2 * layers)
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
@@ -43,7 +43,7 @@ class TestInitialValues:
                 assert (parameter == (1.0 if is_gain else 0.0)).all(), name
 
     def test_left_out_it_is_the_model_of_the_paper(self) -> None:
-        model = make(width=64)
+        model = make(hidden_size=64)
         assert model.token_embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
         assert model.dropout.p == model.blocks[0].attention.dropout == 0.0
         assert model.norm_scope == "token"
@@ -128,13 +128,13 @@ class TestParameters:
 
     def test_released_size(self) -> None:
         with torch.device("meta"):
-            model = Transformer(vocab_size=58240, num_layers=48, width=2560, num_heads=40, num_positions=1089)
+            model = Transformer(vocab_size=58240, num_layers=48, hidden_size=2560, num_heads=40, num_positions=1089)
         assert sum(parameter.numel() for parameter in model.parameters()) == 3_928_849_920
 
-    @pytest.mark.parametrize(("width", "num_heads"), [(32, 5), (10, 4)])
-    def test_width_that_heads_do_not_divide(self, width: int, num_heads: int) -> None:
-        with pytest.raises(ValueError, match=f"width {width} .* num_heads {num_heads}"):
-            make(width=width, num_heads=num_heads)
+    @pytest.mark.parametrize(("hidden_size", "num_heads"), [(32, 5), (10, 4)])
+    def test_width_that_heads_do_not_divide(self, hidden_size: int, num_heads: int) -> None:
+        with pytest.raises(ValueError, match=f"hidden_size {hidden_size} .* num_heads {num_heads}"):
+            make(hidden_size=hidden_size, num_heads=num_heads)
 
     @pytest.mark.parametrize(
         ("key", "known"),

@@ -120,7 +120,7 @@ class TestAttention:
         model = Transformer(
             vocab_size=100,
             num_layers=2,
-            width=32,
+            hidden_size=32,
             num_heads=2,
             num_positions=16,
             attention=attention,
@@ -140,8 +140,8 @@ def squared_in_fp16(x: Tensor) -> Tensor:
     return centred / ((centred * centred).mean(-1, keepdim=True) + 1e-5).sqrt()
 
 
-def fresh_norm(scope: str, width: int = 32) -> LayerNorm:
-    norm = LayerNorm(width, scope)
+def fresh_norm(scope: str, hidden_size: int = 32) -> LayerNorm:
+    norm = LayerNorm(hidden_size, scope)
     torch.manual_seed(1)
     with torch.no_grad():
         norm.weight.normal_(1.0, 0.2)

@@ -34,7 +34,7 @@ def template(tokenizer: TextTokenizer) -> Template:
         "[ROI1] {text} [BASE] [BOI1] {image:2x2} [EOI1]",
         target="image",
         loss={"text": 1.0, "image": 1.0},
-        vocabulary=Vocabulary(codebook_size=16, vocab_size=tokenizer.vocab_size),
+        vocabulary=Vocabulary(codebook_size=16, text_vocab_size=tokenizer.vocab_size),
         text_length=1000,
     )
 

@@ -1,6 +1,6 @@
 """Arithmetic of codebooks by hand-made examples, on one process and on two ranks.
 
-Shapes: N vectors, D width of a code, K codes, M draws.
+Shapes: N vectors, D codebook_dim, K codes, M draws.
 """
 
 from __future__ import annotations

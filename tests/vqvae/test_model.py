@@ -18,7 +18,7 @@ KINDS = ["ema", "learned", "gumbel", "fixed"]
 def build(kind="ema", downsampling=4, residual_blocks=0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)):
     torch.manual_seed(0)
     return VQVAE(
-        width=16,
+        hidden_size=16,
         codebook_dim=8,
         codebook_size=32,
         downsampling=downsampling,
@@ -66,7 +66,7 @@ def test_shapes(downsampling, residual_blocks):
 def test_released_size_has_the_released_parameter_shapes():
     with torch.device("meta"):
         model = VQVAE(
-            width=512,
+            hidden_size=512,
             codebook_dim=256,
             codebook_size=8192,
             downsampling=8,
@@ -118,7 +118,7 @@ def test_residual_block_equals_the_formula() -> None:
 @torch.no_grad()
 def test_encoder_equals_the_formula() -> None:
     torch.manual_seed(0)
-    encoder = build_encoder(width=6, codebook_dim=5, num_strides=2, residual_blocks=2).double()
+    encoder = build_encoder(hidden_size=6, codebook_dim=5, num_strides=2, residual_blocks=2).double()
     weights = encoder.state_dict()
     images = torch.randn(2, 3, 8, 12, dtype=torch.float64)
     x = images
@@ -135,7 +135,7 @@ def test_encoder_equals_the_formula() -> None:
 @torch.no_grad()
 def test_decoder_equals_the_formula() -> None:
     torch.manual_seed(0)
-    decoder = build_decoder(width=6, codebook_dim=5, num_strides=2, residual_blocks=2).double()
+    decoder = build_decoder(hidden_size=6, codebook_dim=5, num_strides=2, residual_blocks=2).double()
     weights = decoder.state_dict()
     vectors = torch.randn(2, 5, 2, 3, dtype=torch.float64)
     x = vectors
@@ -278,10 +278,10 @@ def test_settings_that_do_not_fit():
             build(**wrong)
     for codebook_size, codebook_dim in ((64, 8), (32, 4)):
         with pytest.raises(
-            UserError, match=rf"{codebook_size} codes of width {codebook_dim}.*codebook_size=32 and codebook_dim=8"
+            UserError, match=rf"{codebook_size} codes of size {codebook_dim}.*codebook_size=32 and codebook_dim=8"
         ):
             VQVAE(
-                width=8,
+                hidden_size=8,
                 codebook_dim=8,
                 codebook_size=32,
                 downsampling=4,

@@ -1,6 +1,6 @@
 """Quantizers against closed forms, and the invariants of codebook upkeep.
 
-Shapes: N vectors, D width of a code, K codes. Dense N x K forms are the references here.
+Shapes: N vectors, D codebook_dim, K codes. Dense N x K forms are the references here.
 """
 
 from __future__ import annotations

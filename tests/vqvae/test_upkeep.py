@@ -1,6 +1,6 @@
 """Quantizers by hand-made examples: how an EMA codebook starts, when codes die, what revival sets, settings.
 
-Shapes: N vectors, D width of a code, K codes.
+Shapes: N vectors, D codebook_dim, K codes.
 """
 
 from __future__ import annotations

@@ -22,11 +22,13 @@ def refuse_lmdb(path: Path) -> None:
     try:
         inside = find(path / "data.mdb")
     except UnreadableError as error:
-        raise UserError(f"data.store={path} {error}; give the folder of a run of task=tokenize, or a file") from None
+        raise UserError(
+            f"data.token_store={path} {error}; give the folder of a run of task=tokenize, or a file"
+        ) from None
     if path.suffix == ".lmdb" or path.name == "data.mdb" or inside is not None:
         raise UserError(
-            f"data.store={path} is an LMDB: its rows are pickled Python objects, and loading those can run any code, "
-            f"so it is not read; convert it where it was made to rows of {TEXT_LENGTH} text ids and the codes as "
+            f"data.token_store={path} is an LMDB: its rows are pickled Python objects, and loading those can run any "
+            f"code, so it is not read; convert it where it was made to rows of {TEXT_LENGTH} text ids and the codes as "
             "int32, or tokenise the images again with task=tokenize"
         )
 
@@ -77,11 +79,11 @@ class ReleasedFile:
         try:
             size = require_file(file).st_size
         except UnreadableError as error:
-            raise UserError(f"data.store={file} {error}; give a file of rows") from None
+            raise UserError(f"data.token_store={file} {error}; give a file of rows") from None
         num_rows, rest = divmod(size, layout.row_bytes)
         if rest or not num_rows:
             raise UserError(
-                f"data.store={file} has {size} bytes, a row has {layout.row_bytes} ({_size(layout)} as "
+                f"data.token_store={file} has {size} bytes, a row has {layout.row_bytes} ({_size(layout)} as "
                 "int32); the file is truncated or was made with another image tokenizer: copy it again or set "
                 "image_tokenizer.path to that one"
             )
@@ -123,7 +125,7 @@ class _CheckedRows(StoredRows):
         wrong = ids[(ids < allowed.start) | (ids >= allowed.stop)]
         if len(wrong):
             raise UserError(
-                f"data.store={self.file}: row {number} has {name} {wrong[0]}, it must be in [{allowed.start}, "
+                f"data.token_store={self.file}: row {number} has {name} {wrong[0]}, it must be in [{allowed.start}, "
                 f"{allowed.stop}); rows must be {_size(self.layout)}, and text.model and image_tokenizer.path the "
                 "tokenizers that made them"
             )

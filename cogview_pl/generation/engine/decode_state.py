@@ -1,6 +1,7 @@
 """What the model has read of prompts and slots, with a static KV cache, and what it says comes next.
 
-Shapes: B rows (the model's are twice as many with guidance), L new tokens, P longest prompt, D width, n allowed ids.
+Shapes: B rows (the model's are twice as many with guidance), L new tokens, P longest prompt, D hidden size, n
+allowed ids.
 """
 
 from __future__ import annotations

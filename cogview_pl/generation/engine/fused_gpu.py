@@ -3,7 +3,7 @@
 A few rows (decoding) are read at the speed of memory, many (prompts, ranking) pass over the residual stream less often
 than single operations do. Results differ from those by rounding: sums are fp32, and less is rounded in between.
 
-Shapes: B batch, L length, R rows (B · L), D width, N outputs.
+Shapes: B batch, L length, R rows (B · L), D hidden size, N outputs.
 """
 
 from __future__ import annotations
@@ -132,12 +132,12 @@ class FusedModel:
         self, x_RD: Tensor, branch_RD: Tensor, residual: Residual | None, following: LayerNorm
     ) -> Tensor:
         """Add the branch to x, in place, with its norm if it has one; returns x as the next norm gives it on."""
-        rows, width = x_RD.shape
+        rows, hidden_size = x_RD.shape
         norm = residual.norm_branch if residual is not None and isinstance(residual.norm_branch, LayerNorm) else None
         y_RD = torch.empty_like(x_RD)
         self._kernels.close_and_open[(rows,)](
             x_RD, branch_RD, y_RD, norm and norm.weight, norm and norm.bias, following.weight, following.bias,
-            width, following.eps, BRANCH_NORM=norm is not None, BLOCK=self._power_of_2(width), **self._norm,
+            hidden_size, following.eps, BRANCH_NORM=norm is not None, BLOCK=self._power_of_2(hidden_size), **self._norm,
             num_warps=_WARPS, **self._launch,
         )  # fmt: skip
         return y_RD

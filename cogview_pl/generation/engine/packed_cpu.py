@@ -80,11 +80,11 @@ class DecodingModel:
         return self._model.logits(hidden, self._ids) if self._head is None else self._head(hidden)
 
 
-def packed_bytes(*, layers: int, width: int, ids: int, dtype: torch.dtype, quantized: bool) -> int:
+def packed_bytes(*, layers: int, hidden_size: int, ids: int, dtype: torch.dtype, quantized: bool) -> int:
     """Memory of the packed copies on a CPU: the blocks' matrices, unless they are quantized, and the head's rows."""
     if not can_pack(torch.empty(0, dtype=dtype)):
         return 0
-    return ((0 if quantized else 12 * layers * width) + ids) * width * dtype.itemsize
+    return ((0 if quantized else 12 * layers * hidden_size) + ids) * hidden_size * dtype.itemsize
 
 
 def can_pack(weight: Tensor) -> bool:

@@ -5,7 +5,8 @@ window can run beside another, a little behind it: in every step each running wi
 next one where that is its own. The timetable follows from the windows alone: 2,080 steps instead of 4,096 for a grid
 of 32x32 codes, with the same distribution of every code.
 
-Shapes: B images, R rows of the lanes of a step, W windows, T codes of a window, g edge of the source grid, D width.
+Shapes: B images, R rows of the lanes of a step, W windows, T codes of a window, g edge of the source grid, D hidden
+size.
 """
 
 from __future__ import annotations

@@ -328,7 +328,7 @@ def test_unaligned_storage(tmp_path: Path) -> None:
 
 
 def released_transformer(folder: Path) -> Path:
-    save_transformer(Transformer(vocab_size=64, num_layers=2, width=16, num_heads=2, num_positions=8), folder)
+    save_transformer(Transformer(vocab_size=64, num_layers=2, hidden_size=16, num_heads=2, num_positions=8), folder)
     return folder / "1" / "mp_rank_00_model_states.pt"
 
 

@@ -156,18 +156,18 @@ class TestRefused:
             (".", "is a folder, not a file"),
             ("none", "does not exist"),
         ):
-            with pytest.raises(UserError, match=rf"^data\.store=\S+ {reason}; give a file of rows$") as error:
+            with pytest.raises(UserError, match=rf"^data\.token_store=\S+ {reason}; give a file of rows$") as error:
                 open_file(tmp_path / name)
             self.require_one_line(error, tmp_path / name)
         for name in ("loop", "x" * 300):
-            with pytest.raises(UserError, match=r"^data\.store=\S+ cannot be read \(.*\); give the folder of a run of"):
+            with pytest.raises(UserError, match=r"^data\.token_store=\S+ cannot be read \(.*\); give the folder of a run of"):
                 refuse_lmdb(tmp_path / name)
 
     @pytest.mark.parametrize("size", [0, 39, 41, 100])
     def test_size_that_is_no_whole_number_of_rows(self, tmp_path: Path, size: int) -> None:
         file = tmp_path / "rows.bin"
         file.write_bytes(bytes(size))
-        message = rf"^data\.store=.* has {size} bytes, a row has 40 \(4 text ids and 2x3 codes as int32\); .* set "
+        message = rf"^data\.token_store=.* has {size} bytes, a row has 40 \(4 text ids and 2x3 codes as int32\); .* set "
         with pytest.raises(UserError, match=message) as error:
             open_file(file)
         self.require_one_line(error, file)
@@ -186,7 +186,7 @@ class TestRefused:
         rows = np.array(ROWS)
         rows[2, column] = value
         file = make_file(tmp_path, rows)
-        with pytest.raises(UserError, match=rf"^data\.store=.*{message}.*text.model and image_tokenizer.path") as error:
+        with pytest.raises(UserError, match=rf"^data\.token_store=.*{message}.*text.model and image_tokenizer.path") as error:
             open_file(file)
         self.require_one_line(error, file)
 
@@ -215,7 +215,7 @@ class TestRefused:
             path.parent.mkdir(exist_ok=True)
             path.touch()
         message = (
-            r"^data\.store=\S+ is an LMDB: [^\n]* pickled [^\n]* run any code, [^\n]* convert it [^\n]*task=tokenize$"
+            r"^data\.token_store=\S+ is an LMDB: [^\n]* pickled [^\n]* run any code, [^\n]* convert it [^\n]*task=tokenize$"
         )
         with pytest.raises(UserError, match=message) as error:
             refuse_lmdb(path)
@@ -245,16 +245,16 @@ def command_lines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[
     tokenizers = ["text.model=text.model", "image_tokenizer.path=images", "threads=1", "data.batch_size=4"]
     tokenize = ["task=tokenize", *tokenizers, "data.train_size=12", "data.val_size=4"]
     pretrain = ["task=pretrain", *tokenizers, "trainer.max_steps=1", "trainer.val_check_interval=1"]
-    file = "data.store=tokens/store/train.bin"
+    file = "data.token_store=tokens/store/train.bin"
     commands = {
-        "tokenize": [*tokenize, "store.format=cogview", "run_dir=tokens"],
+        "tokenize": [*tokenize, "token_store.format=cogview", "run_dir=tokens"],
         "resume_in_another_format": [*tokenize, "resume=tokens"],
         "pretrain": [*pretrain, file, "data.val_fraction=0.25", "run_dir=trained"],
-        "lmdb": [*pretrain, "data.store=lmdb"],
-        "short": [*pretrain, "data.store=short.bin"],
+        "lmdb": [*pretrain, "data.token_store=lmdb"],
+        "short": [*pretrain, "data.token_store=short.bin"],
         "no_text_model": ["task=pretrain", file, "image_tokenizer.path=images"],
         "no_image_tokenizer": ["task=pretrain", file, "text.model=text.model"],
-        "unknown_format": [*tokenize, "store.format=lmdb"],
+        "unknown_format": [*tokenize, "token_store.format=lmdb"],
     }
     cases, results = home / "cases.json", home / "results.json"
     cases.write_text(json.dumps([{"args": args, "cwd": str(home)} for args in commands.values()]))
@@ -288,11 +288,14 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("name", "words"),
         [
-            ("lmdb", ["data.store=lmdb is an LMDB", "pickled", "task=tokenize"]),
-            ("short", ["data.store=short.bin has 100 bytes", "64 text ids and 8x8 codes", "image_tokenizer.path"]),
-            ("no_text_model", ["data.store=tokens/store/train.bin", "text.model", "image_tokenizer.path"]),
-            ("no_image_tokenizer", ["data.store=tokens/store/train.bin", "text.model", "image_tokenizer.path"]),
-            ("unknown_format", ["store.format", "lmdb", "native", "cogview"]),
+            ("lmdb", ["data.token_store=lmdb is an LMDB", "pickled", "task=tokenize"]),
+            (
+                "short",
+                ["data.token_store=short.bin has 100 bytes", "64 text ids and 8x8 codes", "image_tokenizer.path"],
+            ),
+            ("no_text_model", ["data.token_store=tokens/store/train.bin", "text.model", "image_tokenizer.path"]),
+            ("no_image_tokenizer", ["data.token_store=tokens/store/train.bin", "text.model", "image_tokenizer.path"]),
+            ("unknown_format", ["token_store.format", "lmdb", "native", "cogview"]),
             ("resume_in_another_format", ["tokens/store", "format cogview", "native"]),
         ],
     )

@@ -76,7 +76,13 @@ def test_same_codes_as_fill(sampling: Sampling, width: int, texts: tuple[list[in
 @pytest.mark.parametrize("attention", ["fused", "pb_relax", "naive"])
 def test_restarting_positions_and_forms_of_attention(attention: str) -> None:
     torch.manual_seed(0)
-    sizes = {"num_layers": 2, "width": 32, "num_heads": 4, "num_positions": TWO_IMAGES.num_positions, "init_std": 0.3}
+    sizes = {
+        "num_layers": 2,
+        "hidden_size": 32,
+        "num_heads": 4,
+        "num_positions": TWO_IMAGES.num_positions,
+        "init_std": 0.3,
+    }
     model = Transformer(vocab_size=VOCABULARY.size, attention=attention, **sizes).eval()  # type: ignore[arg-type]
     prompts = prompts_of(TWO_IMAGES, TEXTS)
     filled = fill(model, TWO_IMAGES, prompts, seeds=range(4), sampling=Sampling())

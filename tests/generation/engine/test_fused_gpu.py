@@ -25,7 +25,13 @@ LENGTHS = (70, 3, 64)  # attention takes 64 positions at a time
 def make(dtype: torch.dtype = torch.float32, **settings: Any) -> Transformer:
     """Biases and norms are not the zeros and ones that they start with."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"num_layers": 1, "width": 24, "num_heads": 3, "num_positions": POSITIONS, "init_std": 0.15}
+    sizes: dict[str, Any] = {
+        "num_layers": 1,
+        "hidden_size": 24,
+        "num_heads": 3,
+        "num_positions": POSITIONS,
+        "init_std": 0.15,
+    }
     model = Transformer(vocab_size=VOCABULARY, **(sizes | settings)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -141,7 +147,7 @@ def test_weights_in_int8() -> None:
     pytest.importorskip("torchao")
     from cogview_pl.generation.quantization import quantize
 
-    model = make(width=32, num_heads=4)
+    model = make(hidden_size=32, num_heads=4)
     quantize(model, "int8")
     assert can_fuse(model)
     caches = [new_cache(model, 2) for _ in range(2)]

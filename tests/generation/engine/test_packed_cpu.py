@@ -34,7 +34,7 @@ def test_product(rows: int, gelu: bool, dtype: torch.dtype) -> None:
 @needs_bf16
 def test_a_model_decodes_as_it_reads() -> None:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 60, "num_layers": 3, "width": 32, "num_heads": 4, "num_positions": 20}
+    sizes = {"vocab_size": 60, "num_layers": 3, "hidden_size": 32, "num_heads": 4, "num_positions": 20}
     model = Transformer(**sizes, dropout=0.3).bfloat16().eval()
     tokens, positions = torch.randint(60, (2, 20)), torch.arange(20).expand(2, -1)
     with torch.inference_mode():

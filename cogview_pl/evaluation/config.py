@@ -1,0 +1,36 @@
+"""Options of evaluation: the schema of `evaluate` and `features`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cogview_pl.limits import MISSING, at_least_0, count, share_above_0
+
+
+@dataclass
+class FeaturesConfig:
+    """How task=features trains its network."""
+
+    epochs: int = count()
+    lr: float = share_above_0()
+    hidden_size: int = count()
+    num_features: int = count()
+    blur: float = at_least_0()
+    noise: float = at_least_0()
+    tint: float = at_least_0()
+
+
+@dataclass
+class EvaluateConfig:
+    """What task=evaluate measures, and with what."""
+
+    metrics: list[str] = MISSING
+    features: str | None = None
+    trust_features: bool = MISSING
+    resolution: int | None = count(None)
+    lpips: list[str] | None = None
+    reference: str | None = None
+    blur: list[float] = MISSING
+    is_splits: int = count()
+    base_style: str = MISSING
+    compare: list[str] | None = None

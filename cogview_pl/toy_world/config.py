@@ -1,0 +1,20 @@
+"""Options of the toy world as a data set: the schema of `conf/data/toy.yaml`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cogview_pl.data.config import DataConfig
+from cogview_pl.limits import MISSING, count
+
+
+@dataclass
+class ToyDataConfig(DataConfig):
+    """Coloured shapes, drawn on the fly."""
+
+    train_size: int = count()
+    val_size: int = count()
+    seed: int = MISSING
+    language: str = MISSING
+    styles: list[str] = MISSING
+    object_probabilities: list[float] = MISSING
