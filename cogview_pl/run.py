@@ -132,7 +132,7 @@ def _run(composed: DictConfig, overrides: list[str], job: int | None = None) -> 
         folder.undo()
         raise
     except Stopped as stop:
-        goes_on = can_go_on(folder.path, config.verb)
+        goes_on = can_go_on(folder.path, config.verb.value)
         stop.advice = stop.advice or (f"go on with resume={folder.path}" if goes_on else "start it again")
         if not goes_on:
             folder.undo()

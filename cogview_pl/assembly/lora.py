@@ -1,4 +1,4 @@
-"""LoRA in a finetune: what `lora:` asks for, and what the run leaves of it."""
+"""LoRA in a finetune: checks of its options, adapters in the model, and the files that the run leaves."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cogview_pl.assembly.models import starts_from_weights, weights_dtype
+import torch
+
 from cogview_pl.checkpoints.adapter_folder import FOLDER, Adapter, save_adapter
 from cogview_pl.checkpoints.model_folder import SequenceModel
-from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.transformer.config import LoRAConfig, LoRATarget
@@ -17,54 +17,52 @@ from cogview_pl.transformer.lora import adapter_state, add_lora, merge
 from cogview_pl.transformer.model import Transformer
 
 
-def check_lora(config: Config) -> None:
-    """Raises UserError if `lora:` asks for what cannot be."""
-    options = config.lora
+def check_lora(options: LoRAConfig, hidden_size: int, *, starts_from_weights: bool) -> None:
+    """Raises UserError if `lora:` asks for what cannot be.
+
+    Args:
+        options: of the adapters.
+        hidden_size: of the model.
+        starts_from_weights: whether training begins with the weights of a model.
+    """
     if not options.rank:
         return
-    if not starts_from_weights(config):
+    if not starts_from_weights:
         raise UserError(
-            f"lora.rank={options.rank}: LoRA trains beside the weights of a model, and this run starts from random "
-            "ones; set init_from, or lora.rank=0"
+            f"lora.rank={options.rank}: LoRA trains adapters of a trained model, and this run starts from random "
+            "weights; set init_from, or lora.rank=0"
         )
-    if options.rank > config.model.hidden_size:
-        raise UserError(f"lora.rank={options.rank} must not be above model.hidden_size={config.model.hidden_size}")
+    if options.rank > hidden_size:
+        raise UserError(f"lora.rank={options.rank} must not be above model.hidden_size={hidden_size}")
     if not options.targets or len(set(options.targets)) < len(options.targets):
         names = ", ".join(target.value for target in LoRATarget)
         raise UserError(f"lora.targets={_names(options)} must hold at least one of {names}, and none of them twice")
 
 
-def check_lora_alone(config: Config, start: SequenceModel | None, image_tokenizer: str) -> None:
+def check_image_tokenizer_of_adapter(options: LoRAConfig, start: SequenceModel, image_tokenizer: str) -> None:
     """Raises UserError if an adapter without `model/` would lose its image tokenizer, which is not that of its base."""
-    if not config.lora.rank or config.lora.merge or start is None:
-        return
-    if start.image_tokenizer.identity != image_tokenizer:
+    if options.rank and not options.merge and start.image_tokenizer.identity != image_tokenizer:
         raise UserError(
             "lora.merge=false leaves an adapter, which uses the image tokenizer of the model in init_from, and the "
             "token store was made with another one; set lora.merge=true"
         )
 
 
-def adapt(config: Config, model: Transformer) -> None:
-    """Freeze a model and add adapters, as `lora:` says; nothing with `lora.rank=0`."""
-    if options := lora_options(config):
-        add_lora(model, **options)
+def adapt(options: LoRAConfig, model: Transformer, held: torch.dtype) -> None:
+    """Freeze a model and add adapters; nothing with `lora.rank=0`. `held` is the precision of frozen weights."""
+    if arguments := lora_arguments(options, held):
+        add_lora(model, **arguments)
 
 
-def lora_options(config: Config) -> dict[str, Any]:
+def lora_arguments(options: LoRAConfig, held: torch.dtype) -> dict[str, Any]:
     """Arguments of `add_lora`; empty with `lora.rank=0`."""
-    options = config.lora
     if not options.rank:
         return {}
-    held = weights_dtype(config)
     return {"rank": options.rank, "alpha": options.alpha, "targets": _names(options), "held": held}
 
 
-def lora_identity(config: Config, start: SequenceModel | None) -> dict[str, Any]:
-    """What a checkpoint of this run is compared by, beyond the model's own settings."""
-    if not config.lora.rank or start is None:
-        return {}
-    options = config.lora
+def lora_identity(options: LoRAConfig, start: SequenceModel) -> dict[str, Any]:
+    """Settings that a checkpoint of this run is compared by, besides the model's own."""
     return {
         "lora.rank": options.rank,
         "lora.alpha": options.alpha,
@@ -74,7 +72,7 @@ def lora_identity(config: Config, start: SequenceModel | None) -> dict[str, Any]
 
 
 def save_lora(
-    config: Config,
+    options: LoRAConfig,
     folder: RunFolder,
     model: Transformer,
     *,
@@ -84,18 +82,18 @@ def save_lora(
     template: Mapping[str, Any],
     image_tokenizer: str,
 ) -> Transformer | None:
-    """Write `adapter/`; returns a model with the adapter in its weights where `lora.merge` wants one.
+    """Write `adapter/`; with `lora.merge` return a model that has the adapter in its weights.
 
-    That is `start`, whose memory the frozen weights of `model` may share: neither is of use any more.
+    The returned model is `start`. The frozen weights of `model` may share its memory, so use neither afterwards.
 
     Args:
-        config, folder: of the run.
+        options: of the adapters.
+        folder: of the run.
         model: trained, with adapters.
-        start: the model that it was trained beside, as it was read from `base`.
+        start: the base model, as it was read from `base`.
         transformer, template: constructor arguments.
         image_tokenizer: identity of the image tokenizer.
     """
-    options = config.lora
     weights = {name: tensor.cpu() for name, tensor in adapter_state(model).items()}
     adapter = Adapter(
         weights=weights,

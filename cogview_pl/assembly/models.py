@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 
-from cogview_pl.checkpoints.adapter_folder import BASE, find_adapter, load_adapted
-from cogview_pl.checkpoints.manifest import MANIFEST
+from cogview_pl.assembly.checks import check_precision
+from cogview_pl.assembly.options import ModelOptions
+from cogview_pl.checkpoints.adapter_folder import load_adapted
 from cogview_pl.checkpoints.model_folder import (
     ImageTokenizer,
     SequenceModel,
@@ -18,7 +18,6 @@ from cogview_pl.checkpoints.model_folder import (
     load_image_tokenizer,
 )
 from cogview_pl.checkpoints.released import is_released, load_transformer, load_vqvae, vqvae_settings
-from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 from cogview_pl.vocab.config import TemplateConfig
@@ -29,42 +28,15 @@ _ROLES = {"cogview-base": "init_from", "cogview-sr": "upscale_with", "cogview-ca
 _WEIGHTS = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
 
 
-def weights_dtype(config: Config) -> torch.dtype:
-    """Precision of the weights that paint: half of `precision=fp16` or `bf16`, where training keeps fp32 ones."""
-    return _WEIGHTS.get(config.precision["precision"], torch.float32)
+def weights_dtype(precision: Mapping[str, Any]) -> torch.dtype:
+    """Precision of the weights in inference: half of `precision=fp16` or `bf16`, where training keeps fp32 weights."""
+    return _WEIGHTS.get(precision["precision"], torch.float32)
 
 
-def check_precision(config: Config) -> None:
-    """Raises UserError for fp16 without a GPU, which has no fp16 arithmetic to speak of."""
-    if config.precision.get("precision") == "16-mixed" and not torch.cuda.is_available():
-        raise UserError("precision=fp16 needs a CUDA GPU and none was found; use precision=fp32 or precision=bf16")
-
-
-def starts_from_weights(config: Config) -> bool:
-    """Whether a training run begins with the weights of a model instead of random ones."""
-    return config.init_from is not None or config.starts_from is not None
-
-
-def inference_device(config: Config) -> tuple[str, torch.dtype]:
-    """Where models paint, caption and rank, and in which precision; raises UserError for fp16 without a GPU."""
-    check_precision(config)
-    return "cuda" if torch.cuda.is_available() else "cpu", weights_dtype(config)
-
-
-def quantization(config: Config) -> str | None:
-    """How the matrices of sequence models are held for inference; None: as they are."""
-    return None if config.quantization is None else config.quantization.value
-
-
-def layout_settings(config: Config, template: TemplateConfig) -> dict[str, Any]:
-    """Constructor arguments of a template, as plain values."""
-    compat = config.compat
-    return {
-        **asdict(template),
-        "text_length": config.text.max_length,
-        "restart_after_token": compat.restart_after_token,
-        "loss_by_input": compat.loss_by_input,
-    }
+def inference_device(precision: Mapping[str, Any]) -> tuple[str, torch.dtype]:
+    """Device and precision of the weights in inference; raises UserError for fp16 without a GPU."""
+    check_precision(precision)
+    return "cuda" if torch.cuda.is_available() else "cpu", weights_dtype(precision)
 
 
 def check_positions(template: Template, num_positions: int) -> None:
@@ -77,39 +49,15 @@ def check_positions(template: Template, num_positions: int) -> None:
         )
 
 
-def open_image_tokenizer(config: Config, path: str | Path, key: str) -> ImageTokenizer:
+def open_image_tokenizer(options: ModelOptions, path: str | Path, key: str) -> ImageTokenizer:
     """An image tokenizer of ours or a released one; raises UserError naming the config `key`."""
     if not is_released(path):
-        return load_image_tokenizer(path, key, verify=config.verify)
-    model = load_vqvae(path, key, verify=config.verify)
-    return ImageTokenizer(model, {**vqvae_settings(model), "image_size": config.image_tokenizer.image_size})
+        return load_image_tokenizer(path, key, verify=options.verify)
+    model = load_vqvae(path, key, verify=options.verify)
+    return ImageTokenizer(model, {**vqvae_settings(model), "image_size": options.image_tokenizer.image_size})
 
 
-def model_hash(path: str | Path) -> str:
-    """A hash that changes with the weights at a path, without reading them: of their manifests, or sizes and times."""
-    digest = xxhash.xxh3_128()
-    for file in sorted(_files_of_model(Path(path))):
-        if file.name == MANIFEST:
-            digest.update(file.read_bytes())
-        elif file.name == BASE:
-            digest.update(model_hash(file.read_text(encoding="utf-8").strip()).encode())
-        else:
-            status = file.stat()
-            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()
-
-
-def _files_of_model(path: Path) -> list[Path]:
-    """The files that tell a model from another: manifests, where the folder has them."""
-    if path.is_file():
-        return [path]
-    folder = find_adapter(path) or (path / "model" if (path / "model").is_dir() else path)
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    marked = [file for file in files if file.name in (MANIFEST, BASE)]
-    return marked or files
-
-
-def open_sequence_model(config: Config, path: str | Path, key: str, template: TemplateConfig) -> SequenceModel:
+def open_sequence_model(options: ModelOptions, path: str | Path, key: str, template: TemplateConfig) -> SequenceModel:
     """A sequence model of ours, merged with its base if it is an adapter, or a released one laid out by `template`.
 
     Released weights come without tokenizers: `text.model` and `image_tokenizer.path` name them.
@@ -119,16 +67,16 @@ def open_sequence_model(config: Config, path: str | Path, key: str, template: Te
     """
     if not is_released(path):
         return load_adapted(
-            path, key, lambda base, of: open_sequence_model(config, base, of, template), verify=config.verify
+            path, key, lambda base, of: open_sequence_model(options, base, of, template), verify=options.verify
         )
     _refuse_other_role(path, key)
-    text = TextTokenizer.load(_given(config.text.model, "text.model", "cog-pretrain.model", path, key))
-    tokenizer_path = _given(config.image_tokenizer.path, "image_tokenizer.path", "the tokenizer's .pt file", path, key)
-    image_tokenizer = open_image_tokenizer(config, tokenizer_path, "image_tokenizer.path")
+    text = TextTokenizer.load(_given(options.text.model, "text.model", "cog-pretrain.model", path, key))
+    tokenizer_path = _given(options.image_tokenizer.path, "image_tokenizer.path", "the tokenizer's .pt file", path, key)
+    image_tokenizer = open_image_tokenizer(options, tokenizer_path, "image_tokenizer.path")
     vocabulary = Vocabulary(image_tokenizer.model.codebook_size, text.vocab_size)
-    options = config.model
+    sizes = options.transformer
     model = load_transformer(
-        path, num_heads=options.num_heads, norm_scope=options.norm_scope.value, key=key, verify=config.verify
+        path, num_heads=sizes.num_heads, norm_scope=sizes.norm_scope.value, key=key, verify=options.verify
     )
     settings = {
         "vocab_size": model.token_embedding.num_embeddings,
@@ -136,11 +84,11 @@ def open_sequence_model(config: Config, path: str | Path, key: str, template: Te
         "hidden_size": model.token_embedding.embedding_dim,
         "num_positions": model.num_positions,
     }
-    configured = {name: getattr(value, "value", value) for name, value in vars(options).items()}
+    configured = {name: getattr(value, "value", value) for name, value in vars(sizes).items()}
     _require_sizes(settings, {**configured, "vocab_size": vocabulary.size}, path, key)
-    layout = layout_settings(config, template)
+    layout = options.layout(template)
     if template.target == "text":  # released captioners never saw an end token; scoring one would be noise
-        layout["layout"] = template.layout.removesuffix(config.compat.end_of_text).strip()
+        layout["layout"] = template.layout.removesuffix(options.compat.end_of_text).strip()
     built = build_template(layout, vocabulary)
     check_positions(built, model.num_positions)
     return SequenceModel(
@@ -154,6 +102,13 @@ def open_sequence_model(config: Config, path: str | Path, key: str, template: Te
             "vocabulary": {"codebook_size": vocabulary.codebook_size, "text_vocab_size": vocabulary.text_vocab_size},
         },
     )
+
+
+def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], source: str) -> None:
+    """Raises UserError naming the first setting in which a model to start from differs from this run's."""
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise UserError(f"{source} has {key}={found.get(key)}, this run {value}; choose the same model")
 
 
 def _given(value: str | None, needed: str, example: str, path: str | Path, key: str) -> str:

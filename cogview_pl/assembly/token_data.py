@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from cogview_pl.assembly.models import open_image_tokenizer
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel
+from cogview_pl.config.parts import model_options
 from cogview_pl.config.schema import Config
 from cogview_pl.data.config import TokenSource
 from cogview_pl.data.mixing import mixed
@@ -59,7 +60,7 @@ def open_tokens(config: Config, folder: RunFolder, start: SequenceModel | None) 
     store = TokenStore.open(path / STORE)
     text = TextTokenizer.load(path / TEXT_MODEL)
     source = config.image_tokenizer.path or path / IMAGE_TOKENIZER_FOLDER
-    image_tokenizer = open_image_tokenizer(config, source, "image_tokenizer.path")
+    image_tokenizer = open_image_tokenizer(model_options(config), source, "image_tokenizer.path")
     store.require(text_tokenizer=text.identity, image_tokenizer=image_tokenizer.identity)
     inputs = {"data.token_store": store.fingerprint()}
     return Tokens(store, text, image_tokenizer, metrics, inputs)
@@ -73,7 +74,7 @@ def _open_file(config: Config, file: Path) -> Tokens:
             "that made it, or give the folder of a run of task=tokenize"
         )
     text = TextTokenizer.load(config.text.model)
-    image_tokenizer = open_image_tokenizer(config, config.image_tokenizer.path, "image_tokenizer.path")
+    image_tokenizer = open_image_tokenizer(model_options(config), config.image_tokenizer.path, "image_tokenizer.path")
     store = ReleasedFile.open(
         file,
         grid=image_tokenizer.grid,

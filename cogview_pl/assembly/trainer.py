@@ -1,10 +1,11 @@
-"""What both stages share when they train: the Trainer, resume, the final metrics."""
+"""Training of both stages: the Trainer, resume, the final metrics."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from cogview_pl.assembly.strategy import check_heads, lightning_strategy, without_fused_kernel
-from cogview_pl.config.schema import Config, instantiate
+from cogview_pl.assembly.instantiate import instantiate
+from cogview_pl.assembly.options import TrainingOptions
+from cogview_pl.assembly.strategy import DEEPSPEED, check_heads, lightning_strategy
+from cogview_pl.data.config import DataConfig
 from cogview_pl.durable.write import disk_full_named
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS, Stopped
 from cogview_pl.lit.callbacks import StopAtStepEnd
 from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
+from cogview_pl.lit.config import StrategyKind
 from cogview_pl.lit.data_module import DataModule
 from cogview_pl.lit.optimizers import OptimizerFactory
 from cogview_pl.runs.ranks import require_node
@@ -28,28 +32,38 @@ from cogview_pl.runs.resume import checkpoint_of, remember_in_checkpoints, requi
 from cogview_pl.runs.run_folder import RunFolder
 
 _LOG = "tensorboard"
-_SEQUENCES = ("replay_share", "conditioning_dropout", "token_noise")
 _HIDES = "Please call `iter(combined_loader)` first"
 """What Lightning's clean-up raises in place of an error that came up while a loader was started."""
 
 
-def optimizer_factory(config: Config) -> OptimizerFactory:
+def optimizer_node(options: TrainingOptions) -> dict[str, Any]:
+    """The `_target_` node of the optimizer.
+
+    With tensor parallelism it is without `fused`: that kernel takes no mixture of full and sharded tensors.
+    """
+    node = options.optimizer.optimizer
+    if options.strategy.kind == StrategyKind.tp and node.get("fused"):
+        return {**node, "fused": False}
+    return node
+
+
+def optimizer_factory(options: TrainingOptions) -> OptimizerFactory:
     """The optimizer that `conf/optimizer/` describes; raises UserError if it does not take its arguments."""
-    build = instantiate(without_fused_kernel(config), "optimizer.optimizer")
+    build = instantiate(optimizer_node(options), "optimizer.optimizer")
     try:
         build([torch.nn.Parameter(torch.zeros(1))])  # a partial finds wrong arguments only when it is called
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer.optimizer: {error}; see conf/optimizer/") from error
     return OptimizerFactory(
         build=build,
-        weight_decay=config.optimizer.weight_decay,
-        warmup=config.optimizer.warmup,
-        final_lr=config.optimizer.final_lr,
+        weight_decay=options.optimizer.weight_decay,
+        warmup=options.optimizer.warmup,
+        final_lr=options.optimizer.final_lr,
     )
 
 
-def seed(config: Config) -> None:
-    """Seed every random generator, and keep Lightning quiet about choices that are ours."""
+def seed_all(seed: int) -> None:
+    """Seed every random generator, and silence warnings of Lightning about choices that are ours."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -57,48 +71,70 @@ def seed(config: Config) -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message="To copy construct from a tensor.*")  # a learning rate of torchao's
     warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")  # what is logged is summed up
-    seed_everything(config.seed, workers=True, verbose=False)
+    seed_everything(seed, workers=True, verbose=False)
+
+
+def data_module(
+    train_set: Any, val_set: Any, collate: Callable[[list[Any]], Any], data: DataConfig, seed: int
+) -> DataModule:
+    """The loaders of a training run, as `data=` describes them."""
+    return DataModule(
+        train_set,
+        val_set,
+        collate=collate,
+        batch_size=data.batch_size,
+        num_workers=data.num_workers,
+        seed=seed,
+        worker_timeout=data.worker_timeout,
+        look=SIGNALS.check_while_waiting,
+    )
 
 
 def train(
-    config: Config,
+    options: TrainingOptions,
     folder: RunFolder,
     module: LightningModule,
     data: DataModule,
+    *,
     identity: dict[str, Any],
+    settings: dict[str, Any],
     inputs: dict[str, str],
+    num_heads: int | None = None,
 ) -> dict[str, float]:
     """Train, validate at the end, and return the last value of every logged metric.
 
     Args:
-        config: the run's configuration.
+        options: the run's.
         folder: its folder; with `resume` set it holds the checkpoint to go on from.
-        module, data: what to train and on what.
+        module, data: the model and its training and validation data.
         identity: kind and constructor arguments of the model, kept in checkpoints and compared on resume.
+        settings: further values that must not change while a run is stopped, noted in the folder.
         inputs: hashes of the data and of the model to start from, noted in the folder and compared on resume.
+        num_heads: attention heads, which strategy=tp divides; None for a model without any.
 
     Raises:
         UserError: the checkpoint is of another stage or model, or an input is not what it was.
         Stopped: after a signal, once the checkpoint is saved.
     """
-    checkpoint = checkpoint_of(config, folder)
+    checkpoint = checkpoint_of(folder, options.resume, folders=options.strategy.kind in DEEPSPEED)
     identity = {**identity, "inputs": inputs}
-    metrics: dict[str, Any] = {} if checkpoint is None else require_same_run(checkpoint, identity, config.verify)
+    metrics: dict[str, Any] = {} if checkpoint is None else require_same_run(checkpoint, identity, options.verify)
     remember_in_checkpoints(module, identity, metrics)
-    require_node(config.trainer.get("num_nodes", 1))
-    trainer = _trainer(config, folder)
-    check_heads(config, trainer)
+    require_node(options.trainer.get("num_nodes", 1))
+    trainer = _trainer(options, folder)
+    if num_heads is not None:
+        check_heads(options.strategy, num_heads, trainer)
     with folder.processes.first_goes_ahead() as first:
         if first:
-            folder.require_same(_settings(config), inputs, config.verify)
+            folder.require_same({**_settings(options), **settings}, inputs, options.verify)
             folder.begin()
     SIGNALS.check()
     with disk_full_named(folder / _LOG):  # all other files are named where they are written
         _fit(trainer, module, data, checkpoint)
         found = trainer.callback_metrics
         metrics |= found
-        # A run that was ended behind its last step has not validated in this process.
-        steps = _validation_interval(config) // config.trainer["accumulate_grad_batches"]
+        # A run that was stopped after its last step has not validated in this process.
+        steps = _validation_interval(options.trainer) // options.trainer["accumulate_grad_batches"]
         if trainer.global_step % steps or not any(name.startswith("val/") for name in found):
             trainer.validate(module, datamodule=data, verbose=False)
             metrics |= trainer.callback_metrics
@@ -124,50 +160,46 @@ def _fit(trainer: Trainer, module: LightningModule, data: DataModule, checkpoint
         ) from error
 
 
-def _settings(config: Config) -> dict[str, Any]:
-    """What must not change while a run is stopped, besides the model; sizes of batches may, with the devices."""
-    chosen = {name: getattr(config.sequences, name) for name in _SEQUENCES}
+def _settings(options: TrainingOptions) -> dict[str, Any]:
+    """Values that must not change while a run is stopped; batch sizes may, with the devices."""
     return {
-        "seed": config.seed,
-        "optimizer.optimizer._target_": config.optimizer.optimizer["_target_"],
-        "template.layout": config.template.layout,
-        "template.loss": dict(config.template.loss),
-        **{f"sequences.{name}": value for name, value in chosen.items()},
+        "seed": options.seed,
+        "optimizer.optimizer._target_": options.optimizer.optimizer["_target_"],
     }
 
 
-def _trainer(config: Config, folder: RunFolder) -> Trainer:
-    callbacks = [instantiate(node, f"callbacks.{name}") for name, node in config.callbacks.items()]
-    callbacks.insert(
-        0, StopAtStepEnd(lambda: SIGNALS.asked, SIGNALS.listen, _defer_signals)
-    )  # the others log with its step
-    if not config.logger:  # learning rates are for nobody to see, and their callback would refuse to run
+def _trainer(options: TrainingOptions, folder: RunFolder) -> Trainer:
+    callbacks = [instantiate(node, f"callbacks.{name}") for name, node in options.callbacks.items()]
+    # First, since the others log with its step.
+    callbacks.insert(0, StopAtStepEnd(lambda: SIGNALS.asked, SIGNALS.listen, _defer_signals))
+    if not options.logger:  # learning rates are for nobody to see, and their callback would refuse to run
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
-    loggers = [instantiate(node, f"logger.{name}") for name, node in config.logger.items()]
+    loggers = [instantiate(node, f"logger.{name}") for name, node in options.logger.items()]
     try:
         return Trainer(
-            **{**config.trainer, "val_check_interval": _validation_interval(config)},
-            **config.precision,
-            strategy=lightning_strategy(config),
+            **{**options.trainer, "val_check_interval": _validation_interval(options.trainer)},
+            **options.precision,
+            strategy=lightning_strategy(options.strategy),
             callbacks=callbacks,
             logger=loggers or False,
             plugins=[DurableCheckpointIO()],
-            gradient_clip_val=config.optimizer.gradient_clip,
+            gradient_clip_val=options.optimizer.gradient_clip,
             default_root_dir=str(folder.path),
             use_distributed_sampler=False,  # the data module deals samples out itself
             max_epochs=-1,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             enable_model_summary=False,
-            enable_progress_bar="progress" in config.callbacks,
+            enable_progress_bar="progress" in options.callbacks,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer, precision or strategy: {error}") from error
 
 
-def _validation_interval(config: Config) -> int:
-    interval = config.trainer["val_check_interval"] * config.trainer["accumulate_grad_batches"]
-    return min(interval, config.trainer["max_steps"] * config.trainer["accumulate_grad_batches"])
+def _validation_interval(trainer: Mapping[str, Any]) -> int:
+    """Batches between validations."""
+    steps: int = min(trainer["val_check_interval"], trainer["max_steps"])
+    return steps * int(trainer["accumulate_grad_batches"])
 
 
 def _defer_signals(deferred: bool) -> None:

@@ -9,14 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import hydra.utils
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from cogview_pl.config.choices import Verb
 from cogview_pl.data.config import DataConfig, FolderDataConfig, SequencesConfig, TokenStoreConfig, WebDatasetConfig
-from cogview_pl.errors import UserError
 from cogview_pl.evaluation.config import EvaluateConfig, FeaturesConfig
 from cogview_pl.generation.config import Quantization, SamplerConfig
 from cogview_pl.limits import MISSING, count, seed_number
@@ -94,15 +91,6 @@ class Config:
     logger: dict[str, Any] = field(default_factory=dict)
     common: list[str] = field(default_factory=list)
     stages: dict[str, list[str]] = field(default_factory=dict)
-
-
-def instantiate(node: dict[str, Any], key: str) -> Any:
-    """The object that a `_target_` node describes; raises UserError naming its `key` if it cannot be made."""
-    try:
-        return hydra.utils.instantiate(node)
-    except HydraException as error:
-        reason = str(error).replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", ";").strip()
-        raise UserError(f"{key}: {reason}") from error
 
 
 def register_schemas() -> None:

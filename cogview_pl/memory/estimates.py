@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from cogview_pl.assembly.model_specs import images_of_run
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.schema import Config
+from cogview_pl.memory.bridge import images_of_run
 from cogview_pl.memory.cards import WORKSPACE
 from cogview_pl.memory.image_tokenizer import encoding_height
 from cogview_pl.memory.inference import generate, image_tokenizer_bytes, magnify, rerank

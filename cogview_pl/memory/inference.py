@@ -8,10 +8,6 @@ from pathlib import Path
 
 import torch
 
-from cogview_pl.assembly.model_specs import ImageSizes, SequenceSizes, written_sizes
-from cogview_pl.assembly.models import quantization, weights_dtype
-from cogview_pl.assembly.pipelines import sampling
-from cogview_pl.assembly.strategy import tensor_parts
 from cogview_pl.checkpoints.model_folder import build_vqvae
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.schema import Config
@@ -19,12 +15,21 @@ from cogview_pl.generation.engine.packed_cpu import packed_bytes
 from cogview_pl.generation.quantization import matrix_bytes
 from cogview_pl.generation.sampling import Sampling
 from cogview_pl.generation.super_resolution.parallel_windows import timetable
+from cogview_pl.memory.bridge import (
+    ImageSizes,
+    SequenceSizes,
+    quantization,
+    read_prompts,
+    sampling,
+    tensor_parts,
+    weights_dtype,
+    written_sizes,
+)
 from cogview_pl.memory.decoding import Decoding, decoding_height, scoring_height
 from cogview_pl.memory.image_tokenizer import decoding_height as image_height
 from cogview_pl.memory.image_tokenizer import encoding_height
 from cogview_pl.memory.model import Model, counted
 from cogview_pl.memory.phases import Moments
-from cogview_pl.tasks.generate import read_prompts
 from cogview_pl.vocab import CodeSlot, TextSlot, TextTokenizer
 from cogview_pl.vocab.config import TemplateConfig
 

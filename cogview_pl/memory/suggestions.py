@@ -8,14 +8,13 @@ from copy import deepcopy
 from itertools import product
 from typing import Any, NamedTuple
 
-from cogview_pl.assembly.checks import ADAMW_8BIT, check_levers
-from cogview_pl.assembly.models import starts_from_weights
-from cogview_pl.assembly.strategy import check_strategy
+from cogview_pl.assembly.checks import ADAMW_8BIT
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.generation.config import Quantization
 from cogview_pl.lit.config import StrategyKind
+from cogview_pl.memory.bridge import check_levers, check_strategy, starts_from_weights
 from cogview_pl.transformer.config import ActivationCheckpointing
 
 _HALVINGS = 6

@@ -8,16 +8,24 @@ from typing import Any
 import torch
 
 from cogview_pl.assembly.checks import ADAMW_OFFLOAD
-from cogview_pl.assembly.lora import lora_options
-from cogview_pl.assembly.model_specs import SequenceSizes, configured_images, predicted_ids, trained_sizes
-from cogview_pl.assembly.models import starts_from_weights
-from cogview_pl.assembly.strategy import num_devices, tensor_parts, without_fused_kernel
+from cogview_pl.assembly.instantiate import instantiate
 from cogview_pl.checkpoints.model_folder import build_vqvae
 from cogview_pl.config.choices import Verb
-from cogview_pl.config.schema import Config, instantiate
+from cogview_pl.config.schema import Config
 from cogview_pl.data.config import TokenSource
 from cogview_pl.data.sequence_dataset import SequenceBatch, SequenceCollator
 from cogview_pl.generation.sampling import Sampling
+from cogview_pl.memory.bridge import (
+    SequenceSizes,
+    configured_images,
+    lora_options,
+    num_devices,
+    predicted_ids,
+    starts_from_weights,
+    tensor_parts,
+    trained_sizes,
+    without_fused_kernel,
+)
 from cogview_pl.memory.decoding import Decoding, decoding_height
 from cogview_pl.memory.image_tokenizer import decoding_height as image_height
 from cogview_pl.memory.image_tokenizer import encoding_height, training_heights

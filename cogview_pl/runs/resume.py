@@ -11,24 +11,27 @@ from typing import Any
 import torch
 from lightning import LightningModule
 
-from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
-from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.run_folder import CHECKPOINT, RunFolder
 
 _OURS = "cogview_pl"  # key of what we add to Lightning's checkpoints
 _PARTS = {"state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict}
 _NEVER_EMPTY = ("state_dict", "optimizer_states", "loops")
-_DEEPSPEED = (StrategyKind.deepspeed_2, StrategyKind.deepspeed_3)
 
 
-def checkpoint_of(config: Config, folder: RunFolder) -> Path | None:
-    """The checkpoint to go on from: the one that `resume` names, or the newest; None for a run without."""
-    if not config.resume:
+def checkpoint_of(folder: RunFolder, resume: Any, *, folders: bool) -> Path | None:
+    """The checkpoint to go on from: the one that `resume` names, or the newest; None for a run without.
+
+    Args:
+        folder: of the run.
+        resume: the key of the configuration.
+        folders: whether checkpoints are folders, as DeepSpeed's are.
+    """
+    if not resume:
         return None
-    given = Path(str(config.resume))
+    given = Path(str(resume))
     file = given if given.suffix == ".ckpt" else folder / CHECKPOINT
-    if file.is_dir() and config.strategy.kind not in _DEEPSPEED:
+    if file.is_dir() and not folders:
         raise UserError(f"resume: {file} is a folder, as DeepSpeed's checkpoints are; go on with the same strategy")
     return file if file.exists() else None
 

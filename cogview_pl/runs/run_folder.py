@@ -17,7 +17,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cogview_pl.checkpoints.manifest import file_hash
-from cogview_pl.config.choices import Verb
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.durable.write import clear_for_writing, is_draft, write_bytes, write_text
 from cogview_pl.errors import UserError
@@ -36,11 +35,11 @@ SAMPLES = "samples.jsonl"
 
 _LATEST = "latest"
 _AUTO = "auto"
-_PROOFS: dict[Verb, tuple[str, ...]] = {
-    Verb.fit_image_tokenizer: (CHECKPOINT,),
-    Verb.fit_sequence_model: (CHECKPOINT, f"tokens/{STORE_HEADER}"),
-    Verb.tokenize: (STORE_HEADER,),
-    Verb.generate: (SAMPLES,),
+_PROOFS: dict[str, tuple[str, ...]] = {
+    "fit_image_tokenizer": (CHECKPOINT,),
+    "fit_sequence_model": (CHECKPOINT, f"tokens/{STORE_HEADER}"),
+    "tokenize": (STORE_HEADER,),
+    "generate": (SAMPLES,),
 }
 """Verb → files of which one is there when `resume` has something to go on with."""
 
@@ -272,7 +271,7 @@ def open_run(composed: DictConfig, job: int | None) -> tuple[RunFolder, Any]:
 
 def _find_run(composed: DictConfig, job: int | None) -> tuple[RunFolder, Any]:
     outputs, task, given, resume = (composed[key] for key in ("outputs", "task", "run_dir", "resume"))
-    proofs = _PROOFS.get(composed.verb, ())
+    proofs = _PROOFS.get(composed.verb.value, ())
     if resume == _AUTO:
         if given is None:
             raise UserError("resume=auto: set run_dir, which is where it looks for a run to go on with")
@@ -285,7 +284,7 @@ def _find_run(composed: DictConfig, job: int | None) -> tuple[RunFolder, Any]:
     return interrupted_run(outputs, task, resume, proofs), resume
 
 
-def can_go_on(folder: Path, verb: Verb) -> bool:
+def can_go_on(folder: Path, verb: str) -> bool:
     """Whether a run of a verb has left something for `resume`."""
     return _holds(folder, _PROOFS.get(verb, ()))
 

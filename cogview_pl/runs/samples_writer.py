@@ -1,146 +1,136 @@
-"""What `task=generate` has painted so far: images and `samples.jsonl`, so that a stopped run can go on.
+"""Generated images of a run and their list, `samples.jsonl`, written so that a stopped run can go on.
 
-A image is on disk before its line in the list is, so a list never names one that is not there. A run goes on behind
-the last group of prompts whose images are all there: groups are painted as in a run that was never stopped.
+An image is on disk before its line in the list is, so a list never names a missing image. A run goes on after the last
+group of prompts whose images are all there: groups are generated as in a run that was never stopped.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from cogview_pl.assembly.models import model_hash
-from cogview_pl.assembly.pipelines import Painting
-from cogview_pl.config.schema import Config
 from cogview_pl.data.records import read_record, record_line
 from cogview_pl.durable.write import append, write_bytes
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.runs.image_files import save_image
-from cogview_pl.runs.run_folder import SAMPLES, RunFolder, predecessor
-
-_SAMPLES_FOLDER = "samples"
+from cogview_pl.runs.run_folder import SAMPLES, RunFolder
 
 
-class PaintedImages:
-    """The images of a run, numbered in the order in which they are painted.
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A finished image."""
 
-    Of several processes that paint the same images together the first one writes them.
+    prompt: str
+    seed: int
+    image: Image.Image
+    caption_loss: float | None
+    """Nats per text token, the lower the better; None without a captioner."""
+
+
+class SamplesWriter:
+    """Writes images, numbered in the order in which they are generated.
+
+    Where several processes generate the same images together, only the first one writes.
 
     Args:
-        config: of the run.
-        folder: its folder.
-        each: images kept of a prompt.
+        folder: of the run.
+        kept: images kept of each prompt.
+        settings, inputs: values and hashes of models that the images depend on; a run that goes on must have the same.
+        verify: whether `inputs` are compared.
 
     Raises:
         UserError: the run goes on, and was begun with other models or settings.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, each: int) -> None:
-        self._run = folder
-        self._folder = folder.path
-        self._writes = folder.writes
-        self._each = each
-        if self._writes:
-            folder.require_same(_settings(config), _models(config), config.verify)
+    def __init__(
+        self,
+        folder: RunFolder,
+        kept: int,
+        *,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        verify: bool,
+    ) -> None:
+        self._run, self._folder = folder, folder.path
+        self._kept = kept
+        self._count = 0
+        if folder.writes:
+            folder.require_same(settings, inputs, verify)
 
     def start(self) -> None:
         """Begin an empty list."""
-        if self._writes:
+        if self._run.writes:
             self._run.begin()
             write_bytes(self._folder / SAMPLES, b"")
 
-    def go_on(self, prompts: Sequence[str], group: int) -> list[Painting]:
-        """The paintings of the finished groups; lines behind them are taken out of the list.
+    def go_on(self, prompts: Sequence[str], group: int) -> list[GeneratedImage]:
+        """The images of the finished groups; lines after them are taken out of the list.
 
         Args:
             prompts: all prompts.
-            group: so many are painted at once.
+            group: prompts that are generated at once.
 
         Raises:
-            UserError: the list was painted from other prompts.
+            UserError: the list is of other prompts.
         """
         lines = (self._folder / SAMPLES).read_bytes().split(b"\n")[:-1]  # a kill may have cut the last one
-        found: list[Painting] = []
+        found: list[GeneratedImage] = []
         for number, line in enumerate(lines):
             SIGNALS.check()
             try:
                 record = read_record(line, ours=True)
-                prompt = prompts[number // self._each]
+                prompt = prompts[number // self._kept]
                 if record["prompt"] != prompt:
                     raise UserError(
                         f"resume: {self._folder / SAMPLES} goes on with prompt {record['prompt']!r} where this run has "
                         f"{prompt!r}; give the same prompts, or start anew without resume"
                     )
-                found.append(self._painting(number, record))
+                found.append(self._read(number, record))
             except (ValueError, KeyError, IndexError, TypeError, OSError, SyntaxError, Image.DecompressionBombError):
-                break  # from here on everything is painted again
-        if len(found) < len(prompts) * self._each:
-            found = found[: len(found) // (group * self._each) * group * self._each]
-        if self._writes:
+                break  # from here on everything is generated again
+        if len(found) < len(prompts) * self._kept:
+            found = found[: len(found) // (group * self._kept) * group * self._kept]
+        if self._run.writes:
             self._run.begin()
             write_bytes(self._folder / SAMPLES, b"".join(line + b"\n" for line in lines[: len(found)]))
+        self._count = len(found)
         return found
 
-    def add(self, number: int, painting: Painting) -> None:
-        """Write a image, then its line."""
-        if not self._writes:
+    def add(self, generated: GeneratedImage) -> None:
+        """Write the next image, then its line."""
+        number, self._count = self._count, self._count + 1
+        if not self._run.writes:
             return
-        file = self._file(number)
-        (self._folder / file).parent.mkdir(parents=True, exist_ok=True)
-        save_image(painting.image, self._folder / file)
-        record = _record(painting, file) | {"file_crc32": zlib.crc32((self._folder / file).read_bytes())}
-        append(self._folder / SAMPLES, record_line(record))
+        file = self._folder / self._name(number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_image(generated.image, file)
+        record: dict[str, object] = {
+            "prompt": generated.prompt,
+            "file": str(self._name(number)),
+            "seed": generated.seed,
+            "width": generated.image.width,
+            "height": generated.image.height,
+        }
+        if generated.caption_loss is not None:
+            record["caption_loss"] = generated.caption_loss
+        append(self._folder / SAMPLES, record_line({**record, "file_crc32": zlib.crc32(file.read_bytes())}))
 
-    def _file(self, number: int) -> Path:
-        return Path(_SAMPLES_FOLDER) / f"{number // self._each:04d}" / f"{number % self._each:02d}.png"
+    def _name(self, number: int) -> Path:
+        """Image file of a number, relative to the run folder."""
+        return Path("samples", f"{number // self._kept:04d}", f"{number % self._kept:02d}.png")
 
-    def _painting(self, number: int, record: dict[str, Any]) -> Painting:
-        if "file_crc32" not in record or record["file"] != str(self._file(number)):
-            raise ValueError("another image's line")
-        file = self._folder / self._file(number)
+    def _read(self, number: int, record: dict[str, Any]) -> GeneratedImage:
+        if "file_crc32" not in record or record["file"] != str(self._name(number)):
+            raise ValueError("the line is of another image")
+        file = self._folder / self._name(number)
         if not file.is_file() or zlib.crc32(file.read_bytes()) != record["file_crc32"]:
             raise ValueError("the image is damaged")
         with Image.open(file, formats=["PNG"]) as stored:
             image = stored.convert("RGB")
-        return Painting(record["prompt"], record["seed"], image, record.get("caption_loss"), self._each)
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """What images depend on besides their prompts and the models, as plain values."""
-    return {
-        "seed": config.seed,
-        "num_images_per_prompt": config.num_images_per_prompt,
-        "top_n": config.top_n,
-        "quantization": config.quantization and config.quantization.value,
-        "precision": config.precision.get("precision"),
-        **{f"sampler.{key}": getattr(value, "value", value) for key, value in asdict(config.sampler).items()},
-    }
-
-
-def _models(config: Config) -> dict[str, str]:
-    """Hashes of the models that images depend on."""
-    others = {key: getattr(config, key) for key in ("rerank_with", "upscale_with")}
-    painter = predecessor(config.outputs, "pretrain", "init_from", config.init_from)
-    return {
-        "init_from": model_hash(painter),
-        **{key: "" if path is None else model_hash(path) for key, path in others.items()},
-    }
-
-
-def _record(painting: Painting, file: Path) -> dict[str, object]:
-    record: dict[str, object] = {
-        "prompt": painting.prompt,
-        "file": str(file),
-        "seed": painting.seed,
-        "width": painting.image.width,
-        "height": painting.image.height,
-    }
-    if painting.caption_loss is not None:
-        record["caption_loss"] = painting.caption_loss
-    return record
+        return GeneratedImage(record["prompt"], record["seed"], image, record.get("caption_loss"))

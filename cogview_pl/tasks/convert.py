@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from cogview_pl.assembly.models import open_image_tokenizer, open_sequence_model
+from cogview_pl.assembly.options import ModelOptions
 from cogview_pl.checkpoints.adapter_folder import find_adapter
 from cogview_pl.checkpoints.model_folder import (
     IMAGE_TOKENIZER,
@@ -18,11 +19,13 @@ from cogview_pl.checkpoints.model_folder import (
     save_sequence_model,
 )
 from cogview_pl.checkpoints.released import is_released, is_vqvae_file, save_transformer, save_vqvae
+from cogview_pl.config.parts import model_options
 from cogview_pl.config.schema import Config
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.errors import UserError
 from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.vocab import Vocabulary
+from cogview_pl.vocab.config import TemplateConfig
 
 _SOURCE = "convert.source"
 
@@ -36,16 +39,20 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"convert.target={target} exists ({why_unusable(target)}); choose another or delete it")
     to_ours = is_released(source) or find_adapter(source) is not None
-    parameters = _to_ours(config, source, target) if to_ours else _to_released(source, target, config.verify)
+    parameters = (
+        _to_ours(model_options(config), config.template, source, target)
+        if to_ours
+        else _to_released(source, target, config.verify)
+    )
     return {"convert/parameters": parameters}
 
 
-def _to_ours(config: Config, source: Path, target: Path) -> int:
+def _to_ours(options: ModelOptions, template: TemplateConfig, source: Path, target: Path) -> int:
     if source.is_file() and is_vqvae_file(source, _SOURCE, verify=False):
-        tokenizer = open_image_tokenizer(config, source, _SOURCE)
+        tokenizer = open_image_tokenizer(options, source, _SOURCE)
         save_image_tokenizer(target, tokenizer)
         return _size(tokenizer.model)
-    found = open_sequence_model(config, source, _SOURCE, config.template)
+    found = open_sequence_model(options, source, _SOURCE, template)
     save_sequence_model(
         target,
         found.model,

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from cogview_pl.assembly.image_data import open_images
-from cogview_pl.assembly.trainer import seed
+from cogview_pl.assembly.trainer import seed_all
 from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
@@ -25,10 +25,10 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     assert isinstance(config.data, ToyDataConfig)  # no other source takes what conf/task/features.yaml sets
     if len(config.data.styles) < 2:
         raise UserError(f"data.styles={config.data.styles}: a network learns to tell styles apart; give two or more")
-    seed(config)
+    seed_all(config.seed)
     styles = config.data.styles
     started = time.perf_counter()
-    images, labels, attributes = _draw(config, "train")
+    images, labels, attributes = _images(config.data, "train")
     network = ToyNetwork(options.hidden_size, options.num_features, len(styles))
     steps = options.epochs * -(-len(images) // config.data.batch_size)
     with tqdm(total=steps, unit="step", desc="fit", disable=None) as progress:
@@ -52,7 +52,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
             on_step=count,
         )
     save_network(network, folder / "model", config.data.image_size, styles)
-    images, labels, _ = _draw(config, "val")
+    images, labels, _ = _images(config.data, "val")
     with torch.no_grad():
         found = torch.cat([network(part.float() / 255)[1].argmax(1) for part in images.split(config.data.batch_size)])
     return {
@@ -61,13 +61,13 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     }
 
 
-def _draw(config: Config, split: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _images(data: ToyDataConfig, split: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Images uint8 `(N, 3, Y, X)`, number of the style `(N,)`, which attributes occur `(N, A)`."""
-    source = open_images(config.data, split)
+    source = open_images(data, split)
     assert isinstance(source, ToyDataset)
     numbers = range(len(source))
     images = []
-    for number in tqdm(numbers, unit="pic", desc=f"draw {split}", disable=None):
+    for number in tqdm(numbers, unit="image", desc=f"render {split}", disable=None):
         SIGNALS.check()
         images.append(source[number].image)
     labels = [source.styles.index(source.style(i)) for i in numbers]

@@ -1,46 +1,45 @@
-"""task=pretrain and its relatives: train stage 2 on a token store."""
+"""task=pretrain, super_resolution, style and caption: train stage 2 on a token store."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cogview_pl.assembly.checks import check_levers
-from cogview_pl.assembly.compiler import prepare_compiler
-from cogview_pl.assembly.lora import adapt, check_lora, check_lora_alone, lora_identity, save_lora
-from cogview_pl.assembly.model_specs import predicted_ids, transformer_settings
-from cogview_pl.assembly.models import (
-    check_positions,
-    check_precision,
-    layout_settings,
-    model_hash,
-    open_sequence_model,
-    starts_from_weights,
+from cogview_pl.assembly.checks import check_training, prepare_compiler
+from cogview_pl.assembly.lora import (
+    adapt,
+    check_image_tokenizer_of_adapter,
+    check_lora,
+    lora_identity,
+    save_lora,
 )
-from cogview_pl.assembly.strategy import check_strategy, make_whole
+from cogview_pl.assembly.model_specs import predicted_ids, transformer_settings
+from cogview_pl.assembly.models import check_positions, open_sequence_model, require_same, weights_dtype
+from cogview_pl.assembly.options import ModelOptions, TrainingOptions, sequence_settings
+from cogview_pl.assembly.strategy import gather_full_weights
 from cogview_pl.assembly.token_data import Tokens, mixed_in, open_tokens, training_sequences, validation_sequences
-from cogview_pl.assembly.trainer import optimizer_factory, seed, train
+from cogview_pl.assembly.trainer import data_module, optimizer_factory, seed_all, train
 from cogview_pl.checkpoints.model_folder import SEQUENCE_MODEL, SequenceModel, build_template, save_sequence_model
+from cogview_pl.checkpoints.model_hash import model_hash
+from cogview_pl.config.parts import model_options, training_options
 from cogview_pl.config.schema import Config
 from cogview_pl.data.sequence_dataset import SequenceCollator
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.generation.pipeline import CogView
-from cogview_pl.lit.data_module import DataModule
 from cogview_pl.lit.sequence_model import SequenceModule
 from cogview_pl.runs.run_folder import RunFolder, predecessor
-from cogview_pl.tasks.fit_image_tokenizer import require_same
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary, is_text_to_image
+from cogview_pl.vocab.config import TemplateConfig
 
 _OF_THE_WEIGHTS = ("vocab_size", "num_layers", "hidden_size", "num_heads", "num_positions", "norm")
 """Settings in which a finetuned model must equal the one that it starts from."""
 
-_LOGGED_PROMPTS = 64  # captions kept for the callbacks that paint during training
+_LOGGED_PROMPTS = 64  # captions kept for the callbacks that generate images during training
 
 
 class Layout(NamedTuple):
-    """What follows from the configuration and a vocabulary."""
+    """Template and constructor arguments for one vocabulary."""
 
     template: Template
     template_settings: dict[str, Any]
@@ -48,91 +47,141 @@ class Layout(NamedTuple):
 
 
 class Base(NamedTuple):
-    """The model that a finetune starts from, and where it was read."""
+    """The model that a finetune starts from."""
 
     model: SequenceModel
     path: Path
+    name: str
+    """The key and its value, for messages."""
 
 
 def check(config: Config) -> None:
-    """Raises UserError for what does not go together, before anything is read."""
-    check_precision(config)
-    check_lora(config)
-    check_levers(config)
-    check_strategy(config, spreads=True)
-    prepare_compiler(config)
-    optimizer_factory(config)
+    """Raises UserError for options that do not go together, before anything is read."""
+    options = training_options(config)
+    check_lora(config.lora, config.model.hidden_size, starts_from_weights=options.starts_from_weights)
+    check_training(options, shardable=True)
+    prepare_compiler(options)
+    optimizer_factory(options)
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Train the sequence model and write `model/`, or with LoRA `adapter/` and maybe `model/`."""
-    seed(config)
-    base = _open_base(config)
-    inputs = mixed_in(config) if base is None else {"init_from": model_hash(base.path), **mixed_in(config)}
-    if base is not None:  # what does not fit must not surface after an hour of tokenising
-        _require_sizes(config, base.model, _layout(config, base.model.template.vocabulary).transformer_settings)
+    seed_all(config.seed)
+    training, models = training_options(config), model_options(config)
+    base = _open_base(models, config.template, config.init_from, config.starts_from)
+    inputs = mixed_in(config)
+    if base is not None:  # a model that does not fit must not surface after an hour of tokenising
+        inputs = {"init_from": model_hash(base.path), **inputs}
+        _require_sizes(base, _layout(models, config.template, base.model.template.vocabulary))
     with folder.processes.first_goes_ahead() as first:
-        if first:  # noted now: a run that is stopped while it tokenises must go on with the same ones
+        if first:  # noted now: a run that is stopped while it tokenises must go on with the same inputs
             folder.require_same({}, inputs, config.verify)
     tokens = open_tokens(config, folder, base and base.model)
     vocabulary = Vocabulary(tokens.store.header.codebook_size, tokens.text.vocab_size)
-    layout = _layout(config, vocabulary)
-    seed(config)  # tokenising has drawn numbers, and does not when the run goes on
+    layout = _layout(models, config.template, vocabulary)
+    seed_all(config.seed)  # tokenising has drawn numbers, and does not when the run goes on
     model = Transformer(**layout.transformer_settings)
     if base is not None:
-        _require_tokenizers(config, base.model, tokens, vocabulary)
-        check_lora_alone(config, base.model, tokens.image_tokenizer.identity)
-        model.load_state_dict(base.model.model.state_dict(), assign=config.lora.rank > 0)  # share what is frozen
-        base = base if config.lora.rank else None  # else its weights would stay beside those that train
-    adapt(config, model)
+        _require_tokenizers(base, tokens, vocabulary)
+        check_image_tokenizer_of_adapter(config.lora, base.model, tokens.image_tokenizer.identity)
+        model.load_state_dict(base.model.model.state_dict(), assign=config.lora.rank > 0)  # share frozen weights
+        base = base if config.lora.rank else None  # else its weights would stay in memory during training
+    adapt(config.lora, model, weights_dtype(config.precision))
     model.set_training_pass(recompute=config.activation_checkpointing.value, compiled=config.compile)
-    identity = {**layout.transformer_settings, **lora_identity(config, base and base.model)}
-    module, data = _module(config, model, layout, tokens), _data(config, layout.template, tokens)
-    inputs |= tokens.inputs
-    metrics = train(config, folder, module, data, {"kind": SEQUENCE_MODEL, "settings": identity}, inputs)
-    make_whole(config, model, keep=folder.writes)
+    module = _module(
+        training,
+        model,
+        layout,
+        tokens,
+        slot_ids=predicted_ids(config.compat, layout.template),
+        token_noise=config.sequences.token_noise,
+    )
+    data = data_module(
+        training_sequences(config, tokens, layout.template),
+        validation_sequences(tokens, layout.template),
+        SequenceCollator(vocabulary.pad),
+        config.data,
+        config.seed,
+    )
+    identity = {**layout.transformer_settings, **(lora_identity(config.lora, base.model) if base else {})}
+    metrics = train(
+        training,
+        folder,
+        module,
+        data,
+        identity={"kind": SEQUENCE_MODEL, "settings": identity},
+        settings=sequence_settings(config.template, config.sequences),
+        inputs=inputs | tokens.inputs,
+        num_heads=config.model.num_heads,
+    )
+    gather_full_weights(config.strategy, model, keep=folder.writes)
     if folder.writes:
-        _save(config, folder, model, layout, tokens, base)
+        _save(training, folder, model, layout, tokens, base)
     return tokens.metrics | metrics
 
 
-def _module(config: Config, model: Transformer, layout: Layout, tokens: Tokens) -> SequenceModule:
+def _open_base(
+    options: ModelOptions, template: TemplateConfig, init_from: str | None, starts_from: str | None
+) -> Base | None:
+    """The model in `init_from`, or that of the newest run of the task to start from; None: random weights."""
+    if init_from is None and starts_from is None:
+        return None
+    path = predecessor(options.outputs, starts_from or "pretrain", "init_from", init_from)
+    name = f"init_from={init_from or f'{options.outputs}/{starts_from}/latest'}"
+    return Base(open_sequence_model(options, path, "init_from", template), path, name)
+
+
+def _layout(options: ModelOptions, template: TemplateConfig, vocabulary: Vocabulary) -> Layout:
+    settings = options.layout(template)
+    built = build_template(settings, vocabulary)
+    check_positions(built, options.transformer.num_positions)
+    return Layout(built, settings, transformer_settings(options.transformer, vocabulary))
+
+
+def _require_sizes(base: Base, layout: Layout) -> None:
+    wanted = {key: layout.transformer_settings[key] for key in _OF_THE_WEIGHTS}
+    require_same(base.model.settings["transformer"], wanted, base.name)
+
+
+def _require_tokenizers(base: Base, tokens: Tokens, vocabulary: Vocabulary) -> None:
+    sizes = {"codebook_size": vocabulary.codebook_size, "text_vocab_size": vocabulary.text_vocab_size}
+    require_same(base.model.settings["vocabulary"], sizes, base.name)
+    if base.model.text.identity != tokens.text.identity:
+        raise UserError(f"{base.name} was trained with another text tokenizer than the token store; tokenise with its")
+
+
+def _module(
+    options: TrainingOptions,
+    model: Transformer,
+    layout: Layout,
+    tokens: Tokens,
+    *,
+    slot_ids: list[range] | None,
+    token_noise: float,
+) -> SequenceModule:
     template = layout.template
     loaded = SequenceModel(model, template, tokens.text, tokens.image_tokenizer, layout.transformer_settings)
-    paints = is_text_to_image(template) and not config.strategy.kind.spreads
+    generates = is_text_to_image(template) and not options.strategy.kind.spreads
     return SequenceModule(
         model,
         slot_names=[slot.name for slot in template.slots],
-        slot_ids=predicted_ids(config, template),
+        slot_ids=slot_ids,
         target=template.slots.index(template.target),
-        token_noise=config.sequences.token_noise,
-        optimizer=optimizer_factory(config),
-        painter=CogView(loaded) if paints else None,
-        val_prompts=_captions(tokens, config.text.max_length),
-    )
-
-
-def _data(config: Config, template: Template, tokens: Tokens) -> DataModule:
-    return DataModule(
-        training_sequences(config, tokens, template),
-        validation_sequences(tokens, template),
-        collate=SequenceCollator(template.vocabulary.pad),
-        batch_size=config.data.batch_size,
-        num_workers=config.data.num_workers,
-        seed=config.seed,
-        worker_timeout=config.data.worker_timeout,
-        look=SIGNALS.check_while_waiting,
+        token_noise=token_noise,
+        optimizer=optimizer_factory(options),
+        painter=CogView(loaded) if generates else None,
+        val_prompts=_captions(tokens, layout.template_settings["text_length"]),
     )
 
 
 def _save(
-    config: Config, folder: RunFolder, model: Transformer, layout: Layout, tokens: Tokens, base: Base | None
+    options: TrainingOptions, folder: RunFolder, model: Transformer, layout: Layout, tokens: Tokens, base: Base | None
 ) -> None:
-    """Write what the run leaves; `base` is what adapters were trained beside, None without LoRA."""
-    whole: Transformer | None = model
+    """Write the trained model; `base` is the model that adapters were trained for, None without LoRA."""
+    full: Transformer | None = model
     if base is not None:
-        whole = save_lora(
-            config,
+        full = save_lora(
+            options.lora,
             folder,
             model,
             start=base.model,
@@ -141,10 +190,10 @@ def _save(
             template=layout.template_settings,
             image_tokenizer=tokens.image_tokenizer.identity,
         )
-    if whole is not None:
+    if full is not None:
         save_sequence_model(
             folder / "model",
-            whole,
+            full,
             transformer=layout.transformer_settings,
             template=layout.template_settings,
             vocabulary=layout.template.vocabulary,
@@ -153,42 +202,8 @@ def _save(
         )
 
 
-def _layout(config: Config, vocabulary: Vocabulary) -> Layout:
-    template_settings = layout_settings(config, config.template)
-    template = build_template(template_settings, vocabulary)
-    settings = transformer_settings(config, vocabulary)
-    check_positions(template, settings["num_positions"])
-    return Layout(template, template_settings, settings)
-
-
-def _open_base(config: Config) -> Base | None:
-    """The model in `init_from`, or that of the newest run of the task to start from; None: random weights."""
-    if not starts_from_weights(config):
-        return None
-    path = predecessor(config.outputs, config.starts_from or "pretrain", "init_from", config.init_from)
-    return Base(open_sequence_model(config, path, "init_from", config.template), path)
-
-
-def _require_sizes(config: Config, start: SequenceModel, settings: dict[str, Any]) -> None:
-    wanted = {key: settings[key] for key in _OF_THE_WEIGHTS}
-    require_same(start.settings["transformer"], wanted, _source(config))
-
-
-def _require_tokenizers(config: Config, start: SequenceModel, tokens: Tokens, vocabulary: Vocabulary) -> None:
-    sizes = {"codebook_size": vocabulary.codebook_size, "text_vocab_size": vocabulary.text_vocab_size}
-    require_same(start.settings["vocabulary"], sizes, _source(config))
-    if start.text.identity != tokens.text.identity:
-        raise UserError(
-            f"{_source(config)} was trained with another text tokenizer than the token store; tokenise with its"
-        )
-
-
-def _source(config: Config) -> str:
-    return f"init_from={config.init_from or f'{config.outputs}/{config.starts_from}/latest'}"
-
-
 def _captions(tokens: Tokens, max_length: int) -> list[str]:
-    """The first captions for validation, cut as in training; those that then still make too long prompts are left out.
+    """The first validation captions, cut as in training; captions that then still make too long prompts are left out.
 
     (Text tokens cut in the middle of a word, or unknown ones, may become more when their text is read again.)
     """

@@ -1,171 +1,109 @@
-"""task=generate: prompts → images, `samples.jsonl` and a contact sheet."""
+"""task=generate: prompts → images, `samples.jsonl` and a contact sheet; with a captioner images → captions."""
 
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from torchvision.transforms.v2.functional import pil_to_tensor
-from tqdm import tqdm
 
-from cogview_pl.assembly.image_data import open_images
-from cogview_pl.assembly.pipelines import Painting, Studio, open_painter, open_studio
+from cogview_pl.assembly.captions import images_to_describe, judge_captions, write_captions
+from cogview_pl.assembly.models import inference_device
+from cogview_pl.assembly.options import GenerationOptions
+from cogview_pl.assembly.pipelines import open_generator, open_pipeline, sampling_of
+from cogview_pl.assembly.prompts import prompts_or_captions
+from cogview_pl.assembly.roles import CAPTION_WRITER, GENERATOR
+from cogview_pl.assembly.samples import write_samples
 from cogview_pl.checkpoints.model_folder import SequenceModel
+from cogview_pl.config.parts import generation_options
 from cogview_pl.config.schema import Config
-from cogview_pl.durable.read import why_unusable
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.retrieval import Ranked, best_of
-from cogview_pl.generation.contact_sheet import contact_sheet, load_font
+from cogview_pl.generation.contact_sheet import load_font
+from cogview_pl.generation.rerank import Captioner
 from cogview_pl.lit.config import StrategyKind
-from cogview_pl.runs.image_files import save_image
 from cogview_pl.runs.run_folder import RunFolder
-from cogview_pl.runs.samples_writer import PaintedImages
-from cogview_pl.tasks.generate_captions import describe
+from cogview_pl.runs.samples_writer import GeneratedImage
 from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.toy_world.judge import Judge, score_detected
 from cogview_pl.vocab import TextSlot
 
-_SHEET_ROWS = 24
-_SHEET_WIDTH = 8  # images across the contact sheet
-
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Paint every prompt, rank and enlarge the images if asked; held-out captions of the toy world are judged.
+    """Generate images of every prompt, rank and upscale them if asked; a captioner describes images instead.
 
-    A captioner describes images instead.
+    Images of the toy world's held-out captions are judged.
     """
-    loaded = open_painter(config)
-    if isinstance(loaded.template.target, TextSlot):
-        if config.strategy.kind == StrategyKind.tp:
-            raise UserError("strategy=tp: only images are painted on several devices; set strategy=single")
-        if config.resume:
-            raise UserError("resume: captions are written anew each time; start it without resume")
-        return describe(config, folder, loaded)
+    options = generation_options(config)
+    model = open_generator(options, GENERATOR if config.images is None else CAPTION_WRITER)
+    load_font(config.font, 12)
+    if isinstance(model.template.target, TextSlot):
+        return _describe(config, folder, model)
     if config.images is not None:
-        raise UserError("images: this model paints from text; set prompts, or init_from to a run of task=caption")
-    studio, prompts = ready_to_paint(config, loaded)
+        raise UserError("images: this model generates from text; set prompts, or init_from to a run of task=caption")
+    pipeline = open_pipeline(options, model)
+    prompts = prompts_or_captions(config.prompts, config.data, config.num_prompts)
+    pipeline.generator.tokenise(prompts)  # a prompt that is too long must not surface after an hour
     started = time.perf_counter()
-    paintings = paint(config, folder, studio, prompts)
+    images = write_samples(options, folder, pipeline, prompts)
     seconds = time.perf_counter() - started
-    if folder.writes:
-        save_sheet(config, folder, prompts, paintings)
-    painted = len(prompts) * config.num_images_per_prompt
+    length = model.template.target.length
     metrics = {
-        "generate/images": len(paintings),
-        "perf/images_per_s": len(paintings) / seconds,
-        "perf/tokens_per_s": painted * studio.painter.template.target.length / seconds,
+        "generate/images": len(images),
+        "perf/images_per_s": len(images) / seconds,
+        "perf/tokens_per_s": len(prompts) * config.num_images_per_prompt * length / seconds,
     }
     if config.rerank_with is not None:
-        metrics["generate/caption_loss"] = statistics.fmean(p.caption_loss for p in paintings if p.caption_loss)
+        metrics["generate/caption_loss"] = statistics.fmean(i.caption_loss for i in images if i.caption_loss)
     if config.prompts is None and isinstance(config.data, ToyDataConfig) and config.upscale_with is None:
-        metrics |= _judge(paintings)
+        metrics |= _judge(images, options)
     return metrics
 
 
-def ready_to_paint(config: Config, loaded: SequenceModel) -> tuple[Studio, list[str]]:
-    """The models and the prompts; raises UserError for whatever must not surface after an hour of painting."""
-    studio = open_studio(config, loaded)
-    prompts = read_prompts(config)
-    studio.painter.tokenise(prompts)
-    load_font(config.font, 12)
-    return studio, prompts
-
-
-def read_prompts(config: Config) -> list[str]:
-    """The prompts of a run: `prompts`, or captions of the validation split.
-
-    Raises:
-        UserError: there are none, or the file is missing.
-    """
-    given = config.prompts
-    if given is None:
-        source = open_images(config.data, "val")
-        return [source.text(index) for index in range(min(config.num_prompts, len(source)))]
-    if given == "-":
-        if sys.stdin is None or sys.stdin.closed:
-            raise UserError("prompts=-: standard input is closed; pipe one prompt per line into the command")
-        lines: Sequence[str] = sys.stdin.read().splitlines()
-    elif isinstance(given, str):
-        if not Path(given).is_file():
-            raise UserError(
-                f"prompts={given} {why_unusable(given)}; give a text file, a list prompts='[一个红色的圆形]', "
-                "or - for standard input"
-            )
-        try:
-            lines = Path(given).read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError:
-            raise UserError(f"prompts={given} is not UTF-8 text; save it as UTF-8") from None
-    elif isinstance(given, Sequence):
-        lines = [str(prompt) for prompt in given]
-    else:
-        raise UserError(f"prompts={given} is no text; give a list prompts='[一个红色的圆形]', a text file, or -")
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"prompts={given} holds no text; give at least one prompt")
-    for prompt in prompts:
-        if any("\ud800" <= sign <= "\udfff" for sign in prompt):
-            raise UserError(f"prompts: {prompt!r} is not valid Unicode; write it again")
-    return prompts
-
-
-def paint(config: Config, folder: RunFolder, studio: Studio, prompts: list[str]) -> list[Painting]:
-    """Paint and save in order; a image is on disk as soon as its batch of prompts is done.
-
-    With `resume` set, those that the folder holds are not painted again.
-    """
-    prompts_at_once = max(1, config.sampler.batch_size // config.num_images_per_prompt)
-    each = min(config.top_n or config.num_images_per_prompt, config.num_images_per_prompt)
-    done = PaintedImages(config, folder, each)
-    paintings: list[Painting] = []
+def _describe(config: Config, folder: RunFolder, model: SequenceModel) -> dict[str, float]:
+    """Write captions of images; those of the toy world are compared with the true ones."""
+    if config.strategy.kind == StrategyKind.tp:
+        raise UserError("strategy=tp: captions are written on one device; set strategy=single")
     if config.resume:
-        paintings = done.go_on(prompts, prompts_at_once)
-    else:
-        done.start()
-    finished = len(paintings) // each
-    with tqdm(
-        total=len(prompts), initial=finished, unit="prompt", desc="paint", disable=None if folder.writes else True
-    ) as progress:
-        for first in range(finished, len(prompts), prompts_at_once):
-            SIGNALS.check()
-            group = prompts[first : first + prompts_at_once]
-            for _, painting in studio.paint(
-                group, num_images_per_prompt=config.num_images_per_prompt, top_n=config.top_n, seed=config.seed
-            ):
-                done.add(len(paintings), painting)
-                paintings.append(painting)
-            progress.update(len(group))
-    return paintings
+        raise UserError("resume: captions are written anew each time; start it without resume")
+    if config.prompts is not None:
+        raise UserError("prompts: this model writes captions of images; set images, or init_from to a pretrain run")
+    device, dtype = inference_device(config.precision)
+    captioner = Captioner(model, device, dtype, config.quantization and config.quantization.value)
+    tokenizer = model.image_tokenizer
+    tokenizer.model.to(device)
+    images, skipped = images_to_describe(
+        config.images, config.data, config.num_prompts, tokenizer.settings["image_size"]
+    )
+    captions, metrics = write_captions(
+        folder,
+        captioner,
+        tokenizer,
+        images,
+        skipped,
+        sampling=sampling_of(config.sampler),
+        batch_size=config.sampler.batch_size,
+        seed=config.seed,
+        font=config.font,
+    )
+    if config.images is None and isinstance(config.data, ToyDataConfig):
+        metrics |= judge_captions(captions, images)
+    return metrics
 
 
-def save_sheet(config: Config, folder: RunFolder, prompts: list[str], paintings: list[Painting]) -> None:
-    """Write the contact sheet of the first prompts."""
-    each = len(paintings) // len(prompts)
-    rows = [
-        (prompt, [painting.image for painting in paintings[i * each : (i + 1) * each]])
-        for i, prompt in enumerate(prompts[:_SHEET_ROWS])
-    ]
-    columns = max(1, _SHEET_WIDTH // each)
-    cell = max(96, min(paintings[0].image.width, 256))
-    sheet = contact_sheet(rows, columns=columns, cell=cell, font=config.font)
-    save_image(sheet, folder / "samples" / "grid.png")
-
-
-def _judge(paintings: list[Painting]) -> dict[str, float]:
-    """What the judge of the toy world finds of the objects that prompts name, and what ranking is worth."""
-    prompts = [painting.prompt for painting in paintings]
-    images = torch.stack([pil_to_tensor(painting.image) for painting in paintings])
-    detected = Judge(images.shape[-1])(images)
+def _judge(images: Sequence[GeneratedImage], options: GenerationOptions) -> dict[str, float]:
+    """Accuracy of the objects that prompts name, as the toy world's judge sees them, and the gain of ranking."""
+    prompts = [generated.prompt for generated in images]
+    stacked = torch.stack([pil_to_tensor(generated.image) for generated in images])
+    detected = Judge(stacked.shape[-1])(stacked)
     metrics = {f"toy/{name}": float(value) for name, value in asdict(score_detected(detected, prompts)).items()}
-    if paintings[0].caption_loss is not None:
+    if images[0].caption_loss is not None:
         right = [score_detected([d], [p]).all_right == 1 for d, p in zip(detected, prompts, strict=True)]
-        ranked = [Ranked(p.seed, p.caption_loss or 0.0, r) for p, r in zip(paintings, right, strict=True)]
-        each = paintings[0].of
-        for number, (chosen, oracle) in best_of([ranked[i : i + each] for i in range(0, len(ranked), each)]).items():
+        ranked = [Ranked(i.seed, i.caption_loss or 0.0, r) for i, r in zip(images, right, strict=True)]
+        groups = [ranked[i : i + options.kept] for i in range(0, len(ranked), options.kept)]
+        for number, (chosen, oracle) in best_of(groups).items():
             metrics |= {f"toy/all_right_best_of_{number}": chosen, f"toy/all_right_oracle_of_{number}": oracle}
     return metrics

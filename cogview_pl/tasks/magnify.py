@@ -15,19 +15,21 @@ from torchvision.transforms.v2.functional import resize, to_pil_image
 from tqdm import tqdm
 
 from cogview_pl.assembly.image_data import at_twice_the_size, validation_samples
-from cogview_pl.assembly.models import inference_device, open_sequence_model, quantization
-from cogview_pl.assembly.pipelines import sampling
-from cogview_pl.checkpoints.model_folder import ImageTokenizer
+from cogview_pl.assembly.models import inference_device
+from cogview_pl.assembly.pipelines import sampling_of
+from cogview_pl.assembly.roles import UPSCALER, open_role
+from cogview_pl.config.parts import model_options
 from cogview_pl.config.schema import Config
+from cogview_pl.data.config import DataConfig
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.enlargement import judge_enlargement
+from cogview_pl.generation.codes import decode_codes, encode_images
 from cogview_pl.generation.contact_sheet import contact_sheet, load_font
 from cogview_pl.generation.rerank import Upscaler
 from cogview_pl.generation.super_resolution.windows import owners
 from cogview_pl.runs.image_files import load_images, load_pairs, save_image, write_records
-from cogview_pl.runs.run_folder import SAMPLES, RunFolder, predecessor
-from cogview_pl.tasks.generate_captions import encode
+from cogview_pl.runs.run_folder import SAMPLES, RunFolder
 from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.toy_world.judge import score
 
@@ -49,30 +51,35 @@ class Originals:
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Write enlarged images, `samples.jsonl` and a sheet of before and after; where the truth is known, compare."""
-    path = predecessor(config.outputs, "super_resolution", "upscale_with", config.upscale_with)
-    loaded = open_sequence_model(config, path, "upscale_with", config.upscale_template)
-    device, dtype = inference_device(config)
-    upscaler = Upscaler(loaded, device, dtype, quantization(config))
+    """Write images of twice the edge, `samples.jsonl` and a sheet of before and after; compare with known truth."""
+    model = open_role(UPSCALER, model_options(config), config.upscale_with, config.upscale_template)
+    device, dtype = inference_device(config.precision)
+    upscaler = Upscaler(model, device, dtype, config.quantization and config.quantization.value)
+    tokenizer = model.image_tokenizer.model.to(device)
     load_font(config.font, 12)
-    originals = _originals(config, loaded.image_tokenizer.settings["image_size"])
+    size = model.image_tokenizer.settings["image_size"]
+    if config.pairs is not None or config.images is not None:
+        originals = _files(config.pairs, config.images, size)
+    else:
+        originals = _validation_images(config.data, config.num_prompts, size)
     if originals.skipped:
         write_records(folder / "skipped.jsonl", originals.skipped)
+    batch_size = config.sampler.batch_size
     started = time.perf_counter()
-    codes = encode(originals.images, loaded.image_tokenizer, device, config.sampler.batch_size)
-    with tqdm(total=upscaler.num_steps(len(codes), config.sampler.batch_size), unit="window", disable=None) as progress:
+    codes = encode_images(originals.images, tokenizer, batch_size)
+    with tqdm(total=upscaler.num_steps(len(codes), batch_size), unit="window", disable=None) as progress:
         large = upscaler.double(
             originals.prompts,
             codes,
             seeds=[config.seed] * len(codes),
-            sampling=sampling(config).plain(),
-            batch_size=config.sampler.batch_size,
+            sampling=sampling_of(config.sampler).plain(),
+            batch_size=batch_size,
             on_window=lambda: progress.update(),
         )
-    images = _decode(large, loaded.image_tokenizer, config.sampler.batch_size)
+    images = decode_codes(large, tokenizer, batch_size)
     seconds = time.perf_counter() - started
-    before = _decode(codes, loaded.image_tokenizer, config.sampler.batch_size)
-    _write(config, folder, originals, before, images)
+    before = decode_codes(codes, tokenizer, batch_size)
+    _write(folder, originals, before, images, config.font)
     metrics = {"magnify/images": float(len(images)), "magnify/skipped": float(len(originals.skipped))}
     metrics |= {"perf/images_per_s": len(images) / seconds}
     if originals.truth is not None:
@@ -83,19 +90,22 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     return metrics
 
 
-def _originals(config: Config, size: int) -> Originals:
-    """The images in `pairs` or `images`, or those of the validation split, which are there in both sizes."""
-    if config.pairs is not None:
-        pairs, images, skipped = load_pairs(config.pairs, size)
+def _files(pairs_path: str | None, images_given: object, size: int) -> Originals:
+    """Images in `pairs`, with their prompts, or in `images`, without."""
+    if pairs_path is not None:
+        pairs, images, skipped = load_pairs(pairs_path, size)
         return Originals([p["prompt"] for p in pairs], [p["file"] for p in pairs], images, None, skipped)
-    if config.images is not None:
-        files, images, skipped = load_images(config.images, size)
-        return Originals([""] * len(files), files, images, None, skipped)
-    good, left_out = validation_samples(at_twice_the_size(config.data), config.num_prompts)
+    files, images, skipped = load_images(images_given, size)
+    return Originals([""] * len(files), files, images, None, skipped)
+
+
+def _validation_images(data: DataConfig, count: int, size: int) -> Originals:
+    """Images of the validation split, which are known in both sizes."""
+    good, bad = validation_samples(at_twice_the_size(data), count)
     if not good:
         raise UserError("images: none of the validation images has twice the size of the model's; set images or pairs")
     small = [resize(sample.image, [size, size], InterpolationMode.BICUBIC, antialias=True) for sample in good]
-    skipped = [{"file": sample.key, "reason": sample.reason} for sample in left_out]
+    skipped = [{"file": sample.key, "reason": sample.reason} for sample in bad]
     return Originals([s.text for s in good], [s.key for s in good], small, [s.image for s in good], skipped)
 
 
@@ -117,17 +127,7 @@ def _at(images: Tensor, edge: int) -> Tensor:
     return resize(images, [edge, edge], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
 
 
-@torch.inference_mode()
-def _decode(codes: Tensor, tokenizer: ImageTokenizer, batch_size: int) -> Tensor:
-    """Images `(B, 3, Y, X)`, float 0 … 1 on the CPU."""
-    device, parts = next(tokenizer.model.parameters()).device, []
-    for part in codes.split(batch_size):
-        SIGNALS.check()
-        parts.append(tokenizer.model.decode(part.to(device)).clamp(0, 1).cpu())
-    return torch.cat(parts)
-
-
-def _write(config: Config, folder: RunFolder, originals: Originals, before: Tensor, after: Tensor) -> None:
+def _write(folder: RunFolder, originals: Originals, before: Tensor, after: Tensor, font: str | None) -> None:
     (folder / "samples").mkdir(exist_ok=True)
     records: list[dict[str, object]] = []
     rows: list[tuple[str, Sequence[Image.Image]]] = []
@@ -142,5 +142,5 @@ def _write(config: Config, folder: RunFolder, originals: Originals, before: Tens
             rows.append((prompt, [to_pil_image((before[number] * 255).round().to(torch.uint8)), image]))
     write_records(folder / SAMPLES, records)
     cell = max(images[-1].width for _, images in rows)
-    sheet = contact_sheet(rows, columns=_SHEET_COLUMNS, cell=cell, font=config.font)
+    sheet = contact_sheet(rows, columns=_SHEET_COLUMNS, cell=cell, font=font)
     save_image(sheet, folder / "samples" / "grid.png")

@@ -10,20 +10,21 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cogview_pl.assembly.model_specs import (
-    ImageSizes,
-    SequenceSizes,
-    configured_images,
-    images_of_run,
-    predicted_ids,
-    trained_sizes,
-)
-from cogview_pl.assembly.strategy import num_devices, tensor_parts
 from cogview_pl.checkpoints.model_folder import build_vqvae
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.memory.bench import steps_per_second
+from cogview_pl.memory.bridge import (
+    ImageSizes,
+    SequenceSizes,
+    configured_images,
+    images_of_run,
+    num_devices,
+    predicted_ids,
+    tensor_parts,
+    trained_sizes,
+)
 from cogview_pl.memory.cards import CARDS, card_bytes, free_bytes
 from cogview_pl.memory.estimates import estimate
 from cogview_pl.memory.inference import used_sizes

@@ -3,42 +3,54 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from statistics import fmean
 
 import torch
 from tqdm import tqdm
 
 from cogview_pl.assembly.image_data import validation_samples
-from cogview_pl.assembly.models import inference_device, open_sequence_model, quantization
-from cogview_pl.checkpoints.model_folder import ImageTokenizer
+from cogview_pl.assembly.models import inference_device
+from cogview_pl.assembly.roles import CAPTIONER, open_role
+from cogview_pl.config.parts import model_options
 from cogview_pl.config.schema import Config
+from cogview_pl.data.samples import ImageSample
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.retrieval import other_captions, retrieval
+from cogview_pl.generation.codes import encode_images
 from cogview_pl.generation.rerank import Captioner
 from cogview_pl.runs.image_files import load_pairs, write_records
-from cogview_pl.runs.run_folder import SAMPLES, RunFolder, predecessor
-from cogview_pl.tasks.generate_captions import encode
+from cogview_pl.runs.run_folder import SAMPLES, RunFolder
 from cogview_pl.toy_world.accuracy import meaning
+from cogview_pl.vqvae.model import VQVAE
 
 _TOP = (1, 5)
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Rank the images in `pairs`; without, see how well validation images find their own captions."""
-    path = predecessor(config.outputs, "caption", "rerank_with", config.rerank_with)
-    loaded = open_sequence_model(config, path, "rerank_with", config.rerank_template)
-    captioner = Captioner(loaded, *inference_device(config), quantization(config))
-    if config.pairs is None:
-        return _find_captions(config, folder, captioner, loaded.image_tokenizer)
-    return _rank(config, folder, captioner, loaded.image_tokenizer)
+    """Rank the images in `pairs`; without pairs, measure how well validation images find their own captions."""
+    model = open_role(CAPTIONER, model_options(config), config.rerank_with, config.rerank_template)
+    device, dtype = inference_device(config.precision)
+    captioner = Captioner(model, device, dtype, config.quantization and config.quantization.value)
+    tokenizer = model.image_tokenizer.model.to(device)
+    batch_size = config.sampler.batch_size
+    if config.pairs is not None:
+        size = model.image_tokenizer.settings["image_size"]
+        return _rank(folder, captioner, tokenizer, config.pairs, size, batch_size)
+    samples, skipped = validation_samples(config.data, config.num_prompts)
+    if skipped:
+        write_records(folder / "skipped.jsonl", [sample._asdict() for sample in skipped])
+    found = _find_captions(captioner, tokenizer, samples, config.num_captions, batch_size)
+    return {**found, "rerank/skipped": len(skipped)}
 
 
-def _rank(config: Config, folder: RunFolder, captioner: Captioner, tokenizer: ImageTokenizer) -> dict[str, float]:
+def _rank(
+    folder: RunFolder, captioner: Captioner, tokenizer: VQVAE, pairs_path: str, size: int, batch_size: int
+) -> dict[str, float]:
     """Write `samples.jsonl`: the pairs of each prompt, lowest caption loss first; `skipped.jsonl`: unreadable files."""
-    assert config.pairs is not None
-    pairs, images, skipped = load_pairs(config.pairs, tokenizer.settings["image_size"])
-    codes = encode(images, tokenizer, inference_device(config)[0], config.sampler.batch_size)
-    losses = captioner.losses([pair["prompt"] for pair in pairs], codes, config.sampler.batch_size)
+    pairs, images, skipped = load_pairs(pairs_path, size)
+    codes = encode_images(images, tokenizer, batch_size)
+    losses = captioner.losses([pair["prompt"] for pair in pairs], codes, batch_size)
     scored = [{**pair, "caption_loss": loss} for pair, loss in zip(pairs, losses, strict=True)]
     place = {prompt: number for number, prompt in enumerate(dict.fromkeys(pair["prompt"] for pair in pairs))}
     scored.sort(key=lambda pair: (place[str(pair["prompt"])], pair["caption_loss"]))
@@ -49,13 +61,9 @@ def _rank(config: Config, folder: RunFolder, captioner: Captioner, tokenizer: Im
 
 
 def _find_captions(
-    config: Config, folder: RunFolder, captioner: Captioner, tokenizer: ImageTokenizer
+    captioner: Captioner, tokenizer: VQVAE, samples: Sequence[ImageSample], candidates: int, batch_size: int
 ) -> dict[str, float]:
-    """Each of `num_prompts` validation images with its own caption and false ones: how often the own is lowest."""
-    samples, skipped = validation_samples(config.data, config.num_prompts)
-    if skipped:
-        write_records(folder / "skipped.jsonl", [sample._asdict() for sample in skipped])
-    candidates = config.num_captions
+    """Score each image with its own caption and false ones: how often has its own the lowest loss?"""
     meanings = [meaning(sample.text) for sample in samples]
     fewest = len(samples) - max(Counter(meanings).values(), default=0)
     if fewest < candidates - 1:
@@ -63,17 +71,15 @@ def _find_captions(
             f"num_captions={candidates}: of {len(samples)} readable validation images only {fewest} have a caption "
             "that says something else; raise num_prompts or lower num_captions"
         )
-    device, _ = inference_device(config)
-    codes = encode([sample.image for sample in samples], tokenizer, device, config.sampler.batch_size)
+    codes = encode_images([sample.image for sample in samples], tokenizer, batch_size)
     rows = []
-    for own, sample in enumerate(tqdm(samples, unit="pic", desc="captions", disable=None)):
+    for own, sample in enumerate(tqdm(samples, unit="image", desc="captions", disable=None)):
         others = [samples[index].text for index in other_captions(meanings, own, candidates - 1)]
-        texts = [sample.text, *others]
-        rows.append(captioner.losses(texts, codes[own].expand(candidates, -1, -1), config.sampler.batch_size))
+        own_codes = codes[own].expand(candidates, -1, -1)
+        rows.append(captioner.losses([sample.text, *others], own_codes, batch_size))
     shares = retrieval(torch.tensor(rows), _TOP)
     return {
         "rerank/images": len(samples),
-        "rerank/skipped": len(skipped),
         "rerank/captions": candidates,
         "rerank/caption_loss": fmean(row[0] for row in rows),
         **{f"rerank/own_caption_top{k}": share for k, share in shares.items()},

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from cogview_pl.assembly.image_data import CaptionedImages, at_twice_the_size, image_inputs, open_images
 from cogview_pl.assembly.models import open_image_tokenizer
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel, save_image_tokenizer
+from cogview_pl.config.parts import model_options
 from cogview_pl.config.schema import Config
 from cogview_pl.data.bad_samples import ImageBatch, SkipLog, collate_images, enough_to_judge
 from cogview_pl.data.config import StoreFormat
@@ -138,7 +139,7 @@ def _codes(tokenizer: ImageTokenizer, images: Tensor, edge: int) -> Tensor:
 
 def _image_tokenizer(config: Config) -> ImageTokenizer:
     path = predecessor(config.outputs, "vqvae", "image_tokenizer.path", config.image_tokenizer.path)
-    return open_image_tokenizer(config, path, "image_tokenizer.path")
+    return open_image_tokenizer(model_options(config), path, "image_tokenizer.path")
 
 
 def _text_tokenizer(config: Config, file: Path, given: TextTokenizer | None, train: CaptionedImages) -> TextTokenizer:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from cogview_pl.assembly.compiler import prepare_compiler
+from cogview_pl.assembly.checks import prepare_compiler
+from cogview_pl.config.parts import training_options
 from cogview_pl.errors import UserError
 
 from ..composed import composed
@@ -17,9 +18,9 @@ from ..composed import composed
 def test_a_missing_compiler_is_named_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     with pytest.raises(UserError, match=r"compile=true.*/nowhere/g\+\+ was not found.*compile=false"):
-        prepare_compiler(composed("task=pretrain", "compile=true", "trainer.accelerator=cpu"))
+        prepare_compiler(training_options(composed("task=pretrain", "compile=true", "trainer.accelerator=cpu")))
     prepare_compiler(
-        composed("task=pretrain", "compile=false", "trainer.accelerator=cpu")
+        training_options(composed("task=pretrain", "compile=false", "trainer.accelerator=cpu"))
     )  # not looked for where nobody asks
 
 

@@ -29,7 +29,7 @@ RUNS = {
     "painted": ["task=evaluate", *MEASURED, "num_prompts=3", "num_images_per_prompt=2", "seed=5", "run_dir=painted"],
     "images": [
         *("task=evaluate", "images=images", "evaluate.reference=images", "evaluate.metrics=[fid]", *MEASURED),
-        "run_dir=images",
+        "run_dir=of_images",
     ],
     "missing": ["task=evaluate", "pairs=some.jsonl", "evaluate.metrics=[toy,style]", *MEASURED, "run_dir=missing"],
     "reconstruction": [

@@ -204,7 +204,7 @@ class Subject:
 
     def can_go_on(self, run: Path) -> bool:
         """Whether it has left something to go on with."""
-        return not self.recipe.begins_anew and can_go_on(run, Verb(self.config.verb))
+        return not self.recipe.begins_anew and can_go_on(run, Verb(self.config.verb).value)
 
 
 def write_images(folder: Path) -> None:

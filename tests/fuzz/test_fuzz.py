@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cogview_pl.assembly.prompts import read_prompts
 from cogview_pl.cli.overrides import quote_override
 from cogview_pl.config.limits import check_limits
-from cogview_pl.config.schema import Config, register_schemas
+from cogview_pl.config.schema import register_schemas
 from cogview_pl.data.folder import CAPTION_FILES, FolderDataset
 from cogview_pl.data.images import SampleError
 from cogview_pl.data.samples import ImageSample, Skipped
@@ -36,10 +37,7 @@ from cogview_pl.data.webdataset import ShardDataset
 from cogview_pl.errors import UserError
 from cogview_pl.run import _one_line
 from cogview_pl.runs.image_files import read_pairs
-from cogview_pl.tasks.generate import read_prompts
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
-
-from ..composed import composed
 
 SHARED = {
     "deadline": None,
@@ -144,40 +142,33 @@ def text() -> TextTokenizer:
     return TextTokenizer.train(["左上角有一个大的红色圆形", "a small blue heart"] * 20, vocab_size=330)
 
 
-@pytest.fixture(scope="module")
-def generate() -> Config:
-    return composed("task=generate")
-
-
 @settings(max_examples=300, **SHARED)
 @given(given=st.one_of(TREES, st.lists(ANY_TEXT, max_size=4)))
-def test_prompts_as_values(text: TextTokenizer, generate: Config, given: Any) -> None:
-    generate.prompts = given
+def test_prompts_as_values(text: TextTokenizer, given: Any) -> None:
     with one_line_at_most():
-        require_prompts(text, generate)
+        require_prompts(text, given)
 
 
 @settings(max_examples=200, **SHARED)
 @given(content=st.one_of(st.binary(max_size=200), ANY_TEXT.map(lambda t: t.encode("utf-8", "surrogatepass"))))
 @example(b"\xff\xfe")
 @example("红色".encode("gbk"))
-def test_prompts_in_files(text: TextTokenizer, generate: Config, tmp_path: Path, content: bytes) -> None:
+def test_prompts_in_files(text: TextTokenizer, tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes(content)
-    generate.prompts = str(file)
     with one_line_at_most():
-        require_prompts(text, generate)
+        require_prompts(text, str(file))
 
 
-def require_prompts(text: TextTokenizer, config: Config) -> None:
+def require_prompts(text: TextTokenizer, given: object) -> None:
     """Read and tokenise prompts; those that are accepted make sequences of the template."""
-    if config.prompts is None or config.prompts == "-":
+    if given is None or given == "-":
         return
     vocabulary = Vocabulary(codebook_size=16, text_vocab_size=text.vocab_size)
     template = Template(
         "[ROI1] {text} [BASE] [BOI1] {image:2x2}", target="image", loss={}, vocabulary=vocabulary, text_length=12
     )
-    for prompt in read_prompts(config):
+    for prompt in read_prompts(given):
         tokens = template.prompt({"text": text.encode(prompt)})
         assert all(0 <= token < vocabulary.size for token in tokens)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cogview_pl.config.schema import instantiate
+from cogview_pl.assembly.instantiate import instantiate
 
 from ..composed import composed
 

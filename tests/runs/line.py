@@ -14,7 +14,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from cogview_pl.assembly.options import sequence_settings
 from cogview_pl.assembly.trainer import optimizer_factory, train
+from cogview_pl.config.parts import training_options
 from cogview_pl.config.schema import Config
 from cogview_pl.lit.data_module import DataModule
 from cogview_pl.lit.optimizers import ParameterGroup, configure_optimizers
@@ -101,7 +103,9 @@ class Line(LightningModule):
 
     def configure_optimizers(self) -> Any:
         group = ParameterGroup("line", list(self.parameters()), matrices=True, decay=False)
-        return configure_optimizers(optimizer_factory(self.config), [group], self.config.trainer["max_steps"])
+        return configure_optimizers(
+            optimizer_factory(training_options(self.config)), [group], self.config.trainer["max_steps"]
+        )
 
 
 def samples(*values: float) -> DataModule:
@@ -114,7 +118,16 @@ def carried_out(
     """What a task does around it."""
     folder = RunFolder(Path(str(config.run_dir)), None, goes_on=bool(config.resume))
     folder.describe(OmegaConf.create({"task": config.task, "seed": config.seed}))
-    return train(config, folder, module, data or samples(1.0), dict(IDENTITY), dict(inputs))
+    return train(
+        training_options(config),
+        folder,
+        module,
+        data or samples(1.0),
+        identity=dict(IDENTITY),
+        settings=sequence_settings(config.template, config.sequences),
+        inputs=dict(inputs),
+        num_heads=config.model.num_heads,
+    )
 
 
 def saved(run: Path) -> dict[str, Any]:

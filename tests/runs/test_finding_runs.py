@@ -120,7 +120,7 @@ def test_files_that_no_run_has_made_are_named(tmp_path: Path) -> None:
 def test_what_a_verb_leaves_to_go_on_with(tmp_path: Path, verb: Verb, work: list[str]) -> None:
     for number, name in enumerate(EVERY_WORK):
         path = begun(tmp_path / str(number), name)
-        assert can_go_on(path, verb) == (name in work)
+        assert can_go_on(path, verb.value) == (name in work)
         config = run(outputs=str(tmp_path), verb=verb, resume=str(path))
         if name in work:
             assert open_run(config, None)[0].path == path

@@ -11,9 +11,9 @@ import pytest
 import torch
 from lightning import LightningModule
 
-from cogview_pl.config.schema import Config
+from cogview_pl.assembly.strategy import DEEPSPEED
 from cogview_pl.errors import UserError
-from cogview_pl.lit.config import StrategyConfig, StrategyKind
+from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.resume import checkpoint_of, remember_in_checkpoints, require_same_run
 from cogview_pl.runs.run_folder import RunFolder
 
@@ -134,7 +134,7 @@ def test_the_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     """The one that is named, else the newest of the folder, whose last one DeepSpeed writes as a folder."""
 
     def of(resume: object, kind: StrategyKind = StrategyKind.single) -> Path | None:
-        return checkpoint_of(Config(resume=resume, strategy=StrategyConfig(kind=kind)), folder)
+        return checkpoint_of(folder, resume, folders=kind in DEEPSPEED)
 
     folder = RunFolder(tmp_path, None, goes_on=True)
     last, step = (tmp_path / "checkpoints" / name for name in ("last.ckpt", "step_4.ckpt"))

@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from cogview_pl.assembly.trainer import optimizer_factory, seed
+from cogview_pl.assembly.trainer import optimizer_factory, seed_all
+from cogview_pl.config.parts import training_options
 from cogview_pl.data.loader import Loader
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
@@ -31,7 +32,7 @@ def test_a_run_returns_what_was_logged_last_and_leaves_a_checkpoint(
 ) -> None:
     """Every sample is 1, so that the gradient of (w - 3)² is clipped to -1, and w goes 0, ½, 1, 1½, 2."""
     config = configured()
-    seed(config)
+    seed_all(config.seed)
     module = Line(config)
     capfd.readouterr()
     metrics = carried_out(config, module)
@@ -55,7 +56,7 @@ def test_validations_come_every_so_many_steps_and_at_the_end(
     run: Path, steps: int, interval: int, accumulate: int, wanted: list[int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = configured(max_steps=steps, val_check_interval=interval, accumulate_grad_batches=accumulate)
-    seed(config)
+    seed_all(config.seed)
     module = Line(config)
     carried_out(config, module)
     assert capfd.readouterr() == ("", "")  # neither tables nor advice of Lightning
@@ -178,7 +179,7 @@ def test_heads_that_devices_cannot_divide_are_refused(run: Path) -> None:
 def test_the_optimizer_is_the_one_that_is_configured() -> None:
     config = plain()
     config.optimizer.weight_decay, config.optimizer.warmup, config.optimizer.final_lr = 0.3, 0.2, 0.1
-    factory = optimizer_factory(config)
+    factory = optimizer_factory(training_options(config))
     assert (factory.weight_decay, factory.warmup, factory.final_lr) == (0.3, 0.2, 0.1)
     optimizer = factory.build([nn.Parameter(torch.ones(2))])
     assert type(optimizer) is torch.optim.AdamW
@@ -192,14 +193,14 @@ def test_an_optimizer_that_cannot_be_made_is_refused(change: dict[str, object], 
     config = configured()
     config.optimizer.optimizer |= change
     with pytest.raises(UserError, match=rf"^optimizer\.optimizer: {words}; see conf/optimizer/$"):
-        optimizer_factory(config)
+        optimizer_factory(training_options(config))
 
 
 def test_a_seed_decides_all_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     def drawn(number: int) -> tuple[float, float, float]:
         config = configured()
         config.seed = number
-        seed(config)
+        seed_all(config.seed)
         return random.random(), float(np.random.rand()), torch.rand(()).item()
 
     monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
@@ -218,7 +219,7 @@ def test_lightning_does_not_remark_on_what_was_chosen(capfd: pytest.CaptureFixtu
     ]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        seed(configured())
+        seed_all(configured().seed)
         for words in (*chosen, "the disk is nearly full"):
             warnings.warn(words, stacklevel=1)
     assert [str(warning.message) for warning in said] == ["the disk is nearly full"]

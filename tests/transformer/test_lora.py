@@ -187,7 +187,7 @@ def test_adapters_are_less_than_a_fiftieth_of_the_model(size: str, rank: int) ->
     config = composed("task=style", f"model={size}")
     vocabulary = Vocabulary(config.image_tokenizer.codebook_size, config.text.vocab_size)
     with torch.device("meta"):
-        model = Transformer(**transformer_settings(config, vocabulary))
+        model = Transformer(**transformer_settings(config.model, vocabulary))
     counted = sum(parameter.numel() for parameter in model.parameters())
     add_lora(model, rank=rank, alpha=16, targets=BLOCKS)
     shapes = adapter_shapes(model, rank=rank, targets=BLOCKS)

@@ -160,14 +160,18 @@ class TestRefused:
                 open_file(tmp_path / name)
             self.require_one_line(error, tmp_path / name)
         for name in ("loop", "x" * 300):
-            with pytest.raises(UserError, match=r"^data\.token_store=\S+ cannot be read \(.*\); give the folder of a run of"):
+            with pytest.raises(
+                UserError, match=r"^data\.token_store=\S+ cannot be read \(.*\); give the folder of a run of"
+            ):
                 refuse_lmdb(tmp_path / name)
 
     @pytest.mark.parametrize("size", [0, 39, 41, 100])
     def test_size_that_is_no_whole_number_of_rows(self, tmp_path: Path, size: int) -> None:
         file = tmp_path / "rows.bin"
         file.write_bytes(bytes(size))
-        message = rf"^data\.token_store=.* has {size} bytes, a row has 40 \(4 text ids and 2x3 codes as int32\); .* set "
+        message = (
+            rf"^data\.token_store=.* has {size} bytes, a row has 40 \(4 text ids and 2x3 codes as int32\); .* set "
+        )
         with pytest.raises(UserError, match=message) as error:
             open_file(file)
         self.require_one_line(error, file)
@@ -186,7 +190,9 @@ class TestRefused:
         rows = np.array(ROWS)
         rows[2, column] = value
         file = make_file(tmp_path, rows)
-        with pytest.raises(UserError, match=rf"^data\.token_store=.*{message}.*text.model and image_tokenizer.path") as error:
+        with pytest.raises(
+            UserError, match=rf"^data\.token_store=.*{message}.*text.model and image_tokenizer.path"
+        ) as error:
             open_file(file)
         self.require_one_line(error, file)
 
@@ -214,9 +220,7 @@ class TestRefused:
         else:
             path.parent.mkdir(exist_ok=True)
             path.touch()
-        message = (
-            r"^data\.token_store=\S+ is an LMDB: [^\n]* pickled [^\n]* run any code, [^\n]* convert it [^\n]*task=tokenize$"
-        )
+        message = r"^data\.token_store=\S+ is an LMDB: [^\n]* pickled [^\n]* run any code, [^\n]* convert it [^\n]*task=tokenize$"
         with pytest.raises(UserError, match=message) as error:
             refuse_lmdb(path)
         self.require_one_line(error, path)

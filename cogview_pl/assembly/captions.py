@@ -1,0 +1,96 @@
+"""Captions of images by a captioner: `samples.jsonl` and a contact sheet."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+from tqdm import tqdm
+
+from cogview_pl.assembly.image_data import validation_samples
+from cogview_pl.checkpoints.model_folder import ImageTokenizer
+from cogview_pl.data.config import DataConfig
+from cogview_pl.data.records import record_line
+from cogview_pl.durable.write import replacing
+from cogview_pl.generation.codes import encode_images
+from cogview_pl.generation.contact_sheet import contact_sheet
+from cogview_pl.generation.rerank import Captioner
+from cogview_pl.generation.sampling import Sampling
+from cogview_pl.runs.image_files import load_images, save_image, write_records
+from cogview_pl.runs.run_folder import SAMPLES, RunFolder
+from cogview_pl.toy_world.judge import score_captions
+
+_log = logging.getLogger(__name__)
+
+_SHEET_IMAGES = 24
+_SHEET_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """An image to describe."""
+
+    name: str
+    image: Tensor
+    """uint8 `(3, Y, X)`."""
+    caption: str
+    """Caption of the data set; empty for a file of the user."""
+
+
+def images_to_describe(
+    given: object, data: DataConfig, count: int, size: int
+) -> tuple[list[NamedImage], list[dict[str, str]]]:
+    """The images that `images=` names, or validation images; and those that cannot be read, with the reason."""
+    if given is None:
+        samples, bad = validation_samples(data, count)
+        return [NamedImage(sample.key, sample.image, sample.text) for sample in samples], [
+            {"file": sample.key, "reason": sample.reason} for sample in bad
+        ]
+    files, images, skipped = load_images(given, size)
+    return [NamedImage(file, image, "") for file, image in zip(files, images, strict=True)], skipped
+
+
+def write_captions(
+    folder: RunFolder,
+    captioner: Captioner,
+    tokenizer: ImageTokenizer,
+    images: Sequence[NamedImage],
+    skipped: Sequence[dict[str, str]],
+    *,
+    sampling: Sampling,
+    batch_size: int,
+    seed: int,
+    font: str | None,
+) -> tuple[list[str], dict[str, float]]:
+    """Write a caption for every image; returns the captions, and metrics."""
+    if skipped:
+        write_records(folder / "skipped.jsonl", skipped)
+        _log.warning("left out: %d images that cannot be read, listed in %s", len(skipped), folder / "skipped.jsonl")
+    started = time.perf_counter()
+    codes = encode_images([image.image for image in images], tokenizer.model, batch_size)
+    captions: list[str] = []
+    with replacing(folder / SAMPLES) as draft, draft.open("wb") as records:
+        made = captioner.captions(codes, seeds=[seed] * len(codes), sampling=sampling.plain(), batch_size=batch_size)
+        for image, caption in zip(images, tqdm(made, total=len(codes), unit="image", disable=None), strict=True):
+            records.write(record_line({"file": image.name, "caption": caption}))
+            captions.append(caption)
+    seconds = time.perf_counter() - started
+    (folder / "samples").mkdir(exist_ok=True)
+    rows = [(c, [to_pil_image(i.image)]) for c, i in zip(captions, images[:_SHEET_IMAGES], strict=False)]
+    sheet = contact_sheet(rows, columns=_SHEET_COLUMNS, cell=96, font=font)
+    save_image(sheet, folder / "samples" / "grid.png")
+    return captions, {
+        "generate/captions": float(len(captions)),
+        "generate/skipped": float(len(skipped)),
+        "perf/images_per_s": len(captions) / seconds,
+    }
+
+
+def judge_captions(captions: Sequence[str], images: Sequence[NamedImage]) -> dict[str, float]:
+    """Captions of the toy world against the true ones."""
+    truth = [image.caption for image in images]
+    return {f"toy/caption_{name}": value for name, value in asdict(score_captions(captions, truth)).items()}

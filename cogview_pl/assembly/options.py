@@ -1,0 +1,107 @@
+"""Parts of a configuration that builders take where one group is not enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+from cogview_pl.data.config import SequencesConfig
+from cogview_pl.generation.config import Quantization, SamplerConfig
+from cogview_pl.lit.config import OptimizerConfig, StrategyConfig
+from cogview_pl.transformer.config import LoRAConfig, TransformerConfig
+from cogview_pl.vocab.config import CompatConfig, TemplateConfig, TextConfig
+from cogview_pl.vqvae.config import ImageTokenizerConfig
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Sizes and layouts of models, and the tokenizers of released ones.
+
+    Attributes:
+        outputs: the folder that holds the runs of all tasks.
+        verify: whether files are compared with their checksums.
+        image_tokenizer, text, transformer, compat: groups of the configuration.
+    """
+
+    outputs: str
+    verify: bool
+    image_tokenizer: ImageTokenizerConfig
+    text: TextConfig
+    transformer: TransformerConfig
+    compat: CompatConfig
+
+    def layout(self, template: TemplateConfig) -> dict[str, Any]:
+        """Constructor arguments of `Template`, as plain values."""
+        return {
+            **asdict(template),
+            "text_length": self.text.max_length,
+            "restart_after_token": self.compat.restart_after_token,
+            "loss_by_input": self.compat.loss_by_input,
+        }
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What both stages share when they train: groups and keys of the configuration, by their names."""
+
+    task: str
+    seed: int
+    resume: Any
+    verify: bool
+    compile: bool
+    precision: Mapping[str, Any]
+    strategy: StrategyConfig
+    optimizer: OptimizerConfig
+    trainer: Mapping[str, Any]
+    callbacks: Mapping[str, Any]
+    logger: Mapping[str, Any]
+    lora: LoRAConfig
+    starts_from_weights: bool
+    """Whether training begins with the weights of a model instead of random ones."""
+
+
+def sequence_settings(template: TemplateConfig, sequences: SequencesConfig) -> dict[str, Any]:
+    """Values of training sequences that must not change while a run is stopped."""
+    return {
+        "template.layout": template.layout,
+        "template.loss": dict(template.loss),
+        "sequences.replay_share": sequences.replay_share,
+        "sequences.conditioning_dropout": sequences.conditioning_dropout,
+        "sequences.token_noise": sequences.token_noise,
+    }
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with Enums replaced by their values, so that they can be saved and compared."""
+    return {key: value.value if isinstance(value, Enum) else value for key, value in settings.items()}
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """What generating images needs: groups and keys of the configuration, by their names."""
+
+    task: str
+    models: ModelOptions
+    init_from: str | None
+    rerank_with: str | None
+    upscale_with: str | None
+    template: TemplateConfig
+    rerank_template: TemplateConfig
+    upscale_template: TemplateConfig
+    sampler: SamplerConfig
+    precision: Mapping[str, Any]
+    quantization: Quantization | None
+    strategy: StrategyConfig
+    trainer: Mapping[str, Any]
+    num_images_per_prompt: int
+    top_n: int | None
+    seed: int
+    resume: bool
+    font: str | None
+
+    @property
+    def kept(self) -> int:
+        """Images kept of each prompt."""
+        return min(self.top_n or self.num_images_per_prompt, self.num_images_per_prompt)

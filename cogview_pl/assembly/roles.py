@@ -1,0 +1,52 @@
+"""Roles of sequence models: which key names the model of a role, which task trains it, which layout it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cogview_pl.assembly.models import open_sequence_model
+from cogview_pl.assembly.options import ModelOptions
+from cogview_pl.checkpoints.model_folder import SequenceModel
+from cogview_pl.runs.run_folder import predecessor
+from cogview_pl.vocab import Template, caption_slots, magnify_slots
+from cogview_pl.vocab.config import TemplateConfig
+
+
+class Role(NamedTuple):
+    """A use of a sequence model."""
+
+    key: str
+    """Key of the configuration that names the model."""
+    task: str
+    """Task whose newest run is taken where the key is null."""
+    require: Callable[[Template], object]
+    """Raises UserError for a layout that does not suit."""
+
+
+def _any_layout(template: Template) -> None:
+    """A generator may turn out to be a captioner: `task=generate` does both."""
+
+
+GENERATOR = Role("init_from", "pretrain", _any_layout)
+CAPTION_WRITER = Role("init_from", "caption", caption_slots)
+CAPTIONER = Role("rerank_with", "caption", caption_slots)
+UPSCALER = Role("upscale_with", "super_resolution", magnify_slots)
+
+
+def open_role(role: Role, options: ModelOptions, given: str | None, template: TemplateConfig) -> SequenceModel:
+    """The model of a role: the one `given`, or that of the newest run of its task.
+
+    Args:
+        role: what the model is for.
+        options: of this run.
+        given: value of the role's key.
+        template: layout of released weights; models of ours carry theirs.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it has another layout.
+    """
+    path = predecessor(options.outputs, role.task, role.key, given)
+    model = open_sequence_model(options, path, role.key, template)
+    role.require(model.template)
+    return model

@@ -1,0 +1,92 @@
+"""The loop of `task=generate`: groups of prompts through the pipeline; a group's images are on disk when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from tqdm import tqdm
+
+from cogview_pl.assembly.options import GenerationOptions, plain
+from cogview_pl.assembly.pipelines import GenerationPipeline
+from cogview_pl.assembly.roles import GENERATOR
+from cogview_pl.checkpoints.model_hash import model_hash
+from cogview_pl.errors.signals import SIGNALS
+from cogview_pl.generation.contact_sheet import contact_sheet
+from cogview_pl.runs.image_files import save_image
+from cogview_pl.runs.run_folder import RunFolder, predecessor
+from cogview_pl.runs.samples_writer import GeneratedImage, SamplesWriter
+
+_SHEET_ROWS = 24
+_SHEET_WIDTH = 8  # images across the contact sheet
+
+
+def write_samples(
+    options: GenerationOptions, folder: RunFolder, pipeline: GenerationPipeline, prompts: Sequence[str]
+) -> list[GeneratedImage]:
+    """Generate and save in order, then write the contact sheet.
+
+    With `resume` set, images that the folder holds are not generated again.
+    """
+    prompts_at_once = max(1, pipeline.batch_size // options.num_images_per_prompt)
+    writer = SamplesWriter(
+        folder, options.kept, settings=_settings(options), inputs=_inputs(options), verify=options.models.verify
+    )
+    images: list[GeneratedImage] = []
+    if options.resume:
+        images = writer.go_on(prompts, prompts_at_once)
+    else:
+        writer.start()
+    finished = len(images) // options.kept
+    bar = {"unit": "prompt", "desc": "generate", "disable": None if folder.writes else True}
+    with tqdm(total=len(prompts), initial=finished, **bar) as progress:
+        for first in range(finished, len(prompts), prompts_at_once):
+            SIGNALS.check()
+            group = prompts[first : first + prompts_at_once]
+            for image in pipeline.generate(
+                group,
+                num_images_per_prompt=options.num_images_per_prompt,
+                top_n=options.top_n,
+                seed=options.seed,
+            ):
+                writer.add(image)
+                images.append(image)
+            progress.update(len(group))
+    if folder.writes:
+        _save_sheet(options, folder, prompts, images)
+    return images
+
+
+def _save_sheet(
+    options: GenerationOptions, folder: RunFolder, prompts: Sequence[str], images: Sequence[GeneratedImage]
+) -> None:
+    kept = options.kept
+    rows = [
+        (prompt, [generated.image for generated in images[i * kept : (i + 1) * kept]])
+        for i, prompt in enumerate(prompts[:_SHEET_ROWS])
+    ]
+    cell = max(96, min(images[0].image.width, 256))
+    sheet = contact_sheet(rows, columns=max(1, _SHEET_WIDTH // kept), cell=cell, font=options.font)
+    save_image(sheet, folder / "samples" / "grid.png")
+
+
+def _settings(options: GenerationOptions) -> dict[str, object]:
+    """Plain values that images depend on, besides their prompts and the models."""
+    return {
+        "seed": options.seed,
+        "num_images_per_prompt": options.num_images_per_prompt,
+        "top_n": options.top_n,
+        "quantization": options.quantization and options.quantization.value,
+        "precision": options.precision.get("precision"),
+        **{f"sampler.{key}": value for key, value in plain(asdict(options.sampler)).items()},
+    }
+
+
+def _inputs(options: GenerationOptions) -> dict[str, str]:
+    """Hashes of the models that images depend on."""
+    generator = predecessor(options.models.outputs, GENERATOR.task, GENERATOR.key, options.init_from)
+    others = {"rerank_with": options.rerank_with, "upscale_with": options.upscale_with}
+    return {
+        "init_from": model_hash(generator),
+        **{key: "" if path is None else model_hash(path) for key, path in others.items()},
+    }
