@@ -25,11 +25,11 @@ class Role(NamedTuple):
 
 
 def _any_layout(template: Template) -> None:
-    """A generator may turn out to be a captioner: `task=generate` does both."""
+    """`task=generate` takes generators and captioners alike."""
 
 
 GENERATOR = Role("init_from", "pretrain", _any_layout)
-CAPTION_WRITER = Role("init_from", "caption", caption_slots)
+CAPTION_WRITER = Role("init_from", "caption", _any_layout)
 CAPTIONER = Role("rerank_with", "caption", caption_slots)
 UPSCALER = Role("upscale_with", "super_resolution", magnify_slots)
 

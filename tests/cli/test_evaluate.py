@@ -72,7 +72,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["task=evaluate", "pairs=some.jsonl", "evaluate.metrics=[fid]"], ["fid needs 2", "1 can be read"]),
     (["task=evaluate", "pairs=cats.jsonl", "evaluate.metrics=[toy]"], ["toy needs prompts", "2"]),
     (["task=evaluate", "pairs=cats.jsonl", "evaluate.metrics=[style]"], ["style needs prompts", "2"]),
-    (["task=evaluate", "pairs=long.jsonl", "evaluate.metrics=[caption_loss]"], ["caption_loss", "text_tokens"]),
+    (["task=evaluate", "pairs=long.jsonl", "evaluate.metrics=[caption_loss]"], ["caption_loss", "text tokens"]),
     (["task=evaluate", "init_from=outputs/caption/latest"], ["task=pretrain"]),
     (["task=evaluate", "evaluate.compare=[pairs,painted]"], ["protocol/generated_images is 4", "6 in painted"]),
 ]
@@ -192,11 +192,11 @@ def test_paints_first_where_nothing_is_given(home: Path) -> None:
 
 
 def test_images_without_prompts_against_themselves(home: Path) -> None:
-    found = metrics(home / "images")
+    found = metrics(home / "of_images")
     assert found["eval/fid_0"] == pytest.approx(0, abs=1e-6)
     assert (found["protocol/generated_images"], found["protocol/reference_images"]) == (3, 3)
     assert "protocol/prompts_sha256" not in found
-    skipped = (home / "images" / "skipped.jsonl").read_text().splitlines()
+    skipped = (home / "of_images" / "skipped.jsonl").read_text().splitlines()
     assert [Path(json.loads(line)["key"]).name for line in skipped] == ["damaged.png"]
 
 
