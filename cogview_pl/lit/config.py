@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -23,6 +24,13 @@ class StrategyKind(Enum):
     def spreads(self) -> bool:
         """Whether no device has all gradients and optimizer states."""
         return self not in (StrategyKind.single, StrategyKind.ddp)
+
+
+def trainer_arguments() -> list[str]:
+    """Names of the arguments of `lightning.Trainer`."""
+    from lightning import Trainer  # imports torch
+
+    return list(inspect.signature(Trainer.__init__).parameters)
 
 
 @dataclass
