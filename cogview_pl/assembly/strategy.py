@@ -36,7 +36,7 @@ def check_strategy(config: Config, *, spreads: bool) -> None:
     kind = config.strategy.kind
     name = f"strategy={kind.value}"
     _check_started(config)
-    if not kind.spreads:
+    if not kind.sharded:
         return
     if not spreads:
         raise UserError(f"{name}: an image tokenizer is small and trains whole on each device; set strategy=ddp")

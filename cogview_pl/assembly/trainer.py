@@ -22,7 +22,7 @@ from cogview_pl.errors.signals import SIGNALS, Stopped
 from cogview_pl.lit.callbacks import StopAtStepEnd
 from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
 from cogview_pl.lit.data_module import DataModule
-from cogview_pl.lit.optimizers import OptimizerFactory
+from cogview_pl.lit.optimizers import BuildOptimizer
 from cogview_pl.runs.ranks import require_node
 from cogview_pl.runs.resume import checkpoint_of, remember_in_checkpoints, require_same_run
 from cogview_pl.runs.run_folder import RunFolder
@@ -33,19 +33,14 @@ _HIDES = "Please call `iter(combined_loader)` first"
 """What Lightning's clean-up raises in place of an error that came up while a loader was started."""
 
 
-def optimizer_factory(config: Config) -> OptimizerFactory:
+def optimizer_factory(config: Config) -> BuildOptimizer:
     """The optimizer that `conf/optimizer/` describes; raises UserError if it does not take its arguments."""
     build = instantiate(without_fused_kernel(config), "optimizer.optimizer")
     try:
         build([torch.nn.Parameter(torch.zeros(1))])  # a partial finds wrong arguments only when it is called
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer.optimizer: {error}; see conf/optimizer/") from error
-    return OptimizerFactory(
-        build=build,
-        weight_decay=config.optimizer.weight_decay,
-        warmup=config.optimizer.warmup,
-        final_lr=config.optimizer.final_lr,
-    )
+    return build  # type: ignore[no-any-return]
 
 
 def seed(config: Config) -> None:

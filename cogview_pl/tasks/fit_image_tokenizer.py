@@ -59,7 +59,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         reconstruction=options.reconstruction.value,
         reconstruction_weight=options.reconstruction_weight,
         quantize_after_steps=options.quantize_after_steps,
-        optimizer=optimizer_factory(config),
+        optimizer=config.optimizer,
+        build_optimizer=optimizer_factory(config),
     )
     train_images, val_images = open_images(config.data, "train"), open_images(config.data, "val")
     data = DataModule(

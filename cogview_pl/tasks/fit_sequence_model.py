@@ -99,15 +99,16 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
 def _module(config: Config, model: Transformer, layout: Layout, tokens: Tokens) -> SequenceModule:
     template = layout.template
     loaded = SequenceModel(model, template, tokens.text, tokens.image_tokenizer, layout.transformer_settings)
-    paints = is_text_to_image(template) and not config.strategy.kind.spreads
+    generates = is_text_to_image(template) and not config.strategy.kind.sharded
     return SequenceModule(
         model,
         slot_names=[slot.name for slot in template.slots],
         slot_ids=predicted_ids(config, template),
         target=template.slots.index(template.target),
         token_noise=config.sequences.token_noise,
-        optimizer=optimizer_factory(config),
-        painter=CogView(loaded) if paints else None,
+        optimizer=config.optimizer,
+        build_optimizer=optimizer_factory(config),
+        generator=CogView(loaded) if generates else None,
         val_prompts=_captions(tokens, config.text.max_length),
     )
 
