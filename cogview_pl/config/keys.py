@@ -89,6 +89,6 @@ def _not_in_schema(config: DictConfig, prefix: str = "") -> Iterator[str]:
     known = {item.name for item in fields(schema)} if is_dataclass(schema) else set()
     for name in config:
         if closed and name not in known:
-            yield f"{prefix}{name}"
+            yield prefix + str(name)
         elif isinstance(config[name], DictConfig):
-            yield from _not_in_schema(config[name], f"{prefix}{name}.")
+            yield from _not_in_schema(config[name], f"{prefix + str(name)}.")

@@ -8,6 +8,9 @@ import pytest
 import yaml
 
 LISTED = "; `task=… --cfg job` lists all keys"
+NO_ARGUMENT = (
+    "trainer.max_step: lightning.Trainer has no such argument (did you mean trainer.max_steps or trainer.max_time?)"
+)
 
 LINES = {
     # by the last word
@@ -35,9 +38,7 @@ LINES = {
     "+model.foo=1": "model.foo: there is no such key",
     "+model.layer=1": "model.layer: there is no such key (did you mean model.num_layers?)",
     "++sampler.topk=1": "sampler.topk: there is no such key (did you mean sampler.top_k?)",
-    "+trainer.max_step=3": (
-        "trainer.max_step: lightning.Trainer has no such argument (did you mean trainer.max_steps or trainer.max_time?)"
-    ),
+    "+trainer.max_step=3": NO_ARGUMENT,
     # choices
     "model=tny": (
         "model=tny: there is no such choice (did you mean model=tiny?); "
@@ -57,10 +58,7 @@ FILES = {
         {"model": {"num_layer": 1}},
         "In 'experiment/misspelt': model.num_layer: there is no such key (did you mean model.num_layers?)" + LISTED,
     ),
-    "of_trainer": (
-        {"trainer": {"max_step": 1}},
-        "trainer.max_step: lightning.Trainer has no such argument (did you mean trainer.max_steps or trainer.max_time?)",
-    ),
+    "of_trainer": ({"trainer": {"max_step": 1}}, NO_ARGUMENT),
 }
 """Experiments of the working folder: what they set, and the line on standard error."""
 
