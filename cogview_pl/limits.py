@@ -94,11 +94,7 @@ def out_of_range(values: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]
             yield from out_of_range(value, f"{key}.")
             continue
         limit = item.metadata.get(_KEY, FINITE)
-        numbers = (
-            {f"{key}[{place}]": number for place, number in enumerate(value)}
-            if isinstance(value, list)
-            else {key: value}
-        )
-        for name, number in numbers.items():
+        numbers = enumerate(value) if isinstance(value, list) else [(None, value)]
+        for place, number in numbers:
             if isinstance(number, (int, float)) and not limit.holds(number):
-                yield name, number, limit.words
+                yield key if place is None else f"{key}[{place}]", number, limit.words

@@ -1,4 +1,4 @@
-"""Keys of the configuration that take one of a few names."""
+"""Choices of keys of the whole configuration."""
 
 from __future__ import annotations
 

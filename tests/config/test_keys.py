@@ -5,21 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import hydra
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from cogview_pl.cli.overrides import quote_override
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.keys import check_keys, nearest_words, unknown_key
-from cogview_pl.config.schema import register_schemas
 from cogview_pl.errors import UserError
 
-
-def composed(*overrides: str) -> DictConfig:
-    register_schemas()
-    with hydra.initialize(version_base="1.3", config_path="../../conf"):
-        return hydra.compose("config", overrides=[*map(quote_override, overrides)])
+from ..composed import composition
 
 
 @pytest.mark.parametrize(
@@ -39,7 +32,7 @@ def composed(*overrides: str) -> DictConfig:
     ],
 )
 def test_added_keys_that_somebody_reads(word: str, key: str, value: Any) -> None:
-    config = composed("task=pretrain", "strategy=ddp", word)
+    config = composition("task=pretrain", "strategy=ddp", word)
     check_keys(config)
     assert OmegaConf.select(config, key) == value
 
@@ -47,20 +40,20 @@ def test_added_keys_that_somebody_reads(word: str, key: str, value: Any) -> None
 @pytest.mark.parametrize("task", ["vqvae", "tokenize", "pretrain", "generate", "super_resolution", "style", "caption"])
 @pytest.mark.parametrize("compat", ["none", "official"])
 def test_no_shipped_key_is_unknown(task: str, compat: str) -> None:
-    check_keys(composed(f"task={task}", f"compat={compat}"))
+    check_keys(composition(f"task={task}", f"compat={compat}"))
 
 
 @pytest.mark.parametrize("task", ["magnify", "rerank", "features", "evaluate", "chain"])
 @pytest.mark.parametrize("data", ["toy", "folder"])
 def test_no_shipped_key_of_other_tasks_is_unknown(task: str, data: str) -> None:
-    check_keys(composed(f"task={task}", *([f"data={data}"] if task != "features" else [])))
+    check_keys(composition(f"task={task}", *([f"data={data}"] if task != "features" else [])))
 
 
 def test_a_key_without_a_value() -> None:
     with pytest.raises(
         UserError, match=r"^convert\.source has no value; set it on the command line: convert\.source=…$"
     ):
-        check_keys(composed("task=convert"))
+        check_keys(composition("task=convert"))
 
 
 def test_a_dataclass_that_extends_dict_may_have_any_key() -> None:

@@ -10,9 +10,9 @@ import pytest
 from cogview_pl import limits
 from cogview_pl.config.limits import check_limits
 from cogview_pl.errors import UserError
-from cogview_pl.limits import Limit, out_of_range
+from cogview_pl.limits import Limit, out_of_range, share
 
-from .test_keys import composed
+from ..composed import composition
 
 TINY, NEARLY_1, OVER_1 = math.ulp(0.0), math.nextafter(1, 0), math.nextafter(1, 2)
 HUGE = 10**400
@@ -65,7 +65,7 @@ def test_defaults() -> None:
 @dataclass
 class Inner:
     width: int = 1
-    rates: list[float] = limits.share()
+    rates: list[float] = share()
 
 
 @dataclass
@@ -114,10 +114,10 @@ def test_lists_dataclasses_and_what_is_no_number() -> None:
 )
 def test_one_line_for_a_number_out_of_range(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError) as refused:
-        check_limits(composed("task=pretrain", *overrides))
+        check_limits(composition("task=pretrain", *overrides))
     assert str(refused.value) == message
 
 
 @pytest.mark.parametrize("task", ["vqvae", "pretrain", "generate", "evaluate", "features"])
 def test_shipped_numbers_are_in_range(task: str) -> None:
-    check_limits(composed(f"task={task}"))
+    check_limits(composition(f"task={task}"))
