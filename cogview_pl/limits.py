@@ -1,4 +1,4 @@
-"""Ranges of the numbers in a configuration: each stands with its name and type, in the dataclass of a room."""
+"""Ranges of the numbers in a configuration. Each field of a dataclass states its range next to its name and type."""
 
 from __future__ import annotations
 
@@ -26,59 +26,75 @@ _KEY = "limit"
 
 
 class Limit(NamedTuple):
-    """A range of numbers."""
+    """A range of numbers; NaN is in none of them."""
 
     words: str
-    """Goes after `must be`."""
+    """Completes the sentence `KEY=VALUE must be …`."""
     holds: Callable[[float], bool]
 
 
-def limited(words: str, holds: Callable[[float], bool], default: Any = MISSING) -> Any:
-    """A field of a dataclass whose value must lie in a range; `None` passes where the type allows it."""
-    return field(default=default, metadata={_KEY: Limit(words, holds)})
+COUNT = Limit("a whole number, at least 1", lambda value: value >= 1 and value % 1 == 0)
+SEED = Limit("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32 and value % 1 == 0)
+AT_LEAST_0 = Limit("at least 0", lambda value: 0 <= value < math.inf)
+ABOVE_0 = Limit("above 0", lambda value: 0 < value < math.inf)
+SHARE = Limit("between 0 and 1", lambda value: 0 <= value <= 1)
+SHARE_BELOW_1 = Limit("at least 0, below 1", lambda value: 0 <= value < 1)
+SHARE_ABOVE_0 = Limit("above 0, at most 1", lambda value: 0 < value <= 1)
+FINITE = Limit("a finite number", lambda value: -math.inf < value < math.inf)
+
+
+def limited(limit: Limit, default: Any = MISSING) -> Any:
+    """A field whose number, or whose numbers in a list, must lie in a range; `None` passes if the type allows it."""
+    return field(default=default, metadata={_KEY: limit})
 
 
 def count(default: Any = MISSING) -> Any:
-    """A field that holds a whole number of things, at least one."""
-    return limited("a whole number, at least 1", lambda value: value >= 1 and value % 1 == 0, default)
+    """A field for a whole number, at least 1."""
+    return limited(COUNT, default)
 
 
 def seed_number() -> Any:
-    """A field that holds what random generators take as a seed."""
-    return limited("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
+    """A field for the seed of random generators."""
+    return limited(SEED)
 
 
 def at_least_0(default: Any = MISSING) -> Any:
-    """A field that holds a finite number from 0 on."""
-    return limited("at least 0", lambda value: 0 <= value < math.inf, default)
+    """A field for a finite number, at least 0."""
+    return limited(AT_LEAST_0, default)
 
 
 def above_0(default: Any = MISSING) -> Any:
-    """A field that holds a finite number above 0."""
-    return limited("above 0", lambda value: 0 < value < math.inf, default)
+    """A field for a finite number above 0."""
+    return limited(ABOVE_0, default)
 
 
 def share(default: Any = MISSING) -> Any:
-    """A field that holds a number from 0 to 1."""
-    return limited("between 0 and 1", lambda value: 0 <= value <= 1, default)
+    """A field for a number from 0 to 1."""
+    return limited(SHARE, default)
 
 
 def share_below_1(default: Any = MISSING) -> Any:
-    """A field that holds a number from 0 on that is smaller than 1."""
-    return limited("at least 0, below 1", lambda value: 0 <= value < 1, default)
+    """A field for a number from 0 on, below 1."""
+    return limited(SHARE_BELOW_1, default)
 
 
 def share_above_0(default: Any = MISSING) -> Any:
-    """A field that holds a number above 0, up to 1."""
-    return limited("above 0, at most 1", lambda value: 0 < value <= 1, default)
+    """A field for a number above 0, at most 1."""
+    return limited(SHARE_ABOVE_0, default)
 
 
 def out_of_range(values: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Fields of a dataclass, and of those inside it, that are out of range: dotted key, value, what it must be."""
+    """Numbers out of range in a dataclass and in those inside it: dotted key, number, words of the limit.
+
+    Numbers without a limit must be finite.
+    """
     for item in fields(values):
         value, key = getattr(values, item.name), f"{prefix}{item.name}"
-        limit = item.metadata.get(_KEY)
         if is_dataclass(value):
             yield from out_of_range(value, f"{key}.")
-        elif limit is not None and value is not None and not limit.holds(value):
-            yield key, value, limit.words
+            continue
+        limit = item.metadata.get(_KEY, FINITE)
+        numbers = enumerate(value) if isinstance(value, list) else [(None, value)]
+        for place, number in numbers:
+            if isinstance(number, (int, float)) and not limit.holds(number):
+                yield key if place is None else f"{key}[{place}]", number, limit.words

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hydra
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from cogview_pl.cli.overrides import quote_override
 from cogview_pl.config.schema import Config, register_schemas
 
 
-def composed(*overrides: str) -> Config:
-    """The configuration of these overrides, of which one names the task."""
+def composition(*overrides: str) -> DictConfig:
+    """What Hydra composes from these overrides; one of them names the task."""
     register_schemas()
     with hydra.initialize(version_base="1.3", config_path="../conf"):
-        config = OmegaConf.to_object(hydra.compose("config", overrides=[*map(quote_override, overrides)]))
+        return hydra.compose("config", overrides=[*map(quote_override, overrides)])
+
+
+def composed(*overrides: str) -> Config:
+    """The configuration of these overrides; one of them names the task."""
+    config = OmegaConf.to_object(composition(*overrides))
     assert isinstance(config, Config)
     return config

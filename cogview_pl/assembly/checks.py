@@ -130,7 +130,7 @@ def _check_strategy(options: TrainingOptions, *, shardable: bool) -> None:
     kind = options.strategy.kind
     name = f"strategy={kind.value}"
     _check_started(kind, options.trainer)
-    if not kind.spreads:
+    if not kind.sharded:
         return
     if not shardable:
         raise UserError(f"{name}: an image tokenizer is small and trains whole on each device; set strategy=ddp")

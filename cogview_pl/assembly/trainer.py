@@ -26,7 +26,7 @@ from cogview_pl.lit.callbacks import StopAtStepEnd
 from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.lit.data_module import DataModule
-from cogview_pl.lit.optimizers import OptimizerFactory
+from cogview_pl.lit.optimizers import BuildOptimizer
 from cogview_pl.runs.ranks import require_node
 from cogview_pl.runs.resume import checkpoint_of, remember_in_checkpoints, require_same_run
 from cogview_pl.runs.run_folder import RunFolder
@@ -47,19 +47,14 @@ def optimizer_node(options: TrainingOptions) -> dict[str, Any]:
     return node
 
 
-def optimizer_factory(options: TrainingOptions) -> OptimizerFactory:
+def optimizer_factory(options: TrainingOptions) -> BuildOptimizer:
     """The optimizer that `conf/optimizer/` describes; raises UserError if it does not take its arguments."""
     build = instantiate(optimizer_node(options), "optimizer.optimizer")
     try:
         build([torch.nn.Parameter(torch.zeros(1))])  # a partial finds wrong arguments only when it is called
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer.optimizer: {error}; see conf/optimizer/") from error
-    return OptimizerFactory(
-        build=build,
-        weight_decay=options.optimizer.weight_decay,
-        warmup=options.optimizer.warmup,
-        final_lr=options.optimizer.final_lr,
-    )
+    return build  # type: ignore[no-any-return]
 
 
 def seed_all(seed: int) -> None:

@@ -1,8 +1,8 @@
-"""Command-line words as people type them → words that Hydra's override grammar accepts.
+"""Quotes command-line words, so that Hydra's grammar of overrides accepts them.
 
-The grammar takes only ASCII letters and a few signs outside quotes: Chinese prompts and shard patterns such as
-`DIR/{000..009}.tar` would need a second pair of quotes inside the shell's. They are put in here. Keys of a mapping
-cannot be quoted at all, so `{油画: DIR}` is left to OmegaConf's resolver `oc.create`, which reads YAML.
+Outside of quotes the grammar takes only ASCII letters and a few signs. Chinese prompts and shard patterns such as
+`DIR/{000..009}.tar` need quotes inside those of the shell; this file adds them. Keys of a mapping cannot be quoted, so
+`{油画: DIR}` becomes a call of OmegaConf's resolver `oc.create`, which reads YAML.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _MAPPING = re.compile(r"\{([^{}]*:.*)?\}")  # not {style}: {text}
 
 
 def quote_override(word: str) -> str:
-    """`key=value` with the value quoted where the grammar needs it; anything else as it is.
+    """`key=value` with quotes around the value if the grammar needs them; other words do not change.
 
-    `prompts=[红色的圆形,蓝色的心形]` → `prompts=["红色的圆形","蓝色的心形"]`. A value that holds quotes already is left
-    alone.
+    `prompts=[红色的圆形,蓝色的心形]` → `prompts=["红色的圆形","蓝色的心形"]`. A value that holds quotes does not
+    change.
     """
     key, equals, value = word.partition("=")
-    if key == "plan" and value.lower() in ("true", "false"):  # a group, whose choices would be read as truth values
+    if key == "plan" and value.lower() in ("true", "false"):  # the choices of this group look like booleans
         return f"{key}='{value.lower()}'"
     if not equals or any(quote in value for quote in _QUOTES):
         return word
@@ -33,7 +33,7 @@ def quote_override(word: str) -> str:
 
 
 def quoted(value: str) -> str:
-    """A value in quotes, whatever signs it holds."""
+    """A value in single quotes, with those inside it escaped."""
     return "'" + value.replace("'", "\\'") + "'"
 
 

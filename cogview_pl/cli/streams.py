@@ -1,4 +1,4 @@
-"""Standard output and error that survive what shells do to them, and file names in any language in any locale."""
+"""Output streams that survive a closed pipe or a full disk, and file names in any language under any locale."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ import sys
 
 
 class ForgivingStream(io.TextIOWrapper):
-    """A text stream whose reader may go away, as that of `| head -1` does, or whose disk may be full.
-
-    What is written then goes nowhere, and the program goes on.
-
-    Characters that the terminal's encoding lacks are written as escapes.
-    """
+    """A text stream that drops its output once its reader has gone (`| head -1`) or its disk is full."""
 
     def write(self, text: str) -> int:
         try:
@@ -35,7 +30,10 @@ class ForgivingStream(io.TextIOWrapper):
 
 
 def use_forgiving_streams() -> None:
-    """Put them in the place of this process's standard output and error; closed ones become `/dev/null`."""
+    """Replace standard output and error; a closed one becomes `/dev/null`.
+
+    Characters that the terminal's encoding lacks are written as escapes.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -48,12 +46,14 @@ def use_forgiving_streams() -> None:
 
 
 def use_utf8_file_names() -> None:
-    """Where the locale has no Chinese file names, replace this process by one in Python's UTF-8 mode.
+    """Under a locale without UTF-8, replace this process by one in Python's UTF-8 mode.
 
-    Python reads names by the locale's encoding, and no library can write what it then makes of Chinese ones. What is
-    printed keeps the encoding of the terminal.
+    Python decodes file names with the encoding of the locale, and libraries cannot write Chinese names that it decodes
+    wrongly. Output keeps the encoding of the terminal.
     """
-    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":  # if Python does not heed it
+    if (
+        sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1"
+    ):  # the second: never start a third process
         return
     printed = sys.stdout.encoding if sys.stdout is not None else "utf-8"
     os.environ["PYTHONUTF8"] = "1"

@@ -1,10 +1,10 @@
-"""The table at the end of a multirun: one line per job, its overrides and its metrics."""
+"""The table at the end of a sweep: one line per job, with its overrides and its metrics."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 
 _COLUMNS = 6
@@ -12,15 +12,15 @@ _PREFERRED = ("val/", "eval/", "toy/", "codebook/usage", "perf/tokens_per_s")
 
 
 class SweepTable(Callback):
-    """Collects what jobs return and prints it when the sweep ends."""
+    """Collects the metrics of the jobs and prints them when the sweep ends."""
 
     def __init__(self) -> None:
         self._jobs: list[tuple[str, dict[str, Any]]] = []
 
     def on_job_end(self, config: Any, job_return: JobReturn, **kwargs: Any) -> None:
-        """Keep a finished job's metrics."""
-        if isinstance(job_return._return_value, dict):
-            self._jobs.append((" ".join(job_return.overrides or []), job_return._return_value))
+        """Keep the metrics of a job that has finished."""
+        if job_return.status == JobStatus.COMPLETED and isinstance(job_return.return_value, dict):
+            self._jobs.append((" ".join(job_return.overrides or []), job_return.return_value))
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
         """Print the table."""

@@ -1,7 +1,7 @@
-"""Schemas of our own config groups: a misspelt key or a wrong type dies when the config is composed.
+"""The schema of the configuration: an unknown key or a wrong type is refused when Hydra composes it.
 
-`conf/` holds the values and says what each knob does; this file holds names and types (`choices.py` those of keys with
-a few named values). Third-party objects (optimizer, callbacks, loggers) are plain `_target_` nodes.
+`conf/` holds values and says what each key does. The dataclasses of the rooms hold names, types and ranges. Objects of
+third parties (optimizer, callbacks, loggers) are plain `_target_` nodes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cogview_pl.vqvae.config import (
 
 @dataclass
 class ConvertConfig:
-    """What task=convert reads and writes."""
+    """Paths of task=convert."""
 
     source: str = MISSING
     target: str = MISSING
@@ -94,7 +94,7 @@ class Config:
 
 
 def register_schemas() -> None:
-    """Make the schemas known to Hydra."""
+    """Register the schemas with Hydra."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for name, quantizer in _QUANTIZERS.items():
@@ -103,7 +103,8 @@ def register_schemas() -> None:
         store.store(group="schema/data", name=name, node=data)
 
 
-# For the files in `conf/`. On import, since to a job elsewhere a launcher sends the schemas along, but not these.
+# Resolvers for `conf/`. They are registered on import, because a launcher sends schemas to a job elsewhere, but no
+# resolvers.
 OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)  # rounded down
 OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
 

@@ -1,9 +1,9 @@
-"""Being told to stop: SIGTERM, Ctrl-C, and SLURM's warning that the time is up.
+"""Signals that stop a run: SIGTERM, Ctrl-C, and SLURM's warning before its time limit.
 
-A signal is only noted, because an exception out of a handler can come up inside a finaliser, which loses it. Every loop
-that may take long calls `SIGNALS.check()`, and a training run ends after its step. All three signals end the run in
-the same way: what is done is saved, the exit code is 128 + the number of the signal (143, 130), and `resume=RUN_FOLDER`
-goes on. A second signal ends the process at once, as a kill does.
+Handlers only note a signal, because Python drops an exception that a handler raises inside a finaliser. Every long loop
+calls `SIGNALS.check()`; training ends after its step. All three signals end a run in the same way: it saves its work,
+exits with 128 + the number of the signal (143, 130), and goes on with `resume=RUN_FOLDER`. A second signal ends the
+process at once, as a kill does.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from typing import Any
 from cogview_pl.errors import UserError
 
 _JOB = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
-_ECHO = 0.5  # seconds within which a launcher and a terminal, or a scheduler, send the same signal twice
+_ECHO = 0.5  # seconds in which the same signal may arrive twice, from a launcher and from a terminal or scheduler
 
 
 class Stopped(SystemExit):
-    """The run was told to stop and what it had done is saved; the exit code is 128 + the signal's number."""
+    """The run was told to stop and has saved its work; the exit code is 128 + the number of the signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + (signal.SIGTERM if number == signal.SIGUSR1 else number))
         self.signal = signal.Signals(number)
         self.advice = ""
-        """How to go on."""
+        """How to go on, for the user."""
 
 
 class StopSignals:
-    """While this context is open, signals that ask for an end are noted, and `check` raises `Stopped` after one.
+    """A context that notes signals to stop; `check` raises `Stopped` after one.
 
-    In a thread other than the main one there are no handlers, and nothing changes.
+    Only the main thread can have handlers; in another thread the context does nothing.
     """
 
     def __init__(self) -> None:
         self.deferred = False
-        """Whether steps of training are under way, between which only their own callback looks."""
+        """Whether training steps are under way; then only a callback of training looks for signals, between steps."""
         self.received: int | None = None
-        """Number of the first signal, None before there is one."""
+        """Number of the first signal; None before one arrives."""
         self._asked_at: float | None = None
         self._process = 0
         self._depth = 0
@@ -54,12 +54,12 @@ class StopSignals:
         return self.received is not None
 
     def check(self) -> None:
-        """Raises Stopped if a signal has been noted, but for inside a step of training."""
+        """Raises Stopped if a signal has been noted, except inside a training step."""
         if not self.deferred:
             self.check_while_waiting()
 
     def check_while_waiting(self) -> None:
-        """Raises Stopped if a signal has been noted; for waits that may never end, wherever they are."""
+        """Raises Stopped if a signal has been noted, also inside a training step; for waits that may never end."""
         if self.received is not None:
             raise Stopped(self.received)
 
@@ -76,7 +76,7 @@ class StopSignals:
         return self
 
     def listen(self) -> None:
-        """Install the handlers, again where somebody else has replaced them."""
+        """Install the handlers, again if a library has replaced them."""
         for number in self._before:
             signal.signal(number, self._handle)
 
@@ -91,16 +91,16 @@ class StopSignals:
             return
         if self.received == signal.SIGUSR1:
             requeue()
-        if not isinstance(error, SystemExit):  # what a library made of it on its way
+        if not isinstance(error, SystemExit):  # a library has caught Stopped and raised this
             raise Stopped(self.received) from error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a forked worker; the main process ends it
+        if os.getpid() != self._process:  # a forked worker, which the main process ends
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
         self.received = self.received or number
-        if number == signal.SIGUSR1:  # a warning, which SIGTERM follows when the time is up
+        if number == signal.SIGUSR1:  # a warning; SIGTERM follows at the time limit
             return
         if self._asked_at is None:
             self._asked_at = time.monotonic()
@@ -110,17 +110,17 @@ class StopSignals:
 
 
 SIGNALS = StopSignals()
-"""The signals of this process."""
+"""Signals of this process."""
 
 
 def slurm_job() -> str | None:
-    """Number of the SLURM job that this process is a task of, None outside of one."""
+    """Number of the SLURM job of this process; None outside of SLURM."""
     array, task = (os.environ.get(name) for name in _JOB)
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def requeue() -> None:
-    """Ask SLURM to start this job again; by the first of its processes only.
+    """Ask SLURM to start this job again; only the first process of the job asks.
 
     Raises:
         UserError: SLURM refuses.

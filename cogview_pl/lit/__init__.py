@@ -1,1 +1,1 @@
-"""The Lightning side: one module per stage, the data module, callbacks. Nothing else knows Lightning but tasks/."""
+"""Everything that knows Lightning: a module per stage, the data module, optimizers, strategies, callbacks."""

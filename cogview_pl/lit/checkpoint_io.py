@@ -1,4 +1,4 @@
-"""How Lightning writes checkpoints here: whole or not at all."""
+"""Writes Lightning's checkpoints; a kill leaves no partial file."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from cogview_pl.durable.write import replacing
 class DurableCheckpointIO(TorchCheckpointIO):
     """Replaces a checkpoint in one step.
 
-    Lightning's own writer makes the file in the system's temporary folder and moves it; where that is another file
-    system, moving is copying, and a kill leaves half a checkpoint. It also holds the whole file in memory, twice.
+    Lightning's own writer makes the file in the system's temporary folder and moves it. On another file system a move
+    is a copy, and a kill leaves half a checkpoint. It also holds the file in memory twice.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; raises UserError, with the old one intact, if the disk is full."""
+        """Write a checkpoint; raises UserError if the disk is full, and leaves the old file intact."""
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as draft, draft.open("wb") as stream:

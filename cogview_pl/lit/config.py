@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -20,8 +21,8 @@ class StrategyKind(Enum):
     tp = "tp"
 
     @property
-    def spreads(self) -> bool:
-        """Whether no device has all gradients and optimizer states."""
+    def sharded(self) -> bool:
+        """Whether each device holds a part of the gradients and optimizer states only."""
         return self not in (StrategyKind.single, StrategyKind.ddp)
 
 
@@ -30,15 +31,27 @@ class OptimizerConfig:
     """Optimizer, learning-rate schedule and gradient clipping."""
 
     optimizer: dict[str, Any] = MISSING
+    """`_target_` node: parameter groups → optimizer."""
     weight_decay: float = at_least_0()
+    """Of the parameter groups that are decayed."""
     warmup: float = share()
+    """Share of the steps in which the learning rate rises linearly from 0."""
     final_lr: float = share()
+    """Share of the peak learning rate at which the cosine ends."""
     gradient_clip: float = at_least_0()
+    """Largest L2 norm of the gradient; 0: no clipping."""
 
 
 @dataclass
 class StrategyConfig:
-    """Devices: which kind of strategy, and the object or name that Lightning is given."""
+    """Kind of strategy, and the object or name that Lightning is given for it."""
 
     kind: StrategyKind = MISSING
     strategy: Any = MISSING
+
+
+def trainer_arguments() -> list[str]:
+    """Names of the arguments of `lightning.Trainer`."""
+    from lightning import Trainer  # here, because it imports torch
+
+    return list(inspect.signature(Trainer.__init__).parameters)

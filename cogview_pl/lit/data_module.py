@@ -1,4 +1,4 @@
-"""The one LightningDataModule: any data set, endless training order, exact resume inside an epoch."""
+"""The LightningDataModule of both stages: any data set, endless training order, exact resume inside an epoch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cogview_pl.data.sampler import EndlessSampler
 
 
 def data_share(trainer: Trainer) -> tuple[int, int]:
-    """Number of this process among those that train on different samples, and how many there are of these.
+    """Share of the samples that this process trains on: its number and the number of shares.
 
-    With tensor parallelism all processes train on the same ones.
+    With tensor parallelism all processes train on the same samples, so there is one share.
     """
     shares = trainer.distributed_sampler_kwargs
     return (shares["rank"], shares["num_replicas"]) if shares else (0, 1)
@@ -27,18 +27,18 @@ def data_share(trainer: Trainer) -> tuple[int, int]:
 class DataModule(LightningDataModule):
     """Training and validation loaders.
 
-    Training never ends an epoch by itself: the order is a function of (seed, epoch) and the position in it is a
-    count of samples over all devices, saved in the checkpoint, so that a run goes on exactly there, on another number
-    of devices too. Lightning alone would restart the order after a resume.
+    Training order is a function of (seed, epoch) and never ends. The position in it is a count of samples over all
+    devices. Checkpoints hold it, so a run goes on exactly there, also on another number of devices; Lightning alone
+    would restart the order.
 
     Args:
         train, val: map-style data sets.
         collate: samples → batch.
         batch_size: samples per batch and device.
         num_workers: loader processes per device; 0 loads in the training process.
-        seed: of the training order.
+        seed: seed of the training order.
         worker_timeout: seconds without a finished sample after which the run ends; None: no limit.
-        look: called while a loader process is waited for, to raise when the run was told to stop.
+        look: called while waiting for a loader process; raises when the run was told to stop.
     """
 
     def __init__(
@@ -62,18 +62,18 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.worker_timeout = worker_timeout
         self.look = look
-        self._consumed = self._batches = 0  # samples over all devices and batches per device, before this process
+        self._consumed = self._batches = 0  # before this process: samples of all devices, batches of each
 
     @property
     def _world(self) -> tuple[int, int]:
         return data_share(self.trainer) if self.trainer is not None else (0, 1)
 
     def train_dataloader(self) -> Loader[Any]:
-        """Batches for ever, from where the checkpoint stopped."""
+        """Endless batches, from where the checkpoint stopped."""
         return self._loader(self.train, sampler=self._order_from(self._consumed), batch_size=self.batch_size)
 
     def val_dataloader(self) -> Loader[Any]:
-        """Every validation sample once, dealt out over the devices in equally many batches, of which some are empty."""
+        """Every validation sample once. All devices get the same number of batches; the last may be empty."""
         rank, world_size = self._world
         size = len(self.val)  # type: ignore[arg-type]
         each = range(0, -(-size // world_size), self.batch_size)
@@ -81,7 +81,7 @@ class DataModule(LightningDataModule):
         return self._loader(self.val, batch_sampler=[mine[start : start + self.batch_size] for start in each])
 
     def state_dict(self) -> dict[str, int]:
-        """How many training samples all devices together have been through, and how many batches each of them."""
+        """Number of training samples that all devices have processed, and of batches that each of them has."""
         if self.trainer is None:
             return {"consumed": self._consumed, "batches": self._batches}
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
@@ -89,21 +89,21 @@ class DataModule(LightningDataModule):
         return {"consumed": self._consumed + new, "batches": batches}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on behind the samples that the checkpoint has seen."""
+        """Go on after the samples of the checkpoint."""
         self._consumed = state_dict["consumed"]
-        self._batches = state_dict.get("batches", self._consumed // self.batch_size)  # older ones: of one process
+        self._batches = state_dict.get("batches", self._consumed // self.batch_size)  # earlier versions: one process
 
     def samples_of_batch(self, number: int) -> list[int]:
-        """Indices into `train` of the samples of this device's training batch `number`, counted from 0."""
+        """Indices into `train` of the samples in this device's training batch `number`, which counts from 0."""
         before = self._consumed + (number - self._batches) * self.batch_size * self._world[1]
         return list(islice(self._order_from(before), self.batch_size))
 
     def key(self, index: int) -> str:
-        """What names a training sample in a message."""
+        """Name of a training sample in messages."""
         return sample_key(self.train, index)
 
     def _order_from(self, consumed: int) -> EndlessSampler:
-        """This device's training order behind so many samples of all devices."""
+        """This device's training order after `consumed` samples of all devices."""
         rank, world_size = self._world
         size = len(self.train)  # type: ignore[arg-type]
         sampler = EndlessSampler(size, self.seed, rank=rank, world_size=world_size, block=self.batch_size)
@@ -119,8 +119,8 @@ class DataModule(LightningDataModule):
             collate_fn=self.collate,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            # Loaders draw seeds for their workers; from the global generator this would move dropout, and
-            # differently after a resume, when they are started anew.
+            # Loaders draw seeds for their workers. From the global generator this would change dropout, and change it
+            # in another way after a resume, when loaders start again.
             generator=torch.Generator().manual_seed(self.seed),
             **options,
         )

@@ -1,4 +1,4 @@
-"""Stage 1 under Lightning: losses, codebook statistics, optimizer."""
+"""LightningModule of stage 1: losses, codebook statistics, optimizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 from torchvision.utils import make_grid
 
 from cogview_pl.data.bad_samples import ImageBatch, collate_images
-from cogview_pl.lit.optimizers import OptimizerFactory, ParameterGroup, configure_optimizers, log_gradient_norm
+from cogview_pl.lit.config import OptimizerConfig
+from cogview_pl.lit.optimizers import BuildOptimizer, ParameterGroup, configure_optimizers, log_gradient_norm
 from cogview_pl.vqvae.losses import psnr, reconstruction_loss
 from cogview_pl.vqvae.model import VQVAE
 
@@ -23,11 +24,12 @@ class ImageTokenizerModule(LightningModule):
 
     Args:
         model: the VQ-VAE.
-        reconstruction: `l1` or `l2`, on images scaled 0 … 1.
+        reconstruction: `l1` or `l2`, on images scaled to 0 … 1.
         reconstruction_weight: factor of the reconstruction loss against the quantizer's.
-        quantize_after_steps: for so many first steps the latents go to the decoder unquantized; the codebook then
-            starts on features that mean something. 0 quantizes from the first step.
-        optimizer: makes the optimizer and its schedule.
+        quantize_after_steps: first steps, in which the decoder gets the latents unquantized; the codebook then starts
+            on trained features. 0 quantizes from the first step.
+        optimizer: schedule and weight decay.
+        build_optimizer: parameter groups → optimizer.
     """
 
     def __init__(
@@ -37,28 +39,30 @@ class ImageTokenizerModule(LightningModule):
         reconstruction: Literal["l1", "l2"],
         reconstruction_weight: float,
         quantize_after_steps: int,
-        optimizer: OptimizerFactory,
+        optimizer: OptimizerConfig,
+        build_optimizer: BuildOptimizer,
     ) -> None:
         super().__init__()
         self.model = model
         self.reconstruction = reconstruction
         self.reconstruction_weight = reconstruction_weight
         self.quantize_after_steps = quantize_after_steps
-        self.optimizer_factory = optimizer
+        self.optimizer_options = optimizer
+        self.build_optimizer = build_optimizer
         self._seen = 0  # images since the last step of the optimizer
         self._val_sums: Tensor | None = None
         self._code_counts = torch.zeros(0, dtype=torch.long)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
-        """One step; batches in which no device could read a image are passed over.
+        """Loss of one step, averaged over the images of all devices.
 
-        Losses are means over the images of all devices.
+        A batch without a readable image on any device has loss 0 and changes no weights.
         """
         count, total = len(batch.images), self._total_count(batch)
         self._seen += total
         if not total:
             return self._nothing()
-        # A device without a readable image goes along, so that the others need not wait for it.
+        # A device without a readable image computes an empty batch, so that the others do not wait for it.
         images = to_unit_range(batch.images if count else batch.images.new_zeros(0, 3, *[self.model.downsampling] * 2))
         share = count * self.trainer.world_size / total
         self.model.quantizer.set_progress(self.global_step / self.trainer.max_steps)
@@ -87,7 +91,7 @@ class ImageTokenizerModule(LightningModule):
         return _scaled(loss, share)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Add up the reconstruction figures of one batch, and count the codes that it used."""
+        """Add up the reconstruction metrics of one batch, and count its codes."""
         if self._val_sums is None:
             self._val_sums = torch.zeros(4, device=self.device)
             self._code_counts = torch.zeros(self.model.codebook_size, dtype=torch.long, device=self.device)
@@ -105,7 +109,7 @@ class ImageTokenizerModule(LightningModule):
         self._code_counts += torch.bincount(output.quantized.codes.flatten(), minlength=self.model.codebook_size)
 
     def on_validation_epoch_end(self) -> None:
-        """Means per image, usage and perplexity of the codebook, over the whole validation set and all devices."""
+        """Log means per image, and usage and perplexity of the codebook, over the validation set of all devices."""
         if self._val_sums is None:
             return
         sums, counts = self._total(self._val_sums), self._total(self._code_counts).double()
@@ -120,19 +124,19 @@ class ImageTokenizerModule(LightningModule):
         self.log("codebook/perplexity", entropy.exp().float())
 
     def configure_optimizers(self) -> Any:
-        """No weight decay: every weight of the VQ-VAE sits in a small convolution."""
+        """Optimizer without weight decay: all weights of the VQ-VAE are in small convolutions."""
         parameters = list(self.model.parameters())
         groups = [
             ParameterGroup("filters", [p for p in parameters if p.ndim == 4], matrices=True, decay=False),
             ParameterGroup("vectors", [p for p in parameters if p.ndim != 4], matrices=False, decay=False),
         ]
-        return configure_optimizers(self.optimizer_factory, groups, self.trainer.max_steps)
+        return configure_optimizers(self.build_optimizer, self.optimizer_options, groups, self.trainer.max_steps)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradient before it is clipped; without a image the optimizer has nothing to do."""
+        """Log the norm of the gradient before it is clipped; drop the gradient of a step without images."""
         log_gradient_norm(self)
         if not self._seen:
-            optimizer.zero_grad()  # a gradient of 0 would let momentum move the weights
+            optimizer.zero_grad()  # with a gradient of 0, momentum would move the weights
         self._seen = 0
 
     def _total(self, numbers: Tensor) -> Tensor:
@@ -145,7 +149,7 @@ class ImageTokenizerModule(LightningModule):
         return int(self._total(torch.tensor(len(batch.images), device=self.device)))
 
     def _nothing(self) -> Tensor:
-        """A loss of 0 with gradients of 0; with several devices Lightning ends a run that has no loss in a step."""
+        """Loss 0 with gradients 0; on several devices Lightning ends a run that has a step without a loss."""
         return torch.stack([parameter.sum() for parameter in self.parameters()]).sum() * 0
 
     def _log_means(self, means: dict[str, Tensor], count: int, total: int) -> None:
@@ -165,13 +169,13 @@ def _scaled(loss: Tensor, share: float) -> Tensor:
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 images `(B, 3, Y, X)` to float 0 … 1, laid out channels-last, which convolutions prefer."""
+    """uint8 images `(B, 3, Y, X)` → float, 0 … 1, in channels-last layout, which is faster for convolutions."""
     return (images.float() / 255).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def reconstruction_grid(model: VQVAE, samples: Dataset[Any], count: int) -> Tensor:
-    """The first `count` readable images over their reconstructions, one image `(3, Y, X)`, 0 … 1, on the CPU."""
+    """One image `(3, Y, X)`, 0 … 1, on the CPU: the first `count` readable samples above their reconstructions."""
     batch = collate_images([samples[index] for index in range(min(count, len(samples)))])  # type: ignore[arg-type]
     if not len(batch.images):
         return torch.zeros(3, 1, 1)

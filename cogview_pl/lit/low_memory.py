@@ -1,4 +1,4 @@
-"""AdamW in less memory, by torchao (extra `quant`): state in 8 bits, weights in bf16, or state in the host's memory."""
+"""AdamW in less memory (torchao, extra `quant`): 8-bit moments, bf16 weights, or moments in host memory."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ import torch
 from torch.optim import Optimizer
 
 from cogview_pl.errors import UserError
+from cogview_pl.lit.lightning_internals import torchao_adamw
 
 Betas = tuple[float, float]
 
 
 def adamw_8bit(params: Iterable[Any], *, lr: float, betas: Betas, eps: float) -> Optimizer:
-    """AdamW whose two moments are held in 8 bits, with a scale for every 256 of them (Dettmers et al. 2021).
+    """AdamW with both moments in 8 bits and a scale for every 256 values (Dettmers et al. 2021).
 
-    Tensors of fewer than 4,096 elements keep moments in the precision of the weights. Arithmetic is fp32; weights in
-    bf16 are rounded up or down at random, so that steps smaller than the distance of two bf16 numbers count.
+    Tensors of fewer than 4,096 elements keep moments in the dtype of the weights. Arithmetic is fp32. bf16 weights are
+    rounded up or down at random, so that steps smaller than the distance of two bf16 numbers count on average.
     """
     base = _torchao("adamw_8bit").AdamW8bit
-    return _suited(base)(params, lr=lr, betas=tuple(betas), eps=eps, bf16_stochastic_round=True)
+    return _plain(base)(params, lr=lr, betas=tuple(betas), eps=eps, bf16_stochastic_round=True)
 
 
 def adamw_bf16(params: Iterable[Any], *, lr: float, betas: Betas, eps: float) -> Optimizer:
-    """AdamW for weights in bf16: moments in bf16, arithmetic in fp32, weights rounded at random as in `adamw_8bit`."""
-    base = _torchao("adamw_bf16")._AdamW
-    return _suited(base)(params, lr=lr, betas=tuple(betas), eps=eps, bf16_stochastic_round=True)
+    """AdamW for bf16 weights: bf16 moments, fp32 arithmetic, weights rounded at random as in `adamw_8bit`."""
+    base = torchao_adamw(_torchao("adamw_bf16"))
+    return _plain(base)(params, lr=lr, betas=tuple(betas), eps=eps, bf16_stochastic_round=True)
 
 
 def adamw_offload(params: Iterable[Any], *, lr: float, betas: Betas, eps: float, offload_gradients: bool) -> Optimizer:
-    """AdamW whose moments lie in the host's memory and whose step runs on the CPU, while the backward pass goes on.
+    """AdamW with its moments in host memory and its step on the CPU, while the backward pass goes on.
 
-    Gradients cross over as they are made, so nothing may change them afterwards: no clipping, loss scaling or
-    averaging over devices.
+    Each gradient is copied to the host as soon as it exists, so nothing may change it afterwards: no clipping, loss
+    scaling or averaging over devices.
 
     Args:
         params, lr, betas, eps: as for AdamW.
-        offload_gradients: free each gradient on the device once it has crossed; not with gradient accumulation.
+        offload_gradients: free each gradient on the device once it is copied; not with gradient accumulation.
 
     Raises:
         UserError: torchao is missing, or there is no CUDA device.
@@ -48,13 +49,13 @@ def adamw_offload(params: Iterable[Any], *, lr: float, betas: Betas, eps: float,
     if not torch.cuda.is_available():
         raise UserError("optimizer=adamw_offload moves state off a CUDA GPU and none was found; use optimizer=adamw")
     optim = _torchao("adamw_offload")
-    # Every tensor becomes a group of its own, and the monitor of the learning rate takes no name twice.
+    # torchao makes a group of every tensor, and the learning-rate monitor refuses a name that occurs twice.
     groups = [{key: value for key, value in group.items() if key != "name"} for group in _as_groups(params)]
     options: dict[str, Any] = {"lr": lr, "betas": tuple(betas), "eps": eps}
     optimizer: Optimizer = optim.CPUOffloadOptimizer(
         groups, torch.optim.AdamW, offload_gradients=offload_gradients, **options
     )
-    optimizer.defaults = options  # both are read by Lightning, and torchao leaves them out
+    optimizer.defaults = options  # Lightning reads both, and torchao sets neither
     optimizer.state = {}  # type: ignore[assignment]  # nothing that could be moved to the device
     return optimizer
 
@@ -64,7 +65,7 @@ def _as_groups(params: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def _torchao(name: str) -> Any:
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # warns of how torchao registers its enums
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # it warns about torchao's enums
     try:
         import torchao.optim
     except ImportError as error:
@@ -73,18 +74,18 @@ def _torchao(name: str) -> Any:
 
 
 @cache
-def _suited(base: type[Optimizer]) -> Callable[..., Optimizer]:
-    """An optimizer of torchao's that runs uncompiled on a CPU and saves plain tensors.
+def _plain(base: type[Optimizer]) -> Callable[..., Optimizer]:
+    """A torchao optimizer that runs uncompiled on a CPU and saves plain tensors.
 
-    torchao compiles the update for every shape, which on a CPU takes minutes and a C++ compiler. And Lightning's way
-    of reading checkpoints has no place for tensors of a class of their own.
+    torchao compiles the update for every shape. On a CPU this takes minutes and needs a C++ compiler. Lightning reads
+    checkpoints with `weights_only=True`, which refuses torchao's tensor classes.
     """
 
-    class Suited(base):  # type: ignore[misc, valid-type]
+    class Plain(base):  # type: ignore[misc, valid-type]
         @torch.no_grad()
         def step(self, closure: Callable[[], Any] | None = None) -> Any:
             loss = None
-            if closure is not None:  # before, because it may hold compiled code of the model
+            if closure is not None:  # outside of the stance, because it may run compiled code of the model
                 with torch.enable_grad():
                     loss = closure()
             with self._stance():
@@ -97,18 +98,18 @@ def _suited(base: type[Optimizer]) -> Callable[..., Optimizer]:
 
         def state_dict(self) -> dict[str, Any]:
             found = super().state_dict()
-            return {**found, "state": {index: _apart(state) for index, state in found["state"].items()}}
+            return {**found, "state": {index: _split(state) for index, state in found["state"].items()}}
 
         def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-            whole = {index: _together(state) for index, state in state_dict["state"].items()}
-            super().load_state_dict({**state_dict, "state": whole})
+            joined = {index: _join(state) for index, state in state_dict["state"].items()}
+            super().load_state_dict({**state_dict, "state": joined})
 
-    Suited.__name__ = base.__name__  # in the logs: lr-AdamW8bit
-    return Suited
+    Plain.__name__ = base.__name__  # the logs name it: lr-AdamW8bit
+    return Plain
 
 
-def _apart(state: dict[str, Any]) -> dict[str, Any]:
-    """Moments in 8 bits as `NAME.codes` and `NAME.scale`."""
+def _split(state: dict[str, Any]) -> dict[str, Any]:
+    """State with each 8-bit moment as two plain tensors, `NAME.codes` and `NAME.scale`."""
     from torchao.optim.subclass_8bit import OptimState8bit
 
     parts: dict[str, Any] = {}
@@ -120,8 +121,8 @@ def _apart(state: dict[str, Any]) -> dict[str, Any]:
     return parts
 
 
-def _together(parts: dict[str, Any]) -> dict[str, Any]:
-    """What `_apart` was given."""
+def _join(parts: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `_split`."""
     from torchao.optim.subclass_8bit import OptimState8bit
 
     state = {name: value for name, value in parts.items() if not name.endswith((".codes", ".scale"))}

@@ -1,7 +1,7 @@
-"""Muon: momentum that is made orthogonal, for linear maps and convolutions; AdamW for everything else.
+"""Muon: orthogonalised momentum for linear maps and convolutions, AdamW for everything else.
 
-After Jordan et al. 2024 (kellerjordan.github.io/posts/muon). `torch.optim.Muon` takes matrices alone, one by one and
-in bf16, which a CPU without bf16 arithmetic emulates at a hundredth of its speed.
+After Jordan et al. 2024 (kellerjordan.github.io/posts/muon). `torch.optim.Muon` takes only matrices, one by one, and
+works in bf16. A CPU without bf16 arithmetic emulates that at a hundredth of its speed.
 
 Shapes: n matrices of one shape, M outputs, D inputs.
 """
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that brings singular values in (0, 1] near 1 fastest
+from cogview_pl.lit.lightning_internals import add_to_each, multiply_each
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # this quintic brings singular values in (0, 1] near 1 in the fewest steps
 _ITERATIONS = 5
 
 
@@ -30,8 +32,8 @@ class Muon(Optimizer):
         params: parameters, or groups of them.
         lr: AdamW's learning rate.
         matrix_lr: Muon's learning rate.
-        momentum: Muon's, in [0, 1).
-        betas, eps, fused: AdamW's.
+        momentum: momentum of Muon, in [0, 1).
+        betas, eps, fused: arguments of AdamW.
     """
 
     def __init__(
@@ -53,12 +55,12 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step of both; returns what the closure returns."""
+        """One step of both optimizers; returns the closure's loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # One state and one list of groups, so that checkpoints and schedules see one optimizer.
+        # Checkpoints and schedules see one optimizer, so both share one state and one list of groups.
         self._adamw.state = self.state
         self._adamw.param_groups = [group for group in self.param_groups if not group["matrices"]]
         self._adamw.step()
@@ -76,8 +78,8 @@ class Muon(Optimizer):
             momenta_nMD = torch.stack([self._direction(p, group["momentum"]) for p in parameters]).flatten(2)
             directions = orthogonal(momenta_nMD).view(-1, *shape).unbind()
             size = group["lr"] * math.sqrt(max(1.0, momenta_nMD.shape[1] / momenta_nMD.shape[2]))
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(parameters, directions, alpha=-size)
+            multiply_each(parameters, 1 - group["lr"] * group["weight_decay"])
+            add_to_each(parameters, directions, -size)
 
     def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
         """Nesterov momentum of the gradient."""
@@ -90,13 +92,13 @@ class Muon(Optimizer):
 
 
 def orthogonal(matrices_nMD: Tensor) -> Tensor:
-    """Near U·Vᵀ of the singular value decompositions U·S·Vᵀ, by Newton-Schulz steps: singular values 0.7 … 1.2.
+    """Approximates U·Vᵀ of the singular value decomposition U·S·Vᵀ of each matrix `(n, M, D)`, by Newton-Schulz steps.
 
-    In fp32 on a CPU, else in bf16; the result has the input's dtype.
+    The result has singular values from 0.7 to 1.2 and the input's dtype. Arithmetic is fp32 on a CPU, else bf16.
     """
     x = matrices_nMD if matrices_nMD.device.type == "cpu" else matrices_nMD.bfloat16()
     tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x  # the products below are of the shorter side
+    x = x.mT if tall else x  # the matmuls below are then of the shorter side
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     a, b, c = _COEFFICIENTS
     for _ in range(_ITERATIONS):

@@ -1,4 +1,4 @@
-"""Stage 2 under Lightning: per-slot losses, optimizer."""
+"""LightningModule of stage 2: loss per slot, optimizer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from cogview_pl.data.sequence_dataset import SequenceBatch
 from cogview_pl.generation.pipeline import CogView
+from cogview_pl.lit.config import OptimizerConfig
 from cogview_pl.lit.optimizers import (
-    OptimizerFactory,
+    BuildOptimizer,
     ParameterGroup,
     configure_optimizers,
     log_gradient_norm,
@@ -24,17 +25,18 @@ from cogview_pl.transformer.parallel import clip_gradients, shard_weights, tenso
 
 
 class SequenceModule(LightningModule):
-    """Trains a transformer on sequences laid out by a template; which task it is follows from the data alone.
+    """Trains a transformer on sequences that a template lays out. Pretraining and finetunes differ in their data only.
 
     Args:
         model: the sequence model.
         slot_names: names of the template's slots, for the logs (`val/loss_text`, `val/loss_image`).
-        slot_ids: per slot the ids that its tokens are predicted among; None: all of the vocabulary.
-        target: the slot that generation fills, as index into `slot_names`.
-        token_noise: share of its tokens that are read as others in training (`with_noise`).
-        optimizer: makes the optimizer and its schedule.
-        painter: paints with these weights while they train, for the logs; None where the task paints nothing.
-        val_prompts: captions of the validation split for it.
+        slot_ids: per slot, the ids among which its tokens are predicted; None: the whole vocabulary.
+        target: index into `slot_names` of the slot that generation fills.
+        token_noise: share of the target's input tokens that are replaced in training (`with_noise`).
+        optimizer: schedule and weight decay.
+        build_optimizer: parameter groups → optimizer.
+        generator: generates images with the weights in training, for the logs; None for tasks without images.
+        val_prompts: captions of the validation split, as prompts for the generator.
     """
 
     def __init__(
@@ -45,8 +47,9 @@ class SequenceModule(LightningModule):
         slot_ids: list[range] | None,
         target: int,
         token_noise: float,
-        optimizer: OptimizerFactory,
-        painter: CogView | None,
+        optimizer: OptimizerConfig,
+        build_optimizer: BuildOptimizer,
+        generator: CogView | None,
         val_prompts: list[str],
     ) -> None:
         super().__init__()
@@ -55,20 +58,21 @@ class SequenceModule(LightningModule):
         self.slot_ids = slot_ids
         self.target = target
         self.token_noise = token_noise
-        self.optimizer_factory = optimizer
-        self.painter = painter
+        self.optimizer_options = optimizer
+        self.build_optimizer = build_optimizer
+        self.generator = generator
         self.val_prompts = val_prompts
         self._val_sums: Tensor | None = None
         self._frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         self.strict_loading = not self._frozen
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what is not trained: a resumed run reads it from where this one did."""
+        """Leave out frozen weights: a resumed run reads them from the model that it started from."""
         for name in self._frozen:
             del checkpoint["state_dict"][name]
 
     def configure_model(self) -> None:
-        """Spread the weights over the devices, where the strategy has a mesh of them."""
+        """Shard the weights over the devices, if the strategy has a mesh of them."""
         if self.device_mesh is None or self.model.spread:
             return
         if self.device_mesh["tensor_parallel"].size() > 1:
@@ -77,7 +81,7 @@ class SequenceModule(LightningModule):
             shard_weights(self.model, self.device_mesh["data_parallel"])
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
-        """One step."""
+        """Loss of one step, averaged over the weights of the predictions on all devices."""
         inputs = with_noise(batch, self.target, self.token_noise) if self.token_noise else None
         result = self._loss(batch, inputs)
         if self.trainer.world_size > 1:
@@ -89,7 +93,7 @@ class SequenceModule(LightningModule):
         return result.loss
 
     def training_flops(self, batch: SequenceBatch) -> Tensor:
-        """Operations of a training step on a batch, padding included; int64 scalar."""
+        """Floating-point operations of a training step on a batch, padding included; int64 scalar."""
         return training_flops(self.model, batch.weights, batch.slots, self.slot_ids)
 
     def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
@@ -100,7 +104,7 @@ class SequenceModule(LightningModule):
         self._val_sums = sums if self._val_sums is None else self._val_sums + sums
 
     def on_validation_epoch_end(self) -> None:
-        """Mean cross-entropy per token (nats) of each slot, over the whole set and all devices."""
+        """Log the mean cross-entropy per token (nats) of each slot, over the validation set of all devices."""
         if self._val_sums is None:
             return
         sums = self._total(self._val_sums)
@@ -112,7 +116,7 @@ class SequenceModule(LightningModule):
         self.log("val/loss", (sums[-2] / sums[-1]).float())
 
     def configure_optimizers(self) -> Any:
-        """Weight decay on matrices and tables, none on biases and LayerNorms; of frozen weights nothing is kept."""
+        """Weight decay on matrices and tables, none on biases and LayerNorms; frozen weights have no state."""
         groups = self.model.parameter_groups()
         matrices, tables, vectors = ([p for p in group if p.requires_grad] for group in groups)
         named = [
@@ -120,7 +124,7 @@ class SequenceModule(LightningModule):
             ParameterGroup("tables", tables, matrices=False, decay=True),
             ParameterGroup("vectors", vectors, matrices=False, decay=False),
         ]
-        return configure_optimizers(self.optimizer_factory, named, self.trainer.max_steps)
+        return configure_optimizers(self.build_optimizer, self.optimizer_options, named, self.trainer.max_steps)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient before it is clipped."""
@@ -132,7 +136,7 @@ class SequenceModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of the gradient, which Lightning cannot where some weights are spread over devices."""
+        """Clip the norm of the gradient; Lightning cannot do that for sharded weights."""
         if not self.model.spread:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
@@ -149,10 +153,10 @@ class SequenceModule(LightningModule):
 
 
 def with_noise(batch: SequenceBatch, slot: int, share: float) -> Tensor:
-    """Tokens `(B, L)` of a batch in which a share of those in a slot is replaced by others out of the same batch.
+    """Tokens `(B, L)` with a share of those in a slot replaced by random tokens of that slot in the same batch.
 
-    A model that has read wrong tokens in training goes on better after mistakes of its own. The last token of the slot
-    in each row stays: where it closes a text it must not turn up elsewhere.
+    A model that reads wrong tokens in training recovers better from its own mistakes. The last token of the slot in
+    each row is neither replaced nor drawn: in a text it is the end token, which must not occur elsewhere.
     """
     inside = batch.slots == slot
     inside[:, :-1] &= batch.slots[:, 1:] == slot

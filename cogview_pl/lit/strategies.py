@@ -1,4 +1,4 @@
-"""Strategies that spread a sequence model's weights over devices, with checkpoints that do not depend on how many."""
+"""Strategies that shard a sequence model; their checkpoints do not depend on the number of devices."""
 
 from __future__ import annotations
 
@@ -8,70 +8,72 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import ModelParallelStrategy as InferenceStrategy
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 
+from cogview_pl.lit.lightning_internals import map_tensors, set_mesh_sizes
 from cogview_pl.transformer.parallel import like, load_weights, whole
 
 
-class _WholeCheckpoints(ModelParallelStrategy):
-    """Writes what one device would have written: the first process, one file, whole tensors.
+class _FullCheckpoints(ModelParallelStrategy):
+    """Writes the checkpoint that one device would write: one file of full tensors, from the first process.
 
-    Tensors are made whole one after the other, and in the first process alone they are kept. Lightning's own form of
-    this numbers the optimizer's states by the order of parameters in the model; ours are in groups, in another order,
-    and a run that goes on with another strategy would give parameters the states of others.
+    Tensors are gathered one after the other, and only the first process keeps them. Lightning's own form numbers the
+    optimizer states by the order of parameters in the model. Our parameters are in groups, in another order, so a run
+    that goes on with another strategy would mix up their states.
     """
 
     def __init__(self) -> None:
         super().__init__(save_distributed_checkpoint=False)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole weights, on the CPU; empty but in the first process."""
+        """Full weights, on the CPU; empty in all processes but the first."""
         assert self.lightning_module is not None
-        return self._in_the_first(self.lightning_module.state_dict())
+        return self._gathered(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state, as the optimizer numbers it; empty but in the first process."""
-        return self._in_the_first(getattr(optimizer, "_optimizer", optimizer).state_dict())
+        """Full optimizer state, numbered as the optimizer does; empty in all processes but the first."""
+        inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        return self._gathered(inner.state_dict())
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a file of any strategy that writes one; each process takes its parts."""
+        """Read a checkpoint of any strategy that writes one file; each process takes its shards."""
         assert self.lightning_module is not None
         checkpoint = torch.load(self.broadcast(checkpoint_path), map_location="cpu", weights_only=True, mmap=True)
         load_weights(self.lightning_module, checkpoint.pop("state_dict"))
         for optimizer, state in zip(self.optimizers, checkpoint.pop("optimizer_states", []), strict=False):
-            optimizer.load_state_dict(_parts(optimizer, state))
+            optimizer.load_state_dict(_shards(optimizer, state))
         return checkpoint
 
-    def _in_the_first(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        found = tree_map(lambda value: whole(value, self.is_global_zero), dict(state))
+    def _gathered(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        found = map_tensors(lambda value: whole(value, self.is_global_zero), dict(state))
         return found if self.is_global_zero else {}
 
 
-class FullyShardedStrategy(_WholeCheckpoints):
+class FullyShardedStrategy(_FullCheckpoints):
     """FSDP2 over all devices."""
 
     def setup_environment(self) -> None:
-        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        set_mesh_sizes(self, data_parallel=self.num_nodes * self.num_processes, tensor_parallel=1)
         super().setup_environment()
 
 
-class TensorParallelStrategy(_WholeCheckpoints):
+class TensorParallelStrategy(_FullCheckpoints):
     """Tensor parallelism over all devices, which all train on the same samples."""
 
     def setup_environment(self) -> None:
-        self._data_parallel_size, self._tensor_parallel_size = 1, self.num_nodes * self.num_processes
+        set_mesh_sizes(self, data_parallel=1, tensor_parallel=self.num_nodes * self.num_processes)
         super().setup_environment()
 
 
 def join_tensor_parallel(accelerator: str, devices: int, num_nodes: int) -> DeviceMesh:
-    """Start or join the processes of an inference on several devices; returns the mesh that divides the model.
+    """Start or join the processes of an inference on several devices; returns the mesh that shards the model.
 
     Raises:
-        ValueError, MisconfigurationException: there are not so many devices.
+        ValueError, MisconfigurationException: there are fewer devices.
     """
     strategy = InferenceStrategy(
         lambda model, mesh: model, data_parallel_size=1, tensor_parallel_size=devices * num_nodes
@@ -80,11 +82,11 @@ def join_tensor_parallel(accelerator: str, devices: int, num_nodes: int) -> Devi
     return strategy.device_mesh["tensor_parallel"]
 
 
-def _parts(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's whole state with this process' parts of all that has the shape of its parameter."""
+def _shards(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A full optimizer state with this process's shard of each tensor that has the shape of its parameter."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
-    parts = {
+    shards = {
         number: {
             name: like(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
             for name, value in state["state"].get(number, {}).items()
@@ -92,4 +94,4 @@ def _parts(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         for number, parameter in zip(numbers, parameters, strict=True)
         if number in state["state"]
     }
-    return {"state": parts, "param_groups": state["param_groups"]}
+    return {"state": shards, "param_groups": state["param_groups"]}

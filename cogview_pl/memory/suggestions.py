@@ -116,7 +116,7 @@ def _levers(config: Config, on_gpu: bool) -> list[list[Remedy]]:
         levers = [_halved("sampler.batch_size", config.sampler.batch_size)]
         if on_gpu and _in_fp32(config):
             levers.append([_NOTHING, Remedy(2, "precision=bf16", {"precision.precision": "bf16-mixed"})])
-        if config.quantization is None and not config.strategy.kind.spreads:
+        if config.quantization is None and not config.strategy.kind.sharded:
             levers.append([_NOTHING, Remedy(5, "quantization=int8", {"quantization": Quantization.int8})])
         return levers
     return [[_NOTHING]]

@@ -88,7 +88,7 @@ def fit_sequence_model(config: Config, on_gpu: bool) -> Moments:
     )
     host = Counter() if on_gpu else _on_the_host(config, sizes, model)
     moments = _of_a_step(config, held, host, heights(step), optimizer.step)
-    if "samples" in config.callbacks and is_text_to_image(sizes.template) and not config.strategy.kind.spreads:
+    if "samples" in config.callbacks and is_text_to_image(sizes.template) and not config.strategy.kind.sharded:
         work = Decoding.of(model, sizes.template, config.callbacks["samples"]["num_prompts"], on_gpu, Sampling())
         without = held.without_gradients + host  # Lightning drops them before it validates
         moments["painting"] = without + cache_and_packed(work, None) + decoding_height(work)

@@ -55,7 +55,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         reconstruction=tokenizer.reconstruction.value,
         reconstruction_weight=tokenizer.reconstruction_weight,
         quantize_after_steps=tokenizer.quantize_after_steps,
-        optimizer=optimizer_factory(training),
+        optimizer=config.optimizer,
+        build_optimizer=optimizer_factory(training),
     )
     train_images, val_images = open_images(config.data, "train"), open_images(config.data, "val")
     data = data_module(train_images, val_images, collate_images, config.data, config.seed)

@@ -161,15 +161,16 @@ def _module(
 ) -> SequenceModule:
     template = layout.template
     loaded = SequenceModel(model, template, tokens.text, tokens.image_tokenizer, layout.transformer_settings)
-    generates = is_text_to_image(template) and not options.strategy.kind.spreads
+    generates = is_text_to_image(template) and not options.strategy.kind.sharded
     return SequenceModule(
         model,
         slot_names=[slot.name for slot in template.slots],
         slot_ids=slot_ids,
         target=template.slots.index(template.target),
         token_noise=token_noise,
-        optimizer=optimizer_factory(options),
-        painter=CogView(loaded) if generates else None,
+        optimizer=options.optimizer,
+        build_optimizer=optimizer_factory(options),
+        generator=CogView(loaded) if generates else None,
         val_prompts=_captions(tokens, layout.template_settings["text_length"]),
     )
 

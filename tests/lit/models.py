@@ -10,8 +10,8 @@ import torch
 from cogview_pl.data.bad_samples import ImageBatch, collate_images
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.sequence_dataset import SequenceBatch
+from cogview_pl.lit.config import OptimizerConfig
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule
-from cogview_pl.lit.optimizers import OptimizerFactory
 from cogview_pl.lit.sequence_model import SequenceModule
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vqvae.model import VQVAE
@@ -29,15 +29,15 @@ def sequence_module(slot_ids: list[range] | None = SLOT_IDS, noise: float = 0.0,
     model = Transformer(vocab_size=31, num_layers=1, hidden_size=8, num_heads=2, num_positions=12, init_std=0.4)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained in name)
-    factory = OptimizerFactory(partial(torch.optim.SGD, lr=LR), weight_decay=DECAY, warmup=0.0, final_lr=1.0)
     return SequenceModule(
         model,
         slot_names=NAMES,
         slot_ids=slot_ids,
         target=1,
         token_noise=noise,
-        optimizer=factory,
-        painter=None,
+        optimizer=OptimizerConfig(weight_decay=DECAY, warmup=0.0, final_lr=1.0),
+        build_optimizer=partial(torch.optim.SGD, lr=LR),
+        generator=None,
         val_prompts=[],
     )
 
@@ -88,14 +88,13 @@ def tokenizer(kind: str = "learned") -> VQVAE:
 def tokenizer_module(
     kind: str = "learned", reconstruction: Any = "l2", quantize_after_steps: int = 0
 ) -> ImageTokenizerModule:
-    build = partial(torch.optim.SGD, lr=TOKENIZER_LR, momentum=MOMENTUM)
-    factory = OptimizerFactory(build, weight_decay=0.5, warmup=0.0, final_lr=1.0)
     return ImageTokenizerModule(
         tokenizer(kind),
         reconstruction=reconstruction,
         reconstruction_weight=RECONSTRUCTION_WEIGHT,
         quantize_after_steps=quantize_after_steps,
-        optimizer=factory,
+        optimizer=OptimizerConfig(weight_decay=0.5, warmup=0.0, final_lr=1.0),
+        build_optimizer=partial(torch.optim.SGD, lr=TOKENIZER_LR, momentum=MOMENTUM),
     )
 
 

@@ -14,7 +14,7 @@ from lightning import LightningModule
 from cogview_pl.data.bad_samples import ImageBatch, collate_images
 from cogview_pl.data.samples import Skipped
 from cogview_pl.data.sequence_dataset import SequenceBatch
-from cogview_pl.lit.callbacks import NanGuard, RandomState, SkippedImages
+from cogview_pl.lit.callbacks import BadSamples, NanGuard, RandomState
 from cogview_pl.lit.data_module import DataModule
 from cogview_pl.lit.strategies import FullyShardedStrategy, TensorParallelStrategy
 from cogview_pl.transformer.parallel import whole
@@ -64,7 +64,7 @@ def skipped(folder: str, **options: Any) -> float:
     """How many unreadable images are logged behind two steps, in which all 8 samples have been seen."""
     samples: Any = [*images(1, 5), *(Skipped(f"lost {number}", "why") for number in range(3))]
     data = DataModule(samples, samples, collate=collate_images, batch_size=2, num_workers=0, seed=1)
-    given = trainer(2, callbacks=[SkippedImages(f"{folder}/skipped.jsonl", 1.0)], limit_val_batches=0, **options)
+    given = trainer(2, callbacks=[BadSamples(f"{folder}/skipped.jsonl", 1.0)], limit_val_batches=0, **options)
     given.fit(tokenizer_module("ema"), datamodule=data)
     return given.logger.series("data/skipped")[1]  # type: ignore[union-attr]
 

@@ -11,8 +11,8 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from cogview_pl.lit.config import OptimizerConfig
 from cogview_pl.lit.optimizers import (
-    OptimizerFactory,
     ParameterGroup,
     configure_optimizers,
     log_gradient_norm,
@@ -63,12 +63,12 @@ class Lines(LightningModule):
         return (self.decayed + self.other) * self.slopes[batch_idx]
 
     def configure_optimizers(self) -> Any:
-        factory = OptimizerFactory(partial(torch.optim.SGD, lr=0.5), weight_decay=0.2, warmup=0.5, final_lr=0.1)
+        options = OptimizerConfig(weight_decay=0.2, warmup=0.5, final_lr=0.1)
         groups = [
             ParameterGroup("one", [self.decayed], matrices=True, decay=True),
             ParameterGroup("two", [self.other, self.unused], matrices=False, decay=False),
         ]
-        return configure_optimizers(factory, groups, self.trainer.max_steps)
+        return configure_optimizers(partial(torch.optim.SGD, lr=0.5), options, groups, self.trainer.max_steps)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         log_gradient_norm(self)
@@ -89,8 +89,8 @@ def test_every_step_is_taken_with_its_learning_rate_and_decay() -> None:
 def test_groups_reach_the_optimizer_with_their_names() -> None:
     weights = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
     groups = [ParameterGroup("maps", weights[:1], True, True), ParameterGroup("rest", weights[1:], False, False)]
-    factory = OptimizerFactory(partial(torch.optim.SGD, lr=1.0), weight_decay=0.3, warmup=0.0, final_lr=0.0)
-    found = configure_optimizers(factory, groups, 10)["optimizer"].param_groups
+    options = OptimizerConfig(weight_decay=0.3, warmup=0.0, final_lr=0.0)
+    found = configure_optimizers(partial(torch.optim.SGD, lr=1.0), options, groups, 10)["optimizer"].param_groups
     assert [(g["name"], g["matrices"], g["weight_decay"]) for g in found] == [("maps", True, 0.3), ("rest", False, 0.0)]
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from cogview_pl.data.bad_samples import ImageBatch, collate_images
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.errors import UserError
-from cogview_pl.lit.callbacks import RandomState, SkippedImages
+from cogview_pl.lit.callbacks import BadSamples, RandomState
 from cogview_pl.lit.data_module import DataModule
 
 from .fitting import Records, loader, trainer
@@ -170,7 +170,7 @@ def watched(folder: Path, lost: set[int], max_share: float, steps: int = 8) -> R
     data = DataModule(
         Images("train", lost), Images("val", {0, 5}), collate=collate_images, batch_size=2, num_workers=0, seed=1
     )
-    callback = SkippedImages(str(folder / "skipped.jsonl"), max_share)
+    callback = BadSamples(str(folder / "skipped.jsonl"), max_share)
     given = trainer(steps, callbacks=[callback], val_check_interval=4, check_val_every_n_epoch=None)
     given.fit(Counts(), datamodule=data)
     return given.logger  # type: ignore[return-value]
@@ -202,6 +202,6 @@ def test_each_process_has_a_list_of_its_own(tmp_path: Path) -> None:
     for rank, name in enumerate(["skipped.jsonl", "skipped_1.jsonl", "skipped_2.jsonl"]):
         data = SimpleNamespace(train=Images("train", set()))
         given: Any = SimpleNamespace(global_rank=rank, datamodule=data)
-        callback = SkippedImages(str(tmp_path / "skipped.jsonl"), 0.5)
+        callback = BadSamples(str(tmp_path / "skipped.jsonl"), 0.5)
         callback.on_validation_batch_start(given, Counts(), collate_images([Skipped(f"of {rank}", "why")]), 0)
         assert json.loads((tmp_path / name).read_text())["key"] == f"of {rank}"

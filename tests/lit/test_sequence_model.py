@@ -14,7 +14,6 @@ from lightning import Callback
 from torch import Tensor
 
 from cogview_pl.data.sequence_dataset import SequenceBatch
-from cogview_pl.lit.optimizers import OptimizerFactory
 from cogview_pl.lit.sequence_model import with_noise
 from cogview_pl.transformer.model import Transformer
 
@@ -101,7 +100,7 @@ def test_steps_and_logs_are_those_of_plain_training(clip: float | None) -> None:
 
 def test_losses_of_slots_are_logged_at_logging_steps_where_they_have_tokens() -> None:
     tested = module()
-    tested.optimizer_factory = OptimizerFactory(partial(torch.optim.SGD, lr=0.0), 0.0, 0.0, 1.0)  # weights stay
+    tested.build_optimizer = partial(torch.optim.SGD, lr=0.0)  # weights stay
     without_text = BATCHES[1]._replace(weights=BATCHES[1].weights * (BATCHES[1].slots == 1))
     log = fit(tested, [BATCHES[0], without_text, SILENT, ONE_WORD], every=2)
     expected = slot_mean(tested.model, [ONE_WORD], 0, SLOT_IDS)

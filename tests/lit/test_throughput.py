@@ -30,7 +30,8 @@ class Watch:
             target=0,
             token_noise=0.0,
             optimizer=None,  # type: ignore[arg-type]
-            painter=None,
+            build_optimizer=None,  # type: ignore[arg-type]
+            generator=None,
             val_prompts=[],
         )
         long = torch.zeros(2, 9, dtype=torch.long)

@@ -260,7 +260,7 @@ def test_signals_end_a_run_when_it_looks_or_wait_for_the_end_of_a_step(number: i
         stop.check()
         assert stop.asked and stop.received == number
         with pytest.raises(Stopped):
-            stop.look_while_waiting()
+            stop.check_while_waiting()
 
 
 def test_a_signal_inside_a_finaliser_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:

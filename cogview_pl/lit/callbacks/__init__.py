@@ -1,23 +1,23 @@
-"""What watches a run: throughput, activations, loss scale, images, skipped files, random state."""
+"""Callbacks of Lightning: checkpoints, throughput, activations, loss scale, images, bad samples, random state."""
 
 from cogview_pl.lit.callbacks.activations import Activations
 from cogview_pl.lit.callbacks.checkpoints import Checkpoints
 from cogview_pl.lit.callbacks.images import Reconstructions, Samples
 from cogview_pl.lit.callbacks.nan_guard import NanGuard
 from cogview_pl.lit.callbacks.precision import LossScale
-from cogview_pl.lit.callbacks.run_state import RandomState, SkippedImages
+from cogview_pl.lit.callbacks.run_state import BadSamples, RandomState
 from cogview_pl.lit.callbacks.stop_at_step_end import StopAtStepEnd
 from cogview_pl.lit.callbacks.throughput import Throughput
 
 __all__ = [
     "Activations",
+    "BadSamples",
     "Checkpoints",
     "LossScale",
     "NanGuard",
     "RandomState",
     "Reconstructions",
     "Samples",
-    "SkippedImages",
     "StopAtStepEnd",
     "Throughput",
 ]

@@ -1,4 +1,4 @@
-"""How close activations come to the limit of fp16: the quantity that Sandwich-LN and PB-Relax keep in check."""
+"""Largest activations, as a share of the range of fp16; Sandwich-LN and PB-Relax keep them small (paper §2.4)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Activations(Callback):
     """Logs the largest |residual stream| of each group of layers, and its share of fp16's range.
 
     Args:
-        groups: layers are divided into this many groups, from first to last.
+        groups: number of groups of consecutive layers.
     """
 
     def __init__(self, groups: int) -> None:
@@ -26,7 +26,7 @@ class Activations(Callback):
         self._largest: dict[int, Tensor] = {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Listen to the blocks, in steps that will be logged only."""
+        """Hook the blocks, in logging steps only."""
         if not logs_this_step(trainer):
             return
         blocks = list(pl_module.model.blocks)  # type: ignore[union-attr, arg-type]

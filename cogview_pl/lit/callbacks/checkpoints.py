@@ -1,4 +1,4 @@
-"""Lightning's ModelCheckpoint, but for what it writes when a run is stopped, and at its end."""
+"""Checkpoints of a run: Lightning's ModelCheckpoint, except at a stop and at the end."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from cogview_pl.lit.lightning_internals import LastCheckpoint
 
-class Checkpoints(ModelCheckpoint):
-    """Writes `last.ckpt` behind the last step too, and it alone when a run is stopped.
 
-    Lightning leaves out the steps behind the last multiple of `every_n_train_steps`. When a run is stopped it would
-    write `step_N.ckpt` as well, which takes twice the time of the few seconds that are left, and which it never counts
-    nor deletes: a file more with each stop.
+class Checkpoints(LastCheckpoint):
+    """Writes `last.ckpt` after the last step too, and only that file when a run is stopped.
+
+    Lightning leaves out the steps after the last multiple of `every_n_train_steps`. When a run is stopped it would also
+    write `step_N.ckpt`. That takes twice the time of the few seconds that are left, and Lightning neither counts nor
+    deletes that file, so each stop would leave one more.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take names from a checkpoint, and never its paths: old files are deleted, and paths may lead anywhere.
+        """Take file names from a checkpoint, not their folders: old files get deleted, and a path may lead anywhere.
 
-        So a folder that was moved is tidied up as well.
+        A run whose folder was moved goes on deleting its own old files.
         """
         found = state_dict.get("best_k_models")
         best = {self._own(path): score for path, score in found.items()} if isinstance(found, dict) else {}
@@ -39,7 +40,7 @@ class Checkpoints(ModelCheckpoint):
         )
 
     def _own(self, path: object) -> str:
-        """The checkpoint of that name in this run's folder; empty for what is no checkpoint."""
+        """The checkpoint of that name in this run's folder; empty for other files."""
         name = Path(str(path)).name
         return str(Path(str(self.dirpath)) / name) if name.endswith(".ckpt") else ""
 
@@ -47,22 +48,22 @@ class Checkpoints(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.global_step >= trainer.max_steps and not self._should_skip_saving_checkpoint(trainer):
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if trainer.global_step >= trainer.max_steps and not self.is_saved(trainer):
+            self.save_last_checkpoint(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save, if a run can go on exactly from here.
 
-        Not where this step has been saved, inside a step, or where other processes have not met the exception: saving
-        needs them.
+        An exception inside a step leaves a half-made state. An exception in one of several processes cannot be saved,
+        because saving needs all of them.
         """
         stopped = isinstance(exception, SIGTERMException)
         exact = stopped or (trainer.world_size == 1 and _between_steps(trainer))
-        if exact and self._should_save_on_exception(trainer):
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if exact and self.saves_on_exception(trainer):
+            self.save_last_checkpoint(trainer)
 
 
 def _between_steps(trainer: Trainer) -> bool:
-    """Whether no batch is under way, and none of those that the next step adds up has been through."""
+    """Whether no batch is under way, and no gradient waits for the other batches of its step."""
     batches = trainer.fit_loop.epoch_loop.batch_progress.total
     return batches.ready == batches.completed and batches.completed % trainer.accumulate_grad_batches == 0

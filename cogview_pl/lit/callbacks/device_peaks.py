@@ -1,4 +1,4 @@
-"""Peak matrix throughput of GPUs, from their makers' data sheets: dense (no sparsity), fp32 accumulation."""
+"""Peak matmul throughput of GPUs, from their makers' data sheets: dense (no sparsity), fp32 accumulation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Peak(NamedTuple):
     fp32: float
 
 
-_PEAKS = {  # the first that the device's name holds as a word counts, so longer ones stand first
+_PEAKS = {  # the first name that is a word of the device's name counts, so longer names come first
     "B200": Peak(2250, 1125, 75),
     "H200 NVL": Peak(835, 418, 60),
     "H200": Peak(989, 495, 67),
@@ -37,16 +37,15 @@ _PEAKS = {  # the first that the device's name holds as a word counts, so longer
     "RTX 3090": Peak(71, 35.6, 35.6),
 }
 
-_PART = re.compile(r"\b(MIG|Laptop)\b")  # less than the card of that name
+_PART = re.compile(r"\b(MIG|Laptop)\b")  # such a device has less than the full card
 
 
 def peak_tflops(name: str, precision: str) -> float | None:
-    """Peak of a device in 10¹² operations per second; None where it is not in the table.
+    """Peak of a device in 10¹² operations per second; None for a device or precision without a known peak.
 
     Args:
-        name: as `torch.cuda.get_device_name` gives it.
-        precision: as Lightning names it (`bf16-mixed`, `16-mixed`, `32-true`). For fp32 the peak is that of TF32 where
-            torch is set to use it.
+        name: name from `torch.cuda.get_device_name`.
+        precision: Lightning's name (`bf16-mixed`, `16-mixed`, `32-true`). fp32 has the peak of TF32 if torch uses it.
     """
     if _PART.search(name):
         return None

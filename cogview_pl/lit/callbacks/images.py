@@ -1,11 +1,10 @@
-"""Images in TensorBoard: reconstructions of stage 1, samples of stage 2."""
+"""Images in TensorBoard: reconstructions in stage 1, samples in stage 2."""
 
 from __future__ import annotations
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -18,10 +17,10 @@ _CELL = 128
 
 
 class Reconstructions(Callback):
-    """Originals over their reconstructions, the same validation images at every validation.
+    """Shows the same validation images above their reconstructions, at every validation.
 
     Args:
-        num_images: images shown.
+        num_images: number of images.
     """
 
     def __init__(self, num_images: int) -> None:
@@ -36,12 +35,12 @@ class Reconstructions(Callback):
 
 
 class Samples(Callback):
-    """Images that the model paints for captions of the validation split, with the captions.
+    """Shows images that the model generates from captions of the validation split, with the captions.
 
     Args:
-        num_prompts: captions shown.
-        font: font file, or None for an installed one.
-        seed: of the drawing, always the same.
+        num_prompts: number of captions.
+        font: font file; None: an installed font.
+        seed: seed of the sampling, the same at every validation.
     """
 
     def __init__(self, num_prompts: int, font: str | None = None, seed: int = 0) -> None:
@@ -54,12 +53,12 @@ class Samples(Callback):
             return
         assert isinstance(pl_module, SequenceModule)
         prompts = pl_module.val_prompts[: self.num_prompts]
-        if pl_module.painter is None or not prompts:
+        if pl_module.generator is None or not prompts:
             return
-        images = pl_module.painter.images(prompts, 1, seed=self.seed, sampling=Sampling(), batch_size=len(prompts))
+        images = pl_module.generator.images(prompts, 1, seed=self.seed, sampling=Sampling(), batch_size=len(prompts))
         rows = [(prompt, [image]) for prompt, image in zip(prompts, images, strict=True)]
         sheet = contact_sheet(rows, columns=4, cell=_CELL, font=self.font)
-        _log_image(trainer, "val/samples", _to_tensor(sheet))
+        _log_image(trainer, "val/samples", pil_to_tensor(sheet))
 
 
 def _logs_images(trainer: Trainer) -> bool:
@@ -68,7 +67,3 @@ def _logs_images(trainer: Trainer) -> bool:
 
 def _log_image(trainer: Trainer, tag: str, image: Tensor) -> None:
     trainer.logger.experiment.add_image(tag, image.cpu(), trainer.global_step)  # type: ignore[union-attr]
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    return pil_to_tensor(image)

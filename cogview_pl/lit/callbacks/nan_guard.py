@@ -1,4 +1,4 @@
-"""What happens when a step yields no finite gradient: it is passed over, counted and, if that goes on, ends the run."""
+"""Skips and counts steps without a finite gradient; too many in a row end the run."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from cogview_pl.durable.write import write_text
 from cogview_pl.errors import UserError
 
 _KEYS_IN_MESSAGE = 4
-_HALVINGS = 16  # steps in a row in which a loss scaler may come down from its first scale, 65,536
+_HALVINGS = 16  # a loss scaler may need as many steps in a row to come down from its first scale, 65,536
 
 
 class NanGuard(Callback):
-    """Passes over steps whose gradient is not finite, and stops training after `patience` of them in a row.
+    """Skips steps whose gradient is not finite (bad steps), and ends training after `patience` of them in a row.
 
-    - With `precision=fp16` the loss scaler passes over them and halves its scale, as always; on a CPU the optimizer
-      is not called at all; on a GPU without a scaler the gradient counts as zero, so that nobody waits for the device
-      to say whether it was finite.
-    - They are counted (`train/bad_steps`).
-    - When it stops, it takes the first bad batch again, names the first module whose output is not finite, or else the
-      first parameter whose gradient is not, and lists the batch's samples in `bad_batch.json`. No checkpoint is
-      written then: the last one before is the one to go on from.
-    - Weights that are not finite are never written over a checkpoint.
+    - With `precision=fp16` the loss scaler skips bad steps and halves its scale. On a CPU the optimizer gets no
+      gradient. On a GPU without a scaler a bad gradient becomes zero, so that the CPU need not wait for the GPU.
+    - `train/bad_steps` counts them.
+    - Before it ends a run, it plays the first bad batch again. It names the first module whose output is not finite,
+      or else the first parameter whose gradient is not finite, and lists the batch's samples in `bad_batch.json`. It
+      writes no checkpoint: the run goes on from the last one before.
+    - Weights that are not finite never replace a checkpoint.
 
-    On a GPU the count is read every `patience` steps only, so a run may end up to so many steps later.
+    On a GPU the count is read every `patience` steps, so a run may end up to `patience` steps later.
 
     Args:
         folder: the run's folder.
-        patience: bad steps in a row that end the run; with a loss scaler 16 more, in which it may find its scale.
+        patience: bad steps in a row that end the run; 16 more with a loss scaler, which searches its scale.
     """
 
     def __init__(self, folder: str, patience: int) -> None:
@@ -51,7 +50,7 @@ class NanGuard(Callback):
         self._total = state_dict["bad_steps"]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Count, on the device, and keep a bad gradient from the weights."""
+        """Count on the device, and keep a bad gradient from the weights."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not parameters:
             return
@@ -73,19 +72,19 @@ class NanGuard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop if there have been too many."""
+        """End the run after too many bad steps in a row."""
         if self._streak is None or self._counted is None:
             return
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        step = (batch_idx + 1) // trainer.accumulate_grad_batches  # counted on where a scaler passes over one
+        step = (batch_idx + 1) // trainer.accumulate_grad_batches  # also counts steps that a scaler skips
         if self._streak.device.type == "cpu" or step % self._patience == 0:
             pl_module.log("train/bad_steps", float(self._total + int(self._counted)))
             if (streak := int(self._streak)) >= self._patience + (_HALVINGS if _scaler(trainer) else 0):
                 self._stop(trainer, pl_module, streak)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to write weights that are not finite over those that were."""
+        """Raises UserError before weights that are not finite would replace a checkpoint."""
         for name, value in (*pl_module.named_parameters(), *pl_module.named_buffers()):
             if value.is_floating_point() and not bool(_local(value).isfinite().all()):
                 _keep_checkpoints(trainer)
@@ -121,10 +120,10 @@ _ADVICE = (
 
 
 def first_bad_layer(module: LightningModule, batch: Any) -> str:
-    """Name of the first module whose output on a training batch is not finite, in the order of computation.
+    """Name of the first module, in the order of computation, whose output on a training batch is not finite.
 
-    Where all of them are finite it is the first parameter, from the input on, whose gradient is not; else `none`: the
-    batch is fine with the weights as they are.
+    If all outputs are finite: the first parameter, from the input on, whose gradient is not finite. `none` if all
+    gradients are finite too: the batch is fine with the present weights.
     """
     found: list[str] = []
     hooks = [child.register_forward_hook(_listener(name, found)) for name, child in module.named_modules() if name]
@@ -160,27 +159,27 @@ def _listener(name: str, found: list[str]) -> Any:
 
 
 def _scaler(trainer: Trainer) -> bool:
-    """Whether a loss scaler watches the gradients."""
+    """Whether training has a loss scaler."""
     return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
 def _silent(*arguments: Any, **options: Any) -> None:
-    """In place of logging."""
+    """Log nothing."""
 
 
 def _keep_checkpoints(trainer: Trainer) -> None:
-    """The end of the run must not replace the last checkpoint."""
+    """Write no checkpoint when the run ends with an error."""
     for callback in trainer.checkpoint_callbacks:
         callback.save_on_exception = False  # type: ignore[attr-defined]
 
 
 def _local(tensor: Any) -> Tensor:
-    """This device's part of a sharded tensor, or the tensor."""
+    """This device's shard of a sharded tensor, else the tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
 
 
 def _on_all_devices(trainer: Trainer, good: Tensor) -> Tensor:
-    """Whether it was good everywhere; parts of a sharded gradient can be bad on one device only."""
+    """Whether the gradient is good on all devices; a sharded one can be bad on one device only."""
     if trainer.world_size > 1:
         good = good.to(torch.int32)
         torch.distributed.all_reduce(good, torch.distributed.ReduceOp.MIN)

@@ -1,4 +1,4 @@
-"""The dynamic loss scale of `precision=fp16`: how large it is, and how many steps it cost."""
+"""Logs the dynamic loss scale of `precision=fp16` and the steps that it skips."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lightning import Callback, LightningModule, Trainer
 class LossScale(Callback):
     """Logs `precision/loss_scale` and `precision/skipped_steps`; nothing in other precisions.
 
-    The loss is multiplied by the scale before the backward pass, so that small gradients are not lost in fp16, and
-    gradients are divided by it before the step. Where one is infinite or no number, the step is skipped and the scale
-    halved; it doubles after 2,000 steps without such. Now and then a skipped step is how the scale finds its place;
-    one after the other means that activations overflow (see `activations/`).
+    The scaler multiplies the loss by its scale before the backward pass, so that small gradients do not underflow in
+    fp16, and divides the gradients by it before the step. A step with an infinite or NaN gradient is skipped and halves
+    the scale; 2,000 steps without one double it. A skipped step now and then is normal. Many skipped steps in a row
+    mean that activations overflow (see `activations/`).
     """
 
     def __init__(self) -> None:

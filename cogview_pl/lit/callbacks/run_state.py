@@ -1,4 +1,4 @@
-"""State of a run beyond weights: random generators, and images that could not be read."""
+"""State of a run besides its weights: random generators, and samples that could not be read."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from cogview_pl.lit.data_module import data_share
 
 
 class RandomState(Callback):
-    """Saves the random generators, so that dropout and codebook revival go on as in a run never interrupted.
+    """Saves the random generators, so that a resumed run draws the same numbers as a run without interruption.
 
-    Devices that train on different samples draw different numbers: each has its own state. A run that goes on with
-    another number of them takes the states that there are, and new ones for the rest.
+    Devices that train on different samples draw different numbers, so each has its own state. A run that goes on with
+    more devices makes new states for the additional ones.
     """
 
     def __init__(self) -> None:
         self._restored: list[dict[str, Any]] = []
         self._ready = False
-        self._at_first = _generators()  # of one process; strategies for several set the seed anew
+        self._at_first = _generators()  # the state of one process; strategies for several set the seed again
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of all processes; all must ask."""
+        """The states of all processes; all processes must call this."""
         own = _generators()
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return {"processes": [own]}
@@ -36,13 +36,13 @@ class RandomState(Callback):
         return {"processes": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict.get("processes", [state_dict])  # older ones hold that of one process
+        self._restored = state_dict.get("processes", [state_dict])  # earlier versions saved one process
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ready = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Set them right before the first step: set-up and sanity checks have drawn numbers of their own."""
+        """Restore the states right before the first step, because the set-up draws numbers too."""
         if self._ready:
             return
         self._ready = True
@@ -50,7 +50,7 @@ class RandomState(Callback):
         number = trainer.global_rank if len(self._restored) == trainer.world_size else share
         if number < len(self._restored):
             _set_generators(self._restored[number])
-        elif share:  # all processes made the same model, from the same seed
+        elif share:  # all processes had the same seed, for the same initial weights
             torch.manual_seed(torch.initial_seed() + share)
         elif trainer.world_size > 1:
             _set_generators(self._at_first)
@@ -58,7 +58,7 @@ class RandomState(Callback):
 
 
 def _generators() -> dict[str, Any]:
-    """States of this process."""
+    """States of this process's random generators."""
     version, numbers, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
@@ -79,12 +79,12 @@ def _set_generators(state: dict[str, Any]) -> None:
     np.random.set_state(("MT19937", key, state["numpy_position"], 0, 0.0))
 
 
-class SkippedImages(Callback):
-    """Lists images that could not be read in `skipped.jsonl` and stops the run when there are too many.
+class BadSamples(Callback):
+    """Lists samples that could not be read in `skipped.jsonl`, and ends the run if there are too many.
 
     Args:
-        path: the list.
-        max_share: largest share of unreadable images that is put up with.
+        path: path of the list.
+        max_share: largest share of unreadable samples that does not end the run.
     """
 
     def __init__(self, path: str, max_share: float) -> None:
@@ -112,5 +112,5 @@ class SkippedImages(Callback):
 
 
 def _of_rank(path: Path, rank: int) -> Path:
-    """`skipped.jsonl` of the first process, `skipped_1.jsonl` of the next: they must not write into one file."""
+    """A file for each process: `skipped.jsonl` for the first, `skipped_1.jsonl` for the next."""
     return path.with_stem(f"{path.stem}_{rank}") if rank else path

@@ -7,13 +7,15 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from cogview_pl.lit.lightning_internals import end_after_this_step, set_logged_step
+
 
 class StopAtStepEnd(Callback):
-    """Has Lightning end the run behind an optimizer step, once `asked` says so on any device.
+    """Has Lightning end the run after an optimizer step, once `asked` is true on any device.
 
-    Lightning's own handler of SIGTERM would end it between two batches whose gradients are added up, or inside a
-    validation, from where going on is not exact; and it talks to the other processes, which hangs while these wait for
-    a gradient. So it is not called: what it sets is set here, when the time has come.
+    Lightning's own handler of SIGTERM is not used, for two reasons. It ends a run between two batches whose gradients
+    are added up, or inside a validation, and from there no run can go on exactly. And it talks to the other processes
+    while they wait for a gradient, so all of them would hang. This callback sets the flag of that handler after a step.
 
     Args:
         asked: whether this process was told to stop.
@@ -32,10 +34,9 @@ class StopAtStepEnd(Callback):
         self._defer(True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Set the step that loggers are told; Lightning counts one more in a run that was stopped at a validation."""
-        loop = trainer.fit_loop.epoch_loop
-        done = loop.batch_progress.total.processed  # type: ignore[attr-defined]
-        loop._batches_that_stepped = done // trainer.accumulate_grad_batches
+        """Set the step of the logs: Lightning counts one too many in a run that was stopped at a validation."""
+        done = trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        set_logged_step(trainer, done // trainer.accumulate_grad_batches)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._defer(False)
@@ -43,19 +44,15 @@ class StopAtStepEnd(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Lightning ends the run when it has logged this step, if no validation comes before that."""
+        """Lightning ends the run after it has logged this step, unless a validation comes first."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._stops = trainer.strategy.reduce_boolean_decision(self._asked(), all=False)
-            _end_soon(trainer, self._stops)
+            end_after_this_step(trainer, self._stops)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate to the end."""
+        """Let the validation finish."""
         self._listen()
-        _end_soon(trainer, False)
+        end_after_this_step(trainer, False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _end_soon(trainer, self._stops)
-
-
-def _end_soon(trainer: Trainer, whether: bool) -> None:
-    trainer._signal_connector.received_sigterm = whether  # type: ignore[attr-defined]
+        end_after_this_step(trainer, self._stops)

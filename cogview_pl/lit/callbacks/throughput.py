@@ -1,4 +1,4 @@
-"""Samples and tokens per second, how long training waited for them, and how much of the device it used."""
+"""Samples and tokens per second, the share of time spent waiting for data, and model FLOPs utilisation."""
 
 from __future__ import annotations
 
@@ -16,21 +16,19 @@ from cogview_pl.lit.sequence_model import SequenceModule
 
 
 class Throughput(Callback):
-    """Logs `perf/samples_per_s`, and for sequences `perf/tokens_per_s` (padding included), over all devices.
+    """Logs throughput at logging steps. Validation is not counted.
 
-    `perf/data_wait_share` is the share of the time between two steps, in which batches are made or waited for: when
-    it is not small, raise `data.num_workers`.
-
-    For sequences there is `perf/model_tflops` as well, the 10¹² operations per second over all devices that the task
-    needs (`transformer/flops.py`), and `perf/mfu`, their share (0 … 1) of what the devices could do at most: the
-    model FLOPs utilisation. It is left out where that peak is unknown.
-
-    Validation is not counted: the clock runs from the end of one training batch to the end of the next, and a
-    validation in between starts it anew.
+    - `perf/samples_per_s`, over all devices.
+    - `perf/data_wait_share`: share of the time in which training waits for batches; if it is large, raise
+      `data.num_workers`.
+    - `perf/tokens_per_s`, for sequences, over all devices, padding included.
+    - `perf/model_tflops`, for sequences: 10¹² operations per second that the model needs (`transformer/flops.py`), over
+      all devices.
+    - `perf/mfu`: model FLOPs utilisation, the share (0 … 1) of the devices' peak; left out if the peak is unknown.
 
     Args:
-        peak_tflops: peak of one device in 10¹² operations per second, in the precision of the run; None looks the GPU
-            up in a table (`device_peaks.py`).
+        peak_tflops: peak of one device in 10¹² operations per second, in the run's precision; None: the GPU's entry in
+            `device_peaks.py`.
     """
 
     def __init__(self, peak_tflops: float | None = None) -> None:
@@ -41,7 +39,7 @@ class Throughput(Callback):
         self._since = self._idle_since = time.perf_counter()
         self._waited = 0.0
         self._samples = self._tokens = 0
-        self._flops: Tensor | int = 0  # a tensor on the device: reading it would wait for the step
+        self._flops: Tensor | int = 0  # a tensor on the device, because reading it waits for the step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restart()
@@ -64,7 +62,7 @@ class Throughput(Callback):
         self._idle_since = time.perf_counter()
         if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        flops = int(self._flops)  # before the clock is read
+        flops = int(self._flops)  # waits for the step, so it comes before the clock is read
         seconds = time.perf_counter() - self._since
         pl_module.log("perf/samples_per_s", self._samples / seconds)
         pl_module.log("perf/data_wait_share", self._waited / seconds)

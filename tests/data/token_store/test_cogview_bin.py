@@ -220,7 +220,10 @@ class TestRefused:
         else:
             path.parent.mkdir(exist_ok=True)
             path.touch()
-        message = r"^data\.token_store=\S+ is an LMDB: [^\n]* pickled [^\n]* run any code, [^\n]* convert it [^\n]*task=tokenize$"
+        message = (
+            r"^data\.token_store=\S+ is an LMDB: [^\n]* pickled [^\n]* run any code, "
+            r"[^\n]* convert it [^\n]*task=tokenize$"
+        )
         with pytest.raises(UserError, match=message) as error:
             refuse_lmdb(path)
         self.require_one_line(error, path)

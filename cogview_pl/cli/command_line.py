@@ -1,0 +1,63 @@
+"""Words of the command line: before Hydra reads them, and those that a stage of a chain or another process gets."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from cogview_pl.cli.overrides import quote_override
+from cogview_pl.errors import UserError
+
+_CHAIN_KEYS = ("experiment", "task", "stages", "common", "run_dir")  # a chain does not hand these on to its stages
+_CONFIG_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+
+
+def asks_for_help(words: list[str]) -> bool:
+    """Whether `--help` or `-h` is among the words."""
+    return "--help" in words or "-h" in words
+
+
+def hydra_words(words: list[str]) -> list[str]:
+    """The words as Hydra reads them; raises UserError if they ask for a launcher that is not installed."""
+    launchers = [word for word in words if word.startswith("hydra/launcher=submitit")]
+    if launchers and importlib.util.find_spec("submitit") is None:
+        raise UserError(f'{launchers[0]} needs hydra-submitit-launcher; pip install "cogview_pl[slurm]"')
+    quoted = [*map(quote_override, words)]
+    if asks_for_help(quoted) and not any(word.startswith("task=") for word in quoted):
+        quoted.append("task=vqvae")  # Hydra composes a whole configuration for its help, and that needs a task
+    return quoted
+
+
+def job_number() -> int | None:
+    """Number of this job in a sweep, None outside of one."""
+    hydra = HydraConfig.get()
+    return hydra.job.num if hydra.mode == RunMode.MULTIRUN else None  # type: ignore[no-any-return]
+
+
+def job_words() -> list[str]:
+    """Words that start this run, or this job of a sweep, once more."""
+    return sys.argv[1:] if job_number() is None else [*_config_flags(), *HydraConfig.get().overrides.task]
+
+
+def stage_overrides(overrides: list[str]) -> list[str]:
+    """Overrides of one stage of a chain: its own, then those that the user gave for the whole chain."""
+    given = HydraConfig.get().overrides.task
+    return [
+        *map(quote_override, overrides),
+        *(word for word in given if word.lstrip("+~").split("=")[0].split(".")[0] not in _CHAIN_KEYS),
+    ]
+
+
+def stage_words(overrides: list[str]) -> list[str]:
+    """Words that start one stage of a chain."""
+    return [*_config_flags(), *overrides]
+
+
+def _config_flags() -> list[str]:
+    """Options that name folders and files of configurations, with their values."""
+    words = sys.argv[1:]
+    named = [place for place, word in enumerate(words) if word.partition("=")[0] in _CONFIG_FLAGS]
+    return [word for place in named for word in words[place : place + (1 if "=" in words[place] else 2)]]

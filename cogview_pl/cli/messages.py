@@ -1,0 +1,125 @@
+"""Errors that the user can mend, as one line on standard error and exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cogview_pl.config.keys import did_you_mean, nearest_words, unknown_key
+from cogview_pl.durable.write import disk_full, is_disk_full
+from cogview_pl.errors import UserError
+from cogview_pl.errors.signals import Stopped
+from cogview_pl.runs.ranks import RANKS
+
+_LIST_OF_KEYS = "`task=… --cfg job` lists all keys"
+_OPEN_FILES = (errno.EMFILE, errno.ENFILE)
+_INTERNALS = ("object_type=", "full_key:", "reference_type=", "See https://", "provider=")
+_UNKNOWN = re.compile(r"Key '(.*)' (?:not in|is not in struct)")
+_OVERRIDE = re.compile(r"Could not override '(?P<key>.*)'\.\s+To append to your config use (?P<advice>.*)", re.DOTALL)
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Turn errors that the user can mend into one line and exit code 2; defects of ours keep their traceback.
+
+    A stopped run keeps its exit code and prints how it goes on.
+    """
+    try:
+        yield
+    except Stopped as stop:
+        if RANKS.first:
+            print(
+                f"\ncogview_pl: stopped by {stop.signal.name}; {stop.advice}", file=sys.stderr
+            )  # below a progress bar
+        sys.exit(stop.code)
+    except UserError as error:
+        give_up(str(error))
+    except MissingConfigException as error:
+        give_up(_unknown_choice(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        give_up(_of_composition(error))
+    except OverflowError as error:
+        if "full_key:" not in str(error):  # OmegaConf raises it for a number with hundreds of digits
+            raise
+        give_up(_of_composition(error))
+    except OSError as error:
+        if error.errno is None:
+            raise
+        give_up(_of_the_machine(error))
+
+
+def give_up(message: str) -> NoReturn:
+    """Print one line and exit with code 2."""
+    if RANKS.first:  # the other processes meet the same error
+        print(f"cogview_pl: {' '.join(message.split())}", file=sys.stderr)
+    sys.unraisablehook = lambda unraisable: None  # finalisers of half-made objects would print more lines
+    sys.exit(2)
+
+
+def report_thread_error(failed: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, except for a full disk: the main thread reports that."""
+    if not is_disk_full(failed.exc_value):
+        threading.__excepthook__(failed)
+
+
+def _of_the_machine(error: OSError) -> str:
+    """What the operating system refuses, with the file if it is known."""
+    if is_disk_full(error):
+        return disk_full(Path(error.filename or "a file of this run"))
+    if error.errno in _OPEN_FILES:
+        return f"{error.strerror}: this process may not open another one; raise the limit (ulimit -n), then go on"
+    return f"{error.filename or 'a file'}: {error.strerror}; see to the disk and its permissions, then go on"
+
+
+def _unknown_choice(error: MissingConfigException) -> str:
+    """A choice that a group does not have, with the choices that it has."""
+    if not error.options or not error.missing_cfg_file:
+        return _without_internals(error)
+    group, _, choice = error.missing_cfg_file.rpartition("/")
+    guesses = [f"{group}={guess}" for guess in nearest_words(choice, error.options)]
+    return f"{group}={choice}: there is no such choice{did_you_mean(guesses)}; choices: {', '.join(error.options)}"
+
+
+def _of_composition(error: BaseException) -> str:
+    """Messages of Hydra and OmegaConf, with the nearest keys and without internals."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, OmegaConfBaseException) and _UNKNOWN.match(str(cause)):
+        return _unknown_key(error, cause)
+    if str(error).startswith("Error merging override") and cause is not None:
+        error = cause  # it names the wrong value
+    return _without_internals(error)
+
+
+def _unknown_key(error: BaseException, cause: OmegaConfBaseException) -> str:
+    """A key that does not exist, and how to add it where a node may have any key."""
+    parent, key = cause.parent_node, str(cause.full_key)
+    assert isinstance(parent, DictConfig)
+    root = OmegaConf.select(parent, "." * (key.count(".") + 1))  # dots go up
+    override = _OVERRIDE.fullmatch(str(error))
+    if override is None:  # a file of configurations sets the key
+        return f"{str(error).partition(': ')[0]}: {unknown_key(key, root)}; {_LIST_OF_KEYS}"
+    given, advice = override["key"], override["advice"]
+    if OmegaConf.get_type(parent) is not dict:
+        return f"{unknown_key(max(given, key, key=len), root)}; {_LIST_OF_KEYS}"
+    if not key.startswith(f"{given}."):
+        return f"{unknown_key(given, root)}; to add it: {advice}"
+    return f"{given} exists and has {', '.join(map(str, parent)) or 'no keys'}; to add {cause.key}: {advice}"
+
+
+def _without_internals(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    keys = [line.removeprefix("full_key:").strip() for line in lines if line.startswith("full_key:")]
+    keys += [error.override] if isinstance(error, OverrideParseException) else []
+    prefix = f"{keys[0]}: " if keys and keys[0] else ""
+    message = prefix + " ".join(line for line in lines if not line.startswith(_INTERNALS))
+    return message.replace("KeyError raised while resolving interpolation: ", "")

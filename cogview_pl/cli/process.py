@@ -1,0 +1,21 @@
+"""Settings of this process that hold for every run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+from cogview_pl.cli.messages import report_thread_error
+from cogview_pl.cli.streams import use_forgiving_streams, use_utf8_file_names
+from cogview_pl.runs.ranks import forget_stale_variables
+
+
+def prepare_process() -> None:
+    """Set up file names, output streams, environment variables and the handling of errors."""
+    use_utf8_file_names()
+    use_forgiving_streams()
+    forget_stale_variables()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a run listens, Ctrl-C just ends the process
+    threading.excepthook = report_thread_error
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting with 1
