@@ -25,7 +25,7 @@ from tests.composed import composed
 
 IDENTITY: dict[str, Any] = {"kind": "line", "settings": {"weights": 1}}
 INPUTS = {"data": "aa"}
-WITHOUT = ("reconstructions", "skips", "throughput", "loss_scale", "nan_guard", "progress")
+WITHOUT = ("reconstructions", "bad_samples", "throughput", "loss_scale", "nan_guard", "progress")
 SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.5}
 
 
@@ -103,9 +103,8 @@ class Line(LightningModule):
 
     def configure_optimizers(self) -> Any:
         group = ParameterGroup("line", list(self.parameters()), matrices=True, decay=False)
-        return configure_optimizers(
-            optimizer_factory(training_options(self.config)), [group], self.config.trainer["max_steps"]
-        )
+        build = optimizer_factory(training_options(self.config))
+        return configure_optimizers(build, self.config.optimizer, [group], self.config.trainer["max_steps"])
 
 
 def samples(*values: float) -> DataModule:
