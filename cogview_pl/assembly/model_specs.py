@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from cogview_pl.checkpoints.model_folder import (
     read_model_settings,
 )
 from cogview_pl.checkpoints.released import is_released
-from cogview_pl.checkpoints.settings import CONFIG, unfit_named
+from cogview_pl.checkpoints.settings import CONFIG, plain, unfit_named
 from cogview_pl.config.schema import Config
 from cogview_pl.data.config import TokenSource
 from cogview_pl.data.token_store.store import Header
@@ -74,7 +73,7 @@ def transformer_settings(config: Config, vocabulary: Vocabulary) -> dict[str, An
         raise UserError(
             f"model.hidden_size={hidden_size} is not a multiple of model.num_heads={heads}; change one of them"
         )
-    return {"vocab_size": vocabulary.size, **plain(asdict(config.model))}
+    return {"vocab_size": vocabulary.size, **plain(config.model)}
 
 
 def predicted_ids(config: Config, template: Template) -> list[range] | None:
@@ -84,11 +83,6 @@ def predicted_ids(config: Config, template: Template) -> list[range] | None:
     if config.compat.loss_by_input:
         raise UserError("compat.loss_by_input=true gives loss to command tokens; set compat.loss_over_vocabulary=true")
     return [template.predicted(slot) for slot in template.slots]
-
-
-def plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Enums replaced by their values, so that settings can be saved and compared."""
-    return {key: value.value if isinstance(value, Enum) else value for key, value in settings.items()}
 
 
 def configured_images(config: Config) -> ImageSizes:

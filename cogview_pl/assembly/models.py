@@ -18,6 +18,7 @@ from cogview_pl.checkpoints.model_folder import (
     load_image_tokenizer,
 )
 from cogview_pl.checkpoints.released import is_released, load_transformer, load_vqvae, vqvae_settings
+from cogview_pl.checkpoints.settings import plain
 from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
@@ -128,7 +129,7 @@ def open_sequence_model(config: Config, path: str | Path, key: str, template: Te
     vocabulary = Vocabulary(image_tokenizer.model.codebook_size, text.vocab_size)
     options = config.model
     model = load_transformer(
-        path, num_heads=options.num_heads, norm_scope=options.norm_scope.value, key=key, verify=config.verify
+        path, num_heads=options.num_heads, norm_scope=options.norm_scope, key=key, verify=config.verify
     )
     settings = {
         "vocab_size": model.token_embedding.num_embeddings,
@@ -136,7 +137,7 @@ def open_sequence_model(config: Config, path: str | Path, key: str, template: Te
         "hidden_size": model.token_embedding.embedding_dim,
         "num_positions": model.num_positions,
     }
-    configured = {name: getattr(value, "value", value) for name, value in vars(options).items()}
+    configured = plain(options)
     _require_sizes(settings, {**configured, "vocab_size": vocabulary.size}, path, key)
     layout = layout_settings(config, template)
     if template.target == "text":  # released captioners never saw an end token; scoring one would be noise

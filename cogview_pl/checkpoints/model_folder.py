@@ -22,10 +22,19 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from cogview_pl.checkpoints.manifest import MANIFEST, manifest_hash, require_undamaged, write_manifest
-from cogview_pl.checkpoints.settings import CONFIG, Settings, read_settings, require_types, unfit_named, write_settings
+from cogview_pl.checkpoints.settings import (
+    CONFIG,
+    Settings,
+    from_plain,
+    read_settings,
+    require_types,
+    unfit_named,
+    write_settings,
+)
 from cogview_pl.checkpoints.weights import load_weights, number_of_tensors, save_weights
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.errors import UserError
+from cogview_pl.transformer.config import TransformerConfig
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 from cogview_pl.vqvae.model import VQVAE
@@ -100,8 +109,10 @@ def build_vqvae(settings: Settings) -> VQVAE:
 
 
 def build_transformer(settings: Settings) -> Transformer:
-    """Transformer from its constructor arguments."""
-    return Transformer(**require_types(Transformer, settings))
+    """Transformer from plain values: those of `TransformerConfig`, and `vocab_size`."""
+    options = dict(settings)
+    vocab_size = _whole(options.pop("vocab_size"))
+    return Transformer(from_plain(TransformerConfig, options), vocab_size=vocab_size)
 
 
 def build_template(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Template:

@@ -20,6 +20,7 @@ from cogview_pl.checkpoints.ranks import LATEST, RANK_FILE, merge_ranks, rank_fi
 from cogview_pl.checkpoints.safe_pickle.load import is_file, read_pt
 from cogview_pl.durable.write import replacing, write_text
 from cogview_pl.errors import UserError
+from cogview_pl.transformer.config import AttentionForm, Norm, NormScope, TransformerConfig
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vqvae.model import VQVAE
 
@@ -159,7 +160,7 @@ def load_transformer(
     path: str | Path,
     *,
     num_heads: int | None = None,
-    norm_scope: str = "tensor",
+    norm_scope: NormScope = NormScope.tensor,
     dtype: torch.dtype = torch.float32,
     key: str = "init_from",
     verify: bool = True,
@@ -193,16 +194,20 @@ def load_transformer(
     num_positions, _ = names.sizes(state, "position_embedding.weight", 2)
     heads = _heads(num_heads, layers, hidden_size, path, key)
 
+    config = TransformerConfig(
+        num_layers=layers,
+        hidden_size=hidden_size,
+        num_heads=heads,
+        num_positions=num_positions,
+        norm=Norm.sandwich,
+        norm_scope=norm_scope,
+        attention=AttentionForm.fused,
+        dropout=0.0,
+        init_std=None,
+    )
+
     def build() -> Transformer:
-        return Transformer(
-            vocab_size=vocab_size,
-            num_layers=layers,
-            hidden_size=hidden_size,
-            num_heads=heads,
-            num_positions=num_positions,
-            norm="sandwich",
-            norm_scope=norm_scope,
-        )
+        return Transformer(config, vocab_size=vocab_size)
 
     names.require_shapes(state, build)
     if verify:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -15,6 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from cogview_pl.durable.read import UnreadableError, read_file
 from cogview_pl.durable.write import write_text
 from cogview_pl.errors import UserError
+from cogview_pl.limits import out_of_range
+
+T = TypeVar("T")
 
 CONFIG = "config.yaml"
 
@@ -83,6 +88,42 @@ def unfit_named(file: Path) -> Iterator[None]:
         raise UserError(f"{file} is damaged ({reason}); copy the folder again") from error
 
 
+def plain(value: Any) -> Any:
+    """Options as plain values: Enum members become their values, dataclasses become dictionaries."""
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value):
+        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def from_plain(kind: type[T], values: Settings) -> T:
+    """A dataclass of options from plain values, as `plain` gives them.
+
+    Raises:
+        ValueError: a field is missing, unknown, of the wrong type or out of range; the message names it.
+    """
+    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    if names != set(values):
+        missing, unknown = sorted(names - set(values)), sorted(map(str, set(values) - names))
+        raise ValueError(f"no {missing[0]}" if missing else f"{unknown[0]} is unknown")
+    hints = get_type_hints(kind)
+    require_types(kind, values)
+    made = kind(**{name: _typed(value, hints[name]) for name, value in values.items()})
+    for name, value, words in out_of_range(made):
+        raise ValueError(f"{name} is {value}, must be {words}")
+    return made
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """A plain value with Enum members where the hint says so."""
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return hint(value)
+    return [_typed(item, get_args(hint)[0]) for item in value] if get_origin(hint) is list else value
+
+
 def require_types(build: Callable[..., Any], arguments: Settings) -> Settings:
     """The arguments; raises ValueError naming the first that is of another type than `build` declares.
 
@@ -101,12 +142,14 @@ def _fits(value: object, hint: Any) -> bool:
         return True
     if kind in (Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
-    if kind is Sequence:
+    if kind in (Sequence, list):
         return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
     if kind is Mapping:
         return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
     if kind is types.NoneType:
         return value is None
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return value in [member.value for member in kind]
     if kind in (int, float):
         return isinstance(value, (int, kind)) and not isinstance(value, bool)
     return not isinstance(kind, type) or isinstance(value, kind)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from cogview_pl.checkpoints.model_folder import build_transformer
 from cogview_pl.kernels.cpu_linear import Linear
 from cogview_pl.memory.trace import default_dtype
 from cogview_pl.transformer.lora import add_lora
@@ -57,7 +58,7 @@ class Model:
         """The model, of fewer blocks if need be, on the default device."""
         settings = dict(self.settings)
         with default_dtype(self.weights):
-            model = Transformer(**{**settings, "num_layers": layers or self.layers})
+            model = build_transformer({**settings, "num_layers": layers or self.layers})
             if self.parts > 1:
                 _narrow(model, self.parts)
         if self.lora:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
 from cogview_pl.assembly.image_data import open_images
-from cogview_pl.assembly.model_specs import plain
 from cogview_pl.assembly.models import inference_device, open_image_tokenizer, open_sequence_model
 from cogview_pl.assembly.pipelines import open_painter
 from cogview_pl.checkpoints.model_folder import ImageTokenizer
+from cogview_pl.checkpoints.settings import plain
 from cogview_pl.config.schema import Config
 from cogview_pl.data.bad_samples import SkipLog
 from cogview_pl.data.images import find_images
@@ -382,7 +382,7 @@ def _protocol(
         if config.images is None:
             found["prompts_sha256"] = digest_of_prompts(generated.prompts)
         if config.images is None and config.pairs is None:
-            settings = plain(asdict(config.sampler))
+            settings = plain(config.sampler)
             found |= {f"sampler_{key}": settings[key] for key in settings.keys() - _SETTINGS_WITHOUT_EFFECT}
             found |= {
                 "num_images_per_prompt": config.num_images_per_prompt,

@@ -20,7 +20,13 @@ from cogview_pl.assembly.models import (
 from cogview_pl.assembly.strategy import check_strategy, make_whole
 from cogview_pl.assembly.token_data import Tokens, mixed_in, open_tokens, training_sequences, validation_sequences
 from cogview_pl.assembly.trainer import optimizer_factory, seed, train
-from cogview_pl.checkpoints.model_folder import SEQUENCE_MODEL, SequenceModel, build_template, save_sequence_model
+from cogview_pl.checkpoints.model_folder import (
+    SEQUENCE_MODEL,
+    SequenceModel,
+    build_template,
+    build_transformer,
+    save_sequence_model,
+)
 from cogview_pl.config.schema import Config
 from cogview_pl.data.sequence_dataset import SequenceCollator
 from cogview_pl.errors import UserError
@@ -78,14 +84,14 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     vocabulary = Vocabulary(tokens.store.header.codebook_size, tokens.text.vocab_size)
     layout = _layout(config, vocabulary)
     seed(config)  # tokenising has drawn numbers, and does not when the run goes on
-    model = Transformer(**layout.transformer_settings)
+    model = build_transformer(layout.transformer_settings)
     if base is not None:
         _require_tokenizers(config, base.model, tokens, vocabulary)
         check_lora_alone(config, base.model, tokens.image_tokenizer.identity)
         model.load_state_dict(base.model.model.state_dict(), assign=config.lora.rank > 0)  # share what is frozen
         base = base if config.lora.rank else None  # else its weights would stay beside those that train
     adapt(config, model)
-    model.set_training_pass(recompute=config.activation_checkpointing.value, compiled=config.compile)
+    model.set_activation_checkpointing(config.activation_checkpointing, compiled=config.compile)
     identity = {**layout.transformer_settings, **lora_identity(config, base and base.model)}
     module, data = _module(config, model, layout, tokens), _data(config, layout.template, tokens)
     inputs |= tokens.inputs

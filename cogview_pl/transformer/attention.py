@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cogview_pl.transformer.config import AttentionForm
+
 PB_RELAX_ALPHA = 32.0
 """α of the paper's §2.4: scores are formed at 1/α of their size and blown up only after the maximum is taken off."""
 
@@ -53,10 +55,10 @@ def naive_attention(q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHLS: T
     return F.dropout(_hide(scores_BHLS, mask_BHLS).softmax(-1), dropout) @ v_BHSK
 
 
-ATTENTIONS: dict[str, AttentionFunction] = {
-    "fused": fused_attention,
-    "pb_relax": pb_relax_attention,
-    "naive": naive_attention,
+ATTENTIONS: dict[AttentionForm, AttentionFunction] = {
+    AttentionForm.fused: fused_attention,
+    AttentionForm.pb_relax: pb_relax_attention,
+    AttentionForm.naive: naive_attention,
 }
 
 

@@ -23,7 +23,8 @@ from cogview_pl.checkpoints.released import (
     vqvae_settings,
 )
 from cogview_pl.errors import UserError
-from cogview_pl.transformer.model import Transformer
+from cogview_pl.transformer.config import NormScope
+from tests.make_models import make_transformer
 
 RANK = "mp_rank_00_model_states.pt"
 LATEST = "latest_checkpointed_iteration.txt"
@@ -207,9 +208,16 @@ def test_a_released_transformer_predicts_as_the_original(tmp_path: Path, heads: 
     state, tokens = transformer_state(), torch.randint(20, (2, 7))
     model = load_transformer(write(tmp_path / "model", state), num_heads=heads)
     torch.testing.assert_close(model(tokens), logits(state, tokens, heads=heads), rtol=1e-4, atol=1e-4)
-    assert (model.num_heads, model.num_positions, len(model.blocks), model.norm_scope) == (heads, 9, 2, "tensor")
+    assert (model.num_heads, model.num_positions, len(model.blocks), model.norm_scope) == (
+        heads,
+        9,
+        2,
+        NormScope.tensor,
+    )
     assert not model.training and model.token_embedding.weight.shape == (20, 12)
-    assert load_transformer(tmp_path / "model", num_heads=heads, norm_scope="token").norm_scope == "token"
+    assert (
+        load_transformer(tmp_path / "model", num_heads=heads, norm_scope=NormScope.token).norm_scope == NormScope.token
+    )
     half = load_transformer(tmp_path / "model", num_heads=heads, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
 
@@ -234,7 +242,7 @@ def test_a_transformer_goes_back_with_all_of_its_digits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_transformers_that_the_original_cannot_read_are_not_written(tmp_path: Path, norm: str) -> None:
-    model = Transformer(vocab_size=20, num_layers=1, hidden_size=12, num_heads=3, num_positions=9, norm=norm)
+    model = make_transformer(vocab_size=20, num_layers=1, hidden_size=12, num_heads=3, num_positions=9, norm=norm)
     with pytest.raises(UserError, match=r"convert: the original knows model\.norm=sandwich only"):
         save_transformer(model, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -12,8 +12,8 @@ from PIL import Image
 
 from cogview_pl.checkpoints.model_folder import build_vqvae
 from cogview_pl.checkpoints.released import released_settings, save_transformer, save_vqvae
-from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import TextTokenizer, Vocabulary
+from tests.make_models import make_transformer
 
 NUM_CODES = 16
 CAPTIONS = ["红色的圆形", "蓝色的心形", "一个绿色的三角形"]
@@ -41,7 +41,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = Vocabulary(NUM_CODES, TextTokenizer.load(folder / "text.model").vocab_size)
     for name in ("cogview-base", "cogview-sr", "cogview-caption"):
         sizes = {"vocab_size": vocabulary.size, "num_layers": 2, "hidden_size": 32, "num_heads": 2}
-        save_transformer(Transformer(**sizes, num_positions=64, init_std=0.2), folder / name)
+        save_transformer(make_transformer(**sizes, num_positions=64, init_std=0.2), folder / name)
     torch.save({"module": {}, "extra": Hostile(folder / "was_here")}, folder / "hostile.pt")
     Image.new("RGB", (32, 32)).save(folder / "a.png")
     return folder

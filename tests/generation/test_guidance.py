@@ -16,6 +16,7 @@ from cogview_pl.generation.decode import OPEN, fill
 from cogview_pl.generation.sampling import Sampling, guide
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
+from tests.make_models import make_transformer
 
 NUM_CODES = 40
 VOCABULARY = Vocabulary(NUM_CODES, text_vocab_size=12)
@@ -38,7 +39,7 @@ PROMPTS = [TEMPLATE.prompt({"text": text}) for text in TEXTS]
 def make(vocabulary: Vocabulary = VOCABULARY, **changes: Any) -> Transformer:
     torch.manual_seed(0)
     sizes = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "num_positions": 40, "init_std": 0.3}
-    return Transformer(vocab_size=vocabulary.size, **{**sizes, **changes}).eval()
+    return make_transformer(vocab_size=vocabulary.size, **{**sizes, **changes}).eval()
 
 
 def guided(

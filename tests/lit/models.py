@@ -13,9 +13,9 @@ from cogview_pl.data.sequence_dataset import SequenceBatch
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule
 from cogview_pl.lit.optimizers import OptimizerFactory
 from cogview_pl.lit.sequence_model import SequenceModule
-from cogview_pl.transformer.model import Transformer
 from cogview_pl.vqvae.model import VQVAE
 from cogview_pl.vqvae.quantizer import make_quantizer
+from tests.make_models import make_transformer
 
 TEXT, IMAGE = range(12), range(12, 30)
 SLOT_IDS = [TEXT, IMAGE, range(30, 31)]
@@ -26,7 +26,7 @@ LR, DECAY = 0.5, 0.02
 def sequence_module(slot_ids: list[range] | None = SLOT_IDS, noise: float = 0.0, trained: str = "") -> SequenceModule:
     """A model of which the parameters are trained that have `trained` in their names."""
     torch.manual_seed(0)
-    model = Transformer(vocab_size=31, num_layers=1, hidden_size=8, num_heads=2, num_positions=12, init_std=0.4)
+    model = make_transformer(vocab_size=31, num_layers=1, hidden_size=8, num_heads=2, num_positions=12, init_std=0.4)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained in name)
     factory = OptimizerFactory(partial(torch.optim.SGD, lr=LR), weight_decay=DECAY, warmup=0.0, final_lr=1.0)

@@ -16,6 +16,7 @@ from cogview_pl.lit.optimizers import warmup_cosine
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vqvae.model import VQVAE
 from cogview_pl.vqvae.quantizer import EMAQuantizer
+from tests.make_models import make_transformer
 
 from .conftest import Records
 
@@ -32,7 +33,7 @@ def init(parity: Records) -> dict[str, Any]:
 def transformer(init: dict[str, Any]) -> Transformer:
     torch.manual_seed(0)
     config = init["config"]
-    return Transformer(
+    return make_transformer(
         vocab_size=config["vocab_size"],
         num_layers=config["num_layers"],
         hidden_size=config["hidden_size"],

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cogview_pl.assembly.model_specs import transformer_settings
 from cogview_pl.generation.decode import fill
 from cogview_pl.generation.sampling import Sampling
+from cogview_pl.transformer.config import ActivationCheckpointing
 from cogview_pl.transformer.flops import forward_flops, training_flops
 from cogview_pl.transformer.lora import (
     TARGETS,
@@ -25,6 +26,7 @@ from cogview_pl.transformer.lora import (
 from cogview_pl.transformer.loss import sequence_loss
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
+from tests.make_models import make_transformer
 
 from ..composed import composed
 
@@ -39,7 +41,7 @@ WIDTH, RANK, ALPHA = 32, 4, 8.0
 def make() -> Transformer:
     torch.manual_seed(0)
     sizes = {"num_layers": 2, "hidden_size": WIDTH, "num_heads": 4, "num_positions": 300, "init_std": WIDTH**-0.5}
-    return Transformer(vocab_size=VOCABULARY.size, **sizes).eval()  # type: ignore[arg-type]
+    return make_transformer(vocab_size=VOCABULARY.size, **sizes).eval()  # type: ignore[arg-type]
 
 
 def adapted(
@@ -100,12 +102,12 @@ def test_decoding_with_adapters_draws_what_the_merged_model_draws() -> None:
     assert rows[0] == rows[1] != rows[2]
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective", "block"])
-def test_gradients_are_those_that_the_chain_rule_gives(recompute: str) -> None:
+@pytest.mark.parametrize("checkpointing", ActivationCheckpointing)
+def test_gradients_are_those_that_the_chain_rule_gives(checkpointing: ActivationCheckpointing) -> None:
     """∂/∂B = α/R · G · Aᵀ and ∂/∂A = α/R · Bᵀ · G, G the gradient of the merged weight."""
     model = adapted()
     whole = merged(model)
-    model.set_training_pass(recompute=recompute)
+    model.set_activation_checkpointing(checkpointing)
     loss_of(model).backward()
     loss_of(whole).backward()
     for name, part in model.named_modules():
@@ -187,7 +189,7 @@ def test_adapters_are_less_than_a_fiftieth_of_the_model(size: str, rank: int) ->
     config = composed("task=style", f"model={size}")
     vocabulary = Vocabulary(config.image_tokenizer.codebook_size, config.text.vocab_size)
     with torch.device("meta"):
-        model = Transformer(**transformer_settings(config, vocabulary))
+        model = make_transformer(**transformer_settings(config, vocabulary))
     counted = sum(parameter.numel() for parameter in model.parameters())
     add_lora(model, rank=rank, alpha=16, targets=BLOCKS)
     shapes = adapter_shapes(model, rank=rank, targets=BLOCKS)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cogview_pl.transformer.attention import ATTENTIONS, fused_attention, naive_attention, pb_relax_attention
 from cogview_pl.transformer.block import LayerNorm
-from cogview_pl.transformer.model import Transformer
+from cogview_pl.transformer.config import AttentionForm
+from tests.make_models import make_transformer
 
 FP16_MAX = 65504.0
 
@@ -36,7 +37,7 @@ class TestAttention:
     @pytest.mark.parametrize("masked", [False, True])
     @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
     @pytest.mark.parametrize("form", list(ATTENTIONS))
-    def test_fp32_equals_the_formula(self, form: str, scale: float, masked: bool) -> None:
+    def test_fp32_equals_the_formula(self, form: AttentionForm, scale: float, masked: bool) -> None:
         q, k, v = queries_keys_values(scale)
         mask = causal_mask(24)[None, None] if masked else None
         result = ATTENTIONS[form](q, k, v, mask, 0.0)
@@ -44,7 +45,7 @@ class TestAttention:
         torch.testing.assert_close(result.double(), exact_attention(q, k, v), atol=2e-6 * max(1, scale**2), rtol=1e-5)
 
     @pytest.mark.parametrize("form", list(ATTENTIONS))
-    def test_gradients_equal_those_of_the_formula(self, form: str) -> None:
+    def test_gradients_equal_those_of_the_formula(self, form: AttentionForm) -> None:
         # The subtracted maximum is a constant; softmax does not depend on it, so nothing is lost.
         leaves = q, k, v = tuple(x.double().requires_grad_() for x in queries_keys_values(1.0))
         direction = torch.randn(v.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -94,14 +95,14 @@ class TestAttention:
         torch.testing.assert_close(form(q, k, v, None, 0.0).double(), exact_attention(q, k, v), atol=2e-3, rtol=2e-3)
 
     @pytest.mark.parametrize("form", list(ATTENTIONS))
-    def test_zero_queries_give_the_mean_of_what_is_visible(self, form: str) -> None:
+    def test_zero_queries_give_the_mean_of_what_is_visible(self, form: AttentionForm) -> None:
         _, k, v = (x.half() for x in queries_keys_values(1.0))
         result = ATTENTIONS[form](torch.zeros_like(k), k, v, None, 0.0)
         mean = v.double().cumsum(-2) / torch.arange(1, 25).view(-1, 1)
         torch.testing.assert_close(result.double(), mean, atol=2e-3, rtol=2e-3)
 
     @pytest.mark.parametrize("form", list(ATTENTIONS))
-    def test_without_a_mask_one_query_sees_all_keys_and_two_do_not(self, form: str) -> None:
+    def test_without_a_mask_one_query_sees_all_keys_and_two_do_not(self, form: AttentionForm) -> None:
         q, k, v = queries_keys_values(1.0)
         found = ATTENTIONS[form](q[..., -1:, :], k, v, None, 0.0)
         torch.testing.assert_close(found.double(), exact_attention(q, k, v)[..., -1:, :], atol=1e-5, rtol=1e-5)
@@ -109,15 +110,15 @@ class TestAttention:
         torch.testing.assert_close(found.double(), exact_attention(q, k, v)[..., :2, :], atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("form", list(ATTENTIONS))
-    def test_more_keys_than_queries_follow_the_mask(self, form: str) -> None:
+    def test_more_keys_than_queries_follow_the_mask(self, form: AttentionForm) -> None:
         q, k, v = queries_keys_values(1.0)
         found = ATTENTIONS[form](q[..., 20:, :], k, v, causal_mask(24)[None, None, 20:], 0.0)
         torch.testing.assert_close(found.double(), exact_attention(q, k, v)[..., 20:, :], atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("attention", list(ATTENTIONS))
-    def test_whole_model_in_fp16(self, attention: str) -> None:
+    def test_whole_model_in_fp16(self, attention: AttentionForm) -> None:
         torch.manual_seed(0)
-        model = Transformer(
+        model = make_transformer(
             vocab_size=100,
             num_layers=2,
             hidden_size=32,
@@ -131,7 +132,7 @@ class TestAttention:
                 if name.endswith("qkv.weight"):
                     parameter[:64] *= 300  # queries and keys
             logits = model.half()(torch.arange(16)[None])
-        assert logits.isfinite().all() == (attention != "naive")
+        assert logits.isfinite().all() == (attention != AttentionForm.naive)
 
 
 def squared_in_fp16(x: Tensor) -> Tensor:

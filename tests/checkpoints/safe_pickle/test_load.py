@@ -25,7 +25,7 @@ from cogview_pl.checkpoints.model_folder import build_vqvae
 from cogview_pl.checkpoints.released import released_settings, save_transformer, save_vqvae
 from cogview_pl.checkpoints.safe_pickle.load import read_pt
 from cogview_pl.errors import UserError
-from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_transformer
 
 from ..hostile import (
     LITTLE_ENDIAN,
@@ -328,7 +328,8 @@ def test_unaligned_storage(tmp_path: Path) -> None:
 
 
 def released_transformer(folder: Path) -> Path:
-    save_transformer(Transformer(vocab_size=64, num_layers=2, hidden_size=16, num_heads=2, num_positions=8), folder)
+    sizes = {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "num_positions": 8}
+    save_transformer(make_transformer(vocab_size=64, **sizes), folder)
     return folder / "1" / "mp_rank_00_model_states.pt"
 
 

@@ -14,6 +14,7 @@ from cogview_pl.generation.engine.fused_gpu import FusedModel, can_fuse
 from cogview_pl.transformer.kv_cache import KVCache, StaticKVCache
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_transformer
 
 pytest.importorskip("triton")
 
@@ -32,7 +33,7 @@ def make(dtype: torch.dtype = torch.float32, **settings: Any) -> Transformer:
         "num_positions": POSITIONS,
         "init_std": 0.15,
     }
-    model = Transformer(vocab_size=VOCABULARY, **(sizes | settings)).eval()
+    model = make_transformer(vocab_size=VOCABULARY, **(sizes | settings)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
