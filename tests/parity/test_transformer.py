@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from cogview_pl.transformer.config import NormScope
 from cogview_pl.transformer.hidden_state_cache import HiddenStateCache
 from cogview_pl.transformer.loss import SequenceLoss, sequence_loss
 from cogview_pl.transformer.model import Transformer
-from tests.make_models import make_transformer
+from tests.make_models import make_config
 
 from .conftest import Records
 
@@ -385,7 +386,8 @@ def test_cross_entropy(units: dict[str, Tensor]) -> None:
     recorded_L = units["cross_entropy.loss"].flatten()
     length, size = logits_LV.shape
     # Without layers and norm, with one-hot token embeddings, the logits are what is added to them.
-    model = make_transformer(vocab_size=size, num_layers=0, hidden_size=size, num_heads=1, num_positions=length + 1)
+    config = make_config(num_layers=1, hidden_size=size, num_heads=1, num_positions=length + 1)
+    model = Transformer(replace(config, num_layers=0), vocab_size=size)
     model.final_norm = torch.nn.Identity()  # type: ignore[assignment]
     tokens = torch.cat([targets_L.new_zeros(1), targets_L])
     model.token_embedding.weight.copy_(torch.eye(size))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cogview_pl.transformer.attention import ATTENTIONS, fused_attention, naive_attention, pb_relax_attention
 from cogview_pl.transformer.block import LayerNorm
-from cogview_pl.transformer.config import AttentionForm
+from cogview_pl.transformer.config import AttentionForm, NormScope
 from tests.make_models import make_transformer
 
 FP16_MAX = 65504.0
@@ -141,7 +141,7 @@ def squared_in_fp16(x: Tensor) -> Tensor:
     return centred / ((centred * centred).mean(-1, keepdim=True) + 1e-5).sqrt()
 
 
-def fresh_norm(scope: str, hidden_size: int = 32) -> LayerNorm:
+def fresh_norm(scope: NormScope, hidden_size: int = 32) -> LayerNorm:
     norm = LayerNorm(hidden_size, scope)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -155,15 +155,15 @@ def plain_norm(norm: LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x.double(), (x.shape[-1],), norm.weight.double(), norm.bias.double(), 1e-5)
 
 
-@pytest.mark.parametrize("scope", ["none", "token", "tensor"])
+@pytest.mark.parametrize("scope", NormScope)
 class TestLayerNorm:
     @pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
-    def test_fp32_equals_the_plain_form(self, scope: str, scale: float) -> None:
+    def test_fp32_equals_the_plain_form(self, scope: NormScope, scale: float) -> None:
         norm, x = fresh_norm(scope), scale * torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
         # The variance after the division is ~10, so epsilon, 1e-5, shifts results by less than 1e-5 of their size.
         torch.testing.assert_close(norm(x).double(), plain_norm(norm, x), atol=5e-5, rtol=5e-5)
 
-    def test_fp16_squares_beyond_its_range(self, scope: str) -> None:
+    def test_fp16_squares_beyond_its_range(self, scope: NormScope) -> None:
         norm = fresh_norm(scope)
         x = (1e4 * torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))).half()
         assert x.isfinite().all()
@@ -174,7 +174,7 @@ class TestLayerNorm:
         torch.testing.assert_close(result.double(), plain_norm(norm, x), atol=5e-3, rtol=5e-3)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-    def test_largest_and_smallest_numbers(self, scope: str, dtype: torch.dtype) -> None:
+    def test_largest_and_smallest_numbers(self, scope: NormScope, dtype: torch.dtype) -> None:
         norm = fresh_norm(scope).to(dtype)
         for value in (torch.finfo(torch.float16).max, 1e-3, 6e-5, 6e-8):
             x = torch.zeros(3, 32, dtype=dtype)
@@ -182,7 +182,7 @@ class TestLayerNorm:
             assert norm(x).isfinite().all()
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-    def test_zeros_give_the_bias(self, scope: str, dtype: torch.dtype) -> None:
+    def test_zeros_give_the_bias(self, scope: NormScope, dtype: torch.dtype) -> None:
         norm = fresh_norm(scope).to(dtype)
         x = torch.zeros(2, 3, 32, dtype=dtype, requires_grad=True)
         result = norm(x)
@@ -192,7 +192,7 @@ class TestLayerNorm:
             assert x.grad is not None
             assert x.grad.isfinite().all()
 
-    def test_a_vector_of_zeros_beside_others(self, scope: str) -> None:
+    def test_a_vector_of_zeros_beside_others(self, scope: NormScope) -> None:
         norm = fresh_norm(scope)
         x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
         x[0, 1] = 0.0
@@ -201,14 +201,14 @@ class TestLayerNorm:
         torch.testing.assert_close(result.double(), plain_norm(norm, x), atol=5e-5, rtol=5e-5)
 
 
-@pytest.mark.parametrize("scope", ["token", "tensor"])
+@pytest.mark.parametrize("scope", [NormScope.token, NormScope.tensor])
 class TestSmallVectors:
     """Up to a largest |x| of 8e-4 the divisor stays the same, so that it is never 0; epsilon makes it visible."""
 
     @pytest.mark.parametrize(
         ("maximum", "divisor"), [(1.0, 1.0), (1e-3, 1e-3), (8e-4, 8e-4), (7e-4, 8e-4), (1e-6, 8e-4)]
     )
-    def test_divisor(self, scope: str, maximum: float, divisor: float) -> None:
+    def test_divisor(self, scope: NormScope, maximum: float, divisor: float) -> None:
         noise = torch.randn(1, 3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         x = 1 + 1e-3 * noise
         x = maximum * x / x.abs().amax(-1, keepdim=True)
@@ -222,14 +222,14 @@ class TestScopes:
         x = torch.tensor([1.0, 10.0, 100.0]).double().view(1, 3, 1) * (
             1 + 1e-3 * torch.randn(1, 3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         )
-        for scope, maximum in (("token", x.abs().amax(-1, keepdim=True)), ("tensor", x.abs().max())):
+        for scope, maximum in ((NormScope.token, x.abs().amax(-1, keepdim=True)), (NormScope.tensor, x.abs().max())):
             norm = fresh_norm(scope).double()
             torch.testing.assert_close(norm(x), plain_norm(norm, 8 * x / maximum), atol=1e-10, rtol=1e-10)
         norm = fresh_norm("none").double()
         torch.testing.assert_close(norm(x), plain_norm(norm, x), atol=1e-10, rtol=1e-10)
 
-    @pytest.mark.parametrize("scope", ["token", "tensor"])
-    def test_divisor_is_a_constant_for_the_gradient(self, scope: str) -> None:
+    @pytest.mark.parametrize("scope", [NormScope.token, NormScope.tensor])
+    def test_divisor_is_a_constant_for_the_gradient(self, scope: NormScope) -> None:
         norm = fresh_norm(scope).double()
         generator = torch.Generator().manual_seed(0)
         noise, direction = torch.randn(2, 2, 3, 32, dtype=torch.float64, generator=generator)
@@ -239,7 +239,7 @@ class TestScopes:
         # y = w·z/σ + b with z = u − mean(u), σ² = mean(z²) + ε, u = x/c, c constant:
         # dx = (g − mean(g) − (z/σ)·mean(g·z/σ)) / (σ c) with g = w·dy.
         with torch.no_grad():
-            c = (x.abs().amax(-1, keepdim=True) if scope == "token" else x.abs().max()) / 8
+            c = (x.abs().amax(-1, keepdim=True) if scope == NormScope.token else x.abs().max()) / 8
             z = x / c - (x / c).mean(-1, keepdim=True)
             sigma = ((z * z).mean(-1, keepdim=True) + 1e-5).sqrt()
             g, unit = norm.weight * direction, z / sigma
@@ -249,10 +249,6 @@ class TestScopes:
 
         # The test can tell: with the divisor inside the graph the gradient is another.
         magnitude = x.abs()
-        c = (magnitude.amax(-1, keepdim=True) if scope == "token" else magnitude.max()) / 8
+        c = (magnitude.amax(-1, keepdim=True) if scope == NormScope.token else magnitude.max()) / 8
         (through,) = torch.autograd.grad((plain_norm(norm, x / c) * direction).sum(), x)
         assert (through - expected).abs().max() > 0.1  # a thousand times the tolerance above
-
-    def test_unknown_scope(self) -> None:
-        with pytest.raises(ValueError, match="none, token, tensor"):
-            LayerNorm(8, "batch")
