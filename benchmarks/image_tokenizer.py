@@ -17,8 +17,8 @@ from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE
 from cogview_pl.kernels.cpu_linear import product
 from cogview_pl.vqvae.codebook import nearest, rows_per_block
+from cogview_pl.vqvae.config import BUILT_IN, FixedQuantizerConfig, VQVAEConfig
 from cogview_pl.vqvae.model import VQVAE
-from cogview_pl.vqvae.quantizer import make_quantizer
 
 WIDTH, CODE_DIM, NUM_CODES = 512, 256, 8192
 STRIDES, KERNEL = 3, 4
@@ -74,17 +74,17 @@ def measure_images(dtype: str, rounds: int = 3) -> Result:
 
 def released_size() -> VQVAE:
     """A tokenizer of the released size with random weights: fp32, channels last, on `DEVICE`."""
-    quantizer = make_quantizer("fixed", codebook_size=NUM_CODES, codebook_dim=CODE_DIM, commitment_weight=0.25)
-    model = VQVAE(
+    config = VQVAEConfig(
+        downsampling=2**STRIDES,
         hidden_size=WIDTH,
+        residual_blocks=0,
         codebook_dim=CODE_DIM,
         codebook_size=NUM_CODES,
-        downsampling=2**STRIDES,
-        residual_blocks=0,
-        quantizer=quantizer,
         mean=[0.5] * 3,
         std=[0.5] * 3,
+        quantizer=FixedQuantizerConfig(_target_=f"{BUILT_IN}.FixedQuantizer", commitment_weight=0.25),
     )
+    model = VQVAE(config)
     return model.to(DEVICE).to(memory_format=torch.channels_last).eval()
 
 

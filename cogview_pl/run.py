@@ -36,6 +36,7 @@ from cogview_pl.durable.write import disk_full, is_disk_full
 from cogview_pl.errors import UserError
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.ranks import RANKS, forget_stale_variables
+from cogview_pl.vqvae.config import import_quantizer
 
 if TYPE_CHECKING:
     from cogview_pl.runs.run_folder import RunFolder
@@ -109,6 +110,7 @@ def _run(composed: DictConfig, overrides: list[str], job: int | None = None) -> 
     if missing:
         raise UserError(f"{missing[0]} has no value; set it on the command line: {missing[0]}=…")
     check_limits(composed)
+    import_quantizer(composed.image_tokenizer.quantizer)
     if composed.plan.only:
         return Path(), _verb("plan").run(OmegaConf.to_object(composed), _run_stage) if RANKS.first else {}
 
@@ -201,6 +203,7 @@ def main() -> None:
     threading.excepthook = _quiet_where_full
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting with 1
     sys.argv[1:] = map(quote_override, sys.argv[1:])
+    sys.path.append(str(Path.cwd()))  # classes of the user's own files, which `_target_` names
     _require_launcher()
     register_schemas()
     asks_for_help = bool({"--help", "-h"} & set(sys.argv[1:]))

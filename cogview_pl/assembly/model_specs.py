@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +25,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 from cogview_pl.vocab.config import TemplateConfig
-from cogview_pl.vqvae.config import ImageTokenizerConfig
-
-_TRAINING_KEYS = ("path", "image_size", "grid", "reconstruction", "reconstruction_weight", "quantize_after_steps")
+from cogview_pl.vqvae.config import ImageTokenizerConfig, VQVAEConfig
 
 
 @dataclass(frozen=True)
@@ -57,13 +55,12 @@ class SequenceSizes:
 
 def vqvae_settings(config: ImageTokenizerConfig) -> dict[str, Any]:
     """Constructor arguments of the VQ-VAE, as plain values; raises UserError if sizes do not fit together."""
-    if config.grid * config.downsampling != config.image_size:
+    if config.image_size % config.downsampling:
         raise UserError(
-            f"image_tokenizer.grid={config.grid}: {config.image_size} pixels at {config.downsampling} pixels per code "
-            f"make {config.image_size / config.downsampling:g}; change image_size, downsampling or grid"
+            f"image_tokenizer.image_size={config.image_size} is not a multiple of "
+            f"image_tokenizer.downsampling={config.downsampling}; change one of them"
         )
-    settings = {key: value for key, value in asdict(config).items() if key not in _TRAINING_KEYS}
-    return plain(settings)
+    return plain({item.name: getattr(config, item.name) for item in fields(VQVAEConfig)})
 
 
 def transformer_settings(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:

@@ -37,8 +37,9 @@ from cogview_pl.errors import UserError
 from cogview_pl.transformer.config import TransformerConfig
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
+from cogview_pl.vqvae.config import VQVAEConfig
 from cogview_pl.vqvae.model import VQVAE
-from cogview_pl.vqvae.quantizer import make_quantizer
+from cogview_pl.vqvae.quantizer_registry import quantizer_class
 
 IMAGE_TOKENIZER = "image_tokenizer"
 SEQUENCE_MODEL = "sequence_model"
@@ -98,14 +99,10 @@ class SequenceModel:
 
 
 def build_vqvae(settings: Settings) -> VQVAE:
-    """VQVAE from its constructor arguments; `quantizer` is a mapping `{kind: …, …}`."""
-    arguments = dict(settings)
-    options = dict(arguments.pop("quantizer"))
-    sizes = {"codebook_size": arguments["codebook_size"], "codebook_dim": arguments["codebook_dim"]}
-    kind = options.pop("kind")
-    quantizer = make_quantizer(kind, **sizes, **options)
-    require_types(type(quantizer), {**sizes, **options})
-    return VQVAE(**require_types(VQVAE, arguments), quantizer=quantizer)
+    """VQVAE from plain values: those of `VQVAEConfig`."""
+    config = from_plain(VQVAEConfig, settings)
+    require_types(quantizer_class(str(config.quantizer["_target_"])), config.quantizer)
+    return VQVAE(config)
 
 
 def build_transformer(settings: Settings) -> Transformer:
@@ -278,7 +275,22 @@ def _settings_of(folder: Path, kind: str, key: str) -> dict[str, Any]:
         raise UserError(
             f"{key}={folder} holds a model of kind {found}, needed is {kind}; give the run of {_MADE_BY[kind]}"
         )
+    if kind == IMAGE_TOKENIZER:
+        _require_quantizer(settings, folder, key)
     return settings
+
+
+def _require_quantizer(settings: Mapping[str, Any], folder: Path, key: str) -> None:
+    """Raises UserError for a quantizer whose class is not imported: a folder may not import anything."""
+    with unfit_named(folder / CONFIG):
+        target = str(settings["vqvae"]["quantizer"]["_target_"])
+    try:
+        quantizer_class(target)
+    except UserError as error:
+        raise UserError(
+            f"{key}={folder}: {CONFIG} names the quantizer {target[:100]!r}, which is not imported; name it in "
+            "image_tokenizer.quantizer._target_ if you trust its file (in Python: import its module first)"
+        ) from error
 
 
 def _require_few_parts(settings: Mapping[str, Any], tensors: int) -> None:

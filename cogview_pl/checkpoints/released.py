@@ -22,6 +22,7 @@ from cogview_pl.durable.write import replacing, write_text
 from cogview_pl.errors import UserError
 from cogview_pl.transformer.config import AttentionForm, Norm, NormScope, TransformerConfig
 from cogview_pl.transformer.model import Transformer
+from cogview_pl.vqvae.config import BUILT_IN
 from cogview_pl.vqvae.model import VQVAE
 
 MEAN = (0.79093, 0.76271, 0.75340)
@@ -125,7 +126,14 @@ def released_settings(hidden_size: int, codebook_dim: int, codebook_size: int) -
         "residual_blocks": 0,
         "mean": list(MEAN),
         "std": list(STD),
-        "quantizer": {"kind": "ema", "decay": 0.99, "commitment_weight": 0.25, "kmeans_iters": 0},
+        "quantizer": {
+            "_target_": f"{BUILT_IN}.EMAQuantizer",
+            "decay": 0.99,
+            "commitment_weight": 0.25,
+            "kmeans_iters": 0,
+            "dead_threshold": 0.1,
+            "revive_every": 20,
+        },
     }
 
 

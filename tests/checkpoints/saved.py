@@ -16,7 +16,7 @@ from cogview_pl.checkpoints.model_folder import (
     save_sequence_model,
 )
 from cogview_pl.vocab import TextTokenizer, Vocabulary
-from tests.make_models import transformer_settings
+from tests.make_models import quantizer_options, transformer_settings
 
 VQVAE = {
     "hidden_size": 8,
@@ -26,7 +26,7 @@ VQVAE = {
     "residual_blocks": 0,
     "mean": [0.5, 0.5, 0.5],
     "std": [0.5, 0.5, 0.5],
-    "quantizer": {"kind": "ema", "kmeans_iters": 0},
+    "quantizer": quantizer_options("ema", kmeans_iters=0),
 }
 TEMPLATE = {
     "layout": "[ROI1] {text} [BASE] [BOI1] {image:2x2} [EOI1]",

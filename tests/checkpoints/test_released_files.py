@@ -24,7 +24,7 @@ from cogview_pl.checkpoints.released import (
 )
 from cogview_pl.errors import UserError
 from cogview_pl.transformer.config import NormScope
-from tests.make_models import make_transformer
+from tests.make_models import make_transformer, quantizer_options
 
 RANK = "mp_rank_00_model_states.pt"
 LATEST = "latest_checkpointed_iteration.txt"
@@ -98,7 +98,7 @@ def test_a_released_tokenizer_codes_as_the_original(tmp_path: Path, prefix: str)
     assert vqvae_settings(model) == {
         **{"hidden_size": 6, "codebook_dim": 4, "codebook_size": 10, "downsampling": 8, "residual_blocks": 0},
         **{"mean": MEAN, "std": STD},
-        "quantizer": {"kind": "ema", "decay": 0.99, "commitment_weight": 0.25, "kmeans_iters": 0},
+        "quantizer": quantizer_options("ema", kmeans_iters=0),
     }
     assert list(build_vqvae(vqvae_settings(model)).state_dict()) == list(model.state_dict())
     save_vqvae(model, tmp_path / "new" / "folder" / "back.pt")
@@ -118,7 +118,7 @@ def test_tokenizers_in_half_precision_become_float32(tmp_path: Path) -> None:
 def test_tokenizers_with_another_quantizer_go_into_released_files(tmp_path: Path, kind: str) -> None:
     """The statistics that they lack are those of a codebook at rest; what only their training needs is left out."""
     settings = {"hidden_size": 6, "codebook_dim": 4, "codebook_size": 10, "downsampling": 8, "residual_blocks": 0}
-    model = build_vqvae({**settings, "mean": MEAN, "std": STD, "quantizer": {"kind": kind}}).eval()
+    model = build_vqvae({**settings, "mean": MEAN, "std": STD, "quantizer": quantizer_options(kind)}).eval()
     save_vqvae(model, tmp_path / "tokenizer.pt")
     save_vqvae(model, tmp_path / "tokenizer.pt")  # onto the file that is there
     saved = torch.load(tmp_path / "tokenizer.pt")
@@ -143,7 +143,7 @@ OTHERS = {
 def test_tokenizers_that_the_original_cannot_read_are_not_written(tmp_path: Path, change: str) -> None:
     settings, words = OTHERS[change]
     released = {"hidden_size": 6, "codebook_dim": 4, "codebook_size": 10, "downsampling": 8, "residual_blocks": 0}
-    model = build_vqvae({**released, "mean": MEAN, "std": STD, "quantizer": {"kind": "ema"}, **settings})
+    model = build_vqvae({**released, "mean": MEAN, "std": STD, "quantizer": quantizer_options("ema"), **settings})
     with pytest.raises(UserError) as error:
         save_vqvae(model, tmp_path / "tokenizer.pt")
     assert str(error.value).startswith("convert: ") and words in str(error.value)

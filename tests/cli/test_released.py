@@ -52,7 +52,7 @@ def options(release: Path) -> list[str]:
     """What a run with released weights needs besides the weights."""
     return [
         *("model.num_layers=2", "model.hidden_size=32", "model.num_heads=2", "model.num_positions=64"),
-        *("image_tokenizer.image_size=32", "image_tokenizer.grid=4", "text.max_length=16", "threads=1"),
+        *("image_tokenizer.image_size=32", "text.max_length=16", "threads=1"),
         f"text.model={release}/text.model",
         f"image_tokenizer.path={release}/tokenizer.pt",
     ]

@@ -14,8 +14,7 @@ from cogview_pl.lit.image_tokenizer import ImageTokenizerModule
 from cogview_pl.lit.optimizers import OptimizerFactory
 from cogview_pl.lit.sequence_model import SequenceModule
 from cogview_pl.vqvae.model import VQVAE
-from cogview_pl.vqvae.quantizer import make_quantizer
-from tests.make_models import make_transformer
+from tests.make_models import make_transformer, make_vqvae
 
 TEXT, IMAGE = range(12), range(12, 30)
 SLOT_IDS = [TEXT, IMAGE, range(30, 31)]
@@ -66,22 +65,20 @@ TOKENIZER_LR, MOMENTUM = 0.02, 0.9
 
 def tokenizer(kind: str = "learned") -> VQVAE:
     torch.manual_seed(3)
-    settings = {"kmeans_iters": 0} if kind == "ema" else {}
-    quantizer = make_quantizer(kind, codebook_size=CODES, codebook_dim=3, **settings)
-    made = VQVAE(
+    made = make_vqvae(
+        kind,
         hidden_size=6,
         codebook_dim=3,
         codebook_size=CODES,
         downsampling=4,
-        residual_blocks=0,
-        quantizer=quantizer,
         mean=[0.5, 0.4, 0.6],
         std=[0.5, 0.6, 0.4],
+        quantizer={"kmeans_iters": 0} if kind == "ema" else {},
     )
     with torch.no_grad():  # so that images take several codes, and their reconstructions leave 0 … 1
         made.decoder[-1].weight *= 6
         made.decoder[-1].bias.copy_(torch.tensor([1.5, -0.6, 0.1]))
-        quantizer.codebook.copy_(made.latents(torch.rand(3, 3, 8, 8)).transpose(0, 1).flatten(1))
+        made.quantizer.codebook.copy_(made.latents(torch.rand(3, 3, 8, 8)).transpose(0, 1).flatten(1))
     return made
 
 
