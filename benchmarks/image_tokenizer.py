@@ -15,7 +15,7 @@ from benchmarks import gemm, memory
 from benchmarks.contest import Work, contest
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE
-from cogview_pl.kernels.cpu_linear import product
+from cogview_pl.kernels.cpu_linear import matmul
 from cogview_pl.vqvae.codebook import nearest, rows_per_block
 from cogview_pl.vqvae.config import BUILT_IN, FixedQuantizerConfig, VQVAEConfig
 from cogview_pl.vqvae.model import VQVAE
@@ -42,7 +42,7 @@ def measure_search(rounds: int = 5) -> Result:
         "vector-quantize-pytorch": _peer_search(x_ND, codebook_KD),
         "cdist, argmin": lambda: torch.cdist(x_ND, codebook_KD).argmin(1),
         "bare torch.mm": _bare_products(x_ND, codebook_KD, lambda x_RD: torch.mm(x_RD, codebook_KD.T)),
-        "bare product": _bare_products(x_ND, codebook_KD, lambda x_RD: product(x_RD, codebook_KD)),
+        "bare product": _bare_products(x_ND, codebook_KD, lambda x_RD: matmul(x_RD, codebook_KD)),
     }
     with torch.inference_mode():
         found = result("ms", contest(contenders, rounds), {})

@@ -47,17 +47,17 @@ def check_lora_alone(config: Config, start: SequenceModel | None, image_tokenize
 
 def adapt(config: Config, model: Transformer) -> None:
     """Freeze a model and add adapters, as `lora:` says; nothing with `lora.rank=0`."""
-    if options := lora_options(config):
-        add_lora(model, **options)
+    if config.lora.rank:
+        add_lora(model, config.lora, held=weights_dtype(config))
 
 
 def lora_options(config: Config) -> dict[str, Any]:
-    """Arguments of `add_lora`; empty with `lora.rank=0`."""
+    """Options of the adapters, and the precision `held` of what they leave frozen; empty with `lora.rank=0`."""
     options = config.lora
     if not options.rank:
         return {}
     held = weights_dtype(config)
-    return {"rank": options.rank, "alpha": options.alpha, "targets": _names(options), "held": held}
+    return {"rank": options.rank, "alpha": options.alpha, "targets": options.targets, "held": held}
 
 
 def lora_identity(config: Config, start: SequenceModel | None) -> dict[str, Any]:
@@ -99,9 +99,7 @@ def save_lora(
     weights = {name: tensor.cpu() for name, tensor in adapter_state(model).items()}
     adapter = Adapter(
         weights=weights,
-        rank=options.rank,
-        alpha=options.alpha,
-        targets=_names(options),
+        lora=options,
         transformer=transformer,
         template=template,
         base=str(base.resolve()),

@@ -1,10 +1,10 @@
 """Triton kernels for a GPU: a decoding step in seven kernels per block, and the loss.
 
-A step of one row reads every weight once and computes next to nothing, so it is as fast as memory if kernels are few
-and none waits for the one before it longer than it must: linear maps take bias and GELU along, the end of one residual
-branch and the norm that opens the next are one kernel, and so are writing to the cache and attention. With
-`OVERLAP` a kernel starts while the one before it ends, and waits for its results only after its own weights are on
-their way (programmatic dependent launch, from compute capability 9 on).
+A step of one row reads every weight once and computes little, so memory bounds its speed if kernels are few and do not
+wait for each other. Linear maps therefore include bias and GELU; the end of one residual branch and the norm of the
+next are one kernel; so are the write to the KV cache and attention. With `OVERLAP` a kernel starts before the previous
+one has ended and waits for its results after it has begun to load its own weights (programmatic dependent launch, from
+compute capability 9 on).
 
 All sums are fp32. Shapes: B rows, D hidden size, H heads, K head size, C positions of the cache, N outputs.
 """
@@ -16,7 +16,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 FEW_ROWS = 2
-"""Most rows that `linear_of_few_rows` takes; from 3 on it is slower than cuBLAS."""
+"""Largest number of rows for `linear_of_few_rows`; from 3 on it is slower than cuBLAS."""
 
 
 @triton.jit
@@ -30,7 +30,7 @@ def _layer_norm(
 ):
     """LayerNorm(x / (max|x| / TARGET)) of one row in fp32; x is 0 outside.
 
-    LayerNorm does not depend on the scale of x but for eps, so eps is scaled instead; fp32 needs no more.
+    Only eps makes LayerNorm depend on the scale of x, so eps is scaled instead of x; in fp32 that suffices.
     """
     largest, total = tl.reduce((tl.abs(x), x), 0, _larger_and_sum)
     if RELAX:
@@ -58,7 +58,7 @@ def close_and_open(
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-    places = tl.program_id(0).to(tl.int64) * hidden_size + columns  # of all positions of a batch there may be 2³¹
+    places = tl.program_id(0).to(tl.int64) * hidden_size + columns  # a batch may have more than 2³¹ numbers
     branch = tl.load(branch_BD + places, inside, 0.0).to(tl.float32)
     x = tl.load(x_BD + places, inside, 0.0).to(tl.float32)
     if BRANCH_NORM:
@@ -195,9 +195,9 @@ def attend(
 
 @triton.jit
 def cross_entropies(
-    logits_RV, targets_R, weights_R, entropies_R, vocabulary, SLOPES: tl.constexpr, BLOCK: tl.constexpr
+    logits_RV, targets_R, weights_R, entropies_R, vocabulary, GRADIENTS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Cross-entropies in fp32; with `SLOPES`, weight · (softmax - one-hot) takes the place of the logits.
+    """Cross-entropies in fp32; with `GRADIENTS`, weight · (softmax - one-hot) overwrites the logits.
 
     One program per row reads it twice and writes it once.
     """
@@ -217,10 +217,10 @@ def cross_entropies(
     total = tl.sum(total_of_lane * tl.exp(largest_of_lane - largest))
     at_target = tl.load(logits_V + target).to(tl.float32)
     tl.store(entropies_R + row, tl.log(total) + largest - at_target)
-    if SLOPES:
+    if GRADIENTS:
         tl.debug_barrier()  # all have read the logit of the target
         for start in range(0, vocabulary, BLOCK):
             inside = start + v < vocabulary
             logits = tl.load(logits_V + start + v, inside, float("-inf")).to(tl.float32)
-            slopes = weight * (tl.exp(logits - largest) / total - tl.where(start + v == target, 1.0, 0.0))
-            tl.store(logits_V + start + v, slopes.to(logits_RV.dtype.element_ty), inside)
+            gradients = weight * (tl.exp(logits - largest) / total - tl.where(start + v == target, 1.0, 0.0))
+            tl.store(logits_V + start + v, gradients.to(logits_RV.dtype.element_ty), inside)

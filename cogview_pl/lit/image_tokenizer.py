@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -12,6 +12,7 @@ from torchvision.utils import make_grid
 
 from cogview_pl.data.bad_samples import ImageBatch, collate_images
 from cogview_pl.lit.optimizers import OptimizerFactory, ParameterGroup, configure_optimizers, log_gradient_norm
+from cogview_pl.vqvae.config import Reconstruction
 from cogview_pl.vqvae.losses import psnr, reconstruction_loss
 from cogview_pl.vqvae.model import VQVAE
 
@@ -23,7 +24,7 @@ class ImageTokenizerModule(LightningModule):
 
     Args:
         model: the VQ-VAE.
-        reconstruction: `l1` or `l2`, on images scaled 0 … 1.
+        reconstruction: error of images on the scale 0 … 1.
         reconstruction_weight: factor of the reconstruction loss against the quantizer's.
         quantize_after_steps: for so many first steps the latents go to the decoder unquantized; the codebook then
             starts on features that mean something. 0 quantizes from the first step.
@@ -34,7 +35,7 @@ class ImageTokenizerModule(LightningModule):
         self,
         model: VQVAE,
         *,
-        reconstruction: Literal["l1", "l2"],
+        reconstruction: Reconstruction,
         reconstruction_weight: float,
         quantize_after_steps: int,
         optimizer: OptimizerFactory,

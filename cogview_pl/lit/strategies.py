@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from cogview_pl.transformer.parallel import like, load_weights, whole
+from cogview_pl.transformer.parallel import full, load_weights, sharded_like
 
 
 class _WholeCheckpoints(ModelParallelStrategy):
@@ -47,7 +47,7 @@ class _WholeCheckpoints(ModelParallelStrategy):
         return checkpoint
 
     def _in_the_first(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        found = tree_map(lambda value: whole(value, self.is_global_zero), dict(state))
+        found = tree_map(lambda value: full(value, self.is_global_zero), dict(state))
         return found if self.is_global_zero else {}
 
 
@@ -86,7 +86,7 @@ def _parts(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     parts = {
         number: {
-            name: like(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
+            name: sharded_like(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
             for name, value in state["state"].get(number, {}).items()
         }
         for number, parameter in zip(numbers, parameters, strict=True)

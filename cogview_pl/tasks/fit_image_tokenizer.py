@@ -56,7 +56,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         _expect_unused(config)
     module = ImageTokenizerModule(
         model,
-        reconstruction=options.reconstruction.value,
+        reconstruction=options.reconstruction,
         reconstruction_weight=options.reconstruction_weight,
         quantize_after_steps=options.quantize_after_steps,
         optimizer=optimizer_factory(config),

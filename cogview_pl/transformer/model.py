@@ -1,4 +1,4 @@
-"""The sequence model: a GPT over the joint vocabulary (paper §2.2), stable in fp16 (§2.4).
+"""The transformer: a GPT over the joint vocabulary of text and image codes (paper §2.2), stable in fp16 (§2.4).
 
 Shapes: B batch, L length, V vocabulary, D hidden size.
 """
@@ -20,7 +20,7 @@ from cogview_pl.transformer.kv_cache import KVCache
 
 
 class ParameterGroups(NamedTuple):
-    """Parameters by kind; optimizers treat the kinds differently."""
+    """Parameters by kind, since optimizers treat the kinds differently."""
 
     matrices: list[nn.Parameter]
     """Weights of linear maps, `(outputs, inputs)`; with weight decay."""
@@ -68,7 +68,7 @@ class Transformer(nn.Module):
 
         Args:
             tokens: int64 `(B, L)`, ids below V.
-            positions: int64 `(B, L)`, ids below `num_positions`; None counts 0, 1, 2, …
+            positions: int64 `(B, L)`, ids below `num_positions`; None: 0, 1, 2, …
         """
         return self.logits(self.hidden(tokens, positions))
 
@@ -94,12 +94,12 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor, ids: Sequence[range] | None = None) -> Tensor:
         """Logits `(…, n)` of hidden states `(…, D)` over the given id ranges (None: all V).
 
-        Only those rows of the head are multiplied; column j is the j-th id of the ranges put end to end.
+        The matmul takes only these rows of the lm_head; column j is the j-th id of the concatenated ranges.
         """
-        head_VD = self.token_embedding.weight
+        lm_head_VD = self.token_embedding.weight
         if ids is None:
-            return F.linear(hidden, head_VD)
-        return torch.cat([F.linear(hidden, head_VD[span.start : span.stop]) for span in ids], -1)
+            return F.linear(hidden, lm_head_VD)
+        return torch.cat([F.linear(hidden, lm_head_VD[span.start : span.stop]) for span in ids], -1)
 
     @property
     def norm_scope(self) -> NormScope:
@@ -107,10 +107,10 @@ class Transformer(nn.Module):
         return self.final_norm.scope
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
-        """An empty cache for this model, in the precision that its linear maps compute in; on a CPU in fp32.
+        """An empty KV cache in the precision of the linear maps (of autocast, if enabled); fp32 on a CPU.
 
-        CPU kernels of attention are four to eight times slower on 16-bit keys than on fp32 ones.
-        With `norm_scope="tensor"` keys cannot be kept; then it is the original's memory of hidden states.
+        CPU kernels of attention are four to eight times slower on 16-bit keys than on fp32 keys.
+        With `norm_scope=tensor` keys cannot be kept, so it is a `HiddenStateCache`, as in the original program.
         """
         if self.norm_scope == NormScope.tensor:
             return HiddenStateCache(len(self.blocks))
@@ -142,14 +142,14 @@ class Transformer(nn.Module):
             block.checkpointing, block.compiled = checkpointing, compiled
 
     def parameter_groups(self) -> ParameterGroups:
-        """The parameters by what they are, for the optimizer."""
+        """The parameters by kind, for the optimizer."""
         tables = [*self.token_embedding.parameters(), *self.position_embedding.parameters()]
         inner = [*self.blocks.parameters(), *self.final_norm.parameters()]
         return ParameterGroups([p for p in inner if p.ndim > 1], tables, [p for p in inner if p.ndim <= 1])
 
     @torch.no_grad()
     def _initialise(self, std: float) -> None:
-        """Normal(0, std); matrices that write into the residual stream are smaller by √(2 · layers)."""
+        """Normal(0, std); for the matrices that write into the residual stream, std / √(2 · layers)."""
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 writes = name.endswith(("attention.out.weight", "mlp.down.weight"))

@@ -13,6 +13,7 @@ from cogview_pl.data.sequence_dataset import SequenceBatch
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule
 from cogview_pl.lit.optimizers import OptimizerFactory
 from cogview_pl.lit.sequence_model import SequenceModule
+from cogview_pl.vqvae.config import Reconstruction
 from cogview_pl.vqvae.model import VQVAE
 from tests.make_models import make_transformer, make_vqvae
 
@@ -89,7 +90,7 @@ def tokenizer_module(
     factory = OptimizerFactory(build, weight_decay=0.5, warmup=0.0, final_lr=1.0)
     return ImageTokenizerModule(
         tokenizer(kind),
-        reconstruction=reconstruction,
+        reconstruction=Reconstruction(reconstruction),
         reconstruction_weight=RECONSTRUCTION_WEIGHT,
         quantize_after_steps=quantize_after_steps,
         optimizer=factory,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,7 @@ import torch
 from cogview_pl.memory.model import Model
 from cogview_pl.memory.sequence_step import Heights, Predicted, SequenceStep, heights
 from cogview_pl.memory.trace import LiveBytes
-from cogview_pl.transformer.config import ActivationCheckpointing
-from cogview_pl.transformer.lora import TARGETS
+from cogview_pl.transformer.config import ActivationCheckpointing, LoRATarget
 from cogview_pl.transformer.loss import sequence_loss
 from tests.make_models import transformer_settings
 
@@ -78,8 +78,10 @@ def test_gradients_of_the_batch_before_are_not_allocated_again(recompute: str) -
 
 @pytest.mark.parametrize("arithmetic", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("recompute", ["none", "block"])
-@pytest.mark.parametrize("targets", [TARGETS, TARGETS[:-1]], ids=["with_tokens", "blocks"])
-def test_adapters_are_counted_as_they_train(targets: tuple[str, ...], recompute: str, arithmetic: torch.dtype) -> None:
+@pytest.mark.parametrize("targets", [tuple(LoRATarget), tuple(LoRATarget)[:-1]], ids=["with_tokens", "blocks"])
+def test_adapters_are_counted_as_they_train(
+    targets: Sequence[LoRATarget], recompute: str, arithmetic: torch.dtype
+) -> None:
     lora = {"rank": 4, "alpha": 4, "targets": targets, "held": arithmetic}
     wanted = step(4, recompute, arithmetic, lora)
     assert total(heights(wanted)) == pytest.approx(total(real(wanted)), rel=0.02)

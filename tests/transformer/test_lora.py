@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from copy import deepcopy
 
 import pytest
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from cogview_pl.assembly.model_specs import transformer_settings
 from cogview_pl.generation.decode import fill
 from cogview_pl.generation.sampling import Sampling
-from cogview_pl.transformer.config import ActivationCheckpointing
+from cogview_pl.transformer.config import ActivationCheckpointing, LoRAConfig, LoRATarget
 from cogview_pl.transformer.flops import forward_flops, training_flops
 from cogview_pl.transformer.lora import (
-    TARGETS,
     LoRAEmbedding,
     LoRALinear,
     adapter_shapes,
@@ -34,7 +33,7 @@ VOCABULARY = Vocabulary(codebook_size=40, text_vocab_size=12)
 TEMPLATE = Template(
     "[ROI1] {text} [BASE] [BOI1] {image:4x4} [EOI1]", target="image", loss={}, vocabulary=VOCABULARY, text_length=8
 )
-BLOCKS = ("qkv", "out", "up", "down")
+BLOCKS = (LoRATarget.qkv, LoRATarget.out, LoRATarget.up, LoRATarget.down)
 WIDTH, RANK, ALPHA = 32, 4, 8.0
 
 
@@ -44,12 +43,16 @@ def make() -> Transformer:
     return make_transformer(vocab_size=VOCABULARY.size, **sizes).eval()  # type: ignore[arg-type]
 
 
+def options(targets: Iterable[LoRATarget] = LoRATarget, rank: int = RANK, alpha: float = ALPHA) -> LoRAConfig:
+    return LoRAConfig(rank=rank, alpha=alpha, targets=list(targets), merge=False)
+
+
 def adapted(
-    targets: Sequence[str] = TARGETS, held: torch.dtype = torch.float32, *, trained: bool = True
+    targets: Iterable[LoRATarget] = LoRATarget, held: torch.dtype = torch.float32, *, trained: bool = True
 ) -> Transformer:
     """The model of `make` with adapters, of which B is no longer zero if they are `trained`."""
     model = make()
-    add_lora(model, rank=RANK, alpha=ALPHA, targets=targets, held=held)
+    add_lora(model, options(targets), held=held)
     for name, parameter in model.named_parameters():
         if trained and name.endswith("lora_b"):
             nn.init.normal_(parameter, std=0.05)
@@ -80,10 +83,14 @@ def test_a_fresh_adapter_changes_nothing() -> None:
     assert not torch.allclose(adapted()(ids), make()(ids), atol=0.1)
 
 
-@pytest.mark.parametrize("targets", [BLOCKS, ("qkv",), ("out", "down", "tokens"), TARGETS], ids="+".join)
+@pytest.mark.parametrize(
+    "targets",
+    [BLOCKS, [LoRATarget.qkv], [LoRATarget.out, LoRATarget.down, LoRATarget.tokens], LoRATarget],
+    ids=lambda targets: "+".join(target.value for target in targets),
+)
 @pytest.mark.parametrize("length", [20, 290], ids=["few_rows", "many_rows"])  # many are oneDNN's
 @torch.no_grad()
-def test_merged_and_unmerged_agree(length: int, targets: Sequence[str]) -> None:
+def test_merged_and_unmerged_agree(length: int, targets: Iterable[LoRATarget]) -> None:
     model, plain = adapted(targets), make().state_dict()
     whole = merged(model)
     assert (whole(tokens(length)) - model(tokens(length))).abs().max() < 1e-5
@@ -132,7 +139,7 @@ def test_training_moves_the_adapters_and_nothing_else() -> None:
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.05
     trained = adapter_state(model)
-    assert trained.keys() == adapter_shapes(make(), rank=RANK, targets=TARGETS).keys()
+    assert trained.keys() == adapter_shapes(make(), options()).keys()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]) == (name not in trained), name
 
@@ -191,8 +198,8 @@ def test_adapters_are_less_than_a_fiftieth_of_the_model(size: str, rank: int) ->
     with torch.device("meta"):
         model = make_transformer(**transformer_settings(config, vocabulary))
     counted = sum(parameter.numel() for parameter in model.parameters())
-    add_lora(model, rank=rank, alpha=16, targets=BLOCKS)
-    shapes = adapter_shapes(model, rank=rank, targets=BLOCKS)
+    shapes = adapter_shapes(model, options(BLOCKS, rank))
+    add_lora(model, options(BLOCKS, rank, alpha=16))
     state = adapter_state(model)
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == shapes
     assert sum(tensor.numel() for tensor in state.values()) < 0.02 * counted

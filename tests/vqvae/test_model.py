@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cogview_pl.checkpoints.settings import from_plain
 from cogview_pl.errors import UserError
-from cogview_pl.vqvae.config import VQVAEConfig
+from cogview_pl.vqvae.config import Reconstruction, VQVAEConfig
 from cogview_pl.vqvae.losses import psnr, reconstruction_loss
 from cogview_pl.vqvae.model import VQVAE, ResidualBlock, build_decoder, build_encoder
 from cogview_pl.vqvae.quantizer import FixedQuantizer
@@ -46,7 +46,7 @@ def test_compiled_convolutions_give_the_same_gradients():
             model.encoder.compile()
             model.decoder.compile()
         output = model(images)
-        (reconstruction_loss("l2", output.reconstruction, images) + output.quantized.loss).backward()
+        (reconstruction_loss(Reconstruction.l2, output.reconstruction, images) + output.quantized.loss).backward()
         assert list(model.state_dict()) == names
         found.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     for ours, theirs in zip(*found, strict=True):
@@ -254,7 +254,7 @@ def test_colours_pass_through_the_codes(kind):
         images = batch()
         model.quantizer.set_progress(step / 250)
         output = model(images)
-        loss = reconstruction_loss("l2", output.reconstruction, images) + output.quantized.loss
+        loss = reconstruction_loss(Reconstruction.l2, output.reconstruction, images) + output.quantized.loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -300,8 +300,8 @@ class Stubborn(FixedQuantizer):
 def test_reconstruction_loss_values():
     images = torch.zeros(1, 3, 2, 2)
     reconstruction = torch.full((1, 3, 2, 2), -0.5)
-    assert reconstruction_loss("l1", reconstruction, images).item() == pytest.approx(0.5)
-    assert reconstruction_loss("l2", reconstruction, images).item() == pytest.approx(0.25)
+    assert reconstruction_loss(Reconstruction.l1, reconstruction, images).item() == pytest.approx(0.5)
+    assert reconstruction_loss(Reconstruction.l2, reconstruction, images).item() == pytest.approx(0.25)
 
 
 def test_psnr_averages_images_and_clips():
