@@ -1,4 +1,4 @@
-"""`config.yaml` of a folder of weights: plain values, read without believing them."""
+"""`config.yaml` of a folder of weights: plain values, checked when they are read."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ CONFIG = "config.yaml"
 
 Settings = Mapping[str, Any]
 
-_LARGEST = 1 << 16  # bytes: ours have a few thousand
-_DEEPEST = 16  # mappings and lists in one another: ours have three
+_LARGEST = 1 << 16  # bytes; our files have a few thousand
+_DEEPEST = 16  # nested mappings and lists; our files have three levels
 _OPENING = (
     yaml.FlowSequenceStartToken,
     yaml.FlowMappingStartToken,
@@ -34,7 +34,7 @@ _OPENING = (
     yaml.BlockMappingStartToken,
 )
 _CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
-_UNFIT = (  # what constructors raise for settings of the wrong type, range or name
+_UNFIT = (  # errors of constructors for settings of the wrong type, range or name
     *(KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, AssertionError),
     *(RuntimeError, MemoryError, yaml.YAMLError, OmegaConfBaseException),
 )
@@ -49,7 +49,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """The `config.yaml` of a folder, as plain values.
 
     Raises:
-        UserError: it is missing, no YAML, no mapping, or uses aliases, with which a few lines can fill any memory.
+        UserError: it is missing, no YAML, no mapping, deeply nested, or uses aliases.
     """
     file = folder / CONFIG
     try:
@@ -65,7 +65,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _require_plain(text: str) -> None:
-    """Raises ValueError for YAML with which a few lines fill any memory (aliases) or take for ever (deep nesting)."""
+    """Raises ValueError for aliases and deep nesting, with which a short YAML can fill any memory or take for ever."""
     depth = 0
     for token in yaml.scan(text):
         if isinstance(token, yaml.AliasToken):
@@ -77,7 +77,7 @@ def _require_plain(text: str) -> None:
 
 @contextmanager
 def unfit_named(file: Path) -> Iterator[None]:
-    """Turns what settings of the wrong type, range or name raise into a UserError that names their file."""
+    """Context that turns errors of wrong settings into a UserError that names their file."""
     try:
         yield
     except UserError as error:
@@ -125,9 +125,9 @@ def _typed(value: Any, hint: Any) -> Any:
 
 
 def require_types(build: Callable[..., Any], arguments: Settings) -> Settings:
-    """The arguments; raises ValueError naming the first that is of another type than `build` declares.
+    """The arguments; raises ValueError naming the first whose type differs from the declaration of `build`.
 
-    Without it a wrong type would come up long after the folder was read.
+    Without the check a wrong type would fail long after the folder was read.
     """
     hints = get_type_hints(build.__init__ if isinstance(build, type) else build)  # type: ignore[misc]
     for name, value in arguments.items():

@@ -15,7 +15,7 @@ _FROM = (8, 0)  # first compute capability with bf16 matmuls
 
 @cache
 def runs_kernels(device: torch.device) -> bool:
-    """Whether the project's Triton kernels run on a device: an NVIDIA GPU from Ampere on, with all that Triton needs."""
+    """Whether the project's Triton kernels run on a device: an NVIDIA GPU from Ampere on, with what Triton needs."""
     enough = on_nvidia(device) and torch.cuda.get_device_capability(device) >= _FROM
     return enough and missing_for_triton() is None
 

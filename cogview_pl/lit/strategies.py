@@ -86,7 +86,11 @@ def _parts(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     parts = {
         number: {
-            name: sharded_like(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
+            name: (
+                sharded_like(value, parameter)
+                if isinstance(value, Tensor) and value.shape == parameter.shape
+                else value
+            )
             for name, value in state["state"].get(number, {}).items()
         }
         for number, parameter in zip(numbers, parameters, strict=True)

@@ -13,6 +13,7 @@ from cogview_pl.transformer.block import Block
 from cogview_pl.transformer.config import ActivationCheckpointing, NormScope
 from cogview_pl.transformer.loss import sequence_loss
 from cogview_pl.transformer.model import Transformer
+from tests.composed import composed
 from tests.make_models import make_config, make_transformer
 
 VOCABULARY = 120
@@ -53,6 +54,23 @@ class TestInitialValues:
             f"{branch}_residual.norm_{place}" for branch in ("attention", "mlp") for place in ("in", "branch")
         }
         assert model.num_positions == 20
+
+    @pytest.mark.parametrize(
+        ("hidden_size", "std"), [(96, 0.102), (384, 0.051), (768, 0.036), (1088, 0.03), (2560, 0.02), (512, 0.044)]
+    )
+    def test_follows_from_the_hidden_size(self, hidden_size: int, std: float) -> None:
+        sizes = {"num_layers": 1, "hidden_size": hidden_size, "num_heads": 1, "num_positions": 9}
+        assert make_config(**sizes, init_std=None).weight_std == std
+        assert make_config(**sizes, init_std=0.25).weight_std == 0.25
+        model = make(num_layers=1, hidden_size=hidden_size, num_heads=1, init_std=None)
+        assert torch.equal(
+            model.position_embedding.weight,
+            make(num_layers=1, hidden_size=hidden_size, num_heads=1, init_std=std).position_embedding.weight,
+        )
+
+    @pytest.mark.parametrize("name", ["tiny", "small", "base", "cogview_400m", "cogview_4b"])
+    def test_every_shipped_size_derives_it(self, name: str) -> None:
+        assert composed("task=pretrain", f"model={name}").model.init_std is None
 
     def test_kinds_in_a_block(self) -> None:
         kinds = {name.split(".", 2)[2] for name, _ in make().named_parameters() if name.startswith("blocks.")}

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from cogview_pl.errors import UserError
-from cogview_pl.vqvae.quantizer import EMAQuantizer, build_quantizer
+from cogview_pl.vqvae.quantizer import EMAQuantizer
+from cogview_pl.vqvae.quantizer_registry import build_quantizer
 from tests.composed import composed
 from tests.make_models import make_quantizer
 
