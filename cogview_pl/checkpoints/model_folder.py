@@ -83,7 +83,7 @@ class SequenceModel:
     image_tokenizer: ImageTokenizer
     settings: Settings
     merged_from: str | None = None
-    """Identities of base and adapter, if the weights are their sum: it may differ in the last bit on another machine."""
+    """Identities of base and adapter, if the weights are their sum (which another machine may round differently)."""
 
     @cached_property
     def identity(self) -> str:

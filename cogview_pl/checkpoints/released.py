@@ -175,8 +175,8 @@ def load_transformer(
 ) -> Transformer:
     """The sequence model in a released folder or `.pt` file, in evaluation mode.
 
-    num_layers, hidden_size, vocab_size and num_positions follow from the shapes. Weights are mapped and converted one by
-    one, so the host needs memory for the model and its largest tensor.
+    num_layers, hidden_size, vocab_size and num_positions follow from the shapes. Weights are mapped and converted one
+    by one, so the host needs memory for the model and its largest tensor.
 
     Args:
         path: the folder with `latest_checkpointed_iteration.txt`, the folder of the ranks, or the file of rank 0;

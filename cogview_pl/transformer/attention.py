@@ -15,7 +15,7 @@ from torch import Tensor
 from cogview_pl.transformer.config import AttentionForm
 
 PB_RELAX_ALPHA = 32.0
-"""α of the paper's §2.4: scores are computed at 1/α of their size, and multiplied by α once the maximum is subtracted."""
+"""α of paper §2.4: scores are computed at 1/α of their size and multiplied by α after the maximum is subtracted."""
 
 
 class AttentionFunction(Protocol):

@@ -39,7 +39,7 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, hidden_size: int, scope: NormScope) -> None:
         super().__init__(hidden_size, eps=1e-5)
-        self.scope = scope
+        self.scope = NormScope(scope)  # refuses other values
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the last axis of a tensor of any shape (…, D)."""
@@ -116,7 +116,7 @@ class Residual(nn.Module):
         super().__init__()
 
         def norm(*placements: Norm) -> nn.Module:
-            used = config.norm in placements
+            used = Norm(config.norm) in placements
             return LayerNorm(config.hidden_size, config.norm_scope) if used else nn.Identity()
 
         self.norm_in = norm(Norm.pre, Norm.sandwich)

@@ -139,7 +139,7 @@ class Transformer(nn.Module):
         """
         for block in self.blocks:
             assert isinstance(block, Block)
-            block.checkpointing, block.compiled = checkpointing, compiled
+            block.checkpointing, block.compiled = ActivationCheckpointing(checkpointing), compiled
 
     def parameter_groups(self) -> ParameterGroups:
         """The parameters by kind, for the optimizer."""

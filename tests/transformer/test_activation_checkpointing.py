@@ -109,6 +109,10 @@ class TestRecompute:
         with torch.no_grad():
             model(torch.zeros(1, 5, dtype=torch.long))
 
+    def test_an_unknown_choice_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="'all' is not a valid ActivationCheckpointing"):
+            make().set_activation_checkpointing("all")  # type: ignore[arg-type]
+
 
 @pytest.fixture
 def compiler() -> Iterator[None]:

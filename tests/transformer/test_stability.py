@@ -225,7 +225,7 @@ class TestScopes:
         for scope, maximum in ((NormScope.token, x.abs().amax(-1, keepdim=True)), (NormScope.tensor, x.abs().max())):
             norm = fresh_norm(scope).double()
             torch.testing.assert_close(norm(x), plain_norm(norm, 8 * x / maximum), atol=1e-10, rtol=1e-10)
-        norm = fresh_norm("none").double()
+        norm = fresh_norm(NormScope.none).double()
         torch.testing.assert_close(norm(x), plain_norm(norm, x), atol=1e-10, rtol=1e-10)
 
     @pytest.mark.parametrize("scope", [NormScope.token, NormScope.tensor])
@@ -252,3 +252,7 @@ class TestScopes:
         c = (magnitude.amax(-1, keepdim=True) if scope == NormScope.token else magnitude.max()) / 8
         (through,) = torch.autograd.grad((plain_norm(norm, x / c) * direction).sum(), x)
         assert (through - expected).abs().max() > 0.1  # a thousand times the tolerance above
+
+    def test_unknown_scope(self) -> None:
+        with pytest.raises(ValueError, match="'batch' is not a valid NormScope"):
+            LayerNorm(8, "batch")  # type: ignore[arg-type]
