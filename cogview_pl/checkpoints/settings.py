@@ -93,7 +93,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if is_dataclass(value):
-        return {name: plain(item) for name, item in vars(value).items()}  # with what `+` on the command line adds
+        return {name: plain(item) for name, item in vars(value).items()}  # with keys added by `+` on the command line
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -34,7 +34,7 @@ _DAMAGED = (SafetensorError, ValueError, TypeError, KeyError, OverflowError, Run
 def save_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
     """Replace a safetensors file; the tensors are on the CPU and contiguous.
 
-    The library's own writer makes a temporary file with a random name that a killed run would leave behind, and that
+    The library's own writer makes a temporary file with a random name that a killed run would leave there, and that
     only its owner may read.
     """
     # Wide numbers first, so that each tensor starts at a multiple of its item size.

@@ -94,7 +94,7 @@ def linear_of_few_rows(
     ROWS: tl.constexpr, SCALE: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """y = scale · (x · weightᵀ) + bias of one or two rows; each program some outputs of all rows."""
+    """y = scale · (x · weightᵀ) + bias of one or two rows; a program computes some outputs of all rows."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     in_n = n < outputs
@@ -104,7 +104,7 @@ def linear_of_few_rows(
         gdc_wait()
         gdc_launch_dependents()
     first = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    second = first  # one tensor with rows as an axis is spread over threads much worse
+    second = first  # a tensor with an axis of rows would be distributed over threads much worse
     for start in range(0, inputs, BLOCK_D):
         places = start + d
         held = places < inputs
@@ -132,11 +132,11 @@ def attend(
     HEAD: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr, PARTS: tl.constexpr, PARTS_2: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Write the new key and value behind each row, and attend over all of the row.
+    """Append the new key and value to each row of the cache, and attend over the whole row.
 
-    A program takes `BLOCK_S` positions of one head of one row and leaves its part of the result in `parts`,
-    `(B·H, PARTS, BLOCK_K + 2)` fp32; whichever program of a head ends last (`arrived` counts) adds the parts up, in
-    their order, so that the result does not depend on which one it was.
+    A program takes `BLOCK_S` positions of one head of one row and writes its partial result to `parts`,
+    `(B·H, PARTS, BLOCK_K + 2)` fp32. The last program of a head (`arrived` counts them) sums the parts in their order,
+    so the result does not depend on which program is last.
     """
     own = tl.program_id(0)
     part = tl.program_id(1)
@@ -206,7 +206,7 @@ def cross_entropies(
     target = tl.load(targets_R + row)
     weight = tl.load(weights_R + row)
     v = tl.arange(0, BLOCK)
-    largest_of_lane = tl.full((BLOCK,), -1e38, tl.float32)  # finite, so that an empty lane gives no infinite difference
+    largest_of_lane = tl.full((BLOCK,), -1e38, tl.float32)  # finite, so that an empty lane has a finite difference
     total_of_lane = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, vocabulary, BLOCK):
         logits = tl.load(logits_V + start + v, start + v < vocabulary, float("-inf")).to(tl.float32)
@@ -218,7 +218,7 @@ def cross_entropies(
     at_target = tl.load(logits_V + target).to(tl.float32)
     tl.store(entropies_R + row, tl.log(total) + largest - at_target)
     if GRADIENTS:
-        tl.debug_barrier()  # all have read the logit of the target
+        tl.debug_barrier()  # all threads have read the logit of the target
         for start in range(0, vocabulary, BLOCK):
             inside = start + v < vocabulary
             logits = tl.load(logits_V + start + v, inside, float("-inf")).to(tl.float32)

@@ -65,15 +65,15 @@ def sequence_loss(
     due = weights > 0
     hidden_ND, targets_N, weights_N, slots_N = hidden[due], targets[due], weights[due], slots[due]
     counts_S = torch.bincount(slots_N, minlength=num_slots)
-    head_VD = model.token_embedding.weight
-    groups: list[tuple[Any, range]] = [(slice(None), range(len(head_VD)))]
+    lm_head_VD = model.token_embedding.weight
+    groups: list[tuple[Any, range]] = [(slice(None), range(len(lm_head_VD)))]
     if slot_ids is not None:
         groups = [(slots_N == slot, ids) for slot, ids in enumerate(slot_ids)]
     # `weights` is fp32 even if a trainer has set bf16 as the default dtype.
     total, sums_S = weights.new_zeros(()), weights.new_zeros(num_slots)
     for rows, ids in groups:
         part, entropies = linear_cross_entropy(
-            hidden_ND[rows], rows_of(head_VD, ids), targets_N[rows] - ids.start, weights_N[rows]
+            hidden_ND[rows], rows_of(lm_head_VD, ids), targets_N[rows] - ids.start, weights_N[rows]
         )
         total = total + part
         sums_S.index_add_(0, slots_N[rows], entropies)
@@ -101,7 +101,7 @@ def over_devices(own: SequenceLoss, total: Callable[[Tensor], Tensor], devices: 
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor, device: str | None = None
+    hidden_ND: Tensor, lm_head_VD: Tensor, targets_N: Tensor, weights_N: Tensor, device: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy of the logits hidden · lm_headᵀ, without ever storing all of them.
 
@@ -109,7 +109,7 @@ def linear_cross_entropy(
     N · V. Matmuls run in the precision of autocast, the softmax in fp32.
 
     Args:
-        hidden_ND, head_VD: float; both get gradients.
+        hidden_ND, lm_head_VD: float; both get gradients.
         targets_N: int64 ids below V.
         weights_N: float32, at least 0.
         device: type of device (`cpu`, `cuda`) that the size of blocks is chosen for; None: the device of the tensors.
@@ -119,12 +119,12 @@ def linear_cross_entropy(
         A second backward pass through the scalar raises RuntimeError.
     """
     device = device or hidden_ND.device.type
-    return _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, weights_N, device)  # type: ignore[no-any-return]
+    return _LinearCrossEntropy.apply(hidden_ND, lm_head_VD, targets_N, weights_N, device)  # type: ignore[no-any-return]
 
 
-def rows_of(head_VD: Tensor, ids: range) -> Tensor:
+def rows_of(lm_head_VD: Tensor, ids: range) -> Tensor:
     """Rows of some ids. All rows are returned as they are: a slice would copy its gradient into a tensor of zeros."""
-    return head_VD if len(ids) == len(head_VD) else head_VD[ids.start : ids.stop]
+    return lm_head_VD if len(ids) == len(lm_head_VD) else lm_head_VD[ids.start : ids.stop]
 
 
 def rows_at_once(device: str, dtype: torch.dtype) -> int:
@@ -137,16 +137,16 @@ def rows_at_once(device: str, dtype: torch.dtype) -> int:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor, as_on: str
+        ctx: Any, hidden_ND: Tensor, lm_head_VD: Tensor, targets_N: Tensor, weights_N: Tensor, as_on: str
     ) -> tuple[Tensor, Tensor]:
         device = hidden_ND.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
         train_hidden, train_head = ctx.needs_input_grad[:2]
         gradients = train_hidden or train_head
-        hidden, head = hidden_ND.detach().to(dtype), head_VD.detach().to(dtype)
+        hidden, head = hidden_ND.detach().to(dtype), lm_head_VD.detach().to(dtype)
         hidden_grad = torch.empty_like(hidden) if train_hidden else None
-        head_grad = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if train_head else None
+        lm_head_grad = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if train_head else None
         rows, ids = rows_at_once(as_on, dtype), len(head)
         rows_of_softmax, ids_of_sum = (
             (max(1, _IN_CACHE // ids), _IDS_IN_CACHE) if as_on == "cpu" else (_ROWS_IN_FP32, ids)
@@ -160,13 +160,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 entropies += _entropies(logits, targets_N[part], weights_N[part], rows_of_softmax, gradients)
                 if hidden_grad is not None:
                     hidden_grad[part] = matmul(logits, head.T)
-                if head_grad is not None:
-                    _add_matmul(head_grad, logits, hidden[part], ids_of_sum)
+                if lm_head_grad is not None:
+                    _add_matmul(lm_head_grad, logits, hidden[part], ids_of_sum)
                 del logits  # before the next block allocates its own
         entropy_N = torch.cat(entropies) if entropies else weights_N.new_zeros(0)
         ctx.mark_non_differentiable(entropy_N)
-        ctx.gradients = hidden_grad, head_grad
-        ctx.dtypes = hidden_ND.dtype, head_VD.dtype
+        ctx.gradients = hidden_grad, lm_head_grad
+        ctx.dtypes = hidden_ND.dtype, lm_head_VD.dtype
         return (weights_N * entropy_N).sum(), entropy_N
 
     @staticmethod
@@ -175,19 +175,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("linear_cross_entropy has freed its gradients; compute the loss again")
         # In place: all activations exist at this moment, and the lm_head's gradient is as large as the lm_head.
-        hidden_grad, head_grad = (
+        hidden_grad, lm_head_grad = (
             None if own is None else own.mul_(gradient).to(dtype)
             for own, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
         )
         ctx.gradients = None
-        return hidden_grad, head_grad, None, None, None
+        return hidden_grad, lm_head_grad, None, None, None
 
 
-def _logits(hidden_RD: Tensor, head_VD: Tensor, room_RV: Tensor | None) -> Tensor:
+def _logits(hidden_RD: Tensor, lm_head_VD: Tensor, room_RV: Tensor | None) -> Tensor:
     """Logits, written into `room_RV` because new memory costs a process time; oneDNN allocates its own in fp32."""
     if room_RV is None:
-        return matmul(hidden_RD, head_VD)
-    return torch.mm(hidden_RD, head_VD.T, out=room_RV[: len(hidden_RD)])
+        return matmul(hidden_RD, lm_head_VD)
+    return torch.mm(hidden_RD, lm_head_VD.T, out=room_RV[: len(hidden_RD)])
 
 
 def _entropies(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor, rows: int, gradients: bool) -> list[Tensor]:

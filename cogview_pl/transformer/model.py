@@ -38,7 +38,7 @@ class Transformer(nn.Module):
         vocab_size: V, rows of the token embedding.
 
     Attributes:
-        sharded: whether its weights are spread over several devices (`transformer.parallel`).
+        sharded: whether several devices share its weights (`transformer.parallel`).
 
     Raises:
         ValueError: `num_heads` does not divide `hidden_size`.
