@@ -18,7 +18,7 @@ from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, super_resolution, vocab_size
 from benchmarks.training import our_step, parameters
 from cogview_pl.lit.callbacks.device_peaks import peak_tflops
-from cogview_pl.transformer.activation_checkpointing import RECOMPUTE
+from cogview_pl.transformer.config import ActivationCheckpointing
 from cogview_pl.vqvae.model import VQVAE
 
 _COPIES = 10
@@ -55,11 +55,11 @@ def rows(sizes: Sizes = Sizes()) -> list[Row]:
     ]
     train = [
         Row(
-            f"cuda:train-{shape}-bf16-x{batch}-{recompute}{'-compiled' if compiled else ''}",
+            f"cuda:train-{shape}-bf16-x{batch}-{recompute.value}{'-compiled' if compiled else ''}",
             partial(measure_train, sizes, shape, batch, recompute, compiled),
         )
         for shape, batches in zip(sizes.shapes, sizes.sequences, strict=True)
-        for batch, recompute in zip(batches, RECOMPUTE, strict=True)
+        for batch, recompute in zip(batches, ActivationCheckpointing, strict=True)
         for compiled in (False, True)
     ]
     ranked = partial(measure_rerank, largest, "bf16", sizes.candidates, sizes.grid, sizes.ranked_at_once, sizes.rounds)
@@ -97,7 +97,7 @@ def measure_decode(sizes: Sizes, shape: str, dtype: str, batch: int, *, int8: bo
     return found
 
 
-def measure_train(sizes: Sizes, shape: str, batch: int, recompute: str, compiled: bool) -> Result:
+def measure_train(sizes: Sizes, shape: str, batch: int, recompute: ActivationCheckpointing, compiled: bool) -> Result:
     """Milliseconds per step over the whole vocabulary, weights and AdamW's moments in bf16.
 
     `recompute` is the activation checkpointing; what is computed again does not count as work done. `compiled`: by

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.contest import Work, elapsed
 from benchmarks.settings import DEVICE, DTYPES
-from cogview_pl.kernels.cpu_linear import product
+from cogview_pl.kernels.cpu_linear import matmul
 
 SQUARE = 4096
 """Edge of the matrices whose product gives the machine's rate."""
@@ -66,7 +66,7 @@ def floor(linears: Sequence[Linear], dtype: str) -> Work:
 def squares(dtype: str) -> dict[str, Work]:
     """A product of two square matrices, by both ways; `square_rate` turns its seconds into a rate."""
     x, y = (torch.randn(SQUARE, SQUARE, device=DEVICE).to(DTYPES[dtype]) for _ in range(2))
-    return {"4,096³ by torch.mm": lambda: torch.mm(x, y), "4,096³ by product": lambda: product(x, y)}
+    return {"4,096³ by torch.mm": lambda: torch.mm(x, y), "4,096³ by product": lambda: matmul(x, y)}
 
 
 def square_rate(milliseconds: dict[str, float]) -> float:
@@ -84,9 +84,9 @@ def _directions(linear: Linear, dtype: torch.dtype) -> list[list[Work]]:
     y_NM = new(linear.rows, linear.outputs)
     slope_ND, slope_MD = torch.empty_like(x_ND), torch.empty_like(weight_MD)
     return [
-        [lambda: torch.mm(x_ND, weight_MD.T, out=y_NM), lambda: product(x_ND, weight_MD)],
-        [lambda: torch.mm(y_NM, weight_MD, out=slope_ND), lambda: product(y_NM, weight_MD.T)],
-        [lambda: torch.mm(y_NM.T, x_ND, out=slope_MD), lambda: product(y_NM.T, x_ND.T)],
+        [lambda: torch.mm(x_ND, weight_MD.T, out=y_NM), lambda: matmul(x_ND, weight_MD)],
+        [lambda: torch.mm(y_NM, weight_MD, out=slope_ND), lambda: matmul(y_NM, weight_MD.T)],
+        [lambda: torch.mm(y_NM.T, x_ND, out=slope_MD), lambda: matmul(y_NM.T, x_ND.T)],
     ]
 
 

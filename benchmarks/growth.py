@@ -11,6 +11,7 @@ from benchmarks.contest import Work, contest, repeated
 from benchmarks.report import Curve, Result, Row, result
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, SHAPES
 from cogview_pl.generation.engine.packed_cpu import DecodingModel
+from cogview_pl.transformer.config import AttentionForm, Norm, NormScope, TransformerConfig
 from cogview_pl.transformer.kv_cache import KVCache
 from cogview_pl.transformer.model import Transformer
 
@@ -110,9 +111,18 @@ def _sweep(x_label: str, works: Mapping[str, Work], x: Sequence[float], rounds: 
 
 def _model(layers: int, hidden_size: int, heads: int, *, positions: int) -> Transformer:
     """fp32, with a vocabulary of codes alone: the rest of the head is never multiplied."""
-    model = Transformer(
-        vocab_size=IMAGE_CODES, num_layers=layers, hidden_size=hidden_size, num_heads=heads, num_positions=positions
+    config = TransformerConfig(
+        num_layers=layers,
+        hidden_size=hidden_size,
+        num_heads=heads,
+        num_positions=positions,
+        norm=Norm.sandwich,
+        norm_scope=NormScope.token,
+        attention=AttentionForm.fused,
+        dropout=0.0,
+        init_std=0.02,
     )
+    model = Transformer(config, vocab_size=IMAGE_CODES)
     return model.eval().to(DEVICE)
 
 

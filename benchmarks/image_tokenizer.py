@@ -15,10 +15,10 @@ from benchmarks import gemm, memory
 from benchmarks.contest import Work, contest
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE
-from cogview_pl.kernels.cpu_linear import product
+from cogview_pl.kernels.cpu_linear import matmul
 from cogview_pl.vqvae.codebook import nearest, rows_per_block
+from cogview_pl.vqvae.config import BUILT_IN, FixedQuantizerConfig, VQVAEConfig
 from cogview_pl.vqvae.model import VQVAE
-from cogview_pl.vqvae.quantizer import make_quantizer
 
 WIDTH, CODE_DIM, NUM_CODES = 512, 256, 8192
 STRIDES, KERNEL = 3, 4
@@ -42,7 +42,7 @@ def measure_search(rounds: int = 5) -> Result:
         "vector-quantize-pytorch": _peer_search(x_ND, codebook_KD),
         "cdist, argmin": lambda: torch.cdist(x_ND, codebook_KD).argmin(1),
         "bare torch.mm": _bare_products(x_ND, codebook_KD, lambda x_RD: torch.mm(x_RD, codebook_KD.T)),
-        "bare product": _bare_products(x_ND, codebook_KD, lambda x_RD: product(x_RD, codebook_KD)),
+        "bare product": _bare_products(x_ND, codebook_KD, lambda x_RD: matmul(x_RD, codebook_KD)),
     }
     with torch.inference_mode():
         found = result("ms", contest(contenders, rounds), {})
@@ -74,17 +74,17 @@ def measure_images(dtype: str, rounds: int = 3) -> Result:
 
 def released_size() -> VQVAE:
     """A tokenizer of the released size with random weights: fp32, channels last, on `DEVICE`."""
-    quantizer = make_quantizer("fixed", codebook_size=NUM_CODES, codebook_dim=CODE_DIM, commitment_weight=0.25)
-    model = VQVAE(
+    config = VQVAEConfig(
+        downsampling=2**STRIDES,
         hidden_size=WIDTH,
+        residual_blocks=0,
         codebook_dim=CODE_DIM,
         codebook_size=NUM_CODES,
-        downsampling=2**STRIDES,
-        residual_blocks=0,
-        quantizer=quantizer,
         mean=[0.5] * 3,
         std=[0.5] * 3,
+        quantizer=FixedQuantizerConfig(_target_=f"{BUILT_IN}.FixedQuantizer", commitment_weight=0.25),
     )
+    model = VQVAE(config)
     return model.to(DEVICE).to(memory_format=torch.channels_last).eval()
 
 

@@ -19,6 +19,7 @@ from cogview_pl.assembly.models import layout_settings
 from cogview_pl.checkpoints.model_folder import (
     ImageTokenizer,
     build_template,
+    build_transformer,
     build_vqvae,
     save_image_tokenizer,
     save_sequence_model,
@@ -26,7 +27,6 @@ from cogview_pl.checkpoints.model_folder import (
 from cogview_pl.cli.overrides import quote_override
 from cogview_pl.config.schema import Config, register_schemas
 from cogview_pl.data.token_store.store import StoreWriter
-from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import TextTokenizer, Vocabulary
 
 ROWS = {"train": 256, "val": 8}
@@ -86,7 +86,7 @@ def make_model(outputs: Path, overrides: Sequence[str]) -> None:
     settings, template = transformer_settings(config, vocabulary), layout_settings(config, config.template)
     build_template(template, vocabulary)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # billions of random numbers take a minute
-        model = Transformer(**settings)
+        model = build_transformer(settings)
     save_sequence_model(
         outputs / "pretrain" / "latest" / "model",
         model.bfloat16().cpu(),

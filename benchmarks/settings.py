@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from cogview_pl.transformer.config import AttentionForm, Norm, NormScope, TransformerConfig
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 
@@ -62,12 +63,16 @@ def _template(layout: str, target: str, restart_positions_at: str | None = None)
 def _model(shape: str, template: Template, norm_scope: str) -> tuple[Transformer, Template]:
     layers, hidden_size, heads = SHAPES[shape]
     with DEVICE:  # billions of random numbers take a minute elsewhere
-        model = Transformer(
-            vocab_size=template.vocabulary.size,
+        config = TransformerConfig(
             num_layers=layers,
             hidden_size=hidden_size,
             num_heads=heads,
             num_positions=template.num_positions,
-            norm_scope=norm_scope,
+            norm=Norm.sandwich,
+            norm_scope=NormScope(norm_scope),
+            attention=AttentionForm.fused,
+            dropout=0.0,
+            init_std=0.02,
         )
+        model = Transformer(config, vocab_size=template.vocabulary.size)
     return model.eval(), template

@@ -14,12 +14,17 @@ from torch import nn
 
 from benchmarks.report import Result, Row
 from benchmarks.settings import DEVICE, SHAPES
+from cogview_pl.transformer.config import AttentionForm, Norm, NormScope, TransformerConfig
 from cogview_pl.transformer.loss import sequence_loss
 from cogview_pl.transformer.model import Transformer
 
 FORMS = {
-    "sandwich with PB-Relax": {"norm": "sandwich", "norm_scope": "token", "attention": "pb_relax"},
-    "plain pre-LN": {"norm": "pre", "norm_scope": "none", "attention": "naive"},
+    "sandwich with PB-Relax": {
+        "norm": Norm.sandwich,
+        "norm_scope": NormScope.token,
+        "attention": AttentionForm.pb_relax,
+    },
+    "plain pre-LN": {"norm": Norm.pre, "norm_scope": NormScope.none, "attention": AttentionForm.naive},
 }
 _SCORE = 1.5 * torch.finfo(torch.float16).max
 """QKᵀ of the planted rows before it is divided."""
@@ -68,15 +73,16 @@ def train(
     """
     torch.manual_seed(0)
     with device:
-        model = Transformer(
-            vocab_size=vocabulary,
+        config = TransformerConfig(
             num_layers=layers,
             hidden_size=hidden_size,
             num_heads=heads,
             num_positions=length,
+            dropout=0.0,
             init_std=hidden_size**-0.5,
             **FORMS[form],  # type: ignore[arg-type]
         )
+        model = Transformer(config, vocab_size=vocabulary)
         plant_outliers(model)
         positions = torch.arange(length).expand(batch, -1)
         ones, slots = torch.ones(batch, length), torch.zeros(batch, length, dtype=torch.long)

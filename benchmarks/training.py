@@ -12,6 +12,7 @@ from benchmarks import gemm, memory, references
 from benchmarks.contest import Work, contest
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, text_to_image, vocab_size
+from cogview_pl.transformer.config import ActivationCheckpointing
 from cogview_pl.transformer.loss import sequence_loss
 
 CASES = (("S1", "fp32"), ("S1", "bf16"), ("S2", "fp32"), ("S2", "bf16"))
@@ -65,7 +66,7 @@ def our_step(
     batch: int = BATCH,
     grid: int = GRID,
     hold: str = "fp32",
-    recompute: str = "none",
+    recompute: ActivationCheckpointing = ActivationCheckpointing.none,
     compiled: bool = False,
 ) -> Work:
     """A step of ours, with Sandwich-LN and PB-Relax.
@@ -79,7 +80,7 @@ def our_step(
         compiled: blocks by torch.compile.
     """
     model, template = text_to_image(shape, grid)
-    model.set_training_pass(recompute=recompute, compiled=compiled)
+    model.set_activation_checkpointing(recompute, compiled=compiled)
     by_slot = [template.predicted(slot) for slot in template.slots]
     tokens_BL = torch.randint(0, IMAGE_CODES, (batch, template.length), device=DEVICE)
     tokens_BL[:, :PROMPT] += by_slot[0].start

@@ -27,6 +27,7 @@ from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.lifetime import run_folder
 from cogview_pl.runs.ranks import RANKS
 from cogview_pl.runs.run_folder import Metrics, RunFolder
+from cogview_pl.vqvae.config import import_quantizer
 
 
 @hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
@@ -42,6 +43,7 @@ def _run(composed: DictConfig, words: list[str], job: int | None = None) -> tupl
     """
     check_keys(composed)
     check_limits(composed)
+    import_quantizer(composed.image_tokenizer.quantizer)
     if composed.plan.only:
         return Path(), _verb("plan").run(OmegaConf.to_object(composed), _run_stage) if RANKS.first else {}
     if composed.threads is not None:

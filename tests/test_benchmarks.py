@@ -13,7 +13,7 @@ from benchmarks import bench, cuda, gemm, growth, image_tokenizer, memory, on_gp
 from benchmarks.contest import Work
 from benchmarks.references import original_decode
 from cogview_pl.lit.callbacks.device_peaks import peak_tflops
-from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_transformer
 
 TINY = cuda.Sizes(
     shapes=("tiny",),
@@ -80,7 +80,7 @@ def test_a_row_becomes_one_line_of_json(tmp_path: Path) -> None:
 
 def test_floor_counts_every_matrix_three_times() -> None:
     layers, hidden_size, vocabulary, tokens = 2, 24, 100, 10
-    model = Transformer(
+    model = make_transformer(
         vocab_size=vocabulary, num_layers=layers, hidden_size=hidden_size, num_heads=2, num_positions=tokens
     )
     matrices = [*model.parameter_groups().matrices, model.token_embedding.weight]

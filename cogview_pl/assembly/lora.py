@@ -50,15 +50,8 @@ def check_image_tokenizer_of_adapter(options: LoRAConfig, start: SequenceModel, 
 
 def adapt(options: LoRAConfig, model: Transformer, held: torch.dtype) -> None:
     """Freeze a model and add adapters; nothing with `lora.rank=0`. `held` is the precision of frozen weights."""
-    if arguments := lora_arguments(options, held):
-        add_lora(model, **arguments)
-
-
-def lora_arguments(options: LoRAConfig, held: torch.dtype) -> dict[str, Any]:
-    """Arguments of `add_lora`; empty with `lora.rank=0`."""
-    if not options.rank:
-        return {}
-    return {"rank": options.rank, "alpha": options.alpha, "targets": _names(options), "held": held}
+    if options.rank:
+        add_lora(model, options, held=held)
 
 
 def lora_identity(options: LoRAConfig, start: SequenceModel) -> dict[str, Any]:
@@ -97,9 +90,7 @@ def save_lora(
     weights = {name: tensor.cpu() for name, tensor in adapter_state(model).items()}
     adapter = Adapter(
         weights=weights,
-        rank=options.rank,
-        alpha=options.alpha,
-        targets=_names(options),
+        lora=options,
         transformer=transformer,
         template=template,
         base=str(base.resolve()),

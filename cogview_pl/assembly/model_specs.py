@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cogview_pl.assembly.options import ModelOptions, plain
+from cogview_pl.assembly.options import ModelOptions
 from cogview_pl.assembly.roles import Role
 from cogview_pl.checkpoints.adapter_folder import find_adapter, find_base, read_adapter_settings
 from cogview_pl.checkpoints.model_folder import (
@@ -18,7 +18,7 @@ from cogview_pl.checkpoints.model_folder import (
     read_model_settings,
 )
 from cogview_pl.checkpoints.released import is_released
-from cogview_pl.checkpoints.settings import CONFIG, unfit_named
+from cogview_pl.checkpoints.settings import CONFIG, plain, unfit_named
 from cogview_pl.data.config import TokenSource
 from cogview_pl.data.token_store.store import Header
 from cogview_pl.errors import UserError
@@ -26,9 +26,7 @@ from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.transformer.config import TransformerConfig
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 from cogview_pl.vocab.config import CompatConfig, TemplateConfig
-from cogview_pl.vqvae.config import ImageTokenizerConfig
-
-_TRAINING_KEYS = ("path", "image_size", "grid", "reconstruction", "reconstruction_weight", "quantize_after_steps")
+from cogview_pl.vqvae.config import ImageTokenizerConfig, VQVAEConfig
 
 
 @dataclass(frozen=True)
@@ -58,13 +56,12 @@ class SequenceModelSpec:
 
 def vqvae_settings(config: ImageTokenizerConfig) -> dict[str, Any]:
     """Constructor arguments of the VQ-VAE, as plain values; raises UserError if sizes do not fit together."""
-    if config.grid * config.downsampling != config.image_size:
+    if config.image_size % config.downsampling:
         raise UserError(
-            f"image_tokenizer.grid={config.grid}: {config.image_size} pixels at {config.downsampling} pixels per code "
-            f"make {config.image_size / config.downsampling:g}; change image_size, downsampling or grid"
+            f"image_tokenizer.image_size={config.image_size} is not a multiple of "
+            f"image_tokenizer.downsampling={config.downsampling}; change one of them"
         )
-    settings = {key: value for key, value in asdict(config).items() if key not in _TRAINING_KEYS}
-    return plain(settings)
+    return plain({item.name: getattr(config, item.name) for item in fields(VQVAEConfig)})
 
 
 def transformer_settings(config: TransformerConfig, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -74,7 +71,7 @@ def transformer_settings(config: TransformerConfig, vocabulary: Vocabulary) -> d
         raise UserError(
             f"model.hidden_size={hidden_size} is not a multiple of model.num_heads={heads}; change one of them"
         )
-    return {"vocab_size": vocabulary.size, **plain(asdict(config))}
+    return {"vocab_size": vocabulary.size, **plain(config)}
 
 
 def predicted_ids(compat: CompatConfig, template: Template) -> list[range] | None:

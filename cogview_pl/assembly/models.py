@@ -18,6 +18,7 @@ from cogview_pl.checkpoints.model_folder import (
     load_image_tokenizer,
 )
 from cogview_pl.checkpoints.released import is_released, load_transformer, load_vqvae, vqvae_settings
+from cogview_pl.checkpoints.settings import plain
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 from cogview_pl.vocab.config import TemplateConfig
@@ -76,7 +77,7 @@ def open_sequence_model(options: ModelOptions, path: str | Path, key: str, templ
     vocabulary = Vocabulary(image_tokenizer.model.codebook_size, text.vocab_size)
     sizes = options.transformer
     model = load_transformer(
-        path, num_heads=sizes.num_heads, norm_scope=sizes.norm_scope.value, key=key, verify=options.verify
+        path, num_heads=sizes.num_heads, norm_scope=sizes.norm_scope, key=key, verify=options.verify
     )
     settings = {
         "vocab_size": model.token_embedding.num_embeddings,
@@ -84,7 +85,7 @@ def open_sequence_model(options: ModelOptions, path: str | Path, key: str, templ
         "hidden_size": model.token_embedding.embedding_dim,
         "num_positions": model.num_positions,
     }
-    configured = {name: getattr(value, "value", value) for name, value in vars(sizes).items()}
+    configured = plain(sizes)
     _require_sizes(settings, {**configured, "vocab_size": vocabulary.size}, path, key)
     layout = options.layout(template)
     if template.target == "text":  # released captioners never saw an end token; scoring one would be noise

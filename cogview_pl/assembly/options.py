@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from enum import Enum
 from typing import Any
 
 from cogview_pl.data.config import SequencesConfig
@@ -71,11 +70,6 @@ def sequence_settings(template: TemplateConfig, sequences: SequencesConfig) -> d
         "sequences.conditioning_dropout": sequences.conditioning_dropout,
         "sequences.token_noise": sequences.token_noise,
     }
-
-
-def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with Enums replaced by their values, so that they can be saved and compared."""
-    return {key: value.value if isinstance(value, Enum) else value for key, value in settings.items()}
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from tqdm import tqdm
 
-from cogview_pl.assembly.options import GenerationOptions, plain
+from cogview_pl.assembly.options import GenerationOptions
 from cogview_pl.assembly.pipelines import GenerationPipeline
 from cogview_pl.assembly.roles import GENERATOR
 from cogview_pl.checkpoints.model_hash import model_hash
+from cogview_pl.checkpoints.settings import plain
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.generation.contact_sheet import contact_sheet
 from cogview_pl.runs.image_files import save_image
@@ -78,7 +78,7 @@ def _settings(options: GenerationOptions) -> dict[str, object]:
         "top_n": options.top_n,
         "quantization": options.quantization and options.quantization.value,
         "precision": options.precision.get("precision"),
-        **{f"sampler.{key}": value for key, value in plain(asdict(options.sampler)).items()},
+        **{f"sampler.{key}": value for key, value in plain(options.sampler).items()},
     }
 
 

@@ -1,1 +1,1 @@
-"""Weights on disk: our own model folders, released checkpoints."""
+"""Weights on disk: model folders, adapter folders and released checkpoints."""

@@ -1,10 +1,10 @@
-"""Adapter folders: what a LoRA finetune changed, without the weights that it started from.
+"""Adapter folders: the matrices of a LoRA finetune, without the weights of its base model.
 
 adapter/
-  config.yaml           what the base holds, rank, alpha and targets, and the layout of the task
+  config.yaml           identity of the base, LoRA options, model options and the layout of the task
   adapter.safetensors   the trained matrices
-  manifest.json         hashes of the two
-  base.txt              where the base is; to be corrected when it has moved
+  manifest.json         hashes of these two files
+  base.txt              path of the base; correct it when the base has moved
 """
 
 from __future__ import annotations
@@ -19,11 +19,21 @@ from torch import Tensor
 
 from cogview_pl.checkpoints.manifest import file_hash, require_undamaged, write_manifest
 from cogview_pl.checkpoints.model_folder import SequenceModel, build_template, build_transformer, load_sequence_model
-from cogview_pl.checkpoints.settings import CONFIG, Settings, read_settings, require_types, unfit_named, write_settings
+from cogview_pl.checkpoints.settings import (
+    CONFIG,
+    Settings,
+    from_plain,
+    plain,
+    read_settings,
+    require_types,
+    unfit_named,
+    write_settings,
+)
 from cogview_pl.checkpoints.weights import read_weights, save_weights
 from cogview_pl.durable.read import UnreadableError, read_file, why_unusable
 from cogview_pl.durable.write import write_text
 from cogview_pl.errors import UserError
+from cogview_pl.transformer.config import LoRAConfig
 from cogview_pl.transformer.lora import adapter_shapes, merge
 from cogview_pl.vocab import Vocabulary
 
@@ -37,21 +47,19 @@ _LONGEST_PATH = 1 << 14  # bytes of base.txt
 
 @dataclass(frozen=True)
 class Adapter:
-    """Trained matrices, and what they belong to."""
+    """Trained matrices, and the model that they belong to."""
 
     weights: Mapping[str, Tensor]
     """As `adapter_state` gives them."""
-    rank: int
-    alpha: float
-    targets: list[str]
+    lora: LoRAConfig
     transformer: Settings
-    """Constructor arguments of the model that was trained."""
+    """Options of the trained model, as plain values."""
     template: Settings
     base: str
-    """Path of the model that it was trained beside: a run folder, a model folder or a released checkpoint."""
+    """Path of the base model: a run folder, a model folder or a released checkpoint."""
     base_identity: str
     image_tokenizer: str
-    """Identity of the image tokenizer whose codes it was trained on."""
+    """Identity of the image tokenizer that made the codes of its training."""
 
 
 def save_adapter(folder: Path, adapter: Adapter) -> None:
@@ -63,7 +71,7 @@ def save_adapter(folder: Path, adapter: Adapter) -> None:
         "kind": _KIND,
         "base_identity": adapter.base_identity,
         "image_tokenizer": adapter.image_tokenizer,
-        "lora": {"rank": adapter.rank, "alpha": adapter.alpha, "targets": adapter.targets},
+        "lora": plain(adapter.lora),
         "transformer": dict(adapter.transformer),
         "template": dict(adapter.template),
     }
@@ -72,7 +80,7 @@ def save_adapter(folder: Path, adapter: Adapter) -> None:
 
 
 def find_adapter(path: str | Path) -> Path | None:
-    """The adapter folder that a path means: itself, or `adapter/` in a run folder without a `model/`; None: neither."""
+    """The adapter folder at a path: the path itself, or `adapter/` in a run folder without `model/`; else None."""
     path = Path(path)
     folders = [path] if (path / "model").is_dir() else [path, path / FOLDER]
     return next((folder for folder in folders if (folder / _WEIGHTS).is_file()), None)
@@ -85,18 +93,18 @@ def load_adapted(
     *,
     verify: bool = True,
 ) -> SequenceModel:
-    """Read a sequence model from a run folder, a model folder or an adapter folder, whose base is read as well.
+    """Read a sequence model from a run folder, a model folder or an adapter folder (with its base).
 
-    The weights of a base are compared with those that the adapter was trained beside (a hash of all of them).
+    The base must have the weights that the adapter was trained with (compared by a hash of all of them).
 
     Args:
         path: the folder.
-        key: of the configuration, for errors.
-        open_base: reads the base at a path, naming a key in errors; None: as this function does.
+        key: config key that error messages name.
+        open_base: reads the base at a path, naming a key in errors; None: this function reads it.
         verify: compare files with their hashes; see `load_model`.
 
     Raises:
-        UserError: no such folder, a damaged one, or the base has moved or is another.
+        UserError: the folder is missing or damaged, or the base has moved or has other weights.
     """
     folder = find_adapter(path)
     if folder is None:
@@ -107,7 +115,7 @@ def load_adapted(
     base = open_base(adapter.base, f"base of {key}") if open_base else load_adapted(adapter.base, key, verify=verify)
     if base.identity != adapter.base_identity:
         raise UserError(
-            f"{key}={path}: its base, {adapter.base}, holds other weights than the adapter was trained beside; {mend}"
+            f"{key}={path}: its base, {adapter.base}, holds other weights than the adapter was trained with; {mend}"
         )
     if base.image_tokenizer.identity != adapter.image_tokenizer:
         raise UserError(
@@ -118,10 +126,10 @@ def load_adapted(
 
 
 def read_adapter_settings(folder: Path, *, verify: bool = True) -> dict[str, Settings]:
-    """Constructor arguments `transformer` and `template` of an adapted model; no weights.
+    """Options `transformer` and `template` of an adapted model, as plain values; no weights.
 
     Args:
-        folder: as `find_adapter` gives it.
+        folder: an adapter folder (`find_adapter`).
         verify: compare the settings with their hash.
 
     Raises:
@@ -135,14 +143,14 @@ def read_adapter_settings(folder: Path, *, verify: bool = True) -> dict[str, Set
 
 
 def find_base(folder: Path, key: str) -> str:
-    """Path of the model that an adapter was trained beside.
+    """Path of the base model of an adapter.
 
     Args:
-        folder: as `find_adapter` gives it.
-        key: of the configuration, for errors.
+        folder: an adapter folder (`find_adapter`).
+        key: config key that error messages name.
 
     Raises:
-        UserError: it, or one that it is based on in its turn, is missing, or an adapter is based on itself.
+        UserError: a base in the chain of bases is missing, or the chain is a circle.
     """
     met: list[Path] = []
     current: Path | None = folder
@@ -169,7 +177,7 @@ def _base_of(folder: Path) -> str:
 
 
 def _mend(folder: Path) -> str:
-    return f"write the path of the model that it was trained beside into {folder / BASE}"
+    return f"write the path of its base model into {folder / BASE}"
 
 
 def _read(folder: Path, verify: bool) -> Adapter:
@@ -179,8 +187,8 @@ def _read(folder: Path, verify: bool) -> Adapter:
     weights = read_weights(folder / _WEIGHTS, finite=verify)
     with unfit_named(folder / CONFIG):
         names = ("transformer", "template", "base_identity", "image_tokenizer")
-        values = {**config["lora"], **{name: config[name] for name in names}}
-        return Adapter(weights=weights, base=base, **require_types(Adapter, values))
+        values = require_types(Adapter, {name: config[name] for name in names})
+        return Adapter(weights=weights, base=base, lora=from_plain(LoRAConfig, config["lora"]), **values)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -191,10 +199,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _adapted(adapter: Adapter, base: SequenceModel, folder: Path) -> SequenceModel:
-    """The base with the adapter added to its weights, in their memory, and laid out as in the adapter's task."""
+    """The base with the adapter added to its weights, in their memory, and with the layout of the adapter's task."""
     vocabulary = base.settings["vocabulary"]
     with unfit_named(folder / CONFIG):
-        wanted = adapter_shapes(base.model, rank=adapter.rank, targets=adapter.targets)
+        wanted = adapter_shapes(base.model, adapter.lora)
         template = build_template(adapter.template, Vocabulary(**vocabulary))
         if adapter.transformer["num_layers"] != len(base.model.blocks):
             raise ValueError(
@@ -207,7 +215,7 @@ def _adapted(adapter: Adapter, base: SequenceModel, folder: Path) -> SequenceMod
         raise UserError(f"{folder / _WEIGHTS} does not fit its config.yaml or is damaged; copy the folder again")
     identity = f"{base.identity} {file_hash(folder / _WEIGHTS)}"
     with unfit_named(folder / CONFIG):
-        merge(base.model, adapter.weights, adapter.alpha)
+        merge(base.model, adapter.weights, adapter.lora.alpha)
         model.load_state_dict(base.model.state_dict(), assign=True)
     return SequenceModel(
         model=model.eval(),

@@ -1,7 +1,7 @@
 """manifest.json: size and hash of every file in a folder of weights, compared when the folder is read.
 
-It notices damage: flipped bits, cut files, files of another run. It is no signature: whoever can write the files can
-write their hashes. XXH3 reads memory faster than a disk delivers it, so that the comparison costs less than the load.
+It detects damage: flipped bits, cut files, files of another run. It is no signature: whoever can write the files can
+write their hashes. XXH3 is faster than a disk, so the comparison takes less time than the load.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LARGEST = 1 << 20  # bytes of a manifest
 
 
 def write_manifest(folder: Path, names: Iterable[str]) -> None:
-    """Note size and hash of the named files of a folder."""
+    """Write size and hash of the named files of a folder."""
     files = {name: {"bytes": (folder / name).stat().st_size, ALGORITHM: file_hash(folder / name)} for name in names}
     write_text(folder / MANIFEST, json.dumps(files, indent=1, ensure_ascii=False) + "\n")
 
@@ -33,7 +33,7 @@ def require_undamaged(folder: Path, names: Iterable[str]) -> None:
     """Compare the named files of a folder with its manifest.
 
     Raises:
-        UserError: one is missing or differs, or there is no manifest that can be read.
+        UserError: a file is missing or differs, or the manifest cannot be read.
     """
     noted = _read(folder / MANIFEST)
     for name in names:
@@ -51,7 +51,7 @@ def require_undamaged(folder: Path, names: Iterable[str]) -> None:
 
 
 def manifest_hash(folder: Path) -> str:
-    """Hash of a manifest: the identity of a folder's content, at no cost."""
+    """Hash of a manifest, which identifies the content of a folder without reading it."""
     return file_hash(folder / MANIFEST)
 
 

@@ -1,9 +1,9 @@
-"""Model folders: all that inference needs, as safetensors and YAML, nothing that could run code.
+"""Model folders: the files of a model for inference, as safetensors and YAML, which cannot run code.
 
 model/
-  config.yaml           kind, constructor arguments, template, identities
+  config.yaml           kind, options, template
   weights.safetensors
-  manifest.json         hashes of the files beside it
+  manifest.json         hashes of the other files
   text.model            sequence model only: the SentencePiece file
   image_tokenizer/      sequence model only: a model folder of the image tokenizer
 """
@@ -22,14 +22,24 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from cogview_pl.checkpoints.manifest import MANIFEST, manifest_hash, require_undamaged, write_manifest
-from cogview_pl.checkpoints.settings import CONFIG, Settings, read_settings, require_types, unfit_named, write_settings
+from cogview_pl.checkpoints.settings import (
+    CONFIG,
+    Settings,
+    from_plain,
+    read_settings,
+    require_types,
+    unfit_named,
+    write_settings,
+)
 from cogview_pl.checkpoints.weights import load_weights, number_of_tensors, save_weights
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.errors import UserError
+from cogview_pl.transformer.config import TransformerConfig
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
+from cogview_pl.vqvae.config import VQVAEConfig
 from cogview_pl.vqvae.model import VQVAE
-from cogview_pl.vqvae.quantizer import make_quantizer
+from cogview_pl.vqvae.quantizer_registry import quantizer_class
 
 IMAGE_TOKENIZER = "image_tokenizer"
 SEQUENCE_MODEL = "sequence_model"
@@ -37,8 +47,8 @@ FEATURE_NETWORK = "feature_network"
 
 _MADE_BY = {IMAGE_TOKENIZER: "task=vqvae", SEQUENCE_MODEL: "task=pretrain", FEATURE_NETWORK: "task=features"}
 _WEIGHTS, _TEXT, _IMAGES = "weights.safetensors", "text.model", "image_tokenizer"
-_BESIDE = (_TEXT, f"{_IMAGES}/{MANIFEST}")  # what belongs to the weights of a sequence model
-_REPEATED = ("num_layers", "residual_blocks")  # settings that say how often a part with weights occurs
+_TOKENIZERS = (_TEXT, f"{_IMAGES}/{MANIFEST}")  # further files of a sequence model
+_REPEATED = ("num_layers", "residual_blocks")  # settings that count parts with weights
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -49,23 +59,23 @@ class ImageTokenizer:
 
     model: VQVAE
     settings: Settings
-    """Constructor arguments and `image_size`."""
+    """Fields of `VQVAEConfig` as plain values, and `image_size`."""
 
     @cached_property
     def identity(self) -> str:
-        """SHA-256 of the weights as they are saved: codes of another tokenizer mean something else."""
+        """SHA-256 of the weights as saved; codes are valid for one tokenizer only."""
         return hashlib.sha256(save(_state(self.model))).hexdigest()
 
     @property
     def grid(self) -> tuple[int, int]:
-        """`(y, x)` codes of a image of `image_size`."""
+        """`(y, x)` codes of an image of `image_size`."""
         edge = self.settings["image_size"] // self.model.downsampling
         return edge, edge
 
 
 @dataclass(frozen=True)
 class SequenceModel:
-    """A trained stage 2 with everything needed to turn prompts into images."""
+    """A trained stage 2 with its template and both tokenizers."""
 
     model: Transformer
     template: Template
@@ -73,12 +83,11 @@ class SequenceModel:
     image_tokenizer: ImageTokenizer
     settings: Settings
     merged_from: str | None = None
-    """Of weights that an adapter was added to when they were read: the identities of both. (Sums of floating-point
-    numbers need not be the same to the bit on another machine.)"""
+    """Identities of base and adapter, if the weights are their sum (which another machine may round differently)."""
 
     @cached_property
     def identity(self) -> str:
-        """SHA-256 of the transformer's weights in fp32, whatever they are saved in; to be read before they change."""
+        """SHA-256 of the transformer's weights in fp32. Read it before the weights change."""
         if self.merged_from is not None:
             return hashlib.sha256(self.merged_from.encode()).hexdigest()
         digest = hashlib.sha256()
@@ -89,41 +98,39 @@ class SequenceModel:
 
 
 def build_vqvae(settings: Settings) -> VQVAE:
-    """VQVAE from its constructor arguments; `quantizer` is a mapping `{kind: …, …}`."""
-    arguments = dict(settings)
-    options = dict(arguments.pop("quantizer"))
-    sizes = {"codebook_size": arguments["codebook_size"], "codebook_dim": arguments["codebook_dim"]}
-    kind = options.pop("kind")
-    quantizer = make_quantizer(kind, **sizes, **options)
-    require_types(type(quantizer), {**sizes, **options})
-    return VQVAE(**require_types(VQVAE, arguments), quantizer=quantizer)
+    """VQVAE from plain values: those of `VQVAEConfig`."""
+    config = from_plain(VQVAEConfig, settings)
+    require_types(quantizer_class(str(config.quantizer["_target_"])), config.quantizer)
+    return VQVAE(config)
 
 
 def build_transformer(settings: Settings) -> Transformer:
-    """Transformer from its constructor arguments."""
-    return Transformer(**require_types(Transformer, settings))
+    """Transformer from plain values: those of `TransformerConfig`, and `vocab_size`."""
+    options = dict(settings)
+    vocab_size = _whole(options.pop("vocab_size"))
+    return Transformer(from_plain(TransformerConfig, options), vocab_size=vocab_size)
 
 
 def build_template(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Template:
-    """Template from its constructor arguments."""
+    """Template from plain values: its constructor arguments except the vocabulary."""
     return Template(**require_types(Template, settings), vocabulary=vocabulary)
 
 
-def save_model(folder: Path, model: nn.Module, kind: str, settings: Settings, beside: tuple[str, ...] = ()) -> None:
+def save_model(folder: Path, model: nn.Module, kind: str, settings: Settings, others: tuple[str, ...] = ()) -> None:
     """Write `weights.safetensors`, `config.yaml` and `manifest.json`.
 
     Args:
-        folder: made if it is missing.
-        model: its state dict is what is saved.
+        folder: created if it is missing.
+        model: its state dict is saved.
         kind: `IMAGE_TOKENIZER`, `SEQUENCE_MODEL` or `FEATURE_NETWORK`.
-        settings: plain values; all that `load_model` needs to build the model again.
-        beside: further files that are in the folder already, for the manifest.
+        settings: plain values from which `load_model` can build the model again.
+        others: names of further files in the folder, for the manifest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / _WEIGHTS, _state(model))
-    # The config comes after the weights: a folder without it, which a kill left, is taken for none.
+    # The config is written after the weights: without it a folder is no model folder, so a killed run leaves none.
     write_settings(folder, {"kind": kind, **settings})
-    write_manifest(folder, (CONFIG, _WEIGHTS, *beside))
+    write_manifest(folder, (CONFIG, _WEIGHTS, *others))
 
 
 def load_model(
@@ -132,11 +139,11 @@ def load_model(
     """The model in a folder that `save_model` wrote, in evaluation mode, fp32, and its settings.
 
     Args:
-        folder: as `find_model_folder` gives it.
-        kind: that the folder must hold.
-        key: of the configuration, for errors.
+        folder: a model folder (`find_model_folder`).
+        kind: required kind of the model.
+        key: config key that error messages name.
         build: makes the model from the settings; called under the `meta` device, so that nothing is allocated.
-        verify: compare the files with their hashes, and look for weights that are not finite.
+        verify: compare the files with their hashes, and refuse weights that are not finite.
 
     Raises:
         UserError: a file is missing or damaged, of another kind, or the weights do not fit the settings.
@@ -146,14 +153,14 @@ def load_model(
     settings = _settings_of(folder, kind, key)
     with unfit_named(folder / CONFIG):
         _require_few_parts(settings, number_of_tensors(folder / _WEIGHTS))
-        with torch.device("meta"):  # the weights take the place of random ones that nobody needs
+        with torch.device("meta"):  # no random weights, since the saved ones replace them
             model = build(settings)
     load_weights(model, folder / _WEIGHTS, finite=verify)
     return model, settings
 
 
 def save_image_tokenizer(folder: Path, tokenizer: ImageTokenizer) -> None:
-    """Write a model folder."""
+    """Write the model folder of an image tokenizer."""
     settings = dict(tokenizer.settings)
     image_size = settings.pop("image_size")
     save_model(folder, tokenizer.model, IMAGE_TOKENIZER, {"image_size": image_size, "vqvae": settings})
@@ -177,7 +184,7 @@ def save_sequence_model(
     text: TextTokenizer,
     image_tokenizer: ImageTokenizer,
 ) -> None:
-    """Write a model folder that holds the image tokenizer and the text tokenizer as well."""
+    """Write the model folder of a sequence model, with its image tokenizer and text tokenizer."""
     settings = {
         "transformer": dict(transformer),
         "template": dict(template),
@@ -186,7 +193,7 @@ def save_sequence_model(
     folder.mkdir(parents=True, exist_ok=True)
     text.save(folder / _TEXT)
     save_image_tokenizer(folder / _IMAGES, image_tokenizer)
-    save_model(folder, model, SEQUENCE_MODEL, settings, beside=_BESIDE)
+    save_model(folder, model, SEQUENCE_MODEL, settings, others=_TOKENIZERS)
 
 
 def load_sequence_model(path: str | Path, key: str = "init_from", *, verify: bool = True) -> SequenceModel:
@@ -196,7 +203,7 @@ def load_sequence_model(path: str | Path, key: str = "init_from", *, verify: boo
         folder, SEQUENCE_MODEL, key, lambda config: build_transformer(config["transformer"]), verify=verify
     )
     if verify:
-        require_undamaged(folder, _BESIDE)
+        require_undamaged(folder, _TOKENIZERS)
     text = TextTokenizer.load(folder / _TEXT)
     image_tokenizer = load_image_tokenizer(folder / _IMAGES, key, verify=verify)
     with unfit_named(folder / CONFIG):
@@ -224,10 +231,10 @@ def load_sequence_model(path: str | Path, key: str = "init_from", *, verify: boo
 def read_model_settings(
     path: str | Path, kind: str, key: str, inner: str = "", *, verify: bool = True
 ) -> dict[str, Any]:
-    """The `config.yaml` of a run folder's or model folder's model, or of the folder `inner` in it; no weights are read.
+    """The `config.yaml` of the model in a run folder or model folder, or of the folder `inner` in it, without weights.
 
     Raises:
-        UserError: there is none, or it is of another kind; the message names the config `key`.
+        UserError: there is no model, or it has another kind; the message names the config `key`.
     """
     folder = find_model_folder(path, key) / inner
     if verify:
@@ -239,19 +246,19 @@ def read_model_settings(
 
 
 def kind_of(path: str | Path, key: str) -> str:
-    """`IMAGE_TOKENIZER`, `SEQUENCE_MODEL` or `FEATURE_NETWORK`: what a run folder or model folder holds."""
+    """Kind of the model in a run folder or model folder: `IMAGE_TOKENIZER`, `SEQUENCE_MODEL` or `FEATURE_NETWORK`."""
     return str(read_settings(find_model_folder(path, key)).get("kind"))
 
 
 def folder_identity(path: str | Path, key: str) -> str:
-    """Hash that changes with any file of a run folder's model or of a model folder, without reading the weights."""
+    """Hash that changes with any file of the model in a run folder or model folder; it does not read the weights."""
     folder = find_model_folder(path, key)
     inner = folder / _IMAGES
     return " ".join(manifest_hash(part) for part in (folder, inner) if part.is_dir())
 
 
 def find_model_folder(path: str | Path, key: str) -> Path:
-    """The model folder that a path means: itself, or `model/` inside a run folder."""
+    """The model folder at a path: the path itself, or `model/` in a run folder; raises UserError if there is none."""
     path = Path(path)
     for folder in (path, path / "model"):
         if (folder / CONFIG).is_file() and (folder / _WEIGHTS).is_file():
@@ -267,11 +274,26 @@ def _settings_of(folder: Path, kind: str, key: str) -> dict[str, Any]:
         raise UserError(
             f"{key}={folder} holds a model of kind {found}, needed is {kind}; give the run of {_MADE_BY[kind]}"
         )
+    if kind == IMAGE_TOKENIZER:
+        _require_quantizer(settings, folder, key)
     return settings
 
 
+def _require_quantizer(settings: Mapping[str, Any], folder: Path, key: str) -> None:
+    """Raises UserError for a quantizer whose class is not imported: a folder may not import anything."""
+    with unfit_named(folder / CONFIG):
+        target = str(settings["vqvae"]["quantizer"]["_target_"])
+    try:
+        quantizer_class(target)
+    except UserError as error:
+        raise UserError(
+            f"{key}={folder}: {CONFIG} names the quantizer {target[:100]!r}, which is not imported; name it in "
+            "image_tokenizer.quantizer._target_ if you trust its file (in Python: import its module first)"
+        ) from error
+
+
 def _require_few_parts(settings: Mapping[str, Any], tensors: int) -> None:
-    """Raises ValueError for settings that ask for more parts than there are weights, before they are built."""
+    """Raises ValueError for settings with more parts than there are weights, before they are built."""
     for group in settings.values():
         for name in _REPEATED:
             if isinstance(group, Mapping) and name in group and _whole(group[name]) > tensors:
@@ -279,7 +301,7 @@ def _require_few_parts(settings: Mapping[str, Any], tensors: int) -> None:
 
 
 def _whole(value: object) -> int:
-    """The value; raises ValueError for anything but a whole number from 0 on."""
+    """The value; raises ValueError unless it is a whole number from 0 on."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"found {value!r} for a whole number")
     return value

@@ -1,4 +1,4 @@
-"""Tensors of released files under our names and under theirs, and whether they are those of a model."""
+"""Names of tensors in released files and in our models, and checks that a file holds the tensors of a model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Naming:
-    """A table of names, ours → theirs, with the path and the config key that messages name.
+    """A table of names, ours → theirs, with the path and the config key for error messages.
 
-    Names in the table are those of parts, without `.weight` and `.bias`; `{}` stands for the number of a layer.
+    The table names parts, without `.weight` and `.bias`; `{}` is the number of a layer.
     """
 
     table: Mapping[str, str]
@@ -28,22 +28,22 @@ class Naming:
     key: str
 
     def ours(self, state: Mapping[str, Tensor]) -> State:
-        """A state with their names under ours; raises UserError listing names that are not in the table."""
+        """A state with our names instead of theirs; raises UserError listing names that are not in the table."""
         return self._renamed(state, renamer({theirs: ours for ours, theirs in self.table.items()}))
 
     def theirs(self, state: Mapping[str, Tensor]) -> State:
-        """A state with our names under theirs; raises UserError listing names that are not in the table."""
+        """A state with their names instead of ours; raises UserError listing names that are not in the table."""
         return self._renamed(state, renamer(self.table))
 
     def require_names(self, state: Mapping[str, Tensor], wanted: set[str]) -> None:
-        """Raises UserError unless a state has the wanted tensors and no others; names are ours."""
+        """Raises UserError unless a state has exactly the wanted tensors; names are ours."""
         if missing := sorted(wanted - set(state)):
             raise UserError(f"{self.key}: {self.path} lacks {listed(map(self._their_name, missing))}")
         if unknown := sorted(set(state) - wanted):
             raise UserError(f"{self.key}: {self.path} holds tensors that do not belong there: {listed(unknown)}")
 
     def sizes(self, state: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
-        """The shape of a tensor that tells sizes of the model; raises UserError if it cannot."""
+        """The shape of a tensor, from which sizes of the model follow; raises UserError for another rank or a 0."""
         shape = tuple(state[name].shape)
         if len(shape) != dimensions or 0 in shape:
             raise UserError(
@@ -53,7 +53,7 @@ class Naming:
         return shape
 
     def require_shapes(self, state: Mapping[str, Tensor], build: Callable[[], nn.Module]) -> None:
-        """Raises UserError unless all tensors have the shapes of the model that `build` makes (without memory)."""
+        """Raises UserError unless all tensors have the shapes of the model that `build` makes (on the meta device)."""
         try:
             with torch.device("meta"):
                 wanted = build().state_dict()
@@ -73,7 +73,7 @@ class Naming:
     def require_finite(self, state: Mapping[str, Tensor]) -> None:
         """Raises UserError for NaN or an infinite number among the weights."""
         for name, tensor in state.items():
-            # One sum is cheap and finite unless something is wrong, or finite numbers are so large that it overflows.
+            # The sum is cheap, but large finite numbers may overflow it.
             total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
             if not total.isfinite() and not tensor.isfinite().all():
                 raise UserError(
@@ -92,7 +92,7 @@ class Naming:
 
 
 def renamer(table: Mapping[str, str]) -> Callable[[str], str | None]:
-    """A function from a name on the left of a table to that on the right; None for other names."""
+    """A function from the names on the left of a table to those on the right; None for other names."""
     patterns = [
         (re.compile(re.escape(source).replace(r"\{\}", r"(\d+)") + r"(\.weight|\.bias)?"), target)
         for source, target in table.items()
@@ -109,6 +109,6 @@ def renamer(table: Mapping[str, str]) -> Callable[[str], str | None]:
 
 
 def listed(names: Iterable[str], limit: int = 6) -> str:
-    """The first names, fit for a message of one line."""
+    """The first names, for a message of one line."""
     names = [shown(name, 80) for name in names]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

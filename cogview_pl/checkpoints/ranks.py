@@ -1,4 +1,4 @@
-"""The files of a released transformer: which they are, what is in each, and the ranks of one model put together."""
+"""The files of a released transformer: their paths, their weights, and the merge of model-parallel ranks."""
 
 from __future__ import annotations
 
@@ -47,17 +47,15 @@ def _iteration_folder(path: Path, key: str) -> Path:
             name = stream.read(_LONGEST_NAME).decode("utf-8", errors="replace").strip()
     except OSError as error:
         raise UserError(f"{key}: {latest} cannot be read ({error.strerror}); unpack the archive again") from error
-    names = [name, "0"] if name == "release" else [name]  # the original's two loaders read one each
+    names = [name, "0"] if name == "release" else [name]  # the original has two loaders, one for each name
     for candidate in names:
         if re.fullmatch(r"\w+", candidate) and (path / candidate).is_dir():
             return path / candidate
-    raise UserError(
-        f"{key}: {latest} names {shown(name, 40)!r}, and there is no such folder beside it; unpack the archive again"
-    )
+    raise UserError(f"{key}: {latest} names {shown(name, 40)!r}, and there is no such folder; unpack the archive again")
 
 
 def weights_of(found: Mapping[Any, object], file: Path, key: str) -> State:
-    """The tensors in the file of a rank, under `module` or alone."""
+    """The tensors in the file of a rank, in its entry `module` or at the top."""
     module = found.get("module", found)
     if not isinstance(module, Mapping):
         raise UserError(
@@ -68,7 +66,7 @@ def weights_of(found: Mapping[Any, object], file: Path, key: str) -> State:
 
 
 def tensors_of(found: Mapping[Any, object], path: str | Path, key: str) -> State:
-    """A dictionary of weights without the prefix `module.` that distributed training puts before all names."""
+    """A dictionary of weights, without the prefix `module.` that distributed training adds to all names."""
     strangers = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
     if strangers or not found:
         raise UserError(
@@ -80,8 +78,8 @@ def tensors_of(found: Mapping[Any, object], path: str | Path, key: str) -> State
     return {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
 
 
-# What a rank of a model-parallel run holds of a tensor: a slice along this dimension; of tensors that are not listed,
-# all of it. The fused projection is sliced within each of its thirds.
+# Dimension along which a model-parallel rank holds a slice of a tensor; it holds other tensors in full. The fused
+# projection is sliced within each of its thirds.
 _SLICED = {
     "word_embeddings.weight": 0,
     "mlp.dense_h_to_4h.weight": 0,
@@ -93,7 +91,7 @@ _SLICED_BY_THIRDS = ("query_key_value.weight", "query_key_value.bias")
 
 
 def merge_ranks(ranks: list[State], path: str | Path, key: str) -> State:
-    """The tensors of the whole model; raises UserError if the ranks are not of one."""
+    """The full tensors of the model; raises UserError if the ranks belong to different models."""
     if len(ranks) == 1:
         return ranks[0]
     if any(set(rank) != set(ranks[0]) for rank in ranks):

@@ -1,10 +1,10 @@
-"""Released CogView files, both ways: the tokenizer's `.pt`, and the folders of the transformers.
+"""Released CogView files, read and written: the tokenizer's `.pt`, and the folders of the transformers.
 
     tokenizer.pt                              state dict, keys with or without `module.`
     FOLDER/latest_checkpointed_iteration.txt  names the sub-folder
     FOLDER/ITERATION/mp_rank_00_model_states.pt   and further ranks of a model-parallel run
 
-Tensors have the shapes of ours; only names differ, and `_TRANSFORMER` and `_VQVAE` are the whole of that difference.
+Tensors have the same shapes as ours; only their names differ (`_TRANSFORMER` and `_VQVAE`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from cogview_pl.checkpoints.ranks import LATEST, RANK_FILE, merge_ranks, rank_fi
 from cogview_pl.checkpoints.safe_pickle.load import is_file, read_pt
 from cogview_pl.durable.write import replacing, write_text
 from cogview_pl.errors import UserError
+from cogview_pl.transformer.config import AttentionForm, Norm, NormScope, TransformerConfig
 from cogview_pl.transformer.model import Transformer
+from cogview_pl.vqvae.config import BUILT_IN
 from cogview_pl.vqvae.model import VQVAE
 
 MEAN = (0.79093, 0.76271, 0.75340)
@@ -28,7 +30,7 @@ MEAN = (0.79093, 0.76271, 0.75340)
 STD = (0.30379, 0.32279, 0.32800)
 
 _NUM_HEADS = {(48, 2560): 40, (12, 1024): 16}
-"""Heads of the known sizes (layers, hidden size); the files do not say."""
+"""Heads of the known sizes (layers, hidden size), which the files do not contain."""
 
 _TRANSFORMER = {  # ours → theirs, without .weight and .bias; {} is the layer
     "token_embedding": "word_embeddings",
@@ -61,16 +63,16 @@ _NOT_IN_FILES = {
 
 
 def is_released(path: str | Path) -> bool:
-    """Whether a path looks like a released file or folder rather than one of our runs."""
+    """Whether a path looks like a released file or folder and not like one of our runs."""
     path = Path(path)
     return path.suffix in (".pt", ".pth") or is_file(path / LATEST) or is_file(path / RANK_FILE.format(0))
 
 
 def is_vqvae_file(file: str | Path, key: str, *, verify: bool = True) -> bool:
-    """Whether a `.pt` file holds the image tokenizer, judged by its names.
+    """Whether a `.pt` file holds the image tokenizer, by the names of its tensors.
 
     Args:
-        verify: compare the checksums of the file; False where it is loaded next, which does so anyway.
+        verify: compare the checksums of the file; False if the file is loaded next, which compares them anyway.
 
     Raises:
         UserError: the file cannot be read.
@@ -81,8 +83,8 @@ def is_vqvae_file(file: str | Path, key: str, *, verify: bool = True) -> bool:
 def load_vqvae(path: str | Path, key: str = "image_tokenizer.path", *, verify: bool = True) -> VQVAE:
     """The image tokenizer in a released `.pt` file, in evaluation mode, float32.
 
-    Width, code dimension and number of codes follow from the shapes. `encode` and `decode` take and give images on
-    the scale 0 … 1; the released normalisation is inside.
+    hidden_size, codebook_dim and codebook_size follow from the shapes. Images have the scale 0 … 1; the model holds the
+    released normalisation.
 
     Args:
         path: the file.
@@ -103,19 +105,19 @@ def load_vqvae(path: str | Path, key: str = "image_tokenizer.path", *, verify: b
         names.require_finite(state)
     model = build_vqvae(settings)
     kept = {name: tensor for name, tensor in model.state_dict().items() if name in _NOT_IN_FILES}
-    model.load_state_dict(state | kept)  # copies: the file must not stay mapped under a run
+    model.load_state_dict(state | kept)  # copies, so that the file does not stay mapped during a run
     return model.eval()
 
 
 def vqvae_settings(model: VQVAE) -> dict[str, Any]:
-    """Constructor arguments of a tokenizer that `load_vqvae` returned, as model folders keep them."""
+    """Settings of a tokenizer that `load_vqvae` returned, as in a model folder."""
     return released_settings(
         len(model.state_dict()["encoder.0.bias"]), model.quantizer.codebook_dim, model.codebook_size
     )
 
 
 def released_settings(hidden_size: int, codebook_dim: int, codebook_size: int) -> dict[str, Any]:
-    """Constructor arguments of a tokenizer of the released architecture; the released one is (512, 256, 8192)."""
+    """Settings of a tokenizer of the released architecture; the released sizes are (512, 256, 8192)."""
     return {
         "hidden_size": hidden_size,
         "codebook_dim": codebook_dim,
@@ -124,7 +126,14 @@ def released_settings(hidden_size: int, codebook_dim: int, codebook_size: int) -
         "residual_blocks": 0,
         "mean": list(MEAN),
         "std": list(STD),
-        "quantizer": {"kind": "ema", "decay": 0.99, "commitment_weight": 0.25, "kmeans_iters": 0},
+        "quantizer": {
+            "_target_": f"{BUILT_IN}.EMAQuantizer",
+            "decay": 0.99,
+            "commitment_weight": 0.25,
+            "kmeans_iters": 0,
+            "dead_threshold": 0.1,
+            "revive_every": 20,
+        },
     }
 
 
@@ -132,7 +141,7 @@ def save_vqvae(model: VQVAE, path: str | Path) -> None:
     """Write a `.pt` file that the original opens.
 
     Raises:
-        UserError: the model has something that the released architecture lacks.
+        UserError: the model has parts that the released architecture lacks.
     """
     if model.downsampling != 8 or any(name.startswith("decoder.7") for name in model.state_dict()):
         raise UserError(
@@ -143,9 +152,9 @@ def save_vqvae(model: VQVAE, path: str | Path) -> None:
         if not torch.allclose(state[name].flatten(), torch.tensor(wanted)):
             raise UserError(
                 f"convert: the original always normalises with {name} {list(wanted)}, this tokenizer was trained with "
-                f"{[round(value, 5) for value in state[name].flatten().tolist()]}; train with image_tokenizer=official"
+                f"{[round(value, 5) for value in state[name].flatten().tolist()]}; train with image_tokenizer=released"
             )
-    codebook = state["quantizer.codebook"]  # quantizers other than EMA have no statistics; only training reads them
+    codebook = state["quantizer.codebook"]  # other quantizers have no statistics; only training needs them
     statistics = {"quantizer.cluster_size": torch.ones(codebook.shape[1]), "quantizer.embed_avg": codebook.clone()}
     state = {name: tensor.contiguous() for name, tensor in (statistics | state).items() if name not in _NOT_IN_FILES}
     names = Naming(_VQVAE, path, "convert")
@@ -159,22 +168,22 @@ def load_transformer(
     path: str | Path,
     *,
     num_heads: int | None = None,
-    norm_scope: str = "tensor",
+    norm_scope: NormScope = NormScope.tensor,
     dtype: torch.dtype = torch.float32,
     key: str = "init_from",
     verify: bool = True,
 ) -> Transformer:
     """The sequence model in a released folder or `.pt` file, in evaluation mode.
 
-    Layers, hidden size, vocabulary and positions follow from the shapes. Weights are mapped from the disk and converted
-    one by one, so the host needs room for the model and its largest tensor.
+    num_layers, hidden_size, vocab_size and num_positions follow from the shapes. Weights are mapped and converted one
+    by one, so the host needs memory for the model and its largest tensor.
 
     Args:
         path: the folder with `latest_checkpointed_iteration.txt`, the folder of the ranks, or the file of rank 0;
-            the other ranks of a model-parallel checkpoint lie beside it and are merged.
-        num_heads: number of attention heads, which the file does not tell; None for the sizes that are known.
-        norm_scope: `tensor` computes what the original computes (`compat: official`); `token` is our default, where
-            a result does not depend on the rest of the batch.
+            further ranks of a model-parallel checkpoint in the same folder are merged.
+        num_heads: number of attention heads, which the file does not contain; None for the known sizes.
+        norm_scope: `tensor` computes as the original program does (`compat=official`); with `token`, our default, a
+            result does not depend on the rest of the batch.
         dtype: of the weights; the files hold float16.
         key: config key that error messages name.
         verify: compare checksums, and refuse weights that are not finite; each reads the files once.
@@ -193,16 +202,20 @@ def load_transformer(
     num_positions, _ = names.sizes(state, "position_embedding.weight", 2)
     heads = _heads(num_heads, layers, hidden_size, path, key)
 
+    config = TransformerConfig(
+        num_layers=layers,
+        hidden_size=hidden_size,
+        num_heads=heads,
+        num_positions=num_positions,
+        norm=Norm.sandwich,
+        norm_scope=norm_scope,
+        attention=AttentionForm.fused,
+        dropout=0.0,
+        init_std=None,
+    )
+
     def build() -> Transformer:
-        return Transformer(
-            vocab_size=vocab_size,
-            num_layers=layers,
-            hidden_size=hidden_size,
-            num_heads=heads,
-            num_positions=num_positions,
-            norm="sandwich",
-            norm_scope=norm_scope,
-        )
+        return Transformer(config, vocab_size=vocab_size)
 
     names.require_shapes(state, build)
     if verify:
@@ -210,13 +223,13 @@ def load_transformer(
     with torch.device("meta"):
         model = build()
     for name in list(state):
-        state[name] = state[name].to(dtype, copy=True)  # a copy: the file must not stay mapped under a training run
+        state[name] = state[name].to(dtype, copy=True)  # copies, so that the file does not stay mapped during a run
     model.load_state_dict(state, assign=True)
     return model.eval()
 
 
 def released_names(model: Transformer) -> dict[str, str]:
-    """Our name of every tensor of a transformer → its name in released files; raises UserError if one has none."""
+    """Our name of every tensor → its name in released files; raises UserError if a tensor has none."""
     names = list(model.state_dict())
     rename = renamer(_TRANSFORMER)
     if set(names) != _transformer_names(len(model.blocks)):
@@ -225,12 +238,12 @@ def released_names(model: Transformer) -> dict[str, str]:
 
 
 def save_transformer(model: Transformer, path: str | Path, *, iteration: int = 1) -> None:
-    """Write a folder that the original opens: `PATH/ITERATION/mp_rank_00_model_states.pt` and the file that names it.
+    """Write a folder for the original program: `PATH/ITERATION/mp_rank_00_model_states.pt` and the file that names it.
 
-    Tensors are float16, as in released files, where that loses nothing; otherwise they keep their precision.
+    Tensors are float16, as in released files, if that loses nothing; otherwise they keep their precision.
 
     Raises:
-        UserError: the model has not the released architecture (Sandwich-LN).
+        UserError: the model does not have the released architecture (Sandwich-LN).
     """
     names = released_names(model)
     state = {names[ours]: tensor.detach().cpu().contiguous() for ours, tensor in model.state_dict().items()}
@@ -262,7 +275,7 @@ def _transformer_names(layers: int) -> set[str]:
 
 
 def _with_kinds(ours: str) -> tuple[str, ...]:
-    """Names of the tensors of one part: tables have a weight only, codebook buffers no kind at all."""
+    """Names of the tensors of a part: embeddings have no bias; buffers of the codebook have neither suffix."""
     if ours.startswith("quantizer."):
         return (ours,)
     return (f"{ours}.weight",) if ours.endswith("embedding") else (f"{ours}.weight", f"{ours}.bias")

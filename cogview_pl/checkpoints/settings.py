@@ -1,12 +1,14 @@
-"""`config.yaml` of a folder of weights: plain values, read without believing them."""
+"""`config.yaml` of a folder of weights: plain values, checked when they are read."""
 
 from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -15,13 +17,16 @@ from omegaconf.errors import OmegaConfBaseException
 from cogview_pl.durable.read import UnreadableError, read_file
 from cogview_pl.durable.write import write_text
 from cogview_pl.errors import UserError
+from cogview_pl.limits import out_of_range
+
+T = TypeVar("T")
 
 CONFIG = "config.yaml"
 
 Settings = Mapping[str, Any]
 
-_LARGEST = 1 << 16  # bytes: ours have a few thousand
-_DEEPEST = 16  # mappings and lists in one another: ours have three
+_LARGEST = 1 << 16  # bytes; our files have a few thousand
+_DEEPEST = 16  # nested mappings and lists; our files have three levels
 _OPENING = (
     yaml.FlowSequenceStartToken,
     yaml.FlowMappingStartToken,
@@ -29,7 +34,7 @@ _OPENING = (
     yaml.BlockMappingStartToken,
 )
 _CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
-_UNFIT = (  # what constructors raise for settings of the wrong type, range or name
+_UNFIT = (  # errors of constructors for settings of the wrong type, range or name
     *(KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, AssertionError),
     *(RuntimeError, MemoryError, yaml.YAMLError, OmegaConfBaseException),
 )
@@ -44,7 +49,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """The `config.yaml` of a folder, as plain values.
 
     Raises:
-        UserError: it is missing, no YAML, no mapping, or uses aliases, with which a few lines can fill any memory.
+        UserError: it is missing, no YAML, no mapping, deeply nested, or uses aliases.
     """
     file = folder / CONFIG
     try:
@@ -60,7 +65,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _require_plain(text: str) -> None:
-    """Raises ValueError for YAML with which a few lines fill any memory (aliases) or take for ever (deep nesting)."""
+    """Raises ValueError for aliases and deep nesting, with which a short YAML can fill any memory or take for ever."""
     depth = 0
     for token in yaml.scan(text):
         if isinstance(token, yaml.AliasToken):
@@ -72,7 +77,7 @@ def _require_plain(text: str) -> None:
 
 @contextmanager
 def unfit_named(file: Path) -> Iterator[None]:
-    """Turns what settings of the wrong type, range or name raise into a UserError that names their file."""
+    """Context that turns errors of wrong settings into a UserError that names their file."""
     try:
         yield
     except UserError as error:
@@ -83,10 +88,46 @@ def unfit_named(file: Path) -> Iterator[None]:
         raise UserError(f"{file} is damaged ({reason}); copy the folder again") from error
 
 
-def require_types(build: Callable[..., Any], arguments: Settings) -> Settings:
-    """The arguments; raises ValueError naming the first that is of another type than `build` declares.
+def plain(value: Any) -> Any:
+    """Options as plain values: Enum members become their values, dataclasses become dictionaries."""
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value):
+        return {name: plain(item) for name, item in vars(value).items()}  # with keys added by `+` on the command line
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-    Without it a wrong type would come up long after the folder was read.
+
+def from_plain(kind: type[T], values: Settings) -> T:
+    """A dataclass of options from plain values, as `plain` gives them.
+
+    Raises:
+        ValueError: a field is missing, unknown, of the wrong type or out of range; the message names it.
+    """
+    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    if names != set(values):
+        missing, unknown = sorted(names - set(values)), sorted(map(str, set(values) - names))
+        raise ValueError(f"no {missing[0]}" if missing else f"{unknown[0]} is unknown")
+    hints = get_type_hints(kind)
+    require_types(kind, values)
+    made = kind(**{name: _typed(value, hints[name]) for name, value in values.items()})
+    for name, value, words in out_of_range(made):
+        raise ValueError(f"{name} is {value}, must be {words}")
+    return made
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """A plain value with Enum members where the hint says so."""
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return hint(value)
+    return [_typed(item, get_args(hint)[0]) for item in value] if get_origin(hint) is list else value
+
+
+def require_types(build: Callable[..., Any], arguments: Settings) -> Settings:
+    """The arguments; raises ValueError naming the first whose type differs from the declaration of `build`.
+
+    Without the check a wrong type would fail long after the folder was read.
     """
     hints = get_type_hints(build.__init__ if isinstance(build, type) else build)  # type: ignore[misc]
     for name, value in arguments.items():
@@ -101,12 +142,14 @@ def _fits(value: object, hint: Any) -> bool:
         return True
     if kind in (Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
-    if kind is Sequence:
+    if kind in (Sequence, list):
         return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
     if kind is Mapping:
         return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
     if kind is types.NoneType:
         return value is None
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return value in [member.value for member in kind]
     if kind in (int, float):
         return isinstance(value, (int, kind)) and not isinstance(value, bool)
     return not isinstance(kind, type) or isinstance(value, kind)

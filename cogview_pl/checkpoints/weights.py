@@ -1,4 +1,4 @@
-"""Weights in safetensors files: written as a whole, mapped when they are read, and fitted into a model."""
+"""Weights in safetensors files: written at once, mapped into memory when read, and loaded into a model."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""What safetensors calls them."""
+"""Names of dtypes in safetensors files."""
 
 _DAMAGED = (SafetensorError, ValueError, TypeError, KeyError, OverflowError, RuntimeError, MemoryError)
-"""What the library raises for bytes that it does not expect, in one version or another."""
+"""Errors of the library for damaged files, in its various versions."""
 
 
 def save_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
     """Replace a safetensors file; the tensors are on the CPU and contiguous.
 
-    The library's own writer is not used: it writes to a file with a random name beside it, which a kill would leave
-    there, and which only its owner may read.
+    The library's own writer makes a temporary file with a random name that a killed run would leave there, and that
+    only its owner may read.
     """
-    # Wide numbers first, so that all of them begin at a multiple of their size.
+    # Wide numbers first, so that each tensor starts at a multiple of its item size.
     ordered = sorted(weights.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header: dict[str, Any] = {}
     place = 0
@@ -53,11 +53,11 @@ def save_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def read_weights(file: Path, *, finite: bool) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mapped from the disk.
+    """The tensors of a safetensors file, mapped into memory.
 
     Args:
         file: the file.
-        finite: refuse weights that are not finite, which costs a pass over them.
+        finite: refuse weights that are not finite; it takes a pass over them.
 
     Raises:
         UserError: the file is damaged, or holds NaN or infinity.
@@ -77,7 +77,7 @@ def read_weights(file: Path, *, finite: bool) -> dict[str, Tensor]:
 def require_finite(weights: Mapping[str, Tensor], file: Path) -> None:
     """Raises UserError naming the first tensor that holds NaN or infinity."""
     for name, tensor in weights.items():
-        # A finite sum shows it in a tenth of the time; that of large finite numbers may overflow.
+        # The sum takes a tenth of the time, but large finite numbers may overflow it.
         if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
             raise UserError(
                 f"{file}: {name} holds numbers that are not finite; the training that made it has failed, take an "
@@ -86,7 +86,7 @@ def require_finite(weights: Mapping[str, Tensor], file: Path) -> None:
 
 
 def number_of_tensors(file: Path) -> int:
-    """How many tensors a safetensors file holds, by its header; raises UserError if that is damaged."""
+    """Number of tensors in a safetensors file, from its header; raises UserError if the header is damaged."""
     try:
         with safe_open(file, "pt") as opened:
             return len(opened.keys())
@@ -95,7 +95,7 @@ def number_of_tensors(file: Path) -> int:
 
 
 def load_weights(model: nn.Module, file: Path, *, finite: bool) -> None:
-    """Fit the weights of a file into a model, in fp32, in evaluation mode; they stay mapped where they are fp32.
+    """Load the weights of a file into a model, in fp32, in evaluation mode; fp32 weights stay mapped.
 
     Raises:
         UserError: the file is damaged or does not fit, or see `read_weights`.
@@ -109,7 +109,7 @@ def load_weights(model: nn.Module, file: Path, *, finite: bool) -> None:
 
 
 def _float32(tensor: Tensor) -> Tensor:
-    """Converted weights may be stored in half precision; counters stay what they are."""
+    """Floating-point tensors as fp32 (converted weights may have half precision); counters keep their dtype."""
     return tensor.float() if tensor.is_floating_point() else tensor
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from cogview_pl.config.choices import Verb
 from cogview_pl.data.config import DataConfig, FolderDataConfig, SequencesConfig, TokenStoreConfig, WebDatasetConfig
@@ -103,9 +103,16 @@ def register_schemas() -> None:
         store.store(group="schema/data", name=name, node=data)
 
 
+def _grid(divisor: int, *, _root_: DictConfig) -> str:
+    """Codes of an image along both edges, `8x8`, or of an image whose edges are `divisor` times smaller."""
+    images = _root_.image_tokenizer
+    edge = images.image_size // max(images.downsampling, 1) // divisor  # downsampling below 1 is refused later
+    return f"{edge}x{edge}"
+
+
 # Resolvers for `conf/`. They are registered on import, because a launcher sends schemas to a job elsewhere, but no
 # resolvers.
-OmegaConf.register_new_resolver("half", lambda number: number // 2, replace=True)  # rounded down
+OmegaConf.register_new_resolver("grid", _grid, replace=True)
 OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
 
 _QUANTIZERS = {

@@ -17,6 +17,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation.decode import fill
 from cogview_pl.generation.sampling import Sampling
 from cogview_pl.generation.speculative import fill_jacobi
+from cogview_pl.transformer.config import NormScope
 from cogview_pl.vocab import CodeSlot, is_text_to_image
 
 
@@ -111,7 +112,7 @@ class CogView:
         With `norm_scope=tensor` a batch holds images of one prompt only, as in the original.
         """
         jobs = [(prompt, seed + k) for prompt in self.tokenise(prompts) for k in range(num_images_per_prompt)]
-        length = num_images_per_prompt if self.transformer.norm_scope == "tensor" else len(jobs)
+        length = num_images_per_prompt if self.transformer.norm_scope == NormScope.tensor else len(jobs)
         for group in (jobs[i : i + length] for i in range(0, len(jobs), length)):
             for start in range(0, len(group), batch_size):
                 batch, seeds = zip(*group[start : start + batch_size], strict=True)

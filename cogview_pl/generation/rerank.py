@@ -19,6 +19,7 @@ from cogview_pl.generation.quantization import quantize
 from cogview_pl.generation.sampling import Sampling
 from cogview_pl.generation.super_resolution.upscale import magnify
 from cogview_pl.generation.super_resolution.windows import windows
+from cogview_pl.transformer.config import NormScope
 from cogview_pl.vocab import CodeSlot, caption_slots, magnify_slots
 
 
@@ -149,5 +150,5 @@ class Upscaler(_Companion):
 
     def _batches(self, num_images: int, batch_size: int) -> list[slice]:
         """One image at a time with `norm_scope=tensor`, as in the original."""
-        step = 1 if self.model.norm_scope == "tensor" else batch_size
+        step = 1 if self.model.norm_scope == NormScope.tensor else batch_size
         return [slice(start, start + step) for start in range(0, num_images, step)]

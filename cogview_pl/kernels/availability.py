@@ -1,4 +1,4 @@
-"""Where code that Triton makes for GPUs can run."""
+"""Devices that can run the project's Triton kernels."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from functools import cache
 
 import torch
 
-_FROM = (8, 0)  # compute capability that multiplies bf16
+_FROM = (8, 0)  # first compute capability with bf16 matmuls
 
 
 @cache
 def runs_kernels(device: torch.device) -> bool:
-    """Whether the project's own kernels run there: a GPU of NVIDIA from Ampere on, and all that Triton needs."""
+    """Whether the project's Triton kernels run on a device: an NVIDIA GPU from Ampere on, with what Triton needs."""
     enough = on_nvidia(device) and torch.cuda.get_device_capability(device) >= _FROM
     return enough and missing_for_triton() is None
 
 
 def on_nvidia(device: torch.device) -> bool:
-    """Whether the device is a GPU of NVIDIA; torch calls those of AMD `cuda` as well."""
+    """Whether the device is an NVIDIA GPU; torch uses the name `cuda` for AMD GPUs too."""
     return device.type == "cuda" and torch.version.cuda is not None
 
 
 def current(device: torch.device) -> AbstractContextManager[None]:
-    """Makes a GPU the current one, on which Triton starts kernels and graphs are recorded; nothing on a CPU."""
+    """Context in which a GPU is the current device, as Triton and CUDA graphs require; no effect on a CPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def missing_for_triton() -> str | None:
-    """What Triton lacks here, and what to do; None: nothing."""
+    """The part that Triton lacks on this machine and its remedy, for an error message; None: nothing is missing."""
     if importlib.util.find_spec("triton") is None:
         return "on a GPU it needs Triton, which was not found; install the package triton"
     named = os.environ.get("CC")

@@ -1,8 +1,7 @@
-"""Matrix products on a CPU: by oneDNN where the default library is slow.
+"""Matmuls on a CPU: by oneDNN where the default library is slow.
 
-`torch.nn.functional.linear` hands fp32 products on x86 to MKL, which is as fast as any on processors of its own maker
-and runs at half its speed or less on all others. oneDNN, which the same torch carries for convolutions, makes no such
-difference. Measured in `docs/performance.md`.
+On x86, `torch.nn.functional.linear` uses MKL for fp32. MKL is fast on Intel's processors and runs at half speed or less
+on others; oneDNN, which torch includes for convolutions, is fast on all. Measured in `docs/performance.md`.
 
 Shapes: N rows, D inputs, M outputs.
 """
@@ -16,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_FEWEST_ROWS = 256  # below, laying the weights out for oneDNN costs more than it brings
-_FIRST_CORE = 1000  # characters that hold what is said of it
+_FEWEST_ROWS = 256  # with fewer rows, reordering the weights for oneDNN costs more than it saves
+_FIRST_CORE = 1000  # characters of /proc/cpuinfo that describe the first core
 
 
 def _processor() -> str:
-    """Maker and model, as the system tells them."""
+    """Maker and model of the processor, as the system reports them."""
     linux = Path("/proc/cpuinfo")
     if not linux.is_file():
         return platform.processor()
@@ -29,17 +28,18 @@ def _processor() -> str:
         return cores.read(_FIRST_CORE)
 
 
-# Asked once: torch.compile cannot look through these calls.
+# Evaluated once: torch.compile cannot trace these calls.
 _BOTH_LIBRARIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 ONEDNN_IS_FASTER = _BOTH_LIBRARIES and "GenuineIntel" not in _processor()
-"""Whether fp32 products with gradients, or of few rows, are taken by oneDNN on this machine."""
+"""Whether `linear` uses oneDNN for fp32 on this machine."""
 
 
 class Linear(nn.Linear):
-    """x · weightᵀ + bias of the last axis; by oneDNN it is taken as a convolution with a 1 × 1 kernel.
+    """x · weightᵀ + bias of the last axis; oneDNN computes it as a convolution with a 1 × 1 kernel.
 
-    That is how oneDNN is reached with gradients. Sums run in another order: about 1e-6 relative to `nn.Linear`.
+    Only a convolution reaches oneDNN with gradients. Its sums have another order: results differ from `nn.Linear` by
+    about 1e-6 relative.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -56,16 +56,16 @@ def linear(input: Tensor, weight_MD: Tensor, bias_M: Tensor | None = None) -> Te
 
 
 def by_convolution(input: Tensor, weight_MD: Tensor, bias_M: Tensor | None = None) -> Tensor:
-    """`linear` by oneDNN, whatever it brings."""
+    """`linear` by oneDNN, whether it is faster or not."""
     pixels_1D1N = input.reshape(1, 1, -1, input.shape[-1]).permute(0, 3, 1, 2)  # one row per pixel, channels last
     output_1M1N = F.conv2d(pixels_1D1N, weight_MD[:, :, None, None], bias_M)
     return output_1M1N.permute(0, 2, 3, 1).reshape(*input.shape[:-1], -1)
 
 
-def product(x_ND: Tensor, weight_MD: Tensor, bias_M: Tensor | None = None) -> Tensor:
-    """x · weightᵀ + bias `(N, M)` of many rows, without gradients; strided views are fine.
+def matmul(x_ND: Tensor, weight_MD: Tensor, bias_M: Tensor | None = None) -> Tensor:
+    """x · weightᵀ + bias `(N, M)` of many rows, without gradients; the tensors may be strided views.
 
-    By oneDNN on every processor: where MKL is as fast it still takes more memory to work in.
+    By oneDNN on every processor: even where MKL is as fast, it needs more working memory.
     """
     if _BOTH_LIBRARIES and _plain_fp32(x_ND, weight_MD) and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return torch.ops.mkldnn._linear_pointwise.default(x_ND, weight_MD, bias_M, "none", [], "")
@@ -73,7 +73,7 @@ def product(x_ND: Tensor, weight_MD: Tensor, bias_M: Tensor | None = None) -> Te
 
 
 def _plain_fp32(x: Tensor, weight: Tensor) -> bool:
-    """Whether this is an fp32 product on a CPU, of ordinary tensors."""
+    """Whether this is an fp32 matmul on a CPU, of ordinary tensors."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

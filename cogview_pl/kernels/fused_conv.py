@@ -1,6 +1,6 @@
-"""The encoder on a GPU where no gradients are taken: bias and ReLU inside the kernels of its convolutions.
+"""The encoder on a GPU without gradients: bias and ReLU run inside the kernels of the convolutions.
 
-Its largest maps are hundreds of megabytes, so every pass over them that is saved counts.
+The largest feature maps have hundreds of megabytes, so each pass over them costs time.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from cogview_pl.kernels.availability import on_nvidia
 
-_FEWEST_CHANNELS = 8  # a convolution of fewer runs without tensor cores, at a fraction of their speed
+_FEWEST_CHANNELS = 8  # with fewer channels a convolution runs without tensor cores, at a fraction of the speed
 
 
 def can_fuse(images: Tensor) -> bool:
-    """Whether there are such kernels for a tensor where it lies."""
+    """Whether cuDNN has these kernels for the device of a tensor and no gradients are needed."""
     return on_nvidia(images.device) and torch.backends.cudnn.is_available() and not torch.is_grad_enabled()
 
 
 def encode_by_fused_convolutions(encoder: nn.Sequential, images: Tensor) -> Tensor:
-    """What the encoder makes of `(B, 3, Y, X)`, in the precision of autocast if that is on."""
+    """Output of the encoder for `(B, 3, Y, X)`, in the precision of autocast if it is enabled."""
     autocast = torch.is_autocast_enabled("cuda")
     x = images.to(torch.get_autocast_dtype("cuda") if autocast else images.dtype)
     layers = list(encoder)

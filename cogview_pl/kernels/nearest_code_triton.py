@@ -1,10 +1,9 @@
 """Code search on a GPU in one Triton kernel.
 
-A GPU is fast at products of half precision, but a codebook rounded to it gives other codes for one vector in a hundred.
-Hence each code is split into two numbers of half precision, whose sum is the code to 16 bits, and so are vectors in
-fp32. With vectors that are in half precision anyway the distances are as good as in fp32; with others two codes are
-taken for each other only where they are equally far to five digits. Distances stay on the chip: only the nearest code
-leaves it.
+A GPU is fast at matmuls in half precision, but a codebook rounded to it gives another code for one vector in a hundred.
+The kernel therefore splits each code into two numbers of half precision whose sum has 16 bits, and fp32 vectors too.
+For vectors in half precision the distances are as good as in fp32; for fp32 vectors only codes whose distances agree
+to five digits are confused. Distances stay on the chip; only the nearest code is written to memory.
 
 Shapes: N vectors, D codebook_dim, K codes.
 """
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from cogview_pl.kernels.availability import current
 
-# Tile of a program; chosen on an H100 for D = 256. With split vectors as many take twice the room.
+# Tile of a program, chosen on an H100 for D = 256. Split vectors take twice the space.
 _VECTORS, _SPLIT_VECTORS, _CODES, _WARPS, _STAGES = 128, 64, 64, 8, 2
 
 
@@ -59,7 +58,7 @@ def _nearest(
 
 
 def nearest_by_kernel(x_ND: Tensor, codebook_DK: Tensor) -> tuple[Tensor, Tensor]:
-    """As `codebook.nearest`; of equally near codes the lowest index wins."""
+    """`codebook.nearest` on a GPU; of equally near codes the lowest index wins."""
     half = x_ND.dtype if x_ND.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
     split = x_ND.dtype != half
     codebook_KD = codebook_DK.float().T.contiguous()

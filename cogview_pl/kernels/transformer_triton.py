@@ -1,10 +1,10 @@
 """Triton kernels for a GPU: a decoding step in seven kernels per block, and the loss.
 
-A step of one row reads every weight once and computes next to nothing, so it is as fast as memory if kernels are few
-and none waits for the one before it longer than it must: linear maps take bias and GELU along, the end of one residual
-branch and the norm that opens the next are one kernel, and so are writing to the cache and attention. With
-`OVERLAP` a kernel starts while the one before it ends, and waits for its results only after its own weights are on
-their way (programmatic dependent launch, from compute capability 9 on).
+A step of one row reads every weight once and computes little, so memory bounds its speed if kernels are few and do not
+wait for each other. Linear maps therefore include bias and GELU; the end of one residual branch and the norm of the
+next are one kernel; so are the write to the KV cache and attention. With `OVERLAP` a kernel starts before the previous
+one has ended and waits for its results after it has begun to load its own weights (programmatic dependent launch, from
+compute capability 9 on).
 
 All sums are fp32. Shapes: B rows, D hidden size, H heads, K head size, C positions of the cache, N outputs.
 """
@@ -16,7 +16,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 FEW_ROWS = 2
-"""Most rows that `linear_of_few_rows` takes; from 3 on it is slower than cuBLAS."""
+"""Largest number of rows for `linear_of_few_rows`; from 3 on it is slower than cuBLAS."""
 
 
 @triton.jit
@@ -30,7 +30,7 @@ def _layer_norm(
 ):
     """LayerNorm(x / (max|x| / TARGET)) of one row in fp32; x is 0 outside.
 
-    LayerNorm does not depend on the scale of x but for eps, so eps is scaled instead; fp32 needs no more.
+    Only eps makes LayerNorm depend on the scale of x, so eps is scaled instead of x; in fp32 that suffices.
     """
     largest, total = tl.reduce((tl.abs(x), x), 0, _larger_and_sum)
     if RELAX:
@@ -58,7 +58,7 @@ def close_and_open(
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-    places = tl.program_id(0).to(tl.int64) * hidden_size + columns  # of all positions of a batch there may be 2³¹
+    places = tl.program_id(0).to(tl.int64) * hidden_size + columns  # a batch may have more than 2³¹ numbers
     branch = tl.load(branch_BD + places, inside, 0.0).to(tl.float32)
     x = tl.load(x_BD + places, inside, 0.0).to(tl.float32)
     if BRANCH_NORM:
@@ -94,7 +94,7 @@ def linear_of_few_rows(
     ROWS: tl.constexpr, SCALE: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """y = scale · (x · weightᵀ) + bias of one or two rows; each program some outputs of all rows."""
+    """y = scale · (x · weightᵀ) + bias of one or two rows; a program computes some outputs of all rows."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     in_n = n < outputs
@@ -104,7 +104,7 @@ def linear_of_few_rows(
         gdc_wait()
         gdc_launch_dependents()
     first = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    second = first  # one tensor with rows as an axis is spread over threads much worse
+    second = first  # a tensor with an axis of rows would be distributed over threads much worse
     for start in range(0, inputs, BLOCK_D):
         places = start + d
         held = places < inputs
@@ -132,11 +132,11 @@ def attend(
     HEAD: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr, PARTS: tl.constexpr, PARTS_2: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Write the new key and value behind each row, and attend over all of the row.
+    """Append the new key and value to each row of the cache, and attend over the whole row.
 
-    A program takes `BLOCK_S` positions of one head of one row and leaves its part of the result in `parts`,
-    `(B·H, PARTS, BLOCK_K + 2)` fp32; whichever program of a head ends last (`arrived` counts) adds the parts up, in
-    their order, so that the result does not depend on which one it was.
+    A program takes `BLOCK_S` positions of one head of one row and writes its partial result to `parts`,
+    `(B·H, PARTS, BLOCK_K + 2)` fp32. The last program of a head (`arrived` counts them) sums the parts in their order,
+    so the result does not depend on which program is last.
     """
     own = tl.program_id(0)
     part = tl.program_id(1)
@@ -195,9 +195,9 @@ def attend(
 
 @triton.jit
 def cross_entropies(
-    logits_RV, targets_R, weights_R, entropies_R, vocabulary, SLOPES: tl.constexpr, BLOCK: tl.constexpr
+    logits_RV, targets_R, weights_R, entropies_R, vocabulary, GRADIENTS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Cross-entropies in fp32; with `SLOPES`, weight · (softmax - one-hot) takes the place of the logits.
+    """Cross-entropies in fp32; with `GRADIENTS`, weight · (softmax - one-hot) overwrites the logits.
 
     One program per row reads it twice and writes it once.
     """
@@ -206,7 +206,7 @@ def cross_entropies(
     target = tl.load(targets_R + row)
     weight = tl.load(weights_R + row)
     v = tl.arange(0, BLOCK)
-    largest_of_lane = tl.full((BLOCK,), -1e38, tl.float32)  # finite, so that an empty lane gives no infinite difference
+    largest_of_lane = tl.full((BLOCK,), -1e38, tl.float32)  # finite, so that an empty lane has a finite difference
     total_of_lane = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, vocabulary, BLOCK):
         logits = tl.load(logits_V + start + v, start + v < vocabulary, float("-inf")).to(tl.float32)
@@ -217,10 +217,10 @@ def cross_entropies(
     total = tl.sum(total_of_lane * tl.exp(largest_of_lane - largest))
     at_target = tl.load(logits_V + target).to(tl.float32)
     tl.store(entropies_R + row, tl.log(total) + largest - at_target)
-    if SLOPES:
-        tl.debug_barrier()  # all have read the logit of the target
+    if GRADIENTS:
+        tl.debug_barrier()  # all threads have read the logit of the target
         for start in range(0, vocabulary, BLOCK):
             inside = start + v < vocabulary
             logits = tl.load(logits_V + start + v, inside, float("-inf")).to(tl.float32)
-            slopes = weight * (tl.exp(logits - largest) / total - tl.where(start + v == target, 1.0, 0.0))
-            tl.store(logits_V + start + v, slopes.to(logits_RV.dtype.element_ty), inside)
+            gradients = weight * (tl.exp(logits - largest) / total - tl.where(start + v == target, 1.0, 0.0))
+            tl.store(logits_V + start + v, gradients.to(logits_RV.dtype.element_ty), inside)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -13,6 +13,7 @@ from torchvision.utils import make_grid
 from cogview_pl.data.bad_samples import ImageBatch, collate_images
 from cogview_pl.lit.config import OptimizerConfig
 from cogview_pl.lit.optimizers import BuildOptimizer, ParameterGroup, configure_optimizers, log_gradient_norm
+from cogview_pl.vqvae.config import Reconstruction
 from cogview_pl.vqvae.losses import psnr, reconstruction_loss
 from cogview_pl.vqvae.model import VQVAE
 
@@ -24,7 +25,7 @@ class ImageTokenizerModule(LightningModule):
 
     Args:
         model: the VQ-VAE.
-        reconstruction: `l1` or `l2`, on images scaled to 0 … 1.
+        reconstruction: distance between images scaled to 0 … 1.
         reconstruction_weight: factor of the reconstruction loss against the quantizer's.
         quantize_after_steps: first steps, in which the decoder gets the latents unquantized; the codebook then starts
             on trained features. 0 quantizes from the first step.
@@ -36,7 +37,7 @@ class ImageTokenizerModule(LightningModule):
         self,
         model: VQVAE,
         *,
-        reconstruction: Literal["l1", "l2"],
+        reconstruction: Reconstruction,
         reconstruction_weight: float,
         quantize_after_steps: int,
         optimizer: OptimizerConfig,

@@ -73,7 +73,7 @@ class SequenceModule(LightningModule):
 
     def configure_model(self) -> None:
         """Shard the weights over the devices, if the strategy has a mesh of them."""
-        if self.device_mesh is None or self.model.spread:
+        if self.device_mesh is None or self.model.sharded:
             return
         if self.device_mesh["tensor_parallel"].size() > 1:
             tensor_parallel(self.model, self.device_mesh["tensor_parallel"])
@@ -137,7 +137,7 @@ class SequenceModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the norm of the gradient; Lightning cannot do that for sharded weights."""
-        if not self.model.spread:
+        if not self.model.sharded:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             clip_gradients(list(self.model.parameters()), gradient_clip_val)

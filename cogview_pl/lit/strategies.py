@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from cogview_pl.lit.lightning_internals import map_tensors, set_mesh_sizes
-from cogview_pl.transformer.parallel import like, load_weights, whole
+from cogview_pl.transformer.parallel import full, load_weights, sharded_like
 
 
 class _FullCheckpoints(ModelParallelStrategy):
@@ -49,7 +49,7 @@ class _FullCheckpoints(ModelParallelStrategy):
         return checkpoint
 
     def _gathered(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        found = map_tensors(lambda value: whole(value, self.is_global_zero), dict(state))
+        found = map_tensors(lambda value: full(value, self.is_global_zero), dict(state))
         return found if self.is_global_zero else {}
 
 
@@ -88,7 +88,11 @@ def _shards(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     shards = {
         number: {
-            name: like(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
+            name: (
+                sharded_like(value, parameter)
+                if isinstance(value, Tensor) and value.shape == parameter.shape
+                else value
+            )
             for name, value in state["state"].get(number, {}).items()
         }
         for number, parameter in zip(numbers, parameters, strict=True)

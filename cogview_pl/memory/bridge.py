@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cogview_pl.assembly import checks, lora, model_specs, models, pipelines, prompts, strategy, trainer
+from cogview_pl.assembly import checks, model_specs, models, pipelines, prompts, strategy, trainer
 from cogview_pl.assembly.model_specs import ImageTokenizerSpec as ImageSizes
 from cogview_pl.assembly.model_specs import SequenceModelSpec as SequenceSizes
 from cogview_pl.assembly.roles import Role
@@ -55,7 +55,9 @@ def predicted_ids(c: Any, template: Any) -> Any:
 
 
 def lora_options(c: Any) -> Any:
-    return lora.lora_arguments(c.lora, weights_dtype(c))
+    if not c.lora.rank:
+        return {}
+    return {"rank": c.lora.rank, "alpha": c.lora.alpha, "targets": c.lora.targets, "held": weights_dtype(c)}
 
 
 def without_fused_kernel(c: Any) -> Any:

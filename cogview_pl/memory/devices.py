@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cogview_pl.kernels.cpu_linear import ONEDNN_IS_FASTER, Linear, by_convolution
-from cogview_pl.transformer.attention import AttentionFunction, fused_attention
-from cogview_pl.transformer.block import LayerNorm
+from cogview_pl.transformer.attention import fused_attention
+from cogview_pl.transformer.block import Attention, LayerNorm
 from cogview_pl.transformer.lora import LoRALinear
 from cogview_pl.transformer.model import Transformer
 
@@ -28,19 +28,16 @@ def keep_as_on_a_cpu(model: Transformer) -> None:
             module.__class__ = _LoRAConvolution
 
 
-def keep_as_on_a_gpu(model: Transformer) -> list[AttentionFunction] | None:
-    """Replace dropout and LayerNorms in place; returns what to give as `attentions` (None: the model's own).
-
-    The model is good for counting only.
-    """
+def keep_as_on_a_gpu(model: Transformer) -> None:
+    """Replace dropout, LayerNorms and fused attention in place. The model is good for counting only."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Dropout):
                 setattr(parent, name, _Dropout(child.p))
             elif isinstance(child, LayerNorm):
                 child.__class__ = _LayerNorm
-    attention = model.blocks[0].attention  # type: ignore[union-attr]
-    return [_without_mask] * len(model.blocks) if attention.function is fused_attention else None  # type: ignore[union-attr]
+            elif isinstance(child, Attention) and child.function is fused_attention:
+                child.function = _without_mask
 
 
 class _Convolution(Linear):

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cogview_pl.checkpoints.model_folder import build_vqvae
 from cogview_pl.memory.sequence_step import ACTIVATIONS, BATCH, GRADIENTS, Heights
 from cogview_pl.memory.trace import LiveBytes
+from cogview_pl.vqvae.config import Reconstruction
 from cogview_pl.vqvae.losses import reconstruction_loss
 from cogview_pl.vqvae.model import VQVAE
 
@@ -57,7 +58,7 @@ def training_heights(
 def _loss(model: VQVAE, uint8_images: Tensor, reconstruction: Literal["l1", "l2"]) -> Tensor:
     images = (uint8_images.float() / 255).contiguous(memory_format=torch.channels_last)
     output = model(images)
-    return reconstruction_loss(reconstruction, output.reconstruction, images) + output.quantized.loss
+    return reconstruction_loss(Reconstruction(reconstruction), output.reconstruction, images) + output.quantized.loss
 
 
 def encoding_height(settings: Mapping[str, Any], *, batch: int, edge: int) -> Counter[str]:

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from cogview_pl.checkpoints.model_folder import build_transformer
 from cogview_pl.kernels.cpu_linear import Linear
 from cogview_pl.memory.trace import default_dtype
+from cogview_pl.transformer.config import LoRAConfig
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
 
@@ -26,7 +28,7 @@ class Model:
     Attributes:
         settings: constructor arguments of the transformer, as pairs.
         weights: dtype of the weights.
-        lora: arguments of `add_lora`, as pairs; empty for none.
+        lora: fields of `LoRAConfig` and `held`, as pairs; empty for none.
         parts: devices that the heads and the inner units are divided among; 1: whole.
     """
 
@@ -57,11 +59,13 @@ class Model:
         """The model, of fewer blocks if need be, on the default device."""
         settings = dict(self.settings)
         with default_dtype(self.weights):
-            model = Transformer(**{**settings, "num_layers": layers or self.layers})
+            model = build_transformer({**settings, "num_layers": layers or self.layers})
             if self.parts > 1:
                 _narrow(model, self.parts)
         if self.lora:
-            add_lora(model, **dict(self.lora))
+            options = dict(self.lora)
+            held = options.pop("held", torch.float32)
+            add_lora(model, LoRAConfig(**{**options, "targets": list(options["targets"]), "merge": False}), held)
         return model
 
 

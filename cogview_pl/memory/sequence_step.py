@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cogview_pl.memory.devices import keep_as_on_a_cpu, keep_as_on_a_gpu
 from cogview_pl.memory.model import Model
 from cogview_pl.memory.trace import LiveBytes
+from cogview_pl.transformer.config import ActivationCheckpointing
 from cogview_pl.transformer.loss import linear_cross_entropy, rows_at_once, rows_of
 from cogview_pl.transformer.model import Transformer
 
@@ -41,7 +42,7 @@ class SequenceStep:
         model: what trains.
         batch, tokens: B and L.
         predicted: the tokens with a loss.
-        recompute: activation checkpointing, one of `RECOMPUTE`.
+        recompute: activation checkpointing, a value of `ActivationCheckpointing`.
         arithmetic: dtype of autocast (that of the weights: no autocast).
         on_gpu: count as on a GPU.
         accumulates: whether gradients of an earlier batch are there while this one runs backwards.
@@ -94,10 +95,9 @@ def _played(step: SequenceStep) -> Heights:
     depth = min(layers, _DEPTH)
     with FakeTensorMode():
         model = step.model.build(depth).train()
-        model.set_training_pass(recompute=step.recompute)
-        attentions = None
+        model.set_activation_checkpointing(ActivationCheckpointing(step.recompute))
         if step.on_gpu:
-            attentions = keep_as_on_a_gpu(model)
+            keep_as_on_a_gpu(model)
         else:
             keep_as_on_a_cpu(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -118,7 +118,7 @@ def _played(step: SequenceStep) -> Heights:
             with live.label(BATCH):
                 batch = [torch.zeros(step.batch, step.tokens + 1, dtype=dtype) for dtype in _BATCH]
             with torch.autocast("cpu", step.arithmetic, enabled=step.arithmetic != step.model.weights):
-                hidden_BLD = model.hidden(batch[0][:, :-1], batch[1][:, :-1], attentions=attentions)
+                hidden_BLD = model.hidden(batch[0][:, :-1], batch[1][:, :-1])
                 with live.label(LOGITS):
                     loss = _loss(model, hidden_BLD, step)
                 del hidden_BLD

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from cogview_pl.assembly.image_data import open_images
 from cogview_pl.assembly.models import inference_device, open_image_tokenizer
-from cogview_pl.assembly.options import ModelOptions, plain
+from cogview_pl.assembly.options import ModelOptions
 from cogview_pl.assembly.pipelines import open_generator, open_pipeline
 from cogview_pl.assembly.prompts import prompts_or_captions
 from cogview_pl.assembly.roles import CAPTIONER, open_role
 from cogview_pl.assembly.samples import write_samples
 from cogview_pl.checkpoints.model_folder import ImageTokenizer
+from cogview_pl.checkpoints.settings import plain
 from cogview_pl.config.parts import generation_options, model_options
 from cogview_pl.config.schema import Config
 from cogview_pl.data.bad_samples import SkipLog
@@ -187,7 +187,7 @@ def _listed(file: Path) -> Candidates:
 
 
 def _sampling_protocol(config: Config) -> dict[str, float | str]:
-    settings = plain(asdict(config.sampler))
+    settings = plain(config.sampler)
     return {
         **{f"sampler_{key}": settings[key] for key in settings.keys() - _WITHOUT_EFFECT},
         "num_images_per_prompt": config.num_images_per_prompt,

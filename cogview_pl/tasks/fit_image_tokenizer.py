@@ -52,7 +52,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         _expect_unused(config.strategy)
     module = ImageTokenizerModule(
         model,
-        reconstruction=tokenizer.reconstruction.value,
+        reconstruction=tokenizer.reconstruction,
         reconstruction_weight=tokenizer.reconstruction_weight,
         quantize_after_steps=tokenizer.quantize_after_steps,
         optimizer=config.optimizer,

@@ -19,7 +19,13 @@ from cogview_pl.assembly.options import ModelOptions, TrainingOptions, sequence_
 from cogview_pl.assembly.strategy import gather_full_weights
 from cogview_pl.assembly.token_data import Tokens, mixed_in, open_tokens, training_sequences, validation_sequences
 from cogview_pl.assembly.trainer import data_module, optimizer_factory, seed_all, train
-from cogview_pl.checkpoints.model_folder import SEQUENCE_MODEL, SequenceModel, build_template, save_sequence_model
+from cogview_pl.checkpoints.model_folder import (
+    SEQUENCE_MODEL,
+    SequenceModel,
+    build_template,
+    build_transformer,
+    save_sequence_model,
+)
 from cogview_pl.checkpoints.model_hash import model_hash
 from cogview_pl.config.parts import model_options, training_options
 from cogview_pl.config.schema import Config
@@ -80,14 +86,14 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     vocabulary = Vocabulary(tokens.store.header.codebook_size, tokens.text.vocab_size)
     layout = _layout(models, config.template, vocabulary)
     seed_all(config.seed)  # tokenising has drawn numbers, and does not when the run goes on
-    model = Transformer(**layout.transformer_settings)
+    model = build_transformer(layout.transformer_settings)
     if base is not None:
         _require_tokenizers(base, tokens, vocabulary)
         check_image_tokenizer_of_adapter(config.lora, base.model, tokens.image_tokenizer.identity)
         model.load_state_dict(base.model.model.state_dict(), assign=config.lora.rank > 0)  # share frozen weights
         base = base if config.lora.rank else None  # else its weights would stay in memory during training
     adapt(config.lora, model, weights_dtype(config.precision))
-    model.set_training_pass(recompute=config.activation_checkpointing.value, compiled=config.compile)
+    model.set_activation_checkpointing(config.activation_checkpointing, compiled=config.compile)
     module = _module(
         training,
         model,

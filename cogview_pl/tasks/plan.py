@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cogview_pl.checkpoints.model_folder import build_vqvae
+from cogview_pl.checkpoints.model_folder import build_transformer, build_vqvae
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
@@ -41,7 +41,6 @@ from cogview_pl.memory.training import (
 )
 from cogview_pl.transformer.config import ActivationCheckpointing
 from cogview_pl.transformer.flops import TRAINING, forward_flops
-from cogview_pl.transformer.model import Transformer
 
 _GIB = 2**30
 
@@ -156,7 +155,7 @@ def _image_tokenizer(config: Config, images: ImageSizes) -> dict[str, float]:
 def _sequence_model(config: Config, sizes: SequenceSizes) -> dict[str, float]:
     template = sizes.template
     with torch.device("meta"):
-        model = Transformer(**sizes.settings)
+        model = build_transformer(sizes.settings)
     batch = longest_batch(template, 1)
     forward = int(forward_flops(model, batch.weights, batch.slots, predicted_ids(config, template)))
     figures = {

@@ -1,4 +1,4 @@
-"""How a block runs in training: compiled, and with what of it the backward pass computes anew.
+"""Activation checkpointing of a block, and its compilation.
 
 Shapes: B batch, L length, D hidden size.
 """
@@ -13,10 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from cogview_pl.transformer.attention import AttentionFunction
-
-RECOMPUTE = ("none", "selective", "block")
-"""What the backward pass computes anew: nothing; all but matrix products and fused attention; a whole block."""
+from cogview_pl.transformer.config import ActivationCheckpointing
 
 _aten = torch.ops.aten
 _KEPT = {
@@ -28,33 +25,33 @@ _KEPT = {
     _aten._scaled_dot_product_cudnn_attention.default,
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
 }
-"""Dear to compute for their size. Not `bmm`: in the written-out forms of attention its results are L × L."""
+"""Operators whose results `selective` keeps. Not `bmm`: in the explicit forms of attention its results are L × L."""
 
 
 class Trainable(Protocol):
-    """A block as training runs it."""
+    """A block in training."""
 
-    def whole(self, x_BLD: Tensor, attend: AttentionFunction | None) -> Tensor:
+    def run(self, x_BLD: Tensor) -> Tensor:
         """Residual stream in, residual stream out, without a cache."""
         ...
 
 
-def training_pass(
-    block: Trainable, x_BLD: Tensor, attend: AttentionFunction | None, *, recompute: str, compiled: bool
+def training_forward(
+    block: Trainable, x_BLD: Tensor, checkpointing: ActivationCheckpointing, *, compiled: bool
 ) -> Tensor:
-    """`block.whole`, with less kept for the backward pass, or compiled, or both; the same numbers."""
-    return (_compiled_pass() if compiled else _pass)(block, x_BLD, attend, recompute)
+    """`block.run` with activation checkpointing, by torch.compile if `compiled`; the numbers stay the same."""
+    return (_compiled_forward() if compiled else _forward)(block, x_BLD, checkpointing)
 
 
-def _pass(block: Trainable, x_BLD: Tensor, attend: AttentionFunction | None, recompute: str) -> Tensor:
-    if recompute == "none":
-        return block.whole(x_BLD, attend)
-    # torch.compile wants to see the contexts made right where they are used. Random numbers (dropout) are drawn again
-    # from the state that they were drawn from.
-    if recompute == "selective":
+def _forward(block: Trainable, x_BLD: Tensor, checkpointing: ActivationCheckpointing) -> Tensor:
+    if checkpointing == ActivationCheckpointing.none:
+        return block.run(x_BLD)
+    # torch.compile must see the contexts made where they are used. The recomputation restores the state of the random
+    # generator, so dropout is the same.
+    if checkpointing == ActivationCheckpointing.selective:
         contexts = partial(create_selective_checkpoint_contexts, _policy)
-        return checkpoint(block.whole, x_BLD, attend, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]
-    return checkpoint(block.whole, x_BLD, attend, use_reentrant=False)  # type: ignore[no-any-return]
+        return checkpoint(block.run, x_BLD, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]
+    return checkpoint(block.run, x_BLD, use_reentrant=False)  # type: ignore[no-any-return]
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
@@ -62,6 +59,6 @@ def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> Checkpoin
 
 
 @cache
-def _compiled_pass() -> Callable[..., Tensor]:
-    """One compiled function for all blocks: they differ in their weights alone, which are inputs of it."""
-    return torch.compile(_pass)
+def _compiled_forward() -> Callable[..., Tensor]:
+    """One compiled function for all blocks: only their weights differ, and these are inputs of the function."""
+    return torch.compile(_forward)

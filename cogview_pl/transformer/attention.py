@@ -1,4 +1,4 @@
-"""Attention in three forms: fused (default), the paper's PB-Relax written out, and the naive form it repairs.
+"""Attention in three forms: fused, the explicit PB-Relax formula of the paper, and the naive formula.
 
 Shapes: B batch, H heads, L queries, S keys, K head size.
 """
@@ -12,14 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cogview_pl.transformer.config import AttentionForm
+
 PB_RELAX_ALPHA = 32.0
-"""α of the paper's §2.4: scores are formed at 1/α of their size and blown up only after the maximum is taken off."""
+"""α of paper §2.4: scores are computed at 1/α of their size and multiplied by α after the maximum is subtracted."""
 
 
 class AttentionFunction(Protocol):
-    """Attention of queries over keys; `mask_BHLS` is True where a query may look.
+    """Attention of queries over keys; `mask_BHLS` is True where a query may see a key.
 
-    None: causal where L = S, and all keys for a single query.
+    Without a mask, attention is causal if L = S, and a single query sees all keys.
     """
 
     def __call__(
@@ -28,9 +30,9 @@ class AttentionFunction(Protocol):
 
 
 def fused_attention(q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHLS: Tensor | None, dropout: float) -> Tensor:
-    """`scaled_dot_product_attention`: its kernels keep scores in fp32, so fp16 inputs cannot overflow them."""
+    """`scaled_dot_product_attention`; its kernels compute scores in fp32, so fp16 inputs do not overflow them."""
     is_causal = False
-    if mask_BHLS is None and q_BHLK.shape[2] > 1:  # a branch, since for torch.compile the comparison may be symbolic
+    if mask_BHLS is None and q_BHLK.shape[2] > 1:  # a branch, since torch.compile may make the comparison symbolic
         is_causal = True
     return F.scaled_dot_product_attention(
         q_BHLK, k_BHSK, v_BHSK, attn_mask=mask_BHLS, dropout_p=dropout, is_causal=is_causal
@@ -40,7 +42,7 @@ def fused_attention(q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHLS: T
 def pb_relax_attention(
     q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHLS: Tensor | None, dropout: float
 ) -> Tensor:
-    """softmax(α·(QKᵀ/(α√K) − max QKᵀ/(α√K))) V, the paper's §2.4, in the precision of its inputs."""
+    """softmax(α·(QKᵀ/(α√K) − max QKᵀ/(α√K))) V, paper §2.4, in the precision of its inputs."""
     scaled_q_BHLK = q_BHLK / (PB_RELAX_ALPHA * math.sqrt(q_BHLK.shape[-1]))
     scores_BHLS = _hide(scaled_q_BHLK @ k_BHSK.transpose(-2, -1), mask_BHLS)
     relaxed_BHLS = (scores_BHLS - scores_BHLS.amax(-1, keepdim=True).detach()) * PB_RELAX_ALPHA
@@ -48,15 +50,15 @@ def pb_relax_attention(
 
 
 def naive_attention(q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BHLS: Tensor | None, dropout: float) -> Tensor:
-    """softmax(QKᵀ/√K) V with the product taken before the division: overflows in fp16. For stability studies."""
+    """softmax(QKᵀ/√K) V with the matmul before the division, which overflows in fp16. For stability studies."""
     scores_BHLS = (q_BHLK @ k_BHSK.transpose(-2, -1)) / math.sqrt(q_BHLK.shape[-1])
     return F.dropout(_hide(scores_BHLS, mask_BHLS).softmax(-1), dropout) @ v_BHSK
 
 
-ATTENTIONS: dict[str, AttentionFunction] = {
-    "fused": fused_attention,
-    "pb_relax": pb_relax_attention,
-    "naive": naive_attention,
+ATTENTIONS: dict[AttentionForm, AttentionFunction] = {
+    AttentionForm.fused: fused_attention,
+    AttentionForm.pb_relax: pb_relax_attention,
+    AttentionForm.naive: naive_attention,
 }
 
 

@@ -1,4 +1,4 @@
-"""Options of the transformer, of its training, and of LoRA: the schema of `conf/model` and `conf`'s `lora`."""
+"""Options of the transformer, of its training and of LoRA: the schema of `conf/model` and of the key `lora`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cogview_pl.limits import MISSING, above_0, at_least_0, count, share_below_1
 
 
 class Norm(Enum):
-    """Placement of LayerNorm."""
+    """Placement of LayerNorm around a branch f; see `transformer.block.Residual`."""
 
     pre = "pre"
     post = "post"
@@ -17,7 +17,7 @@ class Norm(Enum):
 
 
 class NormScope(Enum):
-    """Scope of the PB-Relax maximum in LayerNorm."""
+    """Values that LayerNorm takes the PB-Relax maximum over: none, those of a token, or the whole tensor."""
 
     none = "none"
     token = "token"
@@ -25,7 +25,7 @@ class NormScope(Enum):
 
 
 class AttentionForm(Enum):
-    """How attention is computed."""
+    """Formula of attention; see `transformer.attention`."""
 
     fused = "fused"
     pb_relax = "pb_relax"
@@ -33,7 +33,10 @@ class AttentionForm(Enum):
 
 
 class ActivationCheckpointing(Enum):
-    """What the backward pass of stage 2 computes anew instead of keeping it."""
+    """Activations that the backward pass recomputes.
+
+    `none`; `selective`: all but the results of matmuls and fused attention; `block`: all inside a block.
+    """
 
     none = "none"
     selective = "selective"
@@ -41,7 +44,7 @@ class ActivationCheckpointing(Enum):
 
 
 class LoRATarget(Enum):
-    """What LoRA can train beside."""
+    """Weights that LoRA adapts: four linear maps of every block, and the token embedding (which is the lm_head too)."""
 
     qkv = "qkv"
     out = "out"
@@ -62,12 +65,20 @@ class TransformerConfig:
     norm_scope: NormScope = MISSING
     attention: AttentionForm = MISSING
     dropout: float = share_below_1()
-    init_std: float = at_least_0()
+    init_std: float | None = at_least_0()
+
+    @property
+    def weight_std(self) -> float:
+        """Standard deviation of new weights: `init_std`, or 1/sqrt(hidden_size) rounded to three decimals.
+
+        The rounding gives the 0.02 of the released models, whose hidden size is 2560.
+        """
+        return round(self.hidden_size**-0.5, 3) if self.init_std is None else self.init_std
 
 
 @dataclass
 class LoRAConfig:
-    """Small trained matrices beside frozen weights."""
+    """Trained low-rank matrices added to frozen weights."""
 
     rank: int = at_least_0()
     alpha: float = above_0()

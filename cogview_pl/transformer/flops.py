@@ -1,11 +1,10 @@
-"""Floating-point operations of a training sequence: one formula, for `plan=true` and for the utilisation in the logs.
+"""Floating-point operations of a training batch: one formula, for `plan=true` and for the utilisation in the logs.
 
-A multiplication and an addition count as two operations. Counted are matrix products alone, and what the task needs
-rather than what a program spends: attention over earlier positions only (n² / 2, not n²), logits only where a loss is
-due and over the ids that the slot may hold, and nothing for activations that are computed a second time. Padding
-counts, as it does in tokens per second.
+A multiplication and an addition are two operations. The formula counts matmuls only, and only those that the task
+needs: attention over earlier positions (n² / 2, not n²), logits of tokens with a weight and over the ids of their slot,
+and no recomputed activations. Padding counts, as it does in tokens per second.
 
-Shapes: B batch, L length of the sequences (the model reads n = L - 1 of it), D hidden size.
+Shapes: B batch, L length of the sequences (the model reads n = L - 1 tokens), D hidden size.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from torch import Tensor
 from cogview_pl.transformer.model import Transformer
 
 TRAINING = 3
-"""A training step costs so many forward passes: the backward one takes a product for the inputs and one for weights."""
+"""Cost of a training step in forward passes: the backward pass has one matmul for inputs and one for weights."""
 
 
 def forward_flops(
     model: Transformer, weights_BL: Tensor, slots_BL: Tensor, slot_ids: Sequence[range] | None = None
 ) -> Tensor:
-    """Operations of the forward pass over a batch and its loss; int64 scalar on the device of the batch.
+    """Operations of the forward pass and the loss of a batch; int64 scalar on the device of the batch.
 
         B · (n · 2 · parameters of the blocks' linear maps + layers · 2 · D · n · (n + 1)) + 2 · D · logits
 
-    The middle term is QKᵀ and its product with V: 2 · D operations each for n (n + 1) / 2 pairs of positions.
+    The middle term is QKᵀ and its matmul with V: 2 · D operations each for n (n + 1) / 2 pairs of positions.
 
     Args:
         model: the sequence model, on any device.
@@ -44,7 +43,7 @@ def forward_flops(
 def training_flops(
     model: Transformer, weights_BL: Tensor, slots_BL: Tensor, slot_ids: Sequence[range] | None = None
 ) -> Tensor:
-    """Operations of a training step: `TRAINING` forward passes, less the products for weights that are frozen.
+    """Operations of a training step: `TRAINING` forward passes minus the matmuls for frozen weights.
 
     Arguments and result as for `forward_flops`.
     """
@@ -57,9 +56,9 @@ def training_flops(
 
 
 def _head_flops(model: Transformer, weights_BL: Tensor, slots_BL: Tensor, slot_ids: Sequence[range] | None) -> Tensor:
-    vocabulary, hidden_size = model.token_embedding.num_embeddings, model.token_embedding.embedding_dim
+    vocab_size, hidden_size = model.token_embedding.num_embeddings, model.token_embedding.embedding_dim
     due, slots = weights_BL[:, 1:] > 0, slots_BL[:, 1:]
-    logits = due.sum() * vocabulary
+    logits = due.sum() * vocab_size
     if slot_ids is not None:
         logits = sum(((due & (slots == slot)).sum() * len(ids) for slot, ids in enumerate(slot_ids)), due.new_zeros(()))
     return 2 * hidden_size * logits.to(torch.int64)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 
-class HiddenStateMemory:
+class HiddenStateCache:
     """Inputs of all layers for B rows of equal length; the counterpart of `KVCache` for `scope: tensor`.
 
     Args:

@@ -13,24 +13,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cogview_pl.kernels.availability import current, runs_kernels
-from cogview_pl.kernels.cpu_linear import product
+from cogview_pl.kernels.cpu_linear import matmul
 from cogview_pl.transformer.model import Transformer
 
-_SMALLEST_WEIGHT = 1e-9  # a batch in which no token carries loss has loss 0
-_ROWS_ON_DEVICE = 4096  # of logits made at once; they fill it
-_ROWS_IN_FP32 = 256  # of them, of which it makes copies in fp32 where the kernel does not run
-_ROWS_ON_CPU_IN_FP32 = 256
-_ROWS_ON_CPU = 1536  # in less than fp32, where what each such block adds to the head's gradient has to be cast
-_IN_CACHE = 2**20  # logits in fp32 that a CPU goes over several times before it takes the next
-_IDS_OF_KERNEL, _WARPS_OF_KERNEL = 2048, 8  # that go over a row of logits on a GPU
-_IDS_IN_CACHE = 2048  # rows of the head's gradient that a CPU makes, casts and adds before it takes the next
+_SMALLEST_WEIGHT = 1e-9  # gives a batch without weighted tokens the loss 0
+_ROWS_ON_DEVICE = 4096  # rows of logits at once on a GPU; they fill it
+_ROWS_IN_FP32 = 256  # rows that a GPU copies to fp32 at once where the kernel does not run
+_ROWS_ON_CPU_IN_FP32 = 256  # rows of logits at once on a CPU
+_ROWS_ON_CPU = 1536  # the same in less than fp32, where each update of the lm_head's gradient needs a cast
+_IN_CACHE = 2**20  # fp32 logits that stay in a CPU's cache for several passes
+_IDS_OF_KERNEL, _WARPS_OF_KERNEL = 2048, 8  # block and warps of the kernel's program for one row
+_IDS_IN_CACHE = 2048  # rows of the lm_head's gradient that stay in a CPU's cache for matmul, cast and sum
 
 
 class SequenceLoss(NamedTuple):
-    """Sums rather than means, so that they add up over batches and devices."""
+    """Loss and sums per slot; sums add up over batches and devices."""
 
     loss: Tensor
-    """sum(weight · cross-entropy) / sum(weight), what training minimises; scalar."""
+    """sum(weight · cross-entropy) / sum(weight), the objective of training; scalar."""
     weight: Tensor
     """sum(weight), scalar."""
     slot_sums_S: Tensor
@@ -49,31 +49,31 @@ def sequence_loss(
     slot_ids: Sequence[range] | None = None,
     inputs: Tensor | None = None,
 ) -> SequenceLoss:
-    """Next-token loss of a batch; logits are computed only where a loss is due.
+    """Next-token loss of a batch; logits are computed only for tokens with a weight.
 
     Args:
         model: the sequence model.
         tokens, positions, slots: int64 `(B, L)`; `slots` holds -1 outside the slots.
-        weights: float `(B, L)`, weight of each token as a prediction target.
+        weights: float `(B, L)`, at least 0, weight of each token as a prediction target.
         num_slots: number of slots of the layout.
-        slot_ids: per slot the ids that its tokens are predicted among, for which alone logits are computed; every
-            token with a weight must lie in a slot then. None: all of the vocabulary, as in the original.
-        inputs: int64 `(B, L)`, what the model reads in place of the tokens that it is to predict; None: the same.
+        slot_ids: per slot the ids that compete in the softmax; every token with a weight must then lie in a slot.
+            None: the whole vocabulary, as in the original program.
+        inputs: int64 `(B, L)`, input ids of the model if they differ from the targets (token noise); None: `tokens`.
     """
     hidden = model.hidden((tokens if inputs is None else inputs)[:, :-1], positions[:, :-1])
     targets, weights, slots = tokens[:, 1:], weights[:, 1:].float(), slots[:, 1:]
     due = weights > 0
     hidden_ND, targets_N, weights_N, slots_N = hidden[due], targets[due], weights[due], slots[due]
     counts_S = torch.bincount(slots_N, minlength=num_slots)
-    head_VD = model.token_embedding.weight
-    groups: list[tuple[Any, range]] = [(slice(None), range(len(head_VD)))]
+    lm_head_VD = model.token_embedding.weight
+    groups: list[tuple[Any, range]] = [(slice(None), range(len(lm_head_VD)))]
     if slot_ids is not None:
         groups = [(slots_N == slot, ids) for slot, ids in enumerate(slot_ids)]
-    # fp32 even where a trainer has made bf16 the default
+    # `weights` is fp32 even if a trainer has set bf16 as the default dtype.
     total, sums_S = weights.new_zeros(()), weights.new_zeros(num_slots)
     for rows, ids in groups:
         part, entropies = linear_cross_entropy(
-            hidden_ND[rows], rows_of(head_VD, ids), targets_N[rows] - ids.start, weights_N[rows]
+            hidden_ND[rows], rows_of(lm_head_VD, ids), targets_N[rows] - ids.start, weights_N[rows]
         )
         total = total + part
         sums_S.index_add_(0, slots_N[rows], entropies)
@@ -82,15 +82,15 @@ def sequence_loss(
 
 
 def over_devices(own: SequenceLoss, total: Callable[[Tensor], Tensor], devices: int) -> SequenceLoss:
-    """The loss of the batches of all devices, as if they were one.
+    """The loss of the joined batch of all devices.
 
-    `loss` has the value for all of them; its gradients, averaged over the devices, are those of that value. (The mean
-    of the devices' own losses is another number where they have unequal numbers of tokens.)
+    `loss` has the value of the joined batch; the mean of its gradients over the devices is the gradient of that value.
+    (The mean of the devices' own losses differs from it if their numbers of tokens differ.)
 
     Args:
-        own: of this device.
+        own: loss of this device.
         total: sums a tensor over devices.
-        devices: how many of them there are.
+        devices: number of devices.
     """
     numbers = torch.stack([(own.loss * own.weight).detach(), own.weight])
     sums = total(torch.cat([numbers, own.slot_sums_S, own.slot_counts_S]).double())
@@ -101,34 +101,34 @@ def over_devices(own: SequenceLoss, total: Callable[[Tensor], Tensor], devices: 
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor, device: str | None = None
+    hidden_ND: Tensor, lm_head_VD: Tensor, targets_N: Tensor, weights_N: Tensor, device: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Weighted cross-entropy of the logits hidden · headᵀ, which never exist as a whole.
+    """Weighted cross-entropy of the logits hidden · lm_headᵀ, without ever storing all of them.
 
-    Logits are made for some rows at a time; from them come the loss and, at once, the gradients, in the memory of
-    those rows instead of N · V. Products run in the precision of autocast, the softmax in fp32.
+    It computes logits, loss and gradients for a block of rows at a time, so memory is that of one block instead of
+    N · V. Matmuls run in the precision of autocast, the softmax in fp32.
 
     Args:
-        hidden_ND, head_VD: float; gradients flow to these two.
+        hidden_ND, lm_head_VD: float; both get gradients.
         targets_N: int64 ids below V.
         weights_N: float32, at least 0.
-        device: type of device (`cpu`, `cuda`) that as much is made at a time for; None: the one that this runs on.
+        device: type of device (`cpu`, `cuda`) that the size of blocks is chosen for; None: the device of the tensors.
 
     Returns:
         sum(weight · cross-entropy), a scalar; and the cross-entropies `(N,)` in nats, without a gradient. fp32.
-        Backward passes through the scalar raise RuntimeError but for the first.
+        A second backward pass through the scalar raises RuntimeError.
     """
     device = device or hidden_ND.device.type
-    return _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, weights_N, device)  # type: ignore[no-any-return]
+    return _LinearCrossEntropy.apply(hidden_ND, lm_head_VD, targets_N, weights_N, device)  # type: ignore[no-any-return]
 
 
-def rows_of(head_VD: Tensor, ids: range) -> Tensor:
-    """The rows of some ids; all of them as they are, because a slice copies its gradient into one of zeros."""
-    return head_VD if len(ids) == len(head_VD) else head_VD[ids.start : ids.stop]
+def rows_of(lm_head_VD: Tensor, ids: range) -> Tensor:
+    """Rows of some ids. All rows are returned as they are: a slice would copy its gradient into a tensor of zeros."""
+    return lm_head_VD if len(ids) == len(lm_head_VD) else lm_head_VD[ids.start : ids.stop]
 
 
 def rows_at_once(device: str, dtype: torch.dtype) -> int:
-    """Rows of logits that a type of device (`cpu`, `cuda`) makes at once, by products in this precision."""
+    """Rows of logits per block, for a type of device (`cpu`, `cuda`) and matmuls in this precision."""
     if device != "cpu":
         return _ROWS_ON_DEVICE
     return _ROWS_ON_CPU_IN_FP32 if dtype == torch.float32 else _ROWS_ON_CPU
@@ -137,16 +137,16 @@ def rows_at_once(device: str, dtype: torch.dtype) -> int:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor, as_on: str
+        ctx: Any, hidden_ND: Tensor, lm_head_VD: Tensor, targets_N: Tensor, weights_N: Tensor, as_on: str
     ) -> tuple[Tensor, Tensor]:
         device = hidden_ND.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
         train_hidden, train_head = ctx.needs_input_grad[:2]
-        slopes = train_hidden or train_head
-        hidden, head = hidden_ND.detach().to(dtype), head_VD.detach().to(dtype)
+        gradients = train_hidden or train_head
+        hidden, head = hidden_ND.detach().to(dtype), lm_head_VD.detach().to(dtype)
         hidden_grad = torch.empty_like(hidden) if train_hidden else None
-        head_grad = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if train_head else None
+        lm_head_grad = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if train_head else None
         rows, ids = rows_at_once(as_on, dtype), len(head)
         rows_of_softmax, ids_of_sum = (
             (max(1, _IN_CACHE // ids), _IDS_IN_CACHE) if as_on == "cpu" else (_ROWS_IN_FP32, ids)
@@ -157,43 +157,43 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for some in range(0, len(targets_N), rows):
                 part = slice(some, some + rows)
                 logits = _logits(hidden[part], head, room)
-                entropies += _entropies(logits, targets_N[part], weights_N[part], rows_of_softmax, slopes)
+                entropies += _entropies(logits, targets_N[part], weights_N[part], rows_of_softmax, gradients)
                 if hidden_grad is not None:
-                    hidden_grad[part] = product(logits, head.T)
-                if head_grad is not None:
-                    _add_product(head_grad, logits, hidden[part], ids_of_sum)
-                del logits  # before the next are made
+                    hidden_grad[part] = matmul(logits, head.T)
+                if lm_head_grad is not None:
+                    _add_matmul(lm_head_grad, logits, hidden[part], ids_of_sum)
+                del logits  # before the next block allocates its own
         entropy_N = torch.cat(entropies) if entropies else weights_N.new_zeros(0)
         ctx.mark_non_differentiable(entropy_N)
-        ctx.gradients = hidden_grad, head_grad
-        ctx.dtypes = hidden_ND.dtype, head_VD.dtype
+        ctx.gradients = hidden_grad, lm_head_grad
+        ctx.dtypes = hidden_ND.dtype, lm_head_VD.dtype
         return (weights_N * entropy_N).sum(), entropy_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         if ctx.gradients is None:
-            raise RuntimeError("linear_cross_entropy has given its gradients away; take the loss anew")
-        # In place: at this moment all activations are there, and the head's gradient is as large as the head.
-        hidden_grad, head_grad = (
-            None if gradient is None else gradient.mul_(slope).to(dtype)
-            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
+            raise RuntimeError("linear_cross_entropy has freed its gradients; compute the loss again")
+        # In place: all activations exist at this moment, and the lm_head's gradient is as large as the lm_head.
+        hidden_grad, lm_head_grad = (
+            None if own is None else own.mul_(gradient).to(dtype)
+            for own, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
         )
         ctx.gradients = None
-        return hidden_grad, head_grad, None, None, None
+        return hidden_grad, lm_head_grad, None, None, None
 
 
-def _logits(hidden_RD: Tensor, head_VD: Tensor, room_RV: Tensor | None) -> Tensor:
-    """Into the room given, since memory that is new to a process costs it time; oneDNN makes its own in fp32."""
+def _logits(hidden_RD: Tensor, lm_head_VD: Tensor, room_RV: Tensor | None) -> Tensor:
+    """Logits, written into `room_RV` because new memory costs a process time; oneDNN allocates its own in fp32."""
     if room_RV is None:
-        return product(hidden_RD, head_VD)
-    return torch.mm(hidden_RD, head_VD.T, out=room_RV[: len(hidden_RD)])
+        return matmul(hidden_RD, lm_head_VD)
+    return torch.mm(hidden_RD, lm_head_VD.T, out=room_RV[: len(hidden_RD)])
 
 
-def _entropies(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor, rows: int, slopes: bool) -> list[Tensor]:
-    """Cross-entropies in fp32, of some rows at a time; with `slopes`, the gradient takes the place of the logits."""
+def _entropies(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor, rows: int, gradients: bool) -> list[Tensor]:
+    """Cross-entropies in fp32, `rows` at a time; with `gradients`, the gradient overwrites the logits."""
     if runs_kernels(logits_RV.device):
-        return [_entropies_by_kernel(logits_RV, targets_R, weights_R, slopes)]
+        return [_entropies_by_kernel(logits_RV, targets_R, weights_R, gradients)]
     entropies = []
     room = None
     if logits_RV.dtype != torch.float32:
@@ -203,31 +203,31 @@ def _entropies(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor, rows: in
         logits = given if room is None else room[: len(given)].copy_(given)
         at_target = logits.gather(1, targets)
         maximum = logits.amax(1, keepdim=True)
-        exponentials = logits.sub_(maximum).exp_()  # in place: they are large
+        exponentials = logits.sub_(maximum).exp_()  # in place, since they are large
         normaliser = exponentials.sum(1, keepdim=True)
         entropies.append((normaliser.log() + maximum - at_target)[:, 0])
-        if slopes:  # d(weight · cross-entropy) / d(logits) = weight · (softmax - one-hot)
+        if gradients:  # d(weight · cross-entropy) / d(logits) = weight · (softmax - one-hot)
             given.copy_(exponentials.mul_(weights / normaliser).scatter_add_(1, targets, -weights))
     return entropies
 
 
-def _entropies_by_kernel(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor, slopes: bool) -> Tensor:
-    from cogview_pl.kernels.transformer_triton import cross_entropies  # Triton is there where there is a GPU
+def _entropies_by_kernel(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor, gradients: bool) -> Tensor:
+    from cogview_pl.kernels.transformer_triton import cross_entropies  # Triton is installed where a GPU is
 
     rows, ids = logits_RV.shape
     entropies_R = logits_RV.new_empty(rows, dtype=torch.float32)
     with current(logits_RV.device):
         cross_entropies[(rows,)](
             logits_RV, targets_R.contiguous(), weights_R.float().contiguous(), entropies_R, ids,
-            SLOPES=slopes, BLOCK=_IDS_OF_KERNEL, num_warps=_WARPS_OF_KERNEL,
+            GRADIENTS=gradients, BLOCK=_IDS_OF_KERNEL, num_warps=_WARPS_OF_KERNEL,
         )  # fmt: skip
     return entropies_R
 
 
-def _add_product(sum_VD: Tensor, slopes_RV: Tensor, hidden_RD: Tensor, ids: int) -> None:
-    """Add slopesᵀ · hidden; if it has to be cast then for some ids at a time, or that would take as much as the sum."""
+def _add_matmul(sum_VD: Tensor, gradients_RV: Tensor, hidden_RD: Tensor, ids: int) -> None:
+    """Add gradientsᵀ · hidden. A result that needs a cast is computed for `ids` at a time, to save memory."""
     if hidden_RD.dtype == torch.float32:
-        sum_VD.addmm_(slopes_RV.T, hidden_RD)
+        sum_VD.addmm_(gradients_RV.T, hidden_RD)
         return
-    for some_sum, some_slopes in zip(sum_VD.split(ids), slopes_RV.split(ids, dim=1), strict=True):
-        some_sum += some_slopes.T @ hidden_RD
+    for some_sum, some_gradients in zip(sum_VD.split(ids), gradients_RV.split(ids, dim=1), strict=True):
+        some_sum += some_gradients.T @ hidden_RD

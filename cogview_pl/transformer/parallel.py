@@ -1,6 +1,9 @@
-"""The sequence model spread over devices: weights sharded and gathered block by block (FSDP2), or tensor parallel.
+"""The transformer on several devices: weights sharded and gathered block by block (FSDP2), or tensor parallel.
 
-In both, parameters become DTensors that know their whole shape and keep their names.
+In both, parameters become DTensors, which know their full shape and keep their names.
+
+`ColwiseParallel._partition_linear_fn` and `_StridedShard` are private names of torch (checked with 2.15): without them
+each device would get a contiguous third of the fused projection instead of its own heads.
 
 Shapes: B batch, L length, D hidden size, H heads.
 """
@@ -21,29 +24,29 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from cogview_pl.transformer.block import Block
 from cogview_pl.transformer.model import Transformer
 
-_THREE = 3  # queries, keys and values, one behind the other in one matrix
+_THREE = 3  # queries, keys and values, consecutive in one matrix
 
 
 def shard_weights(model: Transformer, mesh: DeviceMesh) -> None:
-    """FSDP2: every process keeps its part of each parameter, and has a block whole only while it computes it.
+    """FSDP2: each process holds its part of every parameter, and a full block only while it computes that block.
 
-    Gradients are averaged over the mesh. The tables stay whole from `hidden` to the end of the backward pass, since
-    the loss reads the output matrix in between.
+    Gradients are averaged over the mesh. The embeddings stay full from `hidden` to the end of the backward pass,
+    because the loss reads the lm_head in between.
     """
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "hidden")
-    model.spread = True
+    model.sharded = True
 
 
 def tensor_parallel(model: Transformer, mesh: DeviceMesh) -> None:
-    """Every process computes its part of the heads and of the MLP's inner units, of the same batch.
+    """Each process computes its part of the heads and of the MLP's inner units, for the same batch.
 
-    Two sums over the mesh a block. Tables, LayerNorms and what is added after a sum are the same everywhere.
+    A block takes two sums over the mesh. Embeddings, LayerNorms and biases after a sum are the same in all processes.
 
     Raises:
-        ValueError: the heads cannot be divided.
+        ValueError: the number of processes does not divide the heads.
     """
     if model.num_heads % mesh.size():
         raise ValueError(f"{model.num_heads} heads cannot be divided among {mesh.size()} devices")
@@ -57,11 +60,11 @@ def tensor_parallel(model: Transformer, mesh: DeviceMesh) -> None:
         }
         parallelize_module(block, mesh, plan)
         block.attention.num_heads = model.num_heads // mesh.size()
-    model.spread = True
+    model.sharded = True
 
 
 class _HeadwiseParallel(ColwiseParallel):
-    """`ColwiseParallel` for queries, keys and values in one matrix: of each a process gets the rows of its heads."""
+    """`ColwiseParallel` for the fused projection: a process gets the rows of its heads from each third."""
 
     def __init__(self) -> None:
         super().__init__(output_layouts=_StridedShard(2, split_factor=_THREE))
@@ -72,10 +75,10 @@ class _HeadwiseParallel(ColwiseParallel):
             module.register_parameter(key, nn.Parameter(split, requires_grad=parameter.requires_grad))
 
 
-def whole(value: Any, keep: bool) -> Any:
-    """A tensor of which every process holds a part as a whole one on the CPU; anything else as it is.
+def full(value: Any, keep: bool) -> Any:
+    """A sharded tensor as a full tensor on the CPU; a plain tensor is moved there, other values stay.
 
-    All processes must ask; those that do not `keep` it get None.
+    All processes must call it; a process that does not `keep` the value gets None.
     """
     if isinstance(value, DTensor):
         value = value.full_tensor()
@@ -84,51 +87,52 @@ def whole(value: Any, keep: bool) -> Any:
     return value.cpu() if isinstance(value, Tensor) else value
 
 
-def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """This process' part of a whole tensor of the parameter's shape, spread as the parameter is, on its device."""
-    if not isinstance(parameter, DTensor):
-        return value.to(parameter.device)
-    # Every process has the whole one at hand, so nothing is sent.
+def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """This process' part of a full tensor, sharded like a parameter of the same shape, on its device."""
     value = value.to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return value
+    # Every process has the full tensor, so nothing is sent.
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 @torch.no_grad()
 def gather_weights(model: nn.Module, keep: bool) -> None:
-    """Make the weights whole again, on the CPU, in a model that will not compute any more; all processes must call.
+    """Replace sharded parameters by full ones on the CPU; all processes must call it. The model must not run again.
 
     Args:
         model: its parameters are replaced.
-        keep: whether this process wants them; the others are left with their parts.
+        keep: whether this process gets the full weights; other processes keep their parts.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.reshard()  # after a validation the tables are still whole, in memory that FSDP takes back
+            module.reshard()  # after a validation the embeddings are still full, in memory that FSDP will free
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if isinstance(parameter, DTensor):
-                full = whole(parameter, keep)
+                gathered = full(parameter, keep)
                 if keep:
-                    module.register_parameter(name, nn.Parameter(full, requires_grad=parameter.requires_grad))
+                    module.register_parameter(name, nn.Parameter(gathered, requires_grad=parameter.requires_grad))
 
 
 @torch.no_grad()
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy whole weights into a model that may be spread over devices.
+    """Copy full weights into a model, sharded or not.
 
     Raises:
         KeyError: a weight is missing.
     """
     for name, tensor in model.state_dict().items():
-        tensor.copy_(like(weights[name], tensor))
+        tensor.copy_(sharded_like(weights[name], tensor))
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """L2 norm over all gradients, of which some may be spread over devices; a scalar, the same in all processes."""
-    spread = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
-    if not spread:
+    """L2 norm over all gradients, sharded or not; a scalar, the same in all processes."""
+    sharded = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
+    if not sharded:
         return nn.utils.get_total_norm(gradients)
-    norms = [_plain(nn.utils.get_total_norm(spread))]
+    norm = nn.utils.get_total_norm(sharded)
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm]
     rest = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
     if rest:
         norms.append(nn.utils.get_total_norm(rest))
@@ -136,13 +140,9 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def clip_gradients(parameters: Sequence[Tensor], largest: float) -> None:
-    """Scale gradients, of which some may be spread over devices, so that their norm is at most `largest`."""
+    """Scale the gradients of parameters, sharded or not, so that their joint norm is at most `largest`."""
     having = [parameter for parameter in parameters if parameter.grad is not None]
     norm = gradient_norm([parameter.grad for parameter in having if parameter.grad is not None])
-    for spread in (True, False):
-        alike = [parameter for parameter in having if isinstance(parameter, DTensor) == spread]
+    for sharded in (True, False):
+        alike = [parameter for parameter in having if isinstance(parameter, DTensor) == sharded]
         nn.utils.clip_grads_with_norm_(alike, largest, norm)
-
-
-def _plain(value: Tensor) -> Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value

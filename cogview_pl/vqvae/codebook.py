@@ -1,11 +1,11 @@
 """Codebook arithmetic shared by the quantizers: nearest code, sums per code, draws over all ranks, k-means.
 
-Shapes: N vectors, R vectors of a block, D codebook_dim, K codes, M draws. A codebook is stored as in the
-released file, `(D, K)`: column `j` is code `j`.
+Shapes: N vectors, R vectors of a block, D codebook_dim, K codebook_size, M drawn rows. A codebook has the form of
+the released file, `(D, K)`: column `j` is code `j`.
 
-No N x K tensor is built: distances are taken in blocks of rows, sums are scattered. With `torch.distributed`
-on several ranks, whatever ends in a codebook is summed over the ranks, so they stay equal to each other and
-to one process that sees the joined batch. Nothing here makes the host wait for a GPU.
+No N x K tensor is built: distances are computed in blocks of rows, sums are scattered. With `torch.distributed`, all
+statistics of a codebook are summed over the ranks, so every rank has the codebook that one process would have with
+the joined batch. Nothing here makes the host wait for a GPU.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cogview_pl.kernels.availability import runs_kernels
-from cogview_pl.kernels.cpu_linear import product
+from cogview_pl.kernels.cpu_linear import matmul
 
-# Distances of a block, in float32 values (8 MB); two blocks are held for a moment.
+# Distances of a block, in float32 values (8 MB); two blocks exist for a moment.
 BLOCK_VALUES = 2 * 1024 * 1024
-_WIDEST_FOR_KERNEL = 256  # the tiles of wider codes do not fit on a GPU's chip
+_WIDEST_FOR_KERNEL = 256  # codebook_dim; tiles of wider codes do not fit on the chip
 
 
 def uniform_codebook(codebook_dim: int, codebook_size: int) -> Tensor:
@@ -31,7 +31,7 @@ def uniform_codebook(codebook_dim: int, codebook_size: int) -> Tensor:
 
 
 def rows_per_block(codebook_size: int) -> int:
-    """Number of vectors whose distances to all codes are held in memory at a time."""
+    """Number of vectors in a block of distances."""
     return max(1, BLOCK_VALUES // codebook_size)
 
 
@@ -39,10 +39,10 @@ def rows_per_block(codebook_size: int) -> int:
 def nearest(x_ND: Tensor, codebook_DK: Tensor) -> tuple[Tensor, Tensor]:
     """Index of the nearest code (int64, `(N,)`) and the squared distance to it (float32, `(N,)`).
 
-    Distances are as good as in float32 also under autocast; of equally near codes the lowest index wins.
+    Distances have float32 precision also under autocast; of equally near codes the lowest index wins.
     """
     if x_ND.shape[1] <= _WIDEST_FOR_KERNEL and runs_kernels(x_ND.device):
-        from cogview_pl.kernels.nearest_code_triton import nearest_by_kernel  # Triton is there where there is a GPU
+        from cogview_pl.kernels.nearest_code_triton import nearest_by_kernel  # Triton is installed where a GPU is
 
         return nearest_by_kernel(x_ND, codebook_DK)
     num_rows, codebook_size = x_ND.shape[0], codebook_DK.shape[1]
@@ -56,8 +56,8 @@ def nearest(x_ND: Tensor, codebook_DK: Tensor) -> tuple[Tensor, Tensor]:
         for start in range(0, num_rows, block):
             x_RD = x_ND[start : start + block].float()
             rows = slice(start, start + x_RD.shape[0])
-            # |x|^2 is the same for every code, so it is added after the minimum.
-            scores_RK = product(x_RD, minus_twice_KD, norm_K)
+            # |x|^2 is the same for all codes, so it is added after the minimum.
+            scores_RK = matmul(x_RD, minus_twice_KD, norm_K)
             torch.min(scores_RK, dim=1, out=(distance_N[rows], codes_N[rows]))
             distance_N[rows] += x_RD.square().sum(1)
     return codes_N, distance_N.clamp_(min=0)
@@ -77,7 +77,7 @@ def sum_over_ranks_(values: Tensor) -> Tensor:
 
 def count_codes(codes_N: Tensor, codebook_size: int) -> Tensor:
     """How often each code occurs on this rank: float32, `(K,)`."""
-    # bincount would make a GPU report the largest code to the host first.
+    # bincount would make the host wait for the largest code.
     counts_K = torch.zeros(codebook_size, device=codes_N.device)
     return counts_K.index_add_(0, codes_N, torch.ones_like(codes_N, dtype=torch.float32))
 
@@ -108,21 +108,20 @@ def divergence_from_uniform(distance_NK: Tensor) -> Tensor:
 @torch.no_grad()
 def gather_statistics(x_ND: Tensor, codes_N: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
     """Counts `(K,)` of each code and sums `(K, D)` of the vectors assigned to it, over all ranks; float32."""
-    hidden_size = x_ND.shape[1]
-    joint = torch.zeros(codebook_size, hidden_size + 1, device=x_ND.device)
-    joint[:, :hidden_size].index_add_(0, codes_N, x_ND.float())
-    joint[:, hidden_size] = count_codes(codes_N, codebook_size)
+    codebook_dim = x_ND.shape[1]
+    joint = torch.zeros(codebook_size, codebook_dim + 1, device=x_ND.device)
+    joint[:, :codebook_dim].index_add_(0, codes_N, x_ND.float())
+    joint[:, codebook_dim] = count_codes(codes_N, codebook_size)
     sum_over_ranks_(joint)
-    return joint[:, hidden_size], joint[:, :hidden_size]
+    return joint[:, codebook_dim], joint[:, :codebook_dim]
 
 
 @torch.no_grad()
 def draw_rows(x_ND: Tensor, weight_N: Tensor, quantile_M: Tensor) -> Tensor:
-    """Rows of the batch joined over all ranks, at quantiles of the cumulative weight: `(M, D)`, float32.
+    """Rows of the joined batch of all ranks, at quantiles of the cumulative weight: `(M, D)`, float32.
 
-    `quantile_M` in [0, 1) is random; rank 0's values count. Every rank returns the same rows: those that one
-    process would take from the joined batch. Weights must be positive. A rank may have no
-    rows.
+    All ranks use the random `quantile_M` in [0, 1) of rank 0 and return the rows that one process would take from the
+    joined batch. Weights must be positive. A rank may have no rows.
     """
     cumulative_N = weight_N.float().cumsum(0)
     upper = torch.zeros(world_size(), device=x_ND.device)
@@ -141,9 +140,9 @@ def draw_rows(x_ND: Tensor, weight_N: Tensor, quantile_M: Tensor) -> Tensor:
 
 
 def spread_quantiles(wanted_K: Tensor) -> Tensor:
-    """One random quantile per wanted slot, spread evenly over [0, 1), so that few rows are drawn twice.
+    """One random quantile per wanted code, spread evenly over [0, 1), so that few rows are drawn twice.
 
-    `wanted_K` is boolean; the values of slots not wanted mean nothing.
+    `wanted_K` is boolean; the values of unwanted codes have no meaning.
     """
     place_K = wanted_K.cumsum(0) - 1 + torch.rand(wanted_K.shape[0], device=wanted_K.device)
     return place_K / wanted_K.sum().clamp(min=1)
@@ -151,9 +150,9 @@ def spread_quantiles(wanted_K: Tensor) -> Tensor:
 
 @torch.no_grad()
 def seed_centres(x_ND: Tensor, codebook_size: int, rounds: int = 16) -> Tensor:
-    """First centres for k-means `(D, K)`: rows drawn in rounds, far ones preferred (k-means++ in bulk).
+    """Initial centres for k-means `(D, K)`: rows drawn in rounds, far rows preferred (k-means++ in bulk).
 
-    After a uniform first round the weight of a row is its squared distance to the centres drawn so far.
+    After a uniform first round the weight of a row is its squared distance to the nearest centre.
     """
     weight_N = torch.ones(x_ND.shape[0], device=x_ND.device)
     distance_N = torch.full_like(weight_N, torch.inf)
@@ -167,10 +166,10 @@ def seed_centres(x_ND: Tensor, codebook_size: int, rounds: int = 16) -> Tensor:
 
 @torch.no_grad()
 def kmeans(x_ND: Tensor, codebook_size: int, iterations: int) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm over the vectors of all ranks: centres `(D, K)`, number of vectors each owns `(K,)`.
+    """Lloyd's algorithm over the vectors of all ranks: centres `(D, K)` and the number of vectors of each, `(K,)`.
 
-    A centre that owns nothing is moved to a random vector, far ones preferred. With fewer vectors than codes
-    some centres coincide and own nothing.
+    An empty centre moves to a random vector, far vectors preferred. With fewer vectors than codes some centres
+    coincide and stay empty.
     """
     centres_DK = seed_centres(x_ND, codebook_size)
     for _ in range(iterations):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
+from cogview_pl.errors import UserError
 from cogview_pl.limits import MISSING, at_least_0, count
+
+BUILT_IN = "cogview_pl.vqvae.quantizer"
+"""Module of the built-in quantizers."""
 
 
 class Reconstruction(Enum):
-    """Distance between a image and its reconstruction."""
+    """Distance between an image and its reconstruction: mean absolute (`l1`) or squared (`l2`) error."""
 
     l1 = "l1"
     l2 = "l2"
@@ -17,9 +23,9 @@ class Reconstruction(Enum):
 
 @dataclass
 class QuantizerConfig:
-    """Arguments that every quantizer has; the variants extend it."""
+    """The quantizer's class; subclasses add its arguments."""
 
-    kind: str = MISSING
+    _target_: str = MISSING
 
 
 @dataclass
@@ -58,20 +64,55 @@ class FixedQuantizerConfig(QuantizerConfig):
 
 
 @dataclass
-class ImageTokenizerConfig:
-    """Stage 1: the VQ-VAE and its loss."""
+class VQVAEConfig:
+    """The VQ-VAE."""
 
-    path: str | None = None
-    image_size: int = count()
-    downsampling: int = MISSING
-    grid: int = count()
+    downsampling: int = count()
     hidden_size: int = count()
     residual_blocks: int = at_least_0()
     codebook_dim: int = count()
     codebook_size: int = count()
     mean: list[float] = MISSING
     std: list[float] = MISSING
+    quantizer: Any = MISSING
+    """A `QuantizerConfig`, or a dictionary with `_target_` and the arguments of the user's own quantizer."""
+
+
+@dataclass
+class ImageTokenizerConfig(VQVAEConfig):
+    """Stage 1: the VQ-VAE, its images and its loss."""
+
+    path: str | None = None
+    image_size: int = count()
     reconstruction: Reconstruction = MISSING
     reconstruction_weight: float = MISSING
     quantize_after_steps: int = at_least_0()
-    quantizer: QuantizerConfig = MISSING
+
+
+def import_quantizer(quantizer: Any) -> None:
+    """Import the module of the quantizer that a user's configuration names.
+
+    Model folders import nothing: they may only name classes that are imported already (`vqvae.quantizer_registry`).
+
+    Args:
+        quantizer: the node `image_tokenizer.quantizer`.
+
+    Raises:
+        UserError: the node is no quantizer, or its module cannot be imported.
+    """
+    target = getattr(quantizer, "_target_", None)
+    if not isinstance(target, str) or "." not in target:
+        raise UserError(
+            f"image_tokenizer.quantizer={quantizer if target is None else target} names no class; choose "
+            "image_tokenizer/quantizer=ema, fixed, gumbel or learned, or give your class in _target_ (module.Class)"
+        )
+    module = target.rpartition(".")[0]
+    if module == BUILT_IN:
+        return  # without torch, so that errors come fast
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"image_tokenizer.quantizer._target_={target}: {error}; give module.Class of a file in the working folder "
+            "or of an installed package"
+        ) from error

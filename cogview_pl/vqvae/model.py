@@ -5,7 +5,7 @@ Shapes: B batch, Y X image edges, y x = Y, X / downsampling, C hidden size, D co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,18 +13,20 @@ from torch import Tensor, nn
 
 from cogview_pl.errors import UserError
 from cogview_pl.kernels.fused_conv import can_fuse, encode_by_fused_convolutions
-from cogview_pl.vqvae.quantizer import Quantizer, QuantizerOutput
+from cogview_pl.vqvae.config import VQVAEConfig
+from cogview_pl.vqvae.quantizer import QuantizerOutput
+from cogview_pl.vqvae.quantizer_registry import build_quantizer
 
 
 class VQVAEOutput(NamedTuple):
-    """`reconstruction (B, 3, Y, X)`, 0 black .. 1 white, not clipped; `quantized`: the quantizer's result."""
+    """`reconstruction (B, 3, Y, X)`, 0 black .. 1 white, not clipped; `quantized`: output of the quantizer."""
 
     reconstruction: Tensor
     quantized: QuantizerOutput
 
 
 class ResidualBlock(nn.Module):
-    """`x + conv1x1(relu(conv3x3(relu(x))))`, `(B, channels, y, x)` to the same shape."""
+    """`x + conv1x1(relu(conv3x3(relu(x))))` of `(B, channels, y, x)`."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
@@ -39,94 +41,88 @@ class ResidualBlock(nn.Module):
         return x + self.layers(x)
 
 
-def build_encoder(hidden_size: int, codebook_dim: int, num_strides: int, residual_blocks: int) -> nn.Sequential:
+def build_encoder(config: VQVAEConfig) -> nn.Sequential:
     """`(B, 3, Y, X)` -> `(B, D, y, x)`: strided convolutions, residual blocks, 1x1 convolution."""
+    width = config.hidden_size
     layers: list[nn.Module] = []
-    for i in range(num_strides):
-        layers += [
-            nn.Conv2d(hidden_size if i else 3, hidden_size, kernel_size=4, stride=2, padding=1),
-            nn.ReLU(inplace=True),
-        ]
-    layers += [ResidualBlock(hidden_size, hidden=hidden_size) for _ in range(residual_blocks)]
-    layers.append(nn.Conv2d(hidden_size, codebook_dim, kernel_size=1))
+    for stride in range(_num_strides(config)):
+        layers += [nn.Conv2d(width if stride else 3, width, kernel_size=4, stride=2, padding=1), nn.ReLU(inplace=True)]
+    layers += [ResidualBlock(width, hidden=width) for _ in range(config.residual_blocks)]
+    layers.append(nn.Conv2d(width, config.codebook_dim, kernel_size=1))
     return nn.Sequential(*layers)
 
 
-def build_decoder(hidden_size: int, codebook_dim: int, num_strides: int, residual_blocks: int) -> nn.Sequential:
-    """`(B, D, y, x)` -> `(B, 3, Y, X)`: the encoder's mirror; residual blocks work on the code grid."""
-    layers: list[nn.Module] = [ResidualBlock(codebook_dim, hidden=hidden_size) for _ in range(residual_blocks)]
-    for i in range(num_strides):
-        in_channels = hidden_size if i else codebook_dim
-        layers += [
-            nn.ConvTranspose2d(in_channels, hidden_size, kernel_size=4, stride=2, padding=1),
-            nn.ReLU(inplace=True),
-        ]
-    layers.append(nn.Conv2d(hidden_size, 3, kernel_size=1))
+def build_decoder(config: VQVAEConfig) -> nn.Sequential:
+    """`(B, D, y, x)` -> `(B, 3, Y, X)`: the encoder mirrored; residual blocks work on the grid of codes."""
+    width, inputs = config.hidden_size, config.codebook_dim
+    layers: list[nn.Module] = [ResidualBlock(inputs, hidden=width) for _ in range(config.residual_blocks)]
+    for stride in range(_num_strides(config)):
+        channels = width if stride else inputs
+        layers += [nn.ConvTranspose2d(channels, width, kernel_size=4, stride=2, padding=1), nn.ReLU(inplace=True)]
+    layers.append(nn.Conv2d(width, 3, kernel_size=1))
     return nn.Sequential(*layers)
+
+
+def _num_strides(config: VQVAEConfig) -> int:
+    return config.downsampling.bit_length() - 1
 
 
 class VQVAE(nn.Module):
     """Images to a grid of codes and back.
 
-    Images go in and come out on the scale 0 black .. 1 white; `mean` and `std` (per channel, on that scale)
-    normalise inside the model. With downsampling 8, no residual blocks, hidden size 512 and codebook_dim 256 the
-    parameters have the shapes of the released tokenizer.
+    Images have the scale 0 black .. 1 white; the model normalises them by `mean` and `std` (per channel). With
+    downsampling 8, no residual blocks, hidden size 512 and codebook_dim 256 the parameters have the shapes of the
+    released tokenizer.
 
-    Raises UserError for settings that do not fit together.
+    Attributes:
+        downsampling: pixels along an edge per code.
+
+    Raises:
+        UserError: options do not fit together, or see `build_quantizer`.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self,
-        *,
-        hidden_size: int,
-        codebook_dim: int,
-        codebook_size: int,
-        downsampling: int,
-        residual_blocks: int,
-        quantizer: Quantizer,
-        mean: Sequence[float],
-        std: Sequence[float],
-    ) -> None:
+    def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
-        if downsampling not in (4, 8, 16):
-            raise UserError(f"image_tokenizer.downsampling is {downsampling}: choose 4, 8 or 16")
-        if (quantizer.codebook_size, quantizer.codebook_dim) != (codebook_size, codebook_dim):
+        if config.downsampling not in (4, 8, 16):
+            raise UserError(f"image_tokenizer.downsampling is {config.downsampling}: choose 4, 8 or 16")
+        if len(config.mean) != 3 or len(config.std) != 3 or min(config.std) <= 0:
+            raise UserError(
+                f"image_tokenizer.mean={config.mean}, std={config.std}: give three numbers each, std above 0"
+            )
+        options = config.quantizer if isinstance(config.quantizer, Mapping) else vars(config.quantizer)
+        quantizer = build_quantizer(
+            options, codebook_size=config.codebook_size, codebook_dim=config.codebook_dim
+        )  # before the convolutions, so that a seed gives the same weights as ever
+        if (quantizer.codebook_size, quantizer.codebook_dim) != (config.codebook_size, config.codebook_dim):
             raise UserError(
                 f"image_tokenizer.quantizer has {quantizer.codebook_size} codes of size {quantizer.codebook_dim}, "
-                f"the model codebook_size={codebook_size} and codebook_dim={codebook_dim}: give both the same numbers"
+                f"the model codebook_size={config.codebook_size} and codebook_dim={config.codebook_dim}: give both the "
+                "same numbers"
             )
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise UserError(f"image_tokenizer.mean={mean}, std={std}: give three numbers each, std above 0")
-        self._downsampling = downsampling
-        num_strides = downsampling.bit_length() - 1
-        self.encoder = build_encoder(hidden_size, codebook_dim, num_strides, residual_blocks)
-        self.decoder = build_decoder(hidden_size, codebook_dim, num_strides, residual_blocks)
+        self.downsampling = config.downsampling
+        self.encoder = build_encoder(config)
+        self.decoder = build_decoder(config)
         self.quantizer = quantizer
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(config.mean, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(config.std, dtype=torch.float32).view(3, 1, 1))
 
     @property
     def codebook_size(self) -> int:
         """Size K of the codebook; codes lie in `[0, K)`."""
         return self.quantizer.codebook_size
 
-    @property
-    def downsampling(self) -> int:
-        """Pixels along an edge per code."""
-        return self._downsampling
-
     def latents(self, images: Tensor) -> Tensor:
         """Encoder output before quantization: `(B, 3, Y, X)` -> `(B, D, y, x)`.
 
         Raises UserError when an edge is not a multiple of `downsampling`.
         """
-        height, hidden_size = images.shape[-2:]
-        if height % self.downsampling or hidden_size % self.downsampling:
+        height, width = images.shape[-2:]
+        if height % self.downsampling or width % self.downsampling:
             raise UserError(
-                f"image of {height} x {hidden_size} pixels: both edges must be multiples of {self.downsampling} "
+                f"image of {height} x {width} pixels: both edges must be multiples of {self.downsampling} "
                 "(image_tokenizer.downsampling); resize or crop it"
             )
         normalised = (images - self.mean) / self.std

@@ -1,7 +1,7 @@
 """Vector quantizers: continuous latents -> codes and code vectors (paper section 3.2, "Image Tokenizer").
 
-Shapes: B batch, D codebook_dim, y x the grid, N = B*y*x vectors, R vectors of a block, K codes. Latents
-come as `(B, D, y, x)` in any memory layout; channels_last needs no copy. Arithmetic is float32, also under
+Shapes: B batch, D codebook_dim, y x the grid, N = B*y*x vectors, R vectors of a block, K codebook_size. Latents
+have shape `(B, D, y, x)` in any memory layout; channels_last needs no copy. Arithmetic is float32, also under
 autocast.
 """
 
@@ -33,11 +33,11 @@ from cogview_pl.vqvae.codebook import (
 
 
 class QuantizerOutput(NamedTuple):
-    """What a quantizer returns. Scalars are 0-dim tensors on the latents' device.
+    """Result of a quantizer. Scalars are 0-dim tensors on the latents' device.
 
     quantized: `(B, D, y, x)`, dtype of the latents; carries the gradient to the encoder (straight-through).
     codes: `(B, y, x)` int64 in `[0, codebook_size)`.
-    loss: what the quantizer adds to the training loss, already weighted.
+    loss: term of the training loss, already weighted.
     commitment: mean of `(code vector - latent)^2`, unweighted.
     usage: share of the codes that occur in this batch, 0..1.
     perplexity: exp of the entropy of the code frequencies in this batch, 1..codebook_size.
@@ -62,9 +62,11 @@ def require(condition: bool, key: str, found: object, wanted: str) -> None:
 
 
 class Quantizer(nn.Module, ABC):
-    """Common part: a codebook of `codebook_size` vectors of size `codebook_dim`, lookup and embedding.
+    """Base class: a codebook of `codebook_size` vectors of size `codebook_dim`, lookup and embedding.
 
-    A subclass owns `codebook`, a buffer or parameter `(D, K)` as in the released file: column j is code j.
+    A subclass registers `codebook`, a buffer or parameter `(D, K)` as in the released file (column j is code j),
+    and defines `quantize`. Its constructor takes `codebook_size`, `codebook_dim` and arguments of its own, all by
+    keyword; `image_tokenizer.quantizer` gives them.
     """
 
     codebook: Tensor
@@ -83,26 +85,23 @@ class Quantizer(nn.Module, ABC):
         return F.embedding(codes, self.codebook.T)
 
     def set_progress(self, fraction: float) -> None:
-        """Schedule hook: the trainer calls it before every step with the share of training done, 0..1.
-
-        Only quantizers with a schedule (the Gumbel temperature) listen.
-        """
+        """Schedule hook: the trainer calls it before every step with the share of training done, 0..1."""
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """Quantize `(B, D, y, x)`."""
         with torch.autocast(latents.device.type, enabled=False):
             x_ByxD = latents.float().permute(0, 2, 3, 1)
             x_ND = x_ByxD.reshape(-1, self.codebook_dim)
-            flat = self._quantize(x_ND)
+            flat = self.quantize(x_ND)
         quantized = flat.quantized.view(x_ByxD.shape).permute(0, 3, 1, 2).to(latents.dtype)
         return flat._replace(quantized=quantized, codes=flat.codes.view(x_ByxD.shape[:-1]))
 
     @abstractmethod
-    def _quantize(self, x_ND: Tensor) -> QuantizerOutput:
+    def quantize(self, x_ND: Tensor) -> QuantizerOutput:
         """Quantize float32 vectors; `quantized` is `(N, D)` and `codes` is `(N,)`."""
 
-    def _report(self, quantized_ND: Tensor, codes_N: Tensor, loss: Tensor, commitment: Tensor) -> QuantizerOutput:
-        """Output of a quantizer without running statistics: codes that the batch did not use are dead."""
+    def output(self, quantized_ND: Tensor, codes_N: Tensor, loss: Tensor, commitment: Tensor) -> QuantizerOutput:
+        """Output of a quantizer without running statistics: codes that do not occur in the batch are dead."""
         counts_K = count_codes(codes_N, self.codebook_size)
         dead = (counts_K == 0).sum()
         usage, perplexity = usage_and_perplexity(counts_K)
@@ -111,30 +110,35 @@ class Quantizer(nn.Module, ABC):
 
 
 def straight_through(vectors_ND: Tensor, x_ND: Tensor) -> Tensor:
-    """The code vectors, exactly, with the gradient of `x_ND`."""
+    """Exactly the code vectors, with the gradient of `x_ND`."""
     return vectors_ND.detach() + (x_ND - x_ND.detach())
 
 
 class EMAQuantizer(Quantizer):
     """Codes follow the encoder as exponential moving averages (the released tokenizer; paper section 3.2).
 
-    In training each call moves the codebook after it was used: with counts `c` and sums `s` of the batch,
+    In training each call moves the codebook after its use: with counts `c` and sums `s` of the batch,
     `cluster_size <- decay cluster_size + (1 - decay) c`, `embed_avg <- decay embed_avg + (1 - decay) s`,
     `codebook <- embed_avg / size` where `size` is `cluster_size` with Laplace smoothing `eps`. Evaluation
     changes nothing. `loss` is `commitment_weight * commitment`.
 
-    kmeans_iters: Lloyd iterations that place the codebook on the first training batch; 0 keeps the uniform
-        start.
-    dead_threshold: a code is dead when its `cluster_size` is below this share of the mean `cluster_size`, the
-        size that equal use would give. Below 0.5; 0: no code counts as dead, none is revived.
-    revive_every: number of updates between revivals; 0 counts dead codes but leaves them. A dead code starts
-        again at a random encoder vector of the current batch, with the mean cluster size. Unused, it is dead
-        after `log(dead_threshold) / log(decay)` updates (230 by default): short runs want a smaller decay.
+    Args:
+        decay: of the moving averages, in [0, 1).
+        commitment_weight: at least 0.
+        kmeans_iters: Lloyd iterations that place the codebook on the first training batch; 0 keeps the uniform
+            start.
+        dead_threshold: a code is dead while its `cluster_size` is below this share of the mean `cluster_size`,
+            in [0, 0.5); with 0 no code is dead.
+        revive_every: updates between revivals; 0 counts dead codes but never revives them. A revived code starts at
+            a random encoder vector of the current batch, with the mean cluster size. An unused code is dead after
+            `log(dead_threshold) / log(decay)` updates, so short runs need a smaller decay.
 
-    With several ranks, counts, sums, k-means and revivals are those of the joined batch; so are `usage`,
-    `perplexity` and `dead` in training. All state is in buffers (`revived_total` counts revived codes);
-    random draws come from torch's default generator of the device.
+    Several ranks act as one process with the joined batch: in counts, sums, k-means and revivals, and in the `usage`,
+    `perplexity` and `dead` of training. All state is in buffers (`revived_total` counts revived codes); random
+    numbers come from torch's default generator of the device.
     """
+
+    eps = 1e-5
 
     codebook: Tensor
     cluster_size: Tensor
@@ -148,36 +152,33 @@ class EMAQuantizer(Quantizer):
         *,
         codebook_size: int,
         codebook_dim: int,
-        decay: float = 0.99,
-        eps: float = 1e-5,
-        commitment_weight: float = 0.25,
-        kmeans_iters: int = 10,
-        dead_threshold: float = 0.1,
-        revive_every: int = 20,
+        decay: float,
+        commitment_weight: float,
+        kmeans_iters: int,
+        dead_threshold: float,
+        revive_every: int,
     ) -> None:
         super().__init__(codebook_size=codebook_size, codebook_dim=codebook_dim)
         require(0 <= decay < 1, "decay", decay, "in [0, 1)")
-        require(eps > 0, "eps", eps, "greater than 0")
         require(commitment_weight >= 0, "commitment_weight", commitment_weight, "0 or more")
         require(kmeans_iters >= 0, "kmeans_iters", kmeans_iters, "0 (off) or more")
-        # Reviving can double the mean, so from 0.5 on a code could be dead right after its revival.
+        # A revival can double the mean, so from 0.5 on a code could be dead right after its revival.
         require(0 <= dead_threshold < 0.5, "dead_threshold", dead_threshold, "in [0, 0.5)")
         require(revive_every >= 0, "revive_every", revive_every, "0 (off) or more")
         self.decay = decay
-        self.eps = eps
         self.commitment_weight = commitment_weight
         self.kmeans_iters = kmeans_iters
         self.dead_threshold = dead_threshold
         self.revive_every = revive_every
         self.register_buffer("codebook", uniform_codebook(codebook_dim, codebook_size))
-        # 1 keeps unused codes where they are. The released program starts at 0: its first update divides
-        # their embed_avg by about 1e-5, and soon every vector takes the same huge code.
+        # 1 leaves unused codes unchanged. The released program starts at 0: its first update divides their
+        # embed_avg by about 1e-5, and soon every vector takes the same huge code.
         self.register_buffer("cluster_size", torch.ones(codebook_size))
         self.register_buffer("embed_avg", self.codebook.clone())
         self.register_buffer("initialised", torch.tensor(kmeans_iters == 0))
         self.register_buffer("updates", torch.tensor(0))
         self.register_buffer("revived_total", torch.tensor(0))
-        # What the host must know to branch, so that no step waits for the device; the buffers hold the truth.
+        # Copies on the host of two buffers, so that a branch does not wait for the device.
         self._needs_kmeans = kmeans_iters > 0
         self._updates_on_host = 0
         self.register_load_state_dict_post_hook(EMAQuantizer._read_host_state)
@@ -188,7 +189,7 @@ class EMAQuantizer(Quantizer):
         module._needs_kmeans = not bool(module.initialised)
         module._updates_on_host = int(module.updates)
 
-    def _quantize(self, x_ND: Tensor) -> QuantizerOutput:
+    def quantize(self, x_ND: Tensor) -> QuantizerOutput:
         if self.training and self._needs_kmeans:
             self._start_from(x_ND.detach())
         codes_N = self.lookup(x_ND)
@@ -220,7 +221,7 @@ class EMAQuantizer(Quantizer):
     def _start_from(self, x_ND: Tensor) -> None:
         centres_DK, counts_K = kmeans(x_ND, self.codebook_size, self.kmeans_iters)
         self.codebook.copy_(centres_DK)
-        # A centre without vectors counts as one vector: with 0 the first update would move it to the origin.
+        # A centre without vectors counts as one vector; with 0 the first update would move it to the origin.
         self.cluster_size.copy_(counts_K.clamp(min=1))
         self.embed_avg.copy_(self.codebook * self.cluster_size)
         self.initialised.fill_(True)
@@ -250,55 +251,54 @@ class EMAQuantizer(Quantizer):
 class LearnedQuantizer(Quantizer):
     """Codebook learned by gradient: `loss = |sg(x) - e|^2 + commitment_weight |x - sg(e)|^2`.
 
-    Means over elements; `sg` stops the gradient: the first term moves the codes, the second the encoder.
+    Means are over elements; `sg` stops the gradient. The first term moves the codes, the second the encoder.
     """
 
-    def __init__(self, *, codebook_size: int, codebook_dim: int, commitment_weight: float = 0.25) -> None:
+    def __init__(self, *, codebook_size: int, codebook_dim: int, commitment_weight: float) -> None:
         super().__init__(codebook_size=codebook_size, codebook_dim=codebook_dim)
         require(commitment_weight >= 0, "commitment_weight", commitment_weight, "0 or more")
         self.commitment_weight = commitment_weight
         self.codebook = nn.Parameter(uniform_codebook(codebook_dim, codebook_size))
 
-    def _quantize(self, x_ND: Tensor) -> QuantizerOutput:
+    def quantize(self, x_ND: Tensor) -> QuantizerOutput:
         codes_N = self.lookup(x_ND)
         vectors_ND = self.embed(codes_N)
         commitment = F.mse_loss(x_ND, vectors_ND.detach())
         loss = F.mse_loss(vectors_ND, x_ND.detach()) + self.commitment_weight * commitment
-        return self._report(straight_through(vectors_ND, x_ND), codes_N, loss, commitment)
+        return self.output(straight_through(vectors_ND, x_ND), codes_N, loss, commitment)
 
 
 class FixedQuantizer(Quantizer):
-    """A random codebook that never changes: the encoder adapts. `loss = commitment_weight * commitment`."""
+    """A random codebook that never changes; the encoder adapts. `loss = commitment_weight * commitment`."""
 
-    def __init__(self, *, codebook_size: int, codebook_dim: int, commitment_weight: float = 0.25) -> None:
+    def __init__(self, *, codebook_size: int, codebook_dim: int, commitment_weight: float) -> None:
         super().__init__(codebook_size=codebook_size, codebook_dim=codebook_dim)
         require(commitment_weight >= 0, "commitment_weight", commitment_weight, "0 or more")
         self.commitment_weight = commitment_weight
         self.register_buffer("codebook", uniform_codebook(codebook_dim, codebook_size))
 
-    def _quantize(self, x_ND: Tensor) -> QuantizerOutput:
+    def quantize(self, x_ND: Tensor) -> QuantizerOutput:
         codes_N = self.lookup(x_ND)
         vectors_ND = self.embed(codes_N)
         commitment = F.mse_loss(x_ND, vectors_ND)
-        return self._report(
-            straight_through(vectors_ND, x_ND), codes_N, self.commitment_weight * commitment, commitment
-        )
+        return self.output(straight_through(vectors_ND, x_ND), codes_N, self.commitment_weight * commitment, commitment)
 
 
 class GumbelQuantizer(Quantizer):
     """Relaxed choice of a code: `y = softmax((-distance - log E) / temperature)`, `E` from exponential(1).
 
-    hard=False: the result is the mixture `sum_k y_k e_k`. hard=True: it is the code vector of the largest
-    `y`, while the gradient treats that choice as `y` (straight-through) and so reaches the encoder; the hard
-    mode of the released program passes no gradient. In training the code is the largest `y`; evaluation draws
-    no noise and takes the nearest code. The codebook is learned by gradient in both modes.
-
-    `loss` is `kl_weight` times the mean over vectors of `sum_k q_k log(K q_k + 1e-20)`, where
-    `q = softmax(-distance)`: the divergence of the choice from uniform. The temperature goes exponentially
-    from `temperature_start` to `temperature_end` as `set_progress` goes from 0 to 1.
-
-    A vector needs K probabilities; they are computed in blocks of vectors, and again in the backward pass, so
+    In training the code is the largest `y`. Evaluation has no noise and takes the nearest code. The codebook is
+    learned by gradient. The probabilities are computed in blocks of vectors and recomputed in the backward pass, so
     memory does not grow with N x K.
+
+    Args:
+        hard: False gives the mixture `sum_k y_k e_k`. True gives the code vector of the largest `y`; its gradient is
+            that of the mixture (straight-through) and reaches the encoder. (The hard mode of the released program
+            passes no gradient.)
+        kl_weight: `loss` is this times the mean over vectors of `sum_k q_k log(K q_k + 1e-20)`, with
+            `q = softmax(-distance)`: the divergence of the choice from uniform. At least 0.
+        temperature_start, temperature_end: the temperature goes exponentially from one to the other as
+            `set_progress` goes from 0 to 1. Above 0.
     """
 
     temperature: Tensor
@@ -308,10 +308,10 @@ class GumbelQuantizer(Quantizer):
         *,
         codebook_size: int,
         codebook_dim: int,
-        hard: bool = True,
-        kl_weight: float = 5e-4,
-        temperature_start: float = 1.0,
-        temperature_end: float = 1 / 16,
+        hard: bool,
+        kl_weight: float,
+        temperature_start: float,
+        temperature_end: float,
     ) -> None:
         super().__init__(codebook_size=codebook_size, codebook_dim=codebook_dim)
         require(kl_weight >= 0, "kl_weight", kl_weight, "0 or more")
@@ -325,12 +325,12 @@ class GumbelQuantizer(Quantizer):
         self.register_buffer("temperature", torch.tensor(float(temperature_start)))
 
     def set_progress(self, fraction: float) -> None:
-        """Set the temperature for the share of training done; values outside 0..1 count as the nearer end."""
+        """Set the temperature for the share of training done, clamped to 0..1."""
         fraction = min(max(fraction, 0.0), 1.0)
         ratio = self.temperature_end / self.temperature_start
         self.temperature.fill_(self.temperature_start * ratio**fraction)
 
-    def _quantize(self, x_ND: Tensor) -> QuantizerOutput:
+    def quantize(self, x_ND: Tensor) -> QuantizerOutput:
         blocks = x_ND.split(rows_per_block(self.codebook_size))
         if self.training:
             parts = [checkpoint(self._relax_block, x_RD, use_reentrant=False) for x_RD in blocks]
@@ -346,30 +346,16 @@ class GumbelQuantizer(Quantizer):
         else:
             quantized_ND = mixture_ND
         loss = self.kl_weight * divergence_N.mean()
-        return self._report(quantized_ND, codes_N, loss, F.mse_loss(x_ND, vectors_ND))
+        return self.output(quantized_ND, codes_N, loss, F.mse_loss(x_ND, vectors_ND))
 
     def _relax_block(self, x_RD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         distance_RK = squared_distances(x_RD, self.codebook)
         # A draw of exactly 0 would be infinite noise.
         exponential_RK = torch.empty_like(distance_RK).exponential_().clamp_(min=1e-30)
         y_RK = relaxed_choice(distance_RK, exponential_RK, self.temperature)
-        # In hard mode the vectors get their own gradient from the chosen code, not from the mixture.
+        # In hard mode the gradient of the codebook comes from the chosen code, not from the mixture.
         codebook_DK = self.codebook.detach() if self.hard else self.codebook
         return y_RK @ codebook_DK.T, y_RK.argmax(1), divergence_from_uniform(distance_RK)
 
     def _divergence_block(self, x_RD: Tensor) -> Tensor:
         return divergence_from_uniform(squared_distances(x_RD, self.codebook))
-
-
-QUANTIZERS: dict[str, type[Quantizer]] = {
-    "ema": EMAQuantizer,
-    "learned": LearnedQuantizer,
-    "gumbel": GumbelQuantizer,
-    "fixed": FixedQuantizer,
-}
-
-
-def make_quantizer(kind: str, *, codebook_size: int, codebook_dim: int, **settings: Any) -> Quantizer:
-    """The quantizer of a kind (`ema`, `learned`, `gumbel` or `fixed`); `settings` are its own arguments."""
-    require(kind in QUANTIZERS, "kind", kind, "one of " + ", ".join(QUANTIZERS))
-    return QUANTIZERS[kind](codebook_size=codebook_size, codebook_dim=codebook_dim, **settings)

@@ -86,3 +86,8 @@ def array(shape: tuple[int, ...], kind: bytes, data: bytes, module: str = "numpy
     """A NumPy array of a pickled dtype and pickled bytes."""
     empty = call((module, "_reconstruct"), name("numpy", "ndarray"), several(number(0)), raw(b"b"))
     return empty + several(number(1), several(*map(number, shape)), kind, b"\x89", data) + b"b"
+
+
+def doubled(levels: int) -> bytes:
+    """A tuple of two tuples, which are the same one, and so on: short to write, without end to walk through."""
+    return b")" + b"".join(b"q%ch%c\x86" % (level, level) for level in range(levels))

@@ -9,13 +9,14 @@ from cogview_pl.checkpoints.manifest import MANIFEST, write_manifest
 from cogview_pl.checkpoints.model_folder import (
     ImageTokenizer,
     build_template,
+    build_transformer,
     build_vqvae,
     load_image_tokenizer,
     save_image_tokenizer,
     save_sequence_model,
 )
-from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import TextTokenizer, Vocabulary
+from tests.make_models import quantizer_options, transformer_settings
 
 VQVAE = {
     "hidden_size": 8,
@@ -25,7 +26,7 @@ VQVAE = {
     "residual_blocks": 0,
     "mean": [0.5, 0.5, 0.5],
     "std": [0.5, 0.5, 0.5],
-    "quantizer": {"kind": "ema", "kmeans_iters": 0},
+    "quantizer": quantizer_options("ema", kmeans_iters=0),
 }
 TEMPLATE = {
     "layout": "[ROI1] {text} [BASE] [BOI1] {image:2x2} [EOI1]",
@@ -46,16 +47,16 @@ def save_run(folder: Path, images: ImageTokenizer) -> Path:
     """A run folder with a saved sequence model of random weights."""
     text = TextTokenizer.train(["红色的圆形", "蓝色的心形"], vocab_size=300)
     vocabulary = Vocabulary(16, text.vocab_size)
-    settings = {
-        "vocab_size": vocabulary.size,
-        "num_layers": 1,
-        "hidden_size": 16,
-        "num_heads": 2,
-        "num_positions": build_template(TEMPLATE, vocabulary).num_positions,
-    }
+    settings = transformer_settings(
+        vocab_size=vocabulary.size,
+        num_layers=1,
+        hidden_size=16,
+        num_heads=2,
+        num_positions=build_template(TEMPLATE, vocabulary).num_positions,
+    )
     save_sequence_model(
         folder / "model",
-        Transformer(**settings),
+        build_transformer(settings),
         transformer=settings,
         template=TEMPLATE,
         vocabulary=vocabulary,

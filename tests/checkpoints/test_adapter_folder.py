@@ -26,29 +26,28 @@ from cogview_pl.checkpoints.manifest import file_hash
 from cogview_pl.checkpoints.model_folder import SequenceModel, load_sequence_model
 from cogview_pl.checkpoints.settings import read_settings
 from cogview_pl.errors import UserError
+from cogview_pl.transformer.config import LoRAConfig, LoRATarget
 from cogview_pl.transformer.lora import adapter_state, add_lora
 from cogview_pl.transformer.model import Transformer
 
 from .saved import TEMPLATE, forge_manifest, save_run, save_tokenizer
 
 RANK, ALPHA = 2, 4.0
-TARGETS = ["qkv", "down"]
+LORA = LoRAConfig(rank=RANK, alpha=ALPHA, targets=[LoRATarget.qkv, LoRATarget.down], merge=False)
 
 
 def finetune(folder: Path, base: Path, *, loss: float = 1.0, seed: int = 0) -> tuple[Path, Transformer]:
     """A run folder with an adapter beside the model in `base`, and the model with the adapter as it trained."""
     start = load_adapted(base)
     model = deepcopy(start.model)
-    add_lora(model, rank=RANK, alpha=ALPHA, targets=TARGETS)
+    add_lora(model, LORA)
     torch.manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
     adapter = Adapter(
         weights=adapter_state(model),
-        rank=RANK,
-        alpha=ALPHA,
-        targets=TARGETS,
+        lora=LORA,
         transformer=start.settings["transformer"],
         template={**start.settings["template"], "loss": {"image": loss}},
         base=str(base.resolve()),
@@ -94,7 +93,7 @@ def test_an_adapter_may_stand_on_another(run: Path, tmp_path: Path) -> None:
     second, trained = finetune(tmp_path / "second", first, seed=1)
     assert (logits(load_adapted(second).model) - logits(trained)).abs().max() < 1e-5
     finetune(first, run, seed=2)  # another adapter under the second
-    with pytest.raises(UserError, match=r"holds other weights than the adapter was trained beside"):
+    with pytest.raises(UserError, match=r"holds other weights than the adapter was trained with"):
         load_adapted(second)
 
 
@@ -241,7 +240,7 @@ def test_what_an_adapter_folder_holds(run: Path, adapted: Path) -> None:
         "kind": "adapter",
         "base_identity": base.identity,
         "image_tokenizer": base.image_tokenizer.identity,
-        "lora": {"rank": RANK, "alpha": ALPHA, "targets": TARGETS},
+        "lora": {"rank": RANK, "alpha": ALPHA, "targets": ["qkv", "down"], "merge": False},
         "transformer": base.settings["transformer"],
         "template": {**TEMPLATE, "loss": {"image": 1.0}},
     }
@@ -283,8 +282,8 @@ def test_bases_are_followed_to_the_last(run: Path, adapted: Path, tmp_path: Path
     with pytest.raises(UserError) as error:
         find_base(second / "adapter", "key")
     assert str(error.value) == (
-        f"key={second / 'adapter'}: the adapter's base, {run.resolve()}, does not exist; write the path of the model "
-        f"that it was trained beside into {adapted.resolve() / 'adapter' / 'base.txt'}"
+        f"key={second / 'adapter'}: the adapter's base, {run.resolve()}, does not exist; write the path of its base "
+        f"model into {adapted.resolve() / 'adapter' / 'base.txt'}"
     )
 
 

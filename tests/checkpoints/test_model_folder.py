@@ -208,7 +208,7 @@ IMAGES: dict[str, tuple[Callable[[str], str], str]] = {
     "a million wide": (replace("hidden_size: 8", "hidden_size: 1000000"), "does not fit its config.yaml"),
     "another downsampling": (replace("downsampling: 8", "downsampling: 7"), "downsampling is 7"),
     "no image size": (replace("image_size: 16", "image_size: x"), "image_size|whole number"),
-    "an unknown quantizer": (replace("kind: ema", "kind: foo"), "foo"),
+    "an unknown quantizer": (replace("EMAQuantizer", "FooQuantizer"), "FooQuantizer"),
 }
 
 

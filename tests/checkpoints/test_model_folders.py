@@ -24,12 +24,13 @@ from cogview_pl.checkpoints.model_folder import (
 )
 from cogview_pl.checkpoints.settings import CONFIG, read_settings, write_settings
 from cogview_pl.errors import UserError
+from tests.make_models import quantizer_options, transformer_settings
 
 from .saved import TEMPLATE, VQVAE, save_tokenizer
 
 
 def test_what_a_folder_says_of_its_model(run: Path) -> None:
-    sizes = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "num_positions": 16}
+    sizes = transformer_settings(num_layers=1, hidden_size=16, num_heads=2, num_positions=16)
     text_tokens = load_sequence_model(run).text.vocab_size
     vocabulary = {"codebook_size": 16, "text_vocab_size": text_tokens}
     rows = len(load_sequence_model(run).model.token_embedding.weight)
@@ -165,6 +166,6 @@ def test_half_of_a_folder_is_none(run: Path, name: str) -> None:
 def test_settings_of_a_quantizer_have_their_types(tmp_path: Path, name: str, value: object) -> None:
     save_tokenizer(tmp_path)
     settings = read_settings(tmp_path)
-    write_settings(tmp_path, settings | {"vqvae": VQVAE | {"quantizer": {"kind": "ema", name: value}}})
+    write_settings(tmp_path, settings | {"vqvae": VQVAE | {"quantizer": quantizer_options("ema", **{name: value})}})
     with pytest.raises(UserError, match=rf"config\.yaml is damaged \({name} is {value!r}\); copy the folder again"):
         load_image_tokenizer(tmp_path, verify=False)

@@ -51,7 +51,7 @@ def test_the_name_of_an_iteration_is_a_short_word(tmp_path: Path) -> None:
     for name in ("a-b", "..", "x" * 101):
         make_ranks(tmp_path / name, 0)
         (tmp_path / LATEST).write_text(name)
-        with pytest.raises(UserError, match="there is no such folder beside it"):
+        with pytest.raises(UserError, match="and there is no such folder; unpack"):
             rank_files(tmp_path, "key")
 
 

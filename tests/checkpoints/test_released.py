@@ -25,7 +25,7 @@ from cogview_pl.checkpoints.released import (
     save_vqvae,
 )
 from cogview_pl.errors import UserError
-from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_transformer
 
 Change = Callable[[dict[str, Tensor]], Any]
 RANK = "1/mp_rank_{:02d}_model_states.pt"
@@ -36,7 +36,7 @@ QKV = "transformer.layers.0.attention.query_key_value.weight"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A released transformer of random weights."""
-    model = Transformer(vocab_size=32, num_layers=1, hidden_size=16, num_heads=2, num_positions=8)
+    model = make_transformer(vocab_size=32, num_layers=1, hidden_size=16, num_heads=2, num_positions=8)
     save_transformer(model, tmp_path / "model")
     return tmp_path / "model"
 

@@ -23,7 +23,8 @@ from cogview_pl.checkpoints.released import (
     vqvae_settings,
 )
 from cogview_pl.errors import UserError
-from cogview_pl.transformer.model import Transformer
+from cogview_pl.transformer.config import NormScope
+from tests.make_models import make_transformer, quantizer_options
 
 RANK = "mp_rank_00_model_states.pt"
 LATEST = "latest_checkpointed_iteration.txt"
@@ -97,7 +98,7 @@ def test_a_released_tokenizer_codes_as_the_original(tmp_path: Path, prefix: str)
     assert vqvae_settings(model) == {
         **{"hidden_size": 6, "codebook_dim": 4, "codebook_size": 10, "downsampling": 8, "residual_blocks": 0},
         **{"mean": MEAN, "std": STD},
-        "quantizer": {"kind": "ema", "decay": 0.99, "commitment_weight": 0.25, "kmeans_iters": 0},
+        "quantizer": quantizer_options("ema", kmeans_iters=0),
     }
     assert list(build_vqvae(vqvae_settings(model)).state_dict()) == list(model.state_dict())
     save_vqvae(model, tmp_path / "new" / "folder" / "back.pt")
@@ -117,7 +118,7 @@ def test_tokenizers_in_half_precision_become_float32(tmp_path: Path) -> None:
 def test_tokenizers_with_another_quantizer_go_into_released_files(tmp_path: Path, kind: str) -> None:
     """The statistics that they lack are those of a codebook at rest; what only their training needs is left out."""
     settings = {"hidden_size": 6, "codebook_dim": 4, "codebook_size": 10, "downsampling": 8, "residual_blocks": 0}
-    model = build_vqvae({**settings, "mean": MEAN, "std": STD, "quantizer": {"kind": kind}}).eval()
+    model = build_vqvae({**settings, "mean": MEAN, "std": STD, "quantizer": quantizer_options(kind)}).eval()
     save_vqvae(model, tmp_path / "tokenizer.pt")
     save_vqvae(model, tmp_path / "tokenizer.pt")  # onto the file that is there
     saved = torch.load(tmp_path / "tokenizer.pt")
@@ -142,7 +143,7 @@ OTHERS = {
 def test_tokenizers_that_the_original_cannot_read_are_not_written(tmp_path: Path, change: str) -> None:
     settings, words = OTHERS[change]
     released = {"hidden_size": 6, "codebook_dim": 4, "codebook_size": 10, "downsampling": 8, "residual_blocks": 0}
-    model = build_vqvae({**released, "mean": MEAN, "std": STD, "quantizer": {"kind": "ema"}, **settings})
+    model = build_vqvae({**released, "mean": MEAN, "std": STD, "quantizer": quantizer_options("ema"), **settings})
     with pytest.raises(UserError) as error:
         save_vqvae(model, tmp_path / "tokenizer.pt")
     assert str(error.value).startswith("convert: ") and words in str(error.value)
@@ -207,9 +208,16 @@ def test_a_released_transformer_predicts_as_the_original(tmp_path: Path, heads: 
     state, tokens = transformer_state(), torch.randint(20, (2, 7))
     model = load_transformer(write(tmp_path / "model", state), num_heads=heads)
     torch.testing.assert_close(model(tokens), logits(state, tokens, heads=heads), rtol=1e-4, atol=1e-4)
-    assert (model.num_heads, model.num_positions, len(model.blocks), model.norm_scope) == (heads, 9, 2, "tensor")
+    assert (model.num_heads, model.num_positions, len(model.blocks), model.norm_scope) == (
+        heads,
+        9,
+        2,
+        NormScope.tensor,
+    )
     assert not model.training and model.token_embedding.weight.shape == (20, 12)
-    assert load_transformer(tmp_path / "model", num_heads=heads, norm_scope="token").norm_scope == "token"
+    assert (
+        load_transformer(tmp_path / "model", num_heads=heads, norm_scope=NormScope.token).norm_scope == NormScope.token
+    )
     half = load_transformer(tmp_path / "model", num_heads=heads, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
 
@@ -234,7 +242,7 @@ def test_a_transformer_goes_back_with_all_of_its_digits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_transformers_that_the_original_cannot_read_are_not_written(tmp_path: Path, norm: str) -> None:
-    model = Transformer(vocab_size=20, num_layers=1, hidden_size=12, num_heads=3, num_positions=9, norm=norm)
+    model = make_transformer(vocab_size=20, num_layers=1, hidden_size=12, num_heads=3, num_positions=9, norm=norm)
     with pytest.raises(UserError, match=r"convert: the original knows model\.norm=sandwich only"):
         save_transformer(model, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cogview_pl.checkpoints.settings import CONFIG, read_settings, require_types, unfit_named, write_settings
+from cogview_pl.checkpoints.settings import (
+    CONFIG,
+    from_plain,
+    plain,
+    read_settings,
+    require_types,
+    unfit_named,
+    write_settings,
+)
 from cogview_pl.errors import UserError
+from cogview_pl.limits import MISSING, at_least_0, count
 
 SETTINGS = {
     "kind": "x",
@@ -152,3 +163,53 @@ def test_arguments_of_classes() -> None:
     assert require_types(Built, {"whole": 1}) == {"whole": 1}
     with pytest.raises(ValueError, match=r"^whole is 1\.5$"):
         require_types(Built, {"whole": 1.5})
+
+
+class Shape(Enum):
+    round = "round"
+    square = "square"
+
+
+@dataclass
+class Options:
+    sides: int = count()
+    shape: Shape = MISSING
+    more: list[Shape] = MISSING
+    scale: float | None = at_least_0()
+
+
+PLAIN = {"sides": 4, "shape": "square", "more": ["round", "square"], "scale": None}
+
+
+def test_options_become_plain_values_and_come_back() -> None:
+    options = Options(sides=4, shape=Shape.square, more=[Shape.round, Shape.square], scale=None)
+    assert plain(options) == PLAIN and from_plain(Options, PLAIN) == options
+    options.extra = (Shape.round, {"inner": options.shape})  # type: ignore[attr-defined]
+    assert plain(options) == {**PLAIN, "extra": ["round", {"inner": "square"}]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"shape": "oval"}, "shape is 'oval'"),
+        ({"shape": 1}, "shape is 1"),
+        ({"shape": ["square"]}, r"shape is \['square'\]"),
+        ({"more": ["oval"]}, r"more is \['oval'\]"),
+        ({"more": "round"}, "more is 'round'"),
+        ({"sides": 0}, "sides is 0, must be a whole number, at least 1"),
+        ({"sides": True}, "sides is True"),
+        ({"scale": -0.5}, "scale is -0.5, must be at least 0"),
+        ({"scale": float("inf")}, "scale is inf, must be at least 0"),
+        ({"colour": 1}, "colour is unknown"),
+        ({"_target_": "os.system"}, "_target_ is unknown"),
+    ],
+)
+def test_options_that_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        from_plain(Options, {**PLAIN, **changes})
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_missing_option_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^no {name}$"):
+        from_plain(Options, {key: value for key, value in PLAIN.items() if key != name})

@@ -50,10 +50,14 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "no_prompts_asked": (["task=generate", "num_prompts=0"], ["num_prompts", "0"]),
     "no_sampler_batch": (["task=generate", "sampler.batch_size=0"], ["sampler.batch_size", "0"]),
     "downsampling": (
-        [*FIRST_TASK, "image_tokenizer.downsampling=5", "image_tokenizer.grid=13", "image_tokenizer.image_size=65"],
+        [*FIRST_TASK, "image_tokenizer.downsampling=5", "image_tokenizer.image_size=65"],
         ["image_tokenizer.downsampling", "5"],
     ),
-    "grid_of_image": ([*FIRST_TASK, "image_tokenizer.grid=16"], ["image_tokenizer.grid", "16"]),
+    "size_of_image": (
+        [*FIRST_TASK, "image_tokenizer.image_size=60"],
+        ["image_tokenizer.image_size=60", "not a multiple", "image_tokenizer.downsampling=8"],
+    ),
+    "no_downsampling": ([*FIRST_TASK, "image_tokenizer.downsampling=0"], ["image_tokenizer.downsampling", "0"]),
     "no_codes": ([*FIRST_TASK, "image_tokenizer.codebook_size=0"], ["image_tokenizer.codebook_size", "0"]),
     "no_width": ([*FIRST_TASK, "image_tokenizer.hidden_size=0"], ["image_tokenizer.hidden_size", "0"]),
     "heads": (["task=pretrain", "model.num_heads=5"], ["model.hidden_size", "96", "model.num_heads", "5"]),
@@ -138,7 +142,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["image_tokenizer.path", "sequence_model", "task=vqvae"],
     ),
     "tokenizer_other_size": (
-        ["task=tokenize", "image_tokenizer.image_size=32", "image_tokenizer.grid=4"],
+        ["task=tokenize", "image_tokenizer.image_size=32"],
         ["data.image_size=32", "64"],
     ),
     "store_of_other_tokenizer": (
@@ -146,7 +150,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["{tokenize}/store", "image_tokenizer", "task=tokenize"],
     ),
     "store_of_other_grid": (
-        ["task=pretrain", "image_tokenizer.grid=4"],
+        ["task=pretrain", "image_tokenizer.image_size=32"],
         ["template.layout", "4x4", "8x8"],
     ),
     "store_no_run": (["task=pretrain", "data.token_store={plain}"], ["{plain}/store", "header.json", "task=tokenize"]),

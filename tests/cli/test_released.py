@@ -12,8 +12,8 @@ from PIL import Image
 
 from cogview_pl.checkpoints.model_folder import build_vqvae
 from cogview_pl.checkpoints.released import released_settings, save_transformer, save_vqvae
-from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import TextTokenizer, Vocabulary
+from tests.make_models import make_transformer
 
 NUM_CODES = 16
 CAPTIONS = ["红色的圆形", "蓝色的心形", "一个绿色的三角形"]
@@ -41,7 +41,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = Vocabulary(NUM_CODES, TextTokenizer.load(folder / "text.model").vocab_size)
     for name in ("cogview-base", "cogview-sr", "cogview-caption"):
         sizes = {"vocab_size": vocabulary.size, "num_layers": 2, "hidden_size": 32, "num_heads": 2}
-        save_transformer(Transformer(**sizes, num_positions=64, init_std=0.2), folder / name)
+        save_transformer(make_transformer(**sizes, num_positions=64, init_std=0.2), folder / name)
     torch.save({"module": {}, "extra": Hostile(folder / "was_here")}, folder / "hostile.pt")
     Image.new("RGB", (32, 32)).save(folder / "a.png")
     return folder
@@ -52,7 +52,7 @@ def options(release: Path) -> list[str]:
     """What a run with released weights needs besides the weights."""
     return [
         *("model.num_layers=2", "model.hidden_size=32", "model.num_heads=2", "model.num_positions=64"),
-        *("image_tokenizer.image_size=32", "image_tokenizer.grid=4", "text.max_length=16", "threads=1"),
+        *("image_tokenizer.image_size=32", "text.max_length=16", "threads=1"),
         f"text.model={release}/text.model",
         f"image_tokenizer.path={release}/tokenizer.pt",
     ]

@@ -18,7 +18,7 @@ from cogview_pl.runs.run_folder import can_go_on
 from tests.faults.outcomes import EVERY
 
 QUIET = ("seed=5", "threads=1", "logger=none")
-SMALL = ("image_tokenizer.image_size=32", "image_tokenizer.grid=4", "text.vocab_size=320")
+SMALL = ("image_tokenizer.image_size=32", "text.vocab_size=320")
 STEPS = (
     "trainer.max_steps=8",
     "trainer.val_check_interval=4",

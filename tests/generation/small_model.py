@@ -6,6 +6,7 @@ import torch
 
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
+from tests.make_models import make_transformer
 
 VOCABULARY = Vocabulary(codebook_size=40, text_vocab_size=12)
 TWO_IMAGES = Template(
@@ -22,7 +23,7 @@ TWO_IMAGES = Template(
 def small_model(template: Template, *, init_std: float, norm_scope: str = "token") -> Transformer:
     """Two layers of hidden size 32 for the vocabulary and positions of a template; always the same weights."""
     torch.manual_seed(0)
-    model = Transformer(
+    model = make_transformer(
         vocab_size=template.vocabulary.size,
         num_layers=2,
         hidden_size=32,

@@ -12,6 +12,7 @@ from cogview_pl.generation.decode import OPEN, fill, stream, uniforms
 from cogview_pl.generation.sampling import Sampling
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, TextSlot
+from tests.make_models import make_transformer
 
 from .small_model import TWO_IMAGES, VOCABULARY
 
@@ -45,7 +46,7 @@ TEXTS: tuple[list[int], ...] = ([3, 1, 4, 1, 5], [], [9, 2, 6, 5, 3, 5, 8, 9], [
 def make(**changes: object) -> Transformer:
     torch.manual_seed(0)
     sizes = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "num_positions": 40, "init_std": 0.3}
-    return Transformer(vocab_size=VOCABULARY.size, **{**sizes, **changes}).eval()  # type: ignore[arg-type]
+    return make_transformer(vocab_size=VOCABULARY.size, **{**sizes, **changes}).eval()  # type: ignore[arg-type]
 
 
 def prompts_of(template: Template) -> list[list[int]]:

@@ -16,6 +16,7 @@ from cogview_pl.generation.decode import OPEN, fill
 from cogview_pl.generation.sampling import Sampling, guide
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
+from tests.make_models import make_transformer, quantizer_options
 
 NUM_CODES = 40
 VOCABULARY = Vocabulary(NUM_CODES, text_vocab_size=12)
@@ -38,7 +39,7 @@ PROMPTS = [TEMPLATE.prompt({"text": text}) for text in TEXTS]
 def make(vocabulary: Vocabulary = VOCABULARY, **changes: Any) -> Transformer:
     torch.manual_seed(0)
     sizes = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "num_positions": 40, "init_std": 0.3}
-    return Transformer(vocab_size=vocabulary.size, **{**sizes, **changes}).eval()
+    return make_transformer(vocab_size=vocabulary.size, **{**sizes, **changes}).eval()
 
 
 def guided(
@@ -204,7 +205,7 @@ def sequence_model(**changes: Any) -> SequenceModel:
         "codebook_size": NUM_CODES,
         "downsampling": 4,
         "residual_blocks": 0,
-        "quantizer": {"kind": "fixed", "commitment_weight": 0.25},
+        "quantizer": quantizer_options("fixed"),
         "mean": [0.5] * 3,
         "std": [0.5] * 3,
     }

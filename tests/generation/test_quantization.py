@@ -15,6 +15,7 @@ from cogview_pl.generation.quantization import matrix_bytes, quantize
 from cogview_pl.generation.sampling import Sampling
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
+from tests.make_models import make_transformer
 
 VOCABULARY = Vocabulary(codebook_size=40, text_vocab_size=12)
 TEMPLATE = Template(
@@ -32,7 +33,7 @@ def make(hidden_size: int = 64) -> Transformer:
         "num_positions": TEMPLATE.num_positions,
         "init_std": hidden_size**-0.5,
     }
-    return Transformer(vocab_size=VOCABULARY.size, **sizes).eval()  # type: ignore[arg-type]
+    return make_transformer(vocab_size=VOCABULARY.size, **sizes).eval()  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cogview_pl.kernels.cpu_linear import Linear, by_convolution, linear, product
+from cogview_pl.kernels.cpu_linear import Linear, by_convolution, linear, matmul
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:
@@ -55,6 +55,6 @@ def test_other_precisions_are_kept() -> None:
 def test_product_is_the_matrix_product(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(300, 24, dtype=dtype), torch.randn(24, 40, dtype=dtype).T
-    found = product(x, weight)
+    found = matmul(x, weight)
     assert found.dtype == dtype
     assert _relative(found.double(), x.double() @ weight.double().T) < (1e-2 if dtype == torch.bfloat16 else 1e-5)

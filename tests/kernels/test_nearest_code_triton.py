@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cogview_pl.vqvae.model import VQVAE
-from cogview_pl.vqvae.quantizer import make_quantizer
+from tests.make_models import make_vqvae
 
 pytest.importorskip("triton")
 from cogview_pl.kernels.nearest_code_triton import nearest_by_kernel
@@ -40,15 +39,8 @@ def test_of_equally_near_codes_the_first() -> None:
 @pytest.mark.parametrize("residual_blocks", [0, 1])
 def test_encoding_on_a_gpu(residual_blocks: int) -> None:
     torch.manual_seed(0)
-    quantizer = make_quantizer("fixed", codebook_size=300, codebook_dim=32, commitment_weight=0.25)
-    sizes = {
-        "hidden_size": 32,
-        "codebook_dim": 32,
-        "codebook_size": 300,
-        "downsampling": 8,
-        "residual_blocks": residual_blocks,
-    }
-    model = VQVAE(**sizes, quantizer=quantizer, mean=[0.5] * 3, std=[0.3] * 3).eval()
+    sizes = {"hidden_size": 32, "codebook_dim": 32, "codebook_size": 300, "residual_blocks": residual_blocks}
+    model = make_vqvae("fixed", **sizes, std=[0.3] * 3).eval()
     images = torch.rand(4, 3, 64, 64)
     codes, latents = model.encode(images), model.latents(images).detach()
     model.to(DEVICE)

@@ -13,9 +13,9 @@ from cogview_pl.data.sequence_dataset import SequenceBatch
 from cogview_pl.lit.config import OptimizerConfig
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule
 from cogview_pl.lit.sequence_model import SequenceModule
-from cogview_pl.transformer.model import Transformer
+from cogview_pl.vqvae.config import Reconstruction
 from cogview_pl.vqvae.model import VQVAE
-from cogview_pl.vqvae.quantizer import make_quantizer
+from tests.make_models import make_transformer, make_vqvae
 
 TEXT, IMAGE = range(12), range(12, 30)
 SLOT_IDS = [TEXT, IMAGE, range(30, 31)]
@@ -26,7 +26,7 @@ LR, DECAY = 0.5, 0.02
 def sequence_module(slot_ids: list[range] | None = SLOT_IDS, noise: float = 0.0, trained: str = "") -> SequenceModule:
     """A model of which the parameters are trained that have `trained` in their names."""
     torch.manual_seed(0)
-    model = Transformer(vocab_size=31, num_layers=1, hidden_size=8, num_heads=2, num_positions=12, init_std=0.4)
+    model = make_transformer(vocab_size=31, num_layers=1, hidden_size=8, num_heads=2, num_positions=12, init_std=0.4)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained in name)
     return SequenceModule(
@@ -66,22 +66,20 @@ TOKENIZER_LR, MOMENTUM = 0.02, 0.9
 
 def tokenizer(kind: str = "learned") -> VQVAE:
     torch.manual_seed(3)
-    settings = {"kmeans_iters": 0} if kind == "ema" else {}
-    quantizer = make_quantizer(kind, codebook_size=CODES, codebook_dim=3, **settings)
-    made = VQVAE(
+    made = make_vqvae(
+        kind,
         hidden_size=6,
         codebook_dim=3,
         codebook_size=CODES,
         downsampling=4,
-        residual_blocks=0,
-        quantizer=quantizer,
         mean=[0.5, 0.4, 0.6],
         std=[0.5, 0.6, 0.4],
+        quantizer={"kmeans_iters": 0} if kind == "ema" else {},
     )
     with torch.no_grad():  # so that images take several codes, and their reconstructions leave 0 … 1
         made.decoder[-1].weight *= 6
         made.decoder[-1].bias.copy_(torch.tensor([1.5, -0.6, 0.1]))
-        quantizer.codebook.copy_(made.latents(torch.rand(3, 3, 8, 8)).transpose(0, 1).flatten(1))
+        made.quantizer.codebook.copy_(made.latents(torch.rand(3, 3, 8, 8)).transpose(0, 1).flatten(1))
     return made
 
 
@@ -90,7 +88,7 @@ def tokenizer_module(
 ) -> ImageTokenizerModule:
     return ImageTokenizerModule(
         tokenizer(kind),
-        reconstruction=reconstruction,
+        reconstruction=Reconstruction(reconstruction),
         reconstruction_weight=RECONSTRUCTION_WEIGHT,
         quantize_after_steps=quantize_after_steps,
         optimizer=OptimizerConfig(weight_decay=0.5, warmup=0.0, final_lr=1.0),

@@ -21,7 +21,7 @@ from cogview_pl.data.sequence_dataset import SequenceCollator
 from cogview_pl.errors import UserError
 from cogview_pl.lit.data_module import DataModule
 from cogview_pl.transformer.loss import sequence_loss
-from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_transformer
 
 
 def module(rank: int, world: int, *, batch_size: int, val: int = 9, processed: int = 0) -> DataModule:
@@ -70,7 +70,7 @@ def test_another_number_of_devices_goes_on_behind_the_samples_that_were_seen() -
 
 def test_a_batch_of_no_samples_goes_through_the_model_and_counts_nothing() -> None:
     batch: Any = SequenceCollator(pad=5)([])
-    model = Transformer(vocab_size=8, num_layers=1, hidden_size=8, num_heads=2, num_positions=4)
+    model = make_transformer(vocab_size=8, num_layers=1, hidden_size=8, num_heads=2, num_positions=4)
     result = sequence_loss(model, batch.tokens, batch.positions, batch.weights, batch.slots, 2, [range(4), range(4, 8)])
     assert (result.loss.item(), result.weight.item(), result.slot_counts_S.tolist()) == (0.0, 0.0, [0, 0])
     result.loss.backward()

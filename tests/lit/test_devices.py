@@ -17,7 +17,7 @@ from cogview_pl.data.sequence_dataset import SequenceBatch
 from cogview_pl.lit.callbacks import BadSamples, NanGuard, RandomState
 from cogview_pl.lit.data_module import DataModule
 from cogview_pl.lit.strategies import FullyShardedStrategy, TensorParallelStrategy
-from cogview_pl.transformer.parallel import whole
+from cogview_pl.transformer.parallel import full
 
 from .fitting import loader, trainer
 from .models import images, sequence_batch, sequence_module, tokenizer_module
@@ -50,7 +50,7 @@ def trained(module: LightningModule, batches: list[Any], **options: Any) -> dict
     given = trainer(len(batches), gradient_clip_val=CLIP, **options)
     given.fit(module, loader(batches))
     log = {step: {name: float(value) for name, value in row.items()} for step, row in given.logger.rows.items()}  # type: ignore[union-attr]
-    weights = {name: whole(value.detach(), True) for name, value in module.state_dict().items()}
+    weights = {name: full(value.detach(), True) for name, value in module.state_dict().items()}
     parts = {name: getattr(value, "_local_tensor", value).numel() for name, value in module.state_dict().items()}
     return {"weights": weights, "log": log, "parts": parts}
 

@@ -15,6 +15,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.lit.low_memory import adamw_8bit, adamw_bf16, adamw_offload
 from cogview_pl.transformer.loss import sequence_loss
 from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_transformer
 
 pytest.importorskip("torchao")
 
@@ -25,7 +26,7 @@ VOCABULARY, LENGTH = 60, 24
 def make(dtype: torch.dtype = torch.float32) -> Transformer:
     torch.manual_seed(0)
     sizes = {"num_layers": 1, "hidden_size": 64, "num_heads": 4, "num_positions": LENGTH, "init_std": 0.125}
-    return Transformer(vocab_size=VOCABULARY, **sizes).to(dtype)  # type: ignore[arg-type]
+    return make_transformer(vocab_size=VOCABULARY, **sizes).to(dtype)  # type: ignore[arg-type]
 
 
 def groups(model: nn.Module) -> list[dict[str, Any]]:

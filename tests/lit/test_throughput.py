@@ -13,7 +13,7 @@ from cogview_pl.data.sequence_dataset import SequenceBatch
 from cogview_pl.lit.callbacks import Throughput
 from cogview_pl.lit.callbacks import throughput as module_of_callback
 from cogview_pl.lit.sequence_model import SequenceModule
-from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_transformer
 
 
 class Watch:
@@ -22,7 +22,7 @@ class Watch:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, peak_tflops: float | None = None) -> None:
         self.now = 10.0
         monkeypatch.setattr(module_of_callback.time, "perf_counter", lambda: self.now)
-        model = Transformer(vocab_size=60, num_layers=2, hidden_size=32, num_heads=4, num_positions=9)
+        model = make_transformer(vocab_size=60, num_layers=2, hidden_size=32, num_heads=4, num_positions=9)
         self.module: Any = SequenceModule(
             model,
             slot_names=["image"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from cogview_pl.memory.model import Model
 from cogview_pl.memory.sequence_step import Heights, Predicted, SequenceStep, heights
 from cogview_pl.memory.trace import LiveBytes
-from cogview_pl.transformer.lora import TARGETS
+from cogview_pl.transformer.config import ActivationCheckpointing, LoRATarget
 from cogview_pl.transformer.loss import sequence_loss
+from tests.make_models import transformer_settings
 
 TEXT, CODES = range(96, 160), range(96)
 SETTINGS = {"vocab_size": 160, "hidden_size": 64, "num_heads": 4, "num_positions": 48, "dropout": 0.1}
@@ -23,7 +25,7 @@ def step(
 ) -> SequenceStep:
     defaults: dict[str, object] = {"accumulates": False, "on_gpu": False}
     return SequenceStep(
-        model=Model.of({**SETTINGS, "num_layers": layers}, torch.float32, lora),
+        model=Model.of(transformer_settings(**SETTINGS, num_layers=layers), torch.float32, lora),
         batch=8,
         tokens=40,
         predicted=(Predicted(8, TEXT), Predicted(32, CODES)),
@@ -35,7 +37,7 @@ def step(
 
 def real(wanted: SequenceStep) -> Heights:
     model = wanted.model.build().train()
-    model.set_training_pass(recompute=wanted.recompute)
+    model.set_activation_checkpointing(ActivationCheckpointing(wanted.recompute))
     if wanted.accumulates:
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -76,8 +78,10 @@ def test_gradients_of_the_batch_before_are_not_allocated_again(recompute: str) -
 
 @pytest.mark.parametrize("arithmetic", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("recompute", ["none", "block"])
-@pytest.mark.parametrize("targets", [TARGETS, TARGETS[:-1]], ids=["with_tokens", "blocks"])
-def test_adapters_are_counted_as_they_train(targets: tuple[str, ...], recompute: str, arithmetic: torch.dtype) -> None:
+@pytest.mark.parametrize("targets", [tuple(LoRATarget), tuple(LoRATarget)[:-1]], ids=["with_tokens", "blocks"])
+def test_adapters_are_counted_as_they_train(
+    targets: Sequence[LoRATarget], recompute: str, arithmetic: torch.dtype
+) -> None:
     lora = {"rank": 4, "alpha": 4, "targets": targets, "held": arithmetic}
     wanted = step(4, recompute, arithmetic, lora)
     assert total(heights(wanted)) == pytest.approx(total(real(wanted)), rel=0.02)

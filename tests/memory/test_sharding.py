@@ -9,6 +9,8 @@ import torch
 
 from cogview_pl.memory.model import Counted, Model, Tensors, counted
 from cogview_pl.memory.sharding import Holdings, holdings
+from cogview_pl.transformer.config import LoRATarget
+from tests.make_models import transformer_settings
 
 WHOLE = Counted(1000, 4000, 1000, 3, (Tensors((1000,), torch.float32, True, 1),))
 """Three blocks of 1,000 bytes each, and tables of as much."""
@@ -45,15 +47,15 @@ def test_deepspeed_computes_in_half_and_keeps_fp32_with_the_state() -> None:
 
 
 def test_tensor_parallel_devices_have_whole_tables_and_a_part_of_each_matrix() -> None:
-    settings = {"vocab_size": 100, "num_layers": 3, "hidden_size": 32, "num_heads": 4, "num_positions": 20}
+    settings = transformer_settings(vocab_size=100, num_layers=3, hidden_size=32, num_heads=4, num_positions=20)
     whole, part = (counted(Model.of(settings, torch.float32, parts=parts)) for parts in (1, 2))
     matrices, biases = 3 * 12 * 32**2, 3 * (3 * 32 + 4 * 32)  # of `qkv` and `up`; those behind a sum are whole
     assert whole.parameters - part.parameters == (matrices + biases) // 2
 
 
 def test_frozen_weights_have_no_gradient() -> None:
-    settings = {"vocab_size": 100, "num_layers": 3, "hidden_size": 32, "num_heads": 4, "num_positions": 20}
-    lora = {"rank": 2, "alpha": 2, "targets": ["up"], "held": torch.bfloat16}
+    settings = transformer_settings(vocab_size=100, num_layers=3, hidden_size=32, num_heads=4, num_positions=20)
+    lora = {"rank": 2, "alpha": 2, "targets": [LoRATarget.up], "held": torch.bfloat16}
     plain, adapted = (counted(Model.of(settings, torch.float32, more)) for more in (None, lora))
     assert adapted.trained_parameters == adapted.gradient_bytes // 4 == 3 * 2 * (32 + 4 * 32)
     frozen_in_half = 3 * (4 * 32**2 + 4 * 32)

@@ -10,8 +10,8 @@ import torch
 from cogview_pl.assembly.model_specs import transformer_settings, vqvae_settings
 from cogview_pl.checkpoints.model_folder import build_vqvae
 from cogview_pl.checkpoints.released import released_names, save_vqvae
-from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Vocabulary
+from tests.make_models import make_transformer
 
 from ..composed import composed
 
@@ -46,7 +46,7 @@ def test_transformer(name: str, layers: int, hidden_size: int, parameters: int) 
     config = composed("task=pretrain", f"model={name}")
     vocabulary = Vocabulary(config.image_tokenizer.codebook_size, config.text.vocab_size)
     with torch.device("meta"):
-        model = Transformer(**transformer_settings(config.model, vocabulary))
+        model = make_transformer(**transformer_settings(config.model, vocabulary))
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     assert config.model.num_heads * 64 == hidden_size
     state = model.state_dict()

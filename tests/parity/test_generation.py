@@ -14,6 +14,7 @@ from cogview_pl.generation.decode import OPEN, fill
 from cogview_pl.generation.sampling import Sampling, probabilities
 from cogview_pl.generation.super_resolution.upscale import magnify
 from cogview_pl.generation.super_resolution.windows import windows
+from cogview_pl.transformer.config import NormScope
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 
@@ -50,7 +51,9 @@ def load(parity: Records, files: tuple[str, str, str], case: str, norm_scope: st
     """The model of a case; in the `outlier` cases one row of its table is made large."""
     meta = parity.json(files[2])
     sizes = meta["config"]
-    model = load_transformer(parity / files[1], num_heads=sizes["num_attention_heads"], norm_scope=norm_scope)
+    model = load_transformer(
+        parity / files[1], num_heads=sizes["num_attention_heads"], norm_scope=NormScope(norm_scope)
+    )
     if case.startswith("outlier"):
         with torch.no_grad():
             model.token_embedding.weight[meta["outlier"]["id"]] *= meta["outlier"]["factor"]

@@ -14,8 +14,7 @@ from torch import Tensor
 from cogview_pl.checkpoints.released import save_transformer
 from cogview_pl.lit.optimizers import warmup_cosine
 from cogview_pl.transformer.model import Transformer
-from cogview_pl.vqvae.model import VQVAE
-from cogview_pl.vqvae.quantizer import EMAQuantizer
+from tests.make_models import make_transformer, make_vqvae
 
 from .conftest import Records
 
@@ -32,7 +31,7 @@ def init(parity: Records) -> dict[str, Any]:
 def transformer(init: dict[str, Any]) -> Transformer:
     torch.manual_seed(0)
     config = init["config"]
-    return Transformer(
+    return make_transformer(
         vocab_size=config["vocab_size"],
         num_layers=config["num_layers"],
         hidden_size=config["hidden_size"],
@@ -94,17 +93,8 @@ def test_vqvae(init: dict[str, Any]) -> None:
     hidden_size = records["enc_b.blocks.0.weight"]["shape"][0]
     codebook_dim, codebook_size = records["quantize_t.embed"]["shape"]
     torch.manual_seed(0)
-    quantizer = EMAQuantizer(codebook_size=codebook_size, codebook_dim=codebook_dim)
-    model = VQVAE(
-        hidden_size=hidden_size,
-        codebook_dim=codebook_dim,
-        codebook_size=codebook_size,
-        downsampling=8,
-        residual_blocks=0,
-        quantizer=quantizer,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-    )
+    model = make_vqvae(hidden_size=hidden_size, codebook_dim=codebook_dim, codebook_size=codebook_size)
+    quantizer = model.quantizer
     found = {"quantize_t.embed": quantizer.codebook, "quantize_t.embed_avg": quantizer.embed_avg}
     for name, parameter in model.named_parameters():
         found[name.replace("encoder", "enc_b.blocks").replace("decoder", "dec.blocks")] = parameter.detach()

@@ -215,7 +215,7 @@ class TestShippedTemplates:
         options: Any = OmegaConf.to_container(config.template, resolve=True)
         sizes = Vocabulary(config.image_tokenizer.codebook_size, config.text.vocab_size)
         composed = Template(**options, vocabulary=sizes, text_length=config.text.max_length)
-        return composed, config.image_tokenizer.grid
+        return composed, config.image_tokenizer.image_size // config.image_tokenizer.downsampling
 
     def text(self, parity, composed: Template) -> dict[str, Any]:
         """The longest recorded string that fits into the text slot."""

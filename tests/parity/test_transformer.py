@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +21,11 @@ from torch import Tensor
 from cogview_pl.checkpoints.released import load_transformer, save_transformer
 from cogview_pl.transformer.attention import ATTENTIONS
 from cogview_pl.transformer.block import MLP, Block, LayerNorm
-from cogview_pl.transformer.hidden_state_cache import HiddenStateMemory
+from cogview_pl.transformer.config import NormScope
+from cogview_pl.transformer.hidden_state_cache import HiddenStateCache
 from cogview_pl.transformer.loss import SequenceLoss, sequence_loss
 from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_config
 
 from .conftest import Records
 
@@ -59,7 +62,7 @@ def batch(parity: Records) -> dict[str, Tensor]:
 def load(parity: Records, meta: Mapping[str, Any], table: str = "base", norm_scope: str = "tensor") -> Transformer:
     """The recorded model; `table` says what is done to its embeddings after loading."""
     heads = meta["config"]["num_attention_heads"]
-    model = load_transformer(parity / "transformer/checkpoint", num_heads=heads, norm_scope=norm_scope)
+    model = load_transformer(parity / "transformer/checkpoint", num_heads=heads, norm_scope=NormScope(norm_scope))
     if table == "huge":
         model.token_embedding.weight.mul_(meta["huge_factor"])
     elif table == "tiny":
@@ -371,7 +374,7 @@ def test_layer(units: dict[str, Tensor], tmp_path: Path) -> None:
 
     (name,) = (name for name in units if name.startswith("layer_io.out_last"))
     num_new = units[name].shape[1]
-    memory = HiddenStateMemory(1)
+    memory = HiddenStateCache(1)
     for part_BLD in x_BLD.tensor_split([-num_new], 1):
         found_BLD = block(part_BLD, memory.mask(part_BLD.shape[1]), memory, 0)
     assert_near(found_BLD, units[name], "layer with memory", **RELATIVE)
@@ -383,7 +386,8 @@ def test_cross_entropy(units: dict[str, Tensor]) -> None:
     recorded_L = units["cross_entropy.loss"].flatten()
     length, size = logits_LV.shape
     # Without layers and norm, with one-hot token embeddings, the logits are what is added to them.
-    model = Transformer(vocab_size=size, num_layers=0, hidden_size=size, num_heads=1, num_positions=length + 1)
+    config = make_config(num_layers=1, hidden_size=size, num_heads=1, num_positions=length + 1)
+    model = Transformer(replace(config, num_layers=0), vocab_size=size)
     model.final_norm = torch.nn.Identity()  # type: ignore[assignment]
     tokens = torch.cat([targets_L.new_zeros(1), targets_L])
     model.token_embedding.weight.copy_(torch.eye(size))

@@ -18,7 +18,8 @@ from cogview_pl.checkpoints.released import load_vqvae
 from cogview_pl.data.images import load_image
 from cogview_pl.vqvae.codebook import gather_statistics, squared_distances
 from cogview_pl.vqvae.model import VQVAE
-from cogview_pl.vqvae.quantizer import EMAQuantizer, GumbelQuantizer
+from cogview_pl.vqvae.quantizer import EMAQuantizer
+from tests.make_models import make_quantizer
 
 from .conftest import Records
 
@@ -121,11 +122,11 @@ def test_one_training_step(parity: Records, model: VQVAE) -> None:
 def ema_quantizer(record: dict[str, Tensor], start: str) -> EMAQuantizer:
     """A quantizer with the recorded start, the original's decay and no upkeep of our own."""
     codebook_dim, codebook_size = record[f"{start}.start.embed"].shape
-    quantizer = EMAQuantizer(
+    quantizer = make_quantizer(
+        "ema",
         codebook_size=codebook_size,
         codebook_dim=codebook_dim,
         decay=0.99,
-        eps=1e-5,
         commitment_weight=1.0,
         kmeans_iters=0,
         revive_every=0,
@@ -183,7 +184,8 @@ def relaxed_step(
     _, mode, temperature = run.split(".", 2)
     codebook_dim, codebook_size = codebook_DK.shape
     tau = float(temperature.removeprefix("tau"))
-    quantizer = GumbelQuantizer(
+    quantizer = make_quantizer(
+        "gumbel",
         codebook_size=codebook_size,
         codebook_dim=codebook_dim,
         hard=mode == "hard",
@@ -249,8 +251,8 @@ def test_divergence_in_evaluation(parity: Records, model: VQVAE) -> None:
     for name, diff in record.items():
         if match := re.fullmatch(r"encode_diff\.relax\.hard(\d)\.KL(\d)", name):
             hard, kl_weight = bool(int(match[1])), float(match[2])
-            quantizer = GumbelQuantizer(
-                codebook_size=codebook_size, codebook_dim=codebook_dim, hard=hard, kl_weight=kl_weight
+            quantizer = make_quantizer(
+                "gumbel", codebook_size=codebook_size, codebook_dim=codebook_dim, hard=hard, kl_weight=kl_weight
             ).eval()
             with torch.no_grad():
                 quantizer.codebook.copy_(record["embed_after"])

@@ -14,8 +14,10 @@ from torch._dynamo.utils import counters
 from cogview_pl.generation.engine.packed_cpu import DecodingModel
 from cogview_pl.kernels.cpu_linear import ONEDNN_IS_FASTER
 from cogview_pl.memory.trace import LiveBytes
+from cogview_pl.transformer.config import ActivationCheckpointing
 from cogview_pl.transformer.loss import sequence_loss
 from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_transformer
 
 BATCH, LENGTH, WIDTH, LAYERS = 2, 200, 32, 3
 
@@ -23,7 +25,7 @@ BATCH, LENGTH, WIDTH, LAYERS = 2, 200, 32, 3
 def make(**changes: object) -> Transformer:
     torch.manual_seed(0)
     sizes = {"vocab_size": 60, "num_layers": LAYERS, "hidden_size": WIDTH, "num_heads": 4, "num_positions": LENGTH}
-    return Transformer(**{**sizes, **changes})  # type: ignore[arg-type]
+    return make_transformer(**{**sizes, **changes})  # type: ignore[arg-type]
 
 
 def loss_and_gradients(model: Transformer, length: int = LENGTH, seed: int = 0) -> tuple[Tensor, list[Tensor]]:
@@ -45,13 +47,15 @@ def largest_difference(found: tuple[Tensor, list[Tensor]], wanted: tuple[Tensor,
 
 class TestRecompute:
     @pytest.mark.parametrize("attention", ["fused", "pb_relax"])
-    @pytest.mark.parametrize("recompute", ["selective", "block"])
-    def test_gradients_are_equal_to_the_bit_with_dropout(self, recompute: str, attention: str) -> None:
+    @pytest.mark.parametrize("checkpointing", [ActivationCheckpointing.selective, ActivationCheckpointing.block])
+    def test_gradients_are_equal_to_the_bit_with_dropout(
+        self, checkpointing: ActivationCheckpointing, attention: str
+    ) -> None:
         model = make(dropout=0.3, attention=attention)
         plain = loss_and_gradients(model)
         assert largest_difference(loss_and_gradients(model, seed=1), plain) > 1e-3  # dropout shows in them
         after = torch.rand(3)
-        model.set_training_pass(recompute=recompute)
+        model.set_activation_checkpointing(checkpointing)
         again = loss_and_gradients(model)
         assert largest_difference(again, plain) == 0
         loss_and_gradients(model, seed=1)
@@ -61,12 +65,12 @@ class TestRecompute:
         tokens = torch.zeros(BATCH, LENGTH, dtype=torch.long)
         stream = BATCH * LENGTH * WIDTH * 4  # bytes of one residual stream in fp32
         kept = {}
-        for recompute in ("none", "selective", "block"):
+        for checkpointing in ActivationCheckpointing:
             model = make()
-            model.set_training_pass(recompute=recompute)
+            model.set_activation_checkpointing(checkpointing)
             with LiveBytes() as live:
                 hidden = model.hidden(tokens)
-            kept[recompute] = live.total / stream
+            kept[checkpointing.value] = live.total / stream
             del hidden
         # A block keeps its input alone; selective also queries, keys and values (3), attention (1), both outputs (2)
         # and the inner layer (4), and per row and head a number of the softmax (4 heads in 32).
@@ -80,9 +84,9 @@ class TestRecompute:
         """The same by autograd's own account: what it packs away for the backward pass."""
         tokens = torch.zeros(BATCH, LENGTH, dtype=torch.long)
         saved = {}
-        for recompute in ("none", "block"):
+        for checkpointing in (ActivationCheckpointing.none, ActivationCheckpointing.block):
             model = make()
-            model.set_training_pass(recompute=recompute)
+            model.set_activation_checkpointing(checkpointing)
             seen: dict[int, Tensor] = {}
 
             def pack(tensor: Tensor, seen: dict[int, Tensor] = seen) -> Tensor:
@@ -92,7 +96,7 @@ class TestRecompute:
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 model.hidden(tokens)
             own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-            saved[recompute] = sum(t.untyped_storage().nbytes() for key, t in seen.items() if key not in own)
+            saved[checkpointing.value] = sum(t.untyped_storage().nbytes() for key, t in seen.items() if key not in own)
         assert saved["block"] < saved["none"] / 4
 
     def test_without_gradients_nothing_is_recomputed(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,13 +105,13 @@ class TestRecompute:
 
         monkeypatch.setattr("cogview_pl.transformer.activation_checkpointing.checkpoint", refuse)
         model = make()
-        model.set_training_pass(recompute="block")
+        model.set_activation_checkpointing(ActivationCheckpointing.block)
         with torch.no_grad():
             model(torch.zeros(1, 5, dtype=torch.long))
 
     def test_an_unknown_choice_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="none, selective, block"):
-            make().set_training_pass(recompute="all")
+        with pytest.raises(ValueError, match="'all' is not a valid ActivationCheckpointing"):
+            make().set_activation_checkpointing("all")  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -122,12 +126,12 @@ def compiler() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 class TestCompiled:
-    @pytest.mark.parametrize("recompute", ["none", "selective", "block"])
-    def test_equals_the_plain_pass_in_one_graph(self, recompute: str) -> None:
+    @pytest.mark.parametrize("checkpointing", ActivationCheckpointing)
+    def test_equals_the_plain_pass_in_one_graph(self, checkpointing: ActivationCheckpointing) -> None:
         model = make()
         names = list(model.state_dict())
         plain = loss_and_gradients(model)
-        model.set_training_pass(recompute=recompute, compiled=True)
+        model.set_activation_checkpointing(checkpointing, compiled=True)
         heard: list[nn.Module] = []
         hooks = [block.register_forward_hook(lambda block, *_: heard.append(block)) for block in model.blocks]
         assert largest_difference(loss_and_gradients(model), plain) < 1e-4
@@ -150,16 +154,16 @@ class TestCompiled:
         model = make()
         lengths = (200, 190, 185, 170)
         plain = [loss_and_gradients(model, length) for length in lengths]
-        model.set_training_pass(compiled=True)
+        model.set_activation_checkpointing(ActivationCheckpointing.none, compiled=True)
         for length, wanted in zip(lengths, plain, strict=True):
             assert largest_difference(loss_and_gradients(model, length), wanted) < 1e-4
         assert counters["stats"]["unique_graphs"] <= 2  # one for the first length, one for all others
 
-    @pytest.mark.parametrize("recompute", ["none", "selective", "block"])
-    def test_recomputed_dropout_is_the_same(self, recompute: str) -> None:
+    @pytest.mark.parametrize("checkpointing", ActivationCheckpointing)
+    def test_recomputed_dropout_is_the_same(self, checkpointing: ActivationCheckpointing) -> None:
         """Compiled code draws other numbers than eager code: the gradient is held against differences of the loss."""
         model = make(dropout=0.3)
-        model.set_training_pass(compiled=True, recompute=recompute)
+        model.set_activation_checkpointing(checkpointing, compiled=True)
         _, gradients = loss_and_gradients(model)
         directions = [gradient.clone() for gradient in gradients]
         squared_norm = sum(float(direction.square().sum()) for direction in directions)
@@ -178,7 +182,7 @@ class TestCompiled:
         model = make()
         with torch.autocast("cpu", torch.bfloat16):
             plain = loss_and_gradients(model)
-            model.set_training_pass(compiled=True)
+            model.set_activation_checkpointing(ActivationCheckpointing.none, compiled=True)
             found = loss_and_gradients(model)
         ours, theirs = (torch.cat([part.flatten() for part in gradients]) for _, gradients in (found, plain))
         assert (ours - theirs).norm() < 2e-2 * theirs.norm()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogview_pl.transformer.attention import ATTENTIONS
-from cogview_pl.transformer.block import NORM_PLACEMENTS
+from cogview_pl.transformer.config import ActivationCheckpointing, AttentionForm, Norm, NormScope
 from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_transformer
 
 VOCABULARY = 100
 LENGTH = 9
@@ -19,12 +19,14 @@ LOUD = 7
 QUIET = slice(LOUD + 1, None)
 """The ids behind it, whose logits are of ordinary size."""
 
-VARIANTS = list(itertools.product(NORM_PLACEMENTS, ("none", "token"), ATTENTIONS))
+VARIANTS = list(itertools.product(Norm, (NormScope.none, NormScope.token), AttentionForm))
 
 
-def make(norm: str = "sandwich", norm_scope: str = "token", attention: str = "fused") -> Transformer:
+def make(
+    norm: Norm = Norm.sandwich, norm_scope: NormScope = NormScope.token, attention: AttentionForm = AttentionForm.fused
+) -> Transformer:
     torch.manual_seed(0)
-    model = Transformer(
+    model = make_transformer(
         vocab_size=VOCABULARY,
         num_layers=2,
         hidden_size=32,
@@ -53,7 +55,9 @@ def logits_of_quiet_tokens(model: Transformer, tokens: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("norm", "norm_scope", "attention"), VARIANTS)
 class TestCausality:
-    def test_no_gradient_reaches_a_later_position(self, norm: str, norm_scope: str, attention: str) -> None:
+    def test_no_gradient_reaches_a_later_position(
+        self, norm: Norm, norm_scope: NormScope, attention: AttentionForm
+    ) -> None:
         model = make(norm, norm_scope, attention)
         embedded: list[Tensor] = []
 
@@ -71,7 +75,9 @@ class TestCausality:
             assert (seen[:, t + 1 :] == 0).all()
             assert (seen[:, : t + 1] > 0).all()
 
-    def test_no_value_reaches_an_earlier_position(self, norm: str, norm_scope: str, attention: str) -> None:
+    def test_no_value_reaches_an_earlier_position(
+        self, norm: Norm, norm_scope: NormScope, attention: AttentionForm
+    ) -> None:
         # Stronger than the gradient, which the divisor of PB-Relax does not carry.
         model = make(norm, norm_scope, attention)
         tokens = quiet_tokens(2, LENGTH)
@@ -83,7 +89,7 @@ class TestCausality:
             torch.testing.assert_close(after[:, : t + 1], before[:, : t + 1], atol=1e-6, rtol=1e-5)
             assert (after[:, t + 1 :] - before[:, t + 1 :]).abs().amax(-1).min() > 1e-3
 
-    def test_rows_do_not_see_each_other(self, norm: str, norm_scope: str, attention: str) -> None:
+    def test_rows_do_not_see_each_other(self, norm: Norm, norm_scope: NormScope, attention: AttentionForm) -> None:
         model = make(norm, norm_scope, attention)
         tokens = quiet_tokens(3, LENGTH)
         tokens[1:] = LOUD
@@ -92,11 +98,11 @@ class TestCausality:
         torch.testing.assert_close(together[:1], alone, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("norm", NORM_PLACEMENTS)
+@pytest.mark.parametrize("norm", Norm)
 class TestTensorScopeOfTheOriginal:
     """One maximum for the whole tensor: a loud token anywhere changes every position through the norm's epsilon."""
 
-    def test_sees_later_positions(self, norm: str) -> None:
+    def test_sees_later_positions(self, norm: Norm) -> None:
         model = make(norm, "tensor")
         tokens = quiet_tokens(1, LENGTH)
         changed = tokens.clone()
@@ -104,7 +110,7 @@ class TestTensorScopeOfTheOriginal:
         before, after = logits_of_quiet_tokens(model, tokens), logits_of_quiet_tokens(model, changed)
         assert (after - before)[:, :-1].abs().max() > 1e-3
 
-    def test_sees_other_rows(self, norm: str) -> None:
+    def test_sees_other_rows(self, norm: Norm) -> None:
         model = make(norm, "tensor")
         tokens = quiet_tokens(2, LENGTH)
         tokens[1] = LOUD
@@ -112,7 +118,7 @@ class TestTensorScopeOfTheOriginal:
         assert (together[:1] - alone).abs().max() > 1e-3
 
     @torch.no_grad()
-    def test_steps_that_keep_hidden_states_say_what_the_whole_sequence_says(self, norm: str) -> None:
+    def test_steps_that_keep_hidden_states_say_what_the_whole_sequence_says(self, norm: Norm) -> None:
         # But for epsilon: every call has a maximum of its own.
         model, tokens = make(norm, "tensor"), quiet_tokens(2, LENGTH)
         cache, found = model.new_cache(2, LENGTH), []
@@ -123,10 +129,10 @@ class TestTensorScopeOfTheOriginal:
         torch.testing.assert_close(torch.cat(found, 1)[..., QUIET], model(tokens)[..., QUIET], atol=2e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("norm", "attention"), list(itertools.product(NORM_PLACEMENTS, ATTENTIONS)))
+@pytest.mark.parametrize(("norm", "attention"), list(itertools.product(Norm, AttentionForm)))
 class TestCache:
     @torch.no_grad()
-    def test_ragged_prompts_continued_in_chunks(self, norm: str, attention: str) -> None:
+    def test_ragged_prompts_continued_in_chunks(self, norm: Norm, attention: AttentionForm) -> None:
         model = make(norm, "token", attention)
         prompts, chunks = (5, 1, 8), (1, 3, 1, 2)
         total = max(prompts) + sum(chunks)
@@ -151,7 +157,7 @@ class TestCache:
             lengths = lengths + chunk
 
     @torch.no_grad()
-    def test_from_the_first_token_on(self, norm: str, attention: str) -> None:
+    def test_from_the_first_token_on(self, norm: Norm, attention: AttentionForm) -> None:
         model = make(norm, "token", attention)
         tokens = quiet_tokens(2, LENGTH)
         cache = model.new_cache(2, LENGTH)
@@ -168,7 +174,7 @@ def test_a_model_that_trains_with_checkpointing_decodes_by_its_cache() -> None:
     """As it does while it paints for the logs."""
     model, tokens = make(), quiet_tokens(2, LENGTH)
     expected = model(tokens)[..., QUIET]
-    model.set_training_pass(recompute="block")
+    model.set_activation_checkpointing(ActivationCheckpointing.block)
     cache, steps = model.new_cache(2, LENGTH), []
     for t in range(LENGTH):
         steps.append(model.logits(model.hidden(tokens[:, t : t + 1], torch.full((2, 1), t), cache))[..., QUIET])

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from cogview_pl.transformer.attention import ATTENTIONS
 from cogview_pl.transformer.block import Attention, Block, Residual
-from cogview_pl.transformer.model import Transformer
+from cogview_pl.transformer.config import AttentionForm
+from tests.make_models import make_config, make_transformer
 
 RATE = 0.25
+SIZES = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "num_positions": 9}
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("form", list(ATTENTIONS))
-def test_each_form_drops_weights_of_attention(form: str, masked: bool) -> None:
+def test_each_form_drops_weights_of_attention(form: AttentionForm, masked: bool) -> None:
     """With the identity as values the result is the weights: each is 0 or 1 / (1 - rate) of what it was."""
     torch.manual_seed(0)
     length = 32
@@ -34,14 +36,14 @@ def test_each_form_drops_weights_of_attention(form: str, masked: bool) -> None:
     assert 1 - kept[visible].double().mean().item() == pytest.approx(RATE, abs=0.027)
 
 
-def attention_of(form: str, dropout: float) -> Attention:
+def attention_of(form: AttentionForm, dropout: float) -> Attention:
     torch.manual_seed(0)
-    return Attention(32, 4, attention=form, dropout=dropout)
+    return Attention(make_config(**SIZES, attention=form, dropout=dropout))
 
 
 @pytest.mark.parametrize("form", list(ATTENTIONS))
 @torch.no_grad()
-def test_attention_drops_in_training_and_not_in_evaluation(form: str) -> None:
+def test_attention_drops_in_training_and_not_in_evaluation(form: AttentionForm) -> None:
     x_BLD = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(1))
     without = attention_of(form, 0.0)(x_BLD, None, None, 0)
     attention = attention_of(form, RATE).eval()
@@ -60,15 +62,16 @@ def test_the_rate_that_attention_is_asked_for() -> None:
         rates.append(dropout)
         return v
 
-    attention, x_BLD = attention_of("fused", RATE), torch.randn(1, 3, 32)
+    attention, x_BLD = attention_of(AttentionForm.fused, RATE), torch.randn(1, 3, 32)
+    attention.function = attend
     for training in (True, False):
-        attention.train(training)(x_BLD, None, None, 0, attend)
+        attention.train(training)(x_BLD, None, None, 0)
     assert rates == [RATE, 0.0]
 
 
 def test_branches_are_dropped_before_they_join_the_stream() -> None:
     torch.manual_seed(0)
-    residual = Residual(64, norm="pre", norm_scope="token", dropout=RATE)
+    residual = Residual(make_config(**{**SIZES, "hidden_size": 64}, norm="pre", dropout=RATE))
     x_BLD, branch_BLD = torch.randn(2, 4, 50, 64).unbind()
     added = residual.close(x_BLD, branch_BLD) - x_BLD
     kept = (added.abs() > 1e-6) | (branch_BLD.abs() < 1e-5)
@@ -78,18 +81,17 @@ def test_branches_are_dropped_before_they_join_the_stream() -> None:
 
 
 def test_every_place_of_a_block_drops_at_the_given_rate() -> None:
-    block = Block(32, 4, norm="sandwich", norm_scope="token", attention="fused", dropout=RATE)
+    block = Block(make_config(**SIZES, dropout=RATE))
     assert block.attention.dropout == RATE
     assert block.attention_residual.dropout.p == block.mlp_residual.dropout.p == RATE
 
 
 @pytest.mark.parametrize("form", list(ATTENTIONS))
 @torch.no_grad()
-def test_whole_model(form: str) -> None:
+def test_whole_model(form: AttentionForm) -> None:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 50, "num_layers": 2, "hidden_size": 32, "num_heads": 4, "num_positions": 9}
-    model = Transformer(attention=form, dropout=RATE, **sizes)  # type: ignore[arg-type]
-    plain = Transformer(attention=form, **sizes).eval()  # type: ignore[arg-type]
+    model = make_transformer(vocab_size=50, attention=form, dropout=RATE, **SIZES)
+    plain = make_transformer(vocab_size=50, attention=form, **SIZES).eval()
     plain.load_state_dict(model.state_dict())
     tokens = torch.arange(9)[None]
     model.eval()
@@ -102,7 +104,7 @@ def test_whole_model(form: str) -> None:
 @torch.no_grad()
 def test_embeddings_are_dropped_in_training() -> None:
     torch.manual_seed(0)
-    model = Transformer(vocab_size=500, num_layers=1, hidden_size=32, num_heads=4, num_positions=300, dropout=RATE)
+    model = make_transformer(vocab_size=500, num_layers=1, hidden_size=32, num_heads=4, num_positions=300, dropout=RATE)
     seen: list[Tensor] = []
     model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     tokens = torch.arange(300)[None]

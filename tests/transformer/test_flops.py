@@ -9,12 +9,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from cogview_pl.lit.callbacks.device_peaks import peak_tflops
 from cogview_pl.transformer.flops import forward_flops
 from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_transformer
 
 BATCH, LENGTH, WIDTH, LAYERS, VOCABULARY = 2, 9, 32, 3, 60
 
 
 def make() -> Transformer:
-    return Transformer(
+    return make_transformer(
         vocab_size=VOCABULARY,
         num_layers=LAYERS,
         hidden_size=WIDTH,

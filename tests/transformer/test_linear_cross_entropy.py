@@ -113,5 +113,5 @@ def test_a_second_backward_pass_is_refused() -> None:
     hidden, head, targets, weights = inputs(3)
     loss, _ = linear_cross_entropy(hidden, head, targets, weights)
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="take the loss anew"):
+    with pytest.raises(RuntimeError, match="compute the loss again"):
         loss.backward()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from copy import deepcopy
 
 import pytest
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from cogview_pl.assembly.model_specs import transformer_settings
 from cogview_pl.generation.decode import fill
 from cogview_pl.generation.sampling import Sampling
+from cogview_pl.transformer.config import ActivationCheckpointing, LoRAConfig, LoRATarget
 from cogview_pl.transformer.flops import forward_flops, training_flops
 from cogview_pl.transformer.lora import (
-    TARGETS,
     LoRAEmbedding,
     LoRALinear,
     adapter_shapes,
@@ -25,6 +25,7 @@ from cogview_pl.transformer.lora import (
 from cogview_pl.transformer.loss import sequence_loss
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
+from tests.make_models import make_transformer
 
 from ..composed import composed
 
@@ -32,22 +33,26 @@ VOCABULARY = Vocabulary(codebook_size=40, text_vocab_size=12)
 TEMPLATE = Template(
     "[ROI1] {text} [BASE] [BOI1] {image:4x4} [EOI1]", target="image", loss={}, vocabulary=VOCABULARY, text_length=8
 )
-BLOCKS = ("qkv", "out", "up", "down")
+BLOCKS = (LoRATarget.qkv, LoRATarget.out, LoRATarget.up, LoRATarget.down)
 WIDTH, RANK, ALPHA = 32, 4, 8.0
 
 
 def make() -> Transformer:
     torch.manual_seed(0)
     sizes = {"num_layers": 2, "hidden_size": WIDTH, "num_heads": 4, "num_positions": 300, "init_std": WIDTH**-0.5}
-    return Transformer(vocab_size=VOCABULARY.size, **sizes).eval()  # type: ignore[arg-type]
+    return make_transformer(vocab_size=VOCABULARY.size, **sizes).eval()  # type: ignore[arg-type]
+
+
+def options(targets: Iterable[LoRATarget] = LoRATarget, rank: int = RANK, alpha: float = ALPHA) -> LoRAConfig:
+    return LoRAConfig(rank=rank, alpha=alpha, targets=list(targets), merge=False)
 
 
 def adapted(
-    targets: Sequence[str] = TARGETS, held: torch.dtype = torch.float32, *, trained: bool = True
+    targets: Iterable[LoRATarget] = LoRATarget, held: torch.dtype = torch.float32, *, trained: bool = True
 ) -> Transformer:
     """The model of `make` with adapters, of which B is no longer zero if they are `trained`."""
     model = make()
-    add_lora(model, rank=RANK, alpha=ALPHA, targets=targets, held=held)
+    add_lora(model, options(targets), held=held)
     for name, parameter in model.named_parameters():
         if trained and name.endswith("lora_b"):
             nn.init.normal_(parameter, std=0.05)
@@ -78,10 +83,14 @@ def test_a_fresh_adapter_changes_nothing() -> None:
     assert not torch.allclose(adapted()(ids), make()(ids), atol=0.1)
 
 
-@pytest.mark.parametrize("targets", [BLOCKS, ("qkv",), ("out", "down", "tokens"), TARGETS], ids="+".join)
+@pytest.mark.parametrize(
+    "targets",
+    [BLOCKS, [LoRATarget.qkv], [LoRATarget.out, LoRATarget.down, LoRATarget.tokens], LoRATarget],
+    ids=lambda targets: "+".join(target.value for target in targets),
+)
 @pytest.mark.parametrize("length", [20, 290], ids=["few_rows", "many_rows"])  # many are oneDNN's
 @torch.no_grad()
-def test_merged_and_unmerged_agree(length: int, targets: Sequence[str]) -> None:
+def test_merged_and_unmerged_agree(length: int, targets: Iterable[LoRATarget]) -> None:
     model, plain = adapted(targets), make().state_dict()
     whole = merged(model)
     assert (whole(tokens(length)) - model(tokens(length))).abs().max() < 1e-5
@@ -100,12 +109,12 @@ def test_decoding_with_adapters_draws_what_the_merged_model_draws() -> None:
     assert rows[0] == rows[1] != rows[2]
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective", "block"])
-def test_gradients_are_those_that_the_chain_rule_gives(recompute: str) -> None:
+@pytest.mark.parametrize("checkpointing", ActivationCheckpointing)
+def test_gradients_are_those_that_the_chain_rule_gives(checkpointing: ActivationCheckpointing) -> None:
     """∂/∂B = α/R · G · Aᵀ and ∂/∂A = α/R · Bᵀ · G, G the gradient of the merged weight."""
     model = adapted()
     whole = merged(model)
-    model.set_training_pass(recompute=recompute)
+    model.set_activation_checkpointing(checkpointing)
     loss_of(model).backward()
     loss_of(whole).backward()
     for name, part in model.named_modules():
@@ -130,7 +139,7 @@ def test_training_moves_the_adapters_and_nothing_else() -> None:
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.05
     trained = adapter_state(model)
-    assert trained.keys() == adapter_shapes(make(), rank=RANK, targets=TARGETS).keys()
+    assert trained.keys() == adapter_shapes(make(), options()).keys()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]) == (name not in trained), name
 
@@ -187,10 +196,10 @@ def test_adapters_are_less_than_a_fiftieth_of_the_model(size: str, rank: int) ->
     config = composed("task=style", f"model={size}")
     vocabulary = Vocabulary(config.image_tokenizer.codebook_size, config.text.vocab_size)
     with torch.device("meta"):
-        model = Transformer(**transformer_settings(config.model, vocabulary))
+        model = make_transformer(**transformer_settings(config.model, vocabulary))
     counted = sum(parameter.numel() for parameter in model.parameters())
-    add_lora(model, rank=rank, alpha=16, targets=BLOCKS)
-    shapes = adapter_shapes(model, rank=rank, targets=BLOCKS)
+    shapes = adapter_shapes(model, options(BLOCKS, rank))
+    add_lora(model, options(BLOCKS, rank, alpha=16))
     state = adapter_state(model)
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == shapes
     assert sum(tensor.numel() for tensor in state.values()) < 0.02 * counted

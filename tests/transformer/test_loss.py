@@ -13,13 +13,14 @@ from torch.utils._pytree import tree_leaves
 
 from cogview_pl.transformer.loss import SequenceLoss, linear_cross_entropy, over_devices, rows_at_once, sequence_loss
 from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_transformer
 
 VOCABULARY, SLOTS = 30, 2
 
 
 def model_and_batch() -> tuple[Transformer, Tensor, Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
-    model = Transformer(
+    model = make_transformer(
         vocab_size=VOCABULARY, num_layers=1, hidden_size=16, num_heads=2, num_positions=8, init_std=0.3
     ).eval()
     tokens = torch.randint(VOCABULARY, (2, 8))

@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogview_pl.transformer.block import Block
+from cogview_pl.transformer.config import ActivationCheckpointing, NormScope
 from cogview_pl.transformer.loss import sequence_loss
 from cogview_pl.transformer.model import Transformer
+from tests.composed import composed
+from tests.make_models import make_config, make_transformer
 
 VOCABULARY = 120
 SLOTS = 3
@@ -20,7 +23,7 @@ SLOTS = 3
 def make(**changes: object) -> Transformer:
     torch.manual_seed(0)
     sizes = {"vocab_size": VOCABULARY, "num_layers": 3, "hidden_size": 32, "num_heads": 4, "num_positions": 20}
-    return Transformer(**{**sizes, **changes})  # type: ignore[arg-type]
+    return make_transformer(**{**sizes, **changes})  # type: ignore[arg-type]
 
 
 class TestInitialValues:
@@ -46,11 +49,28 @@ class TestInitialValues:
         model = make(hidden_size=64)
         assert model.token_embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
         assert model.dropout.p == model.blocks[0].attention.dropout == 0.0
-        assert model.norm_scope == "token"
+        assert model.norm_scope == NormScope.token
         assert {name for name, module in model.blocks[0].named_modules() if type(module).__name__ == "LayerNorm"} == {
             f"{branch}_residual.norm_{place}" for branch in ("attention", "mlp") for place in ("in", "branch")
         }
         assert model.num_positions == 20
+
+    @pytest.mark.parametrize(
+        ("hidden_size", "std"), [(96, 0.102), (384, 0.051), (768, 0.036), (1088, 0.03), (2560, 0.02), (512, 0.044)]
+    )
+    def test_follows_from_the_hidden_size(self, hidden_size: int, std: float) -> None:
+        sizes = {"num_layers": 1, "hidden_size": hidden_size, "num_heads": 1, "num_positions": 9}
+        assert make_config(**sizes, init_std=None).weight_std == std
+        assert make_config(**sizes, init_std=0.25).weight_std == 0.25
+        model = make(num_layers=1, hidden_size=hidden_size, num_heads=1, init_std=None)
+        assert torch.equal(
+            model.position_embedding.weight,
+            make(num_layers=1, hidden_size=hidden_size, num_heads=1, init_std=std).position_embedding.weight,
+        )
+
+    @pytest.mark.parametrize("name", ["tiny", "small", "base", "cogview_400m", "cogview_4b"])
+    def test_every_shipped_size_derives_it(self, name: str) -> None:
+        assert composed("task=pretrain", f"model={name}").model.init_std is None
 
     def test_kinds_in_a_block(self) -> None:
         kinds = {name.split(".", 2)[2] for name, _ in make().named_parameters() if name.startswith("blocks.")}
@@ -67,7 +87,8 @@ class TestBlock:
     @pytest.mark.parametrize("norm", ["pre", "post", "sandwich"])
     @torch.no_grad()
     def test_equals_the_formula(self, norm: str) -> None:
-        block = Block(32, 4, norm=norm, norm_scope="none", attention="fused", dropout=0.0).double().eval()
+        config = make_config(num_layers=1, hidden_size=32, num_heads=4, num_positions=20, norm=norm, norm_scope="none")
+        block = Block(config).double().eval()
         torch.manual_seed(0)
         for parameter in block.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -107,7 +128,7 @@ class TestBlock:
 
     def test_unless_asked_nothing_is_compiled_or_computed_twice(self) -> None:
         for block in make().blocks:
-            assert (block.compiled, block.recompute) == (False, "none")
+            assert (block.compiled, block.checkpointing) == (False, ActivationCheckpointing.none)
 
 
 class TestParameters:
@@ -128,7 +149,8 @@ class TestParameters:
 
     def test_released_size(self) -> None:
         with torch.device("meta"):
-            model = Transformer(vocab_size=58240, num_layers=48, hidden_size=2560, num_heads=40, num_positions=1089)
+            sizes = {"num_layers": 48, "hidden_size": 2560, "num_heads": 40, "num_positions": 1089}
+            model = make_transformer(vocab_size=58240, **sizes)
         assert sum(parameter.numel() for parameter in model.parameters()) == 3_928_849_920
 
     @pytest.mark.parametrize(("hidden_size", "num_heads"), [(32, 5), (10, 4)])
@@ -136,26 +158,19 @@ class TestParameters:
         with pytest.raises(ValueError, match=f"hidden_size {hidden_size} .* num_heads {num_heads}"):
             make(hidden_size=hidden_size, num_heads=num_heads)
 
-    @pytest.mark.parametrize(
-        ("key", "known"),
-        [
-            ("norm", "pre, post, sandwich"),
-            ("norm_scope", "none, token, tensor"),
-            ("attention", "fused, pb_relax, naive"),
-        ],
-    )
-    def test_unknown_choice(self, key: str, known: str) -> None:
-        with pytest.raises(ValueError, match=f"must be one of {known}, got other"):
+    @pytest.mark.parametrize("key", ["norm", "norm_scope", "attention"])
+    def test_unknown_choice(self, key: str) -> None:
+        with pytest.raises(ValueError, match=f"^{key} is 'other'$"):
             make(**{key: "other"})
 
-    def test_unknown_way_of_computing_twice(self) -> None:
-        with pytest.raises(ValueError, match="recompute must be one of none, selective, block, got other"):
-            make().set_training_pass(recompute="other")
+    def test_form_of_the_training_pass(self) -> None:
         model = make()
-        model.set_training_pass(recompute="block", compiled=True)
-        assert all((block.recompute, block.compiled) == ("block", True) for block in model.blocks)
-        model.set_training_pass()
-        assert all((block.recompute, block.compiled) == ("none", False) for block in model.blocks)
+        model.set_activation_checkpointing(ActivationCheckpointing.block, compiled=True)
+        for block in model.blocks:
+            assert (block.checkpointing, block.compiled) == (ActivationCheckpointing.block, True)
+        model.set_activation_checkpointing(ActivationCheckpointing.none)
+        for block in model.blocks:
+            assert (block.checkpointing, block.compiled) == (ActivationCheckpointing.none, False)
 
 
 class TestHead:

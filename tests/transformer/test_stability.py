@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cogview_pl.transformer.attention import ATTENTIONS, fused_attention, naive_attention, pb_relax_attention
 from cogview_pl.transformer.block import LayerNorm
-from cogview_pl.transformer.model import Transformer
+from cogview_pl.transformer.config import AttentionForm, NormScope
+from tests.make_models import make_transformer
 
 FP16_MAX = 65504.0
 
@@ -36,7 +37,7 @@ class TestAttention:
     @pytest.mark.parametrize("masked", [False, True])
     @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
     @pytest.mark.parametrize("form", list(ATTENTIONS))
-    def test_fp32_equals_the_formula(self, form: str, scale: float, masked: bool) -> None:
+    def test_fp32_equals_the_formula(self, form: AttentionForm, scale: float, masked: bool) -> None:
         q, k, v = queries_keys_values(scale)
         mask = causal_mask(24)[None, None] if masked else None
         result = ATTENTIONS[form](q, k, v, mask, 0.0)
@@ -44,7 +45,7 @@ class TestAttention:
         torch.testing.assert_close(result.double(), exact_attention(q, k, v), atol=2e-6 * max(1, scale**2), rtol=1e-5)
 
     @pytest.mark.parametrize("form", list(ATTENTIONS))
-    def test_gradients_equal_those_of_the_formula(self, form: str) -> None:
+    def test_gradients_equal_those_of_the_formula(self, form: AttentionForm) -> None:
         # The subtracted maximum is a constant; softmax does not depend on it, so nothing is lost.
         leaves = q, k, v = tuple(x.double().requires_grad_() for x in queries_keys_values(1.0))
         direction = torch.randn(v.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -94,14 +95,14 @@ class TestAttention:
         torch.testing.assert_close(form(q, k, v, None, 0.0).double(), exact_attention(q, k, v), atol=2e-3, rtol=2e-3)
 
     @pytest.mark.parametrize("form", list(ATTENTIONS))
-    def test_zero_queries_give_the_mean_of_what_is_visible(self, form: str) -> None:
+    def test_zero_queries_give_the_mean_of_what_is_visible(self, form: AttentionForm) -> None:
         _, k, v = (x.half() for x in queries_keys_values(1.0))
         result = ATTENTIONS[form](torch.zeros_like(k), k, v, None, 0.0)
         mean = v.double().cumsum(-2) / torch.arange(1, 25).view(-1, 1)
         torch.testing.assert_close(result.double(), mean, atol=2e-3, rtol=2e-3)
 
     @pytest.mark.parametrize("form", list(ATTENTIONS))
-    def test_without_a_mask_one_query_sees_all_keys_and_two_do_not(self, form: str) -> None:
+    def test_without_a_mask_one_query_sees_all_keys_and_two_do_not(self, form: AttentionForm) -> None:
         q, k, v = queries_keys_values(1.0)
         found = ATTENTIONS[form](q[..., -1:, :], k, v, None, 0.0)
         torch.testing.assert_close(found.double(), exact_attention(q, k, v)[..., -1:, :], atol=1e-5, rtol=1e-5)
@@ -109,15 +110,15 @@ class TestAttention:
         torch.testing.assert_close(found.double(), exact_attention(q, k, v)[..., :2, :], atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("form", list(ATTENTIONS))
-    def test_more_keys_than_queries_follow_the_mask(self, form: str) -> None:
+    def test_more_keys_than_queries_follow_the_mask(self, form: AttentionForm) -> None:
         q, k, v = queries_keys_values(1.0)
         found = ATTENTIONS[form](q[..., 20:, :], k, v, causal_mask(24)[None, None, 20:], 0.0)
         torch.testing.assert_close(found.double(), exact_attention(q, k, v)[..., 20:, :], atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("attention", list(ATTENTIONS))
-    def test_whole_model_in_fp16(self, attention: str) -> None:
+    def test_whole_model_in_fp16(self, attention: AttentionForm) -> None:
         torch.manual_seed(0)
-        model = Transformer(
+        model = make_transformer(
             vocab_size=100,
             num_layers=2,
             hidden_size=32,
@@ -131,7 +132,7 @@ class TestAttention:
                 if name.endswith("qkv.weight"):
                     parameter[:64] *= 300  # queries and keys
             logits = model.half()(torch.arange(16)[None])
-        assert logits.isfinite().all() == (attention != "naive")
+        assert logits.isfinite().all() == (attention != AttentionForm.naive)
 
 
 def squared_in_fp16(x: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ def squared_in_fp16(x: Tensor) -> Tensor:
     return centred / ((centred * centred).mean(-1, keepdim=True) + 1e-5).sqrt()
 
 
-def fresh_norm(scope: str, hidden_size: int = 32) -> LayerNorm:
+def fresh_norm(scope: NormScope, hidden_size: int = 32) -> LayerNorm:
     norm = LayerNorm(hidden_size, scope)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -154,15 +155,15 @@ def plain_norm(norm: LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x.double(), (x.shape[-1],), norm.weight.double(), norm.bias.double(), 1e-5)
 
 
-@pytest.mark.parametrize("scope", ["none", "token", "tensor"])
+@pytest.mark.parametrize("scope", NormScope)
 class TestLayerNorm:
     @pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
-    def test_fp32_equals_the_plain_form(self, scope: str, scale: float) -> None:
+    def test_fp32_equals_the_plain_form(self, scope: NormScope, scale: float) -> None:
         norm, x = fresh_norm(scope), scale * torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
         # The variance after the division is ~10, so epsilon, 1e-5, shifts results by less than 1e-5 of their size.
         torch.testing.assert_close(norm(x).double(), plain_norm(norm, x), atol=5e-5, rtol=5e-5)
 
-    def test_fp16_squares_beyond_its_range(self, scope: str) -> None:
+    def test_fp16_squares_beyond_its_range(self, scope: NormScope) -> None:
         norm = fresh_norm(scope)
         x = (1e4 * torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))).half()
         assert x.isfinite().all()
@@ -173,7 +174,7 @@ class TestLayerNorm:
         torch.testing.assert_close(result.double(), plain_norm(norm, x), atol=5e-3, rtol=5e-3)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-    def test_largest_and_smallest_numbers(self, scope: str, dtype: torch.dtype) -> None:
+    def test_largest_and_smallest_numbers(self, scope: NormScope, dtype: torch.dtype) -> None:
         norm = fresh_norm(scope).to(dtype)
         for value in (torch.finfo(torch.float16).max, 1e-3, 6e-5, 6e-8):
             x = torch.zeros(3, 32, dtype=dtype)
@@ -181,7 +182,7 @@ class TestLayerNorm:
             assert norm(x).isfinite().all()
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-    def test_zeros_give_the_bias(self, scope: str, dtype: torch.dtype) -> None:
+    def test_zeros_give_the_bias(self, scope: NormScope, dtype: torch.dtype) -> None:
         norm = fresh_norm(scope).to(dtype)
         x = torch.zeros(2, 3, 32, dtype=dtype, requires_grad=True)
         result = norm(x)
@@ -191,7 +192,7 @@ class TestLayerNorm:
             assert x.grad is not None
             assert x.grad.isfinite().all()
 
-    def test_a_vector_of_zeros_beside_others(self, scope: str) -> None:
+    def test_a_vector_of_zeros_beside_others(self, scope: NormScope) -> None:
         norm = fresh_norm(scope)
         x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
         x[0, 1] = 0.0
@@ -200,14 +201,14 @@ class TestLayerNorm:
         torch.testing.assert_close(result.double(), plain_norm(norm, x), atol=5e-5, rtol=5e-5)
 
 
-@pytest.mark.parametrize("scope", ["token", "tensor"])
+@pytest.mark.parametrize("scope", [NormScope.token, NormScope.tensor])
 class TestSmallVectors:
     """Up to a largest |x| of 8e-4 the divisor stays the same, so that it is never 0; epsilon makes it visible."""
 
     @pytest.mark.parametrize(
         ("maximum", "divisor"), [(1.0, 1.0), (1e-3, 1e-3), (8e-4, 8e-4), (7e-4, 8e-4), (1e-6, 8e-4)]
     )
-    def test_divisor(self, scope: str, maximum: float, divisor: float) -> None:
+    def test_divisor(self, scope: NormScope, maximum: float, divisor: float) -> None:
         noise = torch.randn(1, 3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         x = 1 + 1e-3 * noise
         x = maximum * x / x.abs().amax(-1, keepdim=True)
@@ -221,14 +222,14 @@ class TestScopes:
         x = torch.tensor([1.0, 10.0, 100.0]).double().view(1, 3, 1) * (
             1 + 1e-3 * torch.randn(1, 3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         )
-        for scope, maximum in (("token", x.abs().amax(-1, keepdim=True)), ("tensor", x.abs().max())):
+        for scope, maximum in ((NormScope.token, x.abs().amax(-1, keepdim=True)), (NormScope.tensor, x.abs().max())):
             norm = fresh_norm(scope).double()
             torch.testing.assert_close(norm(x), plain_norm(norm, 8 * x / maximum), atol=1e-10, rtol=1e-10)
-        norm = fresh_norm("none").double()
+        norm = fresh_norm(NormScope.none).double()
         torch.testing.assert_close(norm(x), plain_norm(norm, x), atol=1e-10, rtol=1e-10)
 
-    @pytest.mark.parametrize("scope", ["token", "tensor"])
-    def test_divisor_is_a_constant_for_the_gradient(self, scope: str) -> None:
+    @pytest.mark.parametrize("scope", [NormScope.token, NormScope.tensor])
+    def test_divisor_is_a_constant_for_the_gradient(self, scope: NormScope) -> None:
         norm = fresh_norm(scope).double()
         generator = torch.Generator().manual_seed(0)
         noise, direction = torch.randn(2, 2, 3, 32, dtype=torch.float64, generator=generator)
@@ -238,7 +239,7 @@ class TestScopes:
         # y = w·z/σ + b with z = u − mean(u), σ² = mean(z²) + ε, u = x/c, c constant:
         # dx = (g − mean(g) − (z/σ)·mean(g·z/σ)) / (σ c) with g = w·dy.
         with torch.no_grad():
-            c = (x.abs().amax(-1, keepdim=True) if scope == "token" else x.abs().max()) / 8
+            c = (x.abs().amax(-1, keepdim=True) if scope == NormScope.token else x.abs().max()) / 8
             z = x / c - (x / c).mean(-1, keepdim=True)
             sigma = ((z * z).mean(-1, keepdim=True) + 1e-5).sqrt()
             g, unit = norm.weight * direction, z / sigma
@@ -248,10 +249,10 @@ class TestScopes:
 
         # The test can tell: with the divisor inside the graph the gradient is another.
         magnitude = x.abs()
-        c = (magnitude.amax(-1, keepdim=True) if scope == "token" else magnitude.max()) / 8
+        c = (magnitude.amax(-1, keepdim=True) if scope == NormScope.token else magnitude.max()) / 8
         (through,) = torch.autograd.grad((plain_norm(norm, x / c) * direction).sum(), x)
         assert (through - expected).abs().max() > 0.1  # a thousand times the tolerance above
 
     def test_unknown_scope(self) -> None:
-        with pytest.raises(ValueError, match="none, token, tensor"):
-            LayerNorm(8, "batch")
+        with pytest.raises(ValueError, match="'batch' is not a valid NormScope"):
+            LayerNorm(8, "batch")  # type: ignore[arg-type]

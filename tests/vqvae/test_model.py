@@ -7,25 +7,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cogview_pl.checkpoints.settings import from_plain
 from cogview_pl.errors import UserError
+from cogview_pl.vqvae.config import Reconstruction, VQVAEConfig
 from cogview_pl.vqvae.losses import psnr, reconstruction_loss
 from cogview_pl.vqvae.model import VQVAE, ResidualBlock, build_decoder, build_encoder
-from cogview_pl.vqvae.quantizer import EMAQuantizer, make_quantizer
+from cogview_pl.vqvae.quantizer import FixedQuantizer
+from tests.make_models import make_vqvae, vqvae_settings
 
 KINDS = ["ema", "learned", "gumbel", "fixed"]
+SIZES = {"hidden_size": 16, "codebook_dim": 8, "codebook_size": 32}
+HAND = from_plain(
+    VQVAEConfig,
+    vqvae_settings(hidden_size=6, codebook_dim=5, codebook_size=4, downsampling=4, residual_blocks=2),
+)
 
 
 def build(kind="ema", downsampling=4, residual_blocks=0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)):
     torch.manual_seed(0)
-    return VQVAE(
-        hidden_size=16,
-        codebook_dim=8,
-        codebook_size=32,
+    return make_vqvae(
+        kind,
+        **SIZES,
         downsampling=downsampling,
         residual_blocks=residual_blocks,
-        quantizer=make_quantizer(kind, codebook_size=32, codebook_dim=8),
-        mean=mean,
-        std=std,
+        mean=list(mean),
+        std=list(std),
     )
 
 
@@ -40,7 +46,7 @@ def test_compiled_convolutions_give_the_same_gradients():
             model.encoder.compile()
             model.decoder.compile()
         output = model(images)
-        (reconstruction_loss("l2", output.reconstruction, images) + output.quantized.loss).backward()
+        (reconstruction_loss(Reconstruction.l2, output.reconstruction, images) + output.quantized.loss).backward()
         assert list(model.state_dict()) == names
         found.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     for ours, theirs in zip(*found, strict=True):
@@ -65,15 +71,14 @@ def test_shapes(downsampling, residual_blocks):
 
 def test_released_size_has_the_released_parameter_shapes():
     with torch.device("meta"):
-        model = VQVAE(
+        model = make_vqvae(
             hidden_size=512,
             codebook_dim=256,
             codebook_size=8192,
             downsampling=8,
             residual_blocks=0,
-            quantizer=EMAQuantizer(codebook_size=8192, codebook_dim=256),
-            mean=(0.79093, 0.76271, 0.75340),
-            std=(0.30379, 0.32279, 0.32800),
+            mean=[0.79093, 0.76271, 0.75340],
+            std=[0.30379, 0.32279, 0.32800],
         )
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     assert shapes == {
@@ -118,7 +123,7 @@ def test_residual_block_equals_the_formula() -> None:
 @torch.no_grad()
 def test_encoder_equals_the_formula() -> None:
     torch.manual_seed(0)
-    encoder = build_encoder(hidden_size=6, codebook_dim=5, num_strides=2, residual_blocks=2).double()
+    encoder = build_encoder(HAND).double()
     weights = encoder.state_dict()
     images = torch.randn(2, 3, 8, 12, dtype=torch.float64)
     x = images
@@ -135,7 +140,7 @@ def test_encoder_equals_the_formula() -> None:
 @torch.no_grad()
 def test_decoder_equals_the_formula() -> None:
     torch.manual_seed(0)
-    decoder = build_decoder(hidden_size=6, codebook_dim=5, num_strides=2, residual_blocks=2).double()
+    decoder = build_decoder(HAND).double()
     weights = decoder.state_dict()
     vectors = torch.randn(2, 5, 2, 3, dtype=torch.float64)
     x = vectors
@@ -249,7 +254,7 @@ def test_colours_pass_through_the_codes(kind):
         images = batch()
         model.quantizer.set_progress(step / 250)
         output = model(images)
-        loss = reconstruction_loss("l2", output.reconstruction, images) + output.quantized.loss
+        loss = reconstruction_loss(Reconstruction.l2, output.reconstruction, images) + output.quantized.loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -277,28 +282,26 @@ def test_settings_that_do_not_fit():
         with pytest.raises(UserError, match=r"image_tokenizer\.mean=.*: give three numbers each, std above 0"):
             build(**wrong)
     for codebook_size, codebook_dim in ((64, 8), (32, 4)):
+        wrong = {"_target_": f"{__name__}.Stubborn", "sizes": [codebook_size, codebook_dim]}
+        config = from_plain(VQVAEConfig, {**vqvae_settings(**SIZES), "quantizer": wrong})
         with pytest.raises(
             UserError, match=rf"{codebook_size} codes of size {codebook_dim}.*codebook_size=32 and codebook_dim=8"
         ):
-            VQVAE(
-                hidden_size=8,
-                codebook_dim=8,
-                codebook_size=32,
-                downsampling=4,
-                residual_blocks=0,
-                quantizer=EMAQuantizer(codebook_size=codebook_size, codebook_dim=codebook_dim),
-                mean=(0, 0, 0),
-                std=(1, 1, 1),
-            )
-    with pytest.raises(UserError, match=r"quantizer\.kind is nearest.*ema, learned, gumbel, fixed"):
-        make_quantizer("nearest", codebook_size=4, codebook_dim=2)
+            VQVAE(config)
+
+
+class Stubborn(FixedQuantizer):
+    """A quantizer with sizes of its own."""
+
+    def __init__(self, *, codebook_size: int, codebook_dim: int, sizes: list[int]) -> None:
+        super().__init__(codebook_size=sizes[0], codebook_dim=sizes[1], commitment_weight=0.25)
 
 
 def test_reconstruction_loss_values():
     images = torch.zeros(1, 3, 2, 2)
     reconstruction = torch.full((1, 3, 2, 2), -0.5)
-    assert reconstruction_loss("l1", reconstruction, images).item() == pytest.approx(0.5)
-    assert reconstruction_loss("l2", reconstruction, images).item() == pytest.approx(0.25)
+    assert reconstruction_loss(Reconstruction.l1, reconstruction, images).item() == pytest.approx(0.5)
+    assert reconstruction_loss(Reconstruction.l2, reconstruction, images).item() == pytest.approx(0.25)
 
 
 def test_psnr_averages_images_and_clips():

@@ -1,1 +1,1 @@
-"""Foreign .pt files, read without running anything in them."""
+"""Reader of foreign .pt files that runs no code of theirs."""

@@ -1,7 +1,7 @@
-"""What pickles of PyTorch files may name: functions that check numbers, and classes that describe tensors.
+"""Names that pickles of PyTorch files may use: functions that check numbers, and classes that describe tensors.
 
-The functions take the place of those that a pickle names. None of them builds anything that is larger than the pickle;
-tensors are made by whoever has the file, later.
+The functions replace those that a pickle names. Their results are never larger than the pickle; `load` makes the
+tensors later.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ _MAX_DIMENSIONS = 8
 _MAX_SIZE = 2**31  # along one dimension
 _MAX_ARRAY = 4096  # numbers of a NumPy array; the state of NumPy's generator has 624
 
-# Bytes, numbers and items that functions may make out of what the pickle holds already. Without a limit, a short
-# pickle names one long value again and again, and a copy is made each time.
+# Bytes, numbers and items that functions may copy. Without a limit, a short pickle could name one long value many
+# times and get a copy each time.
 _MAX_COPIED = 4 << 20
 
 
 class Refused(Exception):
-    """What the pickle asks, which would have to be run or which weights have no need of: "to run posix.system"."""
+    """The pickle asks to run code, or for a thing that weights do not need; the text goes after `it asks`."""
 
 
 class Malformed(Exception):
-    """The pickle is none that torch.save writes."""
+    """The pickle is not one that torch.save writes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A name in a pickle, dotted; nothing is behind it."""
+    """A dotted name in a pickle, and nothing more."""
 
     dotted: str
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Storage:
-    """The numbers of one or several tensors: the record `key` of the file."""
+    """Numbers of one or more tensors: the record `key` of the file."""
 
     key: str
     dtype: torch.dtype
@@ -53,7 +53,7 @@ class Storage:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class View:
-    """A tensor: a part of a storage, which is long enough for it; offset and strides count numbers."""
+    """A tensor: a part of a storage that is long enough for it; offset and strides are in numbers."""
 
     storage: Storage
     offset: int
@@ -67,14 +67,14 @@ class View:
 
 @dataclass(eq=False, slots=True)
 class Array:
-    """A NumPy array: a list of numbers, nested as its shape says, or one number; None as long as it is not filled."""
+    """A NumPy array: numbers in lists nested by its shape, or one number; None until it is filled."""
 
     values: object = None
 
 
 @dataclass(eq=False, slots=True)
 class NumberType:
-    """A NumPy dtype of numbers, such as `u4`; pickles give the byte order in a second step."""
+    """A NumPy dtype of numbers, such as `u4`; pickles set the byte order in a second step."""
 
     code: str
     byte_order: str | None = None
@@ -105,20 +105,20 @@ _BYTE_ORDERS = {"<", ">", "=", "|"}
 
 
 class Budget:
-    """Counts what the functions below make for one pickle."""
+    """Counts copies and tensors of one pickle."""
 
     def __init__(self) -> None:
         self.copied = 0
         self.tensors = 0
 
     def copy(self, size: int) -> None:
-        """Raises Malformed when too much was copied."""
+        """Raises Malformed beyond the limit of copies."""
         self.copied += size
         if self.copied > _MAX_COPIED:
             raise Malformed("values that are copied again and again")
 
     def add_tensor(self) -> None:
-        """Raises Malformed when there are too many tensors."""
+        """Raises Malformed beyond the limit of tensors."""
         self.tensors += 1
         if self.tensors > _MAX_TENSORS:
             raise Malformed(f"more than {_MAX_TENSORS} tensors")
@@ -138,7 +138,7 @@ def _counts(value: object) -> tuple[int, ...]:
 
 
 def _ordered_dict(budget: Budget, items: object = ()) -> dict[Value, Value]:
-    """Python 2 gives the entries as a list of pairs, Python 3 sets them later."""
+    """Python 2 passes the entries as a list of pairs; Python 3 sets them later."""
     if not isinstance(items, (list, tuple)):
         raise Malformed("entries of a dictionary")
     budget.copy(len(items))
@@ -151,7 +151,7 @@ def _ordered_dict(budget: Budget, items: object = ()) -> dict[Value, Value]:
 
 
 def _list_of(budget: Budget, items: object = ()) -> list[Value]:
-    """Sets become lists: the items would have to be hashed."""
+    """Sets become lists, so that no item is hashed."""
     if not isinstance(items, (list, tuple)):
         raise Malformed("items of a set")
     budget.copy(len(items))
@@ -168,7 +168,7 @@ def _bytes(_: Budget) -> bytes:
 
 
 def _encode(budget: Budget, text: object, encoding: object) -> bytes:
-    """Protocol 2 writes bytes as Latin-1 text; other codecs are never needed, and some are slow."""
+    """Protocol 2 writes bytes as Latin-1 text. Other codecs are not needed, and some are slow."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise Refused(f"for the codec {encoding}" if type(encoding) is str else "for a codec")
     budget.copy(len(text))
@@ -185,10 +185,10 @@ def _tensor(
     hooks: object = None,
     metadata: object = None,
 ) -> View:
-    """A tensor, dense and strided; gradients and hooks are left out.
+    """A dense strided tensor, without gradients and hooks.
 
     Raises:
-        Malformed: it reaches beyond its storage, or has more numbers than that (strides of 0).
+        Malformed: it reaches beyond its storage, or has more numbers than its storage (strides of 0).
     """
     if not isinstance(storage, Storage) or type(offset) is not int or not is_count(offset) or metadata:
         raise Malformed("arguments of a tensor")
@@ -248,7 +248,7 @@ def _numbers(budget: Budget, number_type: NumberType, shape: tuple[int, ...], da
     dtype = number_type.numpy()
     if type(data) is not bytes or len(data) != math.prod(shape) * dtype.itemsize:
         raise Malformed("the bytes of a NumPy array")
-    items = math.prod(max(size, 1) for size in shape)  # sizes beside a 0 make no number, but empty lists
+    items = math.prod(max(size, 1) for size in shape)  # in a shape with a 0, other sizes still make empty lists
     if items > _MAX_ARRAY:
         raise Malformed(f"a NumPy array of more than {_MAX_ARRAY} numbers")
     budget.copy(items)
@@ -262,7 +262,7 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch.Size": _size,
     "builtins.set": _list_of,
-    "__builtin__.set": _list_of,  # so Python 3 names it in protocol 2
+    "__builtin__.set": _list_of,  # its name in protocol 2
     "__builtin__.bytes": _bytes,
     "_codecs.encode": _encode,
     "numpy.dtype": _number_type,
@@ -274,4 +274,4 @@ INERT = {
     *(f"torch.{storage}" for storage in STORAGES),
     *(str(dtype) for dtype in STORAGES.values()),
 }
-"""Names that may stand in a pickle and cannot be called."""
+"""Names that a pickle may contain but not call."""

@@ -1,6 +1,6 @@
-"""The two forms of PyTorch files: a zip archive with checksums, and what torch wrote before version 1.6, without.
+"""The two forms of PyTorch files: a zip archive with checksums, and the form of torch before 1.6, without checksums.
 
-NAME/data.pkl, NAME/data/KEY, NAME/byteorder, …    zip; all records are stored as they are, none is compressed
+NAME/data.pkl, NAME/data/KEY, NAME/byteorder, …    zip; no record is compressed
 magic number, version, system, value, keys         old: five pickles, then for each key its length and its numbers
 """
 
@@ -16,12 +16,12 @@ from pathlib import Path
 from cogview_pl.checkpoints.safe_pickle.allowed import Malformed, Value
 from cogview_pl.checkpoints.safe_pickle.opcodes import read_pickle
 
-_MAX_PICKLE = 4 << 20  # that of the released transformer of 4 billion weights has about 200 kB
+_MAX_PICKLE = 4 << 20  # the pickle of the released transformer of 4 billion weights has about 200 kB
 _CHUNK = 16 << 20
 
 _END_RECORD = b"PK\x05\x06"
 _END_RECORD_SIZE = 22
-_LOCAL_HEADER = struct.Struct("<26xHH")  # ends with the lengths of name and extra field, which come before the data
+_LOCAL_HEADER = struct.Struct("<26xHH")  # ends with the lengths of name and extra field; these and the data follow
 
 _OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that starts old files, as a pickle
 _OLD_VERSION = 1001
@@ -29,21 +29,21 @@ _OLD_VERSION = 1001
 
 @dataclass(frozen=True)
 class Contents:
-    """A file, read up to its tensors."""
+    """Content of a file without its numbers."""
 
     value: Value
-    """What the pickle says, with `Storage` and `View` in the place of tensors."""
+    """Value of the pickle, with `Storage` and `View` instead of tensors."""
     records: dict[str, tuple[int, int]]
-    """Key of a storage → where its bytes start in the file, and how many they are."""
+    """Key of a storage → offset of its bytes in the file, and their number."""
     has_checksums: bool
 
 
 def read_contents(file: Path, *, verify: bool) -> Contents:
-    """Read the pickle of a file and find its storages; nothing that is read is larger than a few megabytes.
+    """Read the pickle of a file and find its storages; no single read is larger than a few megabytes.
 
     Args:
         file: a file that exists.
-        verify: compare the checksums of all records, which takes as long as reading the file once.
+        verify: compare the checksums of all records; it reads the file once.
 
     Raises:
         Exception: the file is damaged, hostile, or no PyTorch file.
@@ -60,7 +60,7 @@ def read_contents(file: Path, *, verify: bool) -> Contents:
 
 
 class _Stream(io.BufferedReader):
-    """Reads little at a time: the size of a directory is the file's own word, and zipfile would read all of it."""
+    """Refuses large reads: the file itself states the size of its directory, and zipfile would read all of it."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _CHUNK:
@@ -91,12 +91,12 @@ def _read_zip(stream: _Stream, size: int, verify: bool) -> Contents:
 
 
 def _locate(archive: zipfile.ZipFile, stream: _Stream, record: zipfile.ZipInfo, verify: bool) -> tuple[int, int]:
-    """Where the bytes of a record start in the file, and how many they are; compares its checksum if asked to."""
+    """Offset of a record's bytes in the file, and their number; with `verify`, compares the checksum."""
     if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
         raise Malformed(f"a compressed record {record.filename}")
     with archive.open(record) as data:  # compares the directory with the record's own header
         while verify and data.read(_CHUNK):
-            pass  # at the end the checksum is compared
+            pass  # zipfile compares the checksum at the end
     stream.seek(record.header_offset)
     start = record.header_offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size)))
     return start, record.file_size

@@ -1,4 +1,4 @@
-"""Reading foreign `.pt` files: nothing in them is run, and damaged bytes are not believed."""
+"""Reader of foreign `.pt` files: it runs nothing in them and refuses damaged ones."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _log = logging.getLogger(__name__)
 
 
 def read_pt(file: Path, key: str, *, verify: bool = True) -> dict[Any, Any]:
-    """The dictionary in a `.pt` file, on the CPU, its tensors mapped from the disk where the format allows it.
+    """The dictionary in a `.pt` file, on the CPU; tensors are mapped into memory where their alignment allows it.
 
-    Only dense tensors and plain Python values are read; they take no more memory than twice the file and some hundred
-    megabytes. Sets and NumPy arrays become lists, NumPy numbers become Python's, types their names.
+    It reads dense tensors and plain Python values only; they take at most twice the size of the file and some hundred
+    megabytes. Sets and NumPy arrays become lists, NumPy numbers become Python numbers, types become their names.
 
     Args:
-        file: a file that torch.save wrote, in its zip form or the one before version 1.6.
-        key: config key that messages name.
-        verify: compare the checksums of the file, which takes as long as reading it once (3 GB/s where it lies in
-            memory already). Files of torch before 1.6 have none; then a warning is logged.
+        file: a file of torch.save, in its zip form or in the form before version 1.6.
+        key: config key that error messages name.
+        verify: compare the checksums of the file, which reads it once (3 GB/s from the page cache). Files of torch
+            before 1.6 have no checksums; then it logs a warning.
 
     Raises:
-        UserError: the file is missing, damaged, holds anything else, or something that would have to be run.
+        UserError: the file is missing, damaged, no dictionary of such values, or asks to run code.
     """
     try:
         if not is_file(file):
@@ -48,7 +48,7 @@ def read_pt(file: Path, key: str, *, verify: bool = True) -> dict[Any, Any]:
         ) from error
     except PermissionError as error:
         raise UserError(f"{key}: {file} may not be read; change its permissions or copy it") from error
-    except Exception as error:  # whatever zipfile, pickletools or torch say to bytes that they do not expect
+    except Exception as error:  # zipfile, pickletools and torch raise many kinds for damaged bytes
         reason = shown(error) or type(error).__name__
         raise UserError(f"{key}: {file} is damaged or no PyTorch file ({reason}); download it again") from error
     if not isinstance(found, dict):
@@ -59,7 +59,7 @@ def read_pt(file: Path, key: str, *, verify: bool = True) -> dict[Any, Any]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path is a regular file that can be looked at; no error for names that no file can have."""
+    """Whether a path is a regular file; False for paths that cannot be examined."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -67,13 +67,13 @@ def is_file(path: Path) -> bool:
 
 
 def shown(text: object, limit: int = 160) -> str:
-    """What a foreign file says, fit for a message of one line."""
+    """Text of a foreign file, made safe for a message of one line."""
     line = " ".join(str(text)[: 2 * limit].split())
     return "".join(character if character.isprintable() else "?" for character in line)[:limit]
 
 
 class _Values:
-    """Makes tensors and plain values of what the pickle of a file says."""
+    """Makes tensors and plain values from the descriptions in the pickle of a file."""
 
     def __init__(self, file: Path, contents: Contents) -> None:
         self.file = file
@@ -81,13 +81,13 @@ class _Values:
         self.size = file.stat().st_size
         self.bytes_of_tensors = 0
         self.made: dict[int, Any] = {}
-        """By the id of what was in the pickle, which may refer to one object from several places."""
+        """Results by the id of their description, since a pickle may refer to one object several times."""
 
     def plain(self, value: object, depth: int = 0) -> Any:
-        """The value without anything but tensors and plain values in it.
+        """The value with tensors instead of descriptions.
 
         Raises:
-            Malformed: it is nested too deeply, or in itself, or has parts that are no values.
+            Malformed: it is nested too deeply or contains itself, or a part of it is no value.
         """
         if value is None or isinstance(value, (bool, int, float, str, bytes)):
             return value
@@ -115,7 +115,7 @@ class _Values:
 
     def _tensor(self, view: View) -> Tensor:
         self.bytes_of_tensors += view.nbytes
-        if self.bytes_of_tensors > 2 * self.size:  # twice: tied weights are two tensors in one storage
+        if self.bytes_of_tensors > 2 * self.size:  # twice, since tied weights are two tensors in one storage
             raise Malformed("tensors that are larger than the file")
         storage = self._storage(view.storage)
         tensor = torch.empty(0, dtype=view.storage.dtype)
@@ -127,11 +127,12 @@ class _Values:
             if nbytes != storage.nbytes or start + nbytes > self.size:
                 raise Malformed(f"no {storage.nbytes} bytes of storage {storage.key[:20]}")
             part = self._mapped[start : start + nbytes]
-            self.made[id(storage)] = part.clone() if start % storage.dtype.itemsize else part  # numbers must be aligned
+            aligned = start % storage.dtype.itemsize == 0  # torch needs aligned numbers
+            self.made[id(storage)] = part if aligned else part.clone()
         return self.made[id(storage)]
 
     @cached_property
     def _mapped(self) -> torch.UntypedStorage:
-        """The file; what is written into tensors stays in memory."""
+        """The file, mapped privately: writes into tensors do not reach the file."""
         mapped: Any = torch.UntypedStorage.from_file(str(self.file), False, self.size)
         return mapped

@@ -1,11 +1,10 @@
-"""Pickles of PyTorch files, read as descriptions: plain values, and where in the file the numbers of tensors lie.
+"""Interpreter of the pickles in PyTorch files; results are plain values and descriptions of tensors.
 
-This is an interpreter of the opcodes that `torch.save` writes (pickle protocol 2). A name in a pickle is looked up in
-the table of `pickled`, never imported, and what a pickle calls is one of the functions there.
+It knows the opcodes that `torch.save` writes (pickle protocol 2). It looks names up in the tables of `allowed`, never
+imports them, and calls only the functions there.
 
-torch's own reader of weights is not used, because the names that it allows by itself come before those that
-`torch.serialization.safe_globals` adds, so they cannot be narrowed: `bytearray` and `torch.Tensor` allocate what a
-pickle asks for, and a key of deeply nested tuples ends the process.
+torch's own reader of weights is too permissive, and the names that it allows cannot be reduced: `bytearray` and
+`torch.Tensor` allocate any size that a pickle asks for, and a key of deeply nested tuples ends the process.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ _MAX_KEY = 2**31
 
 
 def read_pickle(stream: BinaryIO) -> tuple[Value, dict[str, Storage]]:
-    """The value of the pickle that starts where the stream stands and ends where it then stands, and its storages.
+    """The value and the storages of the next pickle in a stream; the stream then stands at its end.
 
-    The stream should hold few megabytes: values take up to a hundred times the bytes of their pickle.
+    The stream should hold few megabytes: values take up to a hundred times the size of their pickle.
 
     Raises:
-        Refused: the pickle names something that is not in the table.
-        Malformed: it breaks the rules in another way.
-        Exception: whatever pickletools raises for bytes that are no opcodes.
+        Refused: the pickle uses a name that is not allowed.
+        Malformed: the pickle is not one that torch.save writes.
+        Exception: pickletools meets bytes that are no opcodes.
     """
     machine = _Machine()
     return machine.run(stream), machine.storages
@@ -68,7 +67,7 @@ class _Machine:
                 self.push(_CONSTANTS[name])
             elif name in _OPCODES:
                 _OPCODES[name](self, argument)
-            elif name != "STOP":  # the last one, which genops returns before it ends
+            elif name != "STOP":  # the last opcode
                 raise Malformed(f"opcode {name}, which torch.save does not write")
         return self.pop()
 
@@ -91,7 +90,7 @@ class _Machine:
             raise Malformed("an empty stack")
         return self.stack[-1]
 
-    # --- opcodes; the argument is None where the opcode has none ---
+    # --- opcodes; the argument is None if an opcode has none ---
 
     def protocol(self, argument: int) -> None:
         if argument != 2:
@@ -125,7 +124,7 @@ class _Machine:
         if type(target) is not dict or len(items) % 2:
             raise Malformed(f"entries of a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Keys are hashed: of tuples in tuples that takes for ever, or as much of the C stack as the pickle likes.
+            # Keys are hashed; the hash of nested tuples could take for ever or overflow the C stack.
             if type(key) is not str and not (type(key) is int and abs(key) < _MAX_KEY):
                 raise Malformed(f"a {type(key).__name__} as key of a dictionary")
             target[key] = value
@@ -145,13 +144,13 @@ class _Machine:
         self.push(FUNCTIONS[function.dotted](self.budget, *arguments))
 
     def build(self) -> None:
-        """Gives a value its state."""
+        """Sets the state of a value."""
         state, target = self.pop(), self.top()
         if isinstance(target, NumberType):
             set_byte_order(target, state)
         elif isinstance(target, Array):
             fill(self.budget, target, state)
-        elif type(target) is not dict:  # of an OrderedDict these are attributes, such as _metadata; they are left out
+        elif type(target) is not dict:  # attributes of an OrderedDict, such as _metadata, are ignored
             raise Refused(f"to set the state of a {type(target).__name__}")
 
     def persistent(self) -> None:
@@ -173,7 +172,7 @@ class _Machine:
 
 _LITERALS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"),
-    *("SHORT_BINSTRING", "BINSTRING"),  # text of Python 2, with which older networks were saved (LPIPS)
+    *("SHORT_BINSTRING", "BINSTRING"),  # text of Python 2, in older files (LPIPS)
 }
 _CONSTANTS: dict[str, Value] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _OPCODES: dict[str, Callable[[_Machine, Any], None]] = {

@@ -25,6 +25,7 @@ from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.generation.engine.decode_state import Rows
 from cogview_pl.generation.sampling import Sampling, draw, probabilities
 from cogview_pl.kernels.availability import current
+from cogview_pl.transformer.config import NormScope
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import CodeSlot, Template
 
@@ -46,8 +47,8 @@ def can_capture(model: Transformer, template: Template, sampling: Sampling) -> b
         sampling.cuda_graphs
         and model.token_embedding.weight.device.type == "cuda"
         and isinstance(template.target, CodeSlot)
-        and model.norm_scope != "tensor"
-        and not model.spread
+        and model.norm_scope != NormScope.tensor
+        and not model.sharded
         and not torch.is_autocast_enabled("cuda")
     )
 

@@ -16,6 +16,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation.engine.packed_cpu import DecodingModel
 from cogview_pl.generation.sampling import Sampling, guide
 from cogview_pl.transformer.block import Cache
+from cogview_pl.transformer.config import NormScope
 from cogview_pl.transformer.kv_cache import KVCache, StaticKVCache
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template
@@ -23,7 +24,7 @@ from cogview_pl.vocab import Template
 
 def check_sampling(model: Transformer, sampling: Sampling) -> None:
     """Raises UserError for what a model with `norm_scope="tensor"` cannot do: rows of different lengths in a batch."""
-    if model.norm_scope != "tensor":
+    if model.norm_scope != NormScope.tensor:
         return
     if sampling.guided:
         raise UserError(

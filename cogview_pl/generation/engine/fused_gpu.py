@@ -19,6 +19,7 @@ from cogview_pl.kernels.availability import current, runs_kernels
 from cogview_pl.kernels.cpu_linear import Linear
 from cogview_pl.transformer.attention import fused_attention
 from cogview_pl.transformer.block import NORM_TARGET, SMALLEST_MAXIMUM, Attention, Block, Cache, LayerNorm, Residual
+from cogview_pl.transformer.config import NormScope
 from cogview_pl.transformer.kv_cache import StaticKVCache
 from cogview_pl.transformer.model import Transformer
 
@@ -38,7 +39,7 @@ def can_fuse(model: Transformer) -> bool:
     )
     opened = all(isinstance(block.attention_residual.norm_in, LayerNorm) for block in blocks)
     fused = all(block.attention.function is fused_attention for block in blocks)
-    return plain and opened and fused and not model.spread and model.norm_scope != "tensor"
+    return plain and opened and fused and not model.sharded and model.norm_scope != NormScope.tensor
 
 
 def fused_model(model: Transformer) -> FusedModel | None:
@@ -68,7 +69,7 @@ class FusedModel:
         device = model.token_embedding.weight.device
         overlap = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _OVERLAP_FROM
         self._launch = {"OVERLAP": overlap} | ({"launch_pdl": True} if overlap else {})
-        relax = model.norm_scope == "token"
+        relax = model.norm_scope == NormScope.token
         self._norm = {"RELAX": relax, "TARGET": NORM_TARGET, "SMALLEST": SMALLEST_MAXIMUM}
 
     def hidden(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:

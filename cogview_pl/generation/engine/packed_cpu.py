@@ -68,7 +68,7 @@ class DecodingModel:
         self._head: nn.Module | None = None
         weight = model.token_embedding.weight
         if can_pack(weight):
-            self._model = model if model.spread else _packed_copy(model, rows)
+            self._model = model if model.sharded else _packed_copy(model, rows)
             self._head = PackedLinear(torch.cat([weight[span.start : span.stop] for span in ids]), None, rows)
 
     def hidden(self, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:

@@ -21,6 +21,7 @@ from cogview_pl.generation.sampling import Sampling
 from cogview_pl.generation.super_resolution.parallel_windows import Wavefront
 from cogview_pl.generation.super_resolution.parallel_windows_graph import StaticWavefront
 from cogview_pl.generation.super_resolution.windows import ORDER, Window, windows
+from cogview_pl.transformer.config import NormScope
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import CodeSlot, Template, magnify_slots
 
@@ -57,7 +58,7 @@ def magnify(
         raise UserError(f"magnify: codes of {found}, the model takes {large.grid[0]}x{large.grid[1]}")
     prompts = [_prompts(template, texts, codes, window, (text, small)) for window in windows(codes.shape[1])]
     window_seeds = [[seed * len(ORDER) + number for seed in seeds] for number in range(len(ORDER))]
-    if model.norm_scope == "tensor":
+    if model.norm_scope == NormScope.tensor:
         return _in_order(model, template, prompts, window_seeds, codes.shape, sampling, on_window)
     kind = StaticWavefront if can_capture(model, template, sampling) else Wavefront
     front = kind(model, template, prompts, window_seeds, grid=codes.shape[1], sampling=sampling)

@@ -22,6 +22,7 @@ from cogview_pl.data.token_store.cogview_bin import ReleasedFile, refuse_lmdb
 from cogview_pl.data.token_store.store import StoreWriter, TokenStore
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import TextTokenizer
+from tests.make_models import quantizer_options
 
 from ...checkpoints import saved
 
@@ -236,7 +237,7 @@ class TestRefused:
 
 
 REPOSITORY = Path(__file__).parents[3]
-VQVAE = {**saved.VQVAE, "quantizer": {"kind": "fixed", "commitment_weight": 0.25}}
+VQVAE = {**saved.VQVAE, "quantizer": quantizer_options("fixed")}
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from cogview_pl.generation.engine.decode_state import Rows
 from cogview_pl.generation.sampling import Sampling, draw, probabilities
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template
+from tests.make_models import make_transformer
 
 from ..recorder import recorded
 from ..small_model import TWO_IMAGES, VOCABULARY, small_model
@@ -83,7 +84,7 @@ def test_restarting_positions_and_forms_of_attention(attention: str) -> None:
         "num_positions": TWO_IMAGES.num_positions,
         "init_std": 0.3,
     }
-    model = Transformer(vocab_size=VOCABULARY.size, attention=attention, **sizes).eval()  # type: ignore[arg-type]
+    model = make_transformer(vocab_size=VOCABULARY.size, attention=attention, **sizes).eval()  # type: ignore[arg-type]
     prompts = prompts_of(TWO_IMAGES, TEXTS)
     filled = fill(model, TWO_IMAGES, prompts, seeds=range(4), sampling=Sampling())
     assert by_static_steps(model, TWO_IMAGES, TEXTS, Sampling(), 16) == filled

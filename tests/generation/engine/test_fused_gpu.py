@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogview_pl.generation.engine.fused_gpu import FusedModel, can_fuse
+from cogview_pl.transformer.config import LoRAConfig, LoRATarget
 from cogview_pl.transformer.kv_cache import KVCache, StaticKVCache
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_transformer
 
 pytest.importorskip("triton")
 
@@ -32,7 +34,7 @@ def make(dtype: torch.dtype = torch.float32, **settings: Any) -> Transformer:
         "num_positions": POSITIONS,
         "init_std": 0.15,
     }
-    model = Transformer(vocab_size=VOCABULARY, **(sizes | settings)).eval()
+    model = make_transformer(vocab_size=VOCABULARY, **(sizes | settings)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -136,8 +138,8 @@ def test_cross_entropies(dtype: torch.dtype, vocabulary: int) -> None:
     wanted = F.cross_entropy(predicted, targets, reduction="none")
     (weights * wanted).sum().backward()
     found = torch.empty(4, device=DEVICE)
-    for slopes in (False, True):
-        cross_entropies[(4,)](logits, targets, weights, found, vocabulary, SLOPES=slopes, BLOCK=1024)
+    for gradients in (False, True):
+        cross_entropies[(4,)](logits, targets, weights, found, vocabulary, GRADIENTS=gradients, BLOCK=1024)
         torch.testing.assert_close(found, wanted.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits.float(), predicted.grad, atol=1e-6, rtol=1e-3)
 
@@ -168,5 +170,5 @@ def test_what_the_kernels_do_not_do(settings: dict[str, str]) -> None:
 
 def test_adapters_are_not_in_the_kernels() -> None:
     model = make()
-    add_lora(model, rank=2, alpha=2.0, targets=["qkv"])
+    add_lora(model, LoRAConfig(rank=2, alpha=2.0, targets=[LoRATarget.qkv], merge=False))
     assert not can_fuse(model)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cogview_pl.generation.engine.packed_cpu import DecodingModel, PackedLinear, can_pack
-from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_transformer
 
 needs_bf16 = pytest.mark.skipif(
     not can_pack(torch.empty(0, dtype=torch.bfloat16)), reason="oneDNN has no bf16 on this processor"
@@ -35,7 +35,7 @@ def test_product(rows: int, gelu: bool, dtype: torch.dtype) -> None:
 def test_a_model_decodes_as_it_reads() -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 60, "num_layers": 3, "hidden_size": 32, "num_heads": 4, "num_positions": 20}
-    model = Transformer(**sizes, dropout=0.3).bfloat16().eval()
+    model = make_transformer(**sizes, dropout=0.3).bfloat16().eval()
     tokens, positions = torch.randint(60, (2, 20)), torch.arange(20).expand(2, -1)
     with torch.inference_mode():
         wanted = model.logits(model.hidden(tokens, positions), [range(10, 40)])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cogview_pl.checkpoints.released import load_transformer, load_vqvae, save_transformer, save_vqvae
 from cogview_pl.errors import UserError
-from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_transformer
 
 from .conftest import Records
 
@@ -67,7 +67,7 @@ def test_released_tokenizer_goes_back_byte_equal(parity: Records, tmp_path: Path
 
 
 def test_our_transformer_comes_back_byte_equal(tmp_path: Path) -> None:
-    ours = Transformer(vocab_size=256, num_layers=2, hidden_size=32, num_heads=2, num_positions=40)
+    ours = make_transformer(vocab_size=256, num_layers=2, hidden_size=32, num_heads=2, num_positions=40)
     save_transformer(ours, tmp_path)
     assert_same_tensors(dict(load_transformer(tmp_path, num_heads=2).state_dict()), dict(ours.state_dict()))
 

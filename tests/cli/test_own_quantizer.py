@@ -1,0 +1,80 @@
+"""A quantizer from a file in the working folder: trained, saved, and read where a configuration names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import TINY
+
+SOURCE = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cogview_pl.vqvae.quantizer import Quantizer, QuantizerOutput, straight_through
+
+
+class Pull(Quantizer):
+    def __init__(self, *, codebook_size: int, codebook_dim: int, pull: float) -> None:
+        super().__init__(codebook_size=codebook_size, codebook_dim=codebook_dim)
+        self.pull = pull
+        self.codebook = nn.Parameter(torch.randn(codebook_dim, codebook_size))
+
+    def quantize(self, x_ND: torch.Tensor) -> QuantizerOutput:
+        codes_N = self.lookup(x_ND)
+        vectors_ND = self.embed(codes_N)
+        loss = self.pull * F.mse_loss(vectors_ND, x_ND)
+        return self.output(straight_through(vectors_ND, x_ND), codes_N, loss, F.mse_loss(x_ND, vectors_ND))
+"""
+TRAINING = ["task=vqvae", *(key for key in TINY if "kmeans_iters" not in key)]
+OWN = ["--config-dir", "my_conf", "image_tokenizer/quantizer=pull"]
+
+
+@pytest.fixture(scope="module")
+def home(cli, tmp_path_factory) -> Path:
+    """A folder with the quantizer, its YAML file, and a tokenizer trained with it."""
+    home = tmp_path_factory.mktemp("own_quantizer")
+    (home / "my_quantizer.py").write_text(SOURCE)
+    group = home / "my_conf" / "image_tokenizer" / "quantizer"
+    group.mkdir(parents=True)
+    (group / "pull.yaml").write_text("_target_: my_quantizer.Pull\npull: 0.5\n")
+    cli.succeed([*OWN, *TRAINING, "image_tokenizer.quantizer.pull=0.75"], home)
+    return home
+
+
+def test_its_model_folder_holds_its_name_and_arguments(home: Path) -> None:
+    written = (home / "outputs" / "vqvae" / "latest" / "model" / "config.yaml").read_text()
+    assert "_target_: my_quantizer.Pull" in written and "pull: 0.75" in written
+
+
+def test_a_later_task_that_names_it_reads_its_codes(cli, home: Path) -> None:
+    cli.succeed([*OWN, "task=tokenize", *TINY[5:8]], home)
+
+
+def test_a_later_task_that_does_not_name_it_imports_nothing(cli, home: Path) -> None:
+    ended = cli.run(["task=tokenize", *TINY[5:8]], home)
+    assert ended.code == 2 and "names the quantizer 'my_quantizer.Pull', which is not imported" in ended.stderr
+
+
+def test_by_overrides_alone(cli, home: Path) -> None:
+    own = ["image_tokenizer/quantizer=custom", "image_tokenizer.quantizer._target_=my_quantizer.Pull"]
+    cli.succeed([*TRAINING, *own, "+image_tokenizer.quantizer.pull=0.25", "run_dir=by_overrides"], home)
+    assert "pull: 0.25" in (home / "by_overrides" / "model" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["image_tokenizer/quantizer=custom"], "image_tokenizer.quantizer._target_ has no value"),
+        (["image_tokenizer.quantizer=ema"], "image_tokenizer.quantizer=ema names no class; choose"),
+        (["image_tokenizer.quantizer._target_=my_quantizer.Pul"], "_target_=my_quantizer.Pul is no imported subclass"),
+        (["image_tokenizer.quantizer._target_=no_file.Mine"], "No module named 'no_file'"),
+        ([*OWN, "+image_tokenizer.quantizer.push=1"], "Pull: got an unexpected keyword argument 'push'"),
+        (["image_tokenizer.quantizer.dekay=0.5"], "image_tokenizer.quantizer.dekay"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(cli, home: Path, given: list[str], words: str) -> None:
+    ended = cli.run([*given, *TRAINING], home)
+    assert ended.code == 2 and words in ended.stderr and ended.stderr.count("\n") == 1
