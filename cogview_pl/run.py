@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -110,7 +110,7 @@ def _run(composed: DictConfig, overrides: list[str], job: int | None = None) -> 
         raise UserError(f"{missing[0]} has no value; set it on the command line: {missing[0]}=…")
     check_limits(composed)
     if composed.plan.only:
-        return Path(), _verb("plan").run(OmegaConf.to_object(composed), _run_stage) if RANKS.first else {}
+        return Path(), _plan(composed, overrides) if RANKS.first else {}
 
     from cogview_pl.errors.signals import SIGNALS, Stopped
     from cogview_pl.runs.run_folder import can_go_on, open_run
@@ -152,7 +152,7 @@ def _carry_out(config: Config, folder: RunFolder, overrides: list[str]) -> Mappi
     if config.verb in _MUST_FIT:
         with RANKS.first_goes_ahead() as first:
             if first:
-                _verb("plan").require_fit(config)
+                _verb("plan").require_fit(config, _recompose(overrides))
     if config.verb == Verb.chain:
         return verb.run(config, folder, _run_stage)  # type: ignore[no-any-return]
     if config.verb in _PARALLEL or _paints_together(config):
@@ -160,6 +160,16 @@ def _carry_out(config: Config, folder: RunFolder, overrides: list[str]) -> Mappi
             return verb.run(config, folder)  # type: ignore[no-any-return]
     with RANKS.first_goes_ahead() as first:
         return verb.run(config, folder) if first else {}
+
+
+def _plan(composed: DictConfig, overrides: list[str]) -> dict[str, float | str]:
+    return _verb("plan").run(OmegaConf.to_object(composed), _run_stage, _recompose(overrides))  # type: ignore[no-any-return]
+
+
+def _recompose(overrides: list[str]) -> Callable[[str], Any]:
+    """More overrides, separated by spaces -> the configuration with these on top."""
+    words = [word for word in overrides if not word.startswith("-") and ("=" in word or word.startswith("~"))]
+    return lambda more: OmegaConf.to_object(hydra.compose("config", overrides=[*words, *more.split()]))
 
 
 def _paints_together(config: Config) -> bool:

@@ -1,15 +1,22 @@
-"""plan=true: what a run would cost; trains and writes nothing. The same estimate stops a run that cannot fit."""
+"""plan=true: print the memory and the work that a run needs; run nothing. The same estimate stops a run that cannot fit.
+
+This file takes the configuration apart; `cogview_pl/memory/` counts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cogview_pl.assembly.checks import ADAMW_OFFLOAD, check_levers
+from cogview_pl.assembly.lora import lora_options
 from cogview_pl.assembly.model_specs import (
     ImageSizes,
     SequenceSizes,
@@ -17,37 +24,49 @@ from cogview_pl.assembly.model_specs import (
     images_of_run,
     predicted_ids,
     trained_sizes,
+    written_sizes,
 )
-from cogview_pl.assembly.strategy import num_devices, tensor_parts
+from cogview_pl.assembly.models import quantization, starts_from_weights, weights_dtype
+from cogview_pl.assembly.strategy import check_strategy, num_devices, tensor_parts, without_fused_kernel
 from cogview_pl.checkpoints.model_folder import build_vqvae
 from cogview_pl.config.choices import Verb
-from cogview_pl.config.schema import Config
+from cogview_pl.config.schema import Config, instantiate
+from cogview_pl.data.config import TokenSource
+from cogview_pl.data.sequence_dataset import SequenceBatch as TokenBatch
+from cogview_pl.data.sequence_dataset import SequenceCollator
 from cogview_pl.errors import UserError
-from cogview_pl.memory.bench import steps_per_second
-from cogview_pl.memory.cards import CARDS, card_bytes, free_bytes
-from cogview_pl.memory.estimates import estimate
-from cogview_pl.memory.inference import used_sizes
-from cogview_pl.memory.model import counted
-from cogview_pl.memory.phases import Moments
-from cogview_pl.memory.suggestions import TRAINS, changed, cheapest
-from cogview_pl.memory.table import Plan, print_plan
-from cogview_pl.memory.training import (
-    count_image_tokenizer,
-    held_bytes,
-    longest_batch,
-    precision,
-    trained_model,
-)
+from cogview_pl.generation.config import Algorithm
+from cogview_pl.generation.super_resolution.parallel_windows import timetable
+from cogview_pl.memory.cards import CARDS, WORKSPACE, card_bytes, free_bytes
+from cogview_pl.memory.inference import ModelSize, decode_images, encode_images
+from cogview_pl.memory.phases import BACKWARD, FORWARD, GRADIENTS, Estimate
+from cogview_pl.memory.sharding import Sharding, narrow, shard
+from cogview_pl.memory.suggestions import first_that_fits, for_image_tokenizer, for_inference, for_sequence_model
+from cogview_pl.memory.table import Plan, print_plan, verdict
+from cogview_pl.memory.trace import default_dtype
+from cogview_pl.memory.training import Predicted, SequenceBatch, StepOptions, image_tokenizer_step, sequence_step
 from cogview_pl.transformer.config import ActivationCheckpointing
 from cogview_pl.transformer.flops import TRAINING, forward_flops
+from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
+from cogview_pl.vocab import CodeSlot, Template, TextSlot, is_text_to_image
+from cogview_pl.vqvae.model import VQVAE
 
-_GIB = 2**30
+Phases = dict[str, Counter[str]]
+Recompose = Callable[[str], Config]
+"""Overrides, separated by spaces -> the configuration of the run with these on top."""
 
-Figures = dict[str, "float | str"]
+_TRAINS = (Verb.fit_image_tokenizer, Verb.fit_sequence_model)
+_PRECISIONS = {  # dtype of the weights, dtype of autocast
+    "32-true": (torch.float32, None),
+    "bf16-mixed": (torch.float32, torch.bfloat16),
+    "16-mixed": (torch.float32, torch.float16),
+    "bf16-true": (torch.bfloat16, None),
+}
+_RGB = 3
 
 
-class _Here(NamedTuple):
+class _Device(NamedTuple):
     """The device of this machine that the run would use."""
 
     on_gpu: bool
@@ -56,81 +75,433 @@ class _Here(NamedTuple):
 
 
 def run(
-    config: Config, run_stage: Callable[[list[str]], tuple[Path, dict[str, float | str]]]
+    config: Config, run_stage: Callable[[list[str]], tuple[Path, dict[str, float | str]]], recompose: Recompose
 ) -> dict[str, float | str]:
     """Print what a run would need and what fits; returns the figures. A chain plans its stages one by one."""
     if config.verb == Verb.chain:
-        found: Figures = {}
+        found: dict[str, float | str] = {}
         for name, overrides in config.stages.items():
             print(f"\n[{name}]")
             figures = run_stage([*config.common, *overrides])[1]
             found |= {f"{name}/{key}": value for key, value in figures.items()}
         return found
-    plan = make_plan(config)
+    plan = make_plan(config, recompose)
     print_plan(plan)
     return {**plan.figures}
 
 
-def require_fit(config: Config) -> None:
+def require_fit(config: Config, recompose: Recompose) -> None:
     """Raises UserError if a run needs more memory than is free, unless `plan.strict=false`."""
     if not config.plan.strict:
         return
-    here = _here(config)
-    moments = estimate(config, here.on_gpu)
-    if moments.total <= here.free:
-        return
-    remedy = _remedy(config, here.on_gpu, here.free)
-    advice = f"it fits with {remedy}" if remedy else "no override that was tried makes it fit"
-    raise UserError(
-        f"this run needs {moments.total / _GIB:.1f} GiB ({moments.worst}) and {here.name} has {here.free / _GIB:.1f} "
-        f"GiB to give; {advice}; plan=true shows the parts, plan.strict=false starts it all the same"
+    device = _device(config)
+    found = estimate(config, device.on_gpu)
+    if found.total > device.free:
+        advice = _advice(config, recompose, device.on_gpu, {device.name: device.free})
+        sentence = verdict(found, device.name, device.free, advice.get(device.name))
+        raise UserError(f"{sentence}; plan=true shows the parts, plan.strict=false starts it anyway")
+
+
+def make_plan(config: Config, recompose: Recompose) -> Plan:
+    """Figures of the models, memory here and on a GPU, what fits, and overrides with which the rest fits."""
+    device = _device(config)
+    here = estimate(config, device.on_gpu)
+    gpu = here if device.on_gpu else estimate(config, True)
+    figures = {**_models(config), **_memory("memory", here)}
+    if not device.on_gpu:
+        figures |= _memory("memory_of_gpu", gpu)
+    if config.verb == Verb.fit_sequence_model:
+        figures |= _each_checkpointing(config, recompose, device.on_gpu)
+    cards = {f"{card} GB": card_bytes(card) for card in CARDS}
+    figures["fits/here"] = float(here.total <= device.free)
+    figures |= {f"fits/{name.replace(' ', '_')}": float(gpu.total <= size) for name, size in cards.items()}
+    too_small = {name: size for name, size in cards.items() if gpu.total > size}
+    own = {device.name: device.free} if here.total > device.free else {}
+    if device.on_gpu:
+        advice = _advice(config, recompose, True, own | too_small)
+    else:
+        advice = _advice(config, recompose, False, own) | _advice(config, recompose, True, too_small)
+    return Plan(figures, device.name, device.on_gpu, device.free, here, gpu, num_devices(config), advice)
+
+
+def estimate(config: Config, on_gpu: bool) -> Estimate:
+    """Memory of a run, as the bytes of its tensors in each phase.
+
+    Args:
+        config: the run.
+        on_gpu: count the memory of its GPU; else the main memory, with the models that stay there.
+
+    Raises:
+        UserError: sizes of the configuration do not fit together.
+    """
+    workspace = Counter(workspace=WORKSPACE if on_gpu else 0)
+    phases = _PHASES[config.verb](config, on_gpu)
+    return Estimate({name: parts + workspace for name, parts in phases.items()})
+
+
+def _device(config: Config) -> _Device:
+    trains_on_cpu = config.verb in _TRAINS and config.trainer["accelerator"] == "cpu"
+    on_gpu = torch.cuda.is_available() and not trains_on_cpu and config.verb != Verb.convert
+    return _Device(on_gpu, torch.cuda.get_device_name() if on_gpu else "this machine", free_bytes(on_gpu))
+
+
+def _advice(config: Config, recompose: Recompose, on_gpu: bool, available: dict[str, int]) -> dict[str, str]:
+    def total(overrides: str) -> int | None:
+        try:
+            changed = recompose(overrides)
+            check(changed)
+            return estimate(changed, on_gpu).total
+        except UserError:  # these overrides do not go together, or need a package that is not installed
+            return None
+
+    return first_that_fits(suggestions(config, on_gpu), total, available)
+
+
+def check(config: Config) -> None:
+    """Raises UserError for a training run whose options do not go together."""
+    if config.verb in _TRAINS:
+        check_levers(config)
+        check_strategy(config, spreads=config.verb == Verb.fit_sequence_model)
+
+
+def suggestions(config: Config, on_gpu: bool) -> list[str]:
+    """Sets of overrides that make a run need less memory, in the order in which they are tried."""
+    fp32 = config.precision["precision"] == "32-true"
+    batch, batches = config.data.batch_size, config.trainer.get("accumulate_grad_batches", 1)
+    if config.verb == Verb.fit_sequence_model:
+        return for_sequence_model(
+            batch=batch,
+            batches=batches,
+            fp32=fp32,
+            checkpoints=config.activation_checkpointing != ActivationCheckpointing.none,
+            adapts=not config.lora.rank and starts_from_weights(config),
+            on_gpu=on_gpu,
+        )
+    if config.verb == Verb.fit_image_tokenizer:
+        return for_image_tokenizer(batch=batch, batches=batches, fp32=fp32, on_gpu=on_gpu)
+    if config.verb == Verb.tokenize:
+        return for_inference("data.batch_size", batch=batch, fp32=False, quantizes=False, on_gpu=on_gpu)
+    if config.verb in (Verb.generate, Verb.rerank, Verb.magnify, Verb.evaluate):
+        quantizes = config.quantization is None and not config.strategy.kind.spreads
+        batch = config.sampler.batch_size
+        return for_inference("sampler.batch_size", batch=batch, fp32=fp32, quantizes=quantizes, on_gpu=on_gpu)
+    return []
+
+
+# Training.
+
+
+def _fit_image_tokenizer(config: Config, on_gpu: bool) -> Phases:
+    images = configured_images(config)
+    phases = image_tokenizer_step(
+        partial(_build_vqvae, images),
+        config.data.batch_size,
+        config.data.image_size,
+        config.image_tokenizer.reconstruction.value,
+        _step_options(config, on_gpu),
+    )
+    return shard(phases, _sharding(config))
+
+
+def _fit_sequence_model(config: Config, on_gpu: bool) -> Phases:
+    sizes = trained_sizes(config)
+    template, layers = sizes.template, sizes.settings["num_layers"]
+    batch = SequenceBatch(config.data.batch_size, template.length - 1, _predicted(config, template))
+    options = _step_options(config, on_gpu)
+    phases, block = sequence_step(partial(_build_transformer, config, sizes), layers, batch, options)
+    phases = shard(phases, _sharding(config), layers=layers, block=block)
+    host = Counter[str]() if on_gpu else _beside_training(config, sizes)
+    phases = {name: parts + host for name, parts in phases.items()}
+    between = Counter({part: phases[FORWARD][part] for part in ("weights", "optimizer")}) + host
+    if "samples" in config.callbacks and is_text_to_image(template) and not config.strategy.kind.spreads:
+        model = replace(_model_size(config, sizes, on_gpu), dtype=_PRECISIONS[config.precision["precision"]][0])
+        rows = config.callbacks["samples"]["num_prompts"]
+        phases["generation of sample images"] = between + model.decode(template, rows=rows)
+        if not on_gpu:  # else the image tokenizer stays on the host
+            images = decode_images(sizes.images.settings, batch=rows, edge=sizes.images.edge)
+            phases["decoding of sample images"] = between + images
+    if not on_gpu and starts_from_weights(config):  # fresh weights and those that are read exist together
+        weights = 2 * _model_size(config, sizes, on_gpu).bytes_on_disk
+        phases["loading of weights"] = Counter(weights=weights, image_tokenizer=2 * _vqvae_bytes(sizes.images))
+    if config.data.token_store is None and config.sequences.source == TokenSource.images:
+        encoding = encode_images(sizes.images.settings, batch=config.data.batch_size, edge=2 * sizes.images.edge)
+        phases["encoding of images"] = Counter(weights=phases[FORWARD]["weights"]) + host + encoding
+    return phases
+
+
+def _build_vqvae(images: ImageSizes) -> VQVAE:
+    """Without k-means, which runs once and before the decoder allocates anything."""
+    quantizer = dict(images.settings["quantizer"])
+    if "kmeans_iters" in quantizer:
+        quantizer["kmeans_iters"] = 0
+    return build_vqvae({**images.settings, "quantizer": quantizer})
+
+
+def _build_transformer(config: Config, sizes: SequenceSizes, layers: int) -> Transformer:
+    """The model as one device trains it, with some of its blocks."""
+    with default_dtype(_PRECISIONS[config.precision["precision"]][0]):
+        model = Transformer(**{**sizes.settings, "num_layers": layers})
+        if tensor_parts(config) > 1:
+            narrow(model, tensor_parts(config))
+    if options := lora_options(config):
+        add_lora(model, **options)
+    model.set_training_pass(recompute=config.activation_checkpointing.value)
+    return model
+
+
+def _step_options(config: Config, on_gpu: bool) -> StepOptions:
+    node = without_fused_kernel(config)
+    offloads = node["_target_"] == ADAMW_OFFLOAD
+    if on_gpu and node["_target_"].startswith("torch.optim.") and not node.get("fused"):
+        node = {**node, "foreach": True}  # as torch chooses on a GPU
+    return StepOptions(
+        optimizer=None if offloads else instantiate(node, "optimizer.optimizer"),
+        autocast=_PRECISIONS[config.precision["precision"]][1],
+        accumulates=config.trainer["accumulate_grad_batches"] > 1,
+        frees_gradients=offloads and bool(node["offload_gradients"]),
+        on_gpu=on_gpu,
     )
 
 
-def make_plan(config: Config) -> Plan:
-    """Figures of both stages, memory here and on a GPU, what fits, and what to change where it does not."""
-    here = _here(config)
-    moments = estimate(config, here.on_gpu)
-    on_card = moments if here.on_gpu else estimate(config, True)
-    figures = {**_models(config), **_memory("memory", moments)}
-    if not here.on_gpu:
-        figures |= _memory("memory_of_gpu", on_card)
-    if config.verb == Verb.fit_sequence_model:
-        figures |= _each_checkpointing(config, here.on_gpu)
-    if config.verb in TRAINS and (speed := _speed(config, here, figures)) is not None:
-        figures["perf/expected_steps_per_s"] = speed
-    figures["fits/here"] = float(moments.total <= here.free)
-    advice: dict[str, str] = {}
-    if not figures["fits/here"]:
-        advice[here.name] = _remedy(config, here.on_gpu, here.free) or ""
-    for card in CARDS:
-        fits = on_card.total <= card_bytes(card)
-        figures[f"fits/{card}_GB"] = float(fits)
-        if not fits:
-            advice[f"{card} GB"] = _remedy(config, True, card_bytes(card)) or ""
-    return Plan(figures, here.name, here.on_gpu, here.free, moments, on_card, num_devices(config), advice)
+def _sharding(config: Config) -> Sharding:
+    weights, autocast = _PRECISIONS[config.precision["precision"]]
+    options = config.strategy.strategy if isinstance(config.strategy.strategy, dict) else {}
+    return Sharding(
+        kind=config.strategy.kind,
+        devices=num_devices(config),
+        arithmetic=autocast or weights,
+        offload_optimizer=bool(options.get("offload_optimizer")),
+        offload_weights=bool(options.get("offload_parameters")),
+    )
 
 
-def _here(config: Config) -> _Here:
-    trained_on_cpu = config.verb in TRAINS and config.trainer["accelerator"] == "cpu"
-    on_gpu = torch.cuda.is_available() and not trained_on_cpu and config.verb != Verb.convert
-    return _Here(on_gpu, torch.cuda.get_device_name() if on_gpu else "this machine", free_bytes(on_gpu))
+def _beside_training(config: Config, sizes: SequenceSizes) -> Counter[str]:
+    """What main memory holds besides the model that is trained.
+
+    With LoRA that is the model of `init_from`, with an image tokenizer of its own. The two share frozen weights, unless
+    the trained model holds them in half precision.
+    """
+    tokenizer = _vqvae_bytes(sizes.images)
+    if not config.lora.rank:
+        return Counter(image_tokenizer=tokenizer)
+    with torch.device("meta"):
+        model = _build_transformer(config, sizes, sizes.settings["num_layers"])
+    half = sum(p.numel() for p in model.parameters() if p.dtype != torch.float32)
+    return Counter(image_tokenizer=2 * tokenizer, base_in_fp32=half * torch.float32.itemsize)
 
 
-def _remedy(config: Config, on_gpu: bool, available: int) -> str | None:
-    def fits(other: Config) -> bool:
-        if other.verb in TRAINS and held_bytes(other, on_gpu) > available:
-            return False  # what takes a moment to know first
-        return estimate(other, on_gpu).total <= available
+def longest_batch(template: Template, count: int) -> TokenBatch:
+    """A batch of the longest training sequences; its ids mean nothing."""
+    sequence = template.build({slot.name: [0] * slot.length for slot in template.slots})
+    return SequenceCollator(template.vocabulary.pad)([sequence] * count)
 
-    return cheapest(config, fits, on_gpu=on_gpu)
+
+def _predicted(config: Config, template: Template) -> tuple[Predicted, ...]:
+    batch = longest_batch(template, 1)
+    due, slots = batch.weights[0, 1:] > 0, batch.slots[0, 1:]
+    by_slot = predicted_ids(config, template)
+    if by_slot is None:
+        return (Predicted(int(due.sum()), range(template.vocabulary.size)),)
+    return tuple(Predicted(int((due & (slots == slot)).sum()), ids) for slot, ids in enumerate(by_slot))
+
+
+# Inference.
+
+
+def _generate(config: Config, on_gpu: bool) -> Phases:
+    """Generator, captioner and upscaler are loaded at once; one of them works."""
+    sizes = _generator(config)
+    if isinstance(sizes.template.target, TextSlot):
+        return _generate_captions(config, sizes, on_gpu)
+    model, images = _model_size(config, sizes, on_gpu), sizes.images
+    captioner = None if config.rerank_with is None else _captioner(config)
+    upscaler = None if config.upscale_with is None else _upscaler(config)
+    others = [_model_size(config, role, on_gpu) for role in (captioner, upscaler) if role is not None]
+    prompts = _num_prompts(config)
+    each, at_once = config.num_images_per_prompt, config.sampler.batch_size
+    batch = min(at_once, each * min(max(1, at_once // each), prompts))
+    edge = images.edge * (1 if upscaler is None else 2)
+    held = Counter(
+        sequence_models=model.bytes + sum(other.bytes for other in others),
+        image_tokenizer=_vqvae_bytes(images),
+        images=0 if on_gpu else prompts * (config.top_n or each) * _RGB * edge**2,
+    )
+    options = config.sampler
+    drafts = options.drafts if options.algorithm == Algorithm.jacobi else 0
+    rows = batch if options.guidance == 1 else 2 * batch
+    phases = {
+        "decoding loop": held + model.decode(sizes.template, rows=rows, drafts=drafts, sorts=options.top_p < 1),
+        "decoding of images": held + decode_images(images.settings, batch=batch, edge=edge),
+    }
+    if not on_gpu:  # weights are read in fp32, one model after the other
+        read = [model, *others]
+        peak = max(one.bytes_on_disk + sum(done.bytes for done in read[:n]) for n, one in enumerate(read))
+        phases["loading of weights"] = Counter(sequence_models=peak)
+    if captioner is not None:
+        phases["reranking"] = held + _score(config, captioner, batch, on_gpu)
+    if upscaler is not None:
+        phases["super-resolution"] = held + _double(config, upscaler, batch, on_gpu)
+    return phases
+
+
+def _generate_captions(config: Config, sizes: SequenceSizes, on_gpu: bool) -> Phases:
+    """Images are encoded, then the captioner writes texts."""
+    batch, images = config.sampler.batch_size, sizes.images
+    decoding = _model_size(config, sizes, on_gpu).decode(sizes.template, rows=batch, sorts=config.sampler.top_p < 1)
+    held = _held(config, sizes, on_gpu)
+    return {
+        "encoding of images": held + encode_images(images.settings, batch=batch, edge=images.edge),
+        "decoding loop": held + decoding,
+    }
+
+
+def _rerank(config: Config, on_gpu: bool) -> Phases:
+    sizes, batch = _used_sizes(config), config.sampler.batch_size
+    held = _held(config, sizes, on_gpu)
+    return {
+        "encoding of images": held + encode_images(sizes.images.settings, batch=batch, edge=sizes.images.edge),
+        "reranking": held + _score(config, sizes, batch, on_gpu),
+    }
+
+
+def _magnify(config: Config, on_gpu: bool) -> Phases:
+    """All images stay in main memory: as they are in uint8, doubled in fp32."""
+    sizes, count = _used_sizes(config), config.num_prompts
+    batch, images = min(config.sampler.batch_size, count), sizes.images
+    held = _held(config, sizes, on_gpu)
+    if not on_gpu:
+        held["images"] = count * _RGB * images.edge**2 * (1 + 4 * torch.float32.itemsize)
+    return {
+        "encoding of images": held + encode_images(images.settings, batch=batch, edge=images.edge),
+        "super-resolution": held + _double(config, sizes, batch, on_gpu),
+        "decoding of images": held + decode_images(images.settings, batch=batch, edge=2 * images.edge),
+    }
+
+
+def _tokenize(config: Config, on_gpu: bool) -> Phases:
+    images = images_of_run(config)
+    edge = images.edge * (2 if config.token_store.large else 1)
+    encoding = encode_images(images.settings, batch=config.data.batch_size, edge=edge)
+    return {"encoding of images": Counter(image_tokenizer=_vqvae_bytes(images)) + encoding}
+
+
+def _fit_features(config: Config, on_gpu: bool) -> Phases:
+    """All training images exist twice: one by one, and stacked."""
+    size = getattr(config.data, "train_size", 0) * _RGB * config.data.image_size**2
+    return {"rendering of images": Counter(images=0 if on_gpu else 2 * size)}
+
+
+def _convert(config: Config, on_gpu: bool) -> Phases:
+    """Two copies of the files' tensors, under the old names and the new ones; the GPU is not used."""
+    assert config.convert is not None
+    source = Path(config.convert.source)
+    files = [file for file in ([source] if source.is_file() else source.rglob("*")) if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    return {"conversion": Counter(weights=0 if on_gpu else 2 * size)}
+
+
+_PHASES: dict[Verb, Callable[[Config, bool], Phases]] = {
+    Verb.fit_image_tokenizer: _fit_image_tokenizer,
+    Verb.fit_sequence_model: _fit_sequence_model,
+    Verb.tokenize: _tokenize,
+    Verb.generate: _generate,
+    Verb.rerank: _rerank,
+    Verb.magnify: _magnify,
+    Verb.fit_features: _fit_features,
+    Verb.evaluate: _generate,  # the feature network is not counted
+    Verb.convert: _convert,
+}
+"""Every verb but `chain`, whose stages are verbs."""
+
+
+def _used_sizes(config: Config) -> SequenceSizes:
+    """The model that a task is about: the upscaler of `magnify`, the captioner of `rerank`, else the generator."""
+    return {Verb.magnify: _upscaler, Verb.rerank: _captioner}.get(config.verb, _generator)(config)
+
+
+def _captioner(config: Config) -> SequenceSizes:
+    return written_sizes(config, "caption", "rerank_with", config.rerank_with, config.rerank_template)
+
+
+def _upscaler(config: Config) -> SequenceSizes:
+    return written_sizes(config, "super_resolution", "upscale_with", config.upscale_with, config.upscale_template)
+
+
+def _generator(config: Config) -> SequenceSizes:
+    if config.images is None:
+        return written_sizes(config, "pretrain", "init_from", config.init_from, config.template)
+    return written_sizes(config, "caption", "init_from", config.init_from, config.rerank_template)
+
+
+def _model_size(config: Config, sizes: SequenceSizes, on_gpu: bool) -> ModelSize:
+    """A sequence model as one device has it for inference; adapters are merged."""
+    settings = sizes.settings
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in Transformer(**settings).parameters())
+    return ModelSize(
+        parameters=parameters,
+        layers=settings["num_layers"],
+        hidden_size=settings["hidden_size"],
+        num_heads=settings["num_heads"],
+        dtype=weights_dtype(config),
+        explicit_attention=settings["attention"] != "fused",
+        keeps_inputs=settings["norm_scope"] == "tensor",
+        parts=tensor_parts(config),
+        quantization=quantization(config),
+        on_gpu=on_gpu,
+    )
+
+
+def _vqvae_bytes(images: ImageSizes) -> int:
+    """Weights and codebook of an image tokenizer, which are fp32 always."""
+    with torch.device("meta"):
+        model = build_vqvae(images.settings)
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def _held(config: Config, sizes: SequenceSizes, on_gpu: bool) -> Counter[str]:
+    weights = _model_size(config, sizes, on_gpu).bytes
+    return Counter(sequence_models=weights, image_tokenizer=_vqvae_bytes(sizes.images))
+
+
+def _score(config: Config, sizes: SequenceSizes, rows: int, on_gpu: bool) -> Counter[str]:
+    """A captioner scores texts of images."""
+    template = sizes.template
+    return _model_size(config, sizes, on_gpu).score(
+        rows=rows,
+        tokens=template.length - 1,
+        scored=template.target.length + 1,
+        ids=len(template.predicted(template.target)),
+    )
+
+
+def _double(config: Config, sizes: SequenceSizes, images: int, on_gpu: bool) -> Counter[str]:
+    """An upscaler decodes windows in parallel; each has its own rows of the cache."""
+    assert isinstance(sizes.template.target, CodeSlot)
+    grid = sizes.template.target.grid[0]
+    lanes = 1 + max(turn.lane for step in timetable(grid) for turn in step)
+    model, sorts = _model_size(config, sizes, on_gpu), config.sampler.top_p < 1
+    return model.decode(sizes.template, rows=images * lanes, sorts=sorts, more_positions=grid)
+
+
+def _num_prompts(config: Config) -> int:
+    given = config.prompts
+    if given is None:
+        return config.num_prompts
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return len(given)
+    if Path(given).is_file():
+        return len(Path(given).read_bytes().splitlines())
+    return config.sampler.batch_size  # standard input, which can be read once
+
+
+# Figures.
 
 
 def _models(config: Config) -> dict[str, float]:
     if config.verb in (Verb.fit_image_tokenizer, Verb.tokenize):
-        images = configured_images(config) if config.verb in TRAINS else images_of_run(config)
-        return _image_tokenizer(config, images)
-    sizes = trained_sizes(config) if config.verb == Verb.fit_sequence_model else used_sizes(config)
+        return _image_tokenizer(config, configured_images(config) if config.verb in _TRAINS else images_of_run(config))
+    sizes = trained_sizes(config) if config.verb == Verb.fit_sequence_model else _used_sizes(config)
     return {**_image_tokenizer(config, sizes.images), **_sequence_model(config, sizes)}
 
 
@@ -138,13 +509,12 @@ def _image_tokenizer(config: Config, images: ImageSizes) -> dict[str, float]:
     settings = images.settings
     with torch.device("meta"):
         model = build_vqvae(settings)
-        blank = torch.empty(1, 3, images.edge, images.edge)
         with FlopCounterMode(display=False) as counter:
-            model.reconstruct_continuous(blank)
+            model.reconstruct_continuous(torch.empty(1, _RGB, images.edge, images.edge))
     codes = images.grid[0] * images.grid[1]
     forward = counter.get_total_flops() + 2 * codes * settings["codebook_size"] * settings["codebook_dim"]
     figures = {
-        "image_tokenizer/parameters": count_image_tokenizer(settings).parameters,
+        "image_tokenizer/parameters": sum(parameter.numel() for parameter in model.parameters()),
         "image_tokenizer/flops_per_image": forward,
     }
     if config.verb == Verb.fit_image_tokenizer:
@@ -159,60 +529,41 @@ def _sequence_model(config: Config, sizes: SequenceSizes) -> dict[str, float]:
     batch = longest_batch(template, 1)
     forward = int(forward_flops(model, batch.weights, batch.slots, predicted_ids(config, template)))
     figures = {
-        "sequence_model/parameters": sum(p.numel() for p in model.parameters()),
+        "sequence_model/parameters": sum(parameter.numel() for parameter in model.parameters()),
         "sequence_model/vocabulary": sizes.settings["vocab_size"],
         "sequence_model/longest_sequence": template.length,
         "sequence_model/flops_per_sequence": forward,
     }
     if config.verb == Verb.fit_sequence_model:
+        if options := lora_options(config):
+            add_lora(model, **options)
         figures |= {
-            "sequence_model/trained_parameters": _trained_parameters(config, sizes),
+            "sequence_model/trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "sequence_model/tokens_per_step": _samples(config) * (template.length - 1),
             "sequence_model/flops_per_step": TRAINING * forward * _samples(config),
         }
     return figures
 
 
-def _trained_parameters(config: Config, sizes: SequenceSizes) -> int:
-    """Of the whole model, whatever part of it a device has."""
-    return counted(replace(trained_model(config, sizes), parts=1)).trained_parameters
-
-
 def _samples(config: Config) -> int:
-    """Of a step, on all devices; with tensor parallelism these share a batch."""
+    """Samples of a step on all devices; with tensor parallelism the devices share a batch."""
     batches = config.trainer["accumulate_grad_batches"] * num_devices(config) // tensor_parts(config)
     return int(config.data.batch_size * batches)
 
 
-def _memory(name: str, moments: Moments) -> dict[str, float]:
-    """The most that each part takes at any moment, and the sum at the worst one."""
-    parts = {part for found in moments.parts.values() for part in found}
-    most = {part: max(found[part] for found in moments.parts.values()) for part in sorted(parts)}
-    return {f"{name}/{part}_bytes": float(size) for part, size in most.items() if size} | {
-        f"{name}/total_bytes": float(moments.total)
-    }
+def _memory(name: str, found: Estimate) -> dict[str, float]:
+    """The most bytes of each part in any phase, and the total at the peak."""
+    parts = {part for phase in found.phases.values() for part in phase}
+    most = {part: max(phase[part] for phase in found.phases.values()) for part in sorted(parts)}
+    sizes = {f"{name}/{part}_bytes": float(size) for part, size in most.items() if size}
+    return {**sizes, f"{name}/total_bytes": float(found.total)}
 
 
-def _each_checkpointing(config: Config, on_gpu: bool) -> dict[str, float]:
-    """Activations at their height under each choice."""
+def _each_checkpointing(config: Config, recompose: Recompose, on_gpu: bool) -> dict[str, float]:
+    """Activations at the peak under each choice of activation checkpointing."""
     found = {}
     for choice in ActivationCheckpointing:
-        moments = estimate(changed(config, {"activation_checkpointing": choice}), on_gpu)
-        steps = [moments.parts[name] for name in ("forward pass", "backward pass")]
-        found[f"memory/activations_{choice.value}_bytes"] = float(max(step["activations"] for step in steps))
+        phases = estimate(recompose(f"activation_checkpointing={choice.value}"), on_gpu).phases
+        most = max(phases[name]["activations"] for name in (FORWARD, BACKWARD))
+        found[f"memory/activations_{choice.value}_bytes"] = float(most)
     return found
-
-
-def _speed(config: Config, here: _Here, figures: dict[str, float]) -> float | None:
-    flops = figures.get("sequence_model/flops_per_step")
-    if flops is None:
-        return None
-    arithmetic = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(precision(config)[1], "fp32")
-    return steps_per_second(
-        Path(config.plan.bench),
-        device=here.name if here.on_gpu else "cpu",
-        precision=arithmetic,
-        recompute=config.activation_checkpointing.value,
-        parameters=int(figures["sequence_model/parameters"]),
-        flops=flops / num_devices(config),
-    )
