@@ -1,1 +1,1 @@
-"""The memory estimate: training steps played on fake tensors, arithmetic for inference, and the table of `plan=true`."""
+"""The memory estimate: training steps played on fake tensors, inference by arithmetic, and the table of plan=true."""

@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from cogview_pl.checkpoints.model_folder import build_vqvae
 from cogview_pl.generation.engine.packed_cpu import packed_bytes
 from cogview_pl.generation.quantization import matrix_bytes
+from cogview_pl.generation.super_resolution.parallel_windows import timetable
 from cogview_pl.memory.phases import ACTIVATIONS, LOGITS
-from cogview_pl.vocab import Template
+from cogview_pl.transformer.model import Transformer
+from cogview_pl.vocab import CodeSlot, Template
 from cogview_pl.vqvae.codebook import BLOCK_VALUES
 
 _FP32 = torch.float32.itemsize
@@ -26,102 +30,116 @@ _SEARCH = 2 * BLOCK_VALUES * _FP32  # two blocks of distances between vectors an
 
 
 @dataclass(frozen=True)
-class ModelSize:
-    """A sequence model on one device.
+class InferenceModel:
+    """A sequence model with its image tokenizer on one device. Methods give bytes besides the weights.
 
     Attributes:
-        parameters: number of all parameters.
-        layers, hidden_size, num_heads: of the full model.
+        settings: constructor arguments of the transformer.
+        template: its layout.
+        vqvae: constructor arguments of the image tokenizer.
+        edge: pixels along an edge of an image.
         dtype: of the weights.
-        explicit_attention: attention scores exist as a tensor (`attention=pb_relax` or `naive`).
-        keeps_inputs: decoding keeps the input of every layer instead of keys and values (`norm_scope=tensor`).
         parts: devices among which tensor parallelism divides the blocks.
         quantization: `int8`, `int4` or None.
         on_gpu: whether the device is a GPU.
     """
 
-    parameters: int
-    layers: int
-    hidden_size: int
-    num_heads: int
+    settings: Mapping[str, Any]
+    template: Template
+    vqvae: Mapping[str, Any]
+    edge: int
     dtype: torch.dtype
-    explicit_attention: bool = False
-    keeps_inputs: bool = False
     parts: int = 1
     quantization: str | None = None
     on_gpu: bool = False
 
-    @property
+    @cached_property
+    def parameters(self) -> int:
+        """Number of parameters of the full model."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in Transformer(**self.settings).parameters())
+
+    @cached_property
     def bytes(self) -> int:
-        """Bytes of the weights."""
-        divided = self.layers * (12 * self.hidden_size**2 + 7 * self.hidden_size)  # matrices, biases of qkv and up
+        """Bytes of the weights on the device."""
+        layers, hidden_size = self.settings["num_layers"], self.settings["hidden_size"]
+        matrices = 12 * layers * hidden_size**2
+        divided = matrices + 7 * layers * hidden_size  # with the biases of `qkv` and `up`
         size = (self.parameters - divided + divided // self.parts) * self.dtype.itemsize
         if self.quantization is None:
             return size
-        matrices = 12 * self.hidden_size**2 * self.dtype.itemsize
-        return size - int(self.layers * (matrices - matrix_bytes(self.quantization, self.hidden_size)))
+        return size - matrices * self.dtype.itemsize + int(layers * matrix_bytes(self.quantization, hidden_size))
 
     @property
-    def bytes_on_disk(self) -> int:
-        """Bytes of the weights when they are read: fp32."""
-        return self.parameters * _FP32
+    def held(self) -> Counter[str]:
+        """Bytes of all weights."""
+        return Counter(sequence_models=self.bytes, image_tokenizer=image_tokenizer_bytes(self.vqvae))
 
-    def decode(
-        self, template: Template, *, rows: int, drafts: int = 0, sorts: bool = False, more_positions: int = 0
-    ) -> Counter[str]:
-        """Bytes besides the weights while the target slot is sampled, token by token, after the longest prompt.
+    def decode(self, rows: int, *, drafts: int = 0, sorts: bool = False, more_positions: int = 0) -> Counter[str]:
+        """The target slot is sampled, token by token, after the longest prompt.
 
         Args:
-            template: the layout.
             rows: B; guidance takes two rows per image.
             drafts: codes that Jacobi decoding looks ahead.
             sorts: whether top-p sorts the probabilities.
             more_positions: what the cache holds besides one sequence.
         """
+        template, layers, hidden_size = self.template, self.settings["num_layers"], self.settings["hidden_size"]
         prompt = len(template.prompt({slot.name: [0] * slot.length for slot in template.slots}))
         ids = sum(map(len, template.allowed(template.target)))
         looks_ahead = 2 * (drafts + 1) if drafts else 0
-        positions = prompt + template.target.length + looks_ahead + more_positions
-        numbers = self.layers * self.hidden_size * positions * rows
-        cached = self.dtype.itemsize if self.on_gpu else _FP32
-        cache = numbers * self.dtype.itemsize if self.keeps_inputs else 2 * numbers * cached // self.parts
+        numbers = layers * hidden_size * rows * (prompt + template.target.length + looks_ahead + more_positions)
+        cache = 2 * numbers * (self.dtype.itemsize if self.on_gpu else _FP32) // self.parts  # keys and values
+        if self.settings["norm_scope"] == "tensor":  # the input of every layer instead
+            cache = numbers * self.dtype.itemsize
         packed = 0
         if not self.on_gpu:
             quantized = self.quantization is not None or self.parts > 1
             packed = packed_bytes(
-                layers=self.layers, hidden_size=self.hidden_size, ids=ids, dtype=self.dtype, quantized=quantized
+                layers=layers, hidden_size=hidden_size, ids=ids, dtype=self.dtype, quantized=quantized
             )
         sampling = rows * (drafts + 1) * ids * (self.dtype.itemsize + (_TOP_P if sorts else _SAMPLING))
-        reading = self._forward(rows, prompt)
-        step = {ACTIVATIONS: reading} if reading > sampling else {LOGITS: sampling}
+        prefill = self._forward(rows, prompt)
+        step = {ACTIVATIONS: prefill} if prefill > sampling else {LOGITS: sampling}
         return Counter({"kv_cache": cache, "packed_weights": packed, **step})
 
-    def score(self, *, rows: int, tokens: int, scored: int, ids: int) -> Counter[str]:
-        """Bytes besides the weights while a captioner reads `rows` pairs and scores `scored` tokens of each."""
-        hidden = rows * tokens * self.hidden_size * self.dtype.itemsize
-        logits = rows * scored * (ids * (self.dtype.itemsize + 2 * _FP32) + self.hidden_size * self.dtype.itemsize)
-        reading = self._forward(rows, tokens)
-        if reading > hidden + logits:
-            return Counter({ACTIVATIONS: reading})
-        return Counter({ACTIVATIONS: hidden, LOGITS: logits})
+    def double(self, images: int, *, sorts: bool = False) -> Counter[str]:
+        """An upscaler decodes the windows of images in parallel; each running window has its own rows of the cache."""
+        assert isinstance(self.template.target, CodeSlot)
+        grid = self.template.target.grid[0]
+        lanes = 1 + max(turn.lane for step in timetable(grid) for turn in step)
+        return self.decode(images * lanes, sorts=sorts, more_positions=grid)
+
+    def score(self, rows: int) -> Counter[str]:
+        """A captioner scores the texts of `rows` images."""
+        tokens, scored = self.template.length - 1, self.template.target.length + 1
+        ids, size = len(self.template.predicted(self.template.target)), self.dtype.itemsize
+        hidden = rows * tokens * self.settings["hidden_size"] * size
+        logits = rows * scored * (ids * (size + 2 * _FP32) + self.settings["hidden_size"] * size)
+        forward = self._forward(rows, tokens)
+        return Counter({ACTIVATIONS: forward} if forward > hidden + logits else {ACTIVATIONS: hidden, LOGITS: logits})
 
     def _forward(self, rows: int, tokens: int) -> int:
-        """Activations of a forward pass without gradients at the peak of a block."""
-        numbers = rows * tokens * self.hidden_size
-        explicit = 3 * rows * self.num_heads * tokens**2 + _ATTENTION * numbers if self.explicit_attention else 0
-        return max(_MLP * numbers, explicit) * self.dtype.itemsize
+        """A forward pass without gradients, at the peak of a block."""
+        numbers = peak = rows * tokens * self.settings["hidden_size"]
+        peak *= _MLP
+        if self.settings["attention"] != "fused":  # scores exist as a tensor
+            peak = max(peak, _ATTENTION * numbers + 3 * rows * self.settings["num_heads"] * tokens**2)
+        return peak * self.dtype.itemsize
+
+
+def image_tokenizer_bytes(settings: Mapping[str, Any]) -> int:
+    """Bytes of the weights and the codebook of a VQ-VAE with these constructor arguments; they are fp32 always."""
+    with torch.device("meta"):
+        model = build_vqvae(settings)
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
 def encode_images(settings: Mapping[str, Any], *, batch: int, edge: int) -> Counter[str]:
-    """Bytes besides the weights while the image tokenizer encodes images of `edge` pixels.
-
-    Args:
-        settings: constructor arguments of the VQ-VAE.
-        batch, edge: number of images, and their pixels along an edge.
-    """
-    pixels, hidden = batch * edge**2, settings["hidden_size"]
+    """Bytes besides the weights while a VQ-VAE encodes a batch of images of `edge` pixels."""
+    pixels = batch * edge**2
     # uint8, 0..1 and normalised images; output of the first convolution (a quarter of the pixels) and of the second
-    convolutions = pixels * (3 * (1 + 2 * _FP32) + _FP32 * hidden * 5 // 16)
+    convolutions = pixels * (3 * (1 + 2 * _FP32) + _FP32 * settings["hidden_size"] * 5 // 16)
     codes, size = pixels // settings["downsampling"] ** 2, settings["codebook_size"]
     distances = min(_SEARCH, codes * size * _FP32)
     search = pixels * 3 * _FP32 + distances + (2 * codes + size) * settings["codebook_dim"] * _FP32
@@ -129,7 +147,7 @@ def encode_images(settings: Mapping[str, Any], *, batch: int, edge: int) -> Coun
 
 
 def decode_images(settings: Mapping[str, Any], *, batch: int, edge: int) -> Counter[str]:
-    """Bytes besides the weights while the image tokenizer decodes images of `edge` pixels.
+    """Bytes besides the weights while a VQ-VAE decodes a batch of images of `edge` pixels.
 
     The last transposed convolution reads `hidden_size` channels on a quarter of the pixels and writes as many on all.
     """

@@ -66,7 +66,7 @@ def _parts(plan: Plan) -> str:
     rows = {part: [estimate.peak[part] / _GIB for estimate in columns.values()] for part in parts}
     lines = [_row(f"Memory at the peak, GiB{devices}", [f"{name:>14}" for name in columns])]
     for part, sizes in sorted(rows.items(), key=lambda row: -max(row[1])):
-        if max(sizes) >= 0.005:  # noqa: PLR2004 - smaller ones would print as 0.00
+        if max(sizes) >= 0.005:  # smaller ones would print as 0.00
             lines.append(_row(f"  {_NAMES.get(part, part.replace('_', ' '))}", [f"{size:14.2f}" for size in sizes]))
     lines.append(_row("  total", [f"{estimate.total / _GIB:14.2f}" for estimate in columns.values()]))
     peaks = {f"{name}: {estimate.peak_phase}" for name, estimate in columns.items()}

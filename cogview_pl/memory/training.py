@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
+from cogview_pl.data.sequence_dataset import SequenceBatch, SequenceCollator
 from cogview_pl.kernels.cpu_linear import Linear
 from cogview_pl.memory.phases import (
     ACTIVATIONS,
@@ -37,6 +38,7 @@ from cogview_pl.transformer.attention import AttentionFunction, fused_attention
 from cogview_pl.transformer.block import LayerNorm
 from cogview_pl.transformer.loss import linear_cross_entropy, rows_at_once, rows_of
 from cogview_pl.transformer.model import Transformer
+from cogview_pl.vocab import Template
 from cogview_pl.vqvae.losses import reconstruction_loss
 from cogview_pl.vqvae.model import VQVAE
 
@@ -76,16 +78,31 @@ class Predicted(NamedTuple):
     ids: range
 
 
-class SequenceBatch(NamedTuple):
-    """Sizes of a batch of the sequence model: B sequences of L tokens, and the tokens with a loss."""
+class BatchSize(NamedTuple):
+    """Sizes of a batch of the sequence model: B sequences of L tokens, and the tokens of each that have a loss."""
 
     sequences: int
     tokens: int
     predicted: tuple[Predicted, ...]
 
 
+def longest_batch(template: Template) -> SequenceBatch:
+    """The longest training sequence of a layout; its ids mean nothing."""
+    sequence = template.build({slot.name: [0] * slot.length for slot in template.slots})
+    return SequenceCollator(template.vocabulary.pad)([sequence])
+
+
+def predicted_tokens(template: Template, slot_ids: Sequence[range] | None) -> tuple[Predicted, ...]:
+    """Tokens with a loss in the longest sequence of a layout; `slot_ids` as for `sequence_loss`."""
+    batch = longest_batch(template)
+    due, slots = batch.weights[0, 1:] > 0, batch.slots[0, 1:]
+    if slot_ids is None:
+        return (Predicted(int(due.sum()), range(template.vocabulary.size)),)
+    return tuple(Predicted(int((due & (slots == slot)).sum()), ids) for slot, ids in enumerate(slot_ids))
+
+
 def sequence_step(
-    build: Callable[[int], Transformer], layers: int, batch: SequenceBatch, options: StepOptions
+    build: Callable[[int], Transformer], layers: int, batch: BatchSize, options: StepOptions
 ) -> tuple[dict[str, Counter[str]], int]:
     """Play a step of the sequence model with two blocks and with three; each further block takes as much as the third.
 
@@ -107,11 +124,8 @@ def sequence_step(
             return _sequence_loss(model, hidden_BLD, batch, options)
 
     depth = min(layers, _DEPTH)
-    few, more = (_play(lambda n=n: build(n), _transformer_groups, loss, options) for n in (depth, depth + 1))
-    phases = {
-        name: Counter({part: few[name][part] + (layers - depth) * (size - few[name][part]) for part, size in parts.items()})
-        for name, parts in more.items()
-    }
+    few, more = (_play(lambda n=n: build(n), loss, options) for n in (depth, depth + 1))
+    phases = {name: _line(few[name], parts, layers - depth) for name, parts in more.items()}
     return _merged(phases), more[FORWARD][WEIGHTS] - few[FORWARD][WEIGHTS]
 
 
@@ -137,12 +151,11 @@ def image_tokenizer_step(
         output = model(images)
         return reconstruction_loss(reconstruction, output.reconstruction, images) + output.quantized.loss
 
-    return _merged(_play(build, _vqvae_groups, loss, options))
+    return _merged(_play(build, loss, options))
 
 
 def _play(
     build: Callable[[], Any],
-    groups: Callable[[Any], list[dict[str, Any]]],
     loss: Callable[[Any, LiveBytes], Tensor],
     options: StepOptions,
 ) -> dict[str, Counter[str]]:
@@ -161,7 +174,7 @@ def _play(
         optimizer = None
         if options.optimizer is not None:
             with live.label(OPTIMIZER):
-                optimizer = options.optimizer(groups(model))
+                optimizer = options.optimizer(parameter_groups(model))
                 optimizer.step()
         if options.zeroes_first or options.frees_gradients:
             _free_gradients(trained)
@@ -194,6 +207,11 @@ def _play(
     return phases
 
 
+def _line(few: Counter[str], more: Counter[str], blocks: int) -> Counter[str]:
+    """Bytes of a model with `blocks` blocks more than that of `few`; that of `more` has one block more."""
+    return Counter({part: few[part] + blocks * (size - few[part]) for part, size in more.items()})
+
+
 def _merged(phases: dict[str, Counter[str]]) -> dict[str, Counter[str]]:
     """The backward pass peaks in the last block or in the first one; the larger peak counts."""
     later = phases.pop("later_blocks", Counter[str]())
@@ -210,26 +228,23 @@ def _warm_up(build: OptimizerBuilder) -> None:
     """Take one real step on a small tensor: torchao then makes its tables, which need values."""
     parameter = nn.Parameter(torch.zeros(_TABLE_SIZE))
     parameter.grad = torch.zeros_like(parameter)
-    build([_group([parameter], matrices=False)]).step()
+    build([{"params": [parameter], "weight_decay": 0.0, "matrices": False}]).step()
 
 
-def _group(parameters: Sequence[nn.Parameter], *, matrices: bool) -> dict[str, Any]:
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return {"params": trained, "weight_decay": 0.0, "matrices": matrices}
+def parameter_groups(model: Transformer | VQVAE) -> list[dict[str, Any]]:
+    """Linear maps and filters, and all other trained parameters, as an optimizer gets them."""
+    if isinstance(model, Transformer):
+        matrices, tables, vectors = model.parameter_groups()
+        groups = [matrices, [*tables, *vectors]]
+    else:
+        groups = [[p for p in model.parameters() if (p.ndim == 4) == filters] for filters in (True, False)]
+    return [
+        {"params": [p for p in group if p.requires_grad], "weight_decay": 0.0, "matrices": matrices}
+        for group, matrices in zip(groups, (True, False), strict=True)
+    ]
 
 
-def _transformer_groups(model: Transformer) -> list[dict[str, Any]]:
-    matrices, tables, vectors = model.parameter_groups()
-    return [_group(matrices, matrices=True), _group([*tables, *vectors], matrices=False)]
-
-
-def _vqvae_groups(model: VQVAE) -> list[dict[str, Any]]:
-    parameters = list(model.parameters())
-    filters, vectors = ([p for p in parameters if (p.ndim == 4) == wanted] for wanted in (True, False))
-    return [_group(filters, matrices=True), _group(vectors, matrices=False)]
-
-
-def _sequence_loss(model: Transformer, hidden_BLD: Tensor, batch: SequenceBatch, options: StepOptions) -> Tensor:
+def _sequence_loss(model: Transformer, hidden_BLD: Tensor, batch: BatchSize, options: StepOptions) -> Tensor:
     """`sequence_loss` for numbers of predicted tokens that are known from the layout: fake tensors have no values."""
     device = "cuda" if options.on_gpu else "cpu"
     total = torch.zeros(())

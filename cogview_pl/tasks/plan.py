@@ -1,4 +1,4 @@
-"""plan=true: print the memory and the work that a run needs; run nothing. The same estimate stops a run that cannot fit.
+"""plan=true: print the memory and the work that a run needs, run nothing. The estimate also stops runs that cannot fit.
 
 This file takes the configuration apart; `cogview_pl/memory/` counts.
 """
@@ -6,14 +6,13 @@ This file takes the configuration apart; `cogview_pl/memory/` counts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from cogview_pl.assembly.checks import ADAMW_OFFLOAD, check_levers
 from cogview_pl.assembly.lora import lora_options
@@ -32,24 +31,21 @@ from cogview_pl.checkpoints.model_folder import build_vqvae
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.schema import Config, instantiate
 from cogview_pl.data.config import TokenSource
-from cogview_pl.data.sequence_dataset import SequenceBatch as TokenBatch
-from cogview_pl.data.sequence_dataset import SequenceCollator
 from cogview_pl.errors import UserError
 from cogview_pl.generation.config import Algorithm
-from cogview_pl.generation.super_resolution.parallel_windows import timetable
 from cogview_pl.memory.cards import CARDS, WORKSPACE, card_bytes, free_bytes
-from cogview_pl.memory.inference import ModelSize, decode_images, encode_images
-from cogview_pl.memory.phases import BACKWARD, FORWARD, GRADIENTS, Estimate
+from cogview_pl.memory.figures import image_tokenizer_figures, sequence_model_figures
+from cogview_pl.memory.inference import InferenceModel, decode_images, encode_images, image_tokenizer_bytes
+from cogview_pl.memory.phases import BACKWARD, FORWARD, Estimate
 from cogview_pl.memory.sharding import Sharding, narrow, shard
 from cogview_pl.memory.suggestions import first_that_fits, for_image_tokenizer, for_inference, for_sequence_model
 from cogview_pl.memory.table import Plan, print_plan, verdict
 from cogview_pl.memory.trace import default_dtype
-from cogview_pl.memory.training import Predicted, SequenceBatch, StepOptions, image_tokenizer_step, sequence_step
+from cogview_pl.memory.training import BatchSize, StepOptions, image_tokenizer_step, predicted_tokens, sequence_step
 from cogview_pl.transformer.config import ActivationCheckpointing
-from cogview_pl.transformer.flops import TRAINING, forward_flops
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
-from cogview_pl.vocab import CodeSlot, Template, TextSlot, is_text_to_image
+from cogview_pl.vocab import TextSlot, is_text_to_image
 from cogview_pl.vqvae.model import VQVAE
 
 Phases = dict[str, Counter[str]]
@@ -63,7 +59,7 @@ _PRECISIONS = {  # dtype of the weights, dtype of autocast
     "16-mixed": (torch.float32, torch.float16),
     "bf16-true": (torch.bfloat16, None),
 }
-_RGB = 3
+_RGB, _FP32 = 3, torch.float32.itemsize
 
 
 class _Device(NamedTuple):
@@ -97,7 +93,7 @@ def require_fit(config: Config, recompose: Recompose) -> None:
     device = _device(config)
     found = estimate(config, device.on_gpu)
     if found.total > device.free:
-        advice = _advice(config, recompose, device.on_gpu, {device.name: device.free})
+        advice = advise(config, recompose, on_gpu=device.on_gpu, available={device.name: device.free})
         sentence = verdict(found, device.name, device.free, advice.get(device.name))
         raise UserError(f"{sentence}; plan=true shows the parts, plan.strict=false starts it anyway")
 
@@ -118,9 +114,10 @@ def make_plan(config: Config, recompose: Recompose) -> Plan:
     too_small = {name: size for name, size in cards.items() if gpu.total > size}
     own = {device.name: device.free} if here.total > device.free else {}
     if device.on_gpu:
-        advice = _advice(config, recompose, True, own | too_small)
+        advice = advise(config, recompose, on_gpu=True, available=own | too_small)
     else:
-        advice = _advice(config, recompose, False, own) | _advice(config, recompose, True, too_small)
+        advice = advise(config, recompose, on_gpu=False, available=own)
+        advice |= advise(config, recompose, on_gpu=True, available=too_small)
     return Plan(figures, device.name, device.on_gpu, device.free, here, gpu, num_devices(config), advice)
 
 
@@ -145,7 +142,9 @@ def _device(config: Config) -> _Device:
     return _Device(on_gpu, torch.cuda.get_device_name() if on_gpu else "this machine", free_bytes(on_gpu))
 
 
-def _advice(config: Config, recompose: Recompose, on_gpu: bool, available: dict[str, int]) -> dict[str, str]:
+def advise(config: Config, recompose: Recompose, *, on_gpu: bool, available: dict[str, int]) -> dict[str, str]:
+    """For each place that has `available` bytes, the first suggestion with which the run fits there."""
+
     def total(overrides: str) -> int | None:
         try:
             changed = recompose(overrides)
@@ -206,23 +205,25 @@ def _fit_image_tokenizer(config: Config, on_gpu: bool) -> Phases:
 def _fit_sequence_model(config: Config, on_gpu: bool) -> Phases:
     sizes = trained_sizes(config)
     template, layers = sizes.template, sizes.settings["num_layers"]
-    batch = SequenceBatch(config.data.batch_size, template.length - 1, _predicted(config, template))
+    predicted = predicted_tokens(template, predicted_ids(config, template))
+    batch = BatchSize(config.data.batch_size, template.length - 1, predicted)
     options = _step_options(config, on_gpu)
     phases, block = sequence_step(partial(_build_transformer, config, sizes), layers, batch, options)
     phases = shard(phases, _sharding(config), layers=layers, block=block)
-    host = Counter[str]() if on_gpu else _beside_training(config, sizes)
+    tokenizer = image_tokenizer_bytes(sizes.images.settings)
+    host = Counter[str]() if on_gpu else _beside_training(config, sizes, tokenizer)
     phases = {name: parts + host for name, parts in phases.items()}
     between = Counter({part: phases[FORWARD][part] for part in ("weights", "optimizer")}) + host
     if "samples" in config.callbacks and is_text_to_image(template) and not config.strategy.kind.spreads:
-        model = replace(_model_size(config, sizes, on_gpu), dtype=_PRECISIONS[config.precision["precision"]][0])
+        model = replace(_model(config, sizes, on_gpu), dtype=_PRECISIONS[config.precision["precision"]][0])
         rows = config.callbacks["samples"]["num_prompts"]
-        phases["generation of sample images"] = between + model.decode(template, rows=rows)
+        phases["generation of sample images"] = between + model.decode(rows)
         if not on_gpu:  # else the image tokenizer stays on the host
             images = decode_images(sizes.images.settings, batch=rows, edge=sizes.images.edge)
             phases["decoding of sample images"] = between + images
     if not on_gpu and starts_from_weights(config):  # fresh weights and those that are read exist together
-        weights = 2 * _model_size(config, sizes, on_gpu).bytes_on_disk
-        phases["loading of weights"] = Counter(weights=weights, image_tokenizer=2 * _vqvae_bytes(sizes.images))
+        weights = 2 * _model(config, sizes, on_gpu).parameters * _FP32
+        phases["loading of weights"] = Counter(weights=weights, image_tokenizer=2 * tokenizer)
     if config.data.token_store is None and config.sequences.source == TokenSource.images:
         encoding = encode_images(sizes.images.settings, batch=config.data.batch_size, edge=2 * sizes.images.edge)
         phases["encoding of images"] = Counter(weights=phases[FORWARD]["weights"]) + host + encoding
@@ -275,13 +276,12 @@ def _sharding(config: Config) -> Sharding:
     )
 
 
-def _beside_training(config: Config, sizes: SequenceSizes) -> Counter[str]:
+def _beside_training(config: Config, sizes: SequenceSizes, tokenizer: int) -> Counter[str]:
     """What main memory holds besides the model that is trained.
 
     With LoRA that is the model of `init_from`, with an image tokenizer of its own. The two share frozen weights, unless
     the trained model holds them in half precision.
     """
-    tokenizer = _vqvae_bytes(sizes.images)
     if not config.lora.rank:
         return Counter(image_tokenizer=tokenizer)
     with torch.device("meta"):
@@ -290,91 +290,58 @@ def _beside_training(config: Config, sizes: SequenceSizes) -> Counter[str]:
     return Counter(image_tokenizer=2 * tokenizer, base_in_fp32=half * torch.float32.itemsize)
 
 
-def longest_batch(template: Template, count: int) -> TokenBatch:
-    """A batch of the longest training sequences; its ids mean nothing."""
-    sequence = template.build({slot.name: [0] * slot.length for slot in template.slots})
-    return SequenceCollator(template.vocabulary.pad)([sequence] * count)
-
-
-def _predicted(config: Config, template: Template) -> tuple[Predicted, ...]:
-    batch = longest_batch(template, 1)
-    due, slots = batch.weights[0, 1:] > 0, batch.slots[0, 1:]
-    by_slot = predicted_ids(config, template)
-    if by_slot is None:
-        return (Predicted(int(due.sum()), range(template.vocabulary.size)),)
-    return tuple(Predicted(int((due & (slots == slot)).sum()), ids) for slot, ids in enumerate(by_slot))
-
-
 # Inference.
 
 
 def _generate(config: Config, on_gpu: bool) -> Phases:
     """Generator, captioner and upscaler are loaded at once; one of them works."""
-    sizes = _generator(config)
-    if isinstance(sizes.template.target, TextSlot):
-        return _generate_captions(config, sizes, on_gpu)
-    model, images = _model_size(config, sizes, on_gpu), sizes.images
-    captioner = None if config.rerank_with is None else _captioner(config)
-    upscaler = None if config.upscale_with is None else _upscaler(config)
-    others = [_model_size(config, role, on_gpu) for role in (captioner, upscaler) if role is not None]
-    prompts = _num_prompts(config)
-    each, at_once = config.num_images_per_prompt, config.sampler.batch_size
-    batch = min(at_once, each * min(max(1, at_once // each), prompts))
-    edge = images.edge * (1 if upscaler is None else 2)
-    held = Counter(
-        sequence_models=model.bytes + sum(other.bytes for other in others),
-        image_tokenizer=_vqvae_bytes(images),
-        images=0 if on_gpu else prompts * (config.top_n or each) * _RGB * edge**2,
-    )
-    options = config.sampler
-    drafts = options.drafts if options.algorithm == Algorithm.jacobi else 0
+    model = _model(config, _generator(config), on_gpu)
+    options, sorts = config.sampler, config.sampler.top_p < 1
+    if isinstance(model.template.target, TextSlot):  # a captioner: images are encoded, then texts are written
+        encoding = encode_images(model.vqvae, batch=options.batch_size, edge=model.edge)
+        decoding = model.decode(options.batch_size, sorts=sorts)
+        return {"encoding of images": model.held + encoding, "decoding loop": model.held + decoding}
+    captioner = None if config.rerank_with is None else _model(config, _captioner(config), on_gpu)
+    upscaler = None if config.upscale_with is None else _model(config, _upscaler(config), on_gpu)
+    models = [role for role in (model, captioner, upscaler) if role is not None]
+    prompts, each = _num_prompts(config), config.num_images_per_prompt
+    batch = min(options.batch_size, each * min(max(1, options.batch_size // each), prompts))
+    edge = model.edge * (1 if upscaler is None else 2)
+    held = model.held
+    held["sequence_models"] = sum(role.bytes for role in models)
+    held["images"] = 0 if on_gpu else prompts * (config.top_n or each) * _RGB * edge**2
     rows = batch if options.guidance == 1 else 2 * batch
+    drafts = options.drafts if options.algorithm == Algorithm.jacobi else 0
     phases = {
-        "decoding loop": held + model.decode(sizes.template, rows=rows, drafts=drafts, sorts=options.top_p < 1),
-        "decoding of images": held + decode_images(images.settings, batch=batch, edge=edge),
+        "decoding loop": held + model.decode(rows, drafts=drafts, sorts=sorts),
+        "decoding of images": held + decode_images(model.vqvae, batch=batch, edge=edge),
     }
     if not on_gpu:  # weights are read in fp32, one model after the other
-        read = [model, *others]
-        peak = max(one.bytes_on_disk + sum(done.bytes for done in read[:n]) for n, one in enumerate(read))
-        phases["loading of weights"] = Counter(sequence_models=peak)
+        read = (one.parameters * _FP32 + sum(done.bytes for done in models[:n]) for n, one in enumerate(models))
+        phases["loading of weights"] = Counter(sequence_models=max(read))
     if captioner is not None:
-        phases["reranking"] = held + _score(config, captioner, batch, on_gpu)
+        phases["reranking"] = held + captioner.score(batch)
     if upscaler is not None:
-        phases["super-resolution"] = held + _double(config, upscaler, batch, on_gpu)
+        phases["super-resolution"] = held + upscaler.double(batch, sorts=sorts)
     return phases
 
 
-def _generate_captions(config: Config, sizes: SequenceSizes, on_gpu: bool) -> Phases:
-    """Images are encoded, then the captioner writes texts."""
-    batch, images = config.sampler.batch_size, sizes.images
-    decoding = _model_size(config, sizes, on_gpu).decode(sizes.template, rows=batch, sorts=config.sampler.top_p < 1)
-    held = _held(config, sizes, on_gpu)
-    return {
-        "encoding of images": held + encode_images(images.settings, batch=batch, edge=images.edge),
-        "decoding loop": held + decoding,
-    }
-
-
 def _rerank(config: Config, on_gpu: bool) -> Phases:
-    sizes, batch = _used_sizes(config), config.sampler.batch_size
-    held = _held(config, sizes, on_gpu)
-    return {
-        "encoding of images": held + encode_images(sizes.images.settings, batch=batch, edge=sizes.images.edge),
-        "reranking": held + _score(config, sizes, batch, on_gpu),
-    }
+    model, batch = _model(config, _captioner(config), on_gpu), config.sampler.batch_size
+    encoding = encode_images(model.vqvae, batch=batch, edge=model.edge)
+    return {"encoding of images": model.held + encoding, "reranking": model.held + model.score(batch)}
 
 
 def _magnify(config: Config, on_gpu: bool) -> Phases:
     """All images stay in main memory: as they are in uint8, doubled in fp32."""
-    sizes, count = _used_sizes(config), config.num_prompts
-    batch, images = min(config.sampler.batch_size, count), sizes.images
-    held = _held(config, sizes, on_gpu)
-    if not on_gpu:
-        held["images"] = count * _RGB * images.edge**2 * (1 + 4 * torch.float32.itemsize)
+    model, count = _model(config, _upscaler(config), on_gpu), config.num_prompts
+    batch = min(config.sampler.batch_size, count)
+    images = 0 if on_gpu else count * _RGB * model.edge**2 * (1 + 4 * _FP32)
+    held = model.held + Counter(images=images)
     return {
-        "encoding of images": held + encode_images(images.settings, batch=batch, edge=images.edge),
-        "super-resolution": held + _double(config, sizes, batch, on_gpu),
-        "decoding of images": held + decode_images(images.settings, batch=batch, edge=2 * images.edge),
+        "encoding of images": held + encode_images(model.vqvae, batch=batch, edge=model.edge),
+        "super-resolution": held + model.double(batch, sorts=config.sampler.top_p < 1),
+        "decoding of images": held + decode_images(model.vqvae, batch=batch, edge=2 * model.edge),
     }
 
 
@@ -382,7 +349,7 @@ def _tokenize(config: Config, on_gpu: bool) -> Phases:
     images = images_of_run(config)
     edge = images.edge * (2 if config.token_store.large else 1)
     encoding = encode_images(images.settings, batch=config.data.batch_size, edge=edge)
-    return {"encoding of images": Counter(image_tokenizer=_vqvae_bytes(images)) + encoding}
+    return {"encoding of images": Counter(image_tokenizer=image_tokenizer_bytes(images.settings)) + encoding}
 
 
 def _fit_features(config: Config, on_gpu: bool) -> Phases:
@@ -414,9 +381,10 @@ _PHASES: dict[Verb, Callable[[Config, bool], Phases]] = {
 """Every verb but `chain`, whose stages are verbs."""
 
 
-def _used_sizes(config: Config) -> SequenceSizes:
-    """The model that a task is about: the upscaler of `magnify`, the captioner of `rerank`, else the generator."""
-    return {Verb.magnify: _upscaler, Verb.rerank: _captioner}.get(config.verb, _generator)(config)
+def _generator(config: Config) -> SequenceSizes:
+    if config.images is None:
+        return written_sizes(config, "pretrain", "init_from", config.init_from, config.template)
+    return written_sizes(config, "caption", "init_from", config.init_from, config.rerank_template)
 
 
 def _captioner(config: Config) -> SequenceSizes:
@@ -427,126 +395,64 @@ def _upscaler(config: Config) -> SequenceSizes:
     return written_sizes(config, "super_resolution", "upscale_with", config.upscale_with, config.upscale_template)
 
 
-def _generator(config: Config) -> SequenceSizes:
-    if config.images is None:
-        return written_sizes(config, "pretrain", "init_from", config.init_from, config.template)
-    return written_sizes(config, "caption", "init_from", config.init_from, config.rerank_template)
-
-
-def _model_size(config: Config, sizes: SequenceSizes, on_gpu: bool) -> ModelSize:
+def _model(config: Config, sizes: SequenceSizes, on_gpu: bool) -> InferenceModel:
     """A sequence model as one device has it for inference; adapters are merged."""
-    settings = sizes.settings
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in Transformer(**settings).parameters())
-    return ModelSize(
-        parameters=parameters,
-        layers=settings["num_layers"],
-        hidden_size=settings["hidden_size"],
-        num_heads=settings["num_heads"],
+    return InferenceModel(
+        settings=sizes.settings,
+        template=sizes.template,
+        vqvae=sizes.images.settings,
+        edge=sizes.images.edge,
         dtype=weights_dtype(config),
-        explicit_attention=settings["attention"] != "fused",
-        keeps_inputs=settings["norm_scope"] == "tensor",
         parts=tensor_parts(config),
         quantization=quantization(config),
         on_gpu=on_gpu,
     )
 
 
-def _vqvae_bytes(images: ImageSizes) -> int:
-    """Weights and codebook of an image tokenizer, which are fp32 always."""
-    with torch.device("meta"):
-        model = build_vqvae(images.settings)
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-
-
-def _held(config: Config, sizes: SequenceSizes, on_gpu: bool) -> Counter[str]:
-    weights = _model_size(config, sizes, on_gpu).bytes
-    return Counter(sequence_models=weights, image_tokenizer=_vqvae_bytes(sizes.images))
-
-
-def _score(config: Config, sizes: SequenceSizes, rows: int, on_gpu: bool) -> Counter[str]:
-    """A captioner scores texts of images."""
-    template = sizes.template
-    return _model_size(config, sizes, on_gpu).score(
-        rows=rows,
-        tokens=template.length - 1,
-        scored=template.target.length + 1,
-        ids=len(template.predicted(template.target)),
-    )
-
-
-def _double(config: Config, sizes: SequenceSizes, images: int, on_gpu: bool) -> Counter[str]:
-    """An upscaler decodes windows in parallel; each has its own rows of the cache."""
-    assert isinstance(sizes.template.target, CodeSlot)
-    grid = sizes.template.target.grid[0]
-    lanes = 1 + max(turn.lane for step in timetable(grid) for turn in step)
-    model, sorts = _model_size(config, sizes, on_gpu), config.sampler.top_p < 1
-    return model.decode(sizes.template, rows=images * lanes, sorts=sorts, more_positions=grid)
-
-
 def _num_prompts(config: Config) -> int:
     given = config.prompts
     if given is None:
         return config.num_prompts
-    if isinstance(given, Sequence) and not isinstance(given, str):
+    if isinstance(given, list):
         return len(given)
-    if Path(given).is_file():
-        return len(Path(given).read_bytes().splitlines())
-    return config.sampler.batch_size  # standard input, which can be read once
+    # Standard input can be read once only.
+    return len(Path(given).read_bytes().splitlines()) if Path(given).is_file() else config.sampler.batch_size
 
 
 # Figures.
 
 
 def _models(config: Config) -> dict[str, float]:
-    if config.verb in (Verb.fit_image_tokenizer, Verb.tokenize):
-        return _image_tokenizer(config, configured_images(config) if config.verb in _TRAINS else images_of_run(config))
-    sizes = trained_sizes(config) if config.verb == Verb.fit_sequence_model else _used_sizes(config)
-    return {**_image_tokenizer(config, sizes.images), **_sequence_model(config, sizes)}
-
-
-def _image_tokenizer(config: Config, images: ImageSizes) -> dict[str, float]:
-    settings = images.settings
-    with torch.device("meta"):
-        model = build_vqvae(settings)
-        with FlopCounterMode(display=False) as counter:
-            model.reconstruct_continuous(torch.empty(1, _RGB, images.edge, images.edge))
-    codes = images.grid[0] * images.grid[1]
-    forward = counter.get_total_flops() + 2 * codes * settings["codebook_size"] * settings["codebook_dim"]
-    figures = {
-        "image_tokenizer/parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "image_tokenizer/flops_per_image": forward,
-    }
+    """Parameters and operations of the image tokenizer and of the sequence model, if the task has one."""
+    samples = _samples(config)
     if config.verb == Verb.fit_image_tokenizer:
-        figures["image_tokenizer/flops_per_step"] = TRAINING * forward * _samples(config)
-    return figures
-
-
-def _sequence_model(config: Config, sizes: SequenceSizes) -> dict[str, float]:
-    template = sizes.template
+        return image_tokenizer_figures(**_images(configured_images(config)), samples=samples)
+    if config.verb == Verb.tokenize:
+        return image_tokenizer_figures(**_images(images_of_run(config)))
+    if config.verb == Verb.fit_sequence_model:
+        sizes = trained_sizes(config)
+    else:
+        sizes = {Verb.magnify: _upscaler, Verb.rerank: _captioner}.get(config.verb, _generator)(config)
     with torch.device("meta"):
         model = Transformer(**sizes.settings)
-    batch = longest_batch(template, 1)
-    forward = int(forward_flops(model, batch.weights, batch.slots, predicted_ids(config, template)))
-    figures = {
-        "sequence_model/parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "sequence_model/vocabulary": sizes.settings["vocab_size"],
-        "sequence_model/longest_sequence": template.length,
-        "sequence_model/flops_per_sequence": forward,
-    }
-    if config.verb == Verb.fit_sequence_model:
+    figures = image_tokenizer_figures(**_images(sizes.images))
+    figures |= sequence_model_figures(model, sizes.template, predicted_ids(config, sizes.template), samples=samples)
+    if samples:
         if options := lora_options(config):
             add_lora(model, **options)
-        figures |= {
-            "sequence_model/trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "sequence_model/tokens_per_step": _samples(config) * (template.length - 1),
-            "sequence_model/flops_per_step": TRAINING * forward * _samples(config),
-        }
+        trained = (parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        figures["sequence_model/trained_parameters"] = sum(trained)
     return figures
+
+
+def _images(images: ImageSizes) -> dict[str, Any]:
+    return {"settings": images.settings, "edge": images.edge}
 
 
 def _samples(config: Config) -> int:
-    """Samples of a step on all devices; with tensor parallelism the devices share a batch."""
+    """Samples of a training step on all devices, which share a batch with tensor parallelism; 0: no training."""
+    if config.verb not in _TRAINS:
+        return 0
     batches = config.trainer["accumulate_grad_batches"] * num_devices(config) // tensor_parts(config)
     return int(config.data.batch_size * batches)
 

@@ -10,7 +10,7 @@ import torch
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.memory.phases import BACKWARD, FORWARD, WEIGHTS
 from cogview_pl.memory.sharding import Sharding, narrow, shard
-from cogview_pl.memory.training import Predicted, SequenceBatch, StepOptions, sequence_step
+from cogview_pl.memory.training import BatchSize, Predicted, StepOptions, sequence_step
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
 
@@ -74,7 +74,7 @@ def test_frozen_weights_have_no_gradient() -> None:
         add_lora(model, **lora)
         return model
 
-    batch, options = SequenceBatch(1, 8, (Predicted(8, range(100)),)), StepOptions(optimizer=None)
+    batch, options = BatchSize(1, 8, (Predicted(8, range(100)),)), StepOptions(optimizer=None)
     plain, some = (
         sequence_step(build, 3, batch, options)[0][FORWARD]
         for build in (lambda layers: Transformer(**SIZES, num_layers=layers), adapted)

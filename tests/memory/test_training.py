@@ -16,11 +16,11 @@ from cogview_pl.lit.muon import Muon
 from cogview_pl.memory.phases import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, OPTIMIZER_STEP, UPDATE, WEIGHTS
 from cogview_pl.memory.trace import LiveBytes, default_dtype
 from cogview_pl.memory.training import (
+    BatchSize,
     OptimizerBuilder,
     Predicted,
-    SequenceBatch,
     StepOptions,
-    _transformer_groups,
+    parameter_groups,
     sequence_step,
 )
 from cogview_pl.transformer.lora import TARGETS, add_lora
@@ -29,7 +29,7 @@ from cogview_pl.transformer.model import Transformer
 
 TEXT, CODES = range(96, 160), range(96)
 SIZES = {"vocab_size": 160, "hidden_size": 64, "num_heads": 4, "num_positions": 48, "dropout": 0.1}
-BATCH = SequenceBatch(8, 40, (Predicted(8, TEXT), Predicted(32, CODES)))
+BATCH = BatchSize(8, 40, (Predicted(8, TEXT), Predicted(32, CODES)))
 SGD = StepOptions(optimizer=partial(torch.optim.SGD, lr=0.1))
 
 Build = Callable[[int], Transformer]
@@ -47,7 +47,7 @@ def builder(recompute: str = "none", lora: dict[str, Any] | None = None, dtype: 
     return build
 
 
-def real(build: Build, layers: int, batch: SequenceBatch, options: StepOptions) -> dict[str, Counter[str]]:
+def real(build: Build, layers: int, batch: BatchSize, options: StepOptions) -> dict[str, Counter[str]]:
     """Bytes by phase and part of the second step of a real run, in the order of Lightning."""
     assert options.optimizer is not None
     with LiveBytes(WEIGHTS) as live:
@@ -56,7 +56,7 @@ def real(build: Build, layers: int, batch: SequenceBatch, options: StepOptions) 
             parameter.register_post_accumulate_grad_hook(lambda p: live.claim(p.grad, GRADIENTS))
         shape = batch.sequences, batch.tokens + 1
         autocast = torch.autocast("cpu", options.autocast, enabled=options.autocast is not None)
-        optimizer = options.optimizer(_transformer_groups(model))
+        optimizer = options.optimizer(parameter_groups(model))
         for step in range(2):
             live.restart()
             with live.label("activations"):
@@ -85,7 +85,7 @@ def allocated(phases: dict[str, Counter[str]]) -> tuple[int, int]:
     return forward, backward
 
 
-def check(build: Build, layers: int, batch: SequenceBatch = BATCH, options: StepOptions = SGD) -> None:
+def check(build: Build, layers: int, batch: BatchSize = BATCH, options: StepOptions = SGD) -> None:
     played, _ = sequence_step(build, layers, batch, options)
     assert allocated(played) == pytest.approx(allocated(real(build, layers, batch, options)), rel=0.02)
 
@@ -174,7 +174,7 @@ SIZE_400M = {"hidden_size": 1088, "num_heads": 17}
 def test_steps_of_large_models_take_what_an_h100_measured(
     size: dict[str, int], layers: int, sequences: int, recompute: str, measured: float
 ) -> None:
-    """The benchmark's step of docs/performance.md: bf16 weights, no dropout, gradients freed before the forward pass."""
+    """The step of the benchmark has bf16 weights and no dropout, and frees gradients before the forward pass."""
 
     def build(layers: int) -> Transformer:
         with default_dtype(torch.bfloat16):
@@ -182,7 +182,7 @@ def test_steps_of_large_models_take_what_an_h100_measured(
         model.set_training_pass(recompute=recompute)
         return model
 
-    batch = SequenceBatch(sequences, 1088, (Predicted(1088, range(58_240)),))
+    batch = BatchSize(sequences, 1088, (Predicted(1088, range(58_240)),))
     options = StepOptions(optimizer=OPTIMIZERS["fused"][0], zeroes_first=True, on_gpu=True)
     phases, _ = sequence_step(build, layers, batch, options)
     assert max(sum(parts.values()) for parts in phases.values()) == pytest.approx(measured, rel=0.035)
