@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -31,10 +32,19 @@ def card_bytes(card: int) -> int:
     return int((card * _GIB - _DRIVER) * _USABLE)
 
 
-def free_bytes(on_gpu: bool) -> int:
-    """Bytes that a run can use now on this machine, of its GPU or of its main memory."""
+class Device(NamedTuple):
+    """The device of this machine that a run would use."""
+
+    on_gpu: bool
+    name: str
+    free: int
+    """Bytes that the run can use now."""
+
+
+def this_device(on_gpu: bool) -> Device:
+    """The GPU of this machine, or its main memory."""
     if on_gpu:
-        return int(torch.cuda.mem_get_info()[0] * _USABLE)
+        return Device(True, torch.cuda.get_device_name(), int(torch.cuda.mem_get_info()[0] * _USABLE))
     free = [_UNKNOWN]
     if _MEMINFO.exists():
         lines = _MEMINFO.read_text(encoding="ascii").splitlines()
@@ -42,4 +52,4 @@ def free_bytes(on_gpu: bool) -> int:
     for limit, used in _CONTAINER_LIMITS:
         with suppress(OSError, ValueError):  # the file is missing or says "max"
             free.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-    return int(min(free) * _USABLE)
+    return Device(False, "this machine", int(min(free) * _USABLE))

@@ -34,51 +34,41 @@ def first_that_fits(
     return found
 
 
-def for_sequence_model(
-    *, batch: int, batches: int, fp32: bool, checkpoints: bool, adapts: bool, on_gpu: bool
+def for_training(
+    *, batch: int, batches: int, fp32: bool, sequences: bool, checkpoints: bool, adapts: bool, on_gpu: bool
 ) -> list[str]:
-    """Sets for training of stage 2.
+    """Sets for training.
 
     Args:
-        batch, batches: sequences of a batch, and batches of a step.
+        batch, batches: samples of a batch, and batches of a step.
         fp32: whether arithmetic is in fp32.
-        checkpoints: whether the run checkpoints activations already.
-        adapts: whether LoRA is possible: the run starts from weights and trains all of them.
+        sequences: whether the sequence model is trained; the rest is for it alone.
+        checkpoints: whether activation checkpointing is off.
+        adapts: whether LoRA is possible and off: the run starts from weights.
         on_gpu: whether the run is on a GPU.
     """
     halved = _smaller_batches(batch, batches)
-    block = [] if checkpoints else [_BLOCK]
+    block = [_BLOCK] if sequences and checkpoints else []
     least = [*block, *halved[-1:]]
-    found = [[words] for words in halved[:2]]
-    if not checkpoints:
-        found += [["activation_checkpointing=selective"], block]
-    found.append(least)
     half = ["precision=bf16"] if fp32 and on_gpu else []
-    if half:
-        found += [half, [*half, *block], [*half, *least]]
-    if adapts:
-        found += [[*half, "lora.rank=8"], [*half, "lora.rank=8", *least]]
+    sets = [[words] for words in halved[:2]]
+    sets += [["activation_checkpointing=selective"], block] if block else []
+    sets += [least, half, [*half, *block], [*half, *least]]
+    if sequences and adapts:
+        sets += [[*half, "lora.rank=8"], [*half, "lora.rank=8", *least]]
     if on_gpu:
-        found += [[*half, _IN_8_BITS, *block], [*half, _IN_8_BITS, *least], ["precision=bf16_true", _IN_8_BITS, *least]]
-        found += [[*half, "strategy=fsdp", f"trainer.devices={devices}", *least] for devices in (2, 4, 8)]
-    return _joined(found)
+        sets += [[*half, _IN_8_BITS, *block], [*half, _IN_8_BITS, *least]]
+    if on_gpu and sequences:
+        sets.append(["precision=bf16_true", _IN_8_BITS, *least])
+        sets += [[*half, "strategy=fsdp", f"trainer.devices={devices}", *least] for devices in (2, 4, 8)]
+    return _joined(sets)
 
 
-def for_image_tokenizer(*, batch: int, batches: int, fp32: bool, on_gpu: bool) -> list[str]:
-    """Sets for training of stage 1; arguments as for `for_sequence_model`."""
-    halved = _smaller_batches(batch, batches)
-    found = [[word] for word in halved]
-    if fp32 and on_gpu:
-        found += [["precision=bf16"], ["precision=bf16", *halved[-1:]]]
-    return _joined(found)
-
-
-def for_inference(key: str, *, batch: int, fp32: bool, quantizes: bool, on_gpu: bool) -> list[str]:
+def for_inference(key: str, batch: int, *, fp32: bool, quantizes: bool, on_gpu: bool) -> list[str]:
     """Sets for tasks that use trained models.
 
     Args:
-        key: the key of the batch size.
-        batch: its value.
+        key, batch: the key of the batch size, and its value.
         fp32: whether weights are in fp32.
         quantizes: whether `quantization=int8` is possible.
         on_gpu: whether the run is on a GPU.

@@ -46,6 +46,7 @@ OptimizerBuilder = Callable[[Sequence[dict[str, Any]]], Optimizer]
 """Makes an optimizer of parameter groups; groups of linear maps and filters are marked `matrices`."""
 
 _BATCH_DTYPES = (torch.long, torch.long, torch.float32, torch.long)  # tokens, positions, weights, slots
+_LATER_BLOCKS = "backward pass up to the first block"
 _DEPTH = 2  # blocks of the smaller of the two models that are played
 _TABLE_SIZE = 4096  # elements of the smallest tensor whose optimizer state torchao holds in 8 bits
 
@@ -59,7 +60,8 @@ class StepOptions:
         autocast: dtype of autocast; None: no autocast.
         accumulates: whether a step has several batches, so that gradients are there when a batch begins.
         frees_gradients: whether each gradient is freed as soon as it is made (`optimizer=adamw_offload`).
-        zeroes_first: whether gradients are freed before the forward pass. Lightning frees them after it.
+        compiled: whether torch.compile runs the blocks of a sequence model. Each then keeps a (B, L, D) tensor less:
+            the backward pass computes the scaled input of a LayerNorm anew.
         on_gpu: count what a GPU allocates.
     """
 
@@ -67,7 +69,7 @@ class StepOptions:
     autocast: torch.dtype | None = None
     accumulates: bool = False
     frees_gradients: bool = False
-    zeroes_first: bool = False
+    compiled: bool = False
     on_gpu: bool = False
 
 
@@ -116,7 +118,11 @@ def sequence_step(
         Bytes by phase and part, and the bytes of the weights of one block.
     """
 
+    stream_bytes = 0
+
     def loss(model: Transformer, live: LiveBytes) -> Tensor:
+        nonlocal stream_bytes
+        stream_bytes = model.position_embedding.weight.itemsize  # autocast leaves the residual stream as it is
         with live.label(BATCH):
             tensors = [torch.zeros(batch.sequences, batch.tokens + 1, dtype=dtype) for dtype in _BATCH_DTYPES]
         hidden_BLD = model.hidden(tensors[0][:, :-1], tensors[1][:, :-1])
@@ -126,6 +132,9 @@ def sequence_step(
     depth = min(layers, _DEPTH)
     few, more = (_play(lambda n=n: build(n), loss, options) for n in (depth, depth + 1))
     phases = {name: _line(few[name], parts, layers - depth) for name, parts in more.items()}
+    if options.compiled:
+        for name in (FORWARD, _LATER_BLOCKS):
+            phases[name][ACTIVATIONS] -= layers * batch.sequences * batch.tokens * stream_bytes
     return _merged(phases), more[FORWARD][WEIGHTS] - few[FORWARD][WEIGHTS]
 
 
@@ -176,7 +185,7 @@ def _play(
             with live.label(OPTIMIZER):
                 optimizer = options.optimizer(parameter_groups(model))
                 optimizer.step()
-        if options.zeroes_first or options.frees_gradients:
+        if options.frees_gradients:
             _free_gradients(trained)
 
         def gradient_made(parameter: Tensor) -> None:
@@ -188,7 +197,7 @@ def _play(
             parameter.register_post_accumulate_grad_hook(gradient_made)
         if isinstance(model, Transformer):  # the later blocks are done when the gradient of the first one's output is
             model.blocks[0].register_forward_hook(
-                lambda _, __, out: out.register_hook(lambda _: phases.update(later_blocks=live.restart())) and None
+                lambda _, __, out: out.register_hook(lambda _: phases.update({_LATER_BLOCKS: live.restart()})) and None
             )
         live.restart()
         with live.label(ACTIVATIONS):
@@ -214,7 +223,7 @@ def _line(few: Counter[str], more: Counter[str], blocks: int) -> Counter[str]:
 
 def _merged(phases: dict[str, Counter[str]]) -> dict[str, Counter[str]]:
     """The backward pass peaks in the last block or in the first one; the larger peak counts."""
-    later = phases.pop("later_blocks", Counter[str]())
+    later = phases.pop(_LATER_BLOCKS, Counter[str]())
     phases[BACKWARD] = max(phases[BACKWARD], later, key=lambda parts: sum(parts.values()))
     return phases
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -33,16 +33,16 @@ from cogview_pl.config.schema import Config, instantiate
 from cogview_pl.data.config import TokenSource
 from cogview_pl.errors import UserError
 from cogview_pl.generation.config import Algorithm
-from cogview_pl.memory.cards import CARDS, WORKSPACE, card_bytes, free_bytes
+from cogview_pl.memory.cards import CARDS, WORKSPACE, Device, card_bytes, this_device
 from cogview_pl.memory.figures import image_tokenizer_figures, sequence_model_figures
 from cogview_pl.memory.inference import InferenceModel, decode_images, encode_images, image_tokenizer_bytes
 from cogview_pl.memory.phases import BACKWARD, FORWARD, Estimate
 from cogview_pl.memory.sharding import Sharding, narrow, shard
-from cogview_pl.memory.suggestions import first_that_fits, for_image_tokenizer, for_inference, for_sequence_model
+from cogview_pl.memory.suggestions import first_that_fits, for_inference, for_training
 from cogview_pl.memory.table import Plan, print_plan, verdict
 from cogview_pl.memory.trace import default_dtype
 from cogview_pl.memory.training import BatchSize, StepOptions, image_tokenizer_step, predicted_tokens, sequence_step
-from cogview_pl.transformer.config import ActivationCheckpointing
+from cogview_pl.transformer.config import ActivationCheckpointing, Norm, NormScope
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import TextSlot, is_text_to_image
@@ -60,14 +60,6 @@ _PRECISIONS = {  # dtype of the weights, dtype of autocast
     "bf16-true": (torch.bfloat16, None),
 }
 _RGB, _FP32 = 3, torch.float32.itemsize
-
-
-class _Device(NamedTuple):
-    """The device of this machine that the run would use."""
-
-    on_gpu: bool
-    name: str
-    free: int
 
 
 def run(
@@ -94,7 +86,7 @@ def require_fit(config: Config, recompose: Recompose) -> None:
     found = estimate(config, device.on_gpu)
     if found.total > device.free:
         advice = advise(config, recompose, on_gpu=device.on_gpu, available={device.name: device.free})
-        sentence = verdict(found, device.name, device.free, advice.get(device.name))
+        sentence = verdict(found, device, advice.get(device.name))
         raise UserError(f"{sentence}; plan=true shows the parts, plan.strict=false starts it anyway")
 
 
@@ -118,7 +110,7 @@ def make_plan(config: Config, recompose: Recompose) -> Plan:
     else:
         advice = advise(config, recompose, on_gpu=False, available=own)
         advice |= advise(config, recompose, on_gpu=True, available=too_small)
-    return Plan(figures, device.name, device.on_gpu, device.free, here, gpu, num_devices(config), advice)
+    return Plan(figures, device, here, gpu, num_devices(config), advice)
 
 
 def estimate(config: Config, on_gpu: bool) -> Estimate:
@@ -136,10 +128,9 @@ def estimate(config: Config, on_gpu: bool) -> Estimate:
     return Estimate({name: parts + workspace for name, parts in phases.items()})
 
 
-def _device(config: Config) -> _Device:
+def _device(config: Config) -> Device:
     trains_on_cpu = config.verb in _TRAINS and config.trainer["accelerator"] == "cpu"
-    on_gpu = torch.cuda.is_available() and not trains_on_cpu and config.verb != Verb.convert
-    return _Device(on_gpu, torch.cuda.get_device_name() if on_gpu else "this machine", free_bytes(on_gpu))
+    return this_device(torch.cuda.is_available() and not trains_on_cpu and config.verb != Verb.convert)
 
 
 def advise(config: Config, recompose: Recompose, *, on_gpu: bool, available: dict[str, int]) -> dict[str, str]:
@@ -166,24 +157,23 @@ def check(config: Config) -> None:
 def suggestions(config: Config, on_gpu: bool) -> list[str]:
     """Sets of overrides that make a run need less memory, in the order in which they are tried."""
     fp32 = config.precision["precision"] == "32-true"
-    batch, batches = config.data.batch_size, config.trainer.get("accumulate_grad_batches", 1)
-    if config.verb == Verb.fit_sequence_model:
-        return for_sequence_model(
-            batch=batch,
-            batches=batches,
+    if config.verb in _TRAINS:
+        sequences, checkpointing = config.verb == Verb.fit_sequence_model, config.activation_checkpointing
+        return for_training(
+            batch=config.data.batch_size,
+            batches=config.trainer["accumulate_grad_batches"],
             fp32=fp32,
-            checkpoints=config.activation_checkpointing != ActivationCheckpointing.none,
+            sequences=sequences,
+            checkpoints=checkpointing == ActivationCheckpointing.none,
             adapts=not config.lora.rank and starts_from_weights(config),
             on_gpu=on_gpu,
         )
-    if config.verb == Verb.fit_image_tokenizer:
-        return for_image_tokenizer(batch=batch, batches=batches, fp32=fp32, on_gpu=on_gpu)
     if config.verb == Verb.tokenize:
-        return for_inference("data.batch_size", batch=batch, fp32=False, quantizes=False, on_gpu=on_gpu)
+        return for_inference("data.batch_size", config.data.batch_size, fp32=False, quantizes=False, on_gpu=on_gpu)
     if config.verb in (Verb.generate, Verb.rerank, Verb.magnify, Verb.evaluate):
         quantizes = config.quantization is None and not config.strategy.kind.spreads
         batch = config.sampler.batch_size
-        return for_inference("sampler.batch_size", batch=batch, fp32=fp32, quantizes=quantizes, on_gpu=on_gpu)
+        return for_inference("sampler.batch_size", batch, fp32=fp32, quantizes=quantizes, on_gpu=on_gpu)
     return []
 
 
@@ -260,6 +250,9 @@ def _step_options(config: Config, on_gpu: bool) -> StepOptions:
         autocast=_PRECISIONS[config.precision["precision"]][1],
         accumulates=config.trainer["accumulate_grad_batches"] > 1,
         frees_gradients=offloads and bool(node["offload_gradients"]),
+        compiled=config.compile
+        and config.activation_checkpointing == ActivationCheckpointing.none
+        and (config.model.norm, config.model.norm_scope) == (Norm.sandwich, NormScope.token),
         on_gpu=on_gpu,
     )
 
