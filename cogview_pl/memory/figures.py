@@ -15,7 +15,7 @@ from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template
 
 
-def image_tokenizer_figures(settings: Mapping[str, Any], *, edge: int, samples: int = 0) -> dict[str, float]:
+def image_tokenizer_figures(settings: Mapping[str, Any], edge: int, samples: int = 0) -> dict[str, float]:
     """Parameters, and operations per image of `edge` pixels.
 
     Args:
@@ -29,7 +29,7 @@ def image_tokenizer_figures(settings: Mapping[str, Any], *, edge: int, samples: 
             model.reconstruct_continuous(torch.empty(1, 3, edge, edge))
     codes = (edge // settings["downsampling"]) ** 2
     forward = counter.get_total_flops() + 2 * codes * settings["codebook_size"] * settings["codebook_dim"]
-    figures = {
+    figures: dict[str, float] = {
         "image_tokenizer/parameters": sum(parameter.numel() for parameter in model.parameters()),
         "image_tokenizer/flops_per_image": forward,
     }
@@ -37,7 +37,7 @@ def image_tokenizer_figures(settings: Mapping[str, Any], *, edge: int, samples: 
 
 
 def sequence_model_figures(
-    model: Transformer, template: Template, slot_ids: Sequence[range] | None, *, samples: int = 0
+    model: Transformer, template: Template, slot_ids: Sequence[range] | None, samples: int = 0
 ) -> dict[str, float]:
     """Parameters, length and operations of a sequence model.
 
@@ -48,7 +48,7 @@ def sequence_model_figures(
     """
     batch = longest_batch(template)
     forward = int(forward_flops(model, batch.weights, batch.slots, slot_ids))
-    figures = {
+    figures: dict[str, float] = {
         "sequence_model/parameters": sum(p.numel() for p in model.parameters()),
         "sequence_model/vocabulary": model.token_embedding.num_embeddings,
         "sequence_model/longest_sequence": template.length,

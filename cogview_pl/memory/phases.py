@@ -35,3 +35,10 @@ class Estimate:
     def total(self) -> int:
         """Bytes of the phase with the most bytes."""
         return sum(self.peak.values())
+
+    def figures(self, name: str) -> dict[str, float]:
+        """`NAME/PART_bytes`: the most bytes of each part in any phase; `NAME/total_bytes`: all parts at the peak."""
+        parts = sorted({part for phase in self.phases.values() for part in phase})
+        most = {part: max(phase[part] for phase in self.phases.values()) for part in parts}
+        sizes = {f"{name}/{part}_bytes": float(size) for part, size in most.items() if size}
+        return {**sizes, f"{name}/total_bytes": float(self.total)}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from cogview_pl.kernels.cpu_linear import Linear
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.memory.phases import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, OPTIMIZER_STEP, WEIGHTS
+from cogview_pl.transformer.block import Block
 from cogview_pl.transformer.model import Transformer
 
 _BUCKET = 200_000_000  # numbers in a gradient bucket of DeepSpeed, which keeps two of them
@@ -25,14 +27,13 @@ class Sharding:
         kind: one of `conf/strategy/`.
         devices: their number.
         arithmetic: dtype of the forward pass, in which DeepSpeed keeps weights and gradients.
-        offload_optimizer, offload_weights: DeepSpeed keeps these in the memory of the host.
+        options: arguments of the strategy; DeepSpeed has `offload_optimizer` and `offload_parameters`.
     """
 
     kind: StrategyKind
     devices: int
     arithmetic: torch.dtype = torch.float32
-    offload_optimizer: bool = False
-    offload_weights: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def shard(
@@ -74,10 +75,13 @@ def _deepspeed(parts: Counter[str], sharding: Sharding, gradients: int, block: i
     """Weights and gradients are in the dtype of arithmetic; the optimizer keeps fp32 weights besides its state."""
     size, sharded = sharding.arithmetic.itemsize, sharding.kind == StrategyKind.deepspeed_3
     weights = parts[WEIGHTS] * size // _FP32 // (sharding.devices if sharded else 1)
+    state = (parts[OPTIMIZER] + gradients) // sharding.devices
     divided = {
-        WEIGHTS: 0 if sharding.offload_weights else weights,
+        WEIGHTS: 0 if sharding.options.get("offload_parameters") else weights,
         GRADIENTS: parts[GRADIENTS] * size // _FP32 // sharding.devices,
-        OPTIMIZER: 0 if sharding.offload_optimizer else (parts[OPTIMIZER] + gradients) // sharding.devices,
+        OPTIMIZER: 0
+        if sharding.options.get("offload_optimizer")
+        else (parts[OPTIMIZER] + gradients) // sharding.devices,
         OPTIMIZER_STEP: parts[OPTIMIZER_STEP] // sharding.devices,
         "gathered_weights": 2 * block * size // _FP32 if sharded else 0,
         "gradient_buckets": 2 * min(_BUCKET, gradients // _FP32) * size,
@@ -88,19 +92,11 @@ def _deepspeed(parts: Counter[str], sharding: Sharding, gradients: int, block: i
 def narrow(model: Transformer, parts: int) -> None:
     """Leave in each block what tensor parallelism among `parts` devices leaves one of them, in place."""
     for block in model.blocks:
-        for path, divided in _DIVIDED.items():
-            full = block.get_submodule(path)
-            sizes = {"in_features": full.in_features, "out_features": full.out_features}
-            sizes[divided] //= parts
-            owner, _, name = path.rpartition(".")
-            setattr(block.get_submodule(owner), name, Linear(**sizes, device=full.weight.device))
-        block.attention.num_heads = max(1, block.attention.num_heads // parts)  # type: ignore[union-attr, operator]
-
-
-_DIVIDED = {
-    "attention.qkv": "out_features",
-    "attention.out": "in_features",
-    "mlp.up": "out_features",
-    "mlp.down": "in_features",
-}
-"""Linear maps of a block and the side that tensor parallelism divides."""
+        assert isinstance(block, Block)
+        attention, mlp = block.attention, block.mlp
+        hidden_size = model.token_embedding.embedding_dim
+        attention.qkv = Linear(hidden_size, 3 * hidden_size // parts)
+        attention.out = Linear(hidden_size // parts, hidden_size)
+        mlp.up = Linear(hidden_size, 4 * hidden_size // parts)
+        mlp.down = Linear(4 * hidden_size // parts, hidden_size)
+        attention.num_heads = max(1, model.num_heads // parts)

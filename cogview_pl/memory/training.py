@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -34,8 +35,8 @@ from cogview_pl.memory.phases import (
     WEIGHTS,
 )
 from cogview_pl.memory.trace import LiveBytes
-from cogview_pl.transformer.attention import AttentionFunction, fused_attention
-from cogview_pl.transformer.block import LayerNorm
+from cogview_pl.transformer.attention import fused_attention
+from cogview_pl.transformer.block import Attention, LayerNorm
 from cogview_pl.transformer.loss import linear_cross_entropy, rows_at_once, rows_of
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template
@@ -130,7 +131,7 @@ def sequence_step(
             return _sequence_loss(model, hidden_BLD, batch, options)
 
     depth = min(layers, _DEPTH)
-    few, more = (_play(lambda n=n: build(n), loss, options) for n in (depth, depth + 1))
+    few, more = (_play(partial(build, number), loss, options) for number in (depth, depth + 1))
     phases = {name: _line(few[name], parts, layers - depth) for name, parts in more.items()}
     if options.compiled:
         for name in (FORWARD, _LATER_BLOCKS):
@@ -283,9 +284,9 @@ def behave_as_on_gpu(model: nn.Module) -> None:
         elif isinstance(module, LayerNorm):
             module.__class__ = _LayerNorm
         elif type(module) is Linear:
-            module.__class__ = nn.Linear
-        elif getattr(module, "function", None) is fused_attention:
-            module.function = _without_dropout(fused_attention)
+            module.__class__ = nn.Linear  # type: ignore[assignment]
+        elif isinstance(module, Attention) and module.function is fused_attention:
+            module.function = _without_dropout  # type: ignore[assignment]
 
 
 class _Dropout(nn.Dropout):
@@ -298,5 +299,5 @@ class _LayerNorm(LayerNorm):
         return super().forward(input.float() if torch.is_autocast_enabled("cpu") else input)
 
 
-def _without_dropout(attention: AttentionFunction) -> AttentionFunction:
-    return lambda q, k, v, mask, dropout: attention(q, k, v, mask, 0.0)
+def _without_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, _: float) -> Tensor:
+    return fused_attention(q, k, v, mask, 0.0)

@@ -1,7 +1,4 @@
-"""plan=true: print the memory and the work that a run needs, run nothing. The estimate also stops runs that cannot fit.
-
-This file takes the configuration apart; `cogview_pl/memory/` counts.
-"""
+"""plan=true: print the memory and the work that a run needs, run nothing. The estimate also stops runs that cannot fit."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -67,12 +63,12 @@ def run(
 ) -> dict[str, float | str]:
     """Print what a run would need and what fits; returns the figures. A chain plans its stages one by one."""
     if config.verb == Verb.chain:
-        found: dict[str, float | str] = {}
+        all_figures: dict[str, float | str] = {}
         for name, overrides in config.stages.items():
             print(f"\n[{name}]")
-            figures = run_stage([*config.common, *overrides])[1]
-            found |= {f"{name}/{key}": value for key, value in figures.items()}
-        return found
+            _, figures = run_stage([*config.common, *overrides])
+            all_figures |= {f"{name}/{key}": value for key, value in figures.items()}
+        return all_figures
     plan = make_plan(config, recompose)
     print_plan(plan)
     return {**plan.figures}
@@ -91,13 +87,13 @@ def require_fit(config: Config, recompose: Recompose) -> None:
 
 
 def make_plan(config: Config, recompose: Recompose) -> Plan:
-    """Figures of the models, memory here and on a GPU, what fits, and overrides with which the rest fits."""
+    """Figures of the models, memory here and on a GPU, and where the run fits with which overrides."""
     device = _device(config)
     here = estimate(config, device.on_gpu)
     gpu = here if device.on_gpu else estimate(config, True)
-    figures = {**_models(config), **_memory("memory", here)}
+    figures = {**_models(config), **here.figures("memory")}
     if not device.on_gpu:
-        figures |= _memory("memory_of_gpu", gpu)
+        figures |= gpu.figures("memory_of_gpu")
     if config.verb == Verb.fit_sequence_model:
         figures |= _each_checkpointing(config, recompose, device.on_gpu)
     cards = {f"{card} GB": card_bytes(card) for card in CARDS}
@@ -106,19 +102,14 @@ def make_plan(config: Config, recompose: Recompose) -> Plan:
     too_small = {name: size for name, size in cards.items() if gpu.total > size}
     own = {device.name: device.free} if here.total > device.free else {}
     if device.on_gpu:
-        advice = advise(config, recompose, on_gpu=True, available=own | too_small)
-    else:
-        advice = advise(config, recompose, on_gpu=False, available=own)
-        advice |= advise(config, recompose, on_gpu=True, available=too_small)
+        own, too_small = {}, own | too_small
+    advice = advise(config, recompose, on_gpu=False, available=own)
+    advice |= advise(config, recompose, on_gpu=True, available=too_small)
     return Plan(figures, device, here, gpu, num_devices(config), advice)
 
 
 def estimate(config: Config, on_gpu: bool) -> Estimate:
-    """Memory of a run, as the bytes of its tensors in each phase.
-
-    Args:
-        config: the run.
-        on_gpu: count the memory of its GPU; else the main memory, with the models that stay there.
+    """Bytes of the tensors of a run in each phase, on its GPU or in main memory.
 
     Raises:
         UserError: sizes of the configuration do not fit together.
@@ -139,7 +130,9 @@ def advise(config: Config, recompose: Recompose, *, on_gpu: bool, available: dic
     def total(overrides: str) -> int | None:
         try:
             changed = recompose(overrides)
-            check(changed)
+            if changed.verb in _TRAINS:
+                check_levers(changed)
+                check_strategy(changed, spreads=changed.verb == Verb.fit_sequence_model)
             return estimate(changed, on_gpu).total
         except UserError:  # these overrides do not go together, or need a package that is not installed
             return None
@@ -147,24 +140,16 @@ def advise(config: Config, recompose: Recompose, *, on_gpu: bool, available: dic
     return first_that_fits(suggestions(config, on_gpu), total, available)
 
 
-def check(config: Config) -> None:
-    """Raises UserError for a training run whose options do not go together."""
-    if config.verb in _TRAINS:
-        check_levers(config)
-        check_strategy(config, spreads=config.verb == Verb.fit_sequence_model)
-
-
 def suggestions(config: Config, on_gpu: bool) -> list[str]:
     """Sets of overrides that make a run need less memory, in the order in which they are tried."""
     fp32 = config.precision["precision"] == "32-true"
     if config.verb in _TRAINS:
-        sequences, checkpointing = config.verb == Verb.fit_sequence_model, config.activation_checkpointing
         return for_training(
             batch=config.data.batch_size,
             batches=config.trainer["accumulate_grad_batches"],
             fp32=fp32,
-            sequences=sequences,
-            checkpoints=checkpointing == ActivationCheckpointing.none,
+            sequences=config.verb == Verb.fit_sequence_model,
+            checkpoints=config.activation_checkpointing == ActivationCheckpointing.none,
             adapts=not config.lora.rank and starts_from_weights(config),
             on_gpu=on_gpu,
         )
@@ -177,43 +162,41 @@ def suggestions(config: Config, on_gpu: bool) -> list[str]:
     return []
 
 
-# Training.
-
-
 def _fit_image_tokenizer(config: Config, on_gpu: bool) -> Phases:
-    images = configured_images(config)
-    phases = image_tokenizer_step(
-        partial(_build_vqvae, images),
-        config.data.batch_size,
-        config.data.image_size,
-        config.image_tokenizer.reconstruction.value,
-        _step_options(config, on_gpu),
-    )
+    build, loss = partial(_build_vqvae, configured_images(config)), config.image_tokenizer.reconstruction.value
+    options = _step_options(config, on_gpu)
+    phases = image_tokenizer_step(build, config.data.batch_size, config.data.image_size, loss, options)
     return shard(phases, _sharding(config))
 
 
 def _fit_sequence_model(config: Config, on_gpu: bool) -> Phases:
     sizes = trained_sizes(config)
     template, layers = sizes.template, sizes.settings["num_layers"]
+    weights, _ = _PRECISIONS[config.precision["precision"]]
     predicted = predicted_tokens(template, predicted_ids(config, template))
     batch = BatchSize(config.data.batch_size, template.length - 1, predicted)
     options = _step_options(config, on_gpu)
     phases, block = sequence_step(partial(_build_transformer, config, sizes), layers, batch, options)
     phases = shard(phases, _sharding(config), layers=layers, block=block)
     tokenizer = image_tokenizer_bytes(sizes.images.settings)
-    host = Counter[str]() if on_gpu else _beside_training(config, sizes, tokenizer)
+    host = Counter(image_tokenizer=0 if on_gpu else tokenizer)
+    if not on_gpu and config.lora.rank:  # the model of `init_from` and its tokenizer; the two models share fp32 weights
+        with torch.device("meta"):
+            parameters = _build_transformer(config, sizes, layers).parameters()
+        base = sum(parameter.numel() * _FP32 for parameter in parameters if parameter.dtype != torch.float32)
+        host += Counter(image_tokenizer=tokenizer, base_in_fp32=base)
     phases = {name: parts + host for name, parts in phases.items()}
     between = Counter({part: phases[FORWARD][part] for part in ("weights", "optimizer")}) + host
     if "samples" in config.callbacks and is_text_to_image(template) and not config.strategy.kind.spreads:
-        model = replace(_model(config, sizes, on_gpu), dtype=_PRECISIONS[config.precision["precision"]][0])
+        model = replace(_model(config, sizes, on_gpu), dtype=weights, quantization=None)
         rows = config.callbacks["samples"]["num_prompts"]
         phases["generation of sample images"] = between + model.decode(rows)
         if not on_gpu:  # else the image tokenizer stays on the host
             images = decode_images(sizes.images.settings, batch=rows, edge=sizes.images.edge)
             phases["decoding of sample images"] = between + images
     if not on_gpu and starts_from_weights(config):  # fresh weights and those that are read exist together
-        weights = 2 * _model(config, sizes, on_gpu).parameters * _FP32
-        phases["loading of weights"] = Counter(weights=weights, image_tokenizer=2 * tokenizer)
+        read = _model(config, sizes, on_gpu).parameters * _FP32
+        phases["loading of weights"] = Counter(weights=2 * read, image_tokenizer=2 * tokenizer)
     if config.data.token_store is None and config.sequences.source == TokenSource.images:
         encoding = encode_images(sizes.images.settings, batch=config.data.batch_size, edge=2 * sizes.images.edge)
         phases["encoding of images"] = Counter(weights=phases[FORWARD]["weights"]) + host + encoding
@@ -260,42 +243,19 @@ def _step_options(config: Config, on_gpu: bool) -> StepOptions:
 def _sharding(config: Config) -> Sharding:
     weights, autocast = _PRECISIONS[config.precision["precision"]]
     options = config.strategy.strategy if isinstance(config.strategy.strategy, dict) else {}
-    return Sharding(
-        kind=config.strategy.kind,
-        devices=num_devices(config),
-        arithmetic=autocast or weights,
-        offload_optimizer=bool(options.get("offload_optimizer")),
-        offload_weights=bool(options.get("offload_parameters")),
-    )
-
-
-def _beside_training(config: Config, sizes: SequenceSizes, tokenizer: int) -> Counter[str]:
-    """What main memory holds besides the model that is trained.
-
-    With LoRA that is the model of `init_from`, with an image tokenizer of its own. The two share frozen weights, unless
-    the trained model holds them in half precision.
-    """
-    if not config.lora.rank:
-        return Counter(image_tokenizer=tokenizer)
-    with torch.device("meta"):
-        model = _build_transformer(config, sizes, sizes.settings["num_layers"])
-    half = sum(p.numel() for p in model.parameters() if p.dtype != torch.float32)
-    return Counter(image_tokenizer=2 * tokenizer, base_in_fp32=half * torch.float32.itemsize)
-
-
-# Inference.
+    return Sharding(config.strategy.kind, num_devices(config), autocast or weights, options)
 
 
 def _generate(config: Config, on_gpu: bool) -> Phases:
     """Generator, captioner and upscaler are loaded at once; one of them works."""
-    model = _model(config, _generator(config), on_gpu)
+    model = _model(config, _sizes(config, Verb.generate), on_gpu)
     options, sorts = config.sampler, config.sampler.top_p < 1
     if isinstance(model.template.target, TextSlot):  # a captioner: images are encoded, then texts are written
         encoding = encode_images(model.vqvae, batch=options.batch_size, edge=model.edge)
         decoding = model.decode(options.batch_size, sorts=sorts)
         return {"encoding of images": model.held + encoding, "decoding loop": model.held + decoding}
-    captioner = None if config.rerank_with is None else _model(config, _captioner(config), on_gpu)
-    upscaler = None if config.upscale_with is None else _model(config, _upscaler(config), on_gpu)
+    captioner = None if config.rerank_with is None else _model(config, _sizes(config, Verb.rerank), on_gpu)
+    upscaler = None if config.upscale_with is None else _model(config, _sizes(config, Verb.magnify), on_gpu)
     models = [role for role in (model, captioner, upscaler) if role is not None]
     prompts, each = _num_prompts(config), config.num_images_per_prompt
     batch = min(options.batch_size, each * min(max(1, options.batch_size // each), prompts))
@@ -320,14 +280,14 @@ def _generate(config: Config, on_gpu: bool) -> Phases:
 
 
 def _rerank(config: Config, on_gpu: bool) -> Phases:
-    model, batch = _model(config, _captioner(config), on_gpu), config.sampler.batch_size
+    model, batch = _model(config, _sizes(config, Verb.rerank), on_gpu), config.sampler.batch_size
     encoding = encode_images(model.vqvae, batch=batch, edge=model.edge)
     return {"encoding of images": model.held + encoding, "reranking": model.held + model.score(batch)}
 
 
 def _magnify(config: Config, on_gpu: bool) -> Phases:
     """All images stay in main memory: as they are in uint8, doubled in fp32."""
-    model, count = _model(config, _upscaler(config), on_gpu), config.num_prompts
+    model, count = _model(config, _sizes(config, Verb.magnify), on_gpu), config.num_prompts
     batch = min(config.sampler.batch_size, count)
     images = 0 if on_gpu else count * _RGB * model.edge**2 * (1 + 4 * _FP32)
     held = model.held + Counter(images=images)
@@ -353,10 +313,8 @@ def _fit_features(config: Config, on_gpu: bool) -> Phases:
 
 def _convert(config: Config, on_gpu: bool) -> Phases:
     """Two copies of the files' tensors, under the old names and the new ones; the GPU is not used."""
-    assert config.convert is not None
-    source = Path(config.convert.source)
-    files = [file for file in ([source] if source.is_file() else source.rglob("*")) if file.is_file()]
-    size = sum(file.stat().st_size for file in files)
+    source = Path(config.convert.source)  # type: ignore[union-attr]
+    size = sum(file.stat().st_size for file in (source, *source.rglob("*")) if file.is_file())
     return {"conversion": Counter(weights=0 if on_gpu else 2 * size)}
 
 
@@ -374,22 +332,18 @@ _PHASES: dict[Verb, Callable[[Config, bool], Phases]] = {
 """Every verb but `chain`, whose stages are verbs."""
 
 
-def _generator(config: Config) -> SequenceSizes:
-    if config.images is None:
-        return written_sizes(config, "pretrain", "init_from", config.init_from, config.template)
-    return written_sizes(config, "caption", "init_from", config.init_from, config.rerank_template)
-
-
-def _captioner(config: Config) -> SequenceSizes:
-    return written_sizes(config, "caption", "rerank_with", config.rerank_with, config.rerank_template)
-
-
-def _upscaler(config: Config) -> SequenceSizes:
-    return written_sizes(config, "super_resolution", "upscale_with", config.upscale_with, config.upscale_template)
+def _sizes(config: Config, verb: Verb) -> SequenceSizes:
+    """The upscaler of `magnify`, the captioner of `rerank`, or the generator."""
+    if verb == Verb.magnify:
+        return written_sizes(config, "super_resolution", "upscale_with", config.upscale_with, config.upscale_template)
+    if verb == Verb.rerank:
+        return written_sizes(config, "caption", "rerank_with", config.rerank_with, config.rerank_template)
+    task, template = ("pretrain", config.template) if config.images is None else ("caption", config.rerank_template)
+    return written_sizes(config, task, "init_from", config.init_from, template)
 
 
 def _model(config: Config, sizes: SequenceSizes, on_gpu: bool) -> InferenceModel:
-    """A sequence model as one device has it for inference; adapters are merged."""
+    """A sequence model on one device; adapters are merged."""
     return InferenceModel(
         settings=sizes.settings,
         template=sizes.template,
@@ -404,42 +358,28 @@ def _model(config: Config, sizes: SequenceSizes, on_gpu: bool) -> InferenceModel
 
 def _num_prompts(config: Config) -> int:
     given = config.prompts
-    if given is None:
-        return config.num_prompts
-    if isinstance(given, list):
-        return len(given)
+    if given is None or isinstance(given, list):
+        return config.num_prompts if given is None else len(given)
     # Standard input can be read once only.
     return len(Path(given).read_bytes().splitlines()) if Path(given).is_file() else config.sampler.batch_size
-
-
-# Figures.
 
 
 def _models(config: Config) -> dict[str, float]:
     """Parameters and operations of the image tokenizer and of the sequence model, if the task has one."""
     samples = _samples(config)
-    if config.verb == Verb.fit_image_tokenizer:
-        return image_tokenizer_figures(**_images(configured_images(config)), samples=samples)
-    if config.verb == Verb.tokenize:
-        return image_tokenizer_figures(**_images(images_of_run(config)))
-    if config.verb == Verb.fit_sequence_model:
-        sizes = trained_sizes(config)
-    else:
-        sizes = {Verb.magnify: _upscaler, Verb.rerank: _captioner}.get(config.verb, _generator)(config)
+    if config.verb in (Verb.fit_image_tokenizer, Verb.tokenize):
+        images = configured_images(config) if samples else images_of_run(config)
+        return image_tokenizer_figures(images.settings, images.edge, samples)
+    sizes = trained_sizes(config) if samples else _sizes(config, config.verb)
     with torch.device("meta"):
         model = Transformer(**sizes.settings)
-    figures = image_tokenizer_figures(**_images(sizes.images))
-    figures |= sequence_model_figures(model, sizes.template, predicted_ids(config, sizes.template), samples=samples)
+    figures = image_tokenizer_figures(sizes.images.settings, sizes.images.edge)
+    figures |= sequence_model_figures(model, sizes.template, predicted_ids(config, sizes.template), samples)
     if samples:
         if options := lora_options(config):
             add_lora(model, **options)
-        trained = (parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        figures["sequence_model/trained_parameters"] = sum(trained)
+        figures["sequence_model/trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return figures
-
-
-def _images(images: ImageSizes) -> dict[str, Any]:
-    return {"settings": images.settings, "edge": images.edge}
 
 
 def _samples(config: Config) -> int:
@@ -450,19 +390,9 @@ def _samples(config: Config) -> int:
     return int(config.data.batch_size * batches)
 
 
-def _memory(name: str, found: Estimate) -> dict[str, float]:
-    """The most bytes of each part in any phase, and the total at the peak."""
-    parts = {part for phase in found.phases.values() for part in phase}
-    most = {part: max(phase[part] for phase in found.phases.values()) for part in sorted(parts)}
-    sizes = {f"{name}/{part}_bytes": float(size) for part, size in most.items() if size}
-    return {**sizes, f"{name}/total_bytes": float(found.total)}
-
-
 def _each_checkpointing(config: Config, recompose: Recompose, on_gpu: bool) -> dict[str, float]:
     """Activations at the peak under each choice of activation checkpointing."""
-    found = {}
-    for choice in ActivationCheckpointing:
-        phases = estimate(recompose(f"activation_checkpointing={choice.value}"), on_gpu).phases
-        most = max(phases[name]["activations"] for name in (FORWARD, BACKWARD))
-        found[f"memory/activations_{choice.value}_bytes"] = float(most)
-    return found
+    names = [choice.value for choice in ActivationCheckpointing]
+    all_phases = [estimate(recompose(f"activation_checkpointing={name}"), on_gpu).phases for name in names]
+    most = [max(phases[name]["activations"] for name in (FORWARD, BACKWARD)) for phases in all_phases]
+    return {f"memory/activations_{name}_bytes": float(size) for name, size in zip(names, most, strict=True)}

@@ -53,8 +53,8 @@ def test_deepspeed_computes_in_half_and_keeps_fp32_with_the_state() -> None:
 
 
 def test_deepspeed_can_keep_state_and_weights_on_the_host() -> None:
-    kind = StrategyKind.deepspeed_3
-    found = shard(PHASES, Sharding(kind, 4, torch.bfloat16, offload_optimizer=True, offload_weights=True))[FORWARD]
+    options = {"offload_optimizer": True, "offload_parameters": True}
+    found = shard(PHASES, Sharding(StrategyKind.deepspeed_3, 4, torch.bfloat16, options))[FORWARD]
     assert found["optimizer"] == found["weights"] == 0
 
 
