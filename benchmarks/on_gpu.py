@@ -164,7 +164,7 @@ def _measure(case: Case, steps: int, folder: Path) -> Result:
         more += ("init_from=outputs/pretrain/latest",)
     peak = measure_apart([*case.overrides, f"model={case.model}", *more], home)
     values = {"measured": peak.measured / 1e9, "planned": peak.planned / 1e9}
-    facts: dict[str, float | int | str] = {"planned / measured": 1 + peak.error, "highest in the": peak.moment}
+    facts: dict[str, float | int | str] = {"planned / measured": 1 + peak.error, "peak in the": peak.phase}
     if peak.steps_per_s:
         facts["s per step"] = 1 / peak.steps_per_s
     return Result("GB", values, {}, facts)

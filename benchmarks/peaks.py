@@ -28,8 +28,8 @@ class Peak(NamedTuple):
     """What one run took."""
 
     planned: int
-    """Bytes at the worst moment."""
-    moment: str
+    """Bytes at the peak."""
+    phase: str
     measured: int
     steps_per_s: float
     """Of a fit, at its end; 0 for other tasks."""
@@ -58,9 +58,9 @@ def measure(overrides: Sequence[str], how: str) -> Peak:
 
     from benchmarks import memory
     from benchmarks.random_runs import composed
-    from cogview_pl.memory.estimates import estimate
     from cogview_pl.memory.trace import LiveBytes
     from cogview_pl.runs.run_folder import RunFolder
+    from cogview_pl.tasks.plan import estimate
 
     config = composed(["run_dir=measured", *overrides])
     on_gpu = torch.cuda.is_available()
@@ -78,7 +78,7 @@ def measure(overrides: Sequence[str], how: str) -> Peak:
     else:
         found = live.highest if live is not None else memory.status("VmHWM") - before
     steps_per_s = metrics.get("perf/samples_per_s", 0.0) / config.data.batch_size
-    return Peak(plan.total, plan.worst, int(found), steps_per_s)
+    return Peak(plan.total, plan.peak_phase, int(found), steps_per_s)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def _run(composed: DictConfig, words: list[str], job: int | None = None) -> tupl
     check_limits(composed)
     import_quantizer(composed.image_tokenizer.quantizer)
     if composed.plan.only:
-        return Path(), _verb("plan").run(OmegaConf.to_object(composed), _run_stage) if RANKS.first else {}
+        found = _verb("plan").run(OmegaConf.to_object(composed), _run_stage, _recompose(words)) if RANKS.first else {}
+        return Path(), found
     if composed.threads is not None:
         import torch
 
@@ -65,7 +67,7 @@ def _dispatch(config: Config, folder: RunFolder, words: list[str]) -> Metrics:
     if config.verb.must_fit:
         with RANKS.first_goes_ahead() as first:
             if first:
-                _verb("plan").require_fit(config)
+                _verb("plan").require_fit(config, _recompose(words))
     if config.verb == Verb.chain:
         return verb.run(config, folder, _run_stage)  # type: ignore[no-any-return]
     shares_a_model = config.verb == Verb.generate and config.strategy.kind == StrategyKind.tp
@@ -80,6 +82,12 @@ def _run_stage(overrides: list[str]) -> tuple[Path, Metrics]:
     """Run one task of a chain."""
     found = command_line.stage_overrides(overrides)
     return _run(hydra.compose("config", overrides=found), command_line.stage_words(found))
+
+
+def _recompose(words: list[str]) -> Callable[[str], Any]:
+    """Return a function that composes the configuration of `words` with further overrides, separated by spaces."""
+    given = [word for word in words if not word.startswith("-") and ("=" in word or word.startswith("~"))]
+    return lambda more: OmegaConf.to_object(hydra.compose("config", overrides=[*given, *more.split()]))
 
 
 def _verb(name: str) -> Any:

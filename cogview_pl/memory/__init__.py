@@ -1,1 +1,1 @@
-"""How much memory a run takes: steps played through on tensors without memory, and the arithmetic around them."""
+"""The memory estimate: training steps played on fake tensors, inference by arithmetic, and the table of plan=true."""

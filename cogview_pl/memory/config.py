@@ -9,8 +9,7 @@ from cogview_pl.limits import MISSING
 
 @dataclass
 class PlanConfig:
-    """The estimate of memory: `plan=true` for nothing else, else before every fit and generate."""
+    """The memory estimate, alone (`plan=true`) or before every training run and `generate`."""
 
     only: bool = MISSING
     strict: bool = MISSING
-    bench: str = MISSING

@@ -1,218 +1,156 @@
-"""Memory of tasks that use trained models: painting, ranking, enlarging."""
+"""Memory of inference, by arithmetic: weights, KV cache, packed weights, activations of the widest layer, logits.
+
+Shapes: B rows, L tokens, D hidden size, S cached positions, n ids that a token is sampled from.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 
 from cogview_pl.checkpoints.model_folder import build_vqvae
-from cogview_pl.config.choices import Verb
-from cogview_pl.config.schema import Config
 from cogview_pl.generation.engine.packed_cpu import packed_bytes
 from cogview_pl.generation.quantization import matrix_bytes
-from cogview_pl.generation.sampling import Sampling
 from cogview_pl.generation.super_resolution.parallel_windows import timetable
-from cogview_pl.memory.bridge import (
-    ImageSizes,
-    SequenceSizes,
-    quantization,
-    read_prompts,
-    sampling,
-    tensor_parts,
-    weights_dtype,
-    written_sizes,
-)
-from cogview_pl.memory.decoding import Decoding, decoding_height, scoring_height
-from cogview_pl.memory.image_tokenizer import decoding_height as image_height
-from cogview_pl.memory.image_tokenizer import encoding_height
-from cogview_pl.memory.model import Model, counted
-from cogview_pl.memory.phases import Moments
-from cogview_pl.vocab import CodeSlot, TextSlot, TextTokenizer
-from cogview_pl.vocab.config import TemplateConfig
+from cogview_pl.memory.phases import ACTIVATIONS, LOGITS
+from cogview_pl.transformer.model import Transformer
+from cogview_pl.vocab import CodeSlot, Template
+from cogview_pl.vqvae.codebook import BLOCK_VALUES
 
-_RGB = 3
+_FP32 = torch.float32.itemsize
+_MLP = 12  # (B, L, D) tensors at the peak of a block: 8 before and after GELU; the others are its input and norms
+_ATTENTION = 7  # (B, L, D) tensors besides the scores of explicit attention
+_SAMPLING, _TOP_P = 20, 25  # bytes besides each logit: probabilities in fp32, their sums in fp64; what top-p sorts
+_SEARCH = 2 * BLOCK_VALUES * _FP32  # two blocks of distances between vectors and codes
 
 
-def image_tokenizer_bytes(images: ImageSizes) -> int:
-    """Weights and codebook of an image tokenizer, which stay in fp32."""
+@dataclass(frozen=True)
+class InferenceModel:
+    """A sequence model with its image tokenizer on one device. Methods give bytes besides the weights.
+
+    Attributes:
+        settings: constructor arguments of the transformer.
+        template: its layout.
+        vqvae: constructor arguments of the image tokenizer.
+        edge: pixels along an edge of an image.
+        dtype: of the weights.
+        parts: devices among which tensor parallelism divides the blocks.
+        quantization: `int8`, `int4` or None.
+        on_gpu: whether the device is a GPU.
+    """
+
+    settings: Mapping[str, Any]
+    template: Template
+    vqvae: Mapping[str, Any]
+    edge: int
+    dtype: torch.dtype
+    parts: int = 1
+    quantization: str | None = None
+    on_gpu: bool = False
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of parameters of the full model."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in Transformer(**self.settings).parameters())
+
+    @cached_property
+    def bytes(self) -> int:
+        """Bytes of the weights on the device."""
+        layers, hidden_size = self.settings["num_layers"], self.settings["hidden_size"]
+        matrices = 12 * layers * hidden_size**2
+        divided = matrices + 7 * layers * hidden_size  # with the biases of `qkv` and `up`
+        size = (self.parameters - divided + divided // self.parts) * self.dtype.itemsize
+        if self.quantization is None:
+            return size
+        return size - matrices * self.dtype.itemsize + int(layers * matrix_bytes(self.quantization, hidden_size))
+
+    @property
+    def held(self) -> Counter[str]:
+        """Bytes of all weights."""
+        return Counter(sequence_models=self.bytes, image_tokenizer=image_tokenizer_bytes(self.vqvae))
+
+    def decode(self, rows: int, *, drafts: int = 0, sorts: bool = False, more_positions: int = 0) -> Counter[str]:
+        """The target slot is sampled, token by token, after the longest prompt.
+
+        Args:
+            rows: B; guidance takes two rows per image.
+            drafts: codes that Jacobi decoding looks ahead.
+            sorts: whether top-p sorts the probabilities.
+            more_positions: what the cache holds besides one sequence.
+        """
+        template, layers, hidden_size = self.template, self.settings["num_layers"], self.settings["hidden_size"]
+        prompt = len(template.prompt({slot.name: [0] * slot.length for slot in template.slots}))
+        ids = sum(map(len, template.allowed(template.target)))
+        looks_ahead = 2 * (drafts + 1) if drafts else 0
+        numbers = layers * hidden_size * rows * (prompt + template.target.length + looks_ahead + more_positions)
+        cache = 2 * numbers * (self.dtype.itemsize if self.on_gpu else _FP32) // self.parts  # keys and values
+        if self.settings["norm_scope"] == "tensor":  # the input of every layer instead
+            cache = numbers * self.dtype.itemsize
+        packed = 0
+        if not self.on_gpu:
+            quantized = self.quantization is not None or self.parts > 1
+            packed = packed_bytes(
+                layers=layers, hidden_size=hidden_size, ids=ids, dtype=self.dtype, quantized=quantized
+            )
+        sampling = rows * (drafts + 1) * ids * (self.dtype.itemsize + (_TOP_P if sorts else _SAMPLING))
+        prefill = self._forward(rows, prompt)
+        step = {ACTIVATIONS: prefill} if prefill > sampling else {LOGITS: sampling}
+        return Counter({"kv_cache": cache, "packed_weights": packed, **step})
+
+    def double(self, images: int, *, sorts: bool = False) -> Counter[str]:
+        """An upscaler decodes the windows of images in parallel; each running window has its own rows of the cache."""
+        assert isinstance(self.template.target, CodeSlot)
+        grid = self.template.target.grid[0]
+        lanes = 1 + max(turn.lane for step in timetable(grid) for turn in step)
+        return self.decode(images * lanes, sorts=sorts, more_positions=grid)
+
+    def score(self, rows: int) -> Counter[str]:
+        """A captioner scores the texts of `rows` images."""
+        tokens, scored = self.template.length - 1, self.template.target.length + 1
+        ids, size = len(self.template.predicted(self.template.target)), self.dtype.itemsize
+        hidden = rows * tokens * self.settings["hidden_size"] * size
+        logits = rows * scored * (ids * (size + 2 * _FP32) + self.settings["hidden_size"] * size)
+        forward = self._forward(rows, tokens)
+        return Counter({ACTIVATIONS: forward} if forward > hidden + logits else {ACTIVATIONS: hidden, LOGITS: logits})
+
+    def _forward(self, rows: int, tokens: int) -> int:
+        """A forward pass without gradients, at the peak of a block."""
+        numbers = peak = rows * tokens * self.settings["hidden_size"]
+        peak *= _MLP
+        if self.settings["attention"] != "fused":  # scores exist as a tensor
+            peak = max(peak, _ATTENTION * numbers + 3 * rows * self.settings["num_heads"] * tokens**2)
+        return peak * self.dtype.itemsize
+
+
+def image_tokenizer_bytes(settings: Mapping[str, Any]) -> int:
+    """Bytes of the weights and the codebook of a VQ-VAE with these constructor arguments; they are fp32 always."""
     with torch.device("meta"):
-        model = build_vqvae(images.settings)
+        model = build_vqvae(settings)
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
-def sequence_model_bytes(model: Model, weights: str | None) -> int:
-    """Weights of a sequence model for inference, its blocks' matrices as `weights` says."""
-    size = counted(model).bytes
-    if weights is not None:
-        of_a_block = 12 * model.hidden_size**2 * model.weights.itemsize
-        size -= int(model.layers * (of_a_block - matrix_bytes(weights, model.hidden_size)))
-    return size
+def encode_images(settings: Mapping[str, Any], *, batch: int, edge: int) -> Counter[str]:
+    """Bytes besides the weights while a VQ-VAE encodes a batch of images of `edge` pixels."""
+    pixels = batch * edge**2
+    # uint8, 0..1 and normalised images; output of the first convolution (a quarter of the pixels) and of the second
+    convolutions = pixels * (3 * (1 + 2 * _FP32) + _FP32 * settings["hidden_size"] * 5 // 16)
+    codes, size = pixels // settings["downsampling"] ** 2, settings["codebook_size"]
+    distances = min(_SEARCH, codes * size * _FP32)
+    search = pixels * 3 * _FP32 + distances + (2 * codes + size) * settings["codebook_dim"] * _FP32
+    return Counter({ACTIVATIONS: max(convolutions, search)})
 
 
-def cache_and_packed(work: Decoding, weights: str | None) -> Counter[str]:
-    """The KV cache, and on a CPU the packed copy of the weights that decoding makes for each batch of prompts."""
-    packed = packed_bytes(
-        layers=work.model.layers,
-        hidden_size=work.model.hidden_size,
-        ids=work.ids,
-        dtype=work.model.weights,
-        quantized=weights is not None or work.model.parts > 1,
-    )
-    return Counter(kv_cache=work.cache_bytes, packed_weights=0 if work.on_gpu else packed)
+def decode_images(settings: Mapping[str, Any], *, batch: int, edge: int) -> Counter[str]:
+    """Bytes besides the weights while a VQ-VAE decodes a batch of images of `edge` pixels.
 
-
-def _named_prompts(config: Config) -> list[str] | None:
-    """The prompts that a configuration names; None for captions and for standard input, which can be read once."""
-    return None if config.prompts in (None, "-") else read_prompts(config)
-
-
-def _longest(prompts: list[str] | None, text_model: Path | None) -> int | None:
-    """Text tokens of the longest prompt; None where prompts or their tokenizer are not known."""
-    if not prompts or text_model is None:
-        return None
-    text = TextTokenizer.load(text_model)
-    return max(len(text.encode(prompt)) for prompt in prompts)
-
-
-def generate(config: Config, on_gpu: bool) -> Moments:
-    """Painter, captioner and upscaler are loaded at once; one of them works."""
-    painter = _painter(config)
-    if isinstance(painter.template.target, TextSlot):
-        return _describe(config, painter, on_gpu)
-    quantized, options = quantization(config), sampling(config)
-    named = _named_prompts(config)
-    prompts = len(named) if named else config.num_prompts if config.prompts is None else config.sampler.batch_size
-    at_once = max(1, config.sampler.batch_size // config.num_images_per_prompt)
-    images = min(config.sampler.batch_size, config.num_images_per_prompt * min(at_once, prompts))
-    captioner = _companion(config, "caption", "rerank_with", config.rerank_with, config.rerank_template)
-    upscaler = _companion(config, "super_resolution", "upscale_with", config.upscale_with, config.upscale_template)
-    models = [painter, *(found for found in (captioner, upscaler) if found is not None)]
-    edge = painter.images.edge * (1 if upscaler is None else 2)
-    held = Counter(
-        sequence_models=sum(sequence_model_bytes(_model(config, sizes), quantized) for sizes in models),
-        image_tokenizer=image_tokenizer_bytes(painter.images),
-        images=0 if on_gpu else prompts * (config.top_n or config.num_images_per_prompt) * _RGB * edge**2,
-    )
-    longest = _longest(named, painter.text_model)
-    work = Decoding.of(_model(config, painter), painter.template, images, on_gpu, options, longest)
-    moments = {"painting": held + cache_and_packed(work, quantized) + decoding_height(work)}
-    if not on_gpu:
-        moments["loading"] = _loading(config, models)
-    grid = painter.images.grid
-    if captioner is not None:
-        moments["ranking"] = held + _scoring(config, captioner, images)
-    if upscaler is not None:
-        moments["enlarging"] = held + _enlarging(config, upscaler, images, on_gpu, options)
-        grid = (2 * grid[0], 2 * grid[1])
-    moments["decoding of images"] = held + image_height(painter.images.settings, batch=images, grid=grid)
-    return Moments(moments)
-
-
-def rerank(config: Config, on_gpu: bool) -> Moments:
-    """A captioner and the image tokenizer."""
-    captioner, batch = used_sizes(config), config.sampler.batch_size
-    held = _held(config, captioner)
-    return Moments(
-        {
-            "encoding": held + encoding_height(captioner.images.settings, batch=batch, edge=captioner.images.edge),
-            "ranking": held + _scoring(config, captioner, batch),
-        }
-    )
-
-
-def magnify(config: Config, on_gpu: bool) -> Moments:
-    """An upscaler and the image tokenizer; images are kept as numbers until all are done."""
-    upscaler = used_sizes(config)
-    count = config.num_prompts
-    batch = min(config.sampler.batch_size, count)
-    images = upscaler.images
-    held = _held(config, upscaler)
-    if not on_gpu:
-        held["images"] = count * _RGB * images.edge**2 * (1 + 4 * torch.float32.itemsize)
-    grid = (2 * images.grid[0], 2 * images.grid[1])
-    enlarging = _enlarging(config, upscaler, batch, on_gpu, sampling(config))
-    return Moments(
-        {
-            "encoding": held + encoding_height(images.settings, batch=batch, edge=images.edge),
-            "enlarging": held + enlarging,
-            "decoding of images": held + image_height(images.settings, batch=batch, grid=grid),
-        }
-    )
-
-
-def used_sizes(config: Config) -> SequenceSizes:
-    """The model that a task is about: the upscaler of `magnify`, the captioner of `rerank`, else the painter."""
-    if config.verb == Verb.magnify:
-        return written_sizes(config, "super_resolution", "upscale_with", config.upscale_with, config.upscale_template)
-    if config.verb == Verb.rerank:
-        return written_sizes(config, "caption", "rerank_with", config.rerank_with, config.rerank_template)
-    return _painter(config)
-
-
-def _painter(config: Config) -> SequenceSizes:
-    if config.images is None:
-        return written_sizes(config, "pretrain", "init_from", config.init_from, config.template)
-    return written_sizes(config, "caption", "init_from", config.init_from, config.rerank_template)
-
-
-def _companion(config: Config, task: str, key: str, given: str | None, layout: TemplateConfig) -> SequenceSizes | None:
-    return None if given is None else written_sizes(config, task, key, given, layout)
-
-
-def _describe(config: Config, captioner: SequenceSizes, on_gpu: bool) -> Moments:
-    """A captioner that writes: images are encoded, then texts filled."""
-    batch = config.sampler.batch_size
-    held = _held(config, captioner)
-    work = Decoding.of(_model(config, captioner), captioner.template, batch, on_gpu, sampling(config).plain())
-    return Moments(
-        {
-            "encoding": held + encoding_height(captioner.images.settings, batch=batch, edge=captioner.images.edge),
-            "writing": held + cache_and_packed(work, quantization(config)) + decoding_height(work),
-        }
-    )
-
-
-def _model(config: Config, sizes: SequenceSizes) -> Model:
-    """As one device paints with it; an adapter has been merged into it."""
-    return Model.of(sizes.settings, weights_dtype(config), parts=tensor_parts(config))
-
-
-def _held(config: Config, sizes: SequenceSizes) -> Counter[str]:
-    return Counter(
-        sequence_models=sequence_model_bytes(_model(config, sizes), quantization(config)),
-        image_tokenizer=image_tokenizer_bytes(sizes.images),
-    )
-
-
-def _loading(config: Config, models: list[SequenceSizes]) -> Counter[str]:
-    """Weights are read in fp32, one model after the other."""
-    done, worst = 0, 0
-    for sizes in models:
-        worst = max(worst, done + counted(Model.of(sizes.settings, torch.float32)).bytes)
-        done += sequence_model_bytes(_model(config, sizes), quantization(config))
-    return Counter(sequence_models=worst)
-
-
-def _scoring(config: Config, captioner: SequenceSizes, rows: int) -> Counter[str]:
-    template = captioner.template
-    return scoring_height(
-        _model(config, captioner),
-        rows=rows,
-        tokens=template.length - 1,
-        scored=template.target.length + 1,
-        ids=len(template.predicted(template.target)),
-    )
-
-
-def _enlarging(config: Config, upscaler: SequenceSizes, images: int, on_gpu: bool, options: Sampling) -> Counter[str]:
-    """Windows side by side, each in its lane of the cache."""
-    template = upscaler.template
-    assert isinstance(template.target, CodeSlot)
-    grid = template.target.grid[0]
-    lanes = 1 + max(turn.lane for step in timetable(grid) for turn in step)
-    work = Decoding.of(_model(config, upscaler), template, images * lanes, on_gpu, options.plain())
-    work = replace(work, positions=work.positions + grid)
-    return cache_and_packed(work, quantization(config)) + decoding_height(work)
+    The last transposed convolution reads `hidden_size` channels on a quarter of the pixels and writes as many on all.
+    """
+    pixels = batch * edge**2
+    vectors = pixels // settings["downsampling"] ** 2 * settings["codebook_dim"]
+    return Counter({ACTIVATIONS: (pixels * settings["hidden_size"] * 5 // 4 + vectors) * _FP32})

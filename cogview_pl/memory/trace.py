@@ -1,4 +1,4 @@
-"""Bytes of the tensors that are alive while code runs, and their height: what a plan predicts and a test measures."""
+"""Bytes of the tensors that are alive while code runs, and their peak; for estimates and for measurements."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts memory that operators allocate while this is active, until it is freed.
+    """Counts memory that operators allocate while this mode is active, until it is freed.
 
-    Works on real tensors and on fake ones, which occupy no memory. What an operator takes and gives back inside (work
-    space of a convolution) does not count. Each part of memory has the label that was set when it was allocated.
+    Real and fake tensors count alike. Memory that an operator frees itself (workspace of a convolution) does not count.
+    Memory has the label that was set when it was allocated.
 
     Args:
-        label: of what is allocated.
-        given: count memory that no operator has allocated (weights from a file, what was there before) as well, from
-            when an operator first reads it.
+        label: the first label.
+        given: also count memory that operators read and did not allocate, such as weights from a file.
 
     Attributes:
         now: bytes alive, by label.
@@ -50,14 +49,14 @@ class LiveBytes(TorchDispatchMode):
         return self._total
 
     def restart(self) -> Counter[str]:
-        """The peak so far; from here on it is sought anew."""
+        """The peak since the last restart; a new peak starts at the bytes that are alive now."""
         peak = self.peak.copy()
         self.peak, self._highest = self.now.copy(), self._total
         return peak
 
     @contextmanager
     def label(self, name: str) -> Iterator[None]:
-        """What is allocated inside belongs to this label."""
+        """Memory that is allocated inside has this label."""
         before, self._label = self._label, name
         try:
             yield
@@ -65,7 +64,7 @@ class LiveBytes(TorchDispatchMode):
             self._label = before
 
     def claim(self, tensor: Tensor, name: str) -> None:
-        """Give the memory of a tensor, which must have been counted, another label."""
+        """Give the memory of a tensor another label."""
         address = _address(tensor)
         if address in self._known:
             reference, label, size = self._known[address]
@@ -89,7 +88,7 @@ class LiveBytes(TorchDispatchMode):
         address = _address(tensor)
         if address in self._known:
             return
-        opaque = tensor.is_mkldnn  # has no storage to ask
+        opaque = tensor.is_mkldnn
         memory = tensor if opaque else tensor.untyped_storage()
         size = tensor.numel() * tensor.element_size() if opaque else tensor.untyped_storage().nbytes()
         self._known[address] = ref(memory, lambda _: self._drop(address)), self._label, size
@@ -106,7 +105,7 @@ class LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Floating-point tensors made inside have this dtype where none is named."""
+    """The dtype of floating-point tensors that are made inside without a dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -116,7 +115,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _address(tensor: Tensor) -> int:
-    """What tells one part of memory from others."""
+    """Identifies a tensor's memory; oneDNN tensors have no storage."""
     return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage()._cdata
 
 
@@ -126,7 +125,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def plain_tensors(tensor: Tensor) -> list[Tensor]:
-    """The tensors that a packed one (8-bit moments, quantized weights) is made of; of any other itself."""
+    """The inner tensors of a wrapper (8-bit optimizer state, quantized weights); of a plain tensor itself."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
     return [plain for name in tensor.__tensor_flatten__()[0] for plain in plain_tensors(getattr(tensor, name))]

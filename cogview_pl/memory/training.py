@@ -1,212 +1,303 @@
-"""Memory of training: weights, gradients and optimizer state, and what a step allocates on top."""
+"""Memory of training: one whole step, played on fake tensors.
+
+The step runs the project's own code in `FakeTensorMode`: forward pass, backward pass, optimizer. Fake tensors have
+shapes and no memory, so a step of any size takes a second. Fake tensors of a GPU need a GPU, so the step is played on
+fake tensors of the CPU; for the estimate of a GPU `behave_as_on_gpu` changes what differs there.
+
+Shapes: B sequences, L tokens that the model reads, D hidden size, N predicted tokens.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
 
-from cogview_pl.assembly.checks import ADAMW_OFFLOAD
-from cogview_pl.assembly.instantiate import instantiate
-from cogview_pl.checkpoints.model_folder import build_vqvae
-from cogview_pl.config.choices import Verb
-from cogview_pl.config.schema import Config
-from cogview_pl.data.config import TokenSource
 from cogview_pl.data.sequence_dataset import SequenceBatch, SequenceCollator
-from cogview_pl.generation.sampling import Sampling
-from cogview_pl.memory.bridge import (
-    SequenceSizes,
-    configured_images,
-    lora_options,
-    num_devices,
-    predicted_ids,
-    starts_from_weights,
-    tensor_parts,
-    trained_sizes,
-    without_fused_kernel,
+from cogview_pl.kernels.cpu_linear import Linear
+from cogview_pl.memory.phases import (
+    ACTIVATIONS,
+    BACKWARD,
+    BATCH,
+    FORWARD,
+    GRADIENTS,
+    LOGITS,
+    OPTIMIZER,
+    OPTIMIZER_STEP,
+    UPDATE,
+    WEIGHTS,
 )
-from cogview_pl.memory.decoding import Decoding, decoding_height
-from cogview_pl.memory.image_tokenizer import decoding_height as image_height
-from cogview_pl.memory.image_tokenizer import encoding_height, training_heights
-from cogview_pl.memory.inference import cache_and_packed, image_tokenizer_bytes
-from cogview_pl.memory.model import Counted, Model, count, counted
-from cogview_pl.memory.optimizer import OptimizerBytes, optimizer_bytes
-from cogview_pl.memory.phases import Moments
-from cogview_pl.memory.sequence_step import GRADIENTS, Heights, Predicted, SequenceStep, heights
-from cogview_pl.memory.sharding import Holdings, holdings
-from cogview_pl.vocab import Template, is_text_to_image
+from cogview_pl.memory.trace import LiveBytes
+from cogview_pl.transformer.attention import fused_attention
+from cogview_pl.transformer.block import Attention, LayerNorm
+from cogview_pl.transformer.loss import linear_cross_entropy, rows_at_once, rows_of
+from cogview_pl.transformer.model import Transformer
+from cogview_pl.vocab import Template
+from cogview_pl.vqvae.losses import reconstruction_loss
+from cogview_pl.vqvae.model import VQVAE
 
-_PRECISIONS = {  # weights, arithmetic
-    "32-true": (torch.float32, torch.float32),
-    "bf16-mixed": (torch.float32, torch.bfloat16),
-    "16-mixed": (torch.float32, torch.float16),
-    "bf16-true": (torch.bfloat16, torch.bfloat16),
-}
+OptimizerBuilder = Callable[[Sequence[dict[str, Any]]], Optimizer]
+"""Makes an optimizer of parameter groups; groups of linear maps and filters are marked `matrices`."""
 
-
-def precision(config: Config) -> tuple[torch.dtype, torch.dtype]:
-    """Dtypes of weights and of arithmetic."""
-    return _PRECISIONS[config.precision["precision"]]
+_BATCH_DTYPES = (torch.long, torch.long, torch.float32, torch.long)  # tokens, positions, weights, slots
+_LATER_BLOCKS = "backward pass up to the first block"
+_DEPTH = 2  # blocks of the smaller of the two models that are played
+_TABLE_SIZE = 4096  # elements of the smallest tensor whose optimizer state torchao holds in 8 bits
 
 
-def longest_batch(template: Template, count: int) -> SequenceBatch:
-    """A batch of the longest training sequences; ids are of no account."""
+@dataclass(frozen=True)
+class StepOptions:
+    """How a training step runs.
+
+    Attributes:
+        optimizer: makes the optimizer; None: it holds its state in the memory of the host.
+        autocast: dtype of autocast; None: no autocast.
+        accumulates: whether a step has several batches, so that gradients are there when a batch begins.
+        frees_gradients: whether each gradient is freed as soon as it is made (`optimizer=adamw_offload`).
+        compiled: whether torch.compile runs the blocks of a sequence model. Each then keeps a (B, L, D) tensor less:
+            the backward pass computes the scaled input of a LayerNorm anew.
+        on_gpu: count what a GPU allocates.
+    """
+
+    optimizer: OptimizerBuilder | None
+    autocast: torch.dtype | None = None
+    accumulates: bool = False
+    frees_gradients: bool = False
+    compiled: bool = False
+    on_gpu: bool = False
+
+
+class Predicted(NamedTuple):
+    """Tokens of one sequence that share the ids that the loss is taken over."""
+
+    number: int
+    ids: range
+
+
+class BatchSize(NamedTuple):
+    """Sizes of a batch of the sequence model: B sequences of L tokens, and the tokens of each that have a loss."""
+
+    sequences: int
+    tokens: int
+    predicted: tuple[Predicted, ...]
+
+
+def longest_batch(template: Template) -> SequenceBatch:
+    """The longest training sequence of a layout; its ids mean nothing."""
     sequence = template.build({slot.name: [0] * slot.length for slot in template.slots})
-    return SequenceCollator(template.vocabulary.pad)([sequence] * count)
+    return SequenceCollator(template.vocabulary.pad)([sequence])
 
 
-def trained_model(config: Config, sizes: SequenceSizes) -> Model:
-    """The sequence model as one device trains it."""
-    weights, _ = precision(config)
-    return Model.of(sizes.settings, weights, lora_options(config), tensor_parts(config))
-
-
-def count_image_tokenizer(settings: dict[str, Any]) -> Counted:
-    """Parameters of an image tokenizer."""
-    with torch.device("meta"):
-        parameters = list(build_vqvae(settings).parameters())
-    return count([p for p in parameters if p.ndim == 4], [p for p in parameters if p.ndim != 4])
-
-
-def fit_sequence_model(config: Config, on_gpu: bool) -> Moments:
-    """Stage 2: the height of the forward pass, of the backward one, of the optimizer's step, and of painting."""
-    sizes = trained_sizes(config)
-    model = trained_model(config, sizes)
-    _, arithmetic = precision(config)
-    optimizer = _optimizer(config, counted(model), on_gpu)
-    held = _holdings(config, counted(model), optimizer)
-    step = SequenceStep(
-        model=model,
-        batch=config.data.batch_size,
-        tokens=sizes.template.length - 1,
-        predicted=_predicted(config, sizes.template),
-        recompute=config.activation_checkpointing.value,
-        arithmetic=arithmetic,
-        on_gpu=on_gpu,
-        accumulates=_accumulates(config),
-    )
-    host = Counter() if on_gpu else _on_the_host(config, sizes, model)
-    moments = _of_a_step(config, held, host, heights(step), optimizer.step)
-    if "samples" in config.callbacks and is_text_to_image(sizes.template) and not config.strategy.kind.sharded:
-        work = Decoding.of(model, sizes.template, config.callbacks["samples"]["num_prompts"], on_gpu, Sampling())
-        without = held.without_gradients + host  # Lightning drops them before it validates
-        moments["painting"] = without + cache_and_packed(work, None) + decoding_height(work)
-        if not on_gpu:  # else the image tokenizer stays on the host
-            images = image_height(sizes.images.settings, batch=work.rows, grid=sizes.images.grid)
-            moments["decoding of images"] = without + images
-    if not on_gpu and starts_from_weights(config):  # random weights are replaced by those that were read
-        read = counted(Model.of(sizes.settings, torch.float32)).bytes
-        tokenizers = 2 * image_tokenizer_bytes(sizes.images)
-        moments["loading"] = Counter(image_tokenizer=tokenizers, weights=2 * read)
-    if config.data.token_store is None and config.sequences.source == TokenSource.images:
-        encoding = encoding_height(sizes.images.settings, batch=config.data.batch_size, edge=2 * sizes.images.edge)
-        moments["tokenising"] = host + encoding + Counter(weights=counted(model).bytes)
-    return Moments(moments)
-
-
-def fit_image_tokenizer(config: Config, on_gpu: bool) -> Moments:
-    """Stage 1: the heights of a step with the codebook, which allocates more than one without."""
-    images = configured_images(config)
-    _, arithmetic = precision(config)
-    model = count_image_tokenizer(images.settings)
-    optimizer = _optimizer(config, model, on_gpu)
-    with_codebook = model._replace(bytes=image_tokenizer_bytes(images))  # which no gradient moves
-    found = training_heights(
-        images.settings,
-        batch=config.data.batch_size,
-        edge=config.data.image_size,
-        reconstruction=config.image_tokenizer.reconstruction.value,
-        arithmetic=arithmetic,
-        accumulates=_accumulates(config),
-    )
-    return Moments(_of_a_step(config, _holdings(config, with_codebook, optimizer), Counter(), found, optimizer.step))
-
-
-def held_bytes(config: Config, on_gpu: bool) -> int:
-    """Weights, gradients and optimizer state: the part of a training run's memory that is known at once."""
-    if config.verb == Verb.fit_image_tokenizer:
-        model = count_image_tokenizer(configured_images(config).settings)
-    else:
-        model = counted(trained_model(config, trained_sizes(config)))
-    return sum(_holdings(config, model, _optimizer(config, model, on_gpu)).always.values())
-
-
-def _on_the_host(config: Config, sizes: SequenceSizes, model: Model) -> Counter[str]:
-    """What stays in main memory beside the model that trains.
-
-    With LoRA that is the model that it started from: the two share what is frozen, unless the frozen maps are held in
-    half precision.
-    """
-    found = Counter(image_tokenizer=image_tokenizer_bytes(sizes.images))
-    if model.lora:
-        found["image_tokenizer"] *= 2  # each of the two models came with its own
-        fp32 = counted(Model.of(sizes.settings, torch.float32, {**dict(model.lora), "held": torch.float32}))
-        if fp32.bytes > counted(model).bytes:
-            found["base_in_fp32"] = 2 * (fp32.bytes - counted(model).bytes)
-    return found
-
-
-def _holdings(config: Config, model: Counted, optimizer: OptimizerBytes) -> Holdings:
-    kind, (_, arithmetic) = config.strategy.kind.value, precision(config)
-    found = holdings(model, optimizer.state, kind, num_devices(config), arithmetic)
-    options = config.strategy.strategy
-    if _frees_gradients(config):
-        found.always[GRADIENTS] = 0
-    if isinstance(options, dict) and options.get("offload_optimizer"):
-        found.always["optimizer"] = 0
-    if isinstance(options, dict) and options.get("offload_parameters"):
-        found.always["weights"] = 0
-    return found
-
-
-def _optimizer(config: Config, model: Counted, on_gpu: bool) -> OptimizerBytes:
-    node = without_fused_kernel(config)
-    if node["_target_"] == ADAMW_OFFLOAD:  # needs a GPU here to be made; its state is on the host
-        return OptimizerBytes(0, 0)
-    key = repr(sorted(node.items())), model.trained, on_gpu
-    if key not in _OPTIMIZERS:
-        build = instantiate(node, "optimizer.optimizer")
-        _OPTIMIZERS[key] = optimizer_bytes(build, model.trained, on_gpu=on_gpu)
-    return _OPTIMIZERS[key]
-
-
-_OPTIMIZERS: dict[Any, OptimizerBytes] = {}
-
-
-def _of_a_step(
-    config: Config, held: Holdings, host: Counter[str], found: Heights, optimizer_step: int
-) -> dict[str, Counter[str]]:
-    """The moments of a training step.
-
-    Lightning drops the gradients of the step before only when the forward pass is done, so they are there in it.
-    """
-    forward = held.always + host + held.computing
-    backward = forward if _accumulates(config) else held.without_gradients + host + held.computing
-    gradients = held.gradients(found.backward)  # counted as they come
-    if _frees_gradients(config):
-        gradients[GRADIENTS] = 0
-    return {
-        "forward pass": forward + found.forward,
-        "backward pass": backward + gradients,
-        "optimizer step": held.always + host + Counter(optimizer_step=optimizer_step // held.divided),
-    }
-
-
-def _accumulates(config: Config) -> bool:
-    return bool(config.trainer["accumulate_grad_batches"] > 1)
-
-
-def _frees_gradients(config: Config) -> bool:
-    """Whether gradients leave the device as soon as they are made."""
-    node = config.optimizer.optimizer
-    return node["_target_"] == ADAMW_OFFLOAD and bool(node["offload_gradients"])
-
-
-def _predicted(config: Config, template: Template) -> tuple[Predicted, ...]:
-    batch = longest_batch(template, 1)
+def predicted_tokens(template: Template, slot_ids: Sequence[range] | None) -> tuple[Predicted, ...]:
+    """Tokens with a loss in the longest sequence of a layout; `slot_ids` as for `sequence_loss`."""
+    batch = longest_batch(template)
     due, slots = batch.weights[0, 1:] > 0, batch.slots[0, 1:]
-    by_slot = predicted_ids(config, template)
-    if by_slot is None:
+    if slot_ids is None:
         return (Predicted(int(due.sum()), range(template.vocabulary.size)),)
-    return tuple(Predicted(int((due & (slots == slot)).sum()), ids) for slot, ids in enumerate(by_slot))
+    return tuple(Predicted(int((due & (slots == slot)).sum()), ids) for slot, ids in enumerate(slot_ids))
+
+
+def sequence_step(
+    build: Callable[[int], Transformer], layers: int, batch: BatchSize, options: StepOptions
+) -> tuple[dict[str, Counter[str]], int]:
+    """Play a step of the sequence model with two blocks and with three; each further block takes as much as the third.
+
+    Args:
+        build: number of blocks -> the model as one device trains it, with adapters and activation checkpointing.
+        layers: number of blocks of the whole model.
+        batch: its sizes.
+        options: how the step runs.
+
+    Returns:
+        Bytes by phase and part, and the bytes of the weights of one block.
+    """
+
+    stream_bytes = 0
+
+    def loss(model: Transformer, live: LiveBytes) -> Tensor:
+        nonlocal stream_bytes
+        stream_bytes = model.position_embedding.weight.itemsize  # autocast leaves the residual stream as it is
+        with live.label(BATCH):
+            tensors = [torch.zeros(batch.sequences, batch.tokens + 1, dtype=dtype) for dtype in _BATCH_DTYPES]
+        hidden_BLD = model.hidden(tensors[0][:, :-1], tensors[1][:, :-1])
+        with live.label(LOGITS):
+            return _sequence_loss(model, hidden_BLD, batch, options)
+
+    depth = min(layers, _DEPTH)
+    few, more = (_play(partial(build, number), loss, options) for number in (depth, depth + 1))
+    phases = {name: _line(few[name], parts, layers - depth) for name, parts in more.items()}
+    if options.compiled:
+        for name in (FORWARD, _LATER_BLOCKS):
+            phases[name][ACTIVATIONS] -= layers * batch.sequences * batch.tokens * stream_bytes
+    return _merged(phases), more[FORWARD][WEIGHTS] - few[FORWARD][WEIGHTS]
+
+
+def image_tokenizer_step(
+    build: Callable[[], VQVAE], batch: int, edge: int, reconstruction: Any, options: StepOptions
+) -> dict[str, Counter[str]]:
+    """Play a step of the image tokenizer with its codebook.
+
+    Args:
+        build: makes the model.
+        batch, edge: number of images, and their pixels along an edge.
+        reconstruction: the distance between images, `l1` or `l2`.
+        options: how the step runs.
+
+    Returns:
+        Bytes by phase and part.
+    """
+
+    def loss(model: VQVAE, live: LiveBytes) -> Tensor:
+        with live.label(BATCH):
+            uint8_images = torch.zeros(batch, 3, edge, edge, dtype=torch.uint8)
+        images = (uint8_images.float() / 255).contiguous(memory_format=torch.channels_last)
+        output = model(images)
+        return reconstruction_loss(reconstruction, output.reconstruction, images) + output.quantized.loss
+
+    return _merged(_play(build, loss, options))
+
+
+def _play(
+    build: Callable[[], Any],
+    loss: Callable[[Any, LiveBytes], Tensor],
+    options: StepOptions,
+) -> dict[str, Counter[str]]:
+    """Bytes by phase and part of the second step of a run, when gradients and optimizer state exist already."""
+    if options.optimizer is not None:
+        _warm_up(options.optimizer)
+    phases: dict[str, Counter[str]] = {}
+    with FakeTensorMode(), LiveBytes(WEIGHTS) as live:
+        model = build().train()
+        if options.on_gpu:
+            behave_as_on_gpu(model)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with live.label(GRADIENTS):
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer = None
+        if options.optimizer is not None:
+            with live.label(OPTIMIZER):
+                optimizer = options.optimizer(parameter_groups(model))
+                optimizer.step()
+        if options.frees_gradients:
+            _free_gradients(trained)
+
+        def gradient_made(parameter: Tensor) -> None:
+            live.claim(parameter.grad, GRADIENTS)  # type: ignore[arg-type]
+            if options.frees_gradients:
+                parameter.grad = None
+
+        for parameter in trained:
+            parameter.register_post_accumulate_grad_hook(gradient_made)
+        if isinstance(model, Transformer):  # the later blocks are done when the gradient of the first one's output is
+            model.blocks[0].register_forward_hook(
+                lambda _, __, out: out.register_hook(lambda _: phases.update({_LATER_BLOCKS: live.restart()})) and None
+            )
+        live.restart()
+        with live.label(ACTIVATIONS):
+            with torch.autocast("cpu", options.autocast, enabled=options.autocast is not None):
+                value = loss(model, live)
+            phases[FORWARD] = live.restart()
+            if not options.accumulates:
+                _free_gradients(trained)
+                live.restart()
+            value.backward()
+            phases[BACKWARD] = live.restart()
+        if optimizer is not None:
+            with live.label(OPTIMIZER_STEP):
+                optimizer.step()
+            phases[UPDATE] = live.restart()
+    return phases
+
+
+def _line(few: Counter[str], more: Counter[str], blocks: int) -> Counter[str]:
+    """Bytes of a model with `blocks` blocks more than that of `few`; that of `more` has one block more."""
+    return Counter({part: few[part] + blocks * (size - few[part]) for part, size in more.items()})
+
+
+def _merged(phases: dict[str, Counter[str]]) -> dict[str, Counter[str]]:
+    """The backward pass peaks in the last block or in the first one; the larger peak counts."""
+    later = phases.pop(_LATER_BLOCKS, Counter[str]())
+    phases[BACKWARD] = max(phases[BACKWARD], later, key=lambda parts: sum(parts.values()))
+    return phases
+
+
+def _free_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def _warm_up(build: OptimizerBuilder) -> None:
+    """Take one real step on a small tensor: torchao then makes its tables, which need values."""
+    parameter = nn.Parameter(torch.zeros(_TABLE_SIZE))
+    parameter.grad = torch.zeros_like(parameter)
+    build([{"params": [parameter], "weight_decay": 0.0, "matrices": False}]).step()
+
+
+def parameter_groups(model: Transformer | VQVAE) -> list[dict[str, Any]]:
+    """Linear maps and filters, and all other trained parameters, as an optimizer gets them."""
+    if isinstance(model, Transformer):
+        matrices, tables, vectors = model.parameter_groups()
+        groups = [matrices, [*tables, *vectors]]
+    else:
+        groups = [[p for p in model.parameters() if (p.ndim == 4) == filters] for filters in (True, False)]
+    return [
+        {"params": [p for p in group if p.requires_grad], "weight_decay": 0.0, "matrices": matrices}
+        for group, matrices in zip(groups, (True, False), strict=True)
+    ]
+
+
+def _sequence_loss(model: Transformer, hidden_BLD: Tensor, batch: BatchSize, options: StepOptions) -> Tensor:
+    """`sequence_loss` for numbers of predicted tokens that are known from the layout: fake tensors have no values."""
+    device = "cuda" if options.on_gpu else "cpu"
+    total = torch.zeros(())
+    due_N = torch.zeros(batch.sequences * sum(part.number for part in batch.predicted), dtype=torch.long)
+    hidden_ND = hidden_BLD.flatten(0, 1)[due_N]
+    head_VD = model.token_embedding.weight
+    first = rows_at_once(device, options.autocast or hidden_ND.dtype)  # later rows use the memory of the first
+    for part in batch.predicted:
+        rows_N = torch.zeros(batch.sequences * part.number, dtype=torch.long)
+        weights_N = torch.zeros(len(rows_N))
+        loss, _ = linear_cross_entropy(
+            hidden_ND[rows_N], rows_of(head_VD, part.ids), rows_N[:first], weights_N[:first], device
+        )
+        total = total + loss
+    return total
+
+
+def behave_as_on_gpu(model: nn.Module) -> None:
+    """Make a model keep for the backward pass what it keeps on a GPU, in place; it is good for counting only.
+
+    On a GPU dropout keeps one byte per number instead of a factor, fused attention keeps no dropout mask, LayerNorm
+    and the maximum before it run in fp32 under autocast, and linear maps never run as convolutions.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.__class__ = _Dropout
+        elif isinstance(module, LayerNorm):
+            module.__class__ = _LayerNorm
+        elif type(module) is Linear:
+            module.__class__ = nn.Linear  # type: ignore[assignment]
+        elif isinstance(module, Attention) and module.function is fused_attention:
+            module.function = _without_dropout  # type: ignore[assignment]
+
+
+class _Dropout(nn.Dropout):
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.native_dropout(input, self.p, True)[0] if self.p > 0 else input
+
+
+class _LayerNorm(LayerNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float() if torch.is_autocast_enabled("cpu") else input)
+
+
+def _without_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, _: float) -> Tensor:
+    return fused_attention(q, k, v, mask, 0.0)

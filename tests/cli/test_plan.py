@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ from cogview_pl.assembly.strategy import check_strategy
 from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.memory.cards import CARDS, card_bytes
-from cogview_pl.memory.estimates import estimate
-from cogview_pl.memory.suggestions import cheapest
-from cogview_pl.tasks.plan import make_plan, require_fit
+from cogview_pl.memory.table import Plan
+from cogview_pl.tasks.plan import advise, estimate, make_plan, require_fit
 from cogview_pl.tasks.plan import run as plan
 
 from ..composed import composed
@@ -28,12 +28,20 @@ START = "init_from=outputs/pretrain/latest"
 PROMPTS = "prompts=[红圆,蓝方,绿心,红心]"
 
 
-def painting(*overrides: str) -> dict[str, float]:
-    return dict(make_plan(composed("task=generate", *overrides)).figures)
+def planned(*overrides: str) -> Plan:
+    return make_plan(composed(*overrides), recomposed(*overrides))
+
+
+def recomposed(*overrides: str) -> Callable[[str], Config]:
+    return lambda more: composed(*overrides, *more.split())
+
+
+def generating(*overrides: str) -> dict[str, float]:
+    return dict(planned("task=generate", *overrides).figures)
 
 
 def cache_bytes(*overrides: str) -> float:
-    return painting(*overrides)["memory/kv_cache_bytes"]
+    return generating(*overrides)["memory/kv_cache_bytes"]
 
 
 def test_guidance_doubles_the_cache() -> None:
@@ -41,14 +49,14 @@ def test_guidance_doubles_the_cache() -> None:
 
 
 def test_the_cache_is_in_fp32_on_a_cpu_and_as_the_weights_on_a_gpu() -> None:
-    figures = painting("precision=bf16")
+    figures = generating("precision=bf16")
     assert figures["memory/kv_cache_bytes"] == cache_bytes()
     assert figures["memory_of_gpu/kv_cache_bytes"] == cache_bytes() / 2
 
 
 def test_quantized_weights_are_counted() -> None:
     options = ("precision=bf16", "model=cogview_4b")
-    plain, int8, int4 = (painting(f"quantization={weights}", *options) for weights in ("null", "int8", "int4"))
+    plain, int8, int4 = (generating(f"quantization={weights}", *options) for weights in ("null", "int8", "int4"))
     key, hidden_size, layers = "memory_of_gpu/sequence_models_bytes", 2560, 48
     assert plain[key] == 2 * plain["sequence_model/parameters"]
     assert plain[key] - int8[key] == 12 * layers * hidden_size**2
@@ -57,7 +65,7 @@ def test_quantized_weights_are_counted() -> None:
 
 
 def test_released_size_has_its_published_parameters(capsys: pytest.CaptureFixture[str]) -> None:
-    figures = plan(composed(*FOUR_BILLION), run_stage=pytest.fail)
+    figures = plan(composed(*FOUR_BILLION), pytest.fail, recomposed(*FOUR_BILLION))
     assert figures["sequence_model/parameters"] == 3_928_849_920
     assert "3,928,849,920" in capsys.readouterr().out
     held = figures["memory_of_gpu/weights_bytes"] + figures["memory_of_gpu/optimizer_bytes"]
@@ -67,17 +75,17 @@ def test_released_size_has_its_published_parameters(capsys: pytest.CaptureFixtur
     assert none > selective > block
 
 
-def test_remedies_are_the_cheapest_and_make_it_fit() -> None:
+def test_the_first_suggestion_that_fits_is_named() -> None:
     config = composed(*FOUR_BILLION)
-
-    def fits_80(other: Config) -> bool:
-        return estimate(other, True).total <= card_bytes(80)
-
-    assert not fits_80(config)
-    advice = cheapest(config, fits_80, on_gpu=True)
-    assert advice is not None
-    assert fits_80(composed(*FOUR_BILLION, *advice.split()))
     assert [card for card in CARDS if estimate(config, True).total <= card_bytes(card)] == [141]
+    advice = suggested(80, *FOUR_BILLION)
+    assert advice == "activation_checkpointing=block"
+    assert estimate(composed(*FOUR_BILLION, *advice.split()), True).total <= card_bytes(80)
+
+
+def suggested(card: int, *overrides: str) -> str:
+    available = {"card": card_bytes(card)}
+    return advise(composed(*overrides), recomposed(*overrides), on_gpu=True, available=available)["card"]
 
 
 STYLE = ("task=style", "model=cogview_4b", "data.styles=[oil]")
@@ -91,28 +99,33 @@ STYLE = ("task=style", "model=cogview_4b", "data.styles=[oil]")
         (32, "precision=bf16_true optimizer=adamw_8bit", (*FOUR_BILLION[:2], "data.batch_size=1")),
     ],
 )
-def test_remedies_are_what_a_run_accepts(card: int, wanted: str, overrides: tuple[str, ...]) -> None:
+def test_suggestions_are_what_a_run_accepts(card: int, wanted: str, overrides: tuple[str, ...]) -> None:
     pytest.importorskip("torchao")
-
-    def fits(other: Config) -> bool:
-        return estimate(other, True).total <= card_bytes(card)
-
-    advice = cheapest(composed(*overrides), fits, on_gpu=True)
-    assert advice is not None and wanted in advice
+    advice = suggested(card, *overrides)
+    assert wanted in advice
     config = composed(*overrides, *advice.split())
     check_levers(config)
     check_strategy(config, spreads=True)
-    assert fits(config)
+    assert estimate(config, True).total <= card_bytes(card)
 
 
-def test_what_a_strategy_refuses_is_no_remedy() -> None:
-    config = composed(*FOUR_BILLION, "strategy=fsdp", "trainer.devices=2")
-    assert "adamw_8bit" not in (cheapest(config, lambda other: "8bit" in str(other.optimizer), on_gpu=True) or "")
+def test_what_a_strategy_refuses_is_not_suggested() -> None:
+    sharded = (*FOUR_BILLION, "strategy=fsdp", "trainer.devices=2")
+    tried: list[str] = []
+
+    def recompose(more: str) -> Config:
+        tried.append(more)
+        return composed(*sharded, *more.split())
+
+    found = advise(composed(*sharded), recompose, on_gpu=True, available={"card": card_bytes(24)})
+    assert any("adamw_8bit" in words for words in tried)
+    assert "adamw_8bit" not in found["card"]
+    assert len(set(tried)) == len(tried)
 
 
 def test_adapters_are_planned_as_what_they_are() -> None:
     style = ("task=style", "model=small", "data.styles=[oil]", "precision=bf16")
-    plain, lora = (make_plan(composed(*style, f"lora.rank={rank}")).figures for rank in (0, 8))
+    plain, lora = (planned(*style, f"lora.rank={rank}").figures for rank in (0, 8))
     layers, hidden_size = (getattr(composed(*style).model, name) for name in ("num_layers", "hidden_size"))
     key = "sequence_model/trained_parameters"
     assert plain[key] == plain["sequence_model/parameters"] == lora["sequence_model/parameters"]
@@ -123,9 +136,7 @@ def test_adapters_are_planned_as_what_they_are() -> None:
 
 
 def test_devices_of_tensor_parallelism_share_a_batch() -> None:
-    tp, ddp = (
-        make_plan(composed("task=pretrain", f"strategy={name}", "trainer.devices=2")).figures for name in ("tp", "ddp")
-    )
+    tp, ddp = (planned("task=pretrain", f"strategy={name}", "trainer.devices=2").figures for name in ("tp", "ddp"))
     assert ddp["sequence_model/tokens_per_step"] == 2 * tp["sequence_model/tokens_per_step"]
     assert tp["memory/weights_bytes"] < ddp["memory/weights_bytes"]
 
@@ -133,8 +144,8 @@ def test_devices_of_tensor_parallelism_share_a_batch() -> None:
 def test_a_run_that_cannot_fit_is_stopped_in_one_line() -> None:
     huge = ("task=pretrain", "data.batch_size=4000000")
     with pytest.raises(UserError, match=r"this run needs .* GiB .*plan\.strict=false"):
-        require_fit(composed(*huge))
-    require_fit(composed(*huge, "plan.strict=false"))
+        require_fit(composed(*huge), recomposed(*huge))
+    require_fit(composed(*huge, "plan.strict=false"), pytest.fail)
 
 
 def test_command_line(cli: CommandLine, tmp_path: Path) -> None:
@@ -145,12 +156,12 @@ def test_command_line(cli: CommandLine, tmp_path: Path) -> None:
         ("task=convert", "convert.source=.", "convert.target=there", "plan=true"),
     ]
     refused = ("task=pretrain", "data.batch_size=4000000")
-    *planned, stopped = cli.run_many([(words, tmp_path) for words in (*plans, refused)], tmp_path)
-    for words, ended in zip(plans, planned, strict=True):
+    *printed, stopped = cli.run_many([(words, tmp_path) for words in (*plans, refused)], tmp_path)
+    for words, ended in zip(plans, printed, strict=True):
         assert ended.code == 0, (words, ended.stderr[-2000:])
         assert "141 GB" in ended.stdout
-    assert "memory, GiB" in planned[0].stdout
-    assert "[pretrain]" in planned[1].stdout
+    assert "GiB and fits on" in printed[0].stdout.splitlines()[0]
+    assert "[pretrain]" in printed[1].stdout
     assert stopped.code == 2
     assert stopped.stderr.count("\n") == 1
     assert not (tmp_path / "outputs").exists() or not list((tmp_path / "outputs").glob("*/*"))

@@ -7,56 +7,83 @@ from collections import Counter
 import pytest
 import torch
 
-from cogview_pl.memory.model import Counted, Model, Tensors, counted
-from cogview_pl.memory.sharding import Holdings, holdings
-from cogview_pl.transformer.config import LoRATarget
-from tests.make_models import transformer_settings
+from cogview_pl.lit.config import StrategyKind
+from cogview_pl.memory.phases import BACKWARD, FORWARD, WEIGHTS
+from cogview_pl.memory.sharding import Sharding, narrow, shard
+from cogview_pl.memory.training import BatchSize, Predicted, StepOptions, sequence_step
+from cogview_pl.transformer.lora import add_lora
+from cogview_pl.transformer.model import Transformer
 
-WHOLE = Counted(1000, 4000, 1000, 3, (Tensors((1000,), torch.float32, True, 1),))
-"""Three blocks of 1,000 bytes each, and tables of as much."""
-ADAMW = 8000
+PARTS = Counter(weights=4000, gradients=4000, optimizer=8000)
+PHASES = {FORWARD: PARTS, BACKWARD: Counter(weights=4000, gradients=4000, optimizer=8000, logits=7)}
+"""A model of three blocks of 1,000 bytes each and 1,000 bytes of tables, with AdamW."""
+
+SIZES = {"vocab_size": 100, "hidden_size": 32, "num_heads": 4, "num_positions": 20}
 
 
-def held(strategy: str, devices: int, arithmetic: torch.dtype = torch.float32) -> Holdings:
-    return holdings(WHOLE, ADAMW, strategy, devices, arithmetic)
+def sharded(strategy: str, devices: int, arithmetic: torch.dtype = torch.float32) -> dict[str, Counter[str]]:
+    return shard(PHASES, Sharding(StrategyKind(strategy), devices, arithmetic), layers=3, block=1000)
 
 
 @pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp", "tp"])
 def test_one_device_holds_everything(strategy: str) -> None:
-    assert held(strategy, 1) == Holdings(Counter(weights=4000, gradients=4000, optimizer=8000))
+    assert sharded(strategy, 1) == PHASES
 
 
 @pytest.mark.parametrize("strategy", ["single", "ddp"])
 def test_data_parallel_devices_send_a_copy_of_the_gradients(strategy: str) -> None:
-    assert held(strategy, 2).always == {"weights": 4000, "gradients": 4000, "optimizer": 8000, "gradient_buckets": 4000}
-    assert "gradients" not in held(strategy, 2).without_gradients
+    assert sharded(strategy, 2)[FORWARD] == {**PARTS, "gradient_buckets": 4000}
 
 
-def test_sharded_weights_are_whole_while_they_compute() -> None:
-    found = held("fsdp", 4)
-    assert found.always == {"weights": 1000, "gradients": 1000, "optimizer": 2000}
-    assert found.computing == {"gathered_weights": 2 * 1000 + 1000}  # two blocks, and the tables
-    assert found.gradients(Counter(gradients=4000, logits=7)) == {"gradients": 1000 + 2000, "logits": 7}
+def test_sharded_weights_are_full_while_they_compute() -> None:
+    found = sharded("fsdp", 4)
+    gathered = 2 * 1000 + 1000  # two blocks, and the tables
+    assert found[FORWARD] == Counter(weights=1000, gradients=1000, optimizer=2000, gathered_weights=gathered)
+    assert found[BACKWARD]["gradients"] == 1000 + 2000
+    assert found[BACKWARD]["logits"] == 7
 
 
 def test_deepspeed_computes_in_half_and_keeps_fp32_with_the_state() -> None:
-    two, three = held("deepspeed_2", 4, torch.bfloat16), held("deepspeed_3", 4, torch.bfloat16)
-    assert two.always == {"weights": 2000, "gradients": 500, "optimizer": (8000 + 4000) // 4}
-    assert three.always == {**two.always, "weights": 500}
-    assert three.computing["gathered_weights"] == 2 * 500
+    two, three = sharded("deepspeed_2", 4, torch.bfloat16)[FORWARD], sharded("deepspeed_3", 4, torch.bfloat16)[FORWARD]
+    assert (two["weights"], two["gradients"], two["optimizer"]) == (2000, 500, (8000 + 4000) // 4)
+    assert (three["weights"], three["gradients"], three["optimizer"]) == (500, 500, (8000 + 4000) // 4)
+    assert two["gathered_weights"] == 0
+    assert three["gathered_weights"] == 2 * 500
+    assert two["gradient_buckets"] == 2 * 1000 * 2
 
 
-def test_tensor_parallel_devices_have_whole_tables_and_a_part_of_each_matrix() -> None:
-    settings = transformer_settings(vocab_size=100, num_layers=3, hidden_size=32, num_heads=4, num_positions=20)
-    whole, part = (counted(Model.of(settings, torch.float32, parts=parts)) for parts in (1, 2))
-    matrices, biases = 3 * 12 * 32**2, 3 * (3 * 32 + 4 * 32)  # of `qkv` and `up`; those behind a sum are whole
-    assert whole.parameters - part.parameters == (matrices + biases) // 2
+def test_deepspeed_can_keep_state_and_weights_on_the_host() -> None:
+    options = {"offload_optimizer": True, "offload_parameters": True}
+    found = shard(PHASES, Sharding(StrategyKind.deepspeed_3, 4, torch.bfloat16, options))[FORWARD]
+    assert found["optimizer"] == found["weights"] == 0
+
+
+def test_tensor_parallel_devices_have_full_tables_and_a_part_of_each_matrix() -> None:
+    full, part = Transformer(**SIZES, num_layers=3), Transformer(**SIZES, num_layers=3)
+    narrow(part, 2)
+    matrices, biases = 3 * 12 * 32**2, 3 * (3 * 32 + 4 * 32)  # of `qkv` and `up`; those after a sum are full
+    assert parameters(full) - parameters(part) == (matrices + biases) // 2
+    assert part.blocks[0].attention.num_heads == 2
 
 
 def test_frozen_weights_have_no_gradient() -> None:
-    settings = transformer_settings(vocab_size=100, num_layers=3, hidden_size=32, num_heads=4, num_positions=20)
-    lora = {"rank": 2, "alpha": 2, "targets": [LoRATarget.up], "held": torch.bfloat16}
-    plain, adapted = (counted(Model.of(settings, torch.float32, more)) for more in (None, lora))
-    assert adapted.trained_parameters == adapted.gradient_bytes // 4 == 3 * 2 * (32 + 4 * 32)
+    lora = {"rank": 2, "alpha": 2, "targets": ["up"], "held": torch.bfloat16}
+
+    def adapted(layers: int) -> Transformer:
+        model = Transformer(**SIZES, num_layers=layers)
+        add_lora(model, **lora)
+        return model
+
+    batch, options = BatchSize(1, 8, (Predicted(8, range(100)),)), StepOptions(optimizer=None)
+    plain, some = (
+        sequence_step(build, 3, batch, options)[0][FORWARD]
+        for build in (lambda layers: Transformer(**SIZES, num_layers=layers), adapted)
+    )
+    trained = 3 * 2 * (32 + 4 * 32)
+    assert some["gradients"] == 4 * trained
     frozen_in_half = 3 * (4 * 32**2 + 4 * 32)
-    assert adapted.bytes == plain.bytes - 2 * frozen_in_half + adapted.gradient_bytes
+    assert some[WEIGHTS] == plain[WEIGHTS] - 2 * frozen_in_half + some["gradients"]
+
+
+def parameters(model: Transformer) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,192 @@
+"""A training step played on fake tensors, against the same step on real tensors and against runs on an H100."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from cogview_pl.lit.low_memory import adamw_8bit, adamw_bf16
+from cogview_pl.lit.muon import Muon
+from cogview_pl.memory.phases import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, OPTIMIZER_STEP, UPDATE, WEIGHTS
+from cogview_pl.memory.trace import LiveBytes, default_dtype
+from cogview_pl.memory.training import (
+    BatchSize,
+    OptimizerBuilder,
+    Predicted,
+    StepOptions,
+    parameter_groups,
+    sequence_step,
+)
+from cogview_pl.transformer.lora import TARGETS, add_lora
+from cogview_pl.transformer.loss import sequence_loss
+from cogview_pl.transformer.model import Transformer
+
+TEXT, CODES = range(96, 160), range(96)
+SIZES = {"vocab_size": 160, "hidden_size": 64, "num_heads": 4, "num_positions": 48, "dropout": 0.1}
+BATCH = BatchSize(8, 40, (Predicted(8, TEXT), Predicted(32, CODES)))
+SGD = StepOptions(optimizer=partial(torch.optim.SGD, lr=0.1))
+
+Build = Callable[[int], Transformer]
+
+
+def builder(recompute: str = "none", lora: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> Build:
+    def build(layers: int) -> Transformer:
+        with default_dtype(dtype):
+            model = Transformer(**SIZES, num_layers=layers)
+        if lora:
+            add_lora(model, **lora)
+        model.set_training_pass(recompute=recompute)
+        return model
+
+    return build
+
+
+def real(build: Build, layers: int, batch: BatchSize, options: StepOptions) -> dict[str, Counter[str]]:
+    """Bytes by phase and part of the second step of a real run, in the order of Lightning."""
+    assert options.optimizer is not None
+    with LiveBytes(WEIGHTS) as live:
+        model = build(layers).train()
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+            parameter.register_post_accumulate_grad_hook(lambda p: live.claim(p.grad, GRADIENTS))
+        shape = batch.sequences, batch.tokens + 1
+        autocast = torch.autocast("cpu", options.autocast, enabled=options.autocast is not None)
+        optimizer = options.optimizer(parameter_groups(model))
+        for step in range(2):
+            live.restart()
+            with live.label("activations"):
+                tokens, slots = torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.long)
+                tokens[:, :9], slots[:, :9] = TEXT.start, 0
+                positions, ones = torch.zeros_like(tokens), torch.ones(shape)
+                with autocast:
+                    loss = sequence_loss(model, tokens, positions, ones, slots, 2, [TEXT, CODES]).loss
+                phases = {FORWARD: live.restart()}
+                if not options.accumulates:
+                    optimizer.zero_grad()
+                    live.restart()
+                loss.backward()
+                phases[BACKWARD] = live.restart()
+            with live.label(OPTIMIZER_STEP if step else OPTIMIZER):
+                optimizer.step()
+            phases[UPDATE] = live.restart()
+            del tokens, slots, positions, ones, loss
+    return phases
+
+
+def allocated(phases: dict[str, Counter[str]]) -> tuple[int, int]:
+    """Bytes of the forward and of the backward pass besides what is there between two steps."""
+    forward = sum(phases[FORWARD].values()) - sum(phases[FORWARD][part] for part in (WEIGHTS, OPTIMIZER, GRADIENTS))
+    backward = sum(phases[BACKWARD].values()) - sum(phases[BACKWARD][part] for part in (WEIGHTS, OPTIMIZER))
+    return forward, backward
+
+
+def check(build: Build, layers: int, batch: BatchSize = BATCH, options: StepOptions = SGD) -> None:
+    played, _ = sequence_step(build, layers, batch, options)
+    assert allocated(played) == pytest.approx(allocated(real(build, layers, batch, options)), rel=0.02)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.parametrize("recompute", ["none", "selective", "block"])
+@pytest.mark.parametrize("layers", [1, 2, 7])
+def test_bytes_are_those_of_a_real_step(layers: int, recompute: str, autocast: torch.dtype | None) -> None:
+    check(builder(recompute), layers, options=replace(SGD, autocast=autocast))
+
+
+def test_large_batches_are_played_whole() -> None:
+    check(builder(), 2, BATCH._replace(sequences=150))
+
+
+@pytest.mark.parametrize("recompute", ["none", "block"])
+def test_gradients_of_the_batch_before_are_not_allocated_again(recompute: str) -> None:
+    check(builder(recompute), 4, options=replace(SGD, accumulates=True))
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.parametrize("recompute", ["none", "block"])
+@pytest.mark.parametrize("targets", [TARGETS, TARGETS[:-1]], ids=["with_tokens", "blocks"])
+def test_adapters_are_counted_as_they_train(
+    targets: tuple[str, ...], recompute: str, autocast: torch.dtype | None
+) -> None:
+    lora = {"rank": 4, "alpha": 4, "targets": targets, "held": autocast or torch.float32}
+    check(builder(recompute, lora), 4, options=replace(SGD, autocast=autocast))
+
+
+def test_a_gpu_keeps_less_of_attention_and_dropout() -> None:
+    cpu, gpu = (
+        sequence_step(builder(), 4, BATCH, replace(SGD, on_gpu=on_gpu))[0][FORWARD]["activations"]
+        for on_gpu in (False, True)
+    )
+    scores = 4 * 8 * 4 * 40 * 40 * 4  # layers, sequences, heads, queries, keys, bytes: kept once at least on a CPU
+    assert cpu - gpu > scores
+
+
+ADAM = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8}
+OPTIMIZERS: dict[str, tuple[OptimizerBuilder, torch.dtype]] = {
+    "adamw": (partial(torch.optim.AdamW, lr=0.1), torch.float32),
+    "fused": (partial(torch.optim.AdamW, lr=0.1, fused=True), torch.float32),
+    "muon": (partial(Muon, matrix_lr=0.1, momentum=0.9, fused=False, **ADAM), torch.float32),
+    "8bit": (partial(adamw_8bit, **ADAM), torch.float32),
+    "8bit_bf16": (partial(adamw_8bit, **ADAM), torch.bfloat16),
+    "bf16": (partial(adamw_bf16, **ADAM), torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_bytes_of_an_optimizer_are_those_of_a_real_step(name: str) -> None:
+    if "bit" in name or name == "bf16":
+        pytest.importorskip("torchao")
+    optimizer, dtype = OPTIMIZERS[name]
+    options = replace(SGD, optimizer=optimizer)
+    played = sequence_step(builder(dtype=dtype), 4, BATCH, options)[0][UPDATE]
+    found = real(builder(dtype=dtype), 4, BATCH, options)[UPDATE]
+    tables = 2 * 256 * 4 * (4 * 4 + 1) if "8bit" in name else 0  # real 8-bit states share their two tables
+    assert played[OPTIMIZER] - tables == pytest.approx(found[OPTIMIZER], abs=10_000)
+    assert played[OPTIMIZER_STEP] == pytest.approx(found[OPTIMIZER_STEP], rel=0.15, abs=4096)
+
+
+def test_a_gpu_updates_all_tensors_of_a_group_at_once_unless_fused() -> None:
+    foreach, fused = (
+        sequence_step(builder(), 4, BATCH, replace(SGD, optimizer=optimizer, on_gpu=True))[0][UPDATE]
+        for optimizer in (partial(torch.optim.AdamW, foreach=True), OPTIMIZERS["fused"][0])
+    )
+    assert foreach[OPTIMIZER_STEP] == 4 * 4 * 12 * 64**2  # fp32 matrices of four blocks, the largest group
+    assert fused[OPTIMIZER_STEP] == 0
+
+
+SIZE_4B = {"hidden_size": 2560, "num_heads": 40}
+SIZE_400M = {"hidden_size": 1088, "num_heads": 17}
+
+
+@pytest.mark.parametrize(
+    ("size", "layers", "sequences", "recompute", "compiled", "measured"),
+    [
+        (SIZE_4B, 48, 4, "none", False, 45.9e9),
+        (SIZE_4B, 48, 4, "none", True, 44.8e9),
+        (SIZE_4B, 48, 10, "none", True, 71.8e9),
+        (SIZE_4B, 48, 8, "selective", False, 49.6e9),
+        (SIZE_4B, 48, 16, "block", False, 33.4e9),
+        (SIZE_400M, 24, 24, "none", False, 28.5e9),
+        (SIZE_400M, 24, 24, "none", True, 27.1e9),
+    ],
+)
+def test_steps_of_large_models_take_what_an_h100_measured(
+    size: dict[str, int], layers: int, sequences: int, recompute: str, compiled: bool, measured: float
+) -> None:
+    """The step of the benchmark has bf16 weights and no dropout, and frees gradients before the forward pass."""
+
+    def build(layers: int) -> Transformer:
+        with default_dtype(torch.bfloat16):
+            model = Transformer(**size, num_layers=layers, vocab_size=58_240, num_positions=1089)
+        model.set_training_pass(recompute=recompute)
+        return model
+
+    batch = BatchSize(sequences, 1088, (Predicted(1088, range(58_240)),))
+    options = StepOptions(optimizer=OPTIMIZERS["fused"][0], on_gpu=True, compiled=compiled)
+    phases, _ = sequence_step(build, layers, batch, options)
+    phases[FORWARD][GRADIENTS] = 0
+    assert max(sum(parts.values()) for parts in phases.values()) == pytest.approx(measured, rel=0.04)
