@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from cogview_pl.assembly.model_specs import transformer_settings, vqvae_settings
-from cogview_pl.assembly.models import layout_settings
 from cogview_pl.checkpoints.model_folder import (
     ImageTokenizer,
     build_template,
@@ -25,6 +24,7 @@ from cogview_pl.checkpoints.model_folder import (
     save_sequence_model,
 )
 from cogview_pl.cli.overrides import quote_override
+from cogview_pl.config.parts import model_options
 from cogview_pl.config.schema import Config, register_schemas
 from cogview_pl.data.token_store.store import StoreWriter
 from cogview_pl.vocab import TextTokenizer, Vocabulary
@@ -83,7 +83,8 @@ def make_model(outputs: Path, overrides: Sequence[str]) -> None:
     text = TextTokenizer.load(tokens / "text.model")
     images = _image_tokenizer(config)
     vocabulary = Vocabulary(images.model.codebook_size, text.vocab_size)
-    settings, template = transformer_settings(config, vocabulary), layout_settings(config, config.template)
+    settings = transformer_settings(config.model, vocabulary)
+    template = model_options(config).layout(config.template)
     build_template(template, vocabulary)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # billions of random numbers take a minute
         model = build_transformer(settings)

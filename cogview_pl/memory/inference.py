@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
-from cogview_pl.checkpoints.model_folder import build_vqvae
+from cogview_pl.checkpoints.model_folder import build_transformer, build_vqvae
 from cogview_pl.generation.engine.packed_cpu import packed_bytes
 from cogview_pl.generation.quantization import matrix_bytes
 from cogview_pl.generation.super_resolution.parallel_windows import timetable
 from cogview_pl.memory.phases import ACTIVATIONS, LOGITS
-from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import CodeSlot, Template
 from cogview_pl.vqvae.codebook import BLOCK_VALUES
 
@@ -57,7 +56,7 @@ class InferenceModel:
     def parameters(self) -> int:
         """Number of parameters of the full model."""
         with torch.device("meta"):
-            return sum(parameter.numel() for parameter in Transformer(**self.settings).parameters())
+            return sum(parameter.numel() for parameter in build_transformer(self.settings).parameters())
 
     @cached_property
     def bytes(self) -> int:

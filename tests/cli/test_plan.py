@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.peaks import measure_apart
 from benchmarks.random_runs import make_model, make_tokens
-from cogview_pl.assembly.checks import check_levers
-from cogview_pl.assembly.strategy import check_strategy
+from cogview_pl.assembly.checks import check_training
+from cogview_pl.config.parts import training_options
 from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.memory.cards import CARDS, card_bytes
@@ -104,8 +104,7 @@ def test_suggestions_are_what_a_run_accepts(card: int, wanted: str, overrides: t
     advice = suggested(card, *overrides)
     assert wanted in advice
     config = composed(*overrides, *advice.split())
-    check_levers(config)
-    check_strategy(config, spreads=True)
+    check_training(training_options(config), shardable=True)
     assert estimate(config, True).total <= card_bytes(card)
 
 

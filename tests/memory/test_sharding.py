@@ -11,8 +11,10 @@ from cogview_pl.lit.config import StrategyKind
 from cogview_pl.memory.phases import BACKWARD, FORWARD, WEIGHTS
 from cogview_pl.memory.sharding import Sharding, narrow, shard
 from cogview_pl.memory.training import BatchSize, Predicted, StepOptions, sequence_step
+from cogview_pl.transformer.config import LoRAConfig, LoRATarget
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_transformer
 
 PARTS = Counter(weights=4000, gradients=4000, optimizer=8000)
 PHASES = {FORWARD: PARTS, BACKWARD: Counter(weights=4000, gradients=4000, optimizer=8000, logits=7)}
@@ -59,7 +61,7 @@ def test_deepspeed_can_keep_state_and_weights_on_the_host() -> None:
 
 
 def test_tensor_parallel_devices_have_full_tables_and_a_part_of_each_matrix() -> None:
-    full, part = Transformer(**SIZES, num_layers=3), Transformer(**SIZES, num_layers=3)
+    full, part = make_transformer(**SIZES, num_layers=3), make_transformer(**SIZES, num_layers=3)
     narrow(part, 2)
     matrices, biases = 3 * 12 * 32**2, 3 * (3 * 32 + 4 * 32)  # of `qkv` and `up`; those after a sum are full
     assert parameters(full) - parameters(part) == (matrices + biases) // 2
@@ -67,17 +69,17 @@ def test_tensor_parallel_devices_have_full_tables_and_a_part_of_each_matrix() ->
 
 
 def test_frozen_weights_have_no_gradient() -> None:
-    lora = {"rank": 2, "alpha": 2, "targets": ["up"], "held": torch.bfloat16}
+    lora = LoRAConfig(rank=2, alpha=2, targets=[LoRATarget.up], merge=True)
 
     def adapted(layers: int) -> Transformer:
-        model = Transformer(**SIZES, num_layers=layers)
-        add_lora(model, **lora)
+        model = make_transformer(**SIZES, num_layers=layers)
+        add_lora(model, lora, held=torch.bfloat16)
         return model
 
     batch, options = BatchSize(1, 8, (Predicted(8, range(100)),)), StepOptions(optimizer=None)
     plain, some = (
         sequence_step(build, 3, batch, options)[0][FORWARD]
-        for build in (lambda layers: Transformer(**SIZES, num_layers=layers), adapted)
+        for build in (lambda layers: make_transformer(**SIZES, num_layers=layers), adapted)
     )
     trained = 3 * 2 * (32 + 4 * 32)
     assert some["gradients"] == 4 * trained

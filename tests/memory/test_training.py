@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -23,10 +22,13 @@ from cogview_pl.memory.training import (
     parameter_groups,
     sequence_step,
 )
-from cogview_pl.transformer.lora import TARGETS, add_lora
+from cogview_pl.transformer.config import ActivationCheckpointing, LoRAConfig, LoRATarget
+from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.loss import sequence_loss
 from cogview_pl.transformer.model import Transformer
+from tests.make_models import make_transformer
 
+TARGETS = list(LoRATarget)
 TEXT, CODES = range(96, 160), range(96)
 SIZES = {"vocab_size": 160, "hidden_size": 64, "num_heads": 4, "num_positions": 48, "dropout": 0.1}
 BATCH = BatchSize(8, 40, (Predicted(8, TEXT), Predicted(32, CODES)))
@@ -35,13 +37,18 @@ SGD = StepOptions(optimizer=partial(torch.optim.SGD, lr=0.1))
 Build = Callable[[int], Transformer]
 
 
-def builder(recompute: str = "none", lora: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> Build:
+def builder(
+    recompute: str = "none",
+    lora: LoRAConfig | None = None,
+    held: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32,
+) -> Build:
     def build(layers: int) -> Transformer:
         with default_dtype(dtype):
-            model = Transformer(**SIZES, num_layers=layers)
+            model = make_transformer(**SIZES, num_layers=layers)
         if lora:
-            add_lora(model, **lora)
-        model.set_training_pass(recompute=recompute)
+            add_lora(model, lora, held=held)
+        model.set_activation_checkpointing(ActivationCheckpointing(recompute))
         return model
 
     return build
@@ -110,10 +117,10 @@ def test_gradients_of_the_batch_before_are_not_allocated_again(recompute: str) -
 @pytest.mark.parametrize("recompute", ["none", "block"])
 @pytest.mark.parametrize("targets", [TARGETS, TARGETS[:-1]], ids=["with_tokens", "blocks"])
 def test_adapters_are_counted_as_they_train(
-    targets: tuple[str, ...], recompute: str, autocast: torch.dtype | None
+    targets: list[LoRATarget], recompute: str, autocast: torch.dtype | None
 ) -> None:
-    lora = {"rank": 4, "alpha": 4, "targets": targets, "held": autocast or torch.float32}
-    check(builder(recompute, lora), 4, options=replace(SGD, autocast=autocast))
+    lora = LoRAConfig(rank=4, alpha=4, targets=targets, merge=True)
+    check(builder(recompute, lora, autocast or torch.float32), 4, options=replace(SGD, autocast=autocast))
 
 
 def test_a_gpu_keeps_less_of_attention_and_dropout() -> None:
@@ -181,8 +188,8 @@ def test_steps_of_large_models_take_what_an_h100_measured(
 
     def build(layers: int) -> Transformer:
         with default_dtype(torch.bfloat16):
-            model = Transformer(**size, num_layers=layers, vocab_size=58_240, num_positions=1089)
-        model.set_training_pass(recompute=recompute)
+            model = make_transformer(**size, num_layers=layers, vocab_size=58_240, num_positions=1089)
+        model.set_activation_checkpointing(ActivationCheckpointing(recompute))
         return model
 
     batch = BatchSize(sequences, 1088, (Predicted(1088, range(58_240)),))
