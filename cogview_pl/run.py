@@ -105,6 +105,8 @@ def _run(composed: DictConfig, overrides: list[str], job: int | None = None) -> 
 
     `overrides` are the words that compose it; `job` is its number in a sweep.
     """
+    if os.getcwd() not in sys.path:  # for classes of the user's own, which a `_target_` names
+        sys.path.append(os.getcwd())
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise UserError(f"{missing[0]} has no value; set it on the command line: {missing[0]}=…")

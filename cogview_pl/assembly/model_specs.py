@@ -21,7 +21,7 @@ from cogview_pl.checkpoints.released import is_released
 from cogview_pl.checkpoints.settings import CONFIG, unfit_named
 from cogview_pl.config.schema import Config
 from cogview_pl.data.config import TokenSource
-from cogview_pl.data.token_store.store import Header
+from cogview_pl.data.token_store.header import TokenStoreHeader
 from cogview_pl.errors import UserError
 from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
@@ -131,7 +131,7 @@ def _of_tokens(config: Config) -> tuple[ImageSizes, Vocabulary]:
     if config.data.token_store is not None or config.sequences.source == TokenSource.tokenize:
         path = _existing(config.outputs, "tokenize", config.data.token_store)
         if path is not None and path.is_dir() and (path / "text.model").exists():
-            header = Header.load(path / "store")
+            header = TokenStoreHeader.load(path / "token_store")
             images = _left_images(config, path / "image_tokenizer", "data.token_store")
             return images, Vocabulary(header.codebook_size, _text_vocab_size(path / "text.model"))
     start = _existing(config.outputs, config.starts_from, config.init_from) if starts_from_weights(config) else None

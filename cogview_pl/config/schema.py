@@ -7,7 +7,7 @@ a few named values). Third-party objects (optimizer, callbacks, loggers) are pla
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra.utils
 from hydra.core.config_store import ConfigStore
@@ -32,6 +32,11 @@ from cogview_pl.vqvae.config import (
     ImageTokenizerConfig,
     LearnedQuantizerConfig,
 )
+
+if TYPE_CHECKING:
+    DataNode = DataConfig
+else:  # for OmegaConf: a data set of the user's own has keys that no dataclass here knows
+    DataNode = Any
 
 
 @dataclass
@@ -80,7 +85,7 @@ class Config:
     convert: ConvertConfig | None = None
     features: FeaturesConfig | None = None
     evaluate: EvaluateConfig | None = None
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataNode = MISSING
     token_store: TokenStoreConfig = field(default_factory=TokenStoreConfig)
     sequences: SequencesConfig = field(default_factory=SequencesConfig)
     lora: LoRAConfig = field(default_factory=LoRAConfig)
@@ -94,6 +99,10 @@ class Config:
     logger: dict[str, Any] = field(default_factory=dict)
     common: list[str] = field(default_factory=list)
     stages: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data, dict):
+            self.data = DataConfig.of_any_class(self.data)
 
 
 def instantiate(node: dict[str, Any], key: str) -> Any:

@@ -17,7 +17,7 @@ from cogview_pl.assembly.models import inference_device, open_image_tokenizer, o
 from cogview_pl.assembly.pipelines import open_painter
 from cogview_pl.checkpoints.model_folder import ImageTokenizer
 from cogview_pl.config.schema import Config
-from cogview_pl.data.bad_samples import SkipLog
+from cogview_pl.data.bad_samples import BadSampleLog
 from cogview_pl.data.images import find_images
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.config import EvaluateConfig
@@ -286,7 +286,7 @@ def _require_enough(options: EvaluateConfig, wanted: set[str], generated: int, r
 def _measure(
     config: Config, options: EvaluateConfig, wanted: set[str], tools: Tools, candidates: Candidates, folder: RunFolder
 ) -> dict[str, float | str]:
-    skips = SkipLog(folder / "skipped.jsonl", max_share=1.0)  # what is left is counted instead
+    skips = BadSampleLog(folder / "skipped.jsonl", max_share=1.0)  # what is left is counted instead
     reader = Reader(config.data.batch_size, config.data.num_workers, config.data.worker_timeout, skips)
     network = tools.network
     fids = {radius: FID(network.num_features) for radius in options.blur} if network and "fid" in wanted else {}

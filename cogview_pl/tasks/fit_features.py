@@ -14,7 +14,6 @@ from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.style_network import ToyNetwork, attributes_of, save_network, train_network
 from cogview_pl.runs.run_folder import RunFolder
-from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.toy_world.dataset import ToyDataset
 
 
@@ -22,11 +21,10 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Write `model/`; returns how often it names the style of validation images rightly."""
     options = config.features
     assert options is not None
-    assert isinstance(config.data, ToyDataConfig)  # no other source takes what conf/task/features.yaml sets
-    if len(config.data.styles) < 2:
-        raise UserError(f"data.styles={config.data.styles}: a network learns to tell styles apart; give two or more")
+    styles = config.data.arguments().get("styles") or []
+    if len(styles) < 2:
+        raise UserError(f"data.styles={styles}: a network learns to tell styles apart; give two or more")
     seed(config)
-    styles = config.data.styles
     started = time.perf_counter()
     images, labels, attributes = _draw(config, "train")
     network = ToyNetwork(options.hidden_size, options.num_features, len(styles))
@@ -64,7 +62,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
 def _draw(config: Config, split: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Images uint8 `(N, 3, Y, X)`, number of the style `(N,)`, which attributes occur `(N, A)`."""
     source = open_images(config.data, split)
-    assert isinstance(source, ToyDataset)
+    if not isinstance(source, ToyDataset):
+        raise UserError(f"data._target_={config.data._target_}: task=features learns the toy world; set data=toy")
     numbers = range(len(source))
     images = []
     for number in tqdm(numbers, unit="pic", desc=f"draw {split}", disable=None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +15,21 @@ from cogview_pl.assembly.models import (
     check_precision,
     layout_settings,
     model_hash,
+    open_image_tokenizer,
     open_sequence_model,
     starts_from_weights,
 )
 from cogview_pl.assembly.strategy import check_strategy, make_whole
-from cogview_pl.assembly.token_data import Tokens, mixed_in, open_tokens, training_sequences, validation_sequences
+from cogview_pl.assembly.token_data import (
+    ImageTokenizers,
+    Tokens,
+    open_tokens,
+    replay_inputs,
+    training_sequences,
+    validation_captions,
+    validation_sequences,
+)
+from cogview_pl.assembly.tokenization import Tokenization
 from cogview_pl.assembly.trainer import optimizer_factory, seed, train
 from cogview_pl.checkpoints.model_folder import SEQUENCE_MODEL, SequenceModel, build_template, save_sequence_model
 from cogview_pl.config.schema import Config
@@ -32,6 +43,7 @@ from cogview_pl.runs.run_folder import RunFolder, predecessor
 from cogview_pl.tasks.fit_image_tokenizer import require_same
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary, is_text_to_image
+from cogview_pl.vocab.roles import check_trainable
 
 _OF_THE_WEIGHTS = ("vocab_size", "num_layers", "hidden_size", "num_heads", "num_positions", "norm")
 """Settings in which a finetuned model must equal the one that it starts from."""
@@ -57,6 +69,7 @@ class Base(NamedTuple):
 def check(config: Config) -> None:
     """Raises UserError for what does not go together, before anything is read."""
     check_precision(config)
+    check_trainable(config.template)
     check_lora(config)
     check_levers(config)
     check_strategy(config, spreads=True)
@@ -68,13 +81,18 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Train the sequence model and write `model/`, or with LoRA `adapter/` and maybe `model/`."""
     seed(config)
     base = _open_base(config)
-    inputs = mixed_in(config) if base is None else {"init_from": model_hash(base.path), **mixed_in(config)}
+    inputs = replay_inputs(config.sequences, config.outputs)
+    if base is not None:
+        inputs = {"init_from": model_hash(base.path), **inputs}
     if base is not None:  # what does not fit must not surface after an hour of tokenising
         _require_sizes(config, base.model, _layout(config, base.model.template.vocabulary).transformer_settings)
     with folder.processes.first_goes_ahead() as first:
         if first:  # noted now: a run that is stopped while it tokenises must go on with the same ones
             folder.require_same({}, inputs, config.verify)
-    tokens = open_tokens(config, folder, base and base.model)
+    options = Tokenization(config.data, config.token_store, config.text, config.template.layout, config.verify)
+    opens = partial(open_image_tokenizer, config)
+    image_tokenizers = ImageTokenizers(config.outputs, config.image_tokenizer.path, opens)
+    tokens = open_tokens(options, config.sequences, image_tokenizers, folder, base and base.model)
     vocabulary = Vocabulary(tokens.store.header.codebook_size, tokens.text.vocab_size)
     layout = _layout(config, vocabulary)
     seed(config)  # tokenising has drawn numbers, and does not when the run goes on
@@ -108,13 +126,13 @@ def _module(config: Config, model: Transformer, layout: Layout, tokens: Tokens) 
         token_noise=config.sequences.token_noise,
         optimizer=optimizer_factory(config),
         painter=CogView(loaded) if paints else None,
-        val_prompts=_captions(tokens, config.text.max_length),
+        val_prompts=validation_captions(tokens, template, _LOGGED_PROMPTS) if paints else [],
     )
 
 
 def _data(config: Config, template: Template, tokens: Tokens) -> DataModule:
     return DataModule(
-        training_sequences(config, tokens, template),
+        training_sequences(tokens, template, config.sequences, config.outputs),
         validation_sequences(tokens, template),
         collate=SequenceCollator(template.vocabulary.pad),
         batch_size=config.data.batch_size,
@@ -185,13 +203,3 @@ def _require_tokenizers(config: Config, start: SequenceModel, tokens: Tokens, vo
 
 def _source(config: Config) -> str:
     return f"init_from={config.init_from or f'{config.outputs}/{config.starts_from}/latest'}"
-
-
-def _captions(tokens: Tokens, max_length: int) -> list[str]:
-    """The first captions for validation, cut as in training; those that then still make too long prompts are left out.
-
-    (Text tokens cut in the middle of a word, or unknown ones, may become more when their text is read again.)
-    """
-    rows, text = tokens.store.split("val"), tokens.text
-    captions = [text.decode(rows[i][0][:max_length]) for i in range(min(len(rows), _LOGGED_PROMPTS))]
-    return [caption for caption in captions if len(text.encode(caption)) <= max_length]

@@ -13,7 +13,7 @@ import torch
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
-from cogview_pl.assembly.image_data import open_images
+from cogview_pl.assembly.image_data import is_toy_world, open_images
 from cogview_pl.assembly.pipelines import Painting, Studio, open_painter, open_studio
 from cogview_pl.checkpoints.model_folder import SequenceModel
 from cogview_pl.config.schema import Config
@@ -27,7 +27,6 @@ from cogview_pl.runs.image_files import save_image
 from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.runs.samples_writer import PaintedImages
 from cogview_pl.tasks.generate_captions import describe
-from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.toy_world.judge import Judge, score_detected
 from cogview_pl.vocab import TextSlot
 
@@ -63,7 +62,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     }
     if config.rerank_with is not None:
         metrics["generate/caption_loss"] = statistics.fmean(p.caption_loss for p in paintings if p.caption_loss)
-    if config.prompts is None and isinstance(config.data, ToyDataConfig) and config.upscale_with is None:
+    if config.prompts is None and is_toy_world(config.data) and config.upscale_with is None:
         metrics |= _judge(paintings)
     return metrics
 

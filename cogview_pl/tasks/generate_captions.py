@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
-from cogview_pl.assembly.image_data import validation_samples
+from cogview_pl.assembly.image_data import is_toy_world, validation_samples
 from cogview_pl.assembly.models import inference_device, quantization
 from cogview_pl.assembly.pipelines import sampling
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel
@@ -25,7 +25,6 @@ from cogview_pl.generation.contact_sheet import contact_sheet, load_font
 from cogview_pl.generation.rerank import Captioner
 from cogview_pl.runs.image_files import load_images, save_image, write_records
 from cogview_pl.runs.run_folder import SAMPLES, RunFolder
-from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.toy_world.judge import score_captions
 
 _log = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[s
     save_image(sheet, folder / "samples" / "grid.png")
     metrics = {"generate/captions": float(len(captions)), "generate/skipped": float(len(skipped))}
     metrics |= {"perf/images_per_s": len(captions) / seconds}
-    if config.images is None and isinstance(config.data, ToyDataConfig):
+    if config.images is None and is_toy_world(config.data):
         truth = [image.caption or "" for image in images]
         metrics |= {f"toy/caption_{name}": value for name, value in asdict(score_captions(captions, truth)).items()}
     return metrics

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize, to_pil_image
 from tqdm import tqdm
 
-from cogview_pl.assembly.image_data import at_twice_the_size, validation_samples
+from cogview_pl.assembly.image_data import is_toy_world, validation_samples
 from cogview_pl.assembly.models import inference_device, open_sequence_model, quantization
 from cogview_pl.assembly.pipelines import sampling
 from cogview_pl.checkpoints.model_folder import ImageTokenizer
@@ -28,7 +28,6 @@ from cogview_pl.generation.super_resolution.windows import owners
 from cogview_pl.runs.image_files import load_images, load_pairs, save_image, write_records
 from cogview_pl.runs.run_folder import SAMPLES, RunFolder, predecessor
 from cogview_pl.tasks.generate_captions import encode
-from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.toy_world.judge import score
 
 _SHEET_ROWS = 12
@@ -77,7 +76,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     metrics |= {"perf/images_per_s": len(images) / seconds}
     if originals.truth is not None:
         metrics |= _compare(torch.stack(originals.truth) / 255, before, images, owners(codes.shape[-1]))
-    if originals.truth is not None and isinstance(config.data, ToyDataConfig):
+    if originals.truth is not None and is_toy_world(config.data):
         for name, judged in (("before", before), ("after", images)):
             metrics[f"magnify/all_right_{name}"] = score(_at(judged, before.shape[-1]), originals.prompts).all_right
     return metrics
@@ -91,7 +90,7 @@ def _originals(config: Config, size: int) -> Originals:
     if config.images is not None:
         files, images, skipped = load_images(config.images, size)
         return Originals([""] * len(files), files, images, None, skipped)
-    good, left_out = validation_samples(at_twice_the_size(config.data), config.num_prompts)
+    good, left_out = validation_samples(config.data.at_twice_the_size(), config.num_prompts)
     if not good:
         raise UserError("images: none of the validation images has twice the size of the model's; set images or pairs")
     small = [resize(sample.image, [size, size], InterpolationMode.BICUBIC, antialias=True) for sample in good]

@@ -70,7 +70,7 @@ _PHRASINGS = {
         ("", "there is a {size} {colour} {shape} {place}", ", ", " and "),
         ("", "{place} there is a {size} {colour} {shape}", ", ", " and "),
         ("", "{place} is a {size} {colour} {shape}", ", ", " and "),
-        ("a image of ", "a {size} {colour} {shape} {place}", ", ", " and "),
+        ("an image of ", "a {size} {colour} {shape} {place}", ", ", " and "),
         ("", "the {size} {shape} {place} is {colour}", ", ", " and "),
     ),
 }

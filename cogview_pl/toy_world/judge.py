@@ -52,7 +52,7 @@ _SIZE_BORDER = 0.13  # of the fitted radius; outlines make small objects look a 
 
 
 class Detected(NamedTuple):
-    """An object found in a image; `(x, y)` its centroid as fractions of the edge, `confidence` in -1 … 1.
+    """An object found in an image; `(x, y)` its centroid as fractions of the edge, `confidence` in -1 … 1.
 
     `confidence` is the correlation with the best fitting template; true drawings reach 0.9.
     """

@@ -40,8 +40,8 @@ _MARGIN = 0.05  # … and no outline or bleeding edge goes further beyond
 _DARK = (30, 26, 34)
 
 
-def draw(scene: Scene, resolution: int, style: str = "flat") -> NDArray[np.uint8]:
-    """Draw a scene as uint8 `(Y, X, 3)` with Y = X = `resolution`; equal arguments give equal pixels.
+def render(scene: Scene, resolution: int, style: str = "flat") -> NDArray[np.uint8]:
+    """Render a scene as uint8 `(Y, X, 3)` with Y = X = `resolution`; equal arguments give equal pixels.
 
     Raises UserError for an unknown style.
     """

@@ -1,4 +1,4 @@
-"""Scenes of the toy world: what is in a image, and which combinations are kept from training.
+"""Scenes of the toy world: what is in an image, and which combinations are kept from training.
 
 A scene has one to three objects in different cells of a 3x3 grid. Each object has four named attributes
 (colour, shape, size, place) and three continuous ones (centre and radius, slightly jittered). Lengths are

@@ -15,7 +15,9 @@ from cogview_pl.checkpoints.model_folder import (
     save_sequence_model,
 )
 from cogview_pl.transformer.model import Transformer
-from cogview_pl.vocab import TextTokenizer, Vocabulary
+from cogview_pl.vocab import Vocabulary
+
+from ..texts import learned_text
 
 VQVAE = {
     "hidden_size": 8,
@@ -44,7 +46,7 @@ def save_tokenizer(folder: Path, **changes: object) -> ImageTokenizer:
 
 def save_run(folder: Path, images: ImageTokenizer) -> Path:
     """A run folder with a saved sequence model of random weights."""
-    text = TextTokenizer.train(["红色的圆形", "蓝色的心形"], vocab_size=300)
+    text = learned_text(["红色的圆形", "蓝色的心形"], vocab_size=300)
     vocabulary = Vocabulary(16, text.vocab_size)
     settings = {
         "vocab_size": vocabulary.size,

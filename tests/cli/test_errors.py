@@ -224,13 +224,13 @@ def places(chain, tmp_path_factory) -> dict[str, Path]:
     file = copy("other_vqvae", "vqvae") / "model" / "weights.safetensors"
     save_file({key: value + 1 for key, value in load_file(file).items()}, file)
     forge_manifest(file.parent)
-    file = copy("truncated", "tokenize") / "store" / "train.bin"
+    file = copy("truncated", "tokenize") / "token_store" / "train.bin"
     file.write_bytes(file.read_bytes()[:-1])
-    file = copy("unfinished", "tokenize") / "store" / "header.json"
+    file = copy("unfinished", "tokenize") / "token_store" / "header.json"
     values = json.loads(file.read_text()) | {"complete": False}
     del values["checksums"], values["crc32"]  # a header of an earlier version
     file.write_text(json.dumps(values))
-    file = copy("damaged", "tokenize") / "store" / "header.json"
+    file = copy("damaged", "tokenize") / "token_store" / "header.json"
     file.write_bytes(file.read_bytes()[:50])
     file = copy("damaged_model", "pretrain") / "model" / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:1000])

@@ -13,8 +13,9 @@ import pytest
 
 from cogview_pl.checkpoints.model_folder import load_sequence_model
 from cogview_pl.data.token_store.store import TokenStore
-from cogview_pl.toy_world.dataset import ToyDataset
 from cogview_pl.vocab import TextTokenizer
+
+from ..toy_world.toy_images import toy_images
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "write-your-own-task.md"
 
@@ -44,13 +45,13 @@ def test_the_tutorial_works(cli, home: Path, tiny) -> None:
     run = (home / "outputs" / "counting" / "latest").resolve()
     assert load_sequence_model(run).template.target.name == "text"
     text = TextTokenizer.load(run / "tokens" / "text.model")
-    store = TokenStore.open(run / "tokens" / "store")
-    toy = ToyDataset("train", 24, seed=5)
+    store = TokenStore.open(run / "tokens" / "token_store")
+    toy = toy_images("train", 24, seed=5)
     for split in ("train", "val"):
         rows = store.split(split)
         for i, key in enumerate(rows.keys()):
             number = len(toy.scene(int(Path(key).stem)).objects)
-            assert text.decode(rows[i][0]) == "一二三"[number - 1] + "个图形"
+            assert text.decode(rows[i][0]["text"]) == "一二三"[number - 1] + "个图形"
     cli.succeed(steps[1], home)
     written = (home / "outputs" / "generate" / "latest" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(written) == 24 and all("caption" in json.loads(line) for line in written)

@@ -26,7 +26,7 @@ def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
 
 
 def captions(root: Path | str, field: str | None = None) -> list[tuple[str, str]]:
-    return [(image.file, image.caption) for image in find_captions(root, field)]
+    return [(image.file, image.texts[0]) for image in find_captions(root, field)]
 
 
 # --- find_captions
@@ -221,7 +221,7 @@ def test_bad_samples_are_skipped_with_a_reason(tmp_path: Path) -> None:
     dataset = FolderDataset(tmp_path, "train", 4, 0.0)
     assert isinstance(dataset[0], ImageSample)
     assert dataset[1] == Skipped("empty.png", "the caption is empty")
-    assert dataset[2] == Skipped("bad.png", "not a image in a known format, or cut off")
+    assert dataset[2] == Skipped("bad.png", "not an image in a known format, or cut off")
     assert dataset[3] == Skipped("gone.png", "file not found")
 
 
@@ -240,7 +240,7 @@ def test_what_is_no_file_is_skipped_with_a_reason_and_not_opened(tmp_path: Path)
     ]
 
 
-def test_lines_of_a_caption_beside_a_image_end_alike(tmp_path: Path) -> None:
+def test_lines_of_a_caption_beside_an_image_end_alike(tmp_path: Path) -> None:
     folder(tmp_path, ["a.png"])
     (tmp_path / "a.txt").write_bytes("一\r\n二\r三\n".encode())
     assert captions(tmp_path) == [("a.png", "一\n二\n三")]
@@ -320,7 +320,7 @@ def test_a_data_set_without_one_readable_sample_is_refused(tmp_path: Path) -> No
     for name in names[:-1]:
         (tmp_path / name).write_bytes(b"")
     require_readable(dataset, limit=70)
-    with pytest.raises(UserError, match=r"none of the first 64 samples .*first: 000\.png: not a image") as error:
+    with pytest.raises(UserError, match=r"none of the first 64 samples .*first: 000\.png: not an image") as error:
         require_readable(dataset)
     one_line(error)
     with pytest.raises(UserError, match="no samples"):

@@ -158,7 +158,7 @@ def test_what_is_missing_or_damaged_is_skipped_with_a_reason(tmp_path: Path) -> 
         "i": ({"png": image(1), "json": caption([])}, "the caption is empty"),
         "j": ({"png": image(1), "json": caption({"x": 1})}, 'the caption is not text but {"x": 1}'),
         "k": ({"png": image(1), "json": caption("\ud800")}, "the caption is not valid Unicode"),
-        "l": ({"png": b"", "json": caption("t")}, "not a image in a known format, or cut off"),
+        "l": ({"png": b"", "json": caption("t")}, "not an image in a known format, or cut off"),
         "m": ({"txt": b"t"}, "no .json in the shard"),
     }
     for key, (parts, _) in bad.items():

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cogview_pl.data.sequence_dataset import SequenceCollator, SequenceDataset
 from cogview_pl.data.token_store.cogview_bin import ReleasedFile
-from cogview_pl.data.token_store.rows import COGVIEW, StoredRows
-from cogview_pl.data.token_store.store import StoreWriter, TokenStore
+from cogview_pl.data.token_store.rows import COGVIEW, TokenRows
+from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -43,7 +43,7 @@ class Recorded:
             "codebook_size": self.vocabulary.codebook_size,
         }
 
-    def rows(self) -> StoredRows:
+    def rows(self) -> TokenRows:
         """All rows of the file."""
         return ReleasedFile.open(self.file, val_fraction=0.0, **self.sizes).split("train")
 
@@ -120,8 +120,10 @@ class TestWriting:
         """A finished store; returns the file with its rows."""
         identities = {"text_tokenizer": "text", "image_tokenizer": "image"}
         splits = {"train": len(text_tokens)}
-        writer = StoreWriter(folder, **recorded.sizes, **identities, splits=splits, format=COGVIEW)
-        writer.append("train", text_tokens, codes, [str(i) for i in range(len(text_tokens))], len(text_tokens))
+        writer = TokenStoreWriter(folder, **recorded.sizes, **identities, splits=splits, format=COGVIEW)
+        writer.append(
+            "train", {"text": text_tokens}, codes, [str(i) for i in range(len(text_tokens))], len(text_tokens)
+        )
         writer.finish()
         return folder / "train.bin"
 
@@ -131,7 +133,7 @@ class TestWriting:
         file = self.write(tmp_path, recorded, list(text_tokens), torch.stack(codes))
         assert file.read_bytes() == recorded.file.read_bytes()
         again = TokenStore.open(tmp_path).split("train")
-        assert [again[i][0] for i in range(len(again))] == list(text_tokens)
+        assert [again[i][0]["text"] for i in range(len(again))] == list(text_tokens)
         assert all(torch.equal(again[i][1], codes[i]) for i in range(len(again)))
 
     def test_captions_and_codes_make_the_recorded_file(self, recorded, text_model, tmp_path) -> None:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cogview_pl.data.token_store.store import StoreWriter, TokenStore
+from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
 from cogview_pl.errors import UserError
 
 SETTINGS: dict[str, Any] = {
@@ -44,13 +44,15 @@ def sample(split: str, index: int) -> tuple[list[int], torch.Tensor, str] | None
 
 def tokenize(folder: Path, batch: int = 2) -> None:
     """What the task does: from where the store is to the end."""
-    writer = StoreWriter(folder, **SETTINGS)
+    writer = TokenStoreWriter(folder, **SETTINGS)
     for split, size in SETTINGS["splits"].items():
         while (start := writer.resume_index(split)) < size:
             stop = min(start + batch, size)
             good = [found for found in (sample(split, i) for i in range(start, stop)) if found]
             codes = torch.stack([codes for _, codes, _ in good]) if good else torch.empty(0, 2, 3, dtype=torch.int64)
-            writer.append(split, [text_tokens for text_tokens, _, _ in good], codes, [key for _, _, key in good], stop)
+            writer.append(
+                split, {"text": [text_tokens for text_tokens, _, _ in good]}, codes, [key for _, _, key in good], stop
+            )
     writer.finish()
 
 
@@ -60,8 +62,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    tokenize(tmp_path / "store")
-    return tmp_path / "store"
+    tokenize(tmp_path / "token_store")
+    return tmp_path / "token_store"
 
 
 def edit_header(folder: Path, **changes: object) -> None:
@@ -81,16 +83,16 @@ def test_rows_come_back(store: Path) -> None:
         assert len(rows) == len(wanted)
         assert rows.keys() == [key for _, _, key in wanted]
         for index, (text_tokens, codes, _) in enumerate(wanted):
-            assert rows[index][0] == text_tokens[:4]
+            assert rows[index][0]["text"] == text_tokens[:4]
             assert torch.equal(rows[index][1], codes) and rows[index][1].dtype == torch.int64
-    assert rows[-1][0] == rows[len(rows) - 1][0]
+    assert rows[-1][0]["text"] == rows[len(rows) - 1][0]["text"]
     with pytest.raises(IndexError):
         rows[len(rows)]
 
 
 def test_the_layout_on_disk(tmp_path: Path) -> None:
-    writer = StoreWriter(tmp_path, **SETTINGS | {"splits": {"train": 2}})
-    writer.append("train", [[1, 2], [3, 4, 5, 6, 7]], torch.arange(12).reshape(2, 2, 3), ["a\nb", "c"], 2)
+    writer = TokenStoreWriter(tmp_path, **SETTINGS | {"splits": {"train": 2}})
+    writer.append("train", {"text": [[1, 2], [3, 4, 5, 6, 7]]}, torch.arange(12).reshape(2, 2, 3), ["a\nb", "c"], 2)
     writer.finish()
     rows = np.fromfile(tmp_path / "train.bin", dtype="<u2").reshape(2, 10)
     assert rows.tolist() == [[1, 2, 65535, 65535, *range(6)], [3, 4, 5, 6, *range(6, 12)]]
@@ -129,7 +131,7 @@ def test_a_store_from_before_large_codes_opens(store: Path) -> None:
     header = json.loads((store / "header.json").read_text())
     del header["large"]
     (store / "header.json").write_text(json.dumps(header))
-    assert TokenStore.open(store).split("train")[1][0] == sample("train", 1)[0]  # type: ignore[index]
+    assert TokenStore.open(store).split("train")[1][0]["text"] == sample("train", 1)[0]  # type: ignore[index]
 
 
 def test_cut_captions_are_counted(store: Path) -> None:
@@ -150,20 +152,20 @@ def test_the_number_type_holds_the_largest_ids(
     tmp_path: Path, text_vocab_size: int, codebook_size: int, dtype: str, sentinel: int
 ) -> None:
     settings = SETTINGS | {"text_vocab_size": text_vocab_size, "codebook_size": codebook_size, "splits": {"train": 1}}
-    writer = StoreWriter(tmp_path, **settings)
+    writer = TokenStoreWriter(tmp_path, **settings)
     codes = torch.full((1, 2, 3), codebook_size - 1)
-    writer.append("train", [[0, text_vocab_size - 1]], codes, ["a"], 1)
+    writer.append("train", {"text": [[0, text_vocab_size - 1]]}, codes, ["a"], 1)
     writer.finish()
     rows = np.fromfile(tmp_path / "train.bin", dtype=dtype)
     assert rows.tolist() == [0, text_vocab_size - 1, sentinel, sentinel] + [codebook_size - 1] * 6
     text_tokens, found = TokenStore.open(tmp_path).split("train")[0]
-    assert text_tokens == [0, text_vocab_size - 1]
+    assert text_tokens == {"text": [0, text_vocab_size - 1]}
     assert torch.equal(found, codes[0])
 
 
 def test_a_split_may_stay_empty(tmp_path: Path) -> None:
-    writer = StoreWriter(tmp_path, **SETTINGS | {"splits": {"train": 2, "val": 0}})
-    writer.append("train", [], torch.empty(0, 2, 3, dtype=torch.int64), [], 2)
+    writer = TokenStoreWriter(tmp_path, **SETTINGS | {"splits": {"train": 2, "val": 0}})
+    writer.append("train", {"text": []}, torch.empty(0, 2, 3, dtype=torch.int64), [], 2)
     writer.finish()
     store = TokenStore.open(tmp_path)
     assert len(store.split("train")) == len(store.split("val")) == 0
@@ -179,14 +181,16 @@ def test_workers_read_the_same(store: Path, workers: int) -> None:
 
 
 def test_a_pickled_split_carries_no_rows(tmp_path: Path) -> None:
-    writer = StoreWriter(tmp_path, **SETTINGS | {"splits": {"train": 1000}})
-    writer.append("train", [[i % 500] for i in range(1000)], torch.zeros(1000, 2, 3).long(), ["k"] * 1000, 1000)
+    writer = TokenStoreWriter(tmp_path, **SETTINGS | {"splits": {"train": 1000}})
+    writer.append(
+        "train", {"text": [[i % 500] for i in range(1000)]}, torch.zeros(1000, 2, 3).long(), ["k"] * 1000, 1000
+    )
     writer.finish()
     rows = TokenStore.open(tmp_path).split("train")
-    assert rows[7][0] == [7]
+    assert rows[7][0]["text"] == [7]
     data = pickle.dumps(rows)
     assert len(data) < 2000
-    assert pickle.loads(data)[7][0] == [7]
+    assert pickle.loads(data)[7][0]["text"] == [7]
 
 
 # --- resuming
@@ -267,20 +271,20 @@ def test_a_writer_stopped_again_and_again_finishes(
 def test_rows_after_the_last_header_are_written_again(store: Path, tmp_path: Path) -> None:
     """The file ends anywhere, within a row or with rows too many: what a kill during a write leaves."""
     folder = tmp_path / "part"
-    writer = StoreWriter(folder, **SETTINGS)
-    writer.append("train", [[1]], torch.zeros(1, 2, 3, dtype=torch.int64), ["x"], 1)
+    writer = TokenStoreWriter(folder, **SETTINGS)
+    writer.append("train", {"text": [[1]]}, torch.zeros(1, 2, 3, dtype=torch.int64), ["x"], 1)
     half = content(folder)
     for extra in [*range(1, 45), 1000]:
         for name, data in half.items():
             (folder / name).write_bytes(data + (b"\xab" * extra if name.startswith("train") else b""))
-        again = StoreWriter(folder, **SETTINGS)
+        again = TokenStoreWriter(folder, **SETTINGS)
         assert again.resume_index("train") == 1
         assert content(folder) == half
 
 
 def test_an_old_header_with_newer_rows(store: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stale"
-    StoreWriter(folder, **SETTINGS)
+    TokenStoreWriter(folder, **SETTINGS)
     header = (folder / "header.json").read_bytes()
     for name, data in content(store).items():
         (folder / name).write_bytes(data)
@@ -295,9 +299,9 @@ def test_a_killed_process(store: Path, tmp_path: Path) -> None:
     program = (
         "import sys, time, test_store as t\n"
         "from pathlib import Path\n"
-        "real = t.StoreWriter.append\n"
+        "real = t.TokenStoreWriter.append\n"
         "def slow(*args): real(*args); print('row', flush=True); time.sleep(0.05)\n"
-        "t.StoreWriter.append = slow\n"
+        "t.TokenStoreWriter.append = slow\n"
         "t.tokenize(Path(sys.argv[1]))\n"
     )
     here = Path(__file__).parent
@@ -314,7 +318,7 @@ def test_a_killed_process(store: Path, tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
     assert not json.loads((folder / "header.json").read_text())["complete"]
-    assert StoreWriter(folder, **SETTINGS).resume_index("train") >= 6
+    assert TokenStoreWriter(folder, **SETTINGS).resume_index("train") >= 6
     tokenize(folder)
     assert content(folder) == content(store)
 
@@ -324,7 +328,7 @@ def test_a_finished_store_is_left_alone(store: Path) -> None:
     tokenize(store)
     assert content(store) == before
     with pytest.raises(ValueError, match="complete"):
-        StoreWriter(store, **SETTINGS).append("train", [], torch.empty(0, 2, 3), [], 11)
+        TokenStoreWriter(store, **SETTINGS).append("train", {"text": []}, torch.empty(0, 2, 3), [], 11)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +349,7 @@ def test_a_finished_store_is_left_alone(store: Path) -> None:
 def test_another_run_does_not_go_on_with_the_store(store: Path, change: dict[str, Any], message: str) -> None:
     before = content(store)
     with pytest.raises(UserError, match=message + "; delete the folder or choose another run_dir$") as error:
-        StoreWriter(store, **SETTINGS | change)
+        TokenStoreWriter(store, **SETTINGS | change)
     assert str(store) in str(error.value) and "\n" not in str(error.value)
     assert content(store) == before
 
@@ -356,24 +360,24 @@ def test_lost_rows_are_not_papered_over(store: Path) -> None:
         data = (store / name).read_bytes()
         (store / name).write_bytes(data[:-1])
         with pytest.raises(UserError, match=rf"{name} has {len(data) - 1} bytes.*data were lost; delete the folder"):
-            StoreWriter(store, **SETTINGS)
+            TokenStoreWriter(store, **SETTINGS)
         (store / name).write_bytes(data)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    writer = StoreWriter(tmp_path, **SETTINGS)
+    writer = TokenStoreWriter(tmp_path, **SETTINGS)
     before = content(tmp_path)
     codes = torch.zeros(1, 2, 3, dtype=torch.int64)
     calls: list[tuple[Any, ...]] = [
-        ([[1]], codes, ["a", "b"], 2),
-        ([[1], [2]], codes, ["a"], 2),
-        ([[1]], codes.mT, ["a"], 1),
-        ([[1]], codes, ["a"], 0),
-        ([[1]], codes, ["a"], 12),
-        ([[1]], codes + 64, ["a"], 1),
-        ([[1]], codes - 1, ["a"], 1),
-        ([[500]], codes, ["a"], 1),
-        ([[-1]], codes, ["a"], 1),
+        ({"text": [[1]]}, codes, ["a", "b"], 2),
+        ({"text": [[1], [2]]}, codes, ["a"], 2),
+        ({"text": [[1]]}, codes.mT, ["a"], 1),
+        ({"text": [[1]]}, codes, ["a"], 0),
+        ({"text": [[1]]}, codes, ["a"], 12),
+        ({"text": [[1]]}, codes + 64, ["a"], 1),
+        ({"text": [[1]]}, codes - 1, ["a"], 1),
+        ({"text": [[500]]}, codes, ["a"], 1),
+        ({"text": [[-1]]}, codes, ["a"], 1),
     ]
     for call in calls:
         with pytest.raises(ValueError):
@@ -431,7 +435,7 @@ def test_a_store_from_before_there_were_formats(store: Path) -> None:
     values = json.loads((store / "header.json").read_text())
     del values["format"]
     (store / "header.json").write_text(json.dumps(values))
-    assert TokenStore.open(store).split("train")[1][0] == sample("train", 1)[0]  # type: ignore[index]
+    assert TokenStore.open(store).split("train")[1][0]["text"] == sample("train", 1)[0]  # type: ignore[index]
 
 
 def test_an_unknown_split(store: Path) -> None:
@@ -512,8 +516,8 @@ def test_keys_of_an_earlier_version_are_read_without_a_checksum(store: Path) -> 
 
 
 def test_a_writer_that_goes_on_with_damaged_keys_does_not_vouch_for_them(tmp_path: Path) -> None:
-    writer = StoreWriter(tmp_path, **SETTINGS)
-    writer.append("train", [[1]], torch.zeros(1, 2, 3, dtype=torch.int64), ["x"], 1)
+    writer = TokenStoreWriter(tmp_path, **SETTINGS)
+    writer.append("train", {"text": [[1]]}, torch.zeros(1, 2, 3, dtype=torch.int64), ["x"], 1)
     (tmp_path / "train.keys.txt").write_bytes(b"y\n")
     tokenize(tmp_path)
     with pytest.raises(UserError, match=r"train\.keys\.txt is damaged"):
@@ -531,7 +535,7 @@ def test_what_is_no_file_is_never_opened(store: Path, name: str) -> None:
         with pytest.raises(UserError, match=rf"{name} is a named pipe, not a file; copy the token store again"):
             rows.keys() if "keys" in name else rows[0]
     with pytest.raises(UserError, match=rf"{name} is a named pipe, not a file; "):
-        StoreWriter(store, **SETTINGS)
+        TokenStoreWriter(store, **SETTINGS)
     (store / name).unlink()
     (store / name).symlink_to(name)
     with pytest.raises(
@@ -539,7 +543,7 @@ def test_what_is_no_file_is_never_opened(store: Path, name: str) -> None:
     ):
         TokenStore.open(store)
     with pytest.raises(UserError, match=rf"{name} cannot be read \(Too many levels of symbolic links\); "):
-        StoreWriter(store, **SETTINGS)
+        TokenStoreWriter(store, **SETTINGS)
 
 
 def test_a_header_of_absurd_size_is_not_read(store: Path) -> None:
@@ -559,8 +563,8 @@ def test_the_fingerprint_is_that_of_header_rows_and_keys(store: Path, tmp_path: 
 
     def of(text_token: int, key: str, **change: object) -> str:
         folder = tmp_path / f"{text_token}{key}{''.join(change)}"
-        writer = StoreWriter(folder, **SETTINGS | {"splits": {"train": 1}} | change)
-        writer.append("train", [[text_token]], torch.zeros(1, 2, 3, dtype=torch.int64), [key], 1)
+        writer = TokenStoreWriter(folder, **SETTINGS | {"splits": {"train": 1}} | change)
+        writer.append("train", {"text": [[text_token]]}, torch.zeros(1, 2, 3, dtype=torch.int64), [key], 1)
         writer.finish()
         return TokenStore.open(folder).fingerprint()
 
@@ -593,7 +597,7 @@ def test_a_damaged_row_is_named(store: Path) -> None:
     data[2 * 20 + 5] ^= 16
     file.write_bytes(data)
     rows = TokenStore.open(store).split("train")
-    assert rows[1][0] == sample("train", 1)[0]  # type: ignore[index]
+    assert rows[1][0]["text"] == sample("train", 1)[0]  # type: ignore[index]
     with pytest.raises(UserError, match=r"train\.bin: row 2 is damaged, its checksum is wrong; copy the token store"):
         rows[2]
 
@@ -612,7 +616,7 @@ def test_a_store_that_shrinks_or_vanishes_while_it_is_read(store: Path) -> None:
 def test_a_store_without_checksums_is_gone_on_with(tmp_path: Path, store: Path) -> None:
     """One that an earlier version began."""
     folder = tmp_path / "begun"
-    StoreWriter(folder, **SETTINGS)
+    TokenStoreWriter(folder, **SETTINGS)
     edit_header(folder)
     for name in SETTINGS["splits"]:
         (folder / f"{name}.crc32").unlink()
