@@ -26,7 +26,7 @@ def open_images(data: DataConfig, split: str, text_fields: Sequence[str] = (CAPT
         text_fields: names of the texts that samples must have; `text` is the caption.
 
     Raises:
-        UserError: the class cannot be used, or no sample can be read.
+        UserError: the class cannot be used, no sample can be read, or samples lack a text.
     """
     arguments: dict[str, Any] = {"split": split, **data.arguments()}
     kind = _class_of(data)
@@ -39,7 +39,9 @@ def open_images(data: DataConfig, split: str, text_fields: Sequence[str] = (CAPT
         raise UserError(f"data._target_={data._target_} cannot be made: {error}; mend its keys under data") from None
     images = kind(**arguments)
     if split == "train":
-        require_readable(images)
+        sample = require_readable(images)
+        for field in text_fields:
+            sample.text_of(field)
     return images
 
 

@@ -149,8 +149,8 @@ def collate_images(samples: list[ImageSample | Skipped]) -> ImageBatch:
     )
 
 
-def require_readable(dataset: CaptionedImages, limit: int = 64) -> None:
-    """Check, before a run starts, that one of the first `limit` samples can be read.
+def require_readable(dataset: CaptionedImages, limit: int = 64) -> ImageSample:
+    """The first readable sample among the first `limit`, for checks before a run starts.
 
     Raises:
         UserError: none can, or there are no samples.
@@ -161,7 +161,7 @@ def require_readable(dataset: CaptionedImages, limit: int = 64) -> None:
     for index in range(min(limit, len(dataset))):
         sample = dataset[index]
         if isinstance(sample, ImageSample):
-            return
+            return sample
         first = first or sample
     assert first is not None
     raise UserError(

@@ -110,7 +110,7 @@ class TestReading:
     def test_workers_read_the_same(self, tmp_path: Path, workers: int) -> None:
         rows = open_file(make_file(tmp_path, ROWS)).split("train")
         loader = DataLoader(rows, batch_size=None, shuffle=False, num_workers=workers)
-        assert [text_tokens for text_tokens, _ in loader] == [text_tokens[:4] for text_tokens in TEXT_TOKENS]
+        assert [texts["text"] for texts, _ in loader] == [text_tokens[:4] for text_tokens in TEXT_TOKENS]
 
     def test_a_pickled_split_carries_no_rows(self, tmp_path: Path) -> None:
         rows = open_file(make_file(tmp_path, ROWS * 100)).split("train")
