@@ -103,7 +103,10 @@ def test_two_texts_are_read_from_two_columns(cli, home: Path, tiny, tmp_path: Pa
     cli.refuse(
         [
             (asked, ["template.layout", "no text for slot question", "text", "task=tokenize"]),
-            ([*asked, "sequences.source=images"], ["toy_train_0_00000000 has no text question, a slot of template.layout"]),
+            (
+                [*asked, "sequences.source=images"],
+                ["toy_train_0_00000000 has no text question, a slot of template.layout"],
+            ),
             (
                 [*step, "data.root=counts"],
                 ["metadata.jsonl:1 has no field question", "template.layout", "file_name, count"],
