@@ -143,18 +143,24 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "store_of_other_tokenizer": (
         ["task=pretrain", "data.token_store={tokenize}", "image_tokenizer.path={other_vqvae}"],
-        ["{tokenize}/store", "image_tokenizer", "task=tokenize"],
+        ["{tokenize}/token_store", "image_tokenizer", "task=tokenize"],
     ),
     "store_of_other_grid": (
         ["task=pretrain", "image_tokenizer.grid=4"],
         ["template.layout", "4x4", "8x8"],
     ),
-    "store_no_run": (["task=pretrain", "data.token_store={plain}"], ["{plain}/store", "header.json", "task=tokenize"]),
+    "store_no_run": (
+        ["task=pretrain", "data.token_store={plain}"],
+        ["{plain}/token_store", "header.json", "task=tokenize"],
+    ),
     "store_truncated": (
         ["task=pretrain", "data.token_store={truncated}"],
         ["{truncated}/store/train.bin", "truncated"],
     ),
-    "store_unfinished": (["task=pretrain", "data.token_store={unfinished}"], ["{unfinished}/store", "resume=true"]),
+    "store_unfinished": (
+        ["task=pretrain", "data.token_store={unfinished}"],
+        ["{unfinished}/token_store", "resume=true"],
+    ),
     "store_damaged": (["task=pretrain", "data.token_store={damaged}"], ["{damaged}/store/header.json", "JSON"]),
     "weights_damaged": (["task=generate", "init_from={damaged_model}"], ["weights.safetensors", "damaged"]),
     "model_config_damaged": (["task=generate", "init_from={damaged_config}"], ["{damaged_config}/model/config.yaml"]),

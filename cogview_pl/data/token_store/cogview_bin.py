@@ -8,7 +8,7 @@ import numpy as np
 
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.token_store.rows import COGVIEW, RowLayout, TokenRows
-from cogview_pl.durable.read import UnreadableError, find, require_file
+from cogview_pl.durable.read import find, require_file, unreadable_named
 from cogview_pl.errors import UserError
 
 TEXT_LENGTH = 64
@@ -19,12 +19,8 @@ _CHECKED_AT_OPENING = 1024  # rows, evenly spread; every row is checked again wh
 
 def refuse_lmdb(path: Path) -> None:
     """Raises UserError if `path` cannot be read or is an LMDB, the other data format of the original."""
-    try:
+    with unreadable_named(f"data.token_store={path}", "give the folder of a run of task=tokenize, or a file"):
         inside = find(path / "data.mdb")
-    except UnreadableError as error:
-        raise UserError(
-            f"data.token_store={path} {error}; give the folder of a run of task=tokenize, or a file"
-        ) from None
     if path.suffix == ".lmdb" or path.name == "data.mdb" or inside is not None:
         raise UserError(
             f"data.token_store={path} is an LMDB: its rows are pickled Python objects, and loading those can run any "
@@ -76,10 +72,8 @@ class ReleasedFile:
             codebook_size=codebook_size,
             format=COGVIEW,
         )
-        try:
+        with unreadable_named(f"data.token_store={file}", "give a file of rows"):
             size = require_file(file).st_size
-        except UnreadableError as error:
-            raise UserError(f"data.token_store={file} {error}; give a file of rows") from None
         num_rows, rest = divmod(size, layout.row_bytes)
         if rest or not num_rows:
             raise UserError(

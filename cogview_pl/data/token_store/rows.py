@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cogview_pl.data.config import StoreFormat
-from cogview_pl.durable.read import UnreadableError, cannot_be_read, require_file
+from cogview_pl.durable.read import require_file, unreadable_named
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import Vocabulary
 from cogview_pl.vocab.roles import CAPTION
@@ -212,15 +212,11 @@ class _Records:
 
     def read(self, number: int) -> bytes:
         """Record `number`; raises UserError if it is not there or the disk fails."""
-        try:
+        with unreadable_named(self._file, "copy the token store again"):
             if self._stream is None:
                 require_file(self._file)
                 self._stream = self._file.open("rb")
             data = os.pread(self._stream.fileno(), self._size, number * self._size)
-        except UnreadableError as error:
-            raise UserError(f"{self._file} {error}; copy the token store again") from None
-        except OSError as error:
-            raise UserError(f"{self._file} {cannot_be_read(error)}; copy the token store again") from error
         if len(data) != self._size:
             raise UserError(f"{self._file} has become shorter: row {number} is missing; copy the token store again")
         return data

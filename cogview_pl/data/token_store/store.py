@@ -34,7 +34,7 @@ from cogview_pl.data.token_store.header import (
     rows_file,
 )
 from cogview_pl.data.token_store.rows import CHECKSUM, NATIVE, TokenRows
-from cogview_pl.durable.read import UnreadableError, cannot_be_read, find, read_file, require_file
+from cogview_pl.durable.read import UnreadableError, find, read_file, require_file, unreadable_named
 from cogview_pl.durable.write import append, disk_full_named, no_links
 from cogview_pl.errors import UserError
 from cogview_pl.vocab.roles import CAPTION
@@ -229,10 +229,8 @@ class TokenStore:
                 found.add_file(rows_file(self.folder, name))
                 continue
             file = checksums_file(self.folder, name)
-            try:
+            with unreadable_named(file, _COPY_AGAIN):
                 sums = read_file(file, split.rows * CHECKSUM.itemsize)
-            except UnreadableError as error:
-                raise UserError(f"{file} {error}; {_COPY_AGAIN}") from None
             if split.sums_crc32 is not None and split.sums_crc32 != zlib.crc32(sums):
                 raise UserError(f"{file} is damaged or of another store (the header says so); {_COPY_AGAIN}")
             found.add_bytes(sums)
@@ -297,16 +295,17 @@ class TokenStoreSplit(TokenRows):
 
     def _lines(self, start: int, stop: int | None) -> list[str]:
         try:
-            with self._keys.open(encoding="utf-8", newline="\n") as stream:
+            with (
+                unreadable_named(self._keys, _COPY_AGAIN),
+                self._keys.open(encoding="utf-8", newline="\n") as stream,
+            ):
                 return [line.rstrip("\n") for line in islice(stream, start, stop)]
-        except OSError as error:
-            raise UserError(f"{self._keys} {cannot_be_read(error)}; {_COPY_AGAIN}") from None
         except UnicodeDecodeError:
             raise UserError(f"{self._keys} is damaged, it is not UTF-8 text; {_COPY_AGAIN}") from None
 
     def _require_whole(self) -> None:
         """Compare the checksum of the keys, if the store has one."""
-        try:
+        with unreadable_named(self._keys, _COPY_AGAIN):
             require_file(self._keys, self._header.key_bytes)
             if self._header.keys_crc32 is None:
                 return
@@ -314,10 +313,6 @@ class TokenStoreSplit(TokenRows):
             with self._keys.open("rb") as stream:
                 while chunk := stream.read(_CHUNK):
                     found = zlib.crc32(chunk, found)
-        except UnreadableError as error:
-            raise UserError(f"{self._keys} {error}; {_COPY_AGAIN}") from None
-        except OSError as error:
-            raise UserError(f"{self._keys} {cannot_be_read(error)}; {_COPY_AGAIN}") from None
         if found != self._header.keys_crc32:
             raise UserError(f"{self._keys} is damaged, its checksum is wrong; {_COPY_AGAIN}")
 
@@ -352,10 +347,8 @@ def _require_same(folder: Path, found: dict[str, object], wanted: dict[str, obje
 
 
 def _exists(file: Path) -> bool:
-    try:
+    with unreadable_named(file, START_AGAIN):
         return find(file) is not None
-    except UnreadableError as error:
-        raise UserError(f"{file} {error}; {START_AGAIN}") from None
 
 
 def _cut(file: Path, size: int) -> None:
