@@ -155,13 +155,13 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "store_truncated": (
         ["task=pretrain", "data.token_store={truncated}"],
-        ["{truncated}/store/train.bin", "truncated"],
+        ["{truncated}/token_store/train.bin", "truncated"],
     ),
     "store_unfinished": (
         ["task=pretrain", "data.token_store={unfinished}"],
         ["{unfinished}/token_store", "resume=true"],
     ),
-    "store_damaged": (["task=pretrain", "data.token_store={damaged}"], ["{damaged}/store/header.json", "JSON"]),
+    "store_damaged": (["task=pretrain", "data.token_store={damaged}"], ["{damaged}/token_store/header.json", "JSON"]),
     "weights_damaged": (["task=generate", "init_from={damaged_model}"], ["weights.safetensors", "damaged"]),
     "model_config_damaged": (["task=generate", "init_from={damaged_config}"], ["{damaged_config}/model/config.yaml"]),
     "text_model_missing": (["task=tokenize", "text.model=/nowhere.model"], ["text.model=/nowhere.model"]),

@@ -83,7 +83,7 @@ def left_by_the_guard(rank: int) -> bool:
 def run_rank(rank: int, folder: str) -> None:
     """All of it in one pair of processes: starting them takes longest."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/token_store", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     os.environ["LOCAL_RANK"] = str(rank)  # as torchrun does
     two: dict[str, Any] = {"devices": 2}
     found = {

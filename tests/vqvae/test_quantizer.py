@@ -335,7 +335,7 @@ def drifting_batches() -> list[torch.Tensor]:
 
 
 def run_rank(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/token_store", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     for split in (44, 64):  # shares of different size, with another seed on each rank; at last one has nothing
         rows = slice(0, split) if rank == 0 else slice(split, 64)
         state = upkeep_after_batches([batch[rows] for batch in drifting_batches()], seed=5 + rank)
