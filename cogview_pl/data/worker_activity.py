@@ -148,7 +148,8 @@ class WorkerActivity:
             where = f"{'while it read' if reading.reading else 'after it had read'} {self.name(reading.sample)}"
         return UserError(
             f"data.num_workers={len(readings)}: a worker has died{how} {where}; the memory may be full (RAM or "
-            "/dev/shm): use fewer workers or smaller batches; if it was at the same sample twice, take that out of the data"
+            "/dev/shm): use fewer workers or smaller batches; if it was at the same sample twice, take that out of the "
+            "data"
         )
 
     def name(self, index: int) -> str:
