@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.images import (
@@ -33,6 +32,8 @@ from cogview_pl.durable.read import MAX_CAPTION, MAX_IMAGE, UnreadableError, can
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.vocab.roles import CAPTION
+
+_IMAGE = "image"  # stands for the extension of the image among the members of a sample
 
 FIRST_SAMPLES = 32
 """Number of samples whose fields are checked before a run starts."""
@@ -122,9 +123,11 @@ class ShardDataset(ImageFileDataset):
         """Store the places of all members, in arrays: millions of tuples would need too much memory."""
         keys: list[bytes] = []
         shards: list[int] = []
-        images: list[Span] = []
-        captions: list[Span] = []
-        records: list[Span] = []
+        places: dict[str, list[Span]] = {_IMAGE: []}
+        if CAPTION in self.text_fields:
+            places[self._caption_extension] = []
+        if self._json_fields:
+            places["json"] = []
         first: list[tuple[int, dict[str, Span]]] = []
         for shard, path in enumerate(self.shards):
             SIGNALS.check()
@@ -133,36 +136,27 @@ class ShardDataset(ImageFileDataset):
                     first.append((shard, members))
                 keys.append(key.encode("utf-8", "surrogateescape"))
                 shards.append(shard)
-                images.append(next((members[e] for e in members if e in IMAGE_EXTENSIONS), NO_MEMBER))
-                captions.append(members.get(self._caption_extension, NO_MEMBER))
-                if self._json_fields:
-                    records.append(members.get("json", NO_MEMBER))
-        if all(span == NO_MEMBER for span in images):
+                image = next((members[e] for e in members if e in IMAGE_EXTENSIONS), NO_MEMBER)
+                for kind, found in places.items():
+                    found.append(image if kind == _IMAGE else members.get(kind, NO_MEMBER))
+        if all(span == NO_MEMBER for span in places[_IMAGE]):
             raise UserError(
                 f"data.urls: no images in {self.shards[0]} … ({len(self.shards)} shards in all); members "
                 f"must be named KEY.EXTENSION with one of {', '.join(IMAGE_EXTENSIONS)}"
             )
-        if CAPTION in self.text_fields:
-            self._check_captions(first)
-        for name, field in self._json_fields:
-            self._check_field(name, field, first)
+        self._check_fields(first)
         # The keys are concatenated: an array of texts would give each the room of the longest.
         self._key_bytes = b"".join(keys)
         sizes = np.array([len(key) for key in keys], dtype=np.int64)
         self._keys = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
         self._shard_of = np.array(shards)
-        self._images = np.array(images)
-        self._captions = np.array(captions)
-        self._records = np.array(records)
+        self._places = {kind: np.array(found) for kind, found in places.items()}
 
     def _choose(self, indices: list[int]) -> None:
         rows = np.array(indices, dtype=np.int64)
         self._keys = self._keys[rows]
         self._shard_of = self._shard_of[rows]
-        self._images = self._images[rows]
-        self._captions = self._captions[rows]
-        if self._json_fields:
-            self._records = self._records[rows]
+        self._places = {kind: found[rows] for kind, found in self._places.items()}
 
     def _keep_styles(self, styles: Sequence[str], must_have_all: bool) -> None:
         """Leave out the samples of other styles."""
@@ -181,41 +175,37 @@ class ShardDataset(ImageFileDataset):
             check_present(styles, found, f"{self.style_field}")
         self._choose(kept)
 
-    def _check_captions(self, samples: list[tuple[int, dict[str, Span]]]) -> None:
-        """Raises UserError if none of the first samples has the caption field."""
-        extensions = {extension for _, members in samples for extension in members}
-        if self.caption_field == "txt":
-            if "txt" not in extensions:
-                raise UserError(
-                    f"data.caption_field=txt: the first {len(samples)} samples have no .txt, only "
-                    f"{', '.join(sorted(extensions))}; with captions in .json, set it to a field of theirs"
-                )
-            return
-        if "json" not in extensions:
-            raise UserError(
-                f"data.caption_field={self.caption_field}: the first {len(samples)} samples have no .json, "
-                f"only {', '.join(sorted(extensions))}; with captions in .txt, set data.caption_field=txt"
-            )
-        self._check_field("data.caption_field", self.caption_field, samples)
-
-    def _check_field(self, name: str, field: str, samples: list[tuple[int, dict[str, Span]]]) -> None:
-        """Raises UserError if no .json of the first samples has a field; `name` says what asks for it."""
-        fields: dict[str, None] = {}  # a set with the order of the file
+    def _check_fields(self, samples: list[tuple[int, dict[str, Span]]]) -> None:
+        """Raises UserError for a field, or a kind of file, that none of the first samples has."""
+        fields: dict[str, None] = {}  # in the order of the files
         for shard, members in samples:
             try:
                 fields |= dict.fromkeys(_json_object(self._read(shard, members["json"], ".json", MAX_CAPTION)))
             except (KeyError, SampleError):
                 continue
-        if fields and field not in fields:
+        wanted = list(self._json_fields)
+        if CAPTION in self.text_fields:
+            extensions = {extension for _, members in samples for extension in members}
+            if self._caption_extension not in extensions:
+                txt = self.caption_field == "txt"
+                advice = "in .json, set it to a field of theirs" if txt else "in .txt, set data.caption_field=txt"
+                raise UserError(
+                    f"data.caption_field={self.caption_field}: the first {len(samples)} samples have no "
+                    f".{self._caption_extension}, only {', '.join(sorted(extensions))}; with captions {advice}"
+                )
+            if self._caption_extension == "json":
+                wanted.insert(0, ("data.caption_field", self.caption_field))
+        missing = next(((key, field) for key, field in wanted if fields and field not in fields), None)
+        if missing is not None:
             raise UserError(
-                f"{name}={field}: no such field in the .json of the first {len(samples)} samples; "
+                f"{missing[0]}={missing[1]}: no such field in the .json of the first {len(samples)} samples; "
                 f"set it to one of: {', '.join(fields)}"
             )
 
     def _given_text(self, index: int, field: str) -> str:
         if field != CAPTION:
             return self._json_text(index, field)
-        data = self._member(self._captions, index, self._caption_extension)
+        data = self._member(index, self._caption_extension)
         if self.caption_field == "txt":
             try:
                 return data.decode("utf-8-sig").strip()
@@ -230,17 +220,17 @@ class ShardDataset(ImageFileDataset):
         return "" if self.style_field is None else self._json_text(index, self.style_field, "style")
 
     def _json_text(self, index: int, field: str, name: str = "") -> str:
-        record = _json_object(self._member(self._records, index, "json"))
+        record = _json_object(self._member(index, "json"))
         return field_text(record.get(field), name or field)
 
-    def _member(self, places: NDArray[np.int64], index: int, extension: str) -> bytes:
-        place = Span(*places[index])
+    def _member(self, index: int, extension: str) -> bytes:
+        place = Span(*self._places[extension][index])
         if place == NO_MEMBER:
             raise CaptionError(f"no .{extension} in the shard")
         return self._read(self._shard_of[index], place, f".{extension}", MAX_CAPTION)
 
     def _image(self, index: int) -> BinaryIO:
-        place = Span(*self._images[index])
+        place = Span(*self._places[_IMAGE][index])
         if place == NO_MEMBER:
             raise SampleError("no image in the shard")
         return io.BytesIO(self._read(self._shard_of[index], place, "image", MAX_IMAGE))
