@@ -26,8 +26,9 @@ from cogview_pl.checkpoints.model_folder import (
 from cogview_pl.cli.overrides import quote_override
 from cogview_pl.config.parts import model_options
 from cogview_pl.config.schema import Config, register_schemas
-from cogview_pl.data.token_store.store import StoreWriter
+from cogview_pl.data.token_store.store import TokenStoreWriter
 from cogview_pl.vocab import TextTokenizer, Vocabulary
+from cogview_pl.vocab.config import TextConfig
 
 ROWS = {"train": 256, "val": 8}
 _CONF = Path(__file__).parents[1] / "conf"
@@ -53,13 +54,13 @@ def make_tokens(outputs: Path, overrides: Sequence[str]) -> None:
         overrides: of `task=pretrain`; they say the sizes.
     """
     config, folder = composed(overrides), outputs / "tokenize" / "latest"
-    (folder / "store").mkdir(parents=True)
+    (folder / "token_store").mkdir(parents=True)
     images = _image_tokenizer(config)
     save_image_tokenizer(folder / "image_tokenizer", images)
-    text = text_tokenizer(config.text.vocab_size)
+    text = text_tokenizer(config.text)
     text.save(folder / "text.model")
-    writer = StoreWriter(
-        folder / "store",
+    writer = TokenStoreWriter(
+        folder / "token_store",
         text_length=config.text.max_length,
         grid=images.grid,
         text_vocab_size=text.vocab_size,
@@ -72,7 +73,7 @@ def make_tokens(outputs: Path, overrides: Sequence[str]) -> None:
     for split, rows in ROWS.items():
         pieces = torch.randint(3, text.vocab_size, (rows, config.text.max_length), generator=generator)
         codes = torch.randint(images.model.codebook_size, (rows, *images.grid), generator=generator)
-        writer.append(split, pieces.tolist(), codes, [f"{split} {row}" for row in range(rows)], rows)
+        writer.append(split, {"text": pieces.tolist()}, codes, [f"{split} {row}" for row in range(rows)], rows)
     writer.finish()
 
 
@@ -99,19 +100,19 @@ def make_model(outputs: Path, overrides: Sequence[str]) -> None:
     )
 
 
-def text_tokenizer(vocab_size: int) -> TextTokenizer:
+def text_tokenizer(options: TextConfig) -> TextTokenizer:
     """A tokenizer of exactly so many pieces: a learned one, and Chinese words that nobody has said."""
-    learned = TextTokenizer.train(_SEED_TEXT, vocab_size=vocab_size)
+    learned = TextTokenizer.train(_SEED_TEXT, options)
     found = ModelProto.FromString(learned.serialized)
     known = {piece.piece for piece in found.pieces}
     number, lowest = 0, min(piece.score for piece in found.pieces)
-    while len(found.pieces) < vocab_size:
+    while len(found.pieces) < options.vocab_size:
         first, second = divmod(number, _CHARACTERS)
         word = chr(_FIRST_CHARACTER + first) + chr(_FIRST_CHARACTER + second)
         number += 1
         if word not in known:
             found.pieces.add(piece=word, score=lowest - number)
-    found.trainer_spec.vocab_size = vocab_size
+    found.trainer_spec.vocab_size = options.vocab_size
     return TextTokenizer(found.SerializeToString())
 
 

@@ -2,46 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Protocol
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.utils import get_class
 
 from cogview_pl.data.bad_samples import require_readable
-from cogview_pl.data.config import DataConfig, FolderDataConfig, WebDatasetConfig
-from cogview_pl.data.folder import FolderDataset
-from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.webdataset import ShardDataset
+from cogview_pl.data.config import DataConfig
+from cogview_pl.data.samples import CaptionedImages, ImageSample, Skipped
+from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
-from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.toy_world.dataset import ToyDataset
+from cogview_pl.vocab.roles import CAPTION
 
 
-class CaptionedImages(Protocol):
-    """A map-style data set of images with captions."""
+def open_images(data: DataConfig, split: str, text_fields: Sequence[str] = (CAPTION,)) -> CaptionedImages:
+    """The `train` or `val` split of a data set.
 
-    def __len__(self) -> int: ...
+    Args:
+        data: the class and its arguments.
+        split: `train` or `val`.
+        text_fields: names of the texts that samples must have; `text` is the caption.
 
-    def __getitem__(self, index: int) -> ImageSample | Skipped: ...
-
-    def text(self, index: int) -> str:
-        """The caption alone, without decoding the image."""
-        ...
-
-    def fingerprint(self) -> str:
-        """A hash that changes with the samples, without reading the images."""
-        ...
-
-
-def open_images(data: DataConfig, split: str) -> CaptionedImages:
-    """The `train` or `val` split of a data source; raises UserError where it cannot be used."""
-    images = _open(data, split)
+    Raises:
+        UserError: the class cannot be used, no sample can be read, or samples lack a text.
+    """
+    arguments: dict[str, Any] = {"split": split, **data.arguments()}
+    kind = _class_of(data)
+    takes = inspect.signature(kind)
+    if "text_fields" in takes.parameters:
+        arguments["text_fields"] = tuple(text_fields)
+    try:
+        takes.bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"data._target_={data._target_} cannot be made: {error}; mend its keys under data") from None
+    images = kind(**arguments)
     if split == "train":
-        require_readable(images)
+        sample = require_readable(images)
+        for field in text_fields:
+            sample.text_of(field)
     return images
 
 
+def is_toy_world(data: DataConfig) -> bool:
+    """Whether images come from the toy world, whose captions can be judged."""
+    return issubclass(_class_of(data), ToyDataset)
+
+
 def validation_samples(data: DataConfig, count: int) -> tuple[list[ImageSample], list[Skipped]]:
-    """The first `count` samples of the validation split: those that can be read, and the others."""
+    """The first `count` samples of the validation split: the readable ones, and the skipped ones."""
     source = open_images(data, "val")
     samples = []
     for index in range(min(count, len(source))):
@@ -52,52 +62,18 @@ def validation_samples(data: DataConfig, count: int) -> tuple[list[ImageSample],
 
 
 def image_inputs(splits: Mapping[str, CaptionedImages]) -> dict[str, str]:
-    """Hashes of the splits of a data source, by which a run that goes on knows them again."""
+    """Fingerprints of the splits of a data set, which a resumed run compares."""
     return {f"data ({name} split)": images.fingerprint() for name, images in splits.items()}
 
 
-def at_twice_the_size(data: DataConfig) -> DataConfig:
-    """The same source, its images with twice the edge; smaller ones have nothing to teach and are skipped."""
-    size = 2 * data.image_size
-    if isinstance(data, FolderDataConfig | WebDatasetConfig):
-        return replace(data, image_size=size, min_size=max(size, data.min_size))
-    return replace(data, image_size=size)
-
-
-def _open(data: DataConfig, split: str) -> CaptionedImages:
-    if isinstance(data, ToyDataConfig):
-        return ToyDataset(
-            split,
-            data.train_size if split == "train" else data.val_size,
-            seed=data.seed,
-            resolution=data.image_size,
-            language=data.language,
-            styles=data.styles,
-            style_patterns=data.style_patterns,
-            object_probabilities=data.object_probabilities,
-        )
-    if isinstance(data, FolderDataConfig):
-        return FolderDataset(
-            data.root,
-            split,
-            data.image_size,
-            data.val_fraction,
-            data.caption_field,
-            styles=data.styles,
-            style_field=data.style_field,
-            style_patterns=data.style_patterns,
-            min_size=data.min_size,
-        )
-    assert isinstance(data, WebDatasetConfig)
-    return ShardDataset(
-        data.urls,
-        image_size=data.image_size,
-        caption_field=data.caption_field,
-        split=split,
-        val_urls=data.val_urls,
-        val_fraction=data.val_fraction,
-        style_field=data.style_field,
-        styles=data.styles,
-        style_patterns=data.style_patterns,
-        min_size=data.min_size,
-    )
+def _class_of(data: DataConfig) -> type[CaptionedImages]:
+    """The class of a data set; raises UserError where it cannot be imported or is no `CaptionedImages`."""
+    key = f"data._target_={data._target_}"
+    try:
+        found = get_class(data._target_)
+    except Exception as error:  # a module of the user's may raise anything on import
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"{key} cannot be imported: {reason}; name a class as FILE.CLASS") from error
+    if not issubclass(found, CaptionedImages):
+        raise UserError(f"{key} is no data set; derive it from cogview_pl.data.samples.CaptionedImages")
+    return found

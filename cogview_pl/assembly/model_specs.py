@@ -20,7 +20,7 @@ from cogview_pl.checkpoints.model_folder import (
 from cogview_pl.checkpoints.released import is_released
 from cogview_pl.checkpoints.settings import CONFIG, plain, unfit_named
 from cogview_pl.data.config import TokenSource
-from cogview_pl.data.token_store.store import Header
+from cogview_pl.data.token_store.header import TokenStoreHeader
 from cogview_pl.errors import UserError
 from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.transformer.config import TransformerConfig
@@ -145,7 +145,7 @@ def _of_tokens(
     if token_store is not None or source == TokenSource.tokenize:
         path = _existing(options.outputs, "tokenize", token_store)
         if path is not None and path.is_dir() and (path / "text.model").exists():
-            header = Header.load(path / "store")
+            header = TokenStoreHeader.load(path / "token_store")
             images = _saved_images(options, path / "image_tokenizer", "data.token_store")
             return images, Vocabulary(header.codebook_size, _text_vocab_size(path / "text.model"))
     base = None if start is None else _existing(options.outputs, *start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 
 from cogview_pl.cli.messages import report_thread_error
@@ -18,4 +19,6 @@ def prepare_process() -> None:
     forget_stale_variables()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a run listens, Ctrl-C just ends the process
     threading.excepthook = report_thread_error
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for classes in files of the user, which a `_target_` names
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting with 1

@@ -7,7 +7,7 @@ third parties (optimizer, callbacks, loggers) are plain `_target_` nodes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -29,6 +29,11 @@ from cogview_pl.vqvae.config import (
     ImageTokenizerConfig,
     LearnedQuantizerConfig,
 )
+
+if TYPE_CHECKING:
+    DataNode = DataConfig
+else:  # for OmegaConf: a data set of the user's own has keys that no dataclass here knows
+    DataNode = Any
 
 
 @dataclass
@@ -77,7 +82,7 @@ class Config:
     convert: ConvertConfig | None = None
     features: FeaturesConfig | None = None
     evaluate: EvaluateConfig | None = None
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataNode = MISSING
     token_store: TokenStoreConfig = field(default_factory=TokenStoreConfig)
     sequences: SequencesConfig = field(default_factory=SequencesConfig)
     lora: LoRAConfig = field(default_factory=LoRAConfig)
@@ -91,6 +96,10 @@ class Config:
     logger: dict[str, Any] = field(default_factory=dict)
     common: list[str] = field(default_factory=list)
     stages: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data, dict):
+            self.data = DataConfig.of_any_class(self.data)
 
 
 def register_schemas() -> None:

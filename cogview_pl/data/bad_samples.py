@@ -1,35 +1,36 @@
-"""What happens to samples that cannot be read: they are listed, counted and, past a share, end the run."""
+"""Samples that cannot be read: they are set aside, listed and counted, and too many of them end the run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
 from cogview_pl.data.records import read_record, record_line
-from cogview_pl.data.samples import ImageSample, Skipped
+from cogview_pl.data.samples import CaptionedImages, ImageSample, Skipped
 from cogview_pl.durable.read import UnreadableError, require_file
 from cogview_pl.durable.write import disk_full_named, no_links
 from cogview_pl.errors import UserError
+from cogview_pl.vocab.roles import CAPTION
 
 _ENOUGH = 100
 
 
-class SkipLog:
-    """Lists skipped samples in a file and refuses to go on when there are too many.
+class BadSampleLog:
+    """Lists skipped samples in a file, and raises when their share is too large.
 
-    Each key is written once, as a line `{"key": …, "reason": …, "crc32": …}`; an existing file is read first and goes
-    on. The share is taken of what this run has seen: after a restart pass the saved `state` to `load_state`.
+    Each key is written once, as a line `{"key": …, "reason": …, "crc32": …}`. An existing file is read and extended.
+    The share counts the samples that this run has seen; a resumed run passes the saved `state` to `load_state`.
 
     Args:
         path: the file, `skipped.jsonl` in the run's folder.
-        max_share: largest share of skipped samples that is tolerated, 0 … 1.
-        minimum: samples to see before the share means anything (`enough_to_judge`).
+        max_share: largest share of skipped samples that is allowed, 0 … 1.
+        minimum: number of samples to see before the share is compared (`enough_to_judge`).
 
     Raises:
-        UserError: the existing file is not such a list, or cannot be read.
+        UserError: the existing file cannot be read, or is not such a list.
     """
 
     def __init__(self, path: Path, max_share: float, minimum: int = _ENOUGH) -> None:
@@ -50,48 +51,45 @@ class SkipLog:
 
     @property
     def count(self) -> int:
-        """Different samples in the file."""
+        """Number of different samples in the file."""
         return len(self._keys)
 
     @property
     def state(self) -> dict[str, int]:
-        """Samples seen and skipped so far, to be saved with a checkpoint."""
+        """Numbers of samples seen and skipped so far, for a checkpoint."""
         return {"seen": self._seen, "skipped": self._skipped}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        """Go on from a saved `state`."""
+        """Continue from a saved `state`."""
         self._seen = state["seen"]
         self._skipped = state["skipped"]
 
     def add(self, skipped: Iterable[Skipped], seen: int) -> None:
-        """Note the samples skipped among the `seen` ones read since the last call.
+        """Record the skipped samples among the `seen` samples that were read since the last call.
 
         Raises:
-            UserError: more than `max_share` of all seen were skipped, and at least `minimum` were seen.
+            UserError: more than `max_share` of all seen samples were skipped, and at least `minimum` were seen.
         """
         met = list(skipped)
         new = {sample.key: sample for sample in met if sample.key not in self._keys}
         self._seen += seen
-        self._skipped += len(met)  # repeats count as they do in `seen`, so that the share stays one
+        self._skipped += len(met)  # repeated samples count in `seen` too, so the share stays right
         if new:
-            self._write(new.values())
+            with disk_full_named(self.path), open(self.path, "ab", opener=no_links) as stream:
+                for sample in new.values():
+                    stream.write(record_line(sample._asdict()))
+                    self._note(sample)
         if self._first and self._seen >= self.minimum and self._skipped > self.max_share * self._seen:
             raise UserError(
                 f"{self._skipped} of {self._seen} images could not be read (first: {self._first.key}: "
                 f"{self._first.reason}); see {self.path}; raise data.max_skipped_share to go on"
             )
 
-    def _write(self, new: Iterable[Skipped]) -> None:
-        with disk_full_named(self.path), open(self.path, "ab", opener=no_links) as stream:
-            for sample in new:
-                stream.write(record_line(sample._asdict()))
-                self._note(sample)
-
     def _read(self) -> None:
         *lines, rest = self.path.read_bytes().split(b"\n")
-        if _is_record(rest[:-1]):  # the byte behind it was the end of the line
+        if _is_record(rest[:-1]):  # its last byte was the line feed, and was damaged
             lines.append(rest)
-        elif rest:  # cut off by a kill while writing; the sample will be met again
+        elif rest:  # a kill has cut the line off; the sample will be met again
             with self.path.open("r+b") as stream:
                 stream.truncate(stream.seek(0, 2) - len(rest))
         for number, line in enumerate(lines, 1):
@@ -113,22 +111,33 @@ def _is_record(line: bytes) -> bool:
 
 
 def enough_to_judge(dataset_size: int) -> int:
-    """How many samples must have been seen before a share of skipped ones is held against a data set."""
+    """Number of samples to see before the share of skipped ones is compared with its limit."""
     return min(_ENOUGH, dataset_size)
 
 
 class ImageBatch(NamedTuple):
-    """The readable samples of a batch, and the others."""
+    """The B readable samples of a batch, and the skipped ones."""
 
     images: torch.Tensor
-    """uint8 `(B, 3, Y, X)`; `(0, 3, 0, 0)` when nothing was readable."""
+    """uint8 `(B, 3, Y, X)`; `(0, 3, 0, 0)` when no sample was readable."""
     texts: list[str]
+    """Captions."""
     keys: list[str]
     skipped: list[Skipped]
+    fields: Mapping[str, list[str]] = {}
+    """B texts of each other text field of the samples (`ImageSample.fields`)."""
+
+    def texts_of(self, field: str) -> list[str]:
+        """The B texts of a field; `text` is the caption. Raises UserError where the samples lack the field."""
+        if field == CAPTION or not self.keys:
+            return self.texts
+        if field not in self.fields:
+            raise UserError(f"data: samples such as {self.keys[0]} have no text {field}, a slot of template.layout")
+        return self.fields[field]
 
 
 def collate_images(samples: list[ImageSample | Skipped]) -> ImageBatch:
-    """Stack the images of a batch and set the skipped ones aside."""
+    """Stack the images of a batch and set the skipped samples aside."""
     good = [sample for sample in samples if isinstance(sample, ImageSample)]
     none = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
     return ImageBatch(
@@ -136,19 +145,12 @@ def collate_images(samples: list[ImageSample | Skipped]) -> ImageBatch:
         texts=[sample.text for sample in good],
         keys=[sample.key for sample in good],
         skipped=[sample for sample in samples if isinstance(sample, Skipped)],
+        fields={name: [sample.text_of(name) for sample in good] for name in (good[0].fields if good else ())},
     )
 
 
-class Samples(Protocol):
-    """A data set of images with captions."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> ImageSample | Skipped: ...
-
-
-def require_readable(dataset: Samples, limit: int = 64) -> None:
-    """Check, before a run starts, that one of the first `limit` samples can be read.
+def require_readable(dataset: CaptionedImages, limit: int = 64) -> ImageSample:
+    """The first readable sample among the first `limit`, for checks before a run starts.
 
     Raises:
         UserError: none can, or there are no samples.
@@ -159,7 +161,7 @@ def require_readable(dataset: Samples, limit: int = 64) -> None:
     for index in range(min(limit, len(dataset))):
         sample = dataset[index]
         if isinstance(sample, ImageSample):
-            return
+            return sample
         first = first or sample
     assert first is not None
     raise UserError(

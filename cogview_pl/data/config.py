@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from cogview_pl.limits import MISSING, above_0, at_least_0, count, share, share_below_1
+
+_OF_THE_LOADER = ("_target_", "batch_size", "num_workers", "worker_timeout", "max_skipped_share", "token_store")
 
 
 class StoreFormat(Enum):
@@ -25,39 +30,67 @@ class TokenSource(Enum):
 
 @dataclass
 class DataConfig:
-    """What every data source has; the variants extend it."""
+    """Options of every data set: its class, and how samples are loaded. Other attributes are arguments of the class."""
 
-    kind: str = MISSING
+    _target_: str = MISSING
     image_size: int = count()
     batch_size: int = count()
     num_workers: int = at_least_0()
     worker_timeout: float | None = above_0()
     max_skipped_share: float = share()
-    val_fraction: float = share()
-    min_size: int = at_least_0(0)
-    style_patterns: list[str] = MISSING
     token_store: str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the class, without `split`."""
+        return {name: value for name, value in vars(self).items() if name not in _OF_THE_LOADER}
+
+    def at_twice_the_size(self) -> DataConfig:
+        """The same images with twice the edge; smaller images have no detail to learn from and are skipped."""
+        larger = copy(self)
+        larger.image_size = 2 * self.image_size
+        if hasattr(larger, "min_size"):
+            larger.min_size = max(larger.image_size, larger.min_size)
+        return larger
+
+    @staticmethod
+    def of_any_class(values: dict[str, Any]) -> DataConfig:
+        """Options of a data set that a user brings: typed as far as they are common to all, else as given.
+
+        Raises OmegaConf's errors where a common option has the wrong type.
+        """
+        common = {field.name for field in fields(DataConfig)}
+        typed = OmegaConf.create({"data": DataConfig})
+        typed.merge_with({"data": {name: value for name, value in values.items() if name in common}})
+        found: DataConfig = OmegaConf.to_object(typed)["data"]  # type: ignore
+        vars(found).update({name: value for name, value in values.items() if name not in common})
+        return found
 
 
 @dataclass
 class FolderDataConfig(DataConfig):
-    """A folder of images with captions."""
+    """A folder of images with captions (`FolderDataset`)."""
 
     root: str | None = None
+    val_fraction: float = share()
+    min_size: int = at_least_0()
     caption_field: str | None = None
     styles: Any = None
     style_field: str | None = None
+    style_patterns: list[str] = MISSING
 
 
 @dataclass
 class WebDatasetConfig(DataConfig):
-    """Tar shards."""
+    """Tar shards (`ShardDataset`)."""
 
     urls: Any = MISSING
     val_urls: Any = None
+    val_fraction: float = share()
+    min_size: int = at_least_0()
     caption_field: str = MISSING
     style_field: str | None = None
     styles: list[str] | None = None
+    style_patterns: list[str] = MISSING
 
 
 @dataclass
@@ -73,6 +106,7 @@ class SequencesConfig:
     """What stage 2 trains on."""
 
     source: TokenSource = MISSING
+    val_fraction: float = share()
     replay_store: str | None = None
     replay_share: float = share_below_1()
     conditioning_dropout: float = share_below_1()

@@ -1,7 +1,7 @@
-"""What tells a data set from another one, cheaply: settings, names, sizes and times, not the contents of files.
+"""Fingerprints of data sets: settings, names, sizes and times of files, not their contents.
 
-A run that goes on compares the fingerprint of its data with that of its beginning. A file that is written again counts
-as another one, even with the same bytes; one that is copied with its time (`cp -p`, `rsync -a`) is the same.
+A resumed run compares the fingerprint of its data with that of its beginning. A file that is written again has another
+fingerprint, even with the same bytes; a copy that keeps the time (`cp -p`, `rsync -a`) has the same.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Fingerprint:
         self.add(kind)
 
     def add(self, *values: object) -> None:
-        """Go on with values that JSON can hold."""
+        """Add values that JSON can hold."""
         self._digest.update(json.dumps(values, sort_keys=True).encode() + b"\n")
 
     def add_file(self, file: Path, *values: object) -> None:
-        """Go on with values, and the size and time of a file, or that there is none."""
+        """Add values, and the size and time of a file, or that it is missing."""
         try:
             found = find(file)
         except UnreadableError as error:
@@ -39,7 +39,7 @@ class Fingerprint:
             self.add(*values, None if found is None else [found.st_size, found.st_mtime_ns])
 
     def add_bytes(self, data: bytes) -> None:
-        """Go on with bytes."""
+        """Add bytes."""
         self.add(len(data))
         self._digest.update(data)
 

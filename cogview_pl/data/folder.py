@@ -1,6 +1,6 @@
-"""Captions of an image folder, and folders of images as a data set.
+"""Captions of an image folder, and image folders as a data set.
 
-A folder that cannot be read at all is a `UserError`; a image that cannot be read is skipped (`images.py`).
+A folder that cannot be read raises `UserError`; an image that cannot be read is skipped (`images.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from cogview_pl.data.fingerprint import Fingerprint
-from cogview_pl.data.images import CaptionedImages, CaptionError, field_text, find_images, split_indices
+from cogview_pl.data.images import CaptionError, ImageFileDataset, field_text, find_images, split_indices
 from cogview_pl.durable.read import (
     MAX_CAPTION,
     UnreadableError,
@@ -26,6 +26,7 @@ from cogview_pl.durable.read import (
 )
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
+from cogview_pl.vocab.roles import CAPTION
 
 CAPTION_FILES = (
     "metadata.jsonl",
@@ -40,31 +41,31 @@ CAPTION_FIELDS = ("text", "caption")
 
 
 class Listed(NamedTuple):
-    """A image of a folder: its file relative to the folder, its caption and its style, each maybe empty."""
+    """An image of a folder: its file relative to the folder, its texts in the order of the fields, and its style."""
 
     file: str
-    caption: str
+    texts: tuple[str, ...]
     style: str = ""
 
 
-class FolderDataset(CaptionedImages):
-    """An image folder with captions, or one per style; the forms are those of `find_captions`.
+class FolderDataset(ImageFileDataset):
+    """An image folder with captions, or one folder per style; see `find_captions` for the forms of captions.
 
-    A sample's key is its file, relative to its folder as the captions name it, behind the style if there is one
-    folder per style: `油画/a.png`.
+    The key of a sample is its file, relative to its folder as the captions name it. With one folder per style, the
+    name of the style comes first: `油画/a.png`.
 
     Args:
-        root: the folder; None where `styles` has the folders.
+        root: the folder; None where `styles` names the folders.
         split: `train` or `val`, by a hash of the file in each folder (`split_indices`).
         image_size: edge of the square images.
         val_fraction: share of `val`, 0 … 1.
         caption_field: field or column with the caption; None takes `text` or `caption`.
         styles: the folder of each style.
-        style_field: field or column with the style, in place of `styles`.
-        style_patterns, min_size: see `CaptionedImages`.
+        style_field: field or column with the style, instead of `styles`.
+        style_patterns, min_size, text_fields: see `ImageFileDataset`.
 
     Raises:
-        UserError: see `find_captions`, `split_indices` and `CaptionedImages`; neither or both of `root` and
+        UserError: see `find_captions`, `split_indices` and `ImageFileDataset`; neither or both of `root` and
             `styles` are given, or there are patterns but no styles.
     """
 
@@ -80,8 +81,9 @@ class FolderDataset(CaptionedImages):
         style_field: str | None = None,
         style_patterns: Sequence[str] = (),
         min_size: int = 0,
+        text_fields: Sequence[str] = (CAPTION,),
     ) -> None:
-        super().__init__(image_size, min_size, style_patterns)
+        super().__init__(image_size, min_size, style_patterns, text_fields)
         folders = _folders(root, styles)
         if styles and style_field is not None:
             raise UserError(f"data.style_field={style_field}: data.styles names the styles already; drop one of them")
@@ -90,10 +92,10 @@ class FolderDataset(CaptionedImages):
                 "data.style_patterns: the images have no styles; set data.styles to one folder per style, "
                 "or data.style_field to the field with the style"
             )
-        self._samples: list[tuple[str, Path, Listed]] = []  # key, folder, what is listed
+        self._samples: list[tuple[str, Path, Listed]] = []  # key, folder, listed image
         for style, folder in folders.items():
             name = f"data.styles.{style}" if style else "data.root"
-            listed = find_captions(folder, caption_field, style_field, name)
+            listed = find_captions(folder, caption_field, style_field, name, self.text_fields)
             for i in split_indices([image.file for image in listed], split, val_fraction):
                 image = listed[i]._replace(style=style or listed[i].style)
                 key = f"{style}/{image.file}" if style else image.file
@@ -110,11 +112,11 @@ class FolderDataset(CaptionedImages):
         found.add(*self._settings())
         for index, (key, _, image) in enumerate(self._samples):
             SIGNALS.check()
-            found.add_file(self._image(index), key, image.caption, image.style)
+            found.add_file(self._image(index), key, image.texts, image.style)
         return found.hexdigest()
 
-    def _caption(self, index: int) -> str:
-        return self._samples[index][2].caption
+    def _given_text(self, index: int, field: str) -> str:
+        return self._samples[index][2].texts[self.text_fields.index(field)]
 
     def _style(self, index: int) -> str:
         return self._samples[index][2].style
@@ -125,7 +127,7 @@ class FolderDataset(CaptionedImages):
 
 
 def _folders(root: str | Path | None, styles: Mapping[str, str | Path] | None) -> dict[str, Path]:
-    """Style, empty for `root`, → folder."""
+    """Folder by style; the style of `root` is empty."""
     if root is not None and styles:
         raise UserError(f"data.root={root} and data.styles are both given; drop one of them")
     if root is None and not styles:
@@ -139,35 +141,47 @@ def _folders(root: str | Path | None, styles: Mapping[str, str | Path] | None) -
 
 
 def find_captions(
-    root: str | Path, caption_field: str | None = None, style_field: str | None = None, name: str = "data.root"
+    root: str | Path,
+    caption_field: str | None = None,
+    style_field: str | None = None,
+    name: str = "data.root",
+    text_fields: Sequence[str] = (CAPTION,),
 ) -> list[Listed]:
-    """The images of a folder with their captions, and their styles where `style_field` is given.
+    """The images of a folder with their texts, and their styles where `style_field` is given.
 
-    The first of these that is there: `metadata.jsonl`, `captions.jsonl`, then the same names as `.csv` and
-    `.tsv` with a header; the image's file is in `file_name`, `image` or `path`, the caption in
-    `caption_field`, or where that is None in `text` or `caption` (a list of captions counts as its first).
-    Otherwise one `.txt` beside each image, at any depth. All UTF-8, with or without byte-order mark.
-    `name` is the configuration key of `root`, for messages.
+    Captions are in the first of these files that exists: `metadata.jsonl`, `captions.jsonl`, then the same names as
+    `.csv` and `.tsv` with a header. The file of an image is in `file_name`, `image` or `path`; the caption is in
+    `caption_field` or, where that is None, in `text` or `caption` (of a list of captions the first counts); any other
+    text is in the field of its name. Without such a file, each image has its caption in a `.txt` of the same name, at
+    any depth. All files are UTF-8, with or without byte-order mark. `name` is the configuration key of `root`.
 
     Raises:
-        UserError: the folder is missing or cannot be read, has no captions, a line is malformed, too long or lacks a
-            field, or none of the listed images can be read.
+        UserError: the folder is missing or unreadable or has no captions; a line is malformed, too long or lacks a
+            field; or none of the listed images can be read.
     """
     root = Path(os.path.expanduser(root))
     _require_folder(root, name)
     listing = _listing(root)
     if listing is None:
-        beside = _captions_beside(root, name)
+        found = _captions_in_txt(root, name)
         if style_field is not None:
             raise UserError(
                 f"data.style_field={style_field}: {name}={root} has its captions in .txt files, which have no fields; "
                 "set data.styles to one folder per style"
             )
-        return beside
+        if tuple(text_fields) != (CAPTION,):
+            raise UserError(
+                f"template.layout: {name}={root} has its captions in .txt files, which have no columns "
+                f"{', '.join(text_fields)}; write a {CAPTION_FILES[0]}"
+            )
+        return found
     try:
         with listing.open(encoding="utf-8-sig", newline="") as stream:
             read = _json_lines if listing.suffix == ".jsonl" else _table_rows
-            found = [_listed(record, where, caption_field, style_field) for where, record in read(stream, listing)]
+            found = [
+                _listed(record, where, text_fields, caption_field, style_field)
+                for where, record in read(stream, listing)
+            ]
     except UnicodeDecodeError:
         raise UserError(f"{listing} is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
@@ -189,7 +203,7 @@ def _require_folder(root: Path, name: str) -> None:
 
 
 def _listing(root: Path) -> Path | None:
-    """The file with the captions of a folder, where it has one."""
+    """The file with the captions of a folder, if there is one."""
     for file in CAPTION_FILES:
         try:
             require_file(root / file)
@@ -202,7 +216,7 @@ def _listing(root: Path) -> Path | None:
 
 
 def _require_one(listed: list[Listed], root: Path, listing: Path, name: str) -> None:
-    """Refuse a list of which no image can be opened."""
+    """Raises UserError if none of the listed images can be opened."""
     unreadable = ""
     for image in listed:
         SIGNALS.check()
@@ -221,24 +235,24 @@ def _require_one(listed: list[Listed], root: Path, listing: Path, name: str) -> 
     )
 
 
-def _captions_beside(root: Path, name: str) -> list[Listed]:
+def _captions_in_txt(root: Path, name: str) -> list[Listed]:
     found = []
     num_captions = 0
     for image in find_images(root):
         SIGNALS.check()
         caption = _note(image.with_suffix(".txt"))
         num_captions += caption is not None
-        found.append(Listed(image.relative_to(root).as_posix(), caption or ""))
+        found.append(Listed(image.relative_to(root).as_posix(), (caption or "",)))
     if not num_captions:
         raise UserError(
             f"{name}={root} has no captions; add one of {', '.join(CAPTION_FILES)} with the fields "
-            "file_name and text, or one .txt beside each image"
+            "file_name and text, or one .txt per image"
         )
     return found
 
 
 def _note(file: Path) -> str | None:
-    """The caption in a file beside a image; None where there is no such file."""
+    """The caption in a `.txt` file; None where there is no such file."""
     try:
         text = read_file(file, MAX_CAPTION).decode("utf-8-sig")
     except UnreadableError as error:
@@ -280,24 +294,34 @@ def _table_rows(stream: TextIO, file: Path) -> Iterator[tuple[str, dict[str, obj
         raise UserError(f"{file}:{reader.line_num} is malformed ({error}); mend its quotes") from None
 
 
-def _listed(record: dict[str, object], where: str, caption_field: str | None, style_field: str | None) -> Listed:
+def _listed(
+    record: dict[str, object],
+    where: str,
+    text_fields: Sequence[str],
+    caption_field: str | None,
+    style_field: str | None,
+) -> Listed:
     file = next((record[name] for name in FILE_FIELDS if name in record), None)
     if not isinstance(file, str) or not file:
         known = ", ".join(record) or "none"
         raise UserError(f"{where} names no image; use {' or '.join(FILE_FIELDS)} (fields here: {known})")
-    caption_fields = CAPTION_FIELDS if caption_field is None else (caption_field,)
-    caption = _field(record, where, caption_fields, "caption")
-    return Listed(file, caption, "" if style_field is None else _field(record, where, (style_field,), "style"))
+    captions = CAPTION_FIELDS if caption_field is None else (caption_field,)
+    texts = tuple(
+        _field(record, where, captions, "caption", "data.caption_field")
+        if field == CAPTION
+        else _field(record, where, (field,), field, "the slot in template.layout")
+        for field in text_fields
+    )
+    style = "" if style_field is None else _field(record, where, (style_field,), "style", "data.style_field")
+    return Listed(file, texts, style)
 
 
-def _field(record: dict[str, object], where: str, names: tuple[str, ...], what: str) -> str:
-    """The text in the first of the named fields that a record has."""
+def _field(record: dict[str, object], where: str, names: tuple[str, ...], what: str, key: str) -> str:
+    """The text in the first of the named fields that a record has; `key` is where the configuration names it."""
     name = next((name for name in names if name in record), None)
     if name is None:
-        raise UserError(
-            f"{where} has no field {' or '.join(names)}; set data.{what}_field to one of: {', '.join(record)}"
-        )
+        raise UserError(f"{where} has no field {' or '.join(names)}; set {key} to one of: {', '.join(record)}")
     try:
         return field_text(record[name], what)
     except CaptionError as error:
-        raise UserError(f"{where}, {name}: {error}; mend the line or set data.{what}_field") from None
+        raise UserError(f"{where}, {name}: {error}; mend the line or set {key}") from None

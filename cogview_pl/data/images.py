@@ -1,7 +1,7 @@
-"""Images and captions: decoding, the split, and what the folder and the shards have in common as data sets.
+"""Image files with captions: decoding, the split, and the base class of folders and shards.
 
-Nothing here raises for one bad image: a data set hands on a `Skipped` with the reason, and `skips.py`
-decides when there are too many of them.
+One bad image raises nothing here: the data set returns a `Skipped` with the reason, and `bad_samples.py` decides when
+there are too many.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -17,26 +17,26 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from cogview_pl.data.samples import ImageSample, Skipped, fraction_of
+from cogview_pl.data.samples import CaptionedImages, ImageSample, Skipped, fraction_of
 from cogview_pl.data.styles import StylePatterns
 from cogview_pl.durable.read import MAX_IMAGE, UnreadableError, cannot_be_read, require_file
 from cogview_pl.errors import UserError
+from cogview_pl.vocab.roles import CAPTION
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
 
 _ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
-# Raster formats only: Pillow's EPS reader, for one, would start another program on a file from a stranger.
+# Raster formats only: Pillow's EPS reader, for example, would start another program on a file from a stranger.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 _OF_THE_SYSTEM = "lost+found"  # at the top of a disk, readable by root alone
 
-# Resizing the shorter edge makes the longer one `LONGEST_SHAPE * size` pixels at most.
 LONGEST_SHAPE = 32
+"""Largest ratio of the edges of an image: it limits the size of the resized image before the crop."""
 
 
 class SampleError(ValueError):
@@ -44,7 +44,7 @@ class SampleError(ValueError):
 
 
 class ImageError(SampleError):
-    """A image cannot be decoded."""
+    """An image cannot be decoded."""
 
 
 class CaptionError(SampleError):
@@ -52,15 +52,15 @@ class CaptionError(SampleError):
 
 
 def load_image(file: str | Path | BinaryIO, size: int, min_size: int = 0) -> torch.Tensor:
-    """Decode a image to uint8 `(3, size, size)`, 0 black … 255 white.
+    """Decode an image to uint8 `(3, size, size)`, 0 black … 255 white.
 
-    The orientation noted by the camera (EXIF) is applied, transparency is put on white, grey, 16-bit, palette
-    and CMYK images become RGB; of an animation the first frame is taken. The shorter edge is resized to
-    `size` (bicubic, antialiased), then the centre is cropped.
+    The orientation in the EXIF data is applied, transparent pixels are put on white, and grey, 16-bit, palette and
+    CMYK images become RGB. Of an animation the first frame is read. The shorter edge is resized to `size` (bicubic,
+    antialiased), then the centre is cropped.
 
     Raises:
-        ImageError: the file is missing, cannot be read, is no regular file or larger than `MAX_IMAGE`, damaged, no
-            image, has more pixels than Pillow takes for safe, or its shorter edge has less than `min_size`.
+        ImageError: the file is missing, unreadable, no regular file, larger than `MAX_IMAGE`, damaged or no image; it
+            has more pixels than Pillow considers safe, or its shorter edge has fewer than `min_size`.
     """
     try:
         if isinstance(file, (str, Path)):
@@ -81,7 +81,7 @@ def load_image(file: str | Path | BinaryIO, size: int, min_size: int = 0) -> tor
     except UnreadableError as error:
         raise ImageError("file not found" if error.missing else str(error)) from None
     except UnidentifiedImageError:
-        raise ImageError("not a image in a known format, or cut off") from None
+        raise ImageError("not an image in a known format, or cut off") from None
     except Exception as error:  # damaged bytes make Pillow's readers raise nearly anything
         if isinstance(error, OSError) and error.errno is not None:
             raise ImageError(cannot_be_read(error)) from error
@@ -91,7 +91,7 @@ def load_image(file: str | Path | BinaryIO, size: int, min_size: int = 0) -> tor
 
 
 def _verify_png(file: str | Path | BinaryIO) -> None:
-    """Compare the checksums of a PNG, which decoding does not: it stops at the last pixel, before it gets to them."""
+    """Compare the checksums of a PNG; decoding stops at the last pixel, before the last checksum."""
     place = None if isinstance(file, (str, Path)) else file.tell()
     if place is not None:
         file.seek(0)  # type: ignore[union-attr]
@@ -102,9 +102,9 @@ def _verify_png(file: str | Path | BinaryIO) -> None:
 
 
 def _decode_smaller(image: Image.Image, shorter: int) -> None:
-    """Let a JPEG be decoded at 1/8, 1/4 or 1/2, several times faster, where `shorter` pixels are left.
+    """Decode a JPEG at 1/8, 1/4 or 1/2, several times faster, if the shorter edge keeps `shorter` pixels.
 
-    Only where the edges divide: elsewhere the reduced image would not cover quite the same area.
+    The scale must divide both edges: otherwise the reduced image covers a slightly different area.
     """
     if image.format == "JPEG":
         for scale in (8, 4, 2):
@@ -127,10 +127,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def field_text(value: object, name: str = "caption") -> str:
-    """The caption (or what `name` says) in a metadata field, without the space around it.
+    """The text in a metadata field, without the white space around it.
 
-    It is a text, or the first of a list of texts; null and an empty list give the empty text, which the data sets
-    skip.
+    Of a list of texts the first counts. Null and an empty list give an empty text; data sets skip its sample.
+
+    Args:
+        value: of the field, as JSON has it.
+        name: of the field, for messages.
 
     Raises:
         CaptionError: the value is not text.
@@ -151,11 +154,11 @@ def field_text(value: object, name: str = "caption") -> str:
 def split_indices(keys: Sequence[str], split: str, val_fraction: float) -> list[int]:
     """Indices of the samples of one split, in order.
 
-    A key's side depends on the key alone (SHA-1), so samples keep theirs when others come or go. With a
-    fraction strictly between 0 and 1 and two different keys or more, neither split is empty.
+    The split of a key depends on the key alone (SHA-1), so it stays the same when other samples are added or removed.
+    If the fraction is strictly between 0 and 1 and there are two different keys or more, neither split is empty.
 
     Args:
-        keys: one per sample; equal keys share a side.
+        keys: one per sample; equal keys are in the same split.
         split: `train` or `val`.
         val_fraction: expected share of `val`, 0 … 1.
 
@@ -174,42 +177,38 @@ def split_indices(keys: Sequence[str], split: str, val_fraction: float) -> list[
     return np.flatnonzero(is_val == (split == "val")).tolist()
 
 
-class CaptionedImages(Dataset["ImageSample | Skipped"], ABC):
-    """Images with captions, by index; what the folder and the shards have in common.
+class ImageFileDataset(CaptionedImages):
+    """Images in files with texts, by index: what folders and shards have in common.
 
-    `dataset[i]` is an `ImageSample` with a image uint8 `(3, image_size, image_size)`, or a `Skipped`.
+    `dataset[i]` is an `ImageSample` with an image uint8 `(3, image_size, image_size)`, or a `Skipped`.
 
     Args:
         image_size: edge of the square images.
         min_size: images whose shorter edge has fewer pixels are skipped.
-        style_patterns: how captions name the style (`StylePatterns`); none leaves captions alone.
+        style_patterns: how captions name the style (`StylePatterns`); without any, captions stay as they are.
+        text_fields: names of the texts of a sample; `text` is the caption, any other a column or key of that name.
 
     Raises:
         UserError: a pattern is unusable.
     """
 
-    def __init__(self, image_size: int, min_size: int, style_patterns: Sequence[str]) -> None:
+    def __init__(
+        self, image_size: int, min_size: int, style_patterns: Sequence[str], text_fields: Sequence[str]
+    ) -> None:
         self.image_size = image_size
         self.min_size = min_size
+        self.text_fields = tuple(text_fields)
         self._patterns = StylePatterns(style_patterns)
-
-    @abstractmethod
-    def __len__(self) -> int: ...
+        if self._patterns and CAPTION not in text_fields:
+            raise UserError("data.style_patterns: they name the style in {text}, a slot that template.layout lacks")
 
     @abstractmethod
     def key(self, index: int) -> str:
-        """The sample's name within the data set."""
+        """The name of a sample within the data set."""
 
     @abstractmethod
-    def fingerprint(self) -> str:
-        """A digest of the settings, and the names, sizes and times of the files: another one where samples changed.
-
-        Reads no images. See `fingerprint.py`.
-        """
-
-    @abstractmethod
-    def _caption(self, index: int) -> str:
-        """The caption, maybe empty, or a SampleError."""
+    def _given_text(self, index: int, field: str) -> str:
+        """The text of a field as the data give it, maybe empty, or a SampleError."""
 
     @abstractmethod
     def _style(self, index: int) -> str:
@@ -217,54 +216,50 @@ class CaptionedImages(Dataset["ImageSample | Skipped"], ABC):
 
     @abstractmethod
     def _image(self, index: int) -> Path | BinaryIO:
-        """Where to read the image, or a SampleError."""
+        """The file to read the image from, or a SampleError."""
 
     def _settings(self) -> tuple[object, ...]:
-        """What changes a sample besides its files."""
-        return self.image_size, self.min_size, self._patterns.patterns
+        """The arguments that change a sample."""
+        return self.image_size, self.min_size, self._patterns.patterns, self.text_fields
 
-    def text(self, index: int) -> str:
-        """The caption, with its style if there are patterns; empty where the sample lacks one of them."""
+    def text(self, index: int, field: str = CAPTION) -> str:
+        """The text of a field; empty where the sample lacks it. With patterns, the caption names its style."""
         try:
-            return self._text(index)
+            return self._text(index, field)
         except SampleError:
             return ""
-
-    def texts(self) -> list[str]:
-        """All captions, in the order of the samples."""
-        return [self.text(index) for index in range(len(self))]
 
     def __getitem__(self, index: int) -> ImageSample | Skipped:
         index = range(len(self))[index]
         try:
-            text = self._text(index)
+            texts = {field: self._text(index, field) for field in self.text_fields}
             pixels = load_image(self._image(index), self.image_size, self.min_size)
-            return ImageSample(self.key(index), pixels, text)
+            return ImageSample(self.key(index), pixels, texts.pop(CAPTION, ""), texts)
         except SampleError as error:
             return Skipped(self.key(index), str(error))
 
-    def _text(self, index: int) -> str:
-        """The whole caption, or a SampleError."""
-        caption = self._caption(index)
-        if not caption:
-            raise CaptionError("the caption is empty")
-        if not self._patterns:
-            return caption
+    def _text(self, index: int, field: str) -> str:
+        """The complete text of a field, or a SampleError."""
+        text = self._given_text(index, field)
+        if not text:
+            raise CaptionError(f"the {'caption' if field == CAPTION else field} is empty")
+        if field != CAPTION or not self._patterns:
+            return text
         style = self._style(index)
         if not style:
             raise CaptionError("the style is empty")
-        return self._patterns.apply(caption, style, self.key(index))
+        return self._patterns.apply(text, style, self.key(index))
 
 
 def find_images(root: Path) -> Iterator[Path]:
-    """All image files below a folder, hidden ones left out, in a fixed order.
+    """All image files below a folder, except hidden files, in a fixed order.
 
-    Links to folders are followed, but not to one that the link itself is in.
+    Links to folders are followed, except a link to a folder that contains the link.
 
     Raises:
         UserError: a folder cannot be read.
     """
-    above = {os.fspath(root): {_identity(root)}}  # a folder → itself and the folders on the way to it
+    above = {os.fspath(root): {_identity(root)}}  # folder → its identity and those of the folders above it
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_refuse_folder):
         way = above.pop(folder)
         kept = []
@@ -280,10 +275,10 @@ def find_images(root: Path) -> Iterator[Path]:
 
 
 def _identity(folder: str | Path) -> tuple[int, int] | None:
-    """What tells a folder from all others, whatever link leads to it; None where it cannot be looked at."""
+    """Device and inode of a folder, the same through every link; None where it cannot be read."""
     try:
         found = os.stat(folder)
-    except OSError:  # named when it is walked into
+    except OSError:  # os.walk reports it
         return None
     return found.st_dev, found.st_ino
 

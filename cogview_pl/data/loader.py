@@ -1,9 +1,9 @@
-"""Loader processes that may hang, die or fail: each ends the run in one line that names the sample.
+"""A DataLoader whose workers may hang, die or fail: each ends the run with one line that names the sample.
 
-`torch.utils.data.DataLoader` waits for a hung worker without end, and signals to the run wait with it; a worker that
-dies or raises ends in a traceback. `Loader` waits a second at a time, by torch's own `timeout`: after it `next` can be
-called again, since nothing is taken out of a queue or counted before a batch has come. Only the start of a further pass
-over persistent workers cannot be tried again, so they are then replaced by new ones.
+`torch.utils.data.DataLoader` waits for a hung worker without a limit, and does not handle signals meanwhile; a worker
+that dies or raises gives a traceback. `Loader` waits one second at a time, by torch's `timeout`. After a timeout `next`
+can be called again, because torch changes no queue and no count before a batch has arrived. Only the start of a further
+pass over persistent workers cannot be repeated, so new workers then replace them.
 """
 
 from __future__ import annotations
@@ -18,26 +18,29 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from cogview_pl.data.worker_notes import NOTES, DeathsInTime, Notes
+from cogview_pl.data.worker_activity import ACTIVITIES, TIMED_OUT, DeathsInTime, WorkerActivity
 from cogview_pl.errors import UserError
 
 T = TypeVar("T")
 
-_SLICE = 1.0  # seconds between two looks
-_TIMED_OUT = "DataLoader timed out after"
+_SLICE = 1.0  # seconds between two calls of `look`
+
+# Private names of DataLoader, checked against torch 2.15: its iterator with persistent workers, and the thread of that
+# iterator that pins memory. Without them hung persistent workers stay, and a dead thread is waited for.
+_ITERATOR, _PINNING = "_iterator", "_pin_memory_thread"
 
 
 def ignore_interrupts(worker: int) -> None:
     """Leave Ctrl-C, which a terminal sends to all processes of a command, to the main process.
 
-    Nothing is drawn at random in a worker, so none of them is seeded.
+    Workers use no random numbers, so they are not seeded.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _unless_hung_up
 
 
 def _unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print what a thread of a worker dies of, but for the main process that has ended while it was given files."""
+    """Print an error that ends a thread of a worker, except that the main process has ended."""
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)
 
@@ -50,13 +53,13 @@ class Loader(DataLoader[T]):
     """A DataLoader of a map-style data set, with the same batches in the same order.
 
     Args:
-        dataset: its samples are named by `mixing.sample_key` where it has keys, else by their number.
+        dataset: messages name its samples by `mixing.sample_key` if it has keys, else by number.
         patience: seconds without a finished sample after which waiting for a batch ends; None: no limit.
-        look: called about once a second while a batch is awaited, to raise when the process was told to stop.
-        options: of DataLoader, without `timeout`. `worker_init_fn` is `ignore_interrupts` unless another is given.
+        look: is called about once a second while waiting for a batch; it raises if the process was told to stop.
+        options: of DataLoader, without `timeout`. `worker_init_fn` is `ignore_interrupts` unless it is given.
 
-    Iterating raises UserError where workers finish nothing, die, or raise a UserError themselves. Those that hang are
-    killed when the waiting ends so, and when the program ends.
+    Iterating raises UserError if workers finish nothing, die, or raise a UserError. Workers that hang are then killed,
+    and also when the program ends.
     """
 
     def __init__(
@@ -70,99 +73,99 @@ class Loader(DataLoader[T]):
         self.patience = patience
         self.look = look
         if options.get("num_workers", 0):
-            dataset = _Noting(dataset.dataset if isinstance(dataset, _Noting) else dataset)
+            dataset = _Recorded(dataset.dataset if isinstance(dataset, _Recorded) else dataset)
             options = {"worker_init_fn": ignore_interrupts, **options}
             options["timeout"] = _SLICE if patience is None else min(_SLICE, patience)
-            if options.get("collate_fn") is not None:  # torch's own puts what it makes into shared memory itself
+            if options.get("collate_fn") is not None:  # the default one uses shared memory already
                 options["collate_fn"] = _Sharing(options["collate_fn"])
         super().__init__(dataset, **options)
 
     def __iter__(self) -> Iterator[T]:  # type: ignore[override]
-        if not isinstance(self.dataset, _Noting):
+        if not isinstance(self.dataset, _Recorded):
             return super().__iter__()
         try:
             return self._begin(self.dataset)
         except RuntimeError as error:
-            if not str(error).startswith(_TIMED_OUT):
+            if not str(error).startswith(TIMED_OUT):
                 raise
-        # Persistent workers are still at what an unfinished pass has left. How many of them have taken note of the new
-        # one is lost with the exception, so others take their place.
-        self.dataset.notes.kill_hung()
-        self._iterator = None
+        # Persistent workers still read samples of an unfinished pass. The exception has lost the number of workers that
+        # know of the new pass, so new workers replace them.
+        self.dataset.activity.kill_hung()
+        setattr(self, _ITERATOR, None)
         return self._begin(self.dataset)
 
-    def _begin(self, dataset: _Noting) -> _Watching[T]:
-        starts = self._iterator is None  # and does not go on with the workers of the last pass
+    def _begin(self, dataset: _Recorded) -> _Watching[T]:
+        starts = getattr(self, _ITERATOR) is None  # else the workers of the last pass continue
         others = multiprocessing.active_children()
         if starts:
-            dataset.notes = Notes(dataset.dataset, self.num_workers)
-            NOTES.add(dataset.notes)
+            dataset.activity = WorkerActivity(dataset.dataset, self.num_workers)
+            ACTIVITIES.add(dataset.activity)
         DeathsInTime.install()
         try:
-            with dataset.notes.in_words():
+            with dataset.activity.in_words():
                 batches: Iterator[T] = super().__iter__()
         finally:
             if starts:
-                dataset.notes.workers = [one for one in multiprocessing.active_children() if one not in others]
-        return _Watching(batches, self, dataset.notes)
+                dataset.activity.workers = [one for one in multiprocessing.active_children() if one not in others]
+        return _Watching(batches, self, dataset.activity)
 
 
 class _Watching(Iterator[T]):
-    """The batches of one pass, waited for a slice at a time."""
+    """The batches of one pass; waits for each in slices of time."""
 
-    def __init__(self, batches: Iterator[T], loader: Loader[T], notes: Notes) -> None:
+    def __init__(self, batches: Iterator[T], loader: Loader[T], activity: WorkerActivity) -> None:
         self._batches = batches
         self._loader = loader
-        self._notes = notes
+        self._activity = activity
 
     def __next__(self) -> T:
-        quiet, before = 0.0, self._notes.copy()
+        quiet, before = 0.0, self._activity.copy()
         while True:
             try:
-                with self._notes.in_words():
+                with self._activity.in_words():
                     return next(self._batches)
             except RuntimeError as error:
-                if not str(error).startswith(_TIMED_OUT):
+                if not str(error).startswith(TIMED_OUT):
                     raise
-            pinning = getattr(self._batches, "_pin_memory_thread", None)  # torch looks at it only without a timeout
+            pinning = getattr(self._batches, _PINNING, None)  # torch checks it only without a timeout
             if pinning is not None and not pinning.is_alive():
                 raise RuntimeError("Pin memory thread exited unexpectedly")
-            now = self._notes.copy()
+            now = self._activity.copy()
             quiet = quiet + self._loader.timeout if now == before else 0.0
             before = now
             try:
                 self._loader.look()
                 self._require_patience(quiet)
             except BaseException:
-                self._notes.kill_hung()
+                self._activity.kill_hung()
                 raise
 
     def _require_patience(self, quiet: float) -> None:
-        """Raises UserError when nothing has come for too long."""
+        """Raises UserError if no sample was finished for too long."""
         patience = self._loader.patience
         if patience is None or quiet < patience:
             return
         workers = f"data.num_workers={self._loader.num_workers}"
-        reading = [note for note in self._notes.all() if note.reading]
+        reading = [one for one in self._activity.all() if one.reading]
         if not reading:
             raise UserError(
                 f"{workers}: the workers have been silent for {quiet:.0f} s (data.worker_timeout={patience:g}) and are "
                 "not reading; try fewer of them, or 0 to see what is wrong"
             )
-        slowest = max(reading, key=lambda note: note.seconds)
+        slowest = max(reading, key=lambda one: one.seconds)
         raise UserError(
-            f"{workers}: a worker has been reading {self._notes.name(slowest.sample)} for {slowest.seconds:.0f} s "
+            f"{workers}: a worker has been reading {self._activity.name(slowest.sample)} for {slowest.seconds:.0f} s "
             f"(data.worker_timeout={patience:g}); see to the disk that it is on, take it out of the data, or raise "
             "data.worker_timeout"
         )
 
 
-class _Noting(Dataset[Any]):
-    """A data set whose workers note which sample they are reading."""
+class _Recorded(Dataset[Any]):
+    """A data set whose workers record the sample that they read."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
-        self.notes = Notes(dataset, 0)
+        self.activity = WorkerActivity(dataset, 0)
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -171,15 +174,15 @@ class _Noting(Dataset[Any]):
         info = get_worker_info()
         if info is None:
             return self.dataset[index]
-        self.notes.begin(info.id, int(index))
+        self.activity.begin(info.id, int(index))
         try:
             return self.dataset[index]
         finally:
-            self.notes.end(info.id)
+            self.activity.end(info.id)
 
 
 class _Sharing:
-    """Makes batches and puts them into shared memory, where torch would do so in a thread that may fail unnoticed."""
+    """Makes batches and moves them to shared memory; torch would do that in a thread whose failure nobody sees."""
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self._collate = collate

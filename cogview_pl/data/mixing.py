@@ -1,4 +1,4 @@
-"""Training sets made of several data sets, each with a share of the samples."""
+"""Training sets that mix two data sets, each with a share of the samples."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ T = TypeVar("T")
 def mixed(main: Dataset[T], other: Dataset[T], share: float) -> Dataset[T]:
     """Samples of `other` among those of `main`, so that they make up `share` of all.
 
-    Every sample of both occurs at least once; the smaller part, as the share counts it, is repeated. Which samples
-    these are does not depend on chance, so a training order over them can be gone on with.
+    Every sample of both occurs at least once; the part that is too small for its share is repeated. The result does not
+    depend on chance, so a resumed run finds the same order.
 
     Args:
         main, other: map-style data sets, not empty.
@@ -29,7 +29,7 @@ def mixed(main: Dataset[T], other: Dataset[T], share: float) -> Dataset[T]:
 
 
 def sample_key(dataset: Dataset[Any], index: int) -> str:
-    """What names a sample of a data set, or of one made of several here, in a message."""
+    """The name of a sample of a data set, or of a mixed one, in a message."""
     if isinstance(dataset, ConcatDataset):
         part = bisect_right(dataset.cumulative_sizes, index)
         return sample_key(dataset.datasets[part], index - ([0, *dataset.cumulative_sizes][part]))

@@ -1,4 +1,4 @@
-"""Lists of samples in files: a JSON object on each line, with a checksum of itself."""
+"""Lists of samples in files: on each line a JSON object with its checksum."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _CHECKSUM = "crc32"
 
 
 def record_line(record: Mapping[str, object]) -> bytes:
-    """A line of a list, with a CRC-32 of itself as its last field."""
+    """A line of a list; its last field is the CRC-32 of the others."""
     text = json.dumps({**record, _CHECKSUM: _checksum(record)}, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace") + b"\n"  # a file name that is no valid Unicode: a JSON escape
 
 
 def read_record(line: bytes | str, *, ours: bool = False) -> dict[str, Any]:
-    """The record of a line, without its checksum, which lines that users write do not have.
+    """The record of a line, without its checksum. Lines that users write have none.
 
     Args:
         line: JSON.
-        ours: whether a run has written it, so that it must have a checksum.
+        ours: whether a run has written the line, so that it must have a checksum.
 
     Raises:
-        ValueError: the line is no JSON object, or not what its checksum says.
+        ValueError: the line is no JSON object, or its checksum is wrong.
     """
     record = json.loads(line)
     if not isinstance(record, dict):

@@ -1,4 +1,4 @@
-"""The order of training samples: endless, and the same after a restart."""
+"""The order of training samples: endless, and the same in a resumed run."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from torch.utils.data import Sampler
 
 
 class EndlessSampler(Sampler[int]):
-    """Indices of a data set for ever, epoch after epoch without a seam or a dropped sample.
+    """Endless indices of a data set, epoch after epoch; no sample is dropped between epochs.
 
-    The order of an epoch is a function of `seed` and the epoch's number only, not of what was drawn before,
-    of the workers or of the number of processes; so "the first N samples" says exactly which, and a run goes
-    on from there. Positions count the samples of the whole world, which takes W blocks of B at a time: rank r
-    the positions r·B … r·B + B - 1 of them, so that with B the size of a batch the batches of all ranks, one
-    behind the other, are the batch of one process. An epoch that W·B does not divide goes over into the next
-    one.
+    The order of an epoch depends on `seed` and the number of the epoch only, not on workers or the number of processes.
+    So the first N samples are always the same, and a run can be resumed after them. Positions count the samples of all
+    W ranks, which take W blocks of B samples at a time; rank r takes the positions r·B … r·B + B - 1 of them. If B is
+    the batch size, the batches of all ranks together are the batch of one process. If W·B does not divide the size, a
+    batch holds samples of two epochs.
 
-    `consumed` (samples that the whole world has trained on, 0 at first) is where the next iteration starts;
-    set it before `iter()`. Iterating leaves it alone, because a loader draws ahead of what has been trained
-    on: who counts the finished batches keeps it up to date. There is no length.
+    `consumed` (number of samples that all ranks have trained on, 0 at first) is where the next iteration starts; set it
+    before `iter()`. Iterating does not change it, because a loader reads ahead of training; the code that counts
+    finished batches must update it. There is no length.
 
     Args:
         size: samples in the data set, at least 1.

@@ -1,32 +1,93 @@
-"""What a map or stream of images hands on: a sample, or the reason why there is none."""
+"""Captioned images as samples, and the base class of data sets that hold them."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from torch.utils.data import Dataset
+
+from cogview_pl.data.fingerprint import Fingerprint
+from cogview_pl.errors import UserError
+from cogview_pl.vocab.roles import CAPTION
+
+_FINGERPRINT_SAMPLES = 64
 
 
 class ImageSample(NamedTuple):
-    """One image and its caption.
-
-    `key` names the sample within its data set; `image` is uint8 `(3, Y, X)`, 0 black … 255 white.
-    """
+    """One image and its texts."""
 
     key: str
+    """Names the sample within its data set."""
     image: torch.Tensor
+    """uint8 `(3, Y, X)`, 0 black … 255 white."""
     text: str
+    """The caption; empty where the layout has no slot `{text}`."""
+    fields: Mapping[str, str] = {}
+    """Text of each other text slot of the layout, by the slot's name."""
+
+    def text_of(self, field: str) -> str:
+        """The text of a field; `text` is the caption. Raises UserError where the sample lacks the field."""
+        if field == CAPTION:
+            return self.text
+        if field not in self.fields:
+            raise UserError(f"data: sample {self.key} has no text {field}, a slot of template.layout")
+        return self.fields[field]
 
 
 class Skipped(NamedTuple):
-    """A sample that could not be used: its key and, in one line, why."""
+    """A sample that could not be used, and the reason in one line."""
 
     key: str
     reason: str
 
 
+class CaptionedImages(Dataset["ImageSample | Skipped"], ABC):
+    """A map-style data set of images with captions: the base class of our data sets and of a user's own.
+
+    `dataset[i]` must be the same sample whenever it is read, so that a run can be resumed.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> ImageSample | Skipped: ...
+
+    def key(self, index: int) -> str:
+        """The name of a sample within the data set. This default reads the sample."""
+        return self[index].key
+
+    def text(self, index: int, field: str = CAPTION) -> str:
+        """The text of one field; empty where the sample is skipped. This default reads the image too."""
+        sample = self[index]
+        return sample.text_of(field) if isinstance(sample, ImageSample) else ""
+
+    def texts(self) -> list[str]:
+        """All captions, in the order of the samples."""
+        return [self.text(index) for index in range(len(self))]
+
+    def fingerprint(self) -> str:
+        """A digest that changes with the samples; a resumed run compares it with that of its beginning.
+
+        This default reads 64 samples at equal distances. Override it where more may change.
+        """
+        found = Fingerprint(f"{type(self).__module__}.{type(self).__qualname__}")
+        found.add(len(self))
+        for index in range(0, len(self), max(1, len(self) // _FINGERPRINT_SAMPLES)):
+            sample = self[index]
+            if isinstance(sample, Skipped):
+                found.add(*sample)
+            else:
+                found.add(sample.key, sample.text, dict(sample.fields))
+                found.add_bytes(sample.image.contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+
 def fraction_of(key: str) -> float:
-    """A number in [0, 1) that is fixed by the key alone: for choices that must not depend on other samples."""
+    """A number in [0, 1) that follows from the key alone, for choices that must not depend on other samples."""
     digest = hashlib.sha1(key.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53

@@ -5,6 +5,7 @@ Shapes: B batch, L length of the longest sequence in the batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from typing import NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset
 
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import CodeSlot, Sequence, Template, TextSlot
+from cogview_pl.vocab.roles import CAPTION
 from cogview_pl.vocab.template import NO_SLOT
 
 
@@ -27,39 +29,62 @@ class SequenceBatch(NamedTuple):
     weights: Tensor
     """float32 loss weight of each token as a prediction target."""
     slots: Tensor
-    """int64 index of the slot of the layout."""
+    """int64 index of the slot in the layout."""
 
 
 class TokenisedSamples(Protocol):
-    """What a split of the token store looks like."""
+    """A split of a token store."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Seq[int], Tensor]:
-        """Text token ids without padding, and codes int64 `(y, x)`."""
+    def __getitem__(self, index: int) -> tuple[Mapping[str, Seq[int]], Tensor]:
+        """Text token ids without padding by text field, and codes int64 `(y, x)`."""
         ...
 
     def key(self, index: int) -> str:
-        """What names a sample in a message."""
+        """The name of a sample in a message."""
         ...
 
 
+def fields_of_slots(template: Template, text_fields: Seq[str]) -> dict[str, str]:
+    """The text field of a token store that fills each text slot of a layout.
+
+    A slot takes the field of its name. If there is one slot and one field, their names may differ.
+
+    Raises:
+        UserError: a slot has no field.
+    """
+    slots = [slot.name for slot in template.slots if isinstance(slot, TextSlot)]
+    if len(slots) == len(text_fields) == 1:
+        return {slots[0]: text_fields[0]}
+    missing = next((slot for slot in slots if slot not in text_fields), None)
+    if missing is not None:
+        raise UserError(
+            f"template.layout: the token store has no text for slot {missing}, only for {', '.join(text_fields)}; "
+            "run task=tokenize with this template"
+        )
+    return {slot: slot for slot in slots}
+
+
 class SequenceDataset(Dataset[Sequence]):
-    """Tokenised samples laid out by a template.
+    """Tokenised samples in the layout of a template.
 
     Args:
         samples: a split of the token store.
-        template: a layout with one text slot and one slot for the codes.
+        template: a layout with text slots and one slot for the codes.
         grid: `(y, x)` of the store's codes.
+        text_fields: names of the store's texts.
 
     Raises:
-        UserError: the layout's slots do not match what the store holds.
+        UserError: the slots of the layout do not match the store.
     """
 
-    def __init__(self, samples: TokenisedSamples, template: Template, grid: tuple[int, int]) -> None:
+    def __init__(
+        self, samples: TokenisedSamples, template: Template, grid: tuple[int, int], text_fields: Seq[str] = (CAPTION,)
+    ) -> None:
         self.samples = samples
         self.template = template
-        self._text = [slot.name for slot in template.slots if isinstance(slot, TextSlot)]
+        self._fields = fields_of_slots(template, text_fields)
         self._codes = [slot.name for slot in template.slots if isinstance(slot, CodeSlot)]
         for slot in template.slots:
             if isinstance(slot, CodeSlot) and slot.grid != tuple(grid):
@@ -74,18 +99,19 @@ class SequenceDataset(Dataset[Sequence]):
     def __getitem__(self, index: int) -> Sequence:
         text_tokens, codes = self.samples[index]
         flat = codes.flatten().tolist()
-        values = {name: text_tokens for name in self._text} | {name: flat for name in self._codes}
-        return self.template.build(values)
+        texts = {slot: text_tokens[field] for slot, field in self._fields.items()}
+        return self.template.build(texts | {name: flat for name in self._codes})
 
     def key(self, index: int) -> str:
-        """What names a sample in a message."""
+        """The name of a sample in a message."""
         return self.samples.key(index)
 
 
 class SequenceCollator:
-    """Pads sequences to the longest of the batch; no sequences at all become one row of padding, which has no loss.
+    """Pads sequences to the longest of the batch.
 
-    (A process that has run out of samples still goes through a model whose weights are spread over all.)
+    An empty batch becomes one row of padding, which has no loss: where the weights are sharded over processes, a
+    process without samples must run the model too.
 
     Args:
         pad: id of `[PAD]`.
@@ -95,7 +121,7 @@ class SequenceCollator:
         self.pad = pad
 
     def __call__(self, sequences: list[Sequence]) -> SequenceBatch:
-        """Stack a list of sequences."""
+        """Stack sequences."""
         sequences = sequences or [Sequence([self.pad] * 2, weights=[0.0] * 2, slots=[NO_SLOT] * 2, positions=[0] * 2)]
         length = max(len(sequence.tokens) for sequence in sequences)
         return SequenceBatch(

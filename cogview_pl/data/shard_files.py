@@ -1,4 +1,4 @@
-"""The shards that patterns stand for, and reading from many of them."""
+"""The shards that patterns name, and a cache of open files."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import BinaryIO
 
 from braceexpand import braceexpand
 
-from cogview_pl.durable.read import UnreadableError, find, kind_of, require_file
+from cogview_pl.durable.read import find, kind_of, require_file, unreadable_named
 from cogview_pl.errors import UserError
 
-# Shards kept open at once by one process.
 MAX_OPEN = 64
-# Most shards that the ranges of a pattern may make: braceexpand makes them all before the first is looked at.
+"""Largest number of shards that one process keeps open."""
 MAX_SHARDS = 1_000_000
+"""Largest number of shards that a pattern may name: braceexpand makes the complete list."""
 
 
 def expand_urls(urls: str | Sequence[str], name: str) -> list[Path]:
-    """The local files that patterns with braces and `*` stand for, each once: as listed, a pattern's sorted.
+    """The local files that patterns with braces and `*` name, each once: in the order of the patterns, then sorted.
 
     Args:
         urls: one pattern or several.
         name: the configuration key, for messages.
 
     Raises:
-        UserError: a pattern matches no file or something that is no file and no folder, is remote, has unbalanced
-            braces or an endless range; there is none at all.
+        UserError: a pattern matches no file, or something that is neither file nor folder; it is remote, or has
+            unbalanced braces or too long a range; or there are no patterns.
     """
     patterns = [urls] if isinstance(urls, str) else list(urls)
     files = [file for pattern in patterns for file in _expand(pattern, name)]
@@ -62,12 +62,12 @@ def _expand(pattern: str, name: str) -> Iterator[Path]:
 
 
 def _count(first: str, last: str) -> int:
-    """How many numbers a range has, at most; Python reads no numbers of thousands of digits."""
+    """Upper limit of the length of a range; Python refuses numbers of thousands of digits."""
     return abs(int(last) - int(first)) + 1 if len(first + last) < 100 else MAX_SHARDS + 1
 
 
 def _is_file(file: Path, name: str) -> bool:
-    """Whether a file and not a folder, over which a `*` passes; raises UserError for anything else."""
+    """Whether a path is a file; False for a folder, which `*` may match; raises UserError for anything else."""
     seen = _seen(file, name)
     if seen is None:
         raise UserError(f"{name}: {file} is a link to what does not exist; mend or remove it")
@@ -78,16 +78,14 @@ def _is_file(file: Path, name: str) -> bool:
 
 
 def _seen(file: Path, name: str) -> os.stat_result | None:
-    try:
+    with unreadable_named(f"{name}: {file}", "see to it, or leave it out"):
         return find(file)
-    except UnreadableError as error:
-        raise UserError(f"{name}: {file} {error}; see to it, or leave it out") from None
 
 
 class OpenFiles:
-    """Files of this process, opened at first use; the oldest is closed when there are too many.
+    """A cache of open files; the oldest is closed when there are too many.
 
-    A copy in another process, forked or pickled, starts without any: a shared file would share its position.
+    A forked or pickled copy in another process starts empty, because a shared file would share its position.
     """
 
     def __init__(self) -> None:
@@ -98,12 +96,7 @@ class OpenFiles:
         return OpenFiles, ()
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
-        """Bytes of a file, fewer where it ends.
-
-        Raises:
-            UnreadableError: it is no file any more.
-            OSError: it cannot be read.
-        """
+        """Bytes of a file; fewer where the file ends. Raises UnreadableError or OSError."""
         if self._process != os.getpid():
             self._process = os.getpid()
             self._files = {}

@@ -1,4 +1,4 @@
-"""Styles in captions: patterns such as `{text}的{style}图像`, of which each sample gets one."""
+"""Styles in captions: each sample uses one of several patterns, such as `{text}的{style}图像`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class StylePatterns:
     """Names styles in captions.
 
     Args:
-        patterns: texts with the holes `{text}` and `{style}`; without any, the object is false.
+        patterns: texts with the fields `{text}` and `{style}`; without patterns the object is false.
 
     Raises:
-        UserError: a pattern lacks one of the holes, or has others.
+        UserError: a pattern lacks one of the fields, or has others.
     """
 
     def __init__(self, patterns: Sequence[str]) -> None:
@@ -31,13 +31,13 @@ class StylePatterns:
         return bool(self.patterns)
 
     def apply(self, text: str, style: str, key: str) -> str:
-        """The caption in one of the patterns, chosen by a hash of the sample's key (not the hash of the split)."""
+        """The caption in a pattern that a hash of the key chooses; the split uses another hash."""
         pattern = self.patterns[int(fraction_of(f"pattern:{key}") * len(self.patterns))]
         return pattern.format(text=text, style=style)
 
 
 def check_present(wanted: Iterable[str], found: Iterable[str], field: str) -> None:
-    """Refuse styles that the data lack, with a UserError that names the first of them, and those found."""
+    """Raises UserError if the data lack a style; the message names it, and the styles found."""
     known = sorted(set(found) - {""})
     missing = next((style for style in wanted if style not in known), None)
     if missing is not None:

@@ -1,8 +1,8 @@
-"""Where the members of a tar file are, from its headers alone; whatever the file says, in bounded time and memory.
+"""The places of the members of a tar file, read from its headers in bounded time and memory.
 
-Python's `tarfile` follows sizes backwards, reads names of gigabytes, and searches them in quadratic time. Here each
-header lies behind the one before it, so their number is bounded by the size of the file, and what belongs to a name has
-a limit. Known are the forms v7, ustar, GNU and pax, of which those who write shards use all but the first.
+A damaged or hostile file makes Python's `tarfile` follow sizes backwards, read names of gigabytes and search them in
+quadratic time. Here each header comes after the one before it, so the size of the file limits their number, and names
+and pax headers have limits. The formats v7, ustar, GNU and pax are read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cogview_pl.errors.signals import SIGNALS
 MAX_NAME = 2**16
 """Longest name of a member, in bytes."""
 MAX_RECORDS = 2**20
-"""Most bytes that a pax header may have."""
+"""Largest size of a pax header in bytes."""
 
 _BLOCK = 512
 _END = bytes(_BLOCK)
@@ -32,7 +32,7 @@ _SPARSE_RECORD = "sparse"  # what stands for all pax records that only sparse me
 
 
 class Span(NamedTuple):
-    """Where a member's bytes are in its shard."""
+    """The bytes of a member in its shard."""
 
     offset: int
     size: int
@@ -40,11 +40,11 @@ class Span(NamedTuple):
 
 NO_MEMBER = Span(-1, 0)
 SPARSE_MEMBER = Span(-2, 0)
-"""A file that is stored without its holes: its bytes are not those of the shard."""
+"""Place of a sparse file: the shard stores it without its holes, so it is not read."""
 
 
 class _DamagedError(Exception):
-    """The header at byte `at` is none that can be believed; the text says why."""
+    """The header at byte `at` is damaged; the text says why."""
 
     def __init__(self, at: int, reason: str) -> None:
         super().__init__(reason)
@@ -58,9 +58,9 @@ class _Header(NamedTuple):
 
 
 def index_shard(path: Path) -> dict[str, dict[str, Span]]:
-    """Key → extension (lower case, all after the first dot) → place, in the order of the tar file.
+    """The place of each member by key and extension (lower case, all after the first dot), in the order of the file.
 
-    Reads the headers only. Of two members with one name the later counts, as when unpacking.
+    Reads the headers only. Of two members with the same name the later counts, as it does when a tar file is unpacked.
 
     Raises:
         UserError: the file is no tar file, is compressed, ends early, or has a member that is not within it.
@@ -92,10 +92,10 @@ def index_shard(path: Path) -> dict[str, dict[str, Span]]:
 
 
 def _members(file: int) -> Iterator[tuple[str, Span]]:
-    """Names and places of the regular files; raises _DamagedError where something else comes before the end."""
+    """Names and places of the regular files; raises _DamagedError for damaged headers."""
     end = os.fstat(file).st_size
     at = 0
-    given: dict[str, str] = {}  # what headers of their own say of the next member
+    given: dict[str, str] = {}  # fields of the next member from GNU and pax headers
     while (block := _read(file, at, _BLOCK, at)) != _END or given:
         SIGNALS.check()
         header = _parse(block, at)
@@ -105,7 +105,7 @@ def _members(file: int) -> Iterator[tuple[str, Span]]:
         if not belongs:
             size = _size(given, header, at)
             if header.kind == _SPARSE:
-                start = _behind_holes(file, block, start, at)
+                start = _after_holes(file, block, start, at)
         if start + size > end:
             raise _DamagedError(at, f"a member of {size:,} bytes goes beyond the end of the file")
         if header.kind == _LONG_NAME:
@@ -127,7 +127,7 @@ def _members(file: int) -> Iterator[tuple[str, Span]]:
 def _parse(block: bytes, at: int) -> _Header:
     """The fields of a header."""
     found = _number(block[148:156], at)
-    # The field counts as blanks. Some old programs took bytes for signed numbers.
+    # The checksum field counts as blanks. Some old programs summed signed bytes.
     total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
     if found != total and found != total - 256 * sum(byte > 127 for byte in block[:148] + block[156:]):
         raise _DamagedError(at, "no header with a right checksum")
@@ -140,7 +140,7 @@ def _parse(block: bytes, at: int) -> _Header:
 
 
 def _size(given: dict[str, str], header: _Header, at: int) -> int:
-    """Bytes of data behind the header of a member."""
+    """Size of the data after the header of a member."""
     if header.kind in _WITHOUT_DATA:
         return 0
     if "size" not in given:
@@ -151,8 +151,8 @@ def _size(given: dict[str, str], header: _Header, at: int) -> int:
     return int(digits)
 
 
-def _behind_holes(file: int, block: bytes, start: int, at: int) -> int:
-    """Where the data of a sparse member of GNU tar start: behind blocks that say where its holes are."""
+def _after_holes(file: int, block: bytes, start: int, at: int) -> int:
+    """Start of the data of a sparse member of GNU tar: after the blocks that list its holes."""
     more = block[_MORE_HOLES]
     while more:
         more = _read(file, start, _BLOCK, at)[_STILL_MORE_HOLES]
@@ -161,7 +161,7 @@ def _behind_holes(file: int, block: bytes, start: int, at: int) -> int:
 
 
 def _records(data: bytes, at: int) -> dict[str, str]:
-    """The records `LENGTH KEY=VALUE\\n` of a pax header that say what a member is."""
+    """The records `LENGTH KEY=VALUE\\n` of a pax header that describe the next member."""
     found = {}
     place = 0
     while place < len(data) and data[place]:
@@ -181,7 +181,7 @@ def _records(data: bytes, at: int) -> dict[str, str]:
 
 
 def _number(field: bytes, at: int) -> int:
-    """A number in octal digits, or in base 256 behind a byte that says so."""
+    """A number in octal digits, or in base 256 after the byte 0x80."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     try:

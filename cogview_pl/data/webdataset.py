@@ -1,9 +1,9 @@
 """WebDataset shards (tar files of images and captions) as a data set with random access.
 
-A tar file is usually read as a stream, with a buffer for shuffling. Here the headers are read once, at
-construction, and each member's place (shard, offset, size) is kept; the data stay on disk. That is what
-allows a shuffle over the whole set, and a restart in the middle of an epoch that goes on with exactly the
-next sample. It needs local files that are not compressed.
+Other readers stream a tar file through a buffer for shuffling. Here the headers are read once, at construction, and the
+place of each member (shard, offset, size) is kept; the data stay on disk. So an epoch is shuffled over the whole data
+set, and a run that is resumed in the middle of an epoch continues with the next sample. The files must be local and
+uncompressed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.images import (
     IMAGE_EXTENSIONS,
-    CaptionedImages,
     CaptionError,
+    ImageFileDataset,
     SampleError,
     field_text,
     split_indices,
@@ -32,20 +31,22 @@ from cogview_pl.data.tar_index import NO_MEMBER, SPARSE_MEMBER, Span, index_shar
 from cogview_pl.durable.read import MAX_CAPTION, MAX_IMAGE, UnreadableError, cannot_be_read, require_size
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
+from cogview_pl.vocab.roles import CAPTION
 
-# Samples looked at for the caption and style fields before a run starts.
+_IMAGE = "image"  # stands for the extension of the image among the members of a sample
+
 FIRST_SAMPLES = 32
+"""Number of samples whose fields are checked before a run starts."""
 
 
-class ShardDataset(CaptionedImages):
+class ShardDataset(ImageFileDataset):
     """The samples of local WebDataset shards.
 
-    The members of a sample share a key: their path up to the first dot of the base name (WebDataset's rule;
-    keys are taken to be unique over all shards). The image is the first with an extension of
-    `IMAGE_EXTENSIONS`; the caption is in `<key>.json`, field `caption_field` (a text, or a list of texts that
-    counts as its first), or is the whole of `<key>.txt` where `caption_field` is "txt". What lacks one of
-    them is `Skipped` when read. Workers may be forked or spawned: each process opens the shards for itself,
-    at first use.
+    The members of a sample share a key: their path up to the first dot of the base name (WebDataset's rule). Keys must
+    be unique over all shards. The image is the first member with an extension of `IMAGE_EXTENSIONS`. The caption is
+    the field `caption_field` of `<key>.json` (of a list of texts the first counts), or all of `<key>.txt` where
+    `caption_field` is "txt"; any other text is the field of its name in `<key>.json`. A sample that lacks one of them
+    is `Skipped` when it is read. Workers may be forked or spawned: each process opens the shards at first use.
 
     Args:
         urls: local tar files, one or several; braces (`{000..003}`) and `*` are expanded.
@@ -53,16 +54,16 @@ class ShardDataset(CaptionedImages):
         image_size: edge of the square images.
         val_fraction: share of `val`, 0 … 1, by a hash of the key (`split_indices`); unused with `val_urls`.
         caption_field: see above.
-        val_urls: shards of `val`; `train` is then all of `urls`.
-        style_field: field of `<key>.json` with the style's name.
-        styles: the styles to keep; without any, all. Each `.json` is then read at construction; samples whose `.json`
-            cannot be read stay, to be `Skipped`.
-        style_patterns, min_size: see `CaptionedImages`.
+        val_urls: shards of `val`; `train` then has all samples of `urls`.
+        style_field: field of `<key>.json` with the name of the style.
+        styles: the styles to keep; None keeps all. With styles, each `.json` is read at construction; a sample whose
+            `.json` cannot be read is kept, and `Skipped` when it is read.
+        style_patterns, min_size, text_fields: see `ImageFileDataset`.
 
     Raises:
         UserError: a pattern matches nothing or is remote, a shard is damaged, `urls` and `val_urls` overlap,
-            there are no images, none of the first samples has the caption or style field, no sample of `urls`
-            has one of the styles, or there are styles or patterns but no field; see also `CaptionedImages`.
+            there are no images, none of the first samples has one of the fields, no sample of `urls` has one of the
+            styles, or there are styles or patterns but no field; see also `ImageFileDataset`.
     """
 
     def __init__(
@@ -78,8 +79,9 @@ class ShardDataset(CaptionedImages):
         styles: Sequence[str] | None = None,
         style_patterns: Sequence[str] = (),
         min_size: int = 0,
+        text_fields: Sequence[str] = (CAPTION,),
     ) -> None:
-        super().__init__(image_size, min_size, style_patterns)
+        super().__init__(image_size, min_size, style_patterns, text_fields)
         for name, given in (("style_patterns", style_patterns), ("styles", styles)):
             if given and style_field is None:
                 raise UserError(
@@ -90,6 +92,9 @@ class ShardDataset(CaptionedImages):
         self.style_field = style_field
         self._chosen_by = (split, val_fraction if val_urls is None else None, list(styles or ()))
         self._caption_extension = "txt" if caption_field == "txt" else "json"
+        self._json_fields = [("template.layout slot", field) for field in self.text_fields if field != CAPTION]
+        if style_field is not None:
+            self._json_fields.append(("data.style_field", style_field))
         self.shards = expand_urls(urls, "data.urls")
         if val_urls is not None:
             self.shards = _side(self.shards, expand_urls(val_urls, "data.val_urls"), split)
@@ -115,12 +120,14 @@ class ShardDataset(CaptionedImages):
         return found.hexdigest()
 
     def _read_index(self) -> None:
-        """Note the members of all samples, in arrays: millions of tuples would cost too much memory."""
+        """Store the places of all members, in arrays: millions of tuples would need too much memory."""
         keys: list[bytes] = []
         shards: list[int] = []
-        images: list[Span] = []
-        captions: list[Span] = []
-        records: list[Span] = []
+        places: dict[str, list[Span]] = {_IMAGE: []}
+        if CAPTION in self.text_fields:
+            places[self._caption_extension] = []
+        if self._json_fields:
+            places["json"] = []
         first: list[tuple[int, dict[str, Span]]] = []
         for shard, path in enumerate(self.shards):
             SIGNALS.check()
@@ -129,35 +136,27 @@ class ShardDataset(CaptionedImages):
                     first.append((shard, members))
                 keys.append(key.encode("utf-8", "surrogateescape"))
                 shards.append(shard)
-                images.append(next((members[e] for e in members if e in IMAGE_EXTENSIONS), NO_MEMBER))
-                captions.append(members.get(self._caption_extension, NO_MEMBER))
-                if self.style_field is not None:
-                    records.append(members.get("json", NO_MEMBER))
-        if all(span == NO_MEMBER for span in images):
+                image = next((members[e] for e in members if e in IMAGE_EXTENSIONS), NO_MEMBER)
+                for kind, found in places.items():
+                    found.append(image if kind == _IMAGE else members.get(kind, NO_MEMBER))
+        if all(span == NO_MEMBER for span in places[_IMAGE]):
             raise UserError(
                 f"data.urls: no images in {self.shards[0]} … ({len(self.shards)} shards in all); members "
                 f"must be named KEY.EXTENSION with one of {', '.join(IMAGE_EXTENSIONS)}"
             )
-        self._check_captions(first)
-        if self.style_field is not None:
-            self._check_field("style_field", self.style_field, first)
-        # One behind the other: an array of texts would give each the room of the longest.
+        self._check_fields(first)
+        # The keys are concatenated: an array of texts would give each the room of the longest.
         self._key_bytes = b"".join(keys)
         sizes = np.array([len(key) for key in keys], dtype=np.int64)
         self._keys = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
         self._shard_of = np.array(shards)
-        self._images = np.array(images)
-        self._captions = np.array(captions)
-        self._records = np.array(records)
+        self._places = {kind: np.array(found) for kind, found in places.items()}
 
     def _choose(self, indices: list[int]) -> None:
         rows = np.array(indices, dtype=np.int64)
         self._keys = self._keys[rows]
         self._shard_of = self._shard_of[rows]
-        self._images = self._images[rows]
-        self._captions = self._captions[rows]
-        if self.style_field is not None:
-            self._records = self._records[rows]
+        self._places = {kind: found[rows] for kind, found in self._places.items()}
 
     def _keep_styles(self, styles: Sequence[str], must_have_all: bool) -> None:
         """Leave out the samples of other styles."""
@@ -176,39 +175,37 @@ class ShardDataset(CaptionedImages):
             check_present(styles, found, f"{self.style_field}")
         self._choose(kept)
 
-    def _check_captions(self, samples: list[tuple[int, dict[str, Span]]]) -> None:
-        """Refuse a caption field that the first samples do not know."""
-        extensions = {extension for _, members in samples for extension in members}
-        if self.caption_field == "txt":
-            if "txt" not in extensions:
-                raise UserError(
-                    f"data.caption_field=txt: the first {len(samples)} samples have no .txt, only "
-                    f"{', '.join(sorted(extensions))}; with captions in .json, set it to a field of theirs"
-                )
-            return
-        if "json" not in extensions:
-            raise UserError(
-                f"data.caption_field={self.caption_field}: the first {len(samples)} samples have no .json, "
-                f"only {', '.join(sorted(extensions))}; with captions in .txt, set data.caption_field=txt"
-            )
-        self._check_field("caption_field", self.caption_field, samples)
-
-    def _check_field(self, name: str, field: str, samples: list[tuple[int, dict[str, Span]]]) -> None:
-        """Refuse a field that no .json of the first samples has."""
-        fields: dict[str, None] = {}  # a set with the order of the file
+    def _check_fields(self, samples: list[tuple[int, dict[str, Span]]]) -> None:
+        """Raises UserError for a field, or a kind of file, that none of the first samples has."""
+        fields: dict[str, None] = {}  # in the order of the files
         for shard, members in samples:
             try:
                 fields |= dict.fromkeys(_json_object(self._read(shard, members["json"], ".json", MAX_CAPTION)))
             except (KeyError, SampleError):
                 continue
-        if fields and field not in fields:
+        wanted = list(self._json_fields)
+        if CAPTION in self.text_fields:
+            extensions = {extension for _, members in samples for extension in members}
+            if self._caption_extension not in extensions:
+                txt = self.caption_field == "txt"
+                advice = "in .json, set it to a field of theirs" if txt else "in .txt, set data.caption_field=txt"
+                raise UserError(
+                    f"data.caption_field={self.caption_field}: the first {len(samples)} samples have no "
+                    f".{self._caption_extension}, only {', '.join(sorted(extensions))}; with captions {advice}"
+                )
+            if self._caption_extension == "json":
+                wanted.insert(0, ("data.caption_field", self.caption_field))
+        missing = next(((key, field) for key, field in wanted if fields and field not in fields), None)
+        if missing is not None:
             raise UserError(
-                f"data.{name}={field}: no such field in the .json of the first {len(samples)} samples; "
+                f"{missing[0]}={missing[1]}: no such field in the .json of the first {len(samples)} samples; "
                 f"set it to one of: {', '.join(fields)}"
             )
 
-    def _caption(self, index: int) -> str:
-        data = self._note(self._captions, index, self._caption_extension)
+    def _given_text(self, index: int, field: str) -> str:
+        if field != CAPTION:
+            return self._json_text(index, field)
+        data = self._member(index, self._caption_extension)
         if self.caption_field == "txt":
             try:
                 return data.decode("utf-8-sig").strip()
@@ -220,19 +217,20 @@ class ShardDataset(CaptionedImages):
         return field_text(record[self.caption_field])
 
     def _style(self, index: int) -> str:
-        if self.style_field is None:
-            return ""
-        record = _json_object(self._note(self._records, index, "json"))
-        return field_text(record.get(self.style_field), "style")
+        return "" if self.style_field is None else self._json_text(index, self.style_field, "style")
 
-    def _note(self, places: NDArray[np.int64], index: int, extension: str) -> bytes:
-        place = Span(*places[index])
+    def _json_text(self, index: int, field: str, name: str = "") -> str:
+        record = _json_object(self._member(index, "json"))
+        return field_text(record.get(field), name or field)
+
+    def _member(self, index: int, extension: str) -> bytes:
+        place = Span(*self._places[extension][index])
         if place == NO_MEMBER:
             raise CaptionError(f"no .{extension} in the shard")
         return self._read(self._shard_of[index], place, f".{extension}", MAX_CAPTION)
 
     def _image(self, index: int) -> BinaryIO:
-        place = Span(*self._images[index])
+        place = Span(*self._places[_IMAGE][index])
         if place == NO_MEMBER:
             raise SampleError("no image in the shard")
         return io.BytesIO(self._read(self._shard_of[index], place, "image", MAX_IMAGE))
@@ -267,7 +265,7 @@ def _json_object(data: bytes) -> dict[str, object]:
 
 
 def _side(train: list[Path], val: list[Path], split: str) -> list[Path]:
-    """The shards of a split that are given apart; refuses to train on what is to validate."""
+    """The shards of a split; raises UserError if a shard is in both splits."""
     known = {path.resolve() for path in train}
     both = next((path for path in val if path.resolve() in known), None)
     if both is not None:

@@ -1,4 +1,4 @@
-"""Pairs for super-resolution (paper §3.2): a window of a image's codes, and the same window at twice the size.
+"""Pairs for super-resolution (paper §3.2): a window of an image's codes, and the same window at twice the size.
 
 Shapes: g edge of the store's grid, w edge of a window (g / 2).
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch.utils.data import Dataset
 
-from cogview_pl.data.token_store.rows import StoredRows, WithoutText
+from cogview_pl.data.sequence_dataset import fields_of_slots
+from cogview_pl.data.token_store.rows import TokenRows, WithoutText
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import CodeSlot, Sequence, Template, magnify_slots
 
@@ -19,7 +20,7 @@ _WINDOWS = _ACROSS**2
 class WindowDataset(Dataset[Sequence]):
     """Windows of images that a token store holds in both sizes, laid out by a template of super-resolution.
 
-    The model sees at training what it is given when it magnifies: w x w windows of the codes of a image that overlap
+    The model sees at training what it is given when it magnifies: w x w windows of the codes of an image that overlap
     by half, not the codes of cropped images.
 
     Args:
@@ -31,7 +32,7 @@ class WindowDataset(Dataset[Sequence]):
         UserError: the store holds no large codes, its grid is not that of the target slot, or is no multiple of 4.
     """
 
-    def __init__(self, samples: StoredRows | WithoutText, template: Template, *, every: bool) -> None:
+    def __init__(self, samples: TokenRows | WithoutText, template: Template, *, every: bool) -> None:
         text, small = magnify_slots(template)
         large = template.target
         assert isinstance(large, CodeSlot)
@@ -50,6 +51,7 @@ class WindowDataset(Dataset[Sequence]):
         self.template = template
         self.every = every
         self._names = text, small, large.name
+        self._field = fields_of_slots(template, layout.text_fields)[text]
         self._edge = large.grid[0] // 2  # of the small grid
         self._step, odd = divmod(self._edge, 2)
         if odd:
@@ -77,7 +79,7 @@ class WindowDataset(Dataset[Sequence]):
         text, small, large = self._names
         return self.template.build(
             {
-                text: text_tokens,
+                text: text_tokens[self._field],
                 small: _window(codes, top, left, self._edge),
                 large: _window(self.samples.large(image), 2 * top, 2 * left, 2 * self._edge),
             }

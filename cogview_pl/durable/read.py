@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -109,6 +110,17 @@ def read_file(path: Path, limit: int) -> bytes:
         raise UnreadableError(cannot_be_read(error)) from None
     require_size(len(data), limit)  # some files have no size beforehand
     return data
+
+
+@contextmanager
+def unreadable_named(file: str | Path, advice: str) -> Iterator[None]:
+    """While a file is read: raises UserError `FILE REASON; ADVICE` if that fails."""
+    try:
+        yield
+    except UnreadableError as error:
+        raise UserError(f"{file} {error}; {advice}") from None
+    except OSError as error:
+        raise UserError(f"{file} {cannot_be_read(error)}; {advice}") from None
 
 
 def bounded_lines(stream: TextIO, file: Path) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor
 from tqdm import tqdm
 
-from cogview_pl.data.bad_samples import ImageBatch, SkipLog, collate_images
+from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, collate_images
 from cogview_pl.data.loader import Loader, ignore_interrupts
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.errors.signals import SIGNALS
@@ -39,7 +39,7 @@ class Reader:
     num_workers: int
     worker_timeout: float | None
     """Seconds without a finished sample after which waiting for loader processes ends; None: no limit."""
-    skips: SkipLog
+    skips: BadSampleLog
 
     def batches(self, source: Images, name: str) -> Iterator[ImageBatch]:
         """All readable images in order, under a progress bar with a name."""

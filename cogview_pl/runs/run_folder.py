@@ -30,7 +30,7 @@ Metrics = Mapping[str, "float | str"]
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
 CHECKPOINT = "checkpoints/last.ckpt"
-STORE_HEADER = "store/header.json"
+STORE_HEADER = "token_store/header.json"
 SAMPLES = "samples.jsonl"
 
 _LATEST = "latest"

@@ -16,7 +16,7 @@ from cogview_pl.checkpoints.model_folder import ImageTokenizer
 from cogview_pl.checkpoints.settings import plain
 from cogview_pl.config.parts import generation_options, model_options
 from cogview_pl.config.schema import Config
-from cogview_pl.data.bad_samples import SkipLog
+from cogview_pl.data.bad_samples import BadSampleLog
 from cogview_pl.data.images import find_images
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.config import EvaluateConfig
@@ -61,8 +61,8 @@ def run(config: Config, folder: RunFolder) -> Metrics:
     evaluation = Evaluation(
         options, wanted, tools, config.data.image_size, config.seed, batch_size=config.sampler.batch_size
     )
-    skips = SkipLog(folder / "skipped.jsonl", max_share=1.0)  # enough readable images are required instead
-    reader = Reader(config.data.batch_size, config.data.num_workers, config.data.worker_timeout, skips)
+    bad_samples = BadSampleLog(folder / "skipped.jsonl", max_share=1.0)  # enough readable images are required instead
+    reader = Reader(config.data.batch_size, config.data.num_workers, config.data.worker_timeout, bad_samples)
     metrics = evaluation.measure(candidates, reader)
     if candidates.files and config.images is None and config.pairs is None:
         metrics |= {f"{PROTOCOL}{key}": value for key, value in _sampling_protocol(config).items()}

@@ -10,11 +10,11 @@ from tqdm import tqdm
 from cogview_pl.assembly.image_data import open_images
 from cogview_pl.assembly.trainer import seed_all
 from cogview_pl.config.schema import Config
+from cogview_pl.data.config import DataConfig
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.style_network import ToyNetwork, attributes_of, save_network, train_network
 from cogview_pl.runs.run_folder import RunFolder
-from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.toy_world.dataset import ToyDataset
 
 
@@ -22,11 +22,10 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Write `model/`; returns how often it names the style of validation images rightly."""
     options = config.features
     assert options is not None
-    assert isinstance(config.data, ToyDataConfig)  # no other source takes what conf/task/features.yaml sets
-    if len(config.data.styles) < 2:
-        raise UserError(f"data.styles={config.data.styles}: a network learns to tell styles apart; give two or more")
+    styles = config.data.arguments().get("styles") or []
+    if len(styles) < 2:
+        raise UserError(f"data.styles={styles}: a network learns to tell styles apart; give two or more")
     seed_all(config.seed)
-    styles = config.data.styles
     started = time.perf_counter()
     images, labels, attributes = _images(config.data, "train")
     network = ToyNetwork(options.hidden_size, options.num_features, len(styles))
@@ -61,10 +60,11 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     }
 
 
-def _images(data: ToyDataConfig, split: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _images(data: DataConfig, split: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Images uint8 `(N, 3, Y, X)`, number of the style `(N,)`, which attributes occur `(N, A)`."""
     source = open_images(data, split)
-    assert isinstance(source, ToyDataset)
+    if not isinstance(source, ToyDataset):
+        raise UserError(f"data._target_={data._target_}: task=features learns the toy world; set data=toy")
     numbers = range(len(source))
     images = []
     for number in tqdm(numbers, unit="image", desc=f"render {split}", disable=None):

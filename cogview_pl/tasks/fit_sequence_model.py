@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,25 @@ from cogview_pl.assembly.lora import (
     save_lora,
 )
 from cogview_pl.assembly.model_specs import predicted_ids, transformer_settings
-from cogview_pl.assembly.models import check_positions, open_sequence_model, require_same, weights_dtype
+from cogview_pl.assembly.models import (
+    check_positions,
+    open_image_tokenizer,
+    open_sequence_model,
+    require_same,
+    weights_dtype,
+)
 from cogview_pl.assembly.options import ModelOptions, TrainingOptions, sequence_settings
 from cogview_pl.assembly.strategy import gather_full_weights
-from cogview_pl.assembly.token_data import Tokens, mixed_in, open_tokens, training_sequences, validation_sequences
+from cogview_pl.assembly.token_data import (
+    ImageTokenizers,
+    Tokens,
+    open_tokens,
+    replay_inputs,
+    training_sequences,
+    validation_captions,
+    validation_sequences,
+)
+from cogview_pl.assembly.tokenization import Tokenization
 from cogview_pl.assembly.trainer import data_module, optimizer_factory, seed_all, train
 from cogview_pl.checkpoints.model_folder import (
     SEQUENCE_MODEL,
@@ -37,6 +53,7 @@ from cogview_pl.runs.run_folder import RunFolder, predecessor
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary, is_text_to_image
 from cogview_pl.vocab.config import TemplateConfig
+from cogview_pl.vocab.roles import check_trainable
 
 _OF_THE_WEIGHTS = ("vocab_size", "num_layers", "hidden_size", "num_heads", "num_positions", "norm")
 """Settings in which a finetuned model must equal the one that it starts from."""
@@ -64,6 +81,7 @@ class Base(NamedTuple):
 def check(config: Config) -> None:
     """Raises UserError for options that do not go together, before anything is read."""
     options = training_options(config)
+    check_trainable(config.template)
     check_lora(config.lora, config.model.hidden_size, starts_from_weights=options.starts_from_weights)
     check_training(options, shardable=True)
     prepare_compiler(options)
@@ -75,14 +93,17 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     seed_all(config.seed)
     training, models = training_options(config), model_options(config)
     base = _open_base(models, config.template, config.init_from, config.starts_from)
-    inputs = mixed_in(config)
+    inputs = replay_inputs(config.sequences, config.outputs)
     if base is not None:  # a model that does not fit must not surface after an hour of tokenising
         inputs = {"init_from": model_hash(base.path), **inputs}
         _require_sizes(base, _layout(models, config.template, base.model.template.vocabulary))
     with folder.processes.first_goes_ahead() as first:
         if first:  # noted now: a run that is stopped while it tokenises must go on with the same inputs
             folder.require_same({}, inputs, config.verify)
-    tokens = open_tokens(config, folder, base and base.model)
+    tokenization = Tokenization(config.data, config.token_store, config.text, config.template.layout, config.verify)
+    opens = partial(open_image_tokenizer, models)
+    image_tokenizers = ImageTokenizers(config.outputs, config.image_tokenizer.path, opens)
+    tokens = open_tokens(tokenization, config.sequences, image_tokenizers, folder, base and base.model)
     vocabulary = Vocabulary(tokens.store.header.codebook_size, tokens.text.vocab_size)
     layout = _layout(models, config.template, vocabulary)
     seed_all(config.seed)  # tokenising has drawn numbers, and does not when the run goes on
@@ -103,7 +124,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         token_noise=config.sequences.token_noise,
     )
     data = data_module(
-        training_sequences(config, tokens, layout.template),
+        training_sequences(tokens, layout.template, config.sequences, config.outputs),
         validation_sequences(tokens, layout.template),
         SequenceCollator(vocabulary.pad),
         config.data,
@@ -177,7 +198,7 @@ def _module(
         optimizer=options.optimizer,
         build_optimizer=optimizer_factory(options),
         generator=CogView(loaded) if generates else None,
-        val_prompts=_captions(tokens, layout.template_settings["text_length"]),
+        val_prompts=validation_captions(tokens, template, _LOGGED_PROMPTS) if generates else [],
     )
 
 
@@ -207,13 +228,3 @@ def _save(
             text=tokens.text,
             image_tokenizer=tokens.image_tokenizer,
         )
-
-
-def _captions(tokens: Tokens, max_length: int) -> list[str]:
-    """The first validation captions, cut as in training; captions that then still make too long prompts are left out.
-
-    (Text tokens cut in the middle of a word, or unknown ones, may become more when their text is read again.)
-    """
-    rows, text = tokens.store.split("val"), tokens.text
-    captions = [text.decode(rows[i][0][:max_length]) for i in range(min(len(rows), _LOGGED_PROMPTS))]
-    return [caption for caption in captions if len(text.encode(caption)) <= max_length]

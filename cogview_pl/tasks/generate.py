@@ -11,6 +11,7 @@ import torch
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from cogview_pl.assembly.captions import images_to_describe, judge_captions, write_captions
+from cogview_pl.assembly.image_data import is_toy_world
 from cogview_pl.assembly.models import inference_device
 from cogview_pl.assembly.options import GenerationOptions
 from cogview_pl.assembly.pipelines import open_generator, open_pipeline, sampling_of
@@ -27,7 +28,6 @@ from cogview_pl.generation.rerank import Captioner
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.runs.samples_writer import GeneratedImage
-from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.toy_world.judge import Judge, score_detected
 from cogview_pl.vocab import TextSlot
 
@@ -58,7 +58,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     }
     if config.rerank_with is not None:
         metrics["generate/caption_loss"] = statistics.fmean(i.caption_loss for i in images if i.caption_loss)
-    if config.prompts is None and isinstance(config.data, ToyDataConfig) and config.upscale_with is None:
+    if config.prompts is None and is_toy_world(config.data) and config.upscale_with is None:
         metrics |= _judge(images, options)
     return metrics
 
@@ -89,7 +89,7 @@ def _describe(config: Config, folder: RunFolder, model: SequenceModel) -> dict[s
         seed=config.seed,
         font=config.font,
     )
-    if config.images is None and isinstance(config.data, ToyDataConfig):
+    if config.images is None and is_toy_world(config.data):
         metrics |= judge_captions(captions, images)
     return metrics
 

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize, to_pil_image
 from tqdm import tqdm
 
-from cogview_pl.assembly.image_data import at_twice_the_size, validation_samples
+from cogview_pl.assembly.image_data import is_toy_world, validation_samples
 from cogview_pl.assembly.models import inference_device
 from cogview_pl.assembly.pipelines import sampling_of
 from cogview_pl.assembly.roles import UPSCALER, open_role
@@ -30,7 +30,6 @@ from cogview_pl.generation.rerank import Upscaler
 from cogview_pl.generation.super_resolution.windows import owners
 from cogview_pl.runs.image_files import load_images, load_pairs, save_image, write_records
 from cogview_pl.runs.run_folder import SAMPLES, RunFolder
-from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.toy_world.judge import score
 
 _SHEET_ROWS = 12
@@ -84,7 +83,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     metrics |= {"perf/images_per_s": len(images) / seconds}
     if originals.truth is not None:
         metrics |= _compare(torch.stack(originals.truth) / 255, before, images, owners(codes.shape[-1]))
-    if originals.truth is not None and isinstance(config.data, ToyDataConfig):
+    if originals.truth is not None and is_toy_world(config.data):
         for name, judged in (("before", before), ("after", images)):
             metrics[f"magnify/all_right_{name}"] = score(_at(judged, before.shape[-1]), originals.prompts).all_right
     return metrics
@@ -101,7 +100,7 @@ def _files(pairs_path: str | None, images_given: object, size: int) -> Originals
 
 def _validation_images(data: DataConfig, count: int, size: int) -> Originals:
     """Images of the validation split, which are known in both sizes."""
-    good, bad = validation_samples(at_twice_the_size(data), count)
+    good, bad = validation_samples(data.at_twice_the_size(), count)
     if not good:
         raise UserError("images: none of the validation images has twice the size of the model's; set images or pairs")
     small = [resize(sample.image, [size, size], InterpolationMode.BICUBIC, antialias=True) for sample in good]

@@ -1,1 +1,1 @@
-"""The toy world: coloured shapes with Chinese captions, several styles, and a judge that reads them back."""
+"""The toy world: coloured shapes with Chinese captions in several styles, and a judge that detects them."""

@@ -1,4 +1,4 @@
-"""What is asked of images of the toy world: the objects that the prompt names, in the style that it names."""
+"""Accuracy of images of the toy world: do they show the objects and the style that the prompt names?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STYLE_OF_NAME = {style_name(style, language).lower(): style for language in LAN
 
 
 def names_objects(prompt: str) -> bool:
-    """Whether a prompt names objects of the toy world, each with all of its attributes."""
+    """Whether a prompt names objects of the toy world, each with all four attributes."""
     try:
         return bool(parse_caption(prompt))
     except UserError:
@@ -23,14 +23,14 @@ def names_objects(prompt: str) -> bool:
 
 
 def meaning(caption: str) -> Hashable:
-    """What a caption says: of the toy world its objects, in any order, and the style it names; else its words."""
+    """The meaning of a caption: its objects, in any order, and its style; for other captions its words."""
     if not names_objects(caption):
         return caption
     return frozenset(parse_caption(caption)), asked_style(caption, base_style="")
 
 
 def asked_style(prompt: str, base_style: str) -> str | None:
-    """The style that a prompt asks for: the first that it names, else `base_style` for objects of the toy world.
+    """The style that a prompt asks for: the first one named, else `base_style` for objects of the toy world.
 
     None if the prompt names neither a style nor such objects.
     """
@@ -42,9 +42,9 @@ def asked_style(prompt: str, base_style: str) -> str | None:
 
 
 class AttributeAccuracy:
-    """How many named objects the judge of the toy world finds, over images given batch by batch.
+    """Share of the named objects that the judge finds, over images given batch by batch.
 
-    Prompts that name none are passed over.
+    Prompts that name no objects are skipped.
     """
 
     def __init__(self, image_size: int) -> None:
@@ -53,14 +53,14 @@ class AttributeAccuracy:
         self._prompts: list[str] = []
 
     def add(self, images: Tensor, prompts: Sequence[str]) -> None:
-        """Take in images, uint8 `(B, 3, Y, X)`, and their prompts."""
+        """Add images, uint8 `(B, 3, Y, X)`, and their prompts."""
         asked = [number for number, prompt in enumerate(prompts) if names_objects(prompt)]
         if asked:
             self._found += self._judge(images[asked])
             self._prompts += [prompts[number] for number in asked]
 
     def compute(self) -> dict[str, float]:
-        """`toy/colour_accuracy` and its like (see `score_detected`); nothing if there was no such image."""
+        """`toy/colour_accuracy` and the other metrics of `score_detected`; empty if no prompt named objects."""
         if not self._prompts:
             return {}
         return {
@@ -69,11 +69,11 @@ class AttributeAccuracy:
 
 
 class StyleAccuracy:
-    """How many images a feature network takes for the style that their prompts ask for, batch by batch.
+    """Share of the images that a feature network classifies as the style of their prompt, batch by batch.
 
     Args:
         classes: names of the network's logits.
-        base_style: what a prompt without a style asks for.
+        base_style: style of prompts that name none.
     """
 
     def __init__(self, classes: Sequence[str], base_style: str) -> None:
@@ -82,12 +82,12 @@ class StyleAccuracy:
         self._right: list[bool] = []
 
     def add(self, logits: Tensor, prompts: Sequence[str]) -> None:
-        """Take in logits `(B, K)` of images and their prompts."""
+        """Add logits `(B, K)` of images and their prompts."""
         for number, prompt in zip(logits.argmax(1).tolist(), prompts, strict=True):
             style = asked_style(prompt, self._base_style)
             if style is not None:
                 self._right.append(self._classes[number] == style)
 
     def compute(self) -> dict[str, float]:
-        """`toy/style_accuracy`; nothing if no prompt asked for a style."""
+        """`toy/style_accuracy`; empty if no prompt asked for a style."""
         return {"toy/style_accuracy": sum(self._right) / len(self._right)} if self._right else {}

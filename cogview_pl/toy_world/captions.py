@@ -1,7 +1,7 @@
-"""Captions of the toy world, in Chinese and English, and their exact inverse.
+"""Captions of the toy world in Chinese and English, and the parser that inverts them.
 
-Every phrasing names the four attributes of one object before the next object starts, each by one fixed word.
-So a caption is read back by collecting the attribute words in order and cutting them into groups of four.
+Every phrasing names the four attributes of one object before those of the next, each by one fixed word. So the parser
+collects the attribute words in order and splits them into groups of four.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _WORDS = {
     },
 }  # fmt: skip
 
-# A phrasing: a lead-in, the clause of one object, and what stands between clauses (the last one apart).
+# A phrasing: a lead-in, the clause of one object, the separator of clauses, and that before the last clause.
 _PHRASINGS = {
     "zh": (
         ("", "{place}有一个{size}的{colour}{shape}", "，", "，"),
@@ -70,14 +70,14 @@ _PHRASINGS = {
         ("", "there is a {size} {colour} {shape} {place}", ", ", " and "),
         ("", "{place} there is a {size} {colour} {shape}", ", ", " and "),
         ("", "{place} is a {size} {colour} {shape}", ", ", " and "),
-        ("a image of ", "a {size} {colour} {shape} {place}", ", ", " and "),
+        ("an image of ", "a {size} {colour} {shape} {place}", ", ", " and "),
         ("", "the {size} {shape} {place} is {colour}", ", ", " and "),
     ),
 }
 
 
 def caption(scene: Scene, language: str, rng: np.random.Generator) -> str:
-    """Say what is in a scene, in one of several phrasings and with the objects in any order, in "zh" or "en".
+    """A caption of a scene in "zh" or "en", with a random phrasing and order of the objects.
 
     Raises UserError for an unknown language.
     """
@@ -90,12 +90,12 @@ def caption(scene: Scene, language: str, rng: np.random.Generator) -> str:
 
 
 def style_name(style: str, language: str) -> str:
-    """What captions call a style: "oil" is 油画 or oil painting."""
+    """The name of a style in captions: "oil" is 油画 or oil painting."""
     return {"zh": STYLES, "en": _STYLES_EN}[language][style]
 
 
 def parse_caption(text: str) -> tuple[ObjectSpec, ...]:
-    """The objects that a caption asks for, in its order: the inverse of `caption` in both languages.
+    """The objects that a caption names, in its order: the inverse of `caption` in both languages.
 
     Raises UserError if the text names no object, or one without all of its four attributes.
     """
@@ -109,13 +109,13 @@ def parse_caption(text: str) -> tuple[ObjectSpec, ...]:
 
 
 def check_language(language: str) -> None:
-    """Refuse an unknown language with a UserError."""
+    """Raises UserError for an unknown language."""
     if language not in LANGUAGES:
         raise UserError(f"data.language: found {language!r}; use one of {', '.join(LANGUAGES)}")
 
 
 def check_styles(styles: Sequence[str]) -> None:
-    """Refuse unknown styles with a UserError."""
+    """Raises UserError for an unknown style."""
     for style in styles:
         if style not in STYLES:
             raise UserError(f"data.styles: unknown style {style!r}; use some of {', '.join(STYLES)}")
@@ -130,7 +130,7 @@ def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 
 def _attribute_pattern() -> re.Pattern[str]:
-    """One named group per kind of attribute; English words must stand alone ("cross" is not in "across")."""
+    """One named group per kind of attribute; English words match whole words only ("across" holds no "cross")."""
     groups = []
     for kind, values in _VALUES.items():
         words = [rf"\b{word}\b" if word.isascii() else word for word in values]

@@ -10,11 +10,12 @@ from cogview_pl.limits import MISSING, count
 
 @dataclass
 class ToyDataConfig(DataConfig):
-    """Coloured shapes, drawn on the fly."""
+    """Coloured shapes, rendered when they are read (`ToyDataset`)."""
 
     train_size: int = count()
     val_size: int = count()
     seed: int = MISSING
     language: str = MISSING
     styles: list[str] = MISSING
+    style_patterns: list[str] = MISSING
     object_probabilities: list[float] = MISSING

@@ -1,10 +1,9 @@
-"""Reads the attributes of toy objects back from pixels, and scores images against their prompts.
+"""Detects toy objects and their attributes in images, and scores images against their prompts.
 
-The judge knows how shapes are drawn. It finds blobs that differ from the image's background, fits each of
-them with rendered templates (shape, radius, sub-pixel offset, sharpness) and names the colour of the fitted
-shape's core. It works on images of 64 pixels; others are resampled.
+The judge finds blobs that differ from the background, fits rendered templates to each (shape, radius, sub-pixel offset,
+sharpness) and names the colour of the core of the fitted shape. It works at 64 pixels; other images are resampled.
 
-Legend: B images, N objects in them, K objects of one image, Y X pixels, P pixels of a patch, T templates.
+Shapes: B images, N objects in them, K objects of one image, Y X pixels, P pixels of a patch, T templates.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ from cogview_pl.toy_world.captions import parse_caption
 from cogview_pl.toy_world.render import PALETTE, SHAPE_DISTANCES
 from cogview_pl.toy_world.scene import COLOURS, PLACES, SHAPES, ObjectSpec, cell_centre
 
-_EDGE = 64  # the judge's resolution: all pixel counts below refer to it
+_EDGE = 64  # edge of the images that the judge works on: all numbers of pixels below refer to it
 _HALF = 13  # a patch is 27 pixels wide, room for the largest object
 _PATCH = 2 * _HALF + 1
 _CHUNK = 128
 
-# Distance from the background's colour (RGB in 0 … 1, Euclidean): not an object below, surely one above.
+# Distance from the colour of the background (RGB in 0 … 1, Euclidean): background below, an object above.
 _FOREGROUND = (0.14, 0.30)
 _BLOB_SIGMA = 3.5  # blobs are the maxima of the foreground smoothed this much …
-_BLOB_REACH = 9  # … which are the largest around, this far
-_BLOB_MASS = 0.13  # … and above this: about a quarter of the smallest object
+_BLOB_REACH = 9  # … that no pixel within this distance exceeds …
+_BLOB_MASS = 0.13  # … and that exceed this value: about a quarter of the smallest object
 _BLOB_RADIUS = 17
 _MOST_BLOBS = 12
 
@@ -44,17 +43,17 @@ _RADII = np.linspace(0.085, 0.165, 9)
 _OFFSETS = (-0.75, -0.25, 0.25, 0.75)
 _BLURS = (0.5, 1.1, 1.8)
 _HIGHEST_LEVEL = 1.7  # relative to the object's median contrast: dark outlines would outweigh the fill
-# How far a colour may be mixed with the background (blur, hatching) or exceed the palette's.
+# Share of a colour of the palette when blur or hatching mixes it with the background; it may exceed 1.
 _MIXTURE = (0.45, 1.15)
-_DARKENING = (0.0, 0.15, 0.3)  # how much of an outline or a shadow may be mixed in
+_DARKENING = (0.0, 0.15, 0.3)  # share of an outline or a shadow that may be mixed in
 _COLOURLESS = 0.01  # the squared chroma at which pixels begin to count as coloured
 _SIZE_BORDER = 0.13  # of the fitted radius; outlines make small objects look a little larger
 
 
 class Detected(NamedTuple):
-    """An object found in a image; `(x, y)` its centroid as fractions of the edge, `confidence` in -1 … 1.
+    """An object found in an image; `(x, y)` its centroid as fractions of the edge, `confidence` in -1 … 1.
 
-    `confidence` is the correlation with the best fitting template; true drawings reach 0.9.
+    `confidence` is the correlation with the best fitting template; rendered scenes reach 0.9.
     """
 
     colour: str
@@ -73,7 +72,7 @@ class Detected(NamedTuple):
 
 @dataclass(frozen=True)
 class ToyScore:
-    """How far images show what their prompts ask for; see `score_detected` for the definitions."""
+    """Agreement of images with their prompts; see `score_detected` for the definitions."""
 
     colour_accuracy: float
     shape_accuracy: float
@@ -148,21 +147,21 @@ class Judge:
 
 
 class _Templates:
-    """Rendered shapes, centred on their centroids, for all radii, offsets and blurs of the search."""
+    """Rendered shapes, centred on their centroids, in all radii, offsets and blurs of the search."""
 
     def __init__(self) -> None:
         variants = list(itertools.product(SHAPES, _RADII, itertools.product(_OFFSETS, _OFFSETS)))
         distance_TP = np.stack([_distance_patch(*variant).ravel() for variant in variants])
         distances = torch.from_numpy(distance_TP).float()
         sharp = (0.5 - distances).clamp(0, 1).view(-1, _PATCH, _PATCH)
-        # Blurred coverage; the small first blur stands for the smoothing of the image itself.
+        # Blurred coverage; the first blur is that of the smoothed image itself.
         blurred = torch.cat([_smooth(sharp, sigma).flatten(1) for sigma in _BLURS])
         self._normal_TP = F.normalize(blurred - blurred.mean(1, keepdim=True), dim=1)
         self.core_TP = (-distances - 0.3).clamp(0, 1).repeat(len(_BLURS), 1)
         self.names = [(shape, float(radius)) for shape, radius, _ in variants] * len(_BLURS)
 
     def fit(self, alpha_NP: Tensor) -> tuple[Tensor, Tensor]:
-        """The best template of each patch and its correlation."""
+        """The best template for each patch, and its correlation."""
         centred_NP = F.normalize(alpha_NP - alpha_NP.mean(1, keepdim=True), dim=1)
         confidence_N, template_N = (centred_NP @ self._normal_TP.T).max(dim=1)
         return template_N, confidence_N
@@ -178,7 +177,7 @@ def _distance_patch(shape: str, radius: float, offset: tuple[float, float]) -> N
 
 @cache
 def _centroid_y(shape: str) -> float:
-    """How far a shape's centroid lies below its origin, in radii; in x, all shapes are symmetric."""
+    """Distance from the origin of a shape down to its centroid, in radii; in x, all shapes are symmetric."""
     fine = np.linspace(-1.2, 1.2, 121)
     inside = SHAPE_DISTANCES[shape](fine[None, :], fine[:, None]) < 0
     return float((inside.sum(1) * fine).sum() / inside.sum())
@@ -201,15 +200,15 @@ def _smooth(images: Tensor, sigma: float) -> Tensor:
 
 
 def _highest_around(images_BYX: Tensor, reach: int) -> Tensor:
-    """The maximum over the square of pixels at most `reach` away; one axis at a time is much faster."""
+    """The maximum over a square with `reach` pixels on each side; one axis at a time is much faster."""
     columns = F.max_pool2d(images_BYX, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
     return F.max_pool2d(columns, (1, 2 * reach + 1), stride=1, padding=(0, reach))
 
 
 def _blobs(foreground_BYX: Tensor) -> tuple[Tensor, Tensor]:
-    """The image of each blob `(N,)`, and which pixels are nearer to it than to other blobs `(N, Y, X)`."""
+    """The image of each blob `(N,)`, and the pixels that are nearest to it `(N, Y, X)`."""
     density_BYX = _smooth(foreground_BYX, _BLOB_SIGMA)
-    # A symmetric blob has several equal maxima: a slope below the resolution of float32 picks one.
+    # A symmetric blob has several equal maxima; a slope below the resolution of float32 selects one.
     tilted_BYX = density_BYX.double() + torch.arange(_EDGE**2).view(_EDGE, _EDGE) * 1e-9
     peak_BYX = (tilted_BYX == _highest_around(tilted_BYX, _BLOB_REACH)) & (density_BYX > _BLOB_MASS)
     rank_BK, place_BK = torch.where(peak_BYX, density_BYX, 0).flatten(1).topk(_MOST_BLOBS)
@@ -244,7 +243,7 @@ def _patches(images_NCYX: Tensor, middle_N2: Tensor) -> Tensor:
 
 
 def _levelled(contrast_NP: Tensor, foreground_NP: Tensor) -> Tensor:
-    """Contrast in units of the object's own, the median of its more solid half."""
+    """Contrast relative to the median contrast of the more solid half of the object."""
     solid_NP = foreground_NP > 0.5 * foreground_NP.amax(1, keepdim=True)
     level_N1 = torch.where(solid_NP, contrast_NP, torch.nan).nanmedian(dim=1, keepdim=True).values
     return (contrast_NP / level_N1).clamp(max=_HIGHEST_LEVEL)
@@ -256,13 +255,12 @@ def _cell(x: float, y: float) -> str:
 
 
 def score_detected(found: Sequence[Sequence[Detected]], prompts: Sequence[str]) -> ToyScore:
-    """Compare what was detected in images with what their prompts name.
+    """Compare the detected objects of images with the objects that their prompts name.
 
-    For each named object, the detected object with the highest confidence in the named cell is judged. If
-    that cell is empty the place is wrong, and the nearest object that lies in no named cell and was not yet
-    judged is judged for colour, shape and size; if there is none, these are wrong too. The accuracies are
-    shares of all named objects (`count`); `all_right` is the share of images that show every named object
-    with all four attributes, and nothing else.
+    Each named object is compared with the detected object of highest confidence in its cell. If the cell is empty, the
+    place is wrong, and colour, shape and size are compared with the nearest object that is in no named cell and was not
+    compared before; without such an object they are wrong too. The accuracies are shares of all named objects
+    (`count`); `all_right` is the share of images that show every named object with all four attributes, and no others.
 
     Raises UserError if a prompt names no object, ValueError if there are not as many images as prompts.
     """
@@ -286,10 +284,7 @@ def score(images: Tensor | NDArray[Any], prompts: Sequence[str]) -> ToyScore:
 
 
 def score_captions(found: Sequence[str], truth: Sequence[str]) -> ToyScore:
-    """Compare what found captions name with the true ones, by the rules of `score_detected`.
-
-    So an object named in a wrong place costs the place, and is judged for the rest if nothing better is named.
-    """
+    """Compare the objects in captions with those in the true captions, by the rules of `score_detected`."""
     named = [
         [Detected(*spec, *cell_centre(spec.place), confidence=1.0) for spec in _parse_leniently(caption)]
         for caption in found
@@ -298,7 +293,7 @@ def score_captions(found: Sequence[str], truth: Sequence[str]) -> ToyScore:
 
 
 def _parse_leniently(text: str) -> tuple[ObjectSpec, ...]:
-    """Nothing where a caption cannot be read: then all of it counts as wrong."""
+    """The objects of a caption; none if it cannot be parsed, so that all of it counts as wrong."""
     try:
         return parse_caption(text)
     except UserError:
@@ -312,7 +307,7 @@ def _agreement(spec: ObjectSpec, judged: Detected | None) -> list[bool]:
 
 
 def _matched(named: Sequence[ObjectSpec], detected: Sequence[Detected]) -> Iterator[tuple[ObjectSpec, Detected | None]]:
-    """Each named object with the detected one that is judged for it."""
+    """Each named object with the detected object to compare it with."""
     claimed = {spec.place for spec in named}
     free = [candidate for candidate in detected if candidate.place not in claimed]
     for spec in named:

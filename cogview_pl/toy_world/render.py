@@ -1,9 +1,9 @@
-"""Images of toy scenes: shapes as signed distances, drawn with anti-aliasing at any resolution.
+"""Renders toy scenes: shapes as signed distances, anti-aliased, at any resolution.
 
-Legend: Y X pixels of the image, or of the window around one object. `rows` `(Y, 1)` and `columns` `(1, X)`
-are the pixels' centres as fractions of the image's edge; `pixel` is the edge of one pixel. Colours are RGB
-in 0 … 1. A signed distance is negative inside the shape. All textures are functions of the place in the
-image, so that a scene looks alike at every resolution.
+Shapes: Y X pixels of the image, or of the window around one object. `rows` `(Y, 1)` and `columns` `(1, X)` are the
+centres of the pixels as fractions of the image's edge; `pixel` is the edge of one pixel. Colours are RGB in 0 … 1. A
+signed distance is negative inside the shape. All textures depend on the place in the image, so a scene looks the same
+at every resolution.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cogview_pl.toy_world.scene import Object, Scene, random_stream
 
 Array = NDArray[np.floating[Any]]
 Background = Callable[[Array, Array, np.random.Generator], Array]  # (rows, columns, rng) -> (Y, X, 3)
-# (what is below (Y, X, 3), object, rows, columns, pixel, rng) -> (Y, X, 3)
+# (image so far (Y, X, 3), object, rows, columns, pixel, rng) -> (Y, X, 3)
 Brush = Callable[[Array, Object, Array, Array, float, np.random.Generator], Array]
 
 PALETTE: dict[str, tuple[int, int, int]] = {
@@ -35,13 +35,13 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 }
 BACKGROUND = (250, 248, 242)
 
-_REACH = 1.12  # no shape leaves this many radii …
-_MARGIN = 0.05  # … and no outline or bleeding edge goes further beyond
+_REACH = 1.12  # largest extent of a shape, in radii …
+_MARGIN = 0.05  # … and of an outline or bleeding edge beyond it, as a fraction of the image's edge
 _DARK = (30, 26, 34)
 
 
-def draw(scene: Scene, resolution: int, style: str = "flat") -> NDArray[np.uint8]:
-    """Draw a scene as uint8 `(Y, X, 3)` with Y = X = `resolution`; equal arguments give equal pixels.
+def render(scene: Scene, resolution: int, style: str = "flat") -> NDArray[np.uint8]:
+    """Render a scene as uint8 `(Y, X, 3)` with Y = X = `resolution`; equal arguments give equal pixels.
 
     Raises UserError for an unknown style.
     """

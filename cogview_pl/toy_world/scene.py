@@ -1,17 +1,16 @@
-"""Scenes of the toy world: what is in a image, and which combinations are kept from training.
+"""Scenes of the toy world: the objects of an image, and the combinations that are held out from training.
 
-A scene has one to three objects in different cells of a 3x3 grid. Each object has four named attributes
-(colour, shape, size, place) and three continuous ones (centre and radius, slightly jittered). Lengths are
-fractions of the image's edge, the origin is the upper left corner, y points down.
+A scene has one to three objects in different cells of a 3x3 grid. Each object has four named attributes (colour, shape,
+size, place) and three continuous ones (centre and radius, slightly jittered). Lengths are fractions of the image's
+edge; the origin is the upper left corner, y points down.
 
-Held out: each of the 48 (colour, shape) pairs keeps one pseudo-random place, and four of them a second one:
-`HELD_OUT` has 52 of the 432 (colour, shape, place) triples, 12 %. They never occur in split "train", while in
-split "val" every object is one of them. A model that draws them right has learnt to combine attributes.
-Each pair of two attributes occurs in training. A validation set of *seen* combinations is split "train" with
-another seed.
+Each of the 48 (colour, shape) pairs is held out from one pseudo-random place, and four pairs from a second one:
+`HELD_OUT` has 52 of the 432 (colour, shape, place) triples, 12 %. They never occur in split "train"; in split "val"
+every object is one of them. A model that generates them has learnt to combine attributes. Each pair of two attributes
+occurs in training. For a validation set of *seen* combinations use split "train" with another seed.
 
-Finetuning on styles holds out combinations of its own (`styles_held_out`): each (colour, shape) pair is kept from one
-of the styles. Which, does not depend on the places, and each colour and each shape is trained in every style.
+Finetuning on styles holds out other combinations (`styles_held_out`): each (colour, shape) pair is held out from one
+style. That style does not depend on the places, and each colour and each shape is trained in every style.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ OBJECT_PROBABILITIES = (0.5, 0.35, 0.15)
 _RADIUS_JITTER = 0.02  # relative
 _PLACE_JITTER = 0.012  # at most; less where the object would leave its cell
 _HELD_OUT_SECOND_PLACES = 4
-# Fixed for ever: other values make old and new figures incomparable.
+# Never change these: with other values, old and new results are not comparable.
 _HELD_OUT_SEED = 2105_13290
 _HELD_OUT_STYLE_SEED = 2105_13291
-# A fourth number of entropy sets the stream of redrawn scenes apart from that of the first ones.
+# The fourth number of the entropy separates the stream of scenes that are sampled again from the first stream.
 _REDRAW_STREAM = 3
 
 
@@ -71,7 +70,7 @@ class Object:
 
     @property
     def spec(self) -> ObjectSpec:
-        """The named attributes alone."""
+        """The four named attributes."""
         return ObjectSpec(self.colour, self.shape, self.size, self.place)
 
 
@@ -83,7 +82,7 @@ class Scene:
     texture_seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, strings and numbers, ready for JSON."""
+        """Lists, strings and numbers, for JSON."""
         fields = asdict(self)
         fields["objects"] = list(fields["objects"])
         return fields
@@ -98,13 +97,13 @@ def cell_centre(place: str) -> tuple[float, float]:
 def random_stream(*entropy: int) -> np.random.Generator:
     """Counter-based random numbers that depend on the given integers only.
 
-    Callers draw with `Generator.random`, whose stream is the same on every platform.
+    Callers use `Generator.random`, whose stream is the same on every platform.
     """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
 def check_stream(seed: int, split: str) -> None:
-    """Refuse a seed or split that no scene can be drawn from, with a UserError."""
+    """Raises UserError for a negative seed or an unknown split."""
     if split not in SPLITS:
         raise UserError(f"split: unknown split {split!r}; use one of {', '.join(SPLITS)}")
     if seed < 0:
@@ -116,8 +115,8 @@ def sample_scene(
 ) -> Scene:
     """The scene with number `index` of a split: a pure function of its arguments.
 
-    `object_probabilities` weighs scenes of one, two and three objects (any positive scale). `redraw` counts other
-    scenes with the same number.
+    `object_probabilities` are weights of scenes with one, two and three objects (any positive scale). `redraw` numbers
+    further scenes with the same index.
 
     Raises UserError for an unknown split, a negative seed or unusable probabilities.
     """
@@ -136,10 +135,10 @@ def sample_scene(
 
 
 def styles_held_out(styles: Iterable[str]) -> dict[tuple[str, str], str]:
-    """(colour, shape) → the one of at least two styles that the pair is kept from in training.
+    """The style that each (colour, shape) pair is held out from in training; needs at least two styles.
 
-    The styles stand on the diagonals of a table of colours and shapes in pseudo-random order, so they have as many
-    pairs each, up to one, and each misses some shapes of every colour but never all. Their order does not matter.
+    The styles are on the diagonals of a table of colours and shapes in pseudo-random order. So their numbers of pairs
+    differ by one at most, and each style misses some shapes of every colour but never all. Their order does not matter.
     """
     names = sorted(set(styles))
     rng = random_stream(_HELD_OUT_STYLE_SEED)
@@ -159,7 +158,7 @@ def _cumulative(object_probabilities: Sequence[float]) -> np.ndarray:
             f"data.object_probabilities: found {list(object_probabilities)}; "
             "give one to three weights, none negative, not all zero"
         )
-    # The last threshold is left out: rounding could put it below 1, and no number of objects lies above it.
+    # Without the last threshold, which rounding could put below 1.
     return np.cumsum(weights / weights.sum())[:-1]
 
 
@@ -191,7 +190,7 @@ def _choose_held_out() -> frozenset[tuple[str, str, str]]:
 
 
 def _pairs_by_place(split: str) -> dict[str, list[tuple[str, str]]]:
-    """The (colour, shape) pairs that a split may put into each cell."""
+    """The (colour, shape) pairs that may occur in each cell, in a split."""
     held_out = split == "val"
     return {
         place: [

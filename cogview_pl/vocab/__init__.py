@@ -1,4 +1,4 @@
-"""What a token is: the joint vocabulary, text tokens, and the templates that lay sequences out."""
+"""Tokens: the joint vocabulary, text tokens, and templates, which lay sequences out."""
 
 from cogview_pl.vocab.roles import caption_slots, is_text_to_image, magnify_slots
 from cogview_pl.vocab.template import CodeSlot, Sequence, Template, TextSlot

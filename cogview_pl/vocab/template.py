@@ -1,10 +1,10 @@
-"""Templates: one layout string from which everything that depends on the order of a sequence follows.
+"""Templates: one layout string, from which everything that depends on the order of a sequence follows.
 
     "[ROI1] {text} [BASE] [BOI1] {image:32x32} [EOI1]"
 
-Command tokens stand for themselves; `{name}` is a text slot (variable length), `{name:YxX}` a slot for a grid of
-codes in raster order. Training sequences, prompts, loss weights, position ids and the ids that may be sampled are
-all read off this one parsed layout, so training and generation cannot drift apart.
+A word in brackets is a command token, `{name}` a text slot (variable length), `{name:YxX}` a slot for a grid of codes
+in raster order. Training sequences, prompts, loss weights, position ids and the ids that may be sampled all follow from
+this layout, so training and generation always agree.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NO_SLOT = -1
 
 @dataclass(frozen=True)
 class TextSlot:
-    """A hole for at most `length` text tokens."""
+    """A place for at most `length` text tokens."""
 
     name: str
     length: int
@@ -34,7 +34,7 @@ class TextSlot:
 
 @dataclass(frozen=True)
 class CodeSlot:
-    """A hole for a grid of codes, filled in raster order."""
+    """A place for a grid of codes in raster order."""
 
     name: str
     grid: tuple[int, int]
@@ -43,6 +43,9 @@ class CodeSlot:
     def length(self) -> int:
         """Number of codes."""
         return self.grid[0] * self.grid[1]
+
+
+Slot = TextSlot | CodeSlot
 
 
 class Sequence(NamedTuple):
@@ -61,24 +64,25 @@ class Sequence(NamedTuple):
 class Template:
     """A parsed layout, bound to a vocabulary.
 
-    A slot's loss weight applies to its tokens *as predictions*. The command token right behind a text slot closes
-    it (the model learns from it where the text ends), so it counts as part of that slot; other command tokens
-    follow from the layout and carry no loss.
+    The loss weight of a slot applies to the predictions *of* its tokens. The command token after a text slot closes the
+    slot and belongs to it: the model learns from it where the text ends. Other command tokens follow from the layout
+    and carry no loss.
 
     Args:
         layout: command tokens and slots, separated by spaces.
-        target: name of the slot that generation fills; everything before it is the prompt.
-        loss: weight per slot name; a slot that is not named carries no loss.
+        target: name of the slot that generation fills; all tokens before it are the prompt.
+        loss: weight by slot name; a slot without a weight carries no loss.
         vocabulary: the ids.
         text_length: capacity of text slots in text tokens.
         restart_positions_at: command token at which position ids start from 0 again, or None.
         restart_after_token: a quirk of the original when it samples: the restart token keeps its absolute position,
-            and the token behind it has position 1. (In training it has position 0, there as here.)
-        loss_by_input: a quirk of the original: the weight of a prediction follows the token that it is made from.
-            The first code counts as text then, what follows the last code as image, and command tokens carry loss.
+            and the next token has position 1. (In training the restart token has position 0.)
+        loss_by_input: a quirk of the original: the weight of a prediction follows from its input token. So the first
+            code counts as text, the token after the last code as image, and command tokens carry loss.
 
     Raises:
-        UserError: the layout cannot be parsed, or `target` or `loss` name a slot that it lacks.
+        UserError: the layout cannot be parsed, `target` or `loss` name a slot that it lacks, or `loss_by_input` is set
+            and it has several text slots.
     """
 
     def __init__(
@@ -96,7 +100,7 @@ class Template:
         self.layout = layout
         self.vocabulary = vocabulary
         self.elements = _parse(layout, text_length)
-        self.slots = [element for element in self.elements if not isinstance(element, str)]
+        self.slots = _slots(self.elements)
         self.target = self.slot(target, key="template.target")
         if self.elements[0] == self.target:
             raise UserError(f"template.layout: nothing stands before the target {target}; begin with a command token")
@@ -108,6 +112,8 @@ class Template:
         self._restart = None if restart_positions_at is None else vocabulary.command(restart_positions_at)
         self._restart_after_token = restart_after_token
         self._loss_by_input = loss_by_input
+        if loss_by_input and sum(isinstance(slot, TextSlot) for slot in self.slots) > 1:
+            raise UserError("compat.loss_by_input=true: this layout has several text slots; set it to false")
 
     @property
     def length(self) -> int:
@@ -124,8 +130,8 @@ class Template:
             before += 1 if isinstance(element, str) else element.length
         return max(before, self.length - before)
 
-    def slot(self, name: str, key: str = "slot") -> TextSlot | CodeSlot:
-        """The slot of this name; raises UserError (naming `key`) if the layout has none."""
+    def slot(self, name: str, key: str = "slot") -> Slot:
+        """The slot of this name; raises UserError naming `key` if the layout has no such slot."""
         for slot in self.slots:
             if slot.name == name:
                 return slot
@@ -136,7 +142,7 @@ class Template:
         """The training sequence of one sample.
 
         Args:
-            values: per slot name, text token ids (text; cut to the slot's length) or codes in raster order.
+            values: by slot name, text token ids (cut to the length of the slot) or codes in raster order.
 
         Raises:
             ValueError: a grid has the wrong number of codes.
@@ -170,7 +176,7 @@ class Template:
         return [0.0, *(self.weights[slot] for slot in by_input[:-1])], [NO_SLOT, *by_input[:-1]]
 
     def prompt(self, values: Mapping[str, Seq[int]]) -> list[int]:
-        """The tokens before the target slot: a prefix of what `build` gives for the same values.
+        """The tokens before the target slot: a prefix of the result of `build` for the same values.
 
         Raises:
             UserError: a text is longer than its slot. (Training cuts captions; a user's prompt is never cut.)
@@ -196,22 +202,22 @@ class Template:
         return [*range(start), *range(len(tokens) - start)]
 
     def prompt_positions(self, prompt: Seq[int]) -> list[int]:
-        """Position ids of a prompt to sample from: a prefix of those in training, but for the quirk."""
+        """Position ids of a prompt to sample from: those of training, except for the quirk `restart_after_token`."""
         positions = self.positions(prompt)
         if self._restart_after_token and self._restart in prompt:
             start = prompt.index(self._restart)
             positions[start] = start
         return positions
 
-    def allowed(self, slot: TextSlot | CodeSlot) -> tuple[range, ...]:
-        """The ids that may be sampled inside a slot; for text the token that closes it comes last."""
+    def allowed(self, slot: Slot) -> tuple[range, ...]:
+        """The ids that may be sampled inside a slot; for text, the token that closes it comes last."""
         if isinstance(slot, CodeSlot):
             return (self.vocabulary.codes,)
         end = self.end_of_text(slot)
         return (self.vocabulary.text_tokens,) if end is None else (self.vocabulary.text_tokens, range(end, end + 1))
 
-    def predicted(self, slot: TextSlot | CodeSlot) -> range:
-        """The ids that a loss inside a slot is taken over: its codes; for text all that are no codes."""
+    def predicted(self, slot: Slot) -> range:
+        """The ids that the loss inside a slot compares: all codes, or for text all ids that are no codes."""
         codes = self.vocabulary.codes
         return codes if isinstance(slot, CodeSlot) else range(codes.stop, self.vocabulary.size)
 
@@ -220,7 +226,7 @@ class Template:
         following = self.elements[self.elements.index(slot) + 1 :][:1]
         return self.vocabulary.command(following[0]) if following and isinstance(following[0], str) else None
 
-    def _slot_tokens(self, slot: TextSlot | CodeSlot, ids: Seq[int]) -> list[int]:
+    def _slot_tokens(self, slot: Slot, ids: Seq[int]) -> list[int]:
         if isinstance(slot, TextSlot):
             first = self.vocabulary.text_tokens.start
             return [first + int(text_token) for text_token in ids[: slot.length]]
@@ -229,8 +235,17 @@ class Template:
         return [int(code) for code in ids]
 
 
-def _parse(layout: str, text_length: int) -> list[str | TextSlot | CodeSlot]:
-    elements: list[str | TextSlot | CodeSlot] = []
+def parse_slots(layout: str, text_length: int) -> list[Slot]:
+    """The slots of a layout; raises UserError if it cannot be parsed."""
+    return _slots(_parse(layout, text_length))
+
+
+def _slots(elements: list[str | Slot]) -> list[Slot]:
+    return [element for element in elements if not isinstance(element, str)]
+
+
+def _parse(layout: str, text_length: int) -> list[str | Slot]:
+    elements: list[str | Slot] = []
     for word in layout.split():
         match = _ELEMENT.fullmatch(word)
         if match is None or (match["command"] and match["command"] not in COMMANDS):
@@ -244,7 +259,7 @@ def _parse(layout: str, text_length: int) -> list[str | TextSlot | CodeSlot]:
             elements.append(CodeSlot(match["name"], (int(match["y"]), int(match["x"]))))
         else:
             elements.append(TextSlot(match["name"], text_length))
-    names = [element.name for element in elements if not isinstance(element, str)]
+    names = [slot.name for slot in _slots(elements)]
     if len(set(names)) < len(names):
         raise UserError(f"template.layout: slot names must differ, found {', '.join(names)}")
     return elements

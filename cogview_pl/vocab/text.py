@@ -1,4 +1,4 @@
-"""Text to SentencePiece ids and back: load any `.model`, or train one on the captions of a data set."""
+"""Text to SentencePiece ids and back: load a `.model` file, or train a model on the captions of a data set."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import sentencepiece as spm
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.durable.write import write_bytes
 from cogview_pl.errors import UserError
+from cogview_pl.vocab.config import TextConfig
 
 
 class TextTokenizer:
     """A SentencePiece model.
 
-    It knows text only: a string such as `[BOI1]` is broken into ordinary text tokens, so nothing that a user types can
-    become a command token (those ids lie outside the text tokens, see `vocabulary.py`).
+    A string such as `[BOI1]` becomes ordinary text tokens, so no text that a user types can become a command token (the
+    ids of command tokens are not among the text tokens, see `vocabulary.py`).
 
     Args:
         serialized: the bytes of a `.model` file.
@@ -46,20 +47,17 @@ class TextTokenizer:
     def train(
         cls,
         captions: Iterable[str],
-        *,
-        vocab_size: int,
-        model_type: str = "bpe",
-        character_coverage: float = 1.0,
+        options: TextConfig,
         seed_sentences: int = 1_000_000,
     ) -> TextTokenizer:
-        """Learn text tokens from captions; bytes stand in for characters that it has never seen.
+        """Learn text tokens from captions; unknown characters become byte tokens.
 
         Args:
             captions: the training captions.
-            vocab_size: upper limit of the number of text tokens, the 256 byte tokens and 3 control tokens included.
-            model_type: `bpe` or `unigram`.
-            character_coverage: share of the characters in the captions that get a text token of their own.
-            seed_sentences: at most this many captions are read.
+            options: `vocab_size` is the upper limit of the number of text tokens, with 256 byte tokens and 3 control
+                tokens; `model_type` is `bpe` or `unigram`; `character_coverage` is the share of the characters in the
+                captions that get a text token of their own.
+            seed_sentences: largest number of captions to read.
 
         Raises:
             UserError: there are no captions, or `vocab_size` is too small for their characters.
@@ -69,9 +67,9 @@ class TextTokenizer:
             spm.SentencePieceTrainer.train(
                 sentence_iterator=iter(captions),
                 model_writer=model,
-                vocab_size=vocab_size,
-                model_type=model_type,
-                character_coverage=character_coverage,
+                vocab_size=options.vocab_size,
+                model_type=options.model_type,
+                character_coverage=options.character_coverage,
                 byte_fallback=True,
                 hard_vocab_limit=False,  # few captions cannot fill a large vocabulary: then it is smaller
                 split_by_whitespace=True,
@@ -85,7 +83,7 @@ class TextTokenizer:
             )
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"text.vocab_size={vocab_size} does not suit the captions: {reason}") from error
+            raise UserError(f"text.vocab_size={options.vocab_size} does not suit the captions: {reason}") from error
         return cls(model.getvalue())
 
     @property
@@ -95,7 +93,7 @@ class TextTokenizer:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the model file: two tokenizers are the same if and only if this is."""
+        """SHA-256 of the model file, equal for equal tokenizers only."""
         return hashlib.sha256(self.serialized).hexdigest()
 
     def encode(self, text: str) -> list[int]:

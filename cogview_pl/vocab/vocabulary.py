@@ -1,9 +1,9 @@
-"""The joint vocabulary of the sequence model: which id means what.
+"""The joint vocabulary of the sequence model: the meaning of each id.
 
-    0 … codebook_size-1                        image codes
-    codebook_size … codebook_size+text_vocab_size-1     text tokens
-    then one id for each command token     COMMANDS, in this order
-    up to size-1                           padding rows: never valid, they only round the table up
+    0 … codebook_size-1                                  image codes
+    codebook_size … codebook_size+text_vocab_size-1      text tokens
+    then one id for each command token                   COMMANDS, in this order
+    up to size-1                                         padding rows: no valid ids, they round the table up
 
 With 8,192 codes and 50,000 text tokens these are the ids of the released CogView models.
 """

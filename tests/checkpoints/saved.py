@@ -15,8 +15,10 @@ from cogview_pl.checkpoints.model_folder import (
     save_image_tokenizer,
     save_sequence_model,
 )
-from cogview_pl.vocab import TextTokenizer, Vocabulary
+from cogview_pl.vocab import Vocabulary
 from tests.make_models import quantizer_options, transformer_settings
+
+from ..texts import learned_text
 
 VQVAE = {
     "hidden_size": 8,
@@ -45,7 +47,7 @@ def save_tokenizer(folder: Path, **changes: object) -> ImageTokenizer:
 
 def save_run(folder: Path, images: ImageTokenizer) -> Path:
     """A run folder with a saved sequence model of random weights."""
-    text = TextTokenizer.train(["红色的圆形", "蓝色的心形"], vocab_size=300)
+    text = learned_text(["红色的圆形", "蓝色的心形"], vocab_size=300)
     vocabulary = Vocabulary(16, text.vocab_size)
     settings = transformer_settings(
         vocab_size=vocabulary.size,

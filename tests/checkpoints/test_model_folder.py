@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from cogview_pl.checkpoints.adapter_folder import load_adapted
 from cogview_pl.checkpoints.model_folder import folder_identity, load_image_tokenizer, load_sequence_model
 from cogview_pl.errors import UserError
-from cogview_pl.vocab import TextTokenizer
 
 from ..faults.injections import flip
+from ..texts import learned_text
 from .saved import forge_manifest, save_tokenizer
 from .test_adapter_folder import finetune
 
@@ -46,7 +46,7 @@ def test_other_weights_have_another_identity(run: Path, tmp_path: Path) -> None:
 
 def test_a_text_tokenizer_with_more_pieces_is_refused(run: Path) -> None:
     """Its surplus text tokens would be read as command tokens."""
-    TextTokenizer.train(["红橙黄绿青蓝紫黑白灰"] * 3, vocab_size=400).save(run / "model" / "text.model")
+    learned_text(["红橙黄绿青蓝紫黑白灰"] * 3, vocab_size=400).save(run / "model" / "text.model")
     with pytest.raises(UserError, match=r"text\.model is damaged"):
         load_sequence_model(run)
     forge_manifest(run / "model")

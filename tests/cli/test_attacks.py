@@ -21,9 +21,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cogview_pl.checkpoints.model_folder import load_sequence_model
-from cogview_pl.vocab import TextTokenizer
 
 from ..checkpoints.saved import forge_manifest
+from ..texts import learned_text
 from .conftest import COMMAND, Chain, CommandLine, Ended
 from .rewound import require_same
 
@@ -160,7 +160,7 @@ def checkpoints_as_a_link(home: Path) -> tuple[list[str], list[str]]:
 def other_text_tokenizer(home: Path) -> tuple[list[str], list[str]]:
     """A finished run whose text.model was replaced before it was refused would be of no use any more."""
     run = copied(home, "tokenize", "finished_tokens")
-    TextTokenizer.train(["别的话", "另一句话"] * 20, vocab_size=290).save(home / "other.model")
+    learned_text(["别的话", "另一句话"] * 20, vocab_size=290).save(home / "other.model")
     same = "data.object_probabilities=[0.2,0.4,0.4]"
     return ["task=tokenize", *SMALL, same, f"resume={run}", "text.model=other.model"], [
         "text_vocab_size 340, this run has 279",

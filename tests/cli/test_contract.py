@@ -29,7 +29,7 @@ GENERATE = (
 
 FILES = {
     "vqvae": {"checkpoints/last.ckpt", "model/config.yaml", "model/weights.safetensors", "reconstructions.png"},
-    "tokenize": {"store/header.json", "store/train.bin", "store/val.bin", "text.model"},
+    "tokenize": {"token_store/header.json", "token_store/train.bin", "token_store/val.bin", "text.model"},
     "pretrain": {
         "checkpoints/last.ckpt",
         "model/config.yaml",

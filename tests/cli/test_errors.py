@@ -147,19 +147,25 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "store_of_other_tokenizer": (
         ["task=pretrain", "data.token_store={tokenize}", "image_tokenizer.path={other_vqvae}"],
-        ["{tokenize}/store", "image_tokenizer", "task=tokenize"],
+        ["{tokenize}/token_store", "image_tokenizer", "task=tokenize"],
     ),
     "store_of_other_grid": (
         ["task=pretrain", "image_tokenizer.image_size=32"],
         ["template.layout", "4x4", "8x8"],
     ),
-    "store_no_run": (["task=pretrain", "data.token_store={plain}"], ["{plain}/store", "header.json", "task=tokenize"]),
+    "store_no_run": (
+        ["task=pretrain", "data.token_store={plain}"],
+        ["{plain}/token_store", "header.json", "task=tokenize"],
+    ),
     "store_truncated": (
         ["task=pretrain", "data.token_store={truncated}"],
-        ["{truncated}/store/train.bin", "truncated"],
+        ["{truncated}/token_store/train.bin", "truncated"],
     ),
-    "store_unfinished": (["task=pretrain", "data.token_store={unfinished}"], ["{unfinished}/store", "resume=true"]),
-    "store_damaged": (["task=pretrain", "data.token_store={damaged}"], ["{damaged}/store/header.json", "JSON"]),
+    "store_unfinished": (
+        ["task=pretrain", "data.token_store={unfinished}"],
+        ["{unfinished}/token_store", "resume=true"],
+    ),
+    "store_damaged": (["task=pretrain", "data.token_store={damaged}"], ["{damaged}/token_store/header.json", "JSON"]),
     "weights_damaged": (["task=generate", "init_from={damaged_model}"], ["weights.safetensors", "damaged"]),
     "model_config_damaged": (["task=generate", "init_from={damaged_config}"], ["{damaged_config}/model/config.yaml"]),
     "text_model_missing": (["task=tokenize", "text.model=/nowhere.model"], ["text.model=/nowhere.model"]),
@@ -228,13 +234,13 @@ def places(chain, tmp_path_factory) -> dict[str, Path]:
     file = copy("other_vqvae", "vqvae") / "model" / "weights.safetensors"
     save_file({key: value + 1 for key, value in load_file(file).items()}, file)
     forge_manifest(file.parent)
-    file = copy("truncated", "tokenize") / "store" / "train.bin"
+    file = copy("truncated", "tokenize") / "token_store" / "train.bin"
     file.write_bytes(file.read_bytes()[:-1])
-    file = copy("unfinished", "tokenize") / "store" / "header.json"
+    file = copy("unfinished", "tokenize") / "token_store" / "header.json"
     values = json.loads(file.read_text()) | {"complete": False}
     del values["checksums"], values["crc32"]  # a header of an earlier version
     file.write_text(json.dumps(values))
-    file = copy("damaged", "tokenize") / "store" / "header.json"
+    file = copy("damaged", "tokenize") / "token_store" / "header.json"
     file.write_bytes(file.read_bytes()[:50])
     file = copy("damaged_model", "pretrain") / "model" / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:1000])

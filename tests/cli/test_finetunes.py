@@ -14,9 +14,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from cogview_pl import CogView
 from cogview_pl.data.token_store.store import TokenStore
 from cogview_pl.toy_world.captions import parse_caption
-from cogview_pl.toy_world.dataset import ToyDataset
 from cogview_pl.vocab import TextTokenizer
 from cogview_pl.vqvae.losses import psnr
+
+from ..toy_world.toy_images import toy_images
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,8 @@ def metrics(home: Path, task: str) -> dict[str, float]:
 
 def test_tokens_are_made_on_the_spot_with_the_tokenizers_of_the_start(home: Path) -> None:
     for task in ("super_resolution", "style"):
-        store = TokenStore.open(home / "outputs" / task / "latest" / "tokens" / "store")
-        pretrained = TokenStore.open(home / "outputs" / "tokenize" / "latest" / "store")
+        store = TokenStore.open(home / "outputs" / task / "latest" / "tokens" / "token_store")
+        pretrained = TokenStore.open(home / "outputs" / "tokenize" / "latest" / "token_store")
         store.require(
             text_tokenizer=pretrained.header.text_tokenizer, image_tokenizer=pretrained.header.image_tokenizer
         )
@@ -53,8 +54,8 @@ def test_magnified_images_are_compared_with_the_truth(cli, home: Path) -> None:
     cli.succeed(["task=magnify", "num_prompts=3", "data.val_size=8"], home)
     run = home / "outputs" / "magnify" / "latest"
     written = records(run / "samples.jsonl")
-    assert [record["prompt"] for record in written] == [ToyDataset("val", 8).text(i) for i in range(3)]
-    painted, truth = [], ToyDataset("val", 8, resolution=128)
+    assert [record["prompt"] for record in written] == [toy_images("val", 8).text(i) for i in range(3)]
+    painted, truth = [], toy_images("val", 8, image_size=128)
     for record in written:
         with Image.open(run / str(record["file"])) as image:
             assert image.size == (128, 128) == (record["width"], record["height"])
@@ -94,8 +95,8 @@ def test_a_style_model_paints(home: Path) -> None:
 def test_style_captions_name_the_style(home: Path) -> None:
     tokens = home / "outputs" / "style" / "latest" / "tokens"
     text = TextTokenizer.load(tokens / "text.model")
-    rows = TokenStore.open(tokens / "store").split("train")
-    captions = [text.decode(rows[i][0]) for i in range(len(rows))]
+    rows = TokenStore.open(tokens / "token_store").split("train")
+    captions = [text.decode(rows[i][0]["text"]) for i in range(len(rows))]
     assert all(("油画" in caption) != ("中国画" in caption) for caption in captions)
     assert all(parse_caption(caption) for caption in captions)
 

@@ -15,6 +15,8 @@ from cogview_pl.checkpoints.released import released_settings, save_transformer,
 from cogview_pl.vocab import TextTokenizer, Vocabulary
 from tests.make_models import make_transformer
 
+from ..texts import learned_text
+
 NUM_CODES = 16
 CAPTIONS = ["红色的圆形", "蓝色的心形", "一个绿色的三角形"]
 
@@ -37,7 +39,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_vqvae(build_vqvae(released_settings(8, 4, NUM_CODES)), folder / "tokenizer.pt")
     for name, text_vocab_size in (("text.model", 290), ("other_text.model", 520)):
         captions = CAPTIONS if name == "text.model" else [f"{c}{chr(0x4E00 + i)}" for i in range(200) for c in CAPTIONS]
-        TextTokenizer.train(captions, vocab_size=text_vocab_size).save(folder / name)
+        learned_text(captions, vocab_size=text_vocab_size).save(folder / name)
     vocabulary = Vocabulary(NUM_CODES, TextTokenizer.load(folder / "text.model").vocab_size)
     for name in ("cogview-base", "cogview-sr", "cogview-caption"):
         sizes = {"vocab_size": vocabulary.size, "num_layers": 2, "hidden_size": 32, "num_heads": 2}

@@ -156,17 +156,17 @@ def test_the_log_goes_on_at_its_step_behind_a_stop_at_a_validation(cli, whole_ru
 def test_resumed_tokenisation_is_exact(cli, whole_runs, tmp_path) -> None:
     args, whole, _ = whole_runs["tokenize"]
     process = cli.start([*args, "run_dir=killed"], tmp_path)
-    rows = tmp_path / "killed" / "store" / "train.bin"
+    rows = tmp_path / "killed" / "token_store" / "train.bin"
     wait_for(process, lambda: rows.exists() and rows.stat().st_size > 0)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    header = json.loads((tmp_path / "killed" / "store" / "header.json").read_text())
+    header = json.loads((tmp_path / "killed" / "token_store" / "header.json").read_text())
     assert not header["complete"]
     cli.succeed([*args, "resume=killed"], tmp_path)
-    files = sorted(file.name for file in (whole / "store").iterdir())
-    assert files == sorted(file.name for file in (tmp_path / "killed" / "store").iterdir())
+    files = sorted(file.name for file in (whole / "token_store").iterdir())
+    assert files == sorted(file.name for file in (tmp_path / "killed" / "token_store").iterdir())
     for file in files:
-        assert (whole / "store" / file).read_bytes() == (tmp_path / "killed" / "store" / file).read_bytes()
+        assert (whole / "token_store" / file).read_bytes() == (tmp_path / "killed" / "token_store" / file).read_bytes()
     assert metrics(whole) == metrics(tmp_path / "killed")
 
 
@@ -208,6 +208,6 @@ def test_training_that_diverges_names_layer_and_samples(cli, chain, whole_runs, 
     assert ended.code == 2 and "3 steps in a row had no finite gradient, from step 2 on" in ended.stderr
     found = json.loads((tmp_path / "run" / "bad_batch.json").read_text())
     assert found["step"] == 2 and found["layer"].startswith(("model.", "the gradient of model.", "the loss"))
-    keys = (chain.run_folder("tokenize") / "store" / "train.keys.txt").read_text().splitlines()
+    keys = (chain.run_folder("tokenize") / "token_store" / "train.keys.txt").read_text().splitlines()
     assert len(found["keys"]) == 8 and set(found["keys"]) <= set(keys)
     assert found["layer"] in ended.stderr and found["keys"][0] in ended.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogview_pl.data.bad_samples import SkipLog, collate_images, enough_to_judge, require_readable
+from cogview_pl.data.bad_samples import BadSampleLog, collate_images, enough_to_judge, require_readable
 from cogview_pl.data.records import read_record, record_line
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.errors import UserError
@@ -31,7 +31,7 @@ def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
 
 def test_each_skipped_sample_is_listed_once_and_counted_whenever_it_is_met(tmp_path: Path) -> None:
     path = tmp_path / "skipped.jsonl"
-    log = SkipLog(path, max_share=1.0)
+    log = BadSampleLog(path, max_share=1.0)
     log.add(bad(1, 2), seen=8)
     log.add(bad(2, 3, 3), seen=8)
     log.add([], seen=8)
@@ -44,7 +44,7 @@ def test_each_skipped_sample_is_listed_once_and_counted_whenever_it_is_met(tmp_p
 
 def test_too_many_skipped_samples_end_the_run(tmp_path: Path) -> None:
     path = tmp_path / "skipped.jsonl"
-    log = SkipLog(path, max_share=0.1, minimum=20)
+    log = BadSampleLog(path, max_share=0.1, minimum=20)
     log.add(bad(1, 2), seen=19)  # more than a tenth, but of too few
     log.add([], seen=1)  # exactly a tenth
     with pytest.raises(UserError) as error:
@@ -52,15 +52,15 @@ def test_too_many_skipped_samples_end_the_run(tmp_path: Path) -> None:
     assert one_line(error) == (
         f"3 of 21 images could not be read (first: 图1: reason 1); see {path}; raise data.max_skipped_share to go on"
     )
-    assert SkipLog(path, max_share=0.1).count == 3  # the last one is in the list as well
+    assert BadSampleLog(path, max_share=0.1).count == 3  # the last one is in the list as well
 
 
 def test_the_list_goes_on_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "skipped.jsonl"
-    log = SkipLog(path, max_share=0.1, minimum=20)
+    log = BadSampleLog(path, max_share=0.1, minimum=20)
     log.add(bad(1, 2), seen=30)
     state = log.state
-    again = SkipLog(path, max_share=0.1, minimum=20)
+    again = BadSampleLog(path, max_share=0.1, minimum=20)
     again.load_state(state)
     assert (again.count, again.state) == (2, state)
     with pytest.raises(UserError, match=r"^4 of 32 .*first: 图1: reason 1"):
@@ -69,14 +69,14 @@ def test_the_list_goes_on_after_a_restart(tmp_path: Path) -> None:
 
 def test_old_entries_do_not_count_against_a_fresh_start(tmp_path: Path) -> None:
     path = tmp_path / "skipped.jsonl"
-    SkipLog(path, max_share=1.0).add(bad(*range(50)), seen=1000)
-    log = SkipLog(path, max_share=0.1, minimum=20)
+    BadSampleLog(path, max_share=1.0).add(bad(*range(50)), seen=1000)
+    log = BadSampleLog(path, max_share=0.1, minimum=20)
     log.add(bad(1), seen=20)
     assert log.count == 50
 
 
 def test_a_small_set_read_again_and_again_keeps_its_share(tmp_path: Path) -> None:
-    log = SkipLog(tmp_path / "skipped.jsonl", max_share=0.1, minimum=enough_to_judge(12))
+    log = BadSampleLog(tmp_path / "skipped.jsonl", max_share=0.1, minimum=enough_to_judge(12))
     with pytest.raises(UserError, match=r"^6 of 12 "):
         for _ in range(10):
             log.add(bad(1, 2, 3), seen=6)
@@ -84,38 +84,38 @@ def test_a_small_set_read_again_and_again_keeps_its_share(tmp_path: Path) -> Non
 
 def test_a_line_cut_off_by_a_kill_is_written_again(tmp_path: Path) -> None:
     path = tmp_path / "skipped.jsonl"
-    SkipLog(path, max_share=1.0).add(bad(1, 2), seen=2)
+    BadSampleLog(path, max_share=1.0).add(bad(1, 2), seen=2)
     whole = path.read_bytes()
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
-        log = SkipLog(path, max_share=1.0)
+        log = BadSampleLog(path, max_share=1.0)
         log.add(bad(1, 2), seen=2)
         assert path.read_bytes() == whole
     path.write_text("something else\n")
     with pytest.raises(UserError, match=r"skipped\.jsonl:1 is damaged or no skipped sample; delete"):
-        SkipLog(path, max_share=1.0)
+        BadSampleLog(path, max_share=1.0)
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(UserError, match=r"skipped\.jsonl is a named pipe, not a file; delete it"):
-        SkipLog(path, max_share=1.0)
+        BadSampleLog(path, max_share=1.0)
 
 
 def test_a_flipped_bit_in_the_list_is_noticed(tmp_path: Path) -> None:
     """Another key would count as another sample, and a line without its end as one that will be met again."""
     path = tmp_path / "skipped.jsonl"
-    SkipLog(path, max_share=1.0).add(bad(1, 2), seen=2)
+    BadSampleLog(path, max_share=1.0).add(bad(1, 2), seen=2)
     whole = path.read_bytes()
     for place in range(len(whole)):
         for bit in range(8):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
             with pytest.raises(UserError, match=r"skipped\.jsonl:[12] is damaged or no skipped sample; delete"):
-                SkipLog(path, max_share=1.0)
+                BadSampleLog(path, max_share=1.0)
 
 
 def test_a_file_name_that_is_not_unicode_can_be_listed(tmp_path: Path) -> None:
     path = tmp_path / "skipped.jsonl"
-    SkipLog(path, max_share=1.0).add([Skipped("a\udce4.png", "r")], seen=1)
-    log = SkipLog(path, max_share=1.0)
+    BadSampleLog(path, max_share=1.0).add([Skipped("a\udce4.png", "r")], seen=1)
+    log = BadSampleLog(path, max_share=1.0)
     log.add([Skipped("a\udce4.png", "r")], seen=1)
     assert log.count == 1
 
@@ -133,12 +133,12 @@ def test_collate_sets_the_skipped_aside() -> None:
 
 
 def test_a_line_is_a_sample_as_json(tmp_path: Path) -> None:
-    log = SkipLog(tmp_path / "s.jsonl", max_share=1)
+    log = BadSampleLog(tmp_path / "s.jsonl", max_share=1)
     log.add(bad(1), seen=1)
     record = json.loads((tmp_path / "s.jsonl").read_text())
     assert {key: record[key] for key in ("key", "reason")} == {"key": "图1", "reason": "reason 1"}
     assert (tmp_path / "s.jsonl").read_bytes() == record_line({"key": "图1", "reason": "reason 1"})
-    assert SkipLog(tmp_path / "none.jsonl", max_share=1).count == 0
+    assert BadSampleLog(tmp_path / "none.jsonl", max_share=1).count == 0
     assert not (tmp_path / "none.jsonl").exists()  # only what is skipped makes a list
 
 
@@ -148,19 +148,19 @@ def test_a_hundred_samples_are_enough_to_judge_or_all_there_are() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.25])
 def test_the_share_is_judged_from_the_hundredth_sample(tmp_path: Path, share: float) -> None:
-    log = SkipLog(tmp_path / "s.jsonl", max_share=share)
+    log = BadSampleLog(tmp_path / "s.jsonl", max_share=share)
     log.add(bad(*range(30)), seen=99)
     with pytest.raises(
         UserError, match=r"^30 of 100 images could not be read \(first: 图0: reason 0\); see .*s\.jsonl;"
     ):
         log.add([], seen=1)
-    calm = SkipLog(tmp_path / "t.jsonl", max_share=share)
+    calm = BadSampleLog(tmp_path / "t.jsonl", max_share=share)
     calm.add(bad(*range(int(100 * share))), seen=100)  # just as many as are allowed
     assert calm.state == {"seen": 100, "skipped": int(100 * share)}
 
 
 def test_a_saved_state_is_gone_on_with(tmp_path: Path) -> None:
-    log = SkipLog(tmp_path / "s.jsonl", max_share=0.5)
+    log = BadSampleLog(tmp_path / "s.jsonl", max_share=0.5)
     log.load_state({"seen": 1000, "skipped": 400})
     log.add(bad(*range(100)), seen=100)  # 500 of 1100
     assert log.state == {"seen": 1100, "skipped": 500}
@@ -170,8 +170,8 @@ def test_a_saved_state_is_gone_on_with(tmp_path: Path) -> None:
 
 
 def test_the_first_sample_of_an_old_list_is_named(tmp_path: Path) -> None:
-    SkipLog(tmp_path / "s.jsonl", max_share=1).add(bad(7, 8), seen=2)
-    log = SkipLog(tmp_path / "s.jsonl", max_share=0, minimum=1)
+    BadSampleLog(tmp_path / "s.jsonl", max_share=1).add(bad(7, 8), seen=2)
+    log = BadSampleLog(tmp_path / "s.jsonl", max_share=0, minimum=1)
     assert log.count == 2
     with pytest.raises(UserError, match=r"^1 of 1 .*first: 图7: reason 7"):
         log.add(bad(9), seen=1)
@@ -179,7 +179,7 @@ def test_the_first_sample_of_an_old_list_is_named(tmp_path: Path) -> None:
 
 def test_a_link_in_place_of_the_list_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").symlink_to(tmp_path / "victim")
-    log = SkipLog(tmp_path / "s.jsonl", max_share=1)
+    log = BadSampleLog(tmp_path / "s.jsonl", max_share=1)
     with pytest.raises(OSError, match="symbolic links"):
         log.add(bad(1), seen=1)
     assert not (tmp_path / "victim").exists()
@@ -192,14 +192,14 @@ def test_lines_that_are_no_samples_are_named_by_their_number(tmp_path: Path, lin
     path = tmp_path / "s.jsonl"
     path.write_bytes(record_line(bad(1)[0]._asdict()) + line + b"\n" + record_line(bad(2)[0]._asdict()))
     with pytest.raises(UserError, match=r"s\.jsonl:2 is damaged or no skipped sample; delete the file$"):
-        SkipLog(path, max_share=1)
+        BadSampleLog(path, max_share=1)
 
 
 @pytest.mark.parametrize("rest", [b'{"key": "k2", "rea', b"[1", b"[" * 10**5, b"\xff"])
 def test_the_rest_of_a_line_that_was_cut_off_is_taken_away(tmp_path: Path, rest: bytes) -> None:
     path, whole = tmp_path / "s.jsonl", record_line(bad(1)[0]._asdict())
     path.write_bytes(whole + rest)
-    assert SkipLog(path, max_share=1).count == 1
+    assert BadSampleLog(path, max_share=1).count == 1
     assert path.read_bytes() == whole
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,49 +16,7 @@ from cogview_pl.data.folder import FolderDataset, find_captions
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.errors import UserError
 
-
-def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
-    text = str(error.value)
-    assert text and "\n" not in text
-    return text
-
-
-def captions(root: Path | str, field: str | None = None) -> list[tuple[str, str]]:
-    return [(image.file, image.caption) for image in find_captions(root, field)]
-
-
-# --- find_captions
-
-
-def folder(root: Path, names: list[str]) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), "red").save(root / name)
-    return root
-
-
-def listing(root: Path, name: str, content: str, encoding: str = "utf-8") -> Path:
-    (root / name).write_text(content, encoding=encoding)
-    return root
-
-
-def linked(path: Path) -> Path:
-    """A link to itself."""
-    path.symlink_to(path.name)
-    return path
-
-
-def piped(root: Path, name: str) -> Path:
-    os.mkfifo(root / name)
-    return root
-
-
-def holes(root: Path, name: str) -> Path:
-    """A file of a terabyte of zeros, which is on no disk."""
-    with (root / name).open("wb") as stream:
-        stream.truncate(2**40)
-    return root
-
+from .image_folders import PATTERNS, captioned, captions, folder, holes, linked, listing, one_line, piped
 
 JSONL = (
     '{"file_name": "a.png", "text": " 熊猫 ", "en": "panda"}\n\n{"file_name": "s/b.png", "text": "猫", "en": "cat"}\n'
@@ -196,10 +152,6 @@ def test_an_unknown_caption_field_is_named(tmp_path: Path) -> None:
 # --- FolderDataset
 
 
-def captioned(root: Path, names: list[str]) -> Path:
-    return listing(folder(root, names), "captions.csv", "file_name,text\n" + "".join(f"{n},图{n}\n" for n in names))
-
-
 def test_folder_samples(tmp_path: Path) -> None:
     names = ["a.png", "b.png"]
     dataset = FolderDataset(captioned(tmp_path, names), "train", 4, 0.0)
@@ -221,7 +173,7 @@ def test_bad_samples_are_skipped_with_a_reason(tmp_path: Path) -> None:
     dataset = FolderDataset(tmp_path, "train", 4, 0.0)
     assert isinstance(dataset[0], ImageSample)
     assert dataset[1] == Skipped("empty.png", "the caption is empty")
-    assert dataset[2] == Skipped("bad.png", "not a image in a known format, or cut off")
+    assert dataset[2] == Skipped("bad.png", "not an image in a known format, or cut off")
     assert dataset[3] == Skipped("gone.png", "file not found")
 
 
@@ -240,7 +192,7 @@ def test_what_is_no_file_is_skipped_with_a_reason_and_not_opened(tmp_path: Path)
     ]
 
 
-def test_lines_of_a_caption_beside_a_image_end_alike(tmp_path: Path) -> None:
+def test_lines_of_a_caption_beside_an_image_end_alike(tmp_path: Path) -> None:
     folder(tmp_path, ["a.png"])
     (tmp_path / "a.txt").write_bytes("一\r\n二\r三\n".encode())
     assert captions(tmp_path) == [("a.png", "一\n二\n三")]
@@ -320,7 +272,7 @@ def test_a_data_set_without_one_readable_sample_is_refused(tmp_path: Path) -> No
     for name in names[:-1]:
         (tmp_path / name).write_bytes(b"")
     require_readable(dataset, limit=70)
-    with pytest.raises(UserError, match=r"none of the first 64 samples .*first: 000\.png: not a image") as error:
+    with pytest.raises(UserError, match=r"none of the first 64 samples .*first: 000\.png: not an image") as error:
         require_readable(dataset)
     one_line(error)
     with pytest.raises(UserError, match="no samples"):
@@ -339,99 +291,3 @@ def test_smaller_images_are_skipped(tmp_path: Path) -> None:
 
 
 # --- styles
-
-PATTERNS = ("{text}的{style}图像", "{style}风格的{text}")
-
-
-@pytest.fixture
-def two_styles(tmp_path: Path) -> dict[str, str]:
-    names = [f"{i}.png" for i in range(40)]
-    return {style: str(captioned(tmp_path / name, names)) for style, name in (("油画", "oil"), ("素描", "sketch"))}
-
-
-def test_one_folder_per_style(two_styles: dict[str, str]) -> None:
-    dataset = FolderDataset(None, "train", 4, 0.0, styles=two_styles, style_patterns=PATTERNS)
-    assert len(dataset) == 80
-    used: Counter[str] = Counter()
-    for i in range(80):
-        sample = dataset[i]
-        assert isinstance(sample, ImageSample)
-        style, _, file = sample.key.partition("/")
-        wanted = [pattern.format(text=f"图{file}", style=style) for pattern in PATTERNS]
-        assert sample.text == dataset.text(i) in wanted
-        used[PATTERNS[wanted.index(sample.text)]] += 1
-    assert min(used[pattern] for pattern in PATTERNS) > 20
-    assert {dataset.key(i).partition("/")[0] for i in range(80)} == {"油画", "素描"}
-
-
-def test_a_sample_keeps_its_pattern_when_others_go(two_styles: dict[str, str]) -> None:
-    whole = FolderDataset(None, "train", 4, 0.0, styles=two_styles, style_patterns=PATTERNS)
-    texts = {whole.key(i): whole.text(i) for i in range(len(whole))}
-    part = FolderDataset(None, "train", 4, 0.5, styles={"素描": two_styles["素描"]}, style_patterns=PATTERNS)
-    assert 0 < len(part) < 40
-    assert all(texts[part.key(i)] == part.text(i) for i in range(len(part)))
-    # The hash that chooses the pattern is not that of the split.
-    assert len({part.text(i)[:2] == "素描" for i in range(len(part))}) == 2
-
-
-def test_each_style_is_split_like_its_folder_alone(two_styles: dict[str, str]) -> None:
-    for split in ("train", "val"):
-        styled = FolderDataset(None, split, 4, 0.25, styles=two_styles)
-        keys = [styled.key(i) for i in range(len(styled))]
-        for style, folder in two_styles.items():
-            alone = FolderDataset(folder, split, 4, 0.25)
-            assert [key for key in keys if key.startswith(style)] == [
-                f"{style}/{alone.key(i)}" for i in range(len(alone))
-            ]
-    assert FolderDataset(None, "val", 4, 0.25, styles=two_styles).text(0).startswith("图")  # no patterns
-
-
-@pytest.mark.parametrize("name", ["metadata.jsonl", "captions.csv"])
-def test_a_column_with_the_style(tmp_path: Path, name: str) -> None:
-    rows = [("a.png", "猫", "油画"), ("b.png", "狗", " 素描 "), ("c.png", "鱼", "")]
-    fields = ("file_name", "text", "medium")
-    lines = [json.dumps(dict(zip(fields, row, strict=True)), ensure_ascii=False) for row in rows]
-    if name.endswith("csv"):
-        lines = [",".join(row) for row in (fields, *rows)]
-    listing(folder(tmp_path, [row[0] for row in rows]), name, "\n".join(lines))
-    dataset = FolderDataset(tmp_path, "train", 4, 0.0, style_field="medium", style_patterns=("{style}风格的{text}",))
-    assert dataset.texts() == ["油画风格的猫", "素描风格的狗", ""]
-    assert [dataset[0].text, dataset[1].text] == dataset.texts()[:2]
-    assert dataset[2] == Skipped("c.png", "the style is empty")
-    assert FolderDataset(tmp_path, "train", 4, 0.0).texts() == ["猫", "狗", "鱼"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"root": None}, r"data\.root has no value; set it to .*, or data\.styles to one folder per style"),
-        ({"styles": {"油画": "ROOT"}}, r"data\.root=\S+ and data\.styles are both given"),
-        (
-            {"root": None, "styles": {"油画": "ROOT/gone"}},
-            r"data\.styles\.油画=\S+gone does not exist; set it to a folder",
-        ),
-        (
-            {"root": None, "styles": {"油画": "ROOT", "素描": "ROOT/bare"}},
-            r"data\.styles\.素描=\S+bare has no captions",
-        ),
-        ({"root": None, "styles": {"油画": None}}, r"data\.styles=\{.*None\}: give one folder per style"),
-        ({"root": None, "styles": {"油画": "ROOT"}, "style_field": "x"}, r"data\.style_field=x: data\.styles names"),
-        ({"style_patterns": PATTERNS}, r"data\.style_patterns: the images have no styles; set data\.styles"),
-        ({"style_field": "medium"}, r"csv:2 has no field medium; set data\.style_field to one of: file_name, text"),
-        ({"root": "ROOT/beside", "style_field": "x"}, r"data\.style_field=x: data\.root=\S+ has its captions in \.txt"),
-    ],
-)
-def test_what_is_wrong_with_styles(tmp_path: Path, options: dict[str, object], message: str) -> None:
-    captioned(tmp_path, ["a.png"])
-    folder(tmp_path, ["bare/a.png", "beside/a.png"])
-    listing(tmp_path, "beside/a.txt", "猫")
-
-    def placed(value: object) -> object:
-        if isinstance(value, dict):
-            return {key: placed(inner) for key, inner in value.items()}
-        return value.replace("ROOT", str(tmp_path)) if isinstance(value, str) else value
-
-    options = {"root": "ROOT", "split": "train", "image_size": 4, "val_fraction": 0.0} | options
-    with pytest.raises(UserError, match=message) as error:
-        FolderDataset(**{key: placed(value) for key, value in options.items()})  # type: ignore[arg-type]
-    one_line(error)

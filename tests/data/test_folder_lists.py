@@ -34,33 +34,33 @@ def refused(root: Path, **options: str) -> str:
 
 def test_the_first_of_several_lists_counts(root: Path) -> None:
     (root / "a.txt").write_text("beside")
-    assert find_captions(root) == [Listed("a.png", "beside"), Listed("b.png", "")]
+    assert find_captions(root) == [Listed("a.png", ("beside",)), Listed("b.png", ("",))]
     for name in reversed(
         ("metadata.jsonl", "captions.jsonl", "metadata.csv", "captions.csv", "metadata.tsv", "captions.tsv")
     ):
         separator = {"csv": ",", "tsv": "\t"}.get(name[-3:])
         rows = f'{{"path": "a.png", "text": "{name}"}}'
         (root / name).write_text(rows if separator is None else f"path,text\na.png,{name}".replace(",", separator))
-        assert find_captions(root) == [Listed("a.png", name)]
+        assert find_captions(root) == [Listed("a.png", (name,))]
 
 
 def test_the_first_of_several_fields_counts(root: Path) -> None:
     (root / "captions.csv").write_text("caption,path,text,image,file_name\n1,2,3,4,a.png\n")
-    assert find_captions(root) == [Listed("a.png", "3")]
-    assert find_captions(root, "caption", "image") == [Listed("a.png", "1", "4")]
+    assert find_captions(root) == [Listed("a.png", ("3",))]
+    assert find_captions(root, "caption", "image") == [Listed("a.png", ("1",), "4")]
     (root / "captions.csv").write_text("caption,path,image\n1,2,a.png\n")
-    assert find_captions(root) == [Listed("a.png", "1")]
+    assert find_captions(root) == [Listed("a.png", ("1",))]
 
 
 def test_an_empty_text_file_is_a_caption_that_is_empty(root: Path) -> None:
     (root / "a.txt").touch()
-    assert find_captions(root) == [Listed("a.png", ""), Listed("b.png", "")]
+    assert find_captions(root) == [Listed("a.png", ("",)), Listed("b.png", ("",))]
 
 
 def test_a_folder_may_be_named_from_home(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "a.txt").write_text("t")
     monkeypatch.setenv("HOME", str(root.parent))
-    assert find_captions(f"~/{root.name}")[0] == Listed("a.png", "t")
+    assert find_captions(f"~/{root.name}")[0] == Listed("a.png", ("t",))
     for places in ({"root": f"~/{root.name}"}, {"root": None, "styles": {"油画": f"~/{root.name}"}}):
         dataset = FolderDataset(split="train", image_size=4, val_fraction=0.0, **places)  # type: ignore[arg-type]
         assert dataset[0].key == ("油画/a.png" if "styles" in places else "a.png")
@@ -138,4 +138,4 @@ def test_a_stop_that_is_asked_for_ends_each_pass_over_the_images(root: Path, mon
         (root / "captions.csv").write_text("path,text\na.png,t\n")
         with pytest.raises(Stopped):
             find_captions(root)
-    assert find_captions(root) == [Listed("a.png", "t")]
+    assert find_captions(root) == [Listed("a.png", ("t",))]

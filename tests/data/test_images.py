@@ -25,7 +25,7 @@ def encoded(image: Image.Image, form: str, **options: object) -> io.BytesIO:
 
 
 def flat(image: Image.Image, form: str = "PNG", **options: object) -> list[int]:
-    """The one colour of a image without detail."""
+    """The one colour of an image without detail."""
     pixels = load_image(encoded(image, form, **options), 8)
     assert pixels.shape == (3, 8, 8)
     assert pixels.dtype == torch.uint8
@@ -95,7 +95,7 @@ def test_the_centre_of_the_shorter_edge_is_kept() -> None:
     assert torch.equal(load_image(encoded(tall, "PNG"), 10), pixels.rot90(1, (1, 2)))
 
 
-def test_a_image_of_the_right_size_is_left_alone() -> None:
+def test_an_image_of_the_right_size_is_left_alone() -> None:
     image = noise(24, 24)
     assert torch.equal(load_image(encoded(image, "PNG"), 24), torch.tensor(np.array(image)).permute(2, 0, 1))
 
@@ -128,12 +128,12 @@ def test_a_cut_off_image_is_refused(form: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\0" * 4000, b"<svg></svg>", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
 def test_what_is_no_image_is_refused(content: bytes) -> None:
-    with pytest.raises(ImageError, match="not a image"):
+    with pytest.raises(ImageError, match="not an image"):
         load_image(io.BytesIO(content), 16)
 
 
 def test_formats_that_start_other_programs_are_refused() -> None:
-    with pytest.raises(ImageError, match="not a image"):
+    with pytest.raises(ImageError, match="not an image"):
         load_image(encoded(noise(8, 8), "EPS"), 8)
 
 
@@ -211,7 +211,7 @@ def test_what_is_no_image_file_is_named_and_not_opened(odd: Path, name: str, rea
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_image_that_may_not_be_read_is_not_missing(tmp_path: Path) -> None:
+def test_an_image_that_may_not_be_read_is_not_missing(tmp_path: Path) -> None:
     noise(8, 8).save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0)
     with pytest.raises(ImageError, match=r"^cannot be read \(Permission denied\)$"):
@@ -288,7 +288,7 @@ def test_a_flipped_bit_in_a_png_is_noticed_wherever_it_is(tmp_path: Path, as_str
             load_image(io.BytesIO(data) if as_stream else file, 24)
 
 
-def test_a_image_may_be_thirty_two_times_as_long_as_it_is_high() -> None:
+def test_an_image_may_be_thirty_two_times_as_long_as_it_is_high() -> None:
     for width, height in ((320, 10), (10, 320)):
         assert load_image(encoded(noise(width, height), "PNG"), 8).shape == (3, 8, 8)
     for width, height in ((321, 10), (10, 321)):

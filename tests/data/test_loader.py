@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from cogview_pl.data import loader as loaders
-from cogview_pl.data import worker_notes
+from cogview_pl.data import worker_activity
 from cogview_pl.data.bad_samples import ImageBatch
 from cogview_pl.data.loader import Loader
 from cogview_pl.data.sampler import EndlessSampler
@@ -175,7 +175,7 @@ def test_the_name_is_not_waited_for_where_it_lies_on_the_same_disk(monkeypatch: 
             time.sleep(600)
             return "never"
 
-    monkeypatch.setattr(worker_notes, "_NAMING", 0.1)
+    monkeypatch.setattr(worker_activity, "_NAMING", 0.1)
     assert "has been reading sample 5 for" in refused(Unnameable(hang), patience=0.4)
 
 

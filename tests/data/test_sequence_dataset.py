@@ -19,8 +19,8 @@ class Stored:
     def __len__(self) -> int:
         return 2
 
-    def __getitem__(self, index: int) -> tuple[list[int], torch.Tensor]:
-        return [4, 2][: index + 1], torch.arange(6).view(2, 3) + index
+    def __getitem__(self, index: int) -> tuple[dict[str, list[int]], torch.Tensor]:
+        return {"text": [4, 2][: index + 1]}, torch.arange(6).view(2, 3) + index
 
     def key(self, index: int) -> str:
         return f"image {index}"

@@ -10,6 +10,7 @@ import pytest
 
 from cogview_pl.data import shard_files
 from cogview_pl.data.shard_files import OpenFiles, expand_urls
+from cogview_pl.durable.read import UnreadableError
 from cogview_pl.errors import UserError
 
 
@@ -96,10 +97,10 @@ def test_sixty_four_files_are_open_at_most_and_the_oldest_is_closed(tmp_path: Pa
     for path in paths:
         path.unlink()
     assert files.read(paths[3], 1, 2) == b"03"  # still open
-    with pytest.raises(shard_files.UnreadableError, match="does not exist"):
+    with pytest.raises(UnreadableError, match="does not exist"):
         files.read(paths[2], 0, 3)
     copy = pickle.loads(pickle.dumps(files))
-    with pytest.raises(shard_files.UnreadableError, match="does not exist"):
+    with pytest.raises(UnreadableError, match="does not exist"):
         copy.read(paths[3], 0, 3)
 
 

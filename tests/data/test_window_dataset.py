@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cogview_pl.data.token_store.rows import WithoutText
-from cogview_pl.data.token_store.store import StoreWriter, TokenStore
+from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
 from cogview_pl.data.window_dataset import WindowDataset
 from cogview_pl.errors import UserError
 from cogview_pl.generation.super_resolution.windows import windows
@@ -23,7 +23,7 @@ LAYOUT = "[ROI1] {text} [BASE] [BOI1] {small:2x2} [EOI1] [ROI2] [POS0] [BASE] [B
 
 def write(folder: Path, *, large: bool, images: int = 2, format: str = "native") -> TokenStore:
     """A store whose image i has the codes of image 0 plus i."""
-    writer = StoreWriter(
+    writer = TokenStoreWriter(
         folder,
         text_length=4,
         grid=(GRID, GRID),
@@ -36,7 +36,7 @@ def write(folder: Path, *, large: bool, images: int = 2, format: str = "native")
         large=large,
     )
     for i in range(images):
-        writer.append("train", [[i, i + 1]], CODES + i, [f"image {i}"], i + 1, LARGE + i if large else None)
+        writer.append("train", {"text": [[i, i + 1]]}, CODES + i, [f"image {i}"], i + 1, LARGE + i if large else None)
     writer.finish()
     return TokenStore.open(folder)
 
@@ -50,7 +50,7 @@ def test_the_store_keeps_both_sizes(tmp_path: Path, format: str) -> None:
     rows = write(tmp_path, large=True, format=format).split("train")
     for i in range(2):
         text_tokens, codes = rows[i]
-        assert text_tokens == [i, i + 1]
+        assert text_tokens == {"text": [i, i + 1]}
         assert torch.equal(codes, CODES[0] + i)
         assert torch.equal(rows.large(i), LARGE[0] + i)
 
@@ -58,12 +58,12 @@ def test_the_store_keeps_both_sizes(tmp_path: Path, format: str) -> None:
 def test_a_store_takes_what_it_was_made_for(tmp_path: Path) -> None:
     settings = {"text_length": 4, "grid": (4, 4), "text_vocab_size": 20, "codebook_size": 80}
     settings |= {"text_tokenizer": "t", "image_tokenizer": "i", "splits": {"train": 1}, "large": True}
-    writer = StoreWriter(tmp_path / "a", **settings)  # type: ignore[arg-type]
+    writer = TokenStoreWriter(tmp_path / "a", **settings)  # type: ignore[arg-type]
     for wrong in (None, LARGE[:, :6], LARGE + 40):  # missing, of another size, with codes that do not exist
         with pytest.raises(ValueError):
-            writer.append("train", [[1]], CODES, ["key"], 1, wrong)
+            writer.append("train", {"text": [[1]]}, CODES, ["key"], 1, wrong)
     with pytest.raises(UserError, match="large"):
-        StoreWriter(tmp_path / "a", **settings | {"large": False})  # type: ignore[arg-type]
+        TokenStoreWriter(tmp_path / "a", **settings | {"large": False})  # type: ignore[arg-type]
 
 
 def test_every_window_of_every_image(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_every_window_of_every_image(tmp_path: Path) -> None:
 
 
 def test_magnify_asks_for_windows_that_were_trained() -> None:
-    """The nine windows that magnification fills are those of a image in training."""
+    """The nine windows that magnification fills are those of an image in training."""
     for window in windows(GRID):
         for source, target in zip(window.source, window.target, strict=True):
             assert source.start in (0, 1, 2) and source.stop - source.start == GRID // 2
@@ -147,7 +147,7 @@ def test_a_window_is_laid_out_in_both_sizes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("edge", [2, 6])
 def test_windows_must_overlap_by_half(edge: int) -> None:
     class Rows:
-        layout = SimpleNamespace(large=True, grid=(edge, edge))
+        layout = SimpleNamespace(large=True, grid=(edge, edge), text_fields=("text",))
 
     layout = f"[ROI1] {{text}} [BOI1] {{small:{edge // 2}x{edge // 2}}} [BOI2] {{large:{edge}x{edge}}}"
     with pytest.raises(UserError, match=rf"a grid of {edge}x{edge} codes has no half-overlapping .* multiple of 4$"):

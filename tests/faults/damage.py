@@ -26,7 +26,7 @@ ITSELF = "it goes on"
 SKIPPED = "skipped.jsonl"
 
 MODEL = ("model/*",)
-STORE = ("store/*", "text.model", "image_tokenizer/*")
+STORE = ("token_store/*", "text.model", "image_tokenizer/*")
 IMAGES = ("samples.jsonl", "samples/0*.png")
 GOES_ON = (RECORD, "config.yaml")
 
@@ -58,7 +58,7 @@ MODELS = (
 STORES = (
     Use("tokenize", STORE, "pretrain"),
     Use("tokenize", STORE, "pretrain with workers"),
-    Use("tokenize", ("store/*",), "style"),
+    Use("tokenize", ("token_store/*",), "style"),
 )
 RESULTS = (
     Use("generate", IMAGES, "rerank"),
@@ -79,7 +79,11 @@ UNFINISHED = (
     *(Use(name, (*GOES_ON, *IMAGES), ITSELF) for name in PAINTINGS),
     Use("vqvae with workers", (*GOES_ON, SKIPPED), ITSELF),
     Use("tokenize", (*GOES_ON, *STORE), ITSELF),
-    Use("tokenize with workers", (*GOES_ON, SKIPPED, "store/header.json", "text.model", "image_tokenizer/*"), ITSELF),
+    Use(
+        "tokenize with workers",
+        (*GOES_ON, SKIPPED, "token_store/header.json", "text.model", "image_tokenizer/*"),
+        ITSELF,
+    ),
 )
 
 NOT_READ = {

@@ -137,7 +137,7 @@ def declared(run: Path) -> dict[str, bytes]:
     steps = [int(file.stem.split("_")[1]) for file in run.glob("checkpoints/step_*.ckpt")]
     if steps and max(steps) > EVERY and not (run / "checkpoints" / "last.ckpt").exists():
         raise Wrong("there is no last.ckpt any more")
-    for header in run.rglob("store/header.json"):
+    for header in run.rglob("token_store/header.json"):
         store = header.parent.relative_to(run).as_posix()
         for name, split in json.loads(header.read_bytes())["splits"].items():
             keys = run / store / f"{name}.keys.txt"

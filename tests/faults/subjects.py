@@ -195,7 +195,7 @@ class Subject:
     @property
     def tokenises(self) -> bool:
         """Whether it trains on what it has tokenised itself."""
-        return "tokens/store/header.json" in self.files
+        return "tokens/token_store/header.json" in self.files
 
     @property
     def has_workers(self) -> bool:

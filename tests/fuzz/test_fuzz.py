@@ -32,12 +32,14 @@ from cogview_pl.config.schema import register_schemas
 from cogview_pl.data.folder import CAPTION_FILES, FolderDataset
 from cogview_pl.data.images import SampleError
 from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.token_store.store import StoreWriter, TokenStore
+from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
 from cogview_pl.data.webdataset import ShardDataset
 from cogview_pl.errors import UserError
 from cogview_pl.run import _one_line
 from cogview_pl.runs.image_files import read_pairs
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
+
+from ..texts import learned_text
 
 SHARED = {
     "deadline": None,
@@ -139,7 +141,7 @@ def test_numbers_of_the_configuration(configurations: dict[str, DictConfig], key
 
 @pytest.fixture(scope="module")
 def text() -> TextTokenizer:
-    return TextTokenizer.train(["左上角有一个大的红色圆形", "a small blue heart"] * 20, vocab_size=330)
+    return learned_text(["左上角有一个大的红色圆形", "a small blue heart"] * 20, vocab_size=330)
 
 
 @settings(max_examples=300, **SHARED)
@@ -273,10 +275,10 @@ PNG = png()
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished store with three rows."""
-    folder = tmp_path_factory.mktemp("fuzz") / "store"
+    folder = tmp_path_factory.mktemp("fuzz") / "token_store"
     sizes: dict[str, Any] = {"text_length": 4, "grid": (2, 2), "text_vocab_size": 50, "codebook_size": 8}
-    writer = StoreWriter(folder, **sizes, text_tokenizer="t", image_tokenizer="i", splits={"train": 3})
-    writer.append("train", [[1], [2, 3], []], torch.zeros(3, 2, 2, dtype=torch.long), ["a", "b", "c"], 3)
+    writer = TokenStoreWriter(folder, **sizes, text_tokenizer="t", image_tokenizer="i", splits={"train": 3})
+    writer.append("train", {"text": [[1], [2, 3], []]}, torch.zeros(3, 2, 2, dtype=torch.long), ["a", "b", "c"], 3)
     writer.finish()
     return folder
 

@@ -15,8 +15,10 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation.decode import OPEN, fill
 from cogview_pl.generation.sampling import Sampling, guide
 from cogview_pl.transformer.model import Transformer
-from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
+from cogview_pl.vocab import Template, Vocabulary
 from tests.make_models import make_transformer, quantizer_options
+
+from ..texts import learned_text
 
 NUM_CODES = 40
 VOCABULARY = Vocabulary(NUM_CODES, text_vocab_size=12)
@@ -197,7 +199,7 @@ def painter() -> CogView:
 
 
 def sequence_model(**changes: Any) -> SequenceModel:
-    text = TextTokenizer.train(CAPTIONS, vocab_size=290)
+    text = learned_text(CAPTIONS, vocab_size=290)
     vocabulary = Vocabulary(NUM_CODES, text.vocab_size)
     vqvae = {
         "hidden_size": 8,

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cogview_pl.data.sequence_dataset import SequenceCollator, SequenceDataset
 from cogview_pl.data.token_store.cogview_bin import ReleasedFile
-from cogview_pl.data.token_store.rows import COGVIEW, StoredRows
-from cogview_pl.data.token_store.store import StoreWriter, TokenStore
+from cogview_pl.data.token_store.rows import COGVIEW, TokenRows
+from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -43,7 +43,7 @@ class Recorded:
             "codebook_size": self.vocabulary.codebook_size,
         }
 
-    def rows(self) -> StoredRows:
+    def rows(self) -> TokenRows:
         """All rows of the file."""
         return ReleasedFile.open(self.file, val_fraction=0.0, **self.sizes).split("train")
 
@@ -107,10 +107,10 @@ class TestReading:
         assert dataset.template.length <= min(expected)
         end = recorded.vocabulary.command("[EOI1]")
         for i in range(len(rows)):
-            text_tokens, codes = rows[i]
+            texts, codes = rows[i]
             text = [token for token in dataset[i].tokens if token in recorded.vocabulary.text_tokens]
             assert text == [
-                recorded.vocabulary.text_tokens.start + text_token for text_token in text_tokens[:text_length]
+                recorded.vocabulary.text_tokens.start + text_token for text_token in texts["text"][:text_length]
             ]
             assert dataset[i].tokens[-codes.numel() - 1 :] == [*codes.flatten().tolist(), end]
 
@@ -120,18 +120,21 @@ class TestWriting:
         """A finished store; returns the file with its rows."""
         identities = {"text_tokenizer": "text", "image_tokenizer": "image"}
         splits = {"train": len(text_tokens)}
-        writer = StoreWriter(folder, **recorded.sizes, **identities, splits=splits, format=COGVIEW)
-        writer.append("train", text_tokens, codes, [str(i) for i in range(len(text_tokens))], len(text_tokens))
+        writer = TokenStoreWriter(folder, **recorded.sizes, **identities, splits=splits, format=COGVIEW)
+        writer.append(
+            "train", {"text": text_tokens}, codes, [str(i) for i in range(len(text_tokens))], len(text_tokens)
+        )
         writer.finish()
         return folder / "train.bin"
 
     def test_what_was_read_is_written_byte_for_byte(self, recorded, tmp_path) -> None:
         rows = recorded.rows()
-        text_tokens, codes = zip(*(rows[i] for i in range(len(rows))), strict=True)
-        file = self.write(tmp_path, recorded, list(text_tokens), torch.stack(codes))
+        texts, codes = zip(*(rows[i] for i in range(len(rows))), strict=True)
+        text_tokens = [text["text"] for text in texts]
+        file = self.write(tmp_path, recorded, text_tokens, torch.stack(codes))
         assert file.read_bytes() == recorded.file.read_bytes()
         again = TokenStore.open(tmp_path).split("train")
-        assert [again[i][0] for i in range(len(again))] == list(text_tokens)
+        assert [again[i][0]["text"] for i in range(len(again))] == text_tokens
         assert all(torch.equal(again[i][1], codes[i]) for i in range(len(again)))
 
     def test_captions_and_codes_make_the_recorded_file(self, recorded, text_model, tmp_path) -> None:

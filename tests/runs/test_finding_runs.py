@@ -21,8 +21,8 @@ from cogview_pl.runs.run_folder import can_go_on, interrupted_run, new_run, open
 from .begun import begun, everything, run
 
 LAST = "checkpoints/last.ckpt"
-EVERY_WORK = (LAST, "tokens/store/header.json", "store/header.json", "samples.jsonl", "metrics.json")
-PROOFS = (LAST, "tokens/store/header.json")
+EVERY_WORK = (LAST, "tokens/token_store/header.json", "token_store/header.json", "samples.jsonl", "metrics.json")
+PROOFS = (LAST, "tokens/token_store/header.json")
 
 # --- new ones
 
@@ -79,7 +79,7 @@ def test_a_place_in_which_no_folder_can_be_made_is_named(tmp_path: Path, taken: 
 
 
 @pytest.mark.parametrize(
-    "work", [LAST, "store/header.json", "tokens/store/header.json", "samples.jsonl", "metrics.json"]
+    "work", [LAST, "token_store/header.json", "tokens/token_store/header.json", "samples.jsonl", "metrics.json"]
 )
 def test_the_work_of_an_earlier_run_is_not_written_over(tmp_path: Path, work: str) -> None:
     path = begun(tmp_path / "run_2", work)
@@ -111,8 +111,8 @@ def test_files_that_no_run_has_made_are_named(tmp_path: Path) -> None:
     ("verb", "work"),
     [
         (Verb.fit_image_tokenizer, [LAST]),
-        (Verb.fit_sequence_model, [LAST, "tokens/store/header.json"]),
-        (Verb.tokenize, ["store/header.json"]),
+        (Verb.fit_sequence_model, [LAST, "tokens/token_store/header.json"]),
+        (Verb.tokenize, ["token_store/header.json"]),
         (Verb.generate, ["samples.jsonl"]),
         (Verb.evaluate, []),
     ],
@@ -134,7 +134,7 @@ def test_the_newest_run_that_left_something_goes_on(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^resume=true: no interrupted run \(with {LAST}\) under {home}; start one"):
         interrupted_run(str(tmp_path), "pretrain", True, PROOFS)
     begun(home / "2026-01-01_00-00-00", LAST)
-    begun(home / "2026-01-02_00-00-00", "tokens/store/header.json")
+    begun(home / "2026-01-02_00-00-00", "tokens/token_store/header.json")
     begun(home / "2026-01-03_00-00-00", "metrics.json")  # nothing to go on with
     (home / "2026-01-04_00-00-00" / "checkpoints").mkdir(parents=True)
     (home / "2026-01-04_00-00-00" / LAST).touch()  # of somebody else
@@ -142,7 +142,7 @@ def test_the_newest_run_that_left_something_goes_on(tmp_path: Path) -> None:
     folder = interrupted_run(str(tmp_path), "pretrain", True, PROOFS)
     assert folder.path == home / "2026-01-02_00-00-00"
     folder.describe(run())
-    assert sorted(everything(folder.path)) == [RECORD, "tokens/store/header.json"]  # nothing before it begins
+    assert sorted(everything(folder.path)) == [RECORD, "tokens/token_store/header.json"]  # nothing before it begins
     folder.finish({})
     assert os.readlink(home / "latest") == "2026-01-02_00-00-00"
     assert open_run(run(outputs=str(tmp_path), resume=True), None)[0].path == folder.path

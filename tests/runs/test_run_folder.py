@@ -136,8 +136,8 @@ def test_resume_auto_begins_or_goes_on(tmp_path: Path) -> None:
     folder, resume = open_run(config, job=3)
     assert (folder.path, resume) == (path, None)
     folder.describe(config)
-    (path / "tokens" / "store").mkdir(parents=True)
-    (path / "tokens" / "store" / "header.json").touch()  # a finetune that was ended while it tokenised
+    (path / "tokens" / "token_store").mkdir(parents=True)
+    (path / "tokens" / "token_store" / "header.json").touch()  # a finetune that was ended while it tokenised
     folder, resume = open_run(config, job=3)
     assert (folder.path, resume) == (path, str(path))
     with pytest.raises(UserError, match=r"resume=auto: set run_dir"):

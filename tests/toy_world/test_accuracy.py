@@ -13,13 +13,14 @@ from cogview_pl.evaluation.image_files import blur
 from cogview_pl.evaluation.style_network import ATTRIBUTES, ToyNetwork, attributes_of, save_network, train_network
 from cogview_pl.toy_world.accuracy import AttributeAccuracy, StyleAccuracy, asked_style, names_objects
 from cogview_pl.toy_world.captions import STYLES
-from cogview_pl.toy_world.dataset import ToyDataset
+
+from .toy_images import toy_images
 
 CLASSES = tuple(STYLES)
 
 
 def drawings(split: str, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    data = ToyDataset(split, count, styles=CLASSES)
+    data = toy_images(split, count, styles=CLASSES)
     images = torch.stack([data[i].image for i in range(count)])
     styles = torch.tensor([CLASSES.index(data.style(i)) for i in range(count)])
     return images, styles, torch.stack([attributes_of(data.scene(i)) for i in range(count)])
@@ -70,7 +71,7 @@ def test_style_accuracy_passes_over_other_prompts() -> None:
 
 
 def test_attribute_accuracy_of_true_drawings_is_one() -> None:
-    data = ToyDataset("val", 6)
+    data = toy_images("val", 6)
     accuracy = AttributeAccuracy(64)
     accuracy.add(torch.stack([data[i].image for i in range(6)]), [*(data.text(i) for i in range(5)), "一只猫"])
     found = accuracy.compute()
@@ -79,7 +80,7 @@ def test_attribute_accuracy_of_true_drawings_is_one() -> None:
 
 
 def test_attributes_of_a_scene() -> None:
-    scene = ToyDataset("train", 1).scene(0)
+    scene = toy_images("train", 1).scene(0)
     named = {name for name, present in zip(ATTRIBUTES, attributes_of(scene).tolist(), strict=True) if present}
     assert named == {value for thing in scene.objects for value in thing.spec}
 

@@ -11,9 +11,10 @@ import torch
 
 from cogview_pl.errors import UserError
 from cogview_pl.toy_world.captions import STYLES
-from cogview_pl.toy_world.dataset import ToyDataset
 from cogview_pl.toy_world.judge import Detected, Judge, ToyScore, score, score_captions, score_detected
 from cogview_pl.toy_world.scene import PLACES, cell_centre, random_stream
+
+from .toy_images import toy_images
 
 RECORDED = {
     "flat": """
@@ -75,7 +76,7 @@ def image_of(name: str) -> torch.Tensor:
     """Float, of 64 pixels: one of `RECORDED`."""
     if name.endswith("blocks"):
         return {"16x16": blocks(1, 16), "8x8": blocks(2, 8)}[name.split()[0]]
-    data = ToyDataset("train", 60, seed=5, styles=(name,))
+    data = toy_images("train", 60, seed=5, styles=(name,))
     index = next(i for i in range(60) if len(data.scene(i).objects) == 3)
     return data[index].image.float() / 255
 
@@ -229,7 +230,7 @@ def test_an_object_is_judged_once_and_the_surest_one_of_a_cell() -> None:
 
 
 def test_images_are_judged_at_their_own_resolution() -> None:
-    data = ToyDataset("val", 6, resolution=96, language="en")
+    data = toy_images("val", 6, image_size=96, language="en")
     images, prompts = torch.stack([data[i].image for i in range(6)]), [data.text(i) for i in range(6)]
     count = sum(len(data.scene(i).objects) for i in range(6))
     assert score(images, prompts) == ToyScore(1, 1, 1, 1, 1, count)

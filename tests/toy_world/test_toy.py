@@ -6,18 +6,16 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from cogview_pl.errors import UserError
 from cogview_pl.toy_world.captions import STYLES, caption, parse_caption, style_name
 from cogview_pl.toy_world.dataset import ToyDataset
 from cogview_pl.toy_world.judge import Detected, Judge, score, score_detected
-from cogview_pl.toy_world.render import BACKGROUND, PALETTE, draw
+from cogview_pl.toy_world.render import BACKGROUND, PALETTE, render
 from cogview_pl.toy_world.scene import (
     COLOURS,
     HELD_OUT,
@@ -27,10 +25,10 @@ from cogview_pl.toy_world.scene import (
     Scene,
     random_stream,
     sample_scene,
-    styles_held_out,
 )
 
-PATTERNS = ("{text}的{style}图像", "{style}风格的{text}")
+from .toy_images import toy_images
+
 ONE_RED_CIRCLE = Scene((Object("red", "circle", "big", "left", x=1 / 6, y=0.5, radius=0.145),), texture_seed=3)
 
 
@@ -152,13 +150,13 @@ class TestDraw:
     @pytest.mark.parametrize("resolution", [64, 256])
     def test_shapes_have_their_areas(self, shape: str, area: float, resolution: int) -> None:
         thing = Object("black", shape, "big", "middle", x=0.503, y=0.498, radius=0.145)
-        image = draw(Scene((thing,), texture_seed=0), resolution).astype(float)
+        image = render(Scene((thing,), texture_seed=0), resolution).astype(float)
         empty, full = np.array(BACKGROUND), np.array(PALETTE["black"])
         covered = ((image - empty) / (full - empty)).mean()
         assert covered == pytest.approx(area * 0.145**2, rel=0.02)
 
     def test_flat_pixels_have_the_palette_s_colours(self) -> None:
-        image = draw(ONE_RED_CIRCLE, 64)
+        image = render(ONE_RED_CIRCLE, 64)
         assert image.dtype == np.uint8 and image.shape == (64, 64, 3)
         assert tuple(image[32, 11]) == PALETTE["red"]
         assert (image[:, 24:] == BACKGROUND).all()
@@ -167,21 +165,21 @@ class TestDraw:
     def test_is_deterministic_and_agrees_across_resolutions(self, style: str) -> None:
         for index in range(10):
             scene = sample_scene(1, "train", index)
-            fine = draw(scene, 128, style)
-            assert (fine == draw(scene, 128, style)).all()
+            fine = render(scene, 128, style)
+            assert (fine == render(scene, 128, style)).all()
             coarse = fine.reshape(64, 2, 64, 2, 3).mean((1, 3))
-            assert np.abs(coarse - draw(scene, 64, style)).mean() < 3
+            assert np.abs(coarse - render(scene, 64, style)).mean() < 3
 
     def test_styles_differ_and_noise_is_the_scene_s_own(self) -> None:
-        images = {style: draw(ONE_RED_CIRCLE, 64, style).tobytes() for style in STYLES}
+        images = {style: render(ONE_RED_CIRCLE, 64, style).tobytes() for style in STYLES}
         assert len(set(images.values())) == len(STYLES)
         again = Scene(ONE_RED_CIRCLE.objects, texture_seed=4)
-        changed = {style for style in STYLES if draw(again, 64, style).tobytes() != images[style]}
+        changed = {style for style in STYLES if render(again, 64, style).tobytes() != images[style]}
         assert changed == {"oil", "sketch", "ink"}
 
     def test_unknown_style_is_named(self) -> None:
         with pytest.raises(UserError, match="'cubism'"):
-            draw(ONE_RED_CIRCLE, 64, "cubism")
+            render(ONE_RED_CIRCLE, 64, "cubism")
 
 
 def stacked(data: ToyDataset) -> torch.Tensor:
@@ -189,7 +187,7 @@ def stacked(data: ToyDataset) -> torch.Tensor:
 
 
 def images_of(style: str, number: int) -> tuple[list[Scene], torch.Tensor]:
-    data = ToyDataset("train", number, seed=9, styles=(style,))
+    data = toy_images("train", number, seed=9, styles=(style,))
     return [data.scene(i) for i in range(number)], stacked(data)
 
 
@@ -237,18 +235,18 @@ class TestJudge:
 
     @pytest.mark.parametrize("resolution", [48, 128])
     def test_reads_other_resolutions(self, resolution: int) -> None:
-        data = ToyDataset("val", 100, resolution=resolution)
+        data = toy_images("val", 100, image_size=resolution)
         found = Judge(resolution)(stacked(data))
         assert min(share_right([data.scene(i) for i in range(100)], found).values()) == 1
 
     def test_an_object_between_two_cells_is_one_object(self) -> None:
         thing = Object("green", "square", "big", "left", x=0.34, y=0.5, radius=0.145)
-        (found,) = Judge(64)(draw(Scene((thing,), texture_seed=0), 64).transpose(2, 0, 1)[None])
+        (found,) = Judge(64)(render(Scene((thing,), texture_seed=0), 64).transpose(2, 0, 1)[None])
         assert [(one.colour, one.shape, one.place) for one in found] == [("green", "square", "middle")]
 
     def test_reads_a_faded_image(self) -> None:
         empty = torch.tensor(BACKGROUND).view(1, 3, 1, 1)
-        faded = empty + 0.25 * (stacked(ToyDataset("train", 30)).float() - empty)
+        faded = empty + 0.25 * (stacked(toy_images("train", 30)).float() - empty)
         for detected in Judge(64)(faded / 255):
             assert all(0.5 < one.confidence <= 1 for one in detected)
 
@@ -269,7 +267,7 @@ def found_object(place: str, colour: str = "red", shape: str = "circle", confide
 
 class TestScore:
     def test_true_images_are_all_right_and_shuffled_prompts_are_not(self) -> None:
-        data = ToyDataset("val", 300, language="en")
+        data = toy_images("val", 300, language="en")
         images = stacked(data)
         prompts = [data.text(i) for i in range(len(data))]
         true = score(images, prompts)
@@ -314,106 +312,3 @@ class TestScore:
             score(torch.zeros(1, 3, 64, 64), ["a cat"])
         with pytest.raises(UserError, match="no images"):
             score_detected([], [])
-
-
-class TestDataset:
-    def test_the_fingerprint_is_that_of_the_settings(self) -> None:
-        plain: dict[str, Any] = {"split": "train", "size": 10, "seed": 1}
-        changes: tuple[dict[str, Any], ...] = (
-            {"split": "val"},
-            {"size": 11},
-            {"seed": 2},
-            {"resolution": 32},
-            {"language": "en"},
-            {"styles": ("oil",)},
-            {"style_patterns": PATTERNS},
-            {"object_probabilities": (1.0,)},
-        )
-        found = [ToyDataset(**plain | change).fingerprint() for change in ({}, *changes)]
-        assert ToyDataset(**plain).fingerprint() == found[0] and len(found[0]) == 32
-        assert len(set(found)) == 1 + len(changes)
-
-    def test_samples_depend_on_the_index_only(self) -> None:
-        data = ToyDataset("train", 12, seed=3, styles=("flat", "ink"), style_patterns=PATTERNS)
-        loaded = list(DataLoader(data, batch_size=None, num_workers=2))
-        for i in reversed(range(12)):
-            assert loaded[i].key == data[i].key
-            assert loaded[i].text == data[i].text == data.text(i)
-            assert torch.equal(loaded[i].image, data[i].image)
-        assert len({sample.key for sample in loaded}) == len(data) == 12
-
-    def test_image_and_text_show_the_scene_in_the_style_that_is_named(self) -> None:
-        data = ToyDataset("val", 40, resolution=32, styles=("oil", "sketch"), style_patterns=PATTERNS)
-        for i in range(len(data)):
-            sample = data[i]
-            (style,) = (name for name in STYLES if STYLES[name] in sample.text)
-            expected = torch.from_numpy(draw(data.scene(i), 32, style)).permute(2, 0, 1)
-            assert sample.image.dtype == torch.uint8 and torch.equal(sample.image, expected)
-            assert sorted(parse_caption(sample.text)) == sorted(thing.spec for thing in data.scene(i).objects)
-
-    def test_patterns_name_the_style_in_the_language_of_the_caption(self) -> None:
-        chinese = ToyDataset("train", 60, styles=("oil", "ink"), style_patterns=PATTERNS)
-        texts = [chinese.text(i) for i in range(60)]
-        assert all(text.endswith("图像") or "风格的" in text for text in texts)
-        assert 15 < sum(text.endswith("图像") for text in texts) < 45
-        english = ToyDataset("train", 9, language="en", styles=("oil",), style_patterns=("{text}, {style}",))
-        assert {english.text(i).rpartition(", ")[2] for i in range(9)} == {"oil painting"}
-
-    def test_without_patterns_styles_are_drawn_evenly_and_not_named(self) -> None:
-        data = ToyDataset("train", 1500, styles=("flat", "oil", "ink"))
-        counts = Counter(data.style(i) for i in range(1500))
-        assert all(430 < counts[style] < 570 for style in ("flat", "oil", "ink"))
-        plain = ToyDataset("train", 1500)
-        assert all(data.text(i) == plain.text(i) and data.scene(i) == plain.scene(i) for i in range(100))
-
-    @pytest.mark.parametrize("number", [2, 3, 5])
-    def test_styles_meet_the_pairs_held_out_from_them_in_validation_only(self, number: int) -> None:
-        styles = tuple(STYLES)[:number]
-        held_out = {(*pair, style) for pair, style in styles_held_out(styles).items()}
-        train = ToyDataset("train", 1000, styles=styles, style_patterns=PATTERNS)
-        seen, sizes = Counter(), Counter()
-        for i in range(1000):
-            style, scene = train.style(i), train.scene(i)
-            sizes[len(scene.objects)] += 1
-            seen.update({(thing.colour, thing.shape, style) for thing in scene.objects})
-            assert not triples(scene) & HELD_OUT
-            assert STYLES[style] in train.text(i)
-        assert not set(seen) & held_out
-        # Every colour and every shape with every style, and every pair.
-        assert len({(colour, style) for colour, _, style in seen}) == len(COLOURS) * number
-        assert len({(shape, style) for _, shape, style in seen}) == len(SHAPES) * number
-        assert len({(colour, shape) for colour, shape, _ in seen}) == len(COLOURS) * len(SHAPES)
-        # Scenes that no style may show are redrawn, not thinned out.
-        assert [sizes[n] / 1000 for n in (1, 2, 3)] == pytest.approx([0.5, 0.35, 0.15], abs=0.05)
-        val = ToyDataset("val", 300, styles=styles, style_patterns=PATTERNS)
-        for i in range(300):
-            first = val.scene(i).objects[0]
-            assert (first.colour, first.shape, val.style(i)) in held_out
-        assert {val.style(i) for i in range(300)} == set(styles)
-
-    def test_held_out_styles_are_spread_evenly_and_fixed_for_ever(self) -> None:
-        for number in (2, 3, 4, 5):
-            kept = styles_held_out(tuple(STYLES)[:number])
-            assert kept == styles_held_out(reversed(tuple(STYLES)[:number]))
-            counts = Counter(kept.values())
-            assert len(kept) == 48 and len(counts) == number
-            assert max(counts.values()) - min(counts.values()) <= 1
-        # Figures of old and new runs stay comparable.
-        assert styles_held_out(STYLES)["red", "circle"] == "cartoon"
-
-    def test_ends(self) -> None:
-        with pytest.raises(IndexError):
-            ToyDataset("train", 3)[3]
-
-    @pytest.mark.parametrize(
-        "bad",
-        [
-            {"split": "test"}, {"size": 0}, {"seed": -1}, {"resolution": 0}, {"language": "fr"},
-            {"styles": ()}, {"styles": ("cubism",)}, {"object_probabilities": (0, 0)},
-            {"style_patterns": ("{style}",)},
-        ],
-        ids=lambda bad: next(iter(bad)),
-    )  # fmt: skip
-    def test_bad_arguments_are_named(self, bad: dict[str, object]) -> None:
-        with pytest.raises(UserError, match=next(iter(bad))):
-            ToyDataset(**{"split": "train", "size": 10, **bad})  # type: ignore[arg-type]

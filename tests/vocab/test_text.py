@@ -14,6 +14,8 @@ from sentencepiece import sentencepiece_model_pb2
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import COMMANDS, Template, TextTokenizer, Vocabulary
 
+from ..texts import learned_text
+
 CAPTIONS = [
     f"{size}{colour}的{shape}在{place}"
     for size in ("大", "小")
@@ -25,7 +27,7 @@ CAPTIONS = [
 
 @pytest.fixture(scope="module")
 def tokenizer() -> TextTokenizer:
-    return TextTokenizer.train(CAPTIONS, vocab_size=300)
+    return learned_text(CAPTIONS, vocab_size=300)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ class TestRoundTrip:
     @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
     @pytest.mark.parametrize("text", ["😀一个👩‍🚀", "龘䨺𠮷", "Ünïcödé ру́сский", "red circle, 2 of 3!", "<0x41>"])
     def test_characters_never_seen(self, text: str, model_type: str) -> None:
-        tokenizer = TextTokenizer.train(CAPTIONS, vocab_size=300, model_type=model_type)
+        tokenizer = learned_text(CAPTIONS, vocab_size=300, model_type=model_type)
         text_tokens = tokenizer.encode(text)
         assert tokenizer.decode(text_tokens) == text
         assert all(0 <= text_token < tokenizer.vocab_size for text_token in text_tokens)
@@ -66,19 +68,19 @@ class TestRoundTrip:
 
 class TestTraining:
     def test_same_captions_same_identity(self, tokenizer: TextTokenizer) -> None:
-        assert TextTokenizer.train(iter(CAPTIONS), vocab_size=300).identity == tokenizer.identity
+        assert learned_text(iter(CAPTIONS), vocab_size=300).identity == tokenizer.identity
 
     def test_other_captions_other_identity(self, tokenizer: TextTokenizer) -> None:
-        assert TextTokenizer.train(["一只猫", "两只狗"], vocab_size=300).identity != tokenizer.identity
+        assert learned_text(["一只猫", "两只狗"], vocab_size=300).identity != tokenizer.identity
 
     def test_number_of_pieces_is_a_limit(self) -> None:
-        assert TextTokenizer.train(CAPTIONS, vocab_size=290).vocab_size == 290
-        assert TextTokenizer.train(["一只猫"], vocab_size=2000).vocab_size < 300
+        assert learned_text(CAPTIONS, vocab_size=290).vocab_size == 290
+        assert learned_text(["一只猫"], vocab_size=2000).vocab_size < 300
 
     @pytest.mark.parametrize(("captions", "vocab_size"), [([], 300), (CAPTIONS, 100)])
     def test_unsuitable_captions(self, captions: list[str], vocab_size: int) -> None:
         with pytest.raises(UserError, match=rf"^text\.vocab_size={vocab_size} [^\n]+$"):
-            TextTokenizer.train(captions, vocab_size=vocab_size)
+            learned_text(captions, vocab_size=vocab_size)
 
 
 class TestUnreadableModel:
@@ -124,7 +126,7 @@ class TestTextNeverBecomesACommand:
             assert all(0 <= text_token < tokenizer.vocab_size for text_token in tokenizer.encode(text)), text
 
     def test_even_if_the_tokenizer_learned_from_such_captions(self) -> None:
-        tokenizer = TextTokenizer.train([*CAPTIONS, *COMMANDS * 20], vocab_size=340)
+        tokenizer = learned_text([*CAPTIONS, *COMMANDS * 20], vocab_size=340)
         for text in self.hostile_captions():
             text_tokens = tokenizer.encode(text)
             assert all(0 <= text_token < tokenizer.vocab_size for text_token in text_tokens), text
@@ -162,22 +164,22 @@ class TestWhatIsLearned:
         assert {"大", "红", "▁"} < learned(tokenizer)
 
     def test_pieces_end_at_a_space(self) -> None:
-        tokenizer = TextTokenizer.train(["ab cd"] * 50 + ["ab", "cd", "abc"], vocab_size=290)
+        tokenizer = learned_text(["ab cd"] * 50 + ["ab", "cd", "abc"], vocab_size=290)
         text_tokens = learned(tokenizer)
         assert "▁ab" in text_tokens and not [text_token for text_token in text_tokens if "▁" in text_token[1:]]
 
     def test_it_reads_the_first_captions_only(self) -> None:
         captions = [*["一只猫"] * 100, "两只狗", *["白马"] * 100]
-        text_tokens = learned(TextTokenizer.train(captions, vocab_size=300, seed_sentences=101))
+        text_tokens = learned(learned_text(captions, vocab_size=300, seed_sentences=101))
         assert {"猫", "狗"} < text_tokens and "马" not in text_tokens
 
     def test_every_character_has_a_piece_unless_less_is_asked_for(self) -> None:
         captions = ["天" * 300 + "地"]
-        assert "地" in learned(TextTokenizer.train(captions, vocab_size=300))
-        assert "地" not in learned(TextTokenizer.train(captions, vocab_size=300, character_coverage=0.99))
+        assert "地" in learned(learned_text(captions, vocab_size=300))
+        assert "地" not in learned(learned_text(captions, vocab_size=300, character_coverage=0.99))
 
     def test_the_default_is_byte_pair_encoding(self, tokenizer: TextTokenizer) -> None:
-        same, other = (TextTokenizer.train(CAPTIONS, vocab_size=300, model_type=kind) for kind in ("bpe", "unigram"))
+        same, other = (learned_text(CAPTIONS, vocab_size=300, model_type=kind) for kind in ("bpe", "unigram"))
         assert same.identity == tokenizer.identity != other.identity
 
     def test_one_thread_and_a_million_captions_are_in_the_recipe(self, tokenizer: TextTokenizer) -> None:
@@ -189,7 +191,7 @@ class TestWhatIsLearned:
         assert not recipe.hard_vocab_limit
 
     def test_nothing_is_printed(self, capfd: pytest.CaptureFixture[str]) -> None:
-        TextTokenizer.train(CAPTIONS, vocab_size=300)
+        learned_text(CAPTIONS, vocab_size=300)
         assert capfd.readouterr() == ("", "")
 
     def test_a_folder_and_a_pipe_are_told_from_what_is_missing(self, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The data files of the original as token stores: bare rows, without header, keys, tokenizers or splits."""
+"""Data files of the original as token stores: rows only, without header, keys, tokenizers or splits."""
 
 from __future__ import annotations
 
@@ -7,24 +7,20 @@ from pathlib import Path
 import numpy as np
 
 from cogview_pl.data.fingerprint import Fingerprint
-from cogview_pl.data.token_store.rows import COGVIEW, RowLayout, StoredRows
-from cogview_pl.durable.read import UnreadableError, find, require_file
+from cogview_pl.data.token_store.rows import COGVIEW, RowLayout, TokenRows
+from cogview_pl.durable.read import find, require_file, unreadable_named
 from cogview_pl.errors import UserError
 
 TEXT_LENGTH = 64
-"""Text ids in a row of the original's files."""
+"""Number of text ids in a row of the original's files."""
 
 _CHECKED_AT_OPENING = 1024  # rows, evenly spread; every row is checked again when it is read
 
 
 def refuse_lmdb(path: Path) -> None:
-    """Raises UserError if `path` is an LMDB, the other kind of data file that the original reads, or cannot be read."""
-    try:
+    """Raises UserError if `path` cannot be read or is an LMDB, the other data format of the original."""
+    with unreadable_named(f"data.token_store={path}", "give the folder of a run of task=tokenize, or a file"):
         inside = find(path / "data.mdb")
-    except UnreadableError as error:
-        raise UserError(
-            f"data.token_store={path} {error}; give the folder of a run of task=tokenize, or a file"
-        ) from None
     if path.suffix == ".lmdb" or path.name == "data.mdb" or inside is not None:
         raise UserError(
             f"data.token_store={path} is an LMDB: its rows are pickled Python objects, and loading those can run any "
@@ -34,9 +30,9 @@ def refuse_lmdb(path: Path) -> None:
 
 
 class ReleasedFile:
-    """A file of the original, read-only. Open it with `ReleasedFile.open`.
+    """A data file of the original, read-only. Open it with `ReleasedFile.open`.
 
-    The last rows are the validation split, so no row is in both (in the original some are).
+    The last rows are the validation split, so no row is in both splits (in the original some rows are).
     """
 
     def __init__(self, file: Path, layout: RowLayout, spans: dict[str, range]) -> None:
@@ -76,10 +72,8 @@ class ReleasedFile:
             codebook_size=codebook_size,
             format=COGVIEW,
         )
-        try:
+        with unreadable_named(f"data.token_store={file}", "give a file of rows"):
             size = require_file(file).st_size
-        except UnreadableError as error:
-            raise UserError(f"data.token_store={file} {error}; give a file of rows") from None
         num_rows, rest = divmod(size, layout.row_bytes)
         if rest or not num_rows:
             raise UserError(
@@ -91,7 +85,7 @@ class ReleasedFile:
         if 0 < val_fraction < 1:
             num_val = min(max(num_val, 1), num_rows - 1)
         if num_val == num_rows:
-            raise UserError(f"data.val_fraction={val_fraction} leaves no rows of {file} to train on; lower it")
+            raise UserError(f"sequences.val_fraction={val_fraction} leaves no rows of {file} to train on; lower it")
         rows = _CheckedRows(file, layout, range(num_rows))
         for number in range(0, num_rows, -(-num_rows // _CHECKED_AT_OPENING)):
             rows.raw(number)
@@ -106,13 +100,13 @@ class ReleasedFile:
         )
         return found.hexdigest()
 
-    def split(self, name: str) -> StoredRows:
+    def split(self, name: str) -> TokenRows:
         """The rows of `train` or `val`; reading one with ids that do not fit raises UserError."""
         return _CheckedRows(self.file, self.header, self._spans[name])
 
 
-class _CheckedRows(StoredRows):
-    """Rows whose ids are checked when they are read: nothing else vouches for them."""
+class _CheckedRows(TokenRows):
+    """Rows without checksums: their ids are checked when they are read."""
 
     def raw(self, number: int) -> np.ndarray:
         found = super().raw(number)

@@ -1,4 +1,4 @@
-"""What a token store says of itself: `header.json`, and the names of its other files."""
+"""The header of a token store, `header.json`, and the names of its other files."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from cogview_pl.data.token_store.rows import RowLayout, require_counts
 from cogview_pl.durable.read import UnreadableError, read_file
 from cogview_pl.durable.write import write_text
 from cogview_pl.errors import UserError
+from cogview_pl.vocab.roles import CAPTION
 
 VERSION = 1
 HEADER = "header.json"
 START_AGAIN = "delete the folder and run task=tokenize again"
 _KINDS = {"text_tokenizer": str, "image_tokenizer": str, "complete": bool, "checksums": bool, "large": bool}
-_MOST_BYTES = 2**20  # of a header that is one
+_MOST_BYTES = 2**20  # no header is larger
 
 
 @dataclass
 class SplitHeader:
-    """How much of a split is in the store."""
+    """The part of a split that is in the store."""
 
     source: int
-    """Samples of the data set."""
+    """Number of samples in the data set."""
     next: int = 0
-    """The next of them to be tokenised; those before it are in the store or were skipped."""
+    """Index of the next sample to tokenise; the samples before it are in the store or were skipped."""
     rows: int = 0
     truncated: int = 0
-    """Rows with a caption that was cut to `text_length`."""
+    """Number of rows with a text that was cut to `text_length`."""
     key_bytes: int = 0
     """Size of `SPLIT.keys.txt`."""
     keys_crc32: int | None = 0
     """Checksum of `SPLIT.keys.txt`; None in stores of earlier versions."""
     sums_crc32: int | None = 0
-    """Checksum of `SPLIT.crc32`, which ties the rows to this header; None in stores of earlier versions."""
+    """Checksum of `SPLIT.crc32`; None in stores of earlier versions."""
 
     def __post_init__(self) -> None:
         require_counts({name: value for name, value in vars(self).items() if value is not None}, least=0)
@@ -45,15 +46,15 @@ class SplitHeader:
 
 
 @dataclass(kw_only=True)
-class Header(RowLayout):
-    """What a store is."""
+class TokenStoreHeader(RowLayout):
+    """Sizes, tokenizers and progress of a store."""
 
     text_tokenizer: str
     image_tokenizer: str
     splits: dict[str, SplitHeader]
     complete: bool = False
     checksums: bool = False
-    """Whether the store has them; the field is missing in headers of earlier versions."""
+    """Whether the store has checksums; False for headers of earlier versions, which lack the field."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,14 +63,16 @@ class Header(RowLayout):
             raise ValueError(f"{wrong[0]} is {getattr(self, wrong[0])!r}")
 
     def save(self, folder: Path) -> None:
-        """Replace the header in one step: a reader or a kill sees the old one or the new one."""
+        """Replace the header in one step, so that a reader or a kill finds the old header or the new one."""
         values = {"version": VERSION, "dtype": self.dtype.name, **asdict(self)}
+        if self.text_fields == (CAPTION,):  # as in stores of earlier versions
+            del values["text_fields"]
         if self.checksums:
             values["crc32"] = _checksum(values)
         write_text(folder / HEADER, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> Header:
+    def load(cls, folder: Path) -> TokenStoreHeader:
         """Read and check a header.
 
         Raises:
@@ -98,6 +101,8 @@ class Header(RowLayout):
                 for name, split in values.pop("splits").items()
             }
             y, x = values.pop("grid")
+            if "text_fields" in values:
+                values["text_fields"] = tuple(values["text_fields"])
             header = cls(grid=(y, x), splits=splits, **values)
             if header.dtype.name != dtype:
                 raise ValueError(f"dtype is {dtype}, the sizes ask for {header.dtype.name}")
@@ -107,7 +112,7 @@ class Header(RowLayout):
 
 
 def _checksum(values: dict[str, Any]) -> int:
-    """CRC-32 of a header's values, however they are spaced and ordered."""
+    """CRC-32 of the values of a header, in any order and spacing."""
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 

@@ -1,11 +1,12 @@
-"""Rows of tokenised samples in a file, little-endian numbers: text tokens, codes, maybe codes at twice the size.
+"""Rows of tokenised samples in a file: little-endian numbers, the text tokens of each field, then codes.
 
 Two formats:
 
-- `native`: text token ids as they are. uint16 with sentinel 65535 where all ids fit, else int32 with sentinel -1.
-- `cogview`: that of the original's data files. int32, text as ids of the joint vocabulary, sentinel -1.
+- `native`: text token ids. uint16 with sentinel 65535 if all ids fit, else int32 with sentinel -1.
+- `cogview`: the format of the original's data files. int32, text as ids of the joint vocabulary, sentinel -1.
 
-Shapes: B samples, R = text_length + y * x numbers in a row, or text_length + 5 * y * x with the large grid.
+Shapes: B samples, F text fields, R = F * text_length + y * x numbers in a row, or F * text_length + 5 * y * x with the
+large grid.
 """
 
 from __future__ import annotations
@@ -21,15 +22,20 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from cogview_pl.durable.read import UnreadableError, cannot_be_read, require_file
+from cogview_pl.data.config import StoreFormat
+from cogview_pl.durable.read import require_file, unreadable_named
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import Vocabulary
+from cogview_pl.vocab.roles import CAPTION
 
-NATIVE = "native"
-COGVIEW = "cogview"
+NATIVE = StoreFormat.native.value
+COGVIEW = StoreFormat.cogview.value
 CHECKSUM = np.dtype("<u4")
-"""Type of a row's CRC-32 on disk."""
-_WITH_LARGE = 5  # y * x codes, and four times as many at twice the size
+"""Type of the CRC-32 of a row on disk."""
+_WITH_LARGE = 5  # y * x codes, and four times that number at twice the size
+
+TextTokens = dict[str, list[int]]
+"""Text token ids of one sample, without padding, by text field."""
 
 
 def require_counts(values: Mapping[str, object], least: int) -> None:
@@ -41,7 +47,7 @@ def require_counts(values: Mapping[str, object], least: int) -> None:
 
 @dataclass(kw_only=True)
 class RowLayout:
-    """What the numbers of a row mean; raises ValueError for an unknown format."""
+    """The meaning of the numbers of a row; raises ValueError for values that do not fit together."""
 
     format: str = NATIVE
     text_length: int
@@ -49,11 +55,18 @@ class RowLayout:
     text_vocab_size: int
     codebook_size: int
     large: bool = False
-    """Rows end with the codes `(2y, 2x)` of the image at twice the size, for super-resolution."""
+    """Whether rows end with the codes `(2y, 2x)` of the image at twice the size, for super-resolution."""
+    text_fields: tuple[str, ...] = (CAPTION,)
+    """Names of the texts of a sample; each has `text_length` numbers in a row."""
 
     def __post_init__(self) -> None:
         if self.format not in (NATIVE, COGVIEW):
             raise ValueError(f"format is {self.format}, known are {NATIVE} and {COGVIEW}")
+        fields = self.text_fields
+        if not fields or len(set(fields)) < len(fields) or not all(name and isinstance(name, str) for name in fields):
+            raise ValueError(f"text_fields is {fields!r}")
+        if self.format == COGVIEW and len(fields) > 1:
+            raise ValueError(f"format is {COGVIEW}, whose rows hold one text, and text_fields is {fields!r}")
         sizes = {
             "text_length": self.text_length,
             "text_vocab_size": self.text_vocab_size,
@@ -69,7 +82,7 @@ class RowLayout:
 
     @property
     def sentinel(self) -> int:
-        """What stands where there is no text token."""
+        """The number that fills the places without a text token."""
         return 65535 if self.dtype == np.dtype("<u2") else -1
 
     @property
@@ -85,7 +98,7 @@ class RowLayout:
     def row_length(self) -> int:
         """Numbers in a row, R."""
         codes = self.grid[0] * self.grid[1]
-        return self.text_length + (_WITH_LARGE if self.large else 1) * codes
+        return self._end_of_texts + (_WITH_LARGE if self.large else 1) * codes
 
     @property
     def row_bytes(self) -> int:
@@ -98,46 +111,62 @@ class RowLayout:
         return 2 * self.grid[0], 2 * self.grid[1]
 
     def pack(
-        self, text_tokens: Sequence[Sequence[int]], codes: torch.Tensor, large: torch.Tensor | None = None
+        self,
+        text_tokens: Mapping[str, Sequence[Sequence[int]]],
+        codes: torch.Tensor,
+        large: torch.Tensor | None = None,
     ) -> np.ndarray:
-        """Rows `(B, R)` of B captions, cut to `text_length`, and codes `(B, y, x)` and maybe `(B, 2y, 2x)`."""
-        rows = np.full((len(text_tokens), self.row_length), self.sentinel, dtype=self.dtype)
-        for row, ids in zip(rows, text_tokens, strict=True):
-            kept = ids[: self.text_length]
-            row[: len(kept)] = [self.text_ids.start + text_token for text_token in kept]
+        """Rows `(B, R)`.
+
+        Args:
+            text_tokens: for each text field the text token ids of B samples, which are cut to `text_length`.
+            codes: `(B, y, x)`.
+            large: `(B, 2y, 2x)`, if the rows have them.
+        """
+        rows = np.full((len(codes), self.row_length), self.sentinel, dtype=self.dtype)
+        for number, field in enumerate(self.text_fields):
+            for row, ids in zip(rows, text_tokens[field], strict=True):
+                kept = ids[: self.text_length]
+                start = number * self.text_length
+                row[start : start + len(kept)] = [self.text_ids.start + text_token for text_token in kept]
         grids = [codes] if large is None else [codes, large]
-        rows[:, self.text_length :] = torch.cat([grid.flatten(1).cpu() for grid in grids], 1).numpy()
+        rows[:, self._end_of_texts :] = torch.cat([grid.flatten(1).cpu() for grid in grids], 1).numpy()
         return rows
 
-    def unpack(self, row: np.ndarray) -> tuple[list[int], torch.Tensor]:
-        """The text tokens of a row `(R,)` without the sentinels, and its codes, int64 `(y, x)`."""
-        text = row[: self.text_length].astype(np.int64)
-        codes = row[self.text_length : self._end_of_codes].astype(np.int64).reshape(self.grid)
-        return (text[text != self.sentinel] - self.text_ids.start).tolist(), torch.from_numpy(codes)
+    def unpack(self, row: np.ndarray) -> tuple[TextTokens, torch.Tensor]:
+        """The text tokens of a row `(R,)`, and its codes, int64 `(y, x)`."""
+        texts = row[: self._end_of_texts].astype(np.int64).reshape(-1, self.text_length)
+        codes = row[self._end_of_texts : self._end_of_codes].astype(np.int64).reshape(self.grid)
+        tokens = [(text[text != self.sentinel] - self.text_ids.start).tolist() for text in texts]
+        return dict(zip(self.text_fields, tokens, strict=True)), torch.from_numpy(codes)
 
     def unpack_large(self, row: np.ndarray) -> torch.Tensor:
         """The codes at twice the size, int64 `(2y, 2x)`, of a row that has them."""
         return torch.from_numpy(row[self._end_of_codes :].astype(np.int64).reshape(self.large_grid))
 
     @property
+    def _end_of_texts(self) -> int:
+        return len(self.text_fields) * self.text_length
+
+    @property
     def _end_of_codes(self) -> int:
-        return self.text_length + self.grid[0] * self.grid[1]
+        return self._end_of_texts + self.grid[0] * self.grid[1]
 
 
-class StoredRows(Dataset[tuple[list[int], torch.Tensor]]):
-    """Rows of a file: `rows[i]` is `(text tokens without padding, codes int64 (y, x))`.
+class TokenRows(Dataset[tuple[TextTokens, torch.Tensor]]):
+    """Rows of a file: `rows[i]` is `(text tokens by field, codes int64 (y, x))`.
 
-    Each process opens the file for itself, at first use. Rows are read, not mapped into memory, where a file that
-    becomes shorter or a disk that fails would kill the process.
+    Each process opens the file at first use. Rows are read, not mapped into memory: with a mapping, a file that becomes
+    shorter or a disk that fails would kill the process.
 
     Args:
-        file: rows, and nothing else.
-        layout: what they mean.
-        span: which of them.
-        checksums: file with the CRC-32 of each row, little-endian uint32; None where there are none. A row is compared
-            with its own when it is read.
+        file: contains rows only.
+        layout: of the rows.
+        span: numbers of the rows to use.
+        checksums: file with the CRC-32 of each row, little-endian uint32, or None. A row is compared with its checksum
+            when it is read.
 
-    Reading a row raises UserError where it is missing, cannot be read or is not what was written.
+    Reading a row raises UserError if it is missing, unreadable or damaged.
     """
 
     def __init__(self, file: Path, layout: RowLayout, span: range, checksums: Path | None = None) -> None:
@@ -151,15 +180,15 @@ class StoredRows(Dataset[tuple[list[int], torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.span)
 
-    def __getitem__(self, index: int) -> tuple[list[int], torch.Tensor]:
+    def __getitem__(self, index: int) -> tuple[TextTokens, torch.Tensor]:
         return self.layout.unpack(self.raw(self.span[index]))
 
     def large(self, index: int) -> torch.Tensor:
-        """Codes of the image at twice the size, int64 `(2y, 2x)`, where the rows have them."""
+        """Codes of the image at twice the size, int64 `(2y, 2x)`, if the rows have them."""
         return self.layout.unpack_large(self.raw(self.span[index]))
 
     def raw(self, number: int) -> np.ndarray:
-        """A row as it is on disk, `(R,)`; counted from the beginning of the file."""
+        """The numbers of a row, `(R,)`; `number` counts from the beginning of the file."""
         data = self._rows.read(number)
         if self._sums is not None and zlib.crc32(data) != np.frombuffer(self._sums.read(number), CHECKSUM)[0]:
             raise UserError(
@@ -169,7 +198,7 @@ class StoredRows(Dataset[tuple[list[int], torch.Tensor]]):
         return np.frombuffer(data, self.layout.dtype)
 
     def key(self, index: int) -> str:
-        """What names a sample in a message."""
+        """The name of a sample in a message."""
         return f"row {self.span[index]} of {self.file.name}"
 
 
@@ -183,15 +212,11 @@ class _Records:
 
     def read(self, number: int) -> bytes:
         """Record `number`; raises UserError if it is not there or the disk fails."""
-        try:
+        with unreadable_named(self._file, "copy the token store again"):
             if self._stream is None:
                 require_file(self._file)
                 self._stream = self._file.open("rb")
             data = os.pread(self._stream.fileno(), self._size, number * self._size)
-        except UnreadableError as error:
-            raise UserError(f"{self._file} {error}; copy the token store again") from None
-        except OSError as error:
-            raise UserError(f"{self._file} {cannot_be_read(error)}; copy the token store again") from error
         if len(data) != self._size:
             raise UserError(f"{self._file} has become shorter: row {number} is missing; copy the token store again")
         return data
@@ -200,27 +225,32 @@ class _Records:
         return self.__dict__ | {"_stream": None}
 
 
-class WithoutText(Dataset[tuple[list[int], torch.Tensor]]):
-    """The same rows with empty texts.
+class WithoutText(Dataset[tuple[TextTokens, torch.Tensor]]):
+    """The same rows with empty texts, for conditioning dropout.
 
-    Mixed into a training set they are conditioning dropout: the model learns what images look like whatever the
-    text, which classifier-free guidance needs.
+    From samples without a text the model learns what images look like in general, which classifier-free guidance needs.
+
+    Args:
+        rows: the rows.
+        keep: a text field that stays, because the model learns to write it.
     """
 
-    def __init__(self, rows: StoredRows) -> None:
+    def __init__(self, rows: TokenRows, keep: str | None = None) -> None:
         self.rows = rows
+        self.keep = keep
         self.layout = rows.layout
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[list[int], torch.Tensor]:
-        return [], self.rows[index][1]
+    def __getitem__(self, index: int) -> tuple[TextTokens, torch.Tensor]:
+        texts, codes = self.rows[index]
+        return {field: ids if field == self.keep else [] for field, ids in texts.items()}, codes
 
     def large(self, index: int) -> torch.Tensor:
         """Codes of the image at twice the size."""
         return self.rows.large(index)
 
     def key(self, index: int) -> str:
-        """What names a sample in a message."""
+        """The name of a sample in a message."""
         return self.rows.key(index)

@@ -1,15 +1,14 @@
 """Token store: a data set as text tokens and image codes on disk, written once by `task=tokenize`.
 
-A folder:
+A token store is a folder:
 
-- `header.json`: what the store is and, while it is written, how far it has come. It is replaced as a whole
-  after the rows are on disk, so it never counts a row that is not there.
+- `header.json`: sizes, tokenizers and the progress of the writer. It is replaced after the rows are on disk, so it
+  never counts a row that is not there.
 - `SPLIT.bin`: the rows (`rows.py`), in one of two formats.
 - `SPLIT.keys.txt`: the key of each row, one per line; its checksum is in the header.
-- `SPLIT.crc32`: the checksum of each row, uint32, with which a row is compared when it is read. Stores of earlier
-  versions have none, and are read without.
+- `SPLIT.crc32`: the checksum of each row, uint32. Stores of earlier versions have none.
 
-A writer that was killed goes on where the header says, and ends with the same bytes as one that was not.
+A writer that was killed continues where the header says, and ends with the same bytes as one that was not killed.
 """
 
 from __future__ import annotations
@@ -28,36 +27,38 @@ from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.token_store.header import (
     HEADER,
     START_AGAIN,
-    Header,
     SplitHeader,
+    TokenStoreHeader,
     checksums_file,
     keys_file,
     rows_file,
 )
-from cogview_pl.data.token_store.rows import CHECKSUM, NATIVE, StoredRows
-from cogview_pl.durable.read import UnreadableError, cannot_be_read, find, read_file, require_file
+from cogview_pl.data.token_store.rows import CHECKSUM, NATIVE, TokenRows
+from cogview_pl.durable.read import UnreadableError, find, read_file, require_file, unreadable_named
 from cogview_pl.durable.write import append, disk_full_named, no_links
 from cogview_pl.errors import UserError
+from cogview_pl.vocab.roles import CAPTION
 
 _COPY_AGAIN = "copy the token store again or run task=tokenize again"
 _CHUNK = 2**20  # bytes of a file of keys read at once
 
 
-class StoreWriter:
-    """Writes a token store, or goes on with an unfinished one in the same folder.
+class TokenStoreWriter:
+    """Writes a token store, or continues an unfinished one in the same folder.
 
     Args:
-        folder: made if it is missing.
-        text_length: text tokens in a row; longer captions are cut, and counted in the header.
+        folder: is made if it is missing.
+        text_length: text tokens per text field in a row; longer texts are cut, and their rows counted in the header.
         grid: `(y, x)` of the codes.
         text_vocab_size, codebook_size: sizes of the two vocabularies.
         text_tokenizer, image_tokenizer: identities, which `TokenStore.require` compares.
-        splits: name → samples of the source data set.
+        splits: number of samples of the data set by split.
         format: of the rows, `native` or `cogview`.
-        large: rows hold the codes of the image at twice the size as well.
+        large: whether rows hold the codes of the image at twice the size as well.
+        text_fields: names of the texts of a sample.
 
     Raises:
-        UserError: the folder holds a store with other sizes or identities, or one that has lost data or cannot be
+        UserError: the folder holds a store with other sizes or identities, or a store that has lost data or cannot be
             written.
     """
 
@@ -74,9 +75,10 @@ class StoreWriter:
         splits: Mapping[str, int],
         format: str = NATIVE,
         large: bool = False,
+        text_fields: Sequence[str] = (CAPTION,),
     ) -> None:
         self.folder = Path(folder)
-        self.header = Header(
+        self.header = TokenStoreHeader(
             text_length=text_length,
             grid=(grid[0], grid[1]),
             text_vocab_size=text_vocab_size,
@@ -86,10 +88,11 @@ class StoreWriter:
             splits={name: SplitHeader(source) for name, source in splits.items()},
             format=format,
             large=large,
+            text_fields=tuple(text_fields),
             checksums=True,
         )
         if _exists(self.folder / HEADER):
-            found = Header.load(self.folder)
+            found = TokenStoreHeader.load(self.folder)
             _require_same(self.folder, _identity(found), _identity(self.header))
             self.header = found
         else:
@@ -102,30 +105,30 @@ class StoreWriter:
                 _cut(checksums_file(self.folder, name), split.rows * CHECKSUM.itemsize)
 
     def resume_index(self, split: str) -> int:
-        """Index in the source of the next sample to tokenise; the source's size when the split is done."""
+        """Index of the next sample to tokenise; the size of the data set when the split is done."""
         return self.header.splits[split].next
 
     def append(
         self,
         split: str,
-        text_tokens: Sequence[Sequence[int]],
+        text_tokens: Mapping[str, Sequence[Sequence[int]]],
         codes: torch.Tensor,
         keys: Sequence[str],
         next_index: int,
         large: torch.Tensor | None = None,
     ) -> None:
-        """Add rows; when this returns they are on disk.
+        """Add rows; they are on disk when this returns.
 
         Args:
             split: its name.
-            text_tokens: text token ids of B captions, of any length.
-            codes: integers `(B, y, x)`. B may be 0, where all samples were skipped.
+            text_tokens: for each text field the text token ids of B samples, of any length.
+            codes: integers `(B, y, x)`. B may be 0, if all samples were skipped.
             keys: of the B samples.
-            next_index: source samples done so far, the skipped ones included.
+            next_index: number of samples done so far, with the skipped ones.
             large: codes `(B, 2y, 2x)` of the same images at twice the size, if the store holds them.
 
         Raises:
-            ValueError: sizes or ids that do not fit the header, or a finished store.
+            ValueError: sizes or ids do not fit the header, or the store is complete.
         """
         now = self.header.splits[split]
         if self.header.complete:
@@ -144,7 +147,8 @@ class StoreWriter:
                 now.sums_crc32 = zlib.crc32(sums.tobytes(), now.sums_crc32)
         now.next = next_index
         now.rows += len(keys)
-        now.truncated += sum(len(ids) > self.header.text_length for ids in text_tokens)
+        texts = zip(*text_tokens.values(), strict=True)
+        now.truncated += sum(any(len(ids) > self.header.text_length for ids in sample) for sample in texts)
         now.key_bytes += len(names)
         if now.keys_crc32 is not None:
             now.keys_crc32 = zlib.crc32(names, now.keys_crc32)
@@ -163,24 +167,32 @@ class StoreWriter:
         self.header.save(self.folder)
 
     def _check_ids(
-        self, text_tokens: Sequence[Sequence[int]], codes: torch.Tensor, large: torch.Tensor | None, num_rows: int
+        self,
+        text_tokens: Mapping[str, Sequence[Sequence[int]]],
+        codes: torch.Tensor,
+        large: torch.Tensor | None,
+        num_rows: int,
     ) -> None:
         header = self.header
-        if codes.shape != (num_rows, *header.grid) or len(text_tokens) != num_rows:
-            raise ValueError(f"{num_rows} keys, {len(text_tokens)} texts, codes {tuple(codes.shape)} do not fit")
+        if tuple(text_tokens) != header.text_fields:
+            raise ValueError(f"texts {', '.join(text_tokens)}, the store has {', '.join(header.text_fields)}")
+        num_texts = next((len(texts) for texts in text_tokens.values() if len(texts) != num_rows), num_rows)
+        if codes.shape != (num_rows, *header.grid) or num_texts != num_rows:
+            raise ValueError(f"{num_rows} keys, {num_texts} texts, codes {tuple(codes.shape)} do not fit")
         if header.large != (large is not None) or (large is not None and large.shape != (num_rows, *header.large_grid)):
             raise ValueError(f"large={header.large}: large codes {None if large is None else tuple(large.shape)}")
         for grid in (codes,) if large is None else (codes, large):
             if grid.numel() and not 0 <= int(grid.min()) <= int(grid.max()) < header.codebook_size:
                 raise ValueError(f"codes must be in [0, {header.codebook_size})")
-        if any(not 0 <= text_token < header.text_vocab_size for ids in text_tokens for text_token in ids):
+        ids = (text_token for texts in text_tokens.values() for text in texts for text_token in text)
+        if any(not 0 <= text_token < header.text_vocab_size for text_token in ids):
             raise ValueError(f"text tokens must be in [0, {header.text_vocab_size})")
 
 
 class TokenStore:
     """A finished token store, read-only. Open it with `TokenStore.open`."""
 
-    def __init__(self, folder: Path, header: Header) -> None:
+    def __init__(self, folder: Path, header: TokenStoreHeader) -> None:
         self.folder = folder
         self.header = header
 
@@ -192,7 +204,7 @@ class TokenStore:
             UserError: no store, an unfinished or damaged one, or one of another version.
         """
         folder = Path(folder)
-        header = Header.load(folder)
+        header = TokenStoreHeader.load(folder)
         if not header.complete:
             raise UserError(f"{folder}: the token store was not finished; run task=tokenize resume=true")
         for name, split in header.splits.items():
@@ -203,12 +215,12 @@ class TokenStore:
         return cls(folder, header)
 
     def fingerprint(self) -> str:
-        """A digest of the header and of the checksums of all rows: another one where anything is different.
+        """A digest of the header and the checksums of all rows, which differs if anything in the store differs.
 
-        Reads 4 bytes a row. Stores without checksums count by the size and time of their files.
+        Reads 4 bytes per row. Of a store without checksums it takes the sizes and times of the files.
 
         Raises:
-            UserError: the checksums are not those that the header counts.
+            UserError: the file of checksums is damaged.
         """
         found = Fingerprint("token store")
         found.add(asdict(self.header))
@@ -217,16 +229,14 @@ class TokenStore:
                 found.add_file(rows_file(self.folder, name))
                 continue
             file = checksums_file(self.folder, name)
-            try:
+            with unreadable_named(file, _COPY_AGAIN):
                 sums = read_file(file, split.rows * CHECKSUM.itemsize)
-            except UnreadableError as error:
-                raise UserError(f"{file} {error}; {_COPY_AGAIN}") from None
             if split.sums_crc32 is not None and split.sums_crc32 != zlib.crc32(sums):
                 raise UserError(f"{file} is damaged or of another store (the header says so); {_COPY_AGAIN}")
             found.add_bytes(sums)
         return found.hexdigest()
 
-    def split(self, name: str) -> StoreSplit:
+    def split(self, name: str) -> TokenStoreSplit:
         """The rows of one split.
 
         Raises:
@@ -235,7 +245,7 @@ class TokenStore:
         if name not in self.header.splits:
             known = ", ".join(self.header.splits)
             raise UserError(f"{self.folder}: no split {name} in the token store, only {known}; {START_AGAIN}")
-        return StoreSplit(self.folder, self.header, name)
+        return TokenStoreSplit(self.folder, self.header, name)
 
     def require(self, *, text_tokenizer: str, image_tokenizer: str) -> None:
         """Check that the store was made with the tokenizers of this run.
@@ -253,10 +263,10 @@ class TokenStore:
                 )
 
 
-class StoreSplit(StoredRows):
+class TokenStoreSplit(TokenRows):
     """The rows of a split."""
 
-    def __init__(self, folder: Path, header: Header, name: str) -> None:
+    def __init__(self, folder: Path, header: TokenStoreHeader, name: str) -> None:
         sums = checksums_file(folder, name) if header.checksums else None
         super().__init__(rows_file(folder, name), header, range(header.splits[name].rows), sums)
         self._keys = keys_file(folder, name)
@@ -275,7 +285,7 @@ class StoreSplit(StoredRows):
         return found
 
     def key(self, index: int) -> str:
-        """The key of a row; reads the whole file, for its checksum. Raises as `keys` does."""
+        """The key of a row. Reads the whole file for its checksum; raises as `keys` does."""
         self._require_whole()
         place = self.span[index]
         found = self._lines(place, place + 1)
@@ -285,16 +295,17 @@ class StoreSplit(StoredRows):
 
     def _lines(self, start: int, stop: int | None) -> list[str]:
         try:
-            with self._keys.open(encoding="utf-8", newline="\n") as stream:
+            with (
+                unreadable_named(self._keys, _COPY_AGAIN),
+                self._keys.open(encoding="utf-8", newline="\n") as stream,
+            ):
                 return [line.rstrip("\n") for line in islice(stream, start, stop)]
-        except OSError as error:
-            raise UserError(f"{self._keys} {cannot_be_read(error)}; {_COPY_AGAIN}") from None
         except UnicodeDecodeError:
             raise UserError(f"{self._keys} is damaged, it is not UTF-8 text; {_COPY_AGAIN}") from None
 
     def _require_whole(self) -> None:
-        """Compare the checksum of the keys, where the store has one."""
-        try:
+        """Compare the checksum of the keys, if the store has one."""
+        with unreadable_named(self._keys, _COPY_AGAIN):
             require_file(self._keys, self._header.key_bytes)
             if self._header.keys_crc32 is None:
                 return
@@ -302,10 +313,6 @@ class StoreSplit(StoredRows):
             with self._keys.open("rb") as stream:
                 while chunk := stream.read(_CHUNK):
                     found = zlib.crc32(chunk, found)
-        except UnreadableError as error:
-            raise UserError(f"{self._keys} {error}; {_COPY_AGAIN}") from None
-        except OSError as error:
-            raise UserError(f"{self._keys} {cannot_be_read(error)}; {_COPY_AGAIN}") from None
         if found != self._header.keys_crc32:
             raise UserError(f"{self._keys} is damaged, its checksum is wrong; {_COPY_AGAIN}")
 
@@ -324,8 +331,8 @@ def _require_rows(file: Path, rows: int, size: int) -> None:
         )
 
 
-def _identity(header: Header) -> dict[str, object]:
-    """What must agree for a store to be gone on with."""
+def _identity(header: TokenStoreHeader) -> dict[str, object]:
+    """The values that must be equal for a writer to continue a store."""
     values = {name: value for name, value in vars(header).items() if name not in ("splits", "complete", "checksums")}
     return values | {f"samples of {name}": split.source for name, split in header.splits.items()}
 
@@ -340,14 +347,12 @@ def _require_same(folder: Path, found: dict[str, object], wanted: dict[str, obje
 
 
 def _exists(file: Path) -> bool:
-    try:
+    with unreadable_named(file, START_AGAIN):
         return find(file) is not None
-    except UnreadableError as error:
-        raise UserError(f"{file} {error}; {START_AGAIN}") from None
 
 
 def _cut(file: Path, size: int) -> None:
-    """Take away what a killed writer added after the header was last replaced."""
+    """Remove what a killed writer has added since the header was last replaced."""
     try:
         if _exists(file):
             require_file(file)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from cogview_pl.data.bad_samples import ImageBatch, SkipLog, enough_to_judge
+from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, enough_to_judge
 from cogview_pl.lit.data_module import data_share
 
 
@@ -90,7 +90,7 @@ class BadSamples(Callback):
     def __init__(self, path: str, max_share: float) -> None:
         self._path = Path(path)
         self._max_share = max_share
-        self._log: SkipLog | None = None
+        self._log: BadSampleLog | None = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int
@@ -103,10 +103,12 @@ class BadSamples(Callback):
     ) -> None:
         self._note(trainer, batch)
 
-    def _note(self, trainer: Trainer, batch: ImageBatch) -> SkipLog:
+    def _note(self, trainer: Trainer, batch: ImageBatch) -> BadSampleLog:
         if self._log is None:
             images = len(trainer.datamodule.train)  # type: ignore[attr-defined]
-            self._log = SkipLog(_of_rank(self._path, trainer.global_rank), self._max_share, enough_to_judge(images))
+            self._log = BadSampleLog(
+                _of_rank(self._path, trainer.global_rank), self._max_share, enough_to_judge(images)
+            )
         self._log.add(batch.skipped, seen=len(batch.images) + len(batch.skipped))
         return self._log
 

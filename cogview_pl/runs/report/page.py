@@ -181,7 +181,7 @@ def _sentence(config: DictConfig, records: list[dict[str, Any]]) -> str:
 
 def _facts(config: DictConfig, folder: Path) -> str:
     """What distinguishes this run, in one line."""
-    keys = ["task", "data.kind", "seed", "init_from"]
+    keys = ["task", "data._target_", "seed", "init_from"]
     if (folder / "tensorboard").is_dir():
         keys.append("trainer.max_steps")
     values = {key: OmegaConf.select(config, key) for key in keys}

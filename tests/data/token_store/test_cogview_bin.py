@@ -19,12 +19,13 @@ from torch.utils.data import DataLoader
 
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, build_vqvae, save_image_tokenizer
 from cogview_pl.data.token_store.cogview_bin import ReleasedFile, refuse_lmdb
-from cogview_pl.data.token_store.store import StoreWriter, TokenStore
+from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import TextTokenizer
 from tests.make_models import quantizer_options
 
 from ...checkpoints import saved
+from ...texts import learned_text
 
 SIZES: dict[str, Any] = {"text_length": 4, "grid": (2, 3), "text_vocab_size": 500, "codebook_size": 64}
 TEXT_TOKENS = [[], [0], [1, 2, 499], [3, 4, 5, 6, 7]]
@@ -42,9 +43,9 @@ def write(folder: Path, parts: list[slice]) -> Path:
     codes = torch.arange(24).reshape(4, 2, 3)
     for part in parts:
         settings = {"text_tokenizer": "text", "image_tokenizer": "image", "splits": {"train": 4}, "format": "cogview"}
-        writer = StoreWriter(folder, **SIZES, **settings)
+        writer = TokenStoreWriter(folder, **SIZES, **settings)
         keys = [str(i) for i in range(4)][part]
-        writer.append("train", TEXT_TOKENS[part], codes[part], keys, part.stop)
+        writer.append("train", {"text": TEXT_TOKENS[part]}, codes[part], keys, part.stop)
     writer.finish()
     return folder / "train.bin"
 
@@ -72,7 +73,7 @@ class TestWriting:
         file = write(tmp_path, [slice(0, 4)])
         store, bare = TokenStore.open(tmp_path).split("train"), open_file(file).split("train")
         for i, text_tokens in enumerate(TEXT_TOKENS):
-            assert store[i][0] == bare[i][0] == text_tokens[:4]
+            assert store[i][0]["text"] == bare[i][0]["text"] == text_tokens[:4]
             assert store[i][1].tolist() == bare[i][1].tolist() == torch.arange(6 * i, 6 * i + 6).view(2, 3).tolist()
             assert bare[i][1].dtype == torch.int64
 
@@ -80,7 +81,7 @@ class TestWriting:
 class TestReading:
     def test_unused_places_may_be_anywhere(self, tmp_path: Path) -> None:
         file = make_file(tmp_path, [[-1, 70, -1, 64, *range(6)]])
-        assert open_file(file).split("train")[0][0] == [6, 0]
+        assert open_file(file).split("train")[0][0]["text"] == [6, 0]
 
     def test_the_released_files_have_room_for_64_pieces(self, tmp_path: Path) -> None:
         np.full((2, 64 + 6), 63, dtype="<i4").tofile(tmp_path / "rows.bin")
@@ -110,14 +111,14 @@ class TestReading:
     def test_workers_read_the_same(self, tmp_path: Path, workers: int) -> None:
         rows = open_file(make_file(tmp_path, ROWS)).split("train")
         loader = DataLoader(rows, batch_size=None, shuffle=False, num_workers=workers)
-        assert [text_tokens for text_tokens, _ in loader] == [text_tokens[:4] for text_tokens in TEXT_TOKENS]
+        assert [texts["text"] for texts, _ in loader] == [text_tokens[:4] for text_tokens in TEXT_TOKENS]
 
     def test_a_pickled_split_carries_no_rows(self, tmp_path: Path) -> None:
         rows = open_file(make_file(tmp_path, ROWS * 100)).split("train")
-        assert rows[2][0] == [1, 2, 499]
+        assert rows[2][0]["text"] == [1, 2, 499]
         data = pickle.dumps(rows)
         assert len(data) < 2000
-        assert pickle.loads(data)[2][0] == [1, 2, 499]
+        assert pickle.loads(data)[2][0]["text"] == [1, 2, 499]
 
     def test_the_file_stays_as_it_is(self, tmp_path: Path) -> None:
         file = make_file(tmp_path, ROWS)
@@ -202,13 +203,13 @@ class TestRefused:
         rows = np.array(ROWS * 1000)
         rows[3001, 5] = 64
         store = open_file(make_file(tmp_path, rows), 0.5)
-        assert store.split("val")[1000][0] == []
+        assert store.split("val")[1000][0]["text"] == []
         with pytest.raises(UserError, match=r"row 3001 has code 64"):
             store.split("val")[1001]
 
     def test_no_rows_left_to_train_on(self, tmp_path: Path) -> None:
         file = make_file(tmp_path, ROWS)
-        with pytest.raises(UserError, match=r"^data\.val_fraction=1\.0 leaves no rows of") as error:
+        with pytest.raises(UserError, match=r"^sequences\.val_fraction=1\.0 leaves no rows of") as error:
             open_file(file, 1.0)
         self.require_one_line(error, file)
 
@@ -221,10 +222,8 @@ class TestRefused:
         else:
             path.parent.mkdir(exist_ok=True)
             path.touch()
-        message = (
-            r"^data\.token_store=\S+ is an LMDB: [^\n]* pickled [^\n]* run any code, "
-            r"[^\n]* convert it [^\n]*task=tokenize$"
-        )
+        rest = r"[^\n]* pickled [^\n]* run any code, [^\n]* convert it [^\n]*task=tokenize$"
+        message = rf"^data\.token_store=\S+ is an LMDB: {rest}"
         with pytest.raises(UserError, match=message) as error:
             refuse_lmdb(path)
         self.require_one_line(error, path)
@@ -246,18 +245,18 @@ def command_lines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[
     home = tmp_path_factory.mktemp("released")
     torch.manual_seed(0)
     save_image_tokenizer(home / "images", ImageTokenizer(build_vqvae(VQVAE), {**VQVAE, "image_size": 64}))
-    TextTokenizer.train(["大的红色圆形", "小的蓝色方块"], vocab_size=300).save(home / "text.model")
+    learned_text(["大的红色圆形", "小的蓝色方块"], vocab_size=300).save(home / "text.model")
     (home / "lmdb").mkdir()
     (home / "lmdb" / "data.mdb").touch()
     (home / "short.bin").write_bytes(bytes(100))
     tokenizers = ["text.model=text.model", "image_tokenizer.path=images", "threads=1", "data.batch_size=4"]
     tokenize = ["task=tokenize", *tokenizers, "data.train_size=12", "data.val_size=4"]
     pretrain = ["task=pretrain", *tokenizers, "trainer.max_steps=1", "trainer.val_check_interval=1"]
-    file = "data.token_store=tokens/store/train.bin"
+    file = "data.token_store=tokens/token_store/train.bin"
     commands = {
         "tokenize": [*tokenize, "token_store.format=cogview", "run_dir=tokens"],
         "resume_in_another_format": [*tokenize, "resume=tokens"],
-        "pretrain": [*pretrain, file, "data.val_fraction=0.25", "run_dir=trained"],
+        "pretrain": [*pretrain, file, "sequences.val_fraction=0.25", "run_dir=trained"],
         "lmdb": [*pretrain, "data.token_store=lmdb"],
         "short": [*pretrain, "data.token_store=short.bin"],
         "no_text_model": ["task=pretrain", file, "image_tokenizer.path=images"],
@@ -277,7 +276,7 @@ class TestCommandLine:
         home, ended = command_lines
         assert ended["tokenize"]["code"] == 0, ended["tokenize"]["stderr"][-3000:]
         assert ended["pretrain"]["code"] == 0, ended["pretrain"]["stderr"][-3000:]
-        rows = np.fromfile(home / "tokens" / "store" / "train.bin", dtype="<i4").reshape(12, 64 + 64)
+        rows = np.fromfile(home / "tokens" / "token_store" / "train.bin", dtype="<i4").reshape(12, 64 + 64)
         text, codes = rows[:, :64], rows[:, 64:]
         text_vocab_size = TextTokenizer.load(home / "text.model").vocab_size
         assert ((codes >= 0) & (codes < 16)).all()
@@ -289,7 +288,7 @@ class TestCommandLine:
         """Training cuts them, and so do the prompts that validation paints."""
         home, ended = command_lines
         config = OmegaConf.load(home / "trained" / "config.yaml")
-        rows = np.fromfile(home / "tokens" / "store" / "train.bin", dtype="<i4").reshape(12, 64 + 64)
+        rows = np.fromfile(home / "tokens" / "token_store" / "train.bin", dtype="<i4").reshape(12, 64 + 64)
         assert ((rows[-3:, :64] != -1).sum(1) > config.text.max_length).any()
         assert ended["pretrain"]["code"] == 0, ended["pretrain"]["stderr"][-3000:]
 
@@ -301,10 +300,13 @@ class TestCommandLine:
                 "short",
                 ["data.token_store=short.bin has 100 bytes", "64 text ids and 8x8 codes", "image_tokenizer.path"],
             ),
-            ("no_text_model", ["data.token_store=tokens/store/train.bin", "text.model", "image_tokenizer.path"]),
-            ("no_image_tokenizer", ["data.token_store=tokens/store/train.bin", "text.model", "image_tokenizer.path"]),
+            ("no_text_model", ["data.token_store=tokens/token_store/train.bin", "text.model", "image_tokenizer.path"]),
+            (
+                "no_image_tokenizer",
+                ["data.token_store=tokens/token_store/train.bin", "text.model", "image_tokenizer.path"],
+            ),
             ("unknown_format", ["token_store.format", "lmdb", "native", "cogview"]),
-            ("resume_in_another_format", ["tokens/store", "format cogview", "native"]),
+            ("resume_in_another_format", ["tokens/token_store", "format cogview", "native"]),
         ],
     )
     def test_what_cannot_be_read_ends_in_one_line(self, command_lines, name: str, words: list[str]) -> None:

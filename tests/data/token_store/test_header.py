@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from cogview_pl.data.token_store.header import Header, SplitHeader, checksums_file, keys_file, rows_file
+from cogview_pl.data.token_store.header import SplitHeader, TokenStoreHeader, checksums_file, keys_file, rows_file
 from cogview_pl.errors import UserError
 
 
-def header(**changes: Any) -> Header:
+def header(**changes: Any) -> TokenStoreHeader:
     values: dict[str, Any] = {
         "text_length": 4,
         "grid": (2, 3),
@@ -24,7 +24,7 @@ def header(**changes: Any) -> Header:
         "splits": {"train": SplitHeader(11, 9, 7, 2, 60, 123, 456), "val": SplitHeader(3)},
         "checksums": True,
     }
-    return Header(**values | changes)
+    return TokenStoreHeader(**values | changes)
 
 
 def edit(folder: Path, remove: tuple[str, ...] = (), **changes: object) -> None:
@@ -37,7 +37,7 @@ def edit(folder: Path, remove: tuple[str, ...] = (), **changes: object) -> None:
 )
 def test_a_header_comes_back(tmp_path: Path, changes: dict[str, Any]) -> None:
     header(**changes).save(tmp_path)
-    assert Header.load(tmp_path) == header(**changes)
+    assert TokenStoreHeader.load(tmp_path) == header(**changes)
     text = (tmp_path / "header.json").read_text(encoding="utf-8")
     assert "文-1" in text and text.startswith('{\n "version": 1,\n "dtype": "') and text.endswith("\n}\n")
     values = json.loads(text)
@@ -45,7 +45,7 @@ def test_a_header_comes_back(tmp_path: Path, changes: dict[str, Any]) -> None:
     if header(**changes).checksums:
         assert noted == zlib.crc32(json.dumps(values, sort_keys=True).encode())
         (tmp_path / "header.json").write_text(json.dumps({"crc32": noted, **dict(reversed(values.items()))}))
-        assert Header.load(tmp_path) == header(**changes)  # spaces and order say nothing
+        assert TokenStoreHeader.load(tmp_path) == header(**changes)  # spaces and order say nothing
     else:
         assert noted is None
 
@@ -60,7 +60,7 @@ def test_whatever_is_changed_in_a_header_is_found(tmp_path: Path, name: str, val
     with pytest.raises(
         UserError, match=r"header\.json is damaged \(its checksum is wrong\); delete the folder and run task=tokenize"
     ):
-        Header.load(tmp_path)
+        TokenStoreHeader.load(tmp_path)
 
 
 @pytest.mark.parametrize("checksum", [None, 0, "abc"])
@@ -68,10 +68,10 @@ def test_a_header_that_says_it_has_checksums_has_its_own(tmp_path: Path, checksu
     header().save(tmp_path)
     edit(tmp_path, crc32=checksum)
     with pytest.raises(UserError, match=r"header\.json is damaged \(its checksum is wrong\)"):
-        Header.load(tmp_path)
+        TokenStoreHeader.load(tmp_path)
     edit(tmp_path, remove=("crc32",))
     with pytest.raises(UserError, match=r"header\.json is damaged \(its checksum is wrong\)"):
-        Header.load(tmp_path)
+        TokenStoreHeader.load(tmp_path)
 
 
 def test_headers_of_earlier_versions_are_read(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_headers_of_earlier_versions_are_read(tmp_path: Path) -> None:
     for name in ("keys_crc32", "sums_crc32"):
         assert values.pop(name) is None
     edit(tmp_path, remove=("checksums", "format", "large"), splits={"train": values})
-    assert Header.load(tmp_path) == header(checksums=False, splits={"train": old})
+    assert TokenStoreHeader.load(tmp_path) == header(checksums=False, splits={"train": old})
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_header_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, o
     header(checksums=False).save(tmp_path)
     edit(tmp_path, **changes)
     with pytest.raises(UserError, match=rf"^{tmp_path}/header\.json {words}.*; delete the folder and run") as error:
-        Header.load(tmp_path)
+        TokenStoreHeader.load(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -125,15 +125,15 @@ def test_a_header_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, o
 def test_what_is_no_header_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "header.json").write_bytes(content)
     with pytest.raises(UserError, match=rf"^{tmp_path}/header\.json {words}"):
-        Header.load(tmp_path)
+        TokenStoreHeader.load(tmp_path)
 
 
 def test_a_store_that_is_not_there_or_no_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^{tmp_path} has no header\.json: not a token store; run task=tokenize$"):
-        Header.load(tmp_path)
+        TokenStoreHeader.load(tmp_path)
     (tmp_path / "header.json").mkdir()
     with pytest.raises(UserError, match=rf"^{tmp_path}/header\.json is a folder, not a file; copy the token store"):
-        Header.load(tmp_path)
+        TokenStoreHeader.load(tmp_path)
 
 
 @pytest.mark.parametrize(

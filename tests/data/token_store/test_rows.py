@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from cogview_pl.data.token_store.rows import RowLayout, StoredRows, WithoutText
+from cogview_pl.data.token_store.rows import RowLayout, TokenRows, WithoutText
 from cogview_pl.errors import UserError
 
 SIZES: dict[str, Any] = {"text_length": 3, "grid": (1, 2), "text_vocab_size": 50, "codebook_size": 9}
@@ -22,18 +22,18 @@ CODES = torch.tensor([[[0, 8]], [[1, 2]], [[3, 4]]])
 LARGE = torch.arange(24).reshape(3, 2, 4) % 9
 
 
-def written(folder: Path, layout: RowLayout, checksums: bool = True, skip: int = 0) -> StoredRows:
+def written(folder: Path, layout: RowLayout, checksums: bool = True, skip: int = 0) -> TokenRows:
     """The three samples in a file, of which the first are skipped."""
-    rows = layout.pack(TEXT_TOKENS, CODES, LARGE if layout.large else None)
+    rows = layout.pack({"text": TEXT_TOKENS}, CODES, LARGE if layout.large else None)
     (folder / "train.bin").write_bytes(rows.tobytes())
     sums = np.array([zlib.crc32(row.tobytes()) for row in rows], "<u4")
     (folder / "train.crc32").write_bytes(sums.tobytes())
-    return StoredRows(folder / "train.bin", layout, range(skip, 3), folder / "train.crc32" if checksums else None)
+    return TokenRows(folder / "train.bin", layout, range(skip, 3), folder / "train.crc32" if checksums else None)
 
 
 def test_native_rows_hold_pieces_and_codes_as_they_are() -> None:
     layout = RowLayout(**SIZES)
-    assert layout.pack(TEXT_TOKENS, CODES).tolist() == [
+    assert layout.pack({"text": TEXT_TOKENS}, CODES).tolist() == [
         [7, 0, 65535, 0, 8],
         [1, 2, 3, 1, 2],
         [65535, 65535, 65535, 3, 4],
@@ -45,7 +45,11 @@ def test_native_rows_hold_pieces_and_codes_as_they_are() -> None:
 def test_rows_of_the_original_hold_ids_of_the_joint_vocabulary() -> None:
     """In which the text tokens come behind the codes."""
     layout = RowLayout(**SIZES, format="cogview")
-    assert layout.pack(TEXT_TOKENS, CODES).tolist() == [[16, 9, -1, 0, 8], [10, 11, 12, 1, 2], [-1, -1, -1, 3, 4]]
+    assert layout.pack({"text": TEXT_TOKENS}, CODES).tolist() == [
+        [16, 9, -1, 0, 8],
+        [10, 11, 12, 1, 2],
+        [-1, -1, -1, 3, 4],
+    ]
     assert (layout.dtype, layout.sentinel, layout.text_ids) == (np.dtype("<i4"), -1, range(9, 59))
     assert (layout.row_length, layout.row_bytes) == (5, 20)
 
@@ -54,12 +58,12 @@ def test_rows_of_the_original_hold_ids_of_the_joint_vocabulary() -> None:
 def test_large_codes_come_behind_the_others(format: str) -> None:
     layout = RowLayout(**SIZES, format=format, large=True)
     assert (layout.row_length, layout.row_bytes) == (13, 13 * layout.dtype.itemsize)
-    rows = layout.pack(TEXT_TOKENS, CODES, LARGE)
+    rows = layout.pack({"text": TEXT_TOKENS}, CODES, LARGE)
     assert rows[1, 3:].tolist() == [1, 2, 8, 0, 1, 2, 3, 4, 5, 6]
     for row, text_tokens, codes, large in zip(rows, TEXT_TOKENS, CODES, LARGE, strict=True):
         found, small = layout.unpack(row)
         twice = layout.unpack_large(row)
-        assert found == text_tokens[:3]
+        assert found == {"text": text_tokens[:3]}
         assert torch.equal(small, codes) and torch.equal(twice, large)
         assert small.dtype == twice.dtype == torch.int64
 
@@ -71,7 +75,7 @@ def test_two_bytes_do_where_every_id_is_below_the_sentinel(sizes: tuple[int, int
     layout = RowLayout(**SIZES | {"text_vocab_size": sizes[0], "codebook_size": sizes[1]})
     assert (layout.dtype.str, layout.sentinel) == (("<u2", 65535) if small else ("<i4", -1))
     last = [sizes[0] - 1]
-    assert layout.unpack(layout.pack([last], CODES[:1])[0])[0] == last
+    assert layout.unpack(layout.pack({"text": [last]}, CODES[:1])[0])[0] == {"text": last}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,7 @@ def test_rows_are_read_at_any_place(tmp_path: Path, checksums: bool) -> None:
     assert len(rows) == 2
     for index, number in ((1, 2), (0, 1), (-1, 2), (-2, 1)):
         text_tokens, codes = rows[index]
-        assert text_tokens == TEXT_TOKENS[number][:3]
+        assert text_tokens == {"text": TEXT_TOKENS[number][:3]}
         assert torch.equal(codes, CODES[number]) and torch.equal(rows.large(index), LARGE[number])
         assert rows.key(index) == f"row {number} of train.bin"
     assert rows.raw(0).tolist() == [7, 0, 65535, 0, 8, *LARGE[0].flatten().tolist()]  # counted from the beginning
@@ -119,16 +123,18 @@ def test_rows_without_text_are_the_same_images(tmp_path: Path) -> None:
     for index in range(3):
         text_tokens, codes = without[index]
         assert (
-            text_tokens == [] and torch.equal(codes, CODES[index]) and torch.equal(without.large(index), LARGE[index])
+            text_tokens == {"text": []}
+            and torch.equal(codes, CODES[index])
+            and torch.equal(without.large(index), LARGE[index])
         )
         assert without.key(index) == f"row {index} of train.bin"
 
 
 def test_a_copy_in_another_process_opens_the_files_for_itself(tmp_path: Path) -> None:
     rows = written(tmp_path, RowLayout(**SIZES))
-    assert rows[0][0] == [7, 0]
+    assert rows[0][0]["text"] == [7, 0]
     copy = pickle.loads(pickle.dumps(rows))
-    assert copy[1][0] == [1, 2, 3] and rows[1][0] == [1, 2, 3]
+    assert copy[1][0]["text"] == [1, 2, 3] and rows[1][0]["text"] == [1, 2, 3]
     before = os.open(os.devnull, os.O_RDONLY)
     os.close(before)
     for index in (0, 1, 2, 0):
@@ -145,8 +151,8 @@ def test_a_row_that_is_not_what_was_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.bin").write_bytes(data)
     with pytest.raises(UserError, match=rf"^{tmp_path}/train\.bin: row 1 is damaged, its checksum is wrong; copy the"):
         rows[0]
-    assert rows[1][0] == []
-    assert StoredRows(rows.file, rows.layout, range(3))[1][0] == [0, 2, 3]  # has nothing to compare it with
+    assert rows[1][0]["text"] == []
+    assert TokenRows(rows.file, rows.layout, range(3))[1][0]["text"] == [0, 2, 3]  # has nothing to compare it with
 
 
 @pytest.mark.parametrize(("name", "size"), [("train.bin", 10), ("train.crc32", 4)])
@@ -164,7 +170,7 @@ def test_a_row_that_cannot_be_read_is_one_line(
     assert str(error.value) == f"{rows.file} cannot be read (Input/output error); copy the token store again"
     file.unlink()
     with pytest.raises(UserError, match=rf"^{file} does not exist; copy the token store again$"):
-        StoredRows(rows.file, rows.layout, rows.span, rows.checksums)[0]
+        TokenRows(rows.file, rows.layout, rows.span, rows.checksums)[0]
     file.mkdir()
     with pytest.raises(UserError, match=rf"^{file} is a folder, not a file; copy the token store again$"):
-        StoredRows(rows.file, rows.layout, rows.span, rows.checksums)[0]
+        TokenRows(rows.file, rows.layout, rows.span, rows.checksums)[0]

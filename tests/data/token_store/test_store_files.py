@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from cogview_pl.data.token_store.header import Header, SplitHeader
-from cogview_pl.data.token_store.store import StoreWriter, TokenStore
+from cogview_pl.data.token_store.header import SplitHeader, TokenStoreHeader
+from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
 from cogview_pl.errors import UserError
 
 SETTINGS: dict[str, Any] = {
@@ -37,23 +37,23 @@ def sums_of(rows: list[list[int]], kind: str = "<u2") -> bytes:
     return np.array([zlib.crc32(np.array(row, kind).tobytes()) for row in rows], "<u4").tobytes()
 
 
-def begun(folder: Path, **changes: Any) -> StoreWriter:
+def begun(folder: Path, **changes: Any) -> TokenStoreWriter:
     """Two of the four training samples, one of which has been skipped."""
-    writer = StoreWriter(folder, **SETTINGS | changes)
-    writer.append("train", [[7]], CODES[:1], KEYS[:1], 2)
+    writer = TokenStoreWriter(folder, **SETTINGS | changes)
+    writer.append("train", {"text": [[7]]}, CODES[:1], KEYS[:1], 2)
     return writer
 
 
 def finished(folder: Path) -> TokenStore:
     writer = begun(folder)
-    writer.append("train", [[1, 2, 3], []], CODES[1:], KEYS[1:], 4)
-    writer.append("val", [[5, 6]], CODES[:1], ["v"], 1)
+    writer.append("train", {"text": [[1, 2, 3], []]}, CODES[1:], KEYS[1:], 4)
+    writer.append("val", {"text": [[5, 6]]}, CODES[:1], ["v"], 1)
     writer.finish()
     return TokenStore.open(folder)
 
 
 def test_files_and_header_after_two_batches(tmp_path: Path) -> None:
-    store = finished(tmp_path / "new" / "store")
+    store = finished(tmp_path / "new" / "token_store")
     folder = store.folder
     assert sorted(os.listdir(folder)) == [
         *("header.json", "train.bin", "train.crc32", "train.keys.txt", "val.bin", "val.crc32", "val.keys.txt"),
@@ -65,22 +65,22 @@ def test_files_and_header_after_two_batches(tmp_path: Path) -> None:
         "train": SplitHeader(4, 4, 3, 1, len(NAMES), zlib.crc32(NAMES), zlib.crc32(sums_of(ROWS))),
         "val": SplitHeader(1, 1, 1, 0, 2, zlib.crc32(b"v\n"), zlib.crc32(sums_of([[5, 6, 0, 8]]))),
     }
-    assert store.header == Header(**SETTINGS | {"splits": splits}, complete=True, checksums=True)
+    assert store.header == TokenStoreHeader(**SETTINGS | {"splits": splits}, complete=True, checksums=True)
     train, val = store.split("train"), store.split("val")
     assert train.keys() == [train.key(index) for index in range(3)] == ["a", "图 1", r"c\udcff"]
-    assert [train[index][0] for index in (0, 1, 2, -1)] == [[7], [1, 2], [], []]
-    assert val.keys() == ["v"] and val.key(-1) == "v" and val[0][0] == [5, 6]
+    assert [train[index][0]["text"] for index in (0, 1, 2, -1)] == [[7], [1, 2], [], []]
+    assert val.keys() == ["v"] and val.key(-1) == "v" and val[0][0]["text"] == [5, 6]
 
 
 def test_large_codes_come_back_in_both_formats(tmp_path: Path) -> None:
     for format in ("native", "cogview"):
-        writer = StoreWriter(tmp_path / format, **SETTINGS | {"splits": {"train": 3}}, format=format, large=True)
-        writer.append("train", [[7], [1, 2, 3], []], CODES, KEYS, 3, LARGE)
+        writer = TokenStoreWriter(tmp_path / format, **SETTINGS | {"splits": {"train": 3}}, format=format, large=True)
+        writer.append("train", {"text": [[7], [1, 2, 3], []]}, CODES, KEYS, 3, LARGE)
         writer.finish()
         rows = TokenStore.open(tmp_path / format).split("train")
         for index in range(3):
             assert torch.equal(rows[index][1], CODES[index]) and torch.equal(rows.large(index), LARGE[index])
-        assert rows[0][0] == [7] and rows[1][0] == [1, 2]
+        assert rows[0][0]["text"] == [7] and rows[1][0]["text"] == [1, 2]
 
 
 def test_a_writer_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_writer_goes_on_where_it_was(tmp_path: Path) -> None:
     }.items():
         with (tmp_path / file).open("ab") as stream:
             stream.write(data)
-    again = StoreWriter(tmp_path, **SETTINGS)
+    again = TokenStoreWriter(tmp_path, **SETTINGS)
     assert [again.resume_index(name) for name in ("train", "val")] == [2, 0]
     assert (tmp_path / "train.bin").read_bytes() == np.array(ROWS[0], "<u2").tobytes()
     assert (tmp_path / "train.crc32").read_bytes() == sums_of(ROWS[:1])
@@ -111,9 +111,9 @@ def test_a_store_that_an_earlier_version_began_gets_no_checksums_of_its_own(tmp_
         json.dumps({name: values[name] for name in values if name != "crc32"}, sort_keys=True).encode()
     )
     (tmp_path / "header.json").write_text(json.dumps(values))
-    writer = StoreWriter(tmp_path, **SETTINGS)
-    writer.append("train", [[1, 2, 3], []], CODES[1:], KEYS[1:], 4)
-    writer.append("val", [], CODES[:0], [], 1)
+    writer = TokenStoreWriter(tmp_path, **SETTINGS)
+    writer.append("train", {"text": [[1, 2, 3], []]}, CODES[1:], KEYS[1:], 4)
+    writer.append("val", {"text": []}, CODES[:0], [], 1)
     writer.finish()
     store = TokenStore.open(tmp_path)
     train = store.header.splits["train"]
@@ -125,21 +125,21 @@ def test_a_store_that_an_earlier_version_began_gets_no_checksums_of_its_own(tmp_
     ("change", "words"),
     [
         ({"keys": ["a", "b"], "next_index": 4}, "2 keys, 1 texts, codes (1, 1, 2) do not fit"),
-        ({"text_tokens": [[1], [2]]}, "1 keys, 2 texts, codes (1, 1, 2) do not fit"),
+        ({"text_tokens": {"text": [[1], [2]]}}, "1 keys, 2 texts, codes (1, 1, 2) do not fit"),
         ({"codes": CODES[:1].mT}, "1 keys, 1 texts, codes (1, 2, 1) do not fit"),
         ({"next_index": 2}, "next_index=2: 2 done, 1 new, of 4"),
         ({"next_index": 5}, "next_index=5: 2 done, 1 new, of 4"),
         ({"codes": CODES[:1] + 1}, "codes must be in [0, 9)"),
         ({"codes": CODES[:1] - 1}, "codes must be in [0, 9)"),
-        ({"text_tokens": [[50]]}, "text tokens must be in [0, 50)"),
-        ({"text_tokens": [[0, -1]]}, "text tokens must be in [0, 50)"),
+        ({"text_tokens": {"text": [[50]]}}, "text tokens must be in [0, 50)"),
+        ({"text_tokens": {"text": [[0, -1]]}}, "text tokens must be in [0, 50)"),
         ({"large": LARGE[:1]}, "large=False: large codes (1, 2, 4)"),
     ],
 )
 def test_samples_that_do_not_fit_leave_the_store_as_it_was(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     writer = begun(tmp_path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    arguments = {"text_tokens": [[49, 0]], "codes": CODES[:1], "keys": ["b"], "next_index": 3}
+    arguments = {"text_tokens": {"text": [[49, 0]]}, "codes": CODES[:1], "keys": ["b"], "next_index": 3}
     with pytest.raises(ValueError) as error:
         writer.append("train", **arguments | change)
     assert str(error.value) == words
@@ -160,18 +160,18 @@ def test_samples_that_do_not_fit_leave_the_store_as_it_was(tmp_path: Path, chang
     ],
 )
 def test_large_codes_that_do_not_fit_are_refused(tmp_path: Path, large: torch.Tensor | None, words: str) -> None:
-    writer = StoreWriter(tmp_path, **SETTINGS, large=True)
+    writer = TokenStoreWriter(tmp_path, **SETTINGS, large=True)
     with pytest.raises(ValueError, match=f"^{words}$"):
-        writer.append("train", [[7]], CODES[:1], ["a"], 1, large)
+        writer.append("train", {"text": [[7]]}, CODES[:1], ["a"], 1, large)
     assert not os.path.getsize(tmp_path / "train.bin")
 
 
 def test_a_store_with_large_codes_is_another_one(tmp_path: Path) -> None:
-    StoreWriter(tmp_path, **SETTINGS)
+    TokenStoreWriter(tmp_path, **SETTINGS)
     with pytest.raises(
         UserError, match=rf"^{tmp_path} holds a token store with large False, this run has True; delete"
     ):
-        StoreWriter(tmp_path, **SETTINGS, large=True)
+        TokenStoreWriter(tmp_path, **SETTINGS, large=True)
 
 
 # --- damage
@@ -206,22 +206,22 @@ def test_a_file_that_cannot_be_gone_on_with_is_refused(tmp_path: Path, name: str
     file.write_bytes(content[:-1])
     words = f"has {len(content) - 1} bytes, header.json says {len(content)}: data were lost; delete the folder and run"
     with pytest.raises(UserError, match=rf"^{file} {words}"):
-        StoreWriter(tmp_path, **SETTINGS)
+        TokenStoreWriter(tmp_path, **SETTINGS)
     file.unlink()
     with pytest.raises(UserError, match=rf"^{file} has 0 bytes, header\.json says {len(content)}: data were lost; "):
-        StoreWriter(tmp_path, **SETTINGS)
+        TokenStoreWriter(tmp_path, **SETTINGS)
     (tmp_path / "elsewhere").write_bytes(content + b"more")
     file.unlink()
     file.symlink_to("elsewhere")
     with pytest.raises(
         UserError, match=rf"^{file} cannot be written \(Too many levels of symbolic links\); delete the"
     ):
-        StoreWriter(tmp_path, **SETTINGS)
+        TokenStoreWriter(tmp_path, **SETTINGS)
     assert (tmp_path / "elsewhere").read_bytes() == content + b"more"
     file.unlink()
     file.mkdir()
     with pytest.raises(UserError, match=rf"^{file} is a folder, not a file; delete the folder and run task=tokenize"):
-        StoreWriter(tmp_path, **SETTINGS)
+        TokenStoreWriter(tmp_path, **SETTINGS)
 
 
 def test_a_full_disk_under_a_writer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_a_full_disk_under_a_writer_is_one_line(tmp_path: Path, monkeypatch: pyt
 
     with monkeypatch.context() as context, pytest.raises(UserError, match=rf"^{tmp_path}/train\.bin: no space left on"):
         context.setattr(os, "fsync", full)
-        StoreWriter(tmp_path, **SETTINGS)
+        TokenStoreWriter(tmp_path, **SETTINGS)
 
 
 def test_keys_that_are_not_what_was_written_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

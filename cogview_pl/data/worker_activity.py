@@ -1,4 +1,4 @@
-"""What loader workers are at, and what is said when one of them dies."""
+"""The activity of loader workers: which sample each one reads, and the message when one of them dies."""
 
 from __future__ import annotations
 
@@ -24,44 +24,49 @@ from torch.utils.data._utils import signal_handling
 from cogview_pl.data.mixing import sample_key
 from cogview_pl.errors import UserError
 
-_HUNG = 0.25  # seconds at a sample after which a worker writes nothing to the others, so that it can be killed
+_HUNG = 0.25  # seconds at one sample after which a worker writes to no queue, so that it can be killed
 _NAMING = 5.0  # seconds that finding a key may take
 _DYING = 2.0  # seconds until the death of a worker is known
-_IN_A_WORKER = "Caught "  # how torch begins what a data set has raised
-_SHORTAGES = {  # by what torch says; the second is a file in /dev/shm
+
+# Names and messages that torch does not promise, checked against torch 2.15. Without the first, the death of a worker
+# raises at any place of the main thread; without the others, users get tracebacks instead of our messages.
+_install_handler_of_torch = signal_handling._set_SIGCHLD_handler
+_IN_A_WORKER = "Caught "  # begins the message of an error that a data set has raised
+_DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)")
+TIMED_OUT = "DataLoader timed out after"
+_SHORTAGES = {  # the second is a file in /dev/shm
     "Too many open files": "too many files are open; use fewer workers, or raise `ulimit -n`",
     "file </torch_": "/dev/shm is full; use fewer workers or smaller batches, or give it more room (docker run "
     "--shm-size=8g)",
 }
-_DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)")
 
 
-class Note(NamedTuple):
-    """What a worker is at."""
+class Reading(NamedTuple):
+    """The activity of one worker."""
 
     pid: int
-    """0 before its first sample."""
+    """0 before the first sample."""
     sample: int
-    """The number of the one that it reads, or has read last."""
+    """Number of the sample that it reads, or has read last."""
     reading: bool
     seconds: float
-    """Since it has begun, or has been done."""
+    """Time since it has begun, or finished, that sample."""
 
 
-class Notes:
-    """What the workers of a pass are at, in memory that they share with the main process.
+class WorkerActivity:
+    """The activity of the workers of a loader, in memory that they share with the main process.
 
-    Three numbers for each: process, sample, and when it took that up, or minus the time when it was done (nanoseconds
-    of a clock that all processes share).
+    Three numbers per worker: process, sample, and the time when it began the sample, or minus the time when it finished
+    it (nanoseconds of a clock that all processes share).
     """
 
     def __init__(self, dataset: Dataset[Any], num_workers: int) -> None:
         self._dataset = dataset
         self._numbers = RawArray(ctypes.c_int64, 3 * num_workers)
         self.workers: list[BaseProcess] | None = None
-        """Their processes, those that died at once left out; None while they are started."""
+        """Their processes, without those that died at once; None while they are started."""
         self.waiting = False
-        """Whether the main process waits for them."""
+        """Whether the main process waits for a batch."""
 
     def begin(self, worker: int, index: int) -> None:
         """Called in a worker."""
@@ -72,26 +77,26 @@ class Notes:
         self._numbers[3 * worker + 2] = -time.monotonic_ns()
 
     def copy(self) -> bytes:
-        """Equal to the one before if nothing has happened."""
+        """A copy of all numbers, which stays equal while no worker begins or finishes a sample."""
         return bytes(self._numbers)
 
-    def all(self) -> list[Note]:
+    def all(self) -> list[Reading]:
         """One per worker."""
         now, numbers = time.monotonic_ns(), list(self._numbers)
         return [
-            Note(pid, sample, since > 0, (now - abs(since)) / 1e9)
+            Reading(pid, sample, since > 0, (now - abs(since)) / 1e9)
             for pid, sample, since in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
         ]
 
     @contextmanager
     def in_words(self) -> Iterator[None]:
-        """While torch is asked for something: what comes of failed, dead or starved workers is raised as UserError."""
+        """While torch is called: raises UserError for failed or dead workers, or for a shortage of files or memory."""
         self._refuse_deaths()
         self.waiting = True
         try:
             yield
         except UserError as error:
-            raise UserError(_as_it_was(str(error))) from _alone(error)
+            raise UserError(_without_traceback(str(error))) from _alone(error)
         except (RuntimeError, OSError, EOFError) as error:
             self.waiting = False
             self._explain(error)
@@ -111,8 +116,8 @@ class Notes:
         if death := _DEATH.match(str(error)):
             raise self._death(int(death[1])) from error
         if not isinstance(error, RuntimeError) and not str(error).startswith(_IN_A_WORKER):
-            # Batches lie with their worker until they are fetched. What comes of fetching them after its death is an
-            # error of connections, maybe before the process has ended.
+            # A batch stays with its worker until it is fetched. If the worker dies before, fetching raises an error of
+            # the connection, maybe before the process has ended.
             end = time.monotonic() + _DYING
             while time.monotonic() < end:
                 self._refuse_deaths()
@@ -120,14 +125,14 @@ class Notes:
 
     @property
     def reading(self) -> bool:
-        """Whether the main process reads what they send.
+        """Whether the main process waits for a batch and all workers are started.
 
-        Not while it starts them: forking calls hooks, out of which an exception gets no further than onto the screen.
+        An exception in a hook of a fork is only printed, so none may be raised while workers are started.
         """
         return self.waiting and self.workers is not None
 
     def has(self, pid: int) -> bool:
-        """Whether a process is a worker, or may be one."""
+        """Whether a process is a worker; True while workers are started."""
         return self.workers is None or any(worker.pid == pid for worker in self.workers)
 
     def _death(self, pid: int) -> UserError:
@@ -136,32 +141,33 @@ class Notes:
             if worker.pid == pid and worker.exitcode:
                 code = worker.exitcode
                 how = f" ({signal.strsignal(-code)})" if code < 0 else f" (exit code {code})"
-        notes = self.all()
-        note = next((note for note in notes if note.pid == pid), None)
+        readings = self.all()
+        reading = next((reading for reading in readings if reading.pid == pid), None)
         where = "before it read anything"
-        if note is not None:
-            where = f"{'while it read' if note.reading else 'after it had read'} {self.name(note.sample)}"
+        if reading is not None:
+            where = f"{'while it read' if reading.reading else 'after it had read'} {self.name(reading.sample)}"
         return UserError(
-            f"data.num_workers={len(notes)}: a worker has died{how} {where}; the memory may be full (RAM or /dev/shm): "
-            "use fewer workers or smaller batches; if it was at the same sample twice, take that out of the data"
+            f"data.num_workers={len(readings)}: a worker has died{how} {where}; the memory may be full (RAM or "
+            "/dev/shm): use fewer workers or smaller batches; if it was at the same sample twice, take that out of the "
+            "data"
         )
 
     def name(self, index: int) -> str:
-        """What names a sample in a message."""
+        """The name of a sample in a message."""
         found: list[str] = []
 
         def find() -> None:
             with suppress(Exception):  # no keys, or a damaged file of keys
                 found.append(sample_key(self._dataset, index))
 
-        thread = threading.Thread(target=find, daemon=True)  # keys may lie on the disk that does not answer
+        thread = threading.Thread(target=find, daemon=True)  # the keys may be on the disk that does not answer
         thread.start()
         thread.join(_NAMING)
         return found[0] if found else f"sample {index}"
 
     def kill_hung(self) -> None:
-        """Kill the workers that are at one sample, so that nobody waits for them; a dead disk lets SIGTERM wait."""
-        hung = {note.pid for note in self.all() if note.reading and note.seconds > _HUNG}
+        """Kill the workers that hang at a sample: SIGTERM would wait for a dead disk."""
+        hung = {one.pid for one in self.all() if one.reading and one.seconds > _HUNG}
         for child in multiprocessing.active_children():
             if child.pid in hung:
                 _KILLED.add(child.pid)
@@ -169,10 +175,10 @@ class Notes:
 
 
 class DeathsInTime:
-    """In front of torch's handler of SIGCHLD, which raises a RuntimeError wherever the main thread is.
+    """Wraps torch's handler of SIGCHLD, which raises a RuntimeError at any place of the main thread.
 
-    That may be in a finaliser, which loses it. For our workers it is done when a batch is awaited, at once if it is
-    then: the main process may be reading what the dead one has written half.
+    In a finaliser that error would be lost. For our workers it is raised while the main process waits for a batch:
+    it may be reading a message that the dead worker has written in part. At other times the next wait finds the death.
     """
 
     def __init__(self, theirs: Callable[[int, FrameType | None], Any]) -> None:
@@ -180,8 +186,8 @@ class DeathsInTime:
 
     @classmethod
     def install(cls) -> None:
-        """Called before workers start. Has torch install its own first, which it does once, and after they have."""
-        signal_handling._set_SIGCHLD_handler()
+        """Called before workers start; torch, which installs its handler once, must do so first."""
+        _install_handler_of_torch()
         theirs = signal.getsignal(signal.SIGCHLD)
         if threading.current_thread() is threading.main_thread() and callable(theirs) and not isinstance(theirs, cls):
             signal.signal(signal.SIGCHLD, cls(theirs))
@@ -194,32 +200,32 @@ class DeathsInTime:
             if death is None:
                 raise
             pid = int(death[1])
-            ours = next((notes for notes in list(NOTES) if notes.has(pid)), None)
+            ours = next((one for one in list(ACTIVITIES) if one.has(pid)), None)
             if pid not in _KILLED and (ours is None or ours.reading):
                 raise
 
 
 _KILLED: set[int] = set()
-"""Workers that were killed from here, so that their death is no news."""
-NOTES: WeakSet[Notes] = WeakSet()
-"""Of all workers that may be alive."""
+"""Workers that this file has killed; their deaths raise nothing."""
+ACTIVITIES: WeakSet[WorkerActivity] = WeakSet()
+"""The activities of all workers that may be alive."""
 
 
-def _as_it_was(message: str) -> str:
-    """The message of a UserError that torch has wrapped in the traceback of a worker."""
+def _without_traceback(message: str) -> str:
+    """The message of a UserError, which torch has put into a traceback of the worker."""
     name = f"{UserError.__module__}.{UserError.__qualname__}: "
     return message.rpartition(f"\n{name}")[2].strip()
 
 
 def _alone(error: Exception) -> Exception:
-    """Without the frames it went through, one of which holds it in torch: they would keep the workers alive."""
+    """The error without its frames, which refer to the workers and would keep them alive."""
     return error.with_traceback(None)
 
 
 def _kill_hung() -> None:
-    for notes in list(NOTES):
-        notes.kill_hung()
+    for activity in list(ACTIVITIES):
+        activity.kill_hung()
 
 
-# Before multiprocessing waits for its children to end, without a limit: what is registered last is called first.
+# Functions of atexit run in reverse order: this one before multiprocessing waits for its children without a limit.
 atexit.register(_kill_hung)

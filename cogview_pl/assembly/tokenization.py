@@ -1,0 +1,182 @@
+"""Makes a token store of captioned images: resumable, with a list of the images that could not be read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
+from tqdm import tqdm
+
+from cogview_pl.assembly.image_data import image_inputs, open_images
+from cogview_pl.checkpoints.model_folder import ImageTokenizer, save_image_tokenizer
+from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, collate_images, enough_to_judge
+from cogview_pl.data.config import DataConfig, StoreFormat, TokenStoreConfig
+from cogview_pl.data.loader import Loader, ignore_interrupts
+from cogview_pl.data.samples import CaptionedImages
+from cogview_pl.data.token_store.cogview_bin import TEXT_LENGTH
+from cogview_pl.data.token_store.store import TokenStoreWriter
+from cogview_pl.errors import UserError
+from cogview_pl.errors.signals import SIGNALS
+from cogview_pl.runs.run_folder import RunFolder
+from cogview_pl.vocab import TextTokenizer
+from cogview_pl.vocab.config import TextConfig
+from cogview_pl.vocab.roles import text_fields
+
+TOKEN_STORE = "token_store"
+TEXT_MODEL = "text.model"
+IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
+_SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """Options of a token store: images, rows, text tokenizer, and the layout that names the texts."""
+
+    data: DataConfig
+    rows: TokenStoreConfig
+    text: TextConfig
+    layout: str
+    verify: bool
+    """Whether a resumed run compares its data with those of its beginning."""
+
+
+def tokenise(
+    options: Tokenization, images: ImageTokenizer, text: TextTokenizer | None, run: RunFolder, folder: Path
+) -> dict[str, float]:
+    """Write `token_store/`, `text.model`, `image_tokenizer/` and maybe `skipped.jsonl` into a folder, or continue them.
+
+    Args:
+        options: see `Tokenization`.
+        images: the image tokenizer.
+        text: the text tokenizer; None: `text.model`, or one that is learned from the texts.
+        run: the folder of the run, which begins after all checks.
+        folder: exists.
+
+    Returns:
+        Counts and speed.
+
+    Raises:
+        UserError: the images, the tokenizers or an unfinished store do not fit together.
+    """
+    fields = text_fields(options.layout)
+    _check(options, images, fields)
+    data = options.data.at_twice_the_size() if options.rows.large else options.data
+    sources = {split: open_images(data, split, fields) for split in _SPLITS}
+    run.require_same({}, image_inputs(sources), options.verify)
+    text = text or _text_tokenizer(options.text, folder / TEXT_MODEL, _texts(sources["train"], fields))
+    cogview = options.rows.format == StoreFormat.cogview
+    writer = TokenStoreWriter(
+        folder / TOKEN_STORE,
+        text_length=TEXT_LENGTH if cogview else options.text.max_length,
+        grid=images.grid,
+        text_vocab_size=text.vocab_size,
+        codebook_size=images.model.codebook_size,
+        text_tokenizer=text.identity,
+        image_tokenizer=images.identity,
+        splits={split: len(source) for split, source in sources.items()},
+        format=options.rows.format.value,
+        large=options.rows.large,
+        text_fields=fields,
+    )
+    run.begin()
+    text.save(folder / TEXT_MODEL)
+    save_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER, images)
+    total = sum(map(len, sources.values()))
+    bad_samples = BadSampleLog(folder / "skipped.jsonl", options.data.max_skipped_share, enough_to_judge(total))
+    seen_before = sum(writer.resume_index(split) for split in _SPLITS)
+    bad_samples.load_state({"seen": seen_before, "skipped": bad_samples.count})
+    started = time.perf_counter()
+    if not writer.header.complete:
+        for split, source in sources.items():
+            _tokenise_split(options.data, split, source, images, text, writer, bad_samples)
+        writer.finish()
+    return {
+        **{f"tokenize/rows_{name}": split.rows for name, split in writer.header.splits.items()},
+        "tokenize/captions_cut": sum(split.truncated for split in writer.header.splits.values()),
+        "tokenize/skipped": bad_samples.count,
+        "tokenize/text_vocab_size": text.vocab_size,
+        "perf/images_per_s": (total - seen_before) / (time.perf_counter() - started),
+    }
+
+
+def _tokenise_split(
+    options: DataConfig,
+    split: str,
+    source: CaptionedImages,
+    tokenizer: ImageTokenizer,
+    text: TextTokenizer,
+    writer: TokenStoreWriter,
+    bad_samples: BadSampleLog,
+) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer.model.to(device).to(memory_format=torch.channels_last)
+    size = tokenizer.settings["image_size"]
+    start = writer.resume_index(split)
+    loader: Loader[ImageBatch] = Loader(
+        Subset(source, range(start, len(source))),
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        collate_fn=collate_images,
+        worker_init_fn=ignore_interrupts,
+        patience=options.worker_timeout,
+        look=SIGNALS.check,
+    )
+    with tqdm(total=len(source), initial=start, desc=split, unit="image", disable=None) as progress:
+        for batch in loader:
+            SIGNALS.check()
+            seen = len(batch.images) + len(batch.skipped)
+            bad_samples.add(batch.skipped, seen)
+            start += seen
+            images = batch.images.to(device)
+            codes = _codes(tokenizer, images, size)
+            large = _codes(tokenizer, images, 2 * size) if writer.header.large else None
+            fields = writer.header.text_fields
+            text_tokens = {field: [text.encode(one) for one in batch.texts_of(field)] for field in fields}
+            writer.append(split, text_tokens, codes, batch.keys, start, large)
+            progress.update(seen)
+
+
+def _codes(tokenizer: ImageTokenizer, images: Tensor, edge: int) -> Tensor:
+    """Codes, on the CPU, of images `(B, 3, Y, X)` resized to an edge."""
+    if not len(images):
+        grid = edge // tokenizer.model.downsampling
+        return torch.empty(0, grid, grid, dtype=torch.long)
+    images = resize(images, [edge, edge], InterpolationMode.BICUBIC, antialias=True)
+    return tokenizer.model.encode(images.float() / 255).cpu()
+
+
+def _text_tokenizer(options: TextConfig, file: Path, texts: Iterator[str]) -> TextTokenizer:
+    """The tokenizer of `text.model`, that of the interrupted run, or one learned from the texts."""
+    if options.model is not None:
+        return TextTokenizer.load(options.model)
+    return TextTokenizer.load(file) if file.exists() else TextTokenizer.train(texts, options)
+
+
+def _texts(images: CaptionedImages, fields: Sequence[str]) -> Iterator[str]:
+    for index in range(len(images)):
+        SIGNALS.check()
+        for field in fields:
+            yield images.text(index, field)
+
+
+def _check(options: Tokenization, tokenizer: ImageTokenizer, fields: Sequence[str]) -> None:
+    """Raises UserError for what does not go together, before images are read."""
+    size = tokenizer.settings["image_size"]
+    given = options.data.image_size
+    if given % tokenizer.model.downsampling or given != size:
+        raise UserError(
+            f"data.image_size={given}: the image tokenizer was trained on {size} pixels; "
+            f"choose the same image_tokenizer as its run, or data.image_size={size}"
+        )
+    if options.rows.format == StoreFormat.cogview and len(fields) > 1:
+        raise UserError(
+            f"token_store.format=cogview: its rows hold one text, template.layout has {', '.join(fields)}; "
+            "set token_store.format=native"
+        )
