@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Private name of torch, checked against 2.15: `torch.ops.mkldnn._linear_pointwise`. Without it `F.linear` does the same,
-# more slowly where MKL is slow.
+# Private name of torch, checked against 2.15: `torch.ops.mkldnn._linear_pointwise`. Without it `F.linear` does the
+# same, more slowly where MKL is slow.
 _FEWEST_ROWS = 256  # below, laying the weights out for oneDNN costs more than it brings
 _FIRST_CORE = 1000  # characters that hold what is said of it
 

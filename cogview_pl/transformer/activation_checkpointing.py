@@ -18,8 +18,8 @@ from cogview_pl.transformer.attention import AttentionFunction
 RECOMPUTE = ("none", "selective", "block")
 """What the backward pass computes anew: nothing; all but matrix products and fused attention; a whole block."""
 
-# Private names of the attention kernels, checked against torch 2.15; without one of them the backward pass computes that
-# kernel again.
+# Private names of the attention kernels, checked against torch 2.15. Without one of them the backward pass computes
+# that kernel again.
 _aten = torch.ops.aten
 _KEPT = {
     _aten.mm.default,

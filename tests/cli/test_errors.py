@@ -25,7 +25,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "wrong_type_data": (["task=vqvae", "data.batch_size=x"], ["data.batch_size", "x"]),
     "unknown_task": (["task=foo"], ["foo", "vqvae", "tokenize", "pretrain", "generate"]),
     "unknown_model": (["task=vqvae", "model=huge"], ["model=huge", "tiny", "base"]),
-    "unknown_quantizer": (["task=vqvae", "image_tokenizer/quantizer=foo"], ["image_tokenizer/quantizer=foo", "ema", "gumbel"]),
+    "unknown_quantizer": (
+        ["task=vqvae", "image_tokenizer/quantizer=foo"],
+        ["image_tokenizer/quantizer=foo", "ema", "gumbel"],
+    ),
     "quantizer_as_value": (["task=vqvae", "image_tokenizer.quantizer=foo"], ["image_tokenizer.quantizer", "foo"]),
     "unknown_experiment": (["experiment=foo"], ["experiment=foo", "quickstart"]),
     "no_task": ([], ["task"]),
