@@ -77,7 +77,7 @@ def _dispatch(config: Config, folder: RunFolder, words: list[str]) -> Metrics:
 def _run_stage(overrides: list[str]) -> tuple[Path, Metrics]:
     """Run one task of a chain."""
     found = command_line.stage_overrides(overrides)
-    return _run(hydra.compose("config", overrides=found), command_line.stage_words(found))
+    return _run(hydra.compose("config", overrides=found), [*command_line.config_flags(), *found])
 
 
 def _verb(name: str) -> Any:

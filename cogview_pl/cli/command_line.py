@@ -39,7 +39,7 @@ def job_number() -> int | None:
 
 def job_words() -> list[str]:
     """Words that start this run, or this job of a sweep, once more."""
-    return sys.argv[1:] if job_number() is None else [*_config_flags(), *HydraConfig.get().overrides.task]
+    return sys.argv[1:] if job_number() is None else [*config_flags(), *HydraConfig.get().overrides.task]
 
 
 def stage_overrides(overrides: list[str]) -> list[str]:
@@ -51,12 +51,7 @@ def stage_overrides(overrides: list[str]) -> list[str]:
     ]
 
 
-def stage_words(overrides: list[str]) -> list[str]:
-    """Words that start one stage of a chain."""
-    return [*_config_flags(), *overrides]
-
-
-def _config_flags() -> list[str]:
+def config_flags() -> list[str]:
     """Options that name folders and files of configurations, with their values."""
     words = sys.argv[1:]
     named = [place for place, word in enumerate(words) if word.partition("=")[0] in _CONFIG_FLAGS]
