@@ -25,7 +25,8 @@ def hydra_words(words: list[str]) -> list[str]:
     launchers = [word for word in words if word.startswith("hydra/launcher=submitit")]
     if launchers and importlib.util.find_spec("submitit") is None:
         raise UserError(f'{launchers[0]} needs hydra-submitit-launcher; pip install "cogview_pl[slurm]"')
-    quoted = [*map(quote_override, words)]
+    # Hydra's usual `+experiment=NAME` is for configurations without that group; ours has it.
+    quoted = [quote_override(word.removeprefix("+") if word.startswith("+experiment=") else word) for word in words]
     if asks_for_help(quoted) and not any(word.startswith("task=") for word in quoted):
         quoted.append("task=vqvae")  # Hydra composes a whole configuration for its help, and that needs a task
     return quoted
