@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend: exit code 2, one line that names the key or file, no run folder left behind."""
+"""Mistakes that a user can mend: exit code 2, one line that names the key or file, and no run folder is left."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.fixture(scope="module")
 def places(chain, tmp_path_factory) -> dict[str, Path]:
-    """Folders with one fault each, beside the good ones of the chain."""
+    """Folders with one fault each, and the good ones of the chain."""
     root = tmp_path_factory.mktemp("faults")
     found = {task: chain.run_folder(task) for task in ("vqvae", "tokenize", "pretrain")}
     for name in ("empty", "plain", "corrupt", "good"):
