@@ -35,7 +35,7 @@ import cogview_pl.tasks.tokenize  # noqa: F401
 from cogview_pl.cli.messages import errors_in_one_line, report_thread_error
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.schema import register_schemas
-from cogview_pl.run import run
+from cogview_pl.run import run_composed
 
 LONGEST = 120  # seconds; a run that takes longer hangs
 
@@ -96,7 +96,7 @@ def start(config: DictConfig, log: Path, prepare: Prepare = nothing, **keys: Any
         prepare()
         try:
             with errors_in_one_line():
-                run(config, [])
+                run_composed(config, [])
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
