@@ -5,22 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import field, fields, is_dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
-from omegaconf import MISSING
-
-__all__ = [
-    "MISSING",
-    "Limit",
-    "above_0",
-    "at_least_0",
-    "count",
-    "out_of_range",
-    "seed_number",
-    "share",
-    "share_above_0",
-    "share_below_1",
-]
+from omegaconf import MISSING as MISSING
 
 _KEY = "limit"
 
@@ -33,6 +21,11 @@ class Limit(NamedTuple):
     holds: Callable[[float], bool]
 
 
+def limited(limit: Limit, default: Any = MISSING) -> Any:
+    """A field whose number, or whose numbers in a list, must lie in a range; `None` passes if the type allows it."""
+    return field(default=default, metadata={_KEY: limit})
+
+
 COUNT = Limit("a whole number, at least 1", lambda value: value >= 1 and value % 1 == 0)
 SEED = Limit("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32 and value % 1 == 0)
 AT_LEAST_0 = Limit("at least 0", lambda value: 0 <= value < math.inf)
@@ -42,45 +35,14 @@ SHARE_BELOW_1 = Limit("at least 0, below 1", lambda value: 0 <= value < 1)
 SHARE_ABOVE_0 = Limit("above 0, at most 1", lambda value: 0 < value <= 1)
 FINITE = Limit("a finite number", lambda value: -math.inf < value < math.inf)
 
-
-def limited(limit: Limit, default: Any = MISSING) -> Any:
-    """A field whose number, or whose numbers in a list, must lie in a range; `None` passes if the type allows it."""
-    return field(default=default, metadata={_KEY: limit})
-
-
-def count(default: Any = MISSING) -> Any:
-    """A field for a whole number, at least 1."""
-    return limited(COUNT, default)
-
-
-def seed_number() -> Any:
-    """A field for the seed of random generators."""
-    return limited(SEED)
-
-
-def at_least_0(default: Any = MISSING) -> Any:
-    """A field for a finite number, at least 0."""
-    return limited(AT_LEAST_0, default)
-
-
-def above_0(default: Any = MISSING) -> Any:
-    """A field for a finite number above 0."""
-    return limited(ABOVE_0, default)
-
-
-def share(default: Any = MISSING) -> Any:
-    """A field for a number from 0 to 1."""
-    return limited(SHARE, default)
-
-
-def share_below_1(default: Any = MISSING) -> Any:
-    """A field for a number from 0 on, below 1."""
-    return limited(SHARE_BELOW_1, default)
-
-
-def share_above_0(default: Any = MISSING) -> Any:
-    """A field for a number above 0, at most 1."""
-    return limited(SHARE_ABOVE_0, default)
+# Fields with these limits; the argument is the default.
+count = partial(limited, COUNT)
+seed_number = partial(limited, SEED)
+at_least_0 = partial(limited, AT_LEAST_0)
+above_0 = partial(limited, ABOVE_0)
+share = partial(limited, SHARE)
+share_below_1 = partial(limited, SHARE_BELOW_1)
+share_above_0 = partial(limited, SHARE_ABOVE_0)
 
 
 def out_of_range(values: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

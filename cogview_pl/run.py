@@ -34,10 +34,10 @@ from cogview_pl.vqvae.config import import_quantizer
 @hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
 def _main(composed: DictConfig) -> Metrics:
     with errors_in_one_line():  # here, because Hydra would print a line of its own first
-        return _run(composed, command_line.job_words(), command_line.job_number())[1]
+        return run_composed(composed, command_line.job_words(), command_line.job_number())[1]
 
 
-def _run(composed: DictConfig, words: list[str], job: int | None = None) -> tuple[Path, Metrics]:
+def run_composed(composed: DictConfig, words: list[str], job: int | None = None) -> tuple[Path, Metrics]:
     """Run the configuration that `words` compose, as number `job` of a sweep; returns its folder and its metrics.
 
     Only the process that writes has metrics.
@@ -81,7 +81,7 @@ def _dispatch(config: Config, folder: RunFolder, words: list[str]) -> Metrics:
 def _run_stage(overrides: list[str]) -> tuple[Path, Metrics]:
     """Run one task of a chain."""
     found = command_line.stage_overrides(overrides)
-    return _run(hydra.compose("config", overrides=found), command_line.stage_words(found))
+    return run_composed(hydra.compose("config", overrides=found), [*command_line.config_flags(), *found])
 
 
 def _recompose(words: list[str]) -> Callable[[str], Any]:

@@ -25,7 +25,8 @@ def hydra_words(words: list[str]) -> list[str]:
     launchers = [word for word in words if word.startswith("hydra/launcher=submitit")]
     if launchers and importlib.util.find_spec("submitit") is None:
         raise UserError(f'{launchers[0]} needs hydra-submitit-launcher; pip install "cogview_pl[slurm]"')
-    quoted = [*map(quote_override, words)]
+    # Hydra's usual `+experiment=NAME` is for configurations without that group; ours has it.
+    quoted = [quote_override(word.removeprefix("+") if word.startswith("+experiment=") else word) for word in words]
     if asks_for_help(quoted) and not any(word.startswith("task=") for word in quoted):
         quoted.append("task=vqvae")  # Hydra composes a whole configuration for its help, and that needs a task
     return quoted
@@ -39,7 +40,7 @@ def job_number() -> int | None:
 
 def job_words() -> list[str]:
     """Words that start this run, or this job of a sweep, once more."""
-    return sys.argv[1:] if job_number() is None else [*_config_flags(), *HydraConfig.get().overrides.task]
+    return sys.argv[1:] if job_number() is None else [*config_flags(), *HydraConfig.get().overrides.task]
 
 
 def stage_overrides(overrides: list[str]) -> list[str]:
@@ -51,12 +52,7 @@ def stage_overrides(overrides: list[str]) -> list[str]:
     ]
 
 
-def stage_words(overrides: list[str]) -> list[str]:
-    """Words that start one stage of a chain."""
-    return [*_config_flags(), *overrides]
-
-
-def _config_flags() -> list[str]:
+def config_flags() -> list[str]:
     """Options that name folders and files of configurations, with their values."""
     words = sys.argv[1:]
     named = [place for place, word in enumerate(words) if word.partition("=")[0] in _CONFIG_FLAGS]

@@ -93,18 +93,18 @@ def _unknown_choice(error: MissingConfigException) -> str:
 def _of_composition(error: BaseException) -> str:
     """Messages of Hydra and OmegaConf, with the nearest keys and without internals."""
     cause = error.__cause__ or error.__context__
-    if isinstance(cause, OmegaConfBaseException) and _UNKNOWN.match(str(cause)):
-        return _unknown_key(error, cause)
+    parent = getattr(cause, "parent_node", None)
+    if isinstance(cause, OmegaConfBaseException) and isinstance(parent, DictConfig) and _UNKNOWN.match(str(cause)):
+        return _unknown_key(error, cause, parent)
     if str(error).startswith("Error merging override") and cause is not None:
         error = cause  # it names the wrong value
     return _without_internals(error)
 
 
-def _unknown_key(error: BaseException, cause: OmegaConfBaseException) -> str:
-    """A key that does not exist, and how to add it where a node may have any key."""
-    parent, key = cause.parent_node, str(cause.full_key)
-    assert isinstance(parent, DictConfig)
-    root = OmegaConf.select(parent, "." * (key.count(".") + 1))  # dots go up
+def _unknown_key(error: BaseException, cause: OmegaConfBaseException, parent: DictConfig) -> str:
+    """A key that `parent` lacks, and how to add it if that node may have any key."""
+    key = str(cause.full_key)
+    root = OmegaConf.select(parent, "." * (key.count(".") + key.count("[") + 1))  # dots go up
     override = _OVERRIDE.fullmatch(str(error))
     if override is None:  # a file of configurations sets the key
         return f"{str(error).partition(': ')[0]}: {unknown_key(key, root)}; {_LIST_OF_KEYS}"

@@ -17,8 +17,7 @@ _MAPPING = re.compile(r"\{([^{}]*:.*)?\}")  # not {style}: {text}
 def quote_override(word: str) -> str:
     """`key=value` with quotes around the value if the grammar needs them; other words do not change.
 
-    `prompts=[红色的圆形,蓝色的心形]` → `prompts=["红色的圆形","蓝色的心形"]`. A value that holds quotes does not
-    change.
+    `prompts=[红色的圆形,蓝色的心形]` → `prompts=["红色的圆形","蓝色的心形"]`. A value with quotes stays.
     """
     key, equals, value = word.partition("=")
     if key == "plan" and value.lower() in ("true", "false"):  # the choices of this group look like booleans

@@ -51,9 +51,7 @@ def use_utf8_file_names() -> None:
     Python decodes file names with the encoding of the locale, and libraries cannot write Chinese names that it decodes
     wrongly. Output keeps the encoding of the terminal.
     """
-    if (
-        sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1"
-    ):  # the second: never start a third process
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":  # the mode may have no effect
         return
     printed = sys.stdout.encoding if sys.stdout is not None else "utf-8"
     os.environ["PYTHONUTF8"] = "1"

@@ -12,6 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from cogview_pl.config.shipped import shipped
 from cogview_pl.errors import UserError
 
+_ARGUMENTS_OF_TRAINER = {
+    "trainer": "default",
+    "precision": "fp32",
+}  # group: a choice with its usual keys
 _MOST = 3  # suggestions
 _ALIKE = 0.75  # ratio of difflib from which on two words count as misspellings of each other
 
@@ -26,16 +30,22 @@ def check_keys(config: DictConfig) -> None:
         raise UserError(f"{key} has no value; set it on the command line: {key}=…")
     for key in _not_in_schema(config):
         raise UserError(unknown_key(key, config))
-    usual = OmegaConf.load(shipped("conf") / "trainer" / "default.yaml")
-    added = [name for name in config.trainer if name not in usual]
-    if added:  # only then, because Lightning imports torch
-        from cogview_pl.lit.config import trainer_arguments
+    for group, choice in _ARGUMENTS_OF_TRAINER.items():
+        usual = OmegaConf.load(shipped("conf") / group / f"{choice}.yaml")
+        added = [name for name in config[group] if name not in usual]
+        if added:  # only then, because Lightning imports torch
+            _check_arguments(group, added)
 
-        arguments = trainer_arguments()
-        for name in added:
-            if name not in arguments:
-                guesses = [f"trainer.{guess}" for guess in nearest_words(name, arguments)]
-                raise UserError(f"trainer.{name}: lightning.Trainer has no such argument{did_you_mean(guesses)}")
+
+def _check_arguments(group: str, names: list[str]) -> None:
+    """Raises UserError for a name that is no argument of `lightning.Trainer`."""
+    from cogview_pl.lit.config import trainer_arguments
+
+    arguments = trainer_arguments()
+    for name in names:
+        if name not in arguments:
+            guesses = [f"{group}.{guess}" for guess in nearest_words(name, arguments)]
+            raise UserError(f"{group}.{name}: lightning.Trainer has no such argument{did_you_mean(guesses)}")
 
 
 def unknown_key(key: str, root: DictConfig) -> str:

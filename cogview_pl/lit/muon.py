@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from cogview_pl.lit.lightning_internals import add_to_each, multiply_each
-
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # this quintic brings singular values in (0, 1] near 1 in the fewest steps
 _ITERATIONS = 5
 
@@ -78,8 +76,8 @@ class Muon(Optimizer):
             momenta_nMD = torch.stack([self._direction(p, group["momentum"]) for p in parameters]).flatten(2)
             directions = orthogonal(momenta_nMD).view(-1, *shape).unbind()
             size = group["lr"] * math.sqrt(max(1.0, momenta_nMD.shape[1] / momenta_nMD.shape[2]))
-            multiply_each(parameters, 1 - group["lr"] * group["weight_decay"])
-            add_to_each(parameters, directions, -size)
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(parameters, directions, alpha=-size)
 
     def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
         """Nesterov momentum of the gradient."""

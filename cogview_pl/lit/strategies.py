@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
-from cogview_pl.lit.lightning_internals import map_tensors, set_mesh_sizes
+from cogview_pl.lit.lightning_internals import set_mesh_sizes, tree_map
 from cogview_pl.transformer.parallel import full, load_weights, sharded_like
 
 
@@ -49,7 +49,7 @@ class _FullCheckpoints(ModelParallelStrategy):
         return checkpoint
 
     def _gathered(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        found = map_tensors(lambda value: full(value, self.is_global_zero), dict(state))
+        found = tree_map(lambda value: full(value, self.is_global_zero), dict(state))
         return found if self.is_global_zero else {}
 
 

@@ -15,6 +15,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from cogview_pl.transformer.config import ActivationCheckpointing
 
+# Private names of the attention kernels, checked against torch 2.15. Without one of them the backward pass computes
+# that kernel again.
 _aten = torch.ops.aten
 _KEPT = {
     _aten.mm.default,

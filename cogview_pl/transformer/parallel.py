@@ -24,6 +24,8 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from cogview_pl.transformer.block import Block
 from cogview_pl.transformer.model import Transformer
 
+# Private names of torch, checked against 2.15: `_StridedShard` and `ColwiseParallel._partition_linear_fn`. Without them
+# queries, keys and values of one matrix cannot be sharded by heads, so there is no strategy=tp.
 _THREE = 3  # queries, keys and values, consecutive in one matrix
 
 

@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend: exit code 2, one line that names the key or file, no run folder left behind."""
+"""Mistakes that a user can mend: exit code 2, one line that names the key or file, and no run folder is left."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ FIRST_TASK = ("task=vqvae", "trainer.max_steps=1")
 
 CASES: dict[str, tuple[list[str], list[str]]] = {
     # composing
-    "unknown_key": (["task=vqvae", "sed=1"], ["sed"]),
-    "unknown_key_in_group": (["task=pretrain", "model.layer=3"], ["layer"]),
+    "unknown_key": (["task=vqvae", "sed=1"], ["sed", "seed"]),
+    "unknown_key_in_group": (["task=pretrain", "model.layer=3"], ["model.layer", "model.num_layers"]),
+    "added_key": (["task=pretrain", "+model.layer=3"], ["model.layer", "model.num_layers"]),
     "wrong_type_model": (["task=pretrain", "model.num_layers=many"], ["model.num_layers", "many"]),
     "wrong_type_data": (["task=vqvae", "data.batch_size=x"], ["data.batch_size", "x"]),
     "unknown_task": (["task=foo"], ["foo", "vqvae", "tokenize", "pretrain", "generate"]),
-    "unknown_model": (["task=vqvae", "model=huge"], ["model/huge", "tiny", "base"]),
-    "unknown_quantizer": (["task=vqvae", "image_tokenizer/quantizer=foo"], ["quantizer/foo", "ema", "gumbel"]),
+    "unknown_model": (["task=vqvae", "model=huge"], ["model=huge", "tiny", "base"]),
+    "unknown_quantizer": (
+        ["task=vqvae", "image_tokenizer/quantizer=foo"],
+        ["image_tokenizer/quantizer=foo", "ema", "gumbel"],
+    ),
     "quantizer_as_value": (["task=vqvae", "image_tokenizer.quantizer=foo"], ["image_tokenizer.quantizer", "foo"]),
-    "unknown_experiment": (["experiment=foo"], ["experiment/foo", "quickstart"]),
+    "unknown_experiment": (["experiment=foo"], ["experiment=foo", "quickstart"]),
     "no_task": ([], ["task"]),
     "unreadable_override": (["task=vqvae", "seed=["], ["seed"]),
     "unknown_norm": (["task=pretrain", "model.norm=rms"], ["model.norm", "rms", "sandwich"]),
@@ -106,9 +110,9 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     # optimizer, precision, devices
     "optimizer_argument": ([*FIRST_TASK, "+optimizer.optimizer.lrr=1"], ["optimizer.optimizer", "lrr"]),
     "optimizer_class": ([*FIRST_TASK, "optimizer.optimizer._target_=torch.optim.Adamm"], ["optimizer", "Adamm"]),
-    "trainer_argument": ([*FIRST_TASK, "+trainer.max_step=1"], ["trainer", "max_step"]),
+    "trainer_argument": ([*FIRST_TASK, "+trainer.max_step=1"], ["trainer.max_step:", "trainer.max_steps"]),
     "fp16": ([*FIRST_TASK, "precision=fp16"], ["precision=fp16", "GPU"]),
-    "unknown_strategy": (["task=pretrain", "strategy=fsdp3"], ["strategy/fsdp3", "ddp", "fsdp", "tp"]),
+    "unknown_strategy": (["task=pretrain", "strategy=fsdp3"], ["strategy=fsdp3", "ddp", "fsdp", "tp"]),
     "tokenizer_fsdp": ([*FIRST_TASK, "strategy=fsdp"], ["strategy=fsdp", "image tokenizer", "strategy=ddp"]),
     "tokenizer_deepspeed": ([*FIRST_TASK, "strategy=deepspeed_2"], ["strategy=deepspeed_2", "image tokenizer"]),
     "muon_fsdp": (["task=pretrain", "strategy=fsdp", "optimizer=muon"], ["strategy=fsdp", "optimizer=muon"]),
@@ -201,7 +205,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.fixture(scope="module")
 def places(chain, tmp_path_factory) -> dict[str, Path]:
-    """Folders with one fault each, beside the good ones of the chain."""
+    """Folders with one fault each, and the good ones of the chain."""
     root = tmp_path_factory.mktemp("faults")
     found = {task: chain.run_folder(task) for task in ("vqvae", "tokenize", "pretrain")}
     for name in ("empty", "plain", "corrupt", "good"):

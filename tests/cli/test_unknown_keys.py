@@ -39,6 +39,9 @@ LINES = {
     "+model.layer=1": "model.layer: there is no such key (did you mean model.num_layers?)",
     "++sampler.topk=1": "sampler.topk: there is no such key (did you mean sampler.top_k?)",
     "+trainer.max_step=3": NO_ARGUMENT,
+    "+precision.plugin=[]": (
+        "precision.plugin: lightning.Trainer has no such argument (did you mean precision.plugins?)"
+    ),
     # choices
     "model=tny": (
         "model=tny: there is no such choice (did you mean model=tiny?); "

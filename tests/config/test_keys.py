@@ -65,7 +65,7 @@ def test_a_dataclass_that_extends_dict_may_have_any_key() -> None:
     class Closed:
         known: int = 1
 
-    base = {"trainer": {}, "mine": OmegaConf.structured(Open)}
+    base = {"trainer": {}, "precision": {}, "mine": OmegaConf.structured(Open)}
     config = OmegaConf.create(base)
     OmegaConf.update(config, "mine.other", 2, force_add=True)
     check_keys(config)

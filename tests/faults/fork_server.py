@@ -32,9 +32,10 @@ import cogview_pl.tasks.magnify
 import cogview_pl.tasks.plan
 import cogview_pl.tasks.rerank
 import cogview_pl.tasks.tokenize  # noqa: F401
+from cogview_pl.cli.messages import errors_in_one_line, report_thread_error
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.schema import register_schemas
-from cogview_pl.run import _quiet_where_full, run_or_give_up
+from cogview_pl.run import run_composed
 
 LONGEST = 120  # seconds; a run that takes longer hangs
 
@@ -88,13 +89,14 @@ def start(config: DictConfig, log: Path, prepare: Prepare = nothing, **keys: Any
         os.dup2(descriptor, 2)
         torch.set_num_threads(1)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # as `main` does
-        threading.excepthook = _quiet_where_full
+        threading.excepthook = report_thread_error
         config = OmegaConf.create(config)
         for key, value in keys.items():
             OmegaConf.update(config, key, value)
         prepare()
         try:
-            run_or_give_up(config, [])
+            with errors_in_one_line():
+                run_composed(config, [])
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1

@@ -1,4 +1,4 @@
-"""A short training on a CPU whose batches are given, and what it writes to its log."""
+"""A short training on a CPU on given batches, and its log."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Records(Logger):
         self.rows.setdefault(step or 0, {}).update(metrics)
 
     def log_hyperparams(self, *arguments: Any, **options: Any) -> None:
-        """Nobody asks for them."""
+        """Not kept."""
 
     def series(self, name: str) -> dict[int, float]:
         """The steps at which a metric was written, and its values."""
@@ -43,7 +43,7 @@ def loader(batches: Sequence[Any]) -> DataLoader[Any]:
 
 
 def trainer(steps: int, every: int = 1, **options: Any) -> Trainer:
-    """A trainer on the CPU that writes its log every so many steps; `trainer.logger` is of `Records`."""
+    """A trainer on the CPU that logs every `every` steps to `Records`."""
     settings: dict[str, Any] = {
         "accelerator": "cpu",
         "max_steps": steps,
@@ -68,6 +68,6 @@ def fit(module: LightningModule, batches: Sequence[Any], every: int = 1, **optio
 
 
 def validate(module: LightningModule, batches: Iterable[Any]) -> dict[str, float]:
-    """What a validation on these batches logs."""
+    """Metrics of a validation on these batches."""
     (found,) = trainer(1).validate(module, loader(list(batches)), verbose=False)
     return dict(found)

@@ -24,7 +24,7 @@ LR, DECAY = 0.5, 0.02
 
 
 def sequence_module(slot_ids: list[range] | None = SLOT_IDS, noise: float = 0.0, trained: str = "") -> SequenceModule:
-    """A model of which the parameters are trained that have `trained` in their names."""
+    """A model; it trains the parameters that have `trained` in their names."""
     torch.manual_seed(0)
     model = make_transformer(vocab_size=31, num_layers=1, hidden_size=8, num_heads=2, num_positions=12, init_std=0.4)
     for name, parameter in model.named_parameters():
@@ -43,7 +43,7 @@ def sequence_module(slot_ids: list[range] | None = SLOT_IDS, noise: float = 0.0,
 
 
 def sequence_batch(seed: int, rows: int, text: int, image: int, text_weight: float = 0.5) -> SequenceBatch:
-    """Rows of a command, a text and a image, of which the first is padded by two tokens."""
+    """Rows of a command, a text and an image; the first row ends in two tokens of padding."""
     random = torch.Generator().manual_seed(seed)
     command = torch.full((rows, 1), 30)
     texts, images = (

@@ -106,7 +106,7 @@ def test_the_last_step_is_kept_wherever_it_lies(tmp_path: Path, steps: int, expe
         (Fails(), ("inside", 5), 3),
         (Fails(), ("validation", 4), 4),  # between two steps
         (SIGTERMException(), ("validation", 4), 4),
-        (SIGTERMException(), ("start", 5), 5),  # Lightning raises it behind a step
+        (SIGTERMException(), ("start", 5), 5),  # Lightning raises it after a step
     ],
 )
 def test_a_run_that_ends_early_saves_where_it_can_go_on_exactly(
@@ -128,7 +128,7 @@ def test_nothing_is_saved_unasked_or_again(tmp_path: Path, options: dict[str, An
 
 @pytest.mark.parametrize(("batch", "expected"), [(8, 4), (9, 3)])
 def test_gradients_that_are_being_added_up_are_not_saved(tmp_path: Path, batch: int, expected: int) -> None:
-    """Batches 8 and 9 make step 5; behind the first of them a run cannot go on."""
+    """Batches 8 and 9 make step 5; a run cannot go on after batch 8."""
 
     class Loader(list[int]):
         def __getitem__(self, index: Any) -> Any:

@@ -25,7 +25,7 @@ from tests.make_models import make_transformer
 
 
 def module(rank: int, world: int, *, batch_size: int, val: int = 9, processed: int = 0) -> DataModule:
-    """One device's, after so many batches."""
+    """The state of one device after a number of batches."""
     made = DataModule(range(50), range(val), collate=list, batch_size=batch_size, num_workers=0, seed=0)  # type: ignore[arg-type]
     progress = SimpleNamespace(total=SimpleNamespace(processed=processed))
     made.trainer = SimpleNamespace(  # type: ignore[assignment]
@@ -80,7 +80,7 @@ def test_a_batch_of_no_samples_goes_through_the_model_and_counts_nothing() -> No
 
 
 class Samples(Dataset[Tensor]):
-    """Numbers, of which the seventh does something when it is read."""
+    """Numbers; reading the seventh has an effect."""
 
     def __init__(self, at_seven: Callable[[], None]) -> None:
         self.at_seven = at_seven

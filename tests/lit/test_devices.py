@@ -46,7 +46,7 @@ def image_batches(rank: int | None) -> list[ImageBatch]:
 
 
 def trained(module: LightningModule, batches: list[Any], **options: Any) -> dict[str, Any]:
-    """Whole weights behind a training, its log, and how many numbers of each weight this process holds."""
+    """Full weights after a training, its log, and the number of elements of each weight in this process."""
     given = trainer(len(batches), gradient_clip_val=CLIP, **options)
     given.fit(module, loader(batches))
     log = {step: {name: float(value) for name, value in row.items()} for step, row in given.logger.rows.items()}  # type: ignore[union-attr]
@@ -61,7 +61,7 @@ def validated(module: LightningModule, batches: list[Any], **options: Any) -> di
 
 
 def skipped(folder: str, **options: Any) -> float:
-    """How many unreadable images are logged behind two steps, in which all 8 samples have been seen."""
+    """Number of unreadable images in the log after two steps, which read all 8 samples."""
     samples: Any = [*images(1, 5), *(Skipped(f"lost {number}", "why") for number in range(3))]
     data = DataModule(samples, samples, collate=collate_images, batch_size=2, num_workers=0, seed=1)
     given = trainer(2, callbacks=[BadSamples(f"{folder}/skipped.jsonl", 1.0)], limit_val_batches=0, **options)

@@ -122,12 +122,12 @@ def test_steps_and_logs_are_those_of_plain_training(clip: float | None) -> None:
 
 
 def test_a_batch_without_a_image_adds_nothing_to_the_gradient_of_a_step() -> None:
-    """The batches of a step are averaged: beside an empty one a batch moves the weights half as far."""
-    beside, alone, start = module(), module(), model().state_dict()
-    trainer(1, accumulate_grad_batches=2).fit(beside, loader([batch(1, 3), EMPTY]))
+    """The batches of a step are averaged: with an empty batch, the other one moves the weights half as far."""
+    with_empty, alone, start = module(), module(), model().state_dict()
+    trainer(1, accumulate_grad_batches=2).fit(with_empty, loader([batch(1, 3), EMPTY]))
     fit(alone, [batch(1, 3)])
     whole = dict(alone.model.named_parameters())
-    for name, weight in beside.model.named_parameters():
+    for name, weight in with_empty.model.named_parameters():
         torch.testing.assert_close(weight - start[name], (whole[name] - start[name]) / 2, atol=1e-7, rtol=1e-3)
 
 

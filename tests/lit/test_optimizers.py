@@ -33,7 +33,7 @@ QUARTER, THREE_QUARTERS = 0.1 + 0.9 * 0.8535533905932737, 0.1 + 0.9 * 0.14644660
         (10, 0.26, [1 / 3, 2 / 3, 1, 1]),  # rounded to whole steps
         (5, 0.0, [1, 1, QUARTER, HALF, THREE_QUARTERS, 0.1, 0.1]),
         (2, 0.5, [1, 1, 0.1]),  # one step up, one down
-        (3, 1.0, [1 / 3, 2 / 3, 1, 1, 0.1]),  # asked for once more behind the last step
+        (3, 1.0, [1 / 3, 2 / 3, 1, 1, 0.1]),  # Lightning asks once more after the last step
     ],
 )
 def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine(
@@ -51,16 +51,16 @@ def test_without_an_end_the_cosine_reaches_zero_and_at_one_it_stays() -> None:
 
 
 class Lines(LightningModule):
-    """Two weights, of which the first decays; step k has a gradient of `slopes[k]` for both."""
+    """Two weights; only the first decays. Both have the gradient `gradients[k]` in step k."""
 
-    def __init__(self, slopes: list[float]) -> None:
+    def __init__(self, gradients: list[float]) -> None:
         super().__init__()
         self.decayed, self.other = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(1.0))
         self.unused = nn.Parameter(torch.tensor(1.0))
-        self.slopes = slopes
+        self.gradients = gradients
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return (self.decayed + self.other) * self.slopes[batch_idx]
+        return (self.decayed + self.other) * self.gradients[batch_idx]
 
     def configure_optimizers(self) -> Any:
         options = OptimizerConfig(weight_decay=0.2, warmup=0.5, final_lr=0.1)
@@ -78,9 +78,9 @@ def test_every_step_is_taken_with_its_learning_rate_and_decay() -> None:
     module = Lines([1.0, 2.0, -1.0, 3.0])
     fit(module, [0] * 4)
     decayed = other = 1.0
-    for slope, factor in zip(module.slopes, [0.5, 1.0, 1.0, HALF], strict=True):
-        decayed -= 0.5 * factor * (slope + 0.2 * decayed)
-        other -= 0.5 * factor * slope
+    for gradient, factor in zip(module.gradients, [0.5, 1.0, 1.0, HALF], strict=True):
+        decayed -= 0.5 * factor * (gradient + 0.2 * decayed)
+        other -= 0.5 * factor * gradient
     assert module.decayed.item() == pytest.approx(decayed)
     assert module.other.item() == pytest.approx(other)
     assert module.unused == 1
@@ -96,12 +96,12 @@ def test_groups_reach_the_optimizer_with_their_names() -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_norm_of_the_gradient_is_logged_at_logging_steps_before_it_is_clipped(accumulate: int) -> None:
-    slopes = [1.0, 3.0, -4.0, 2.0, 5.0, 7.0, 1.0, 1.0]
+    gradients = [1.0, 3.0, -4.0, 2.0, 5.0, 7.0, 1.0, 1.0]
     log = fit(
-        Lines([slope for slope in slopes for _ in range(accumulate)]),
-        [0] * len(slopes) * accumulate,
+        Lines([gradient for gradient in gradients for _ in range(accumulate)]),
+        [0] * len(gradients) * accumulate,
         every=3,
-        max_steps=len(slopes),
+        max_steps=len(gradients),
         accumulate_grad_batches=accumulate,
         gradient_clip_val=0.1,
     )

@@ -166,7 +166,7 @@ class Counts(Draws):
 
 
 def watched(folder: Path, lost: set[int], max_share: float, steps: int = 8) -> Records:
-    """A training of batches of 2 with a validation behind the fourth step."""
+    """A training with batches of 2 and a validation after the fourth step."""
     data = DataModule(
         Images("train", lost), Images("val", {0, 5}), collate=collate_images, batch_size=2, num_workers=0, seed=1
     )
@@ -193,7 +193,7 @@ def test_unreadable_images_are_listed_once_and_counted_in_the_logs(tmp_path: Pat
 
 
 def test_too_large_a_share_of_unreadable_images_ends_the_run(tmp_path: Path) -> None:
-    """As soon as so many have been seen as the training set has, not before."""
+    """The run ends once it has seen as many samples as the training set has, not before."""
     with pytest.raises(UserError, match="3 of 8 images could not be read"):
         watched(tmp_path, {1, 4, 6}, max_share=0.3)
 

@@ -28,7 +28,7 @@ SILENT = BATCHES[0]._replace(weights=torch.zeros_like(BATCHES[0].weights), slots
 
 
 def entropies(model: Transformer, given: SequenceBatch, inputs: Tensor | None, ids: list[range] | None) -> Tensor:
-    """Cross-entropy (nats) of each token behind the first of its row, among all ids or those of its slot."""
+    """Cross-entropy (nats) of each token after the first of its row, among all ids or those of its slot."""
     logits = model((given.tokens if inputs is None else inputs)[:, :-1], given.positions[:, :-1])
     if ids is not None:
         allowed = torch.zeros(len(ids) + 1, logits.shape[-1], dtype=torch.bool)
@@ -86,7 +86,7 @@ def reference_steps(model: Transformer, clip: float | None) -> tuple[list[float]
 
 @pytest.mark.parametrize("clip", [None, 0.3])
 def test_steps_and_logs_are_those_of_plain_training(clip: float | None) -> None:
-    """Weights behind clipped steps, the loss, and the gradient's norm before clipping."""
+    """Weights after clipped steps, the loss, and the norm of the gradient before clipping."""
     tested = module()
     reference = copy.deepcopy(tested.model)
     log = fit(tested, BATCHES, gradient_clip_val=clip)

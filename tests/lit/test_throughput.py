@@ -46,7 +46,7 @@ class Watch:
         self.callback.on_train_start(self.trainer, self.module)
 
     def step(self, wait: float, work: float) -> dict[str, float]:
-        """What a training step logs that took so many seconds, behind so many of waiting for its batch."""
+        """Metrics of a training step that waited `wait` seconds for its batch and took `work` seconds."""
         self.found = {}
         self.module.log = lambda name, value: self.found.__setitem__(name, float(value))
         self.now += wait

@@ -21,6 +21,8 @@ from cogview_pl.transformer.block import MLP, Cache
 from cogview_pl.transformer.lora import LoRALinear
 from cogview_pl.transformer.model import Transformer
 
+# Private names of torch, checked against 2.15: `_reorder_linear_weight`, `_linear_pointwise` and
+# `_is_mkldnn_bf16_supported` of `torch.ops.mkldnn`. Without them decoding uses the plain weights, which is slower.
 _FEWEST_ROWS = 4  # the layout that oneDNN chooses for 4 rows serves 1 row faster than its layout for 1 does
 
 

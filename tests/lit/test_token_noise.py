@@ -11,7 +11,7 @@ ROWS, TEXT, IMAGE = 200, 5, 40
 
 
 def batch() -> SequenceBatch:
-    """Texts of ids 100 … 104, images of ids below 50, and a command (id 999) behind each of the two."""
+    """Texts of ids 100 … 104, images of ids below 50, and a command (id 999) after each of both."""
     torch.manual_seed(0)
     texts, images = torch.arange(100, 105).expand(ROWS, TEXT), torch.randint(50, (ROWS, IMAGE))
     command = torch.full((ROWS, 1), 999)

@@ -1,0 +1,89 @@
+"""The words that Hydra, a stage of a chain and another process of a run get."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from cogview_pl.cli.command_line import (
+    asks_for_help,
+    config_flags,
+    hydra_words,
+    job_number,
+    job_words,
+    stage_overrides,
+)
+from cogview_pl.errors import UserError
+
+
+@pytest.fixture
+def hydra_config(monkeypatch: pytest.MonkeyPatch):
+    """Sets what Hydra knows of a run: its mode, the number of the job and the overrides."""
+
+    def set_config(mode: RunMode, overrides: list[str]) -> None:
+        hydra = {"mode": mode, "job": {"num": 3}, "overrides": {"task": overrides}}
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": hydra}))
+
+    return set_config
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["task=vqvae", "prompts=[红色]"], ["task=vqvae", 'prompts=["红色"]']),
+        (["--help"], ["--help", "task=vqvae"]),  # help is that of a whole configuration, which needs a task
+        (["-h", "model=small"], ["-h", "model=small", "task=vqvae"]),
+        (["--help", "task=pretrain"], ["--help", "task=pretrain"]),
+        (["+experiment=quickstart", "+trainer.benchmark=true"], ["experiment=quickstart", "+trainer.benchmark=true"]),
+        ([], []),
+    ],
+)
+def test_words_for_hydra(words: list[str], expected: list[str]) -> None:
+    assert hydra_words(words) == expected
+    assert asks_for_help(words) == ("--help" in words or "-h" in words)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is not None, reason="the launcher is installed")
+def test_a_launcher_that_is_missing() -> None:
+    with pytest.raises(UserError, match=r"^hydra/launcher=submitit_slurm needs hydra-submitit-launcher; pip install"):
+        hydra_words(["-m", "hydra/launcher=submitit_slurm"])
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        (["task=vqvae"], []),
+        (["--config-dir", "mine", "task=vqvae"], ["--config-dir", "mine"]),
+        (["task=vqvae", "--config-dir=mine"], ["--config-dir=mine"]),
+        (["-cd", "mine", "-m", "-cn", "other"], ["-cd", "mine", "-cn", "other"]),
+    ],
+)
+def test_folders_of_configurations(words: list[str], flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["cogview_pl", *words])
+    assert config_flags() == flags
+
+
+def test_words_of_a_run_and_of_a_job_of_a_sweep(monkeypatch: pytest.MonkeyPatch, hydra_config) -> None:
+    monkeypatch.setattr(sys, "argv", ["cogview_pl", "--config-dir", "mine", "-m", "seed=0,1"])
+    hydra_config(RunMode.RUN, ["seed=1"])
+    assert (job_number(), job_words()) == (None, ["--config-dir", "mine", "-m", "seed=0,1"])
+    hydra_config(RunMode.MULTIRUN, ["seed=1"])
+    assert (job_number(), job_words()) == (3, ["--config-dir", "mine", "seed=1"])
+
+
+def test_a_stage_gets_what_was_given_for_the_chain_after_its_own_overrides(hydra_config) -> None:
+    given = ["experiment=quickstart", "seed=3", "+trainer.benchmark=true", "~callbacks.progress", "task=chain"]
+    hydra_config(RunMode.RUN, [*given, "stages.first=[]", "common=[]", "run_dir=here", "outputs=there"])
+    assert stage_overrides(["task=vqvae", "prompts=[红色]"]) == [
+        "task=vqvae",
+        'prompts=["红色"]',
+        "seed=3",
+        "+trainer.benchmark=true",
+        "~callbacks.progress",
+        "outputs=there",
+    ]
