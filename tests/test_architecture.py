@@ -40,7 +40,7 @@ BESIDE = {
 }
 CONFIG_ROOMS = {"tasks", "config", "run"}
 """Rooms whose functions may take the whole configuration."""
-FOR_ALL = {"errors", "durable"}
+FOR_ALL = {"errors", "durable", "limits"}
 """Rooms that every room may import; they import none."""
 
 
