@@ -23,11 +23,10 @@ from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.transformer.config import ActivationCheckpointing, LoRAConfig, TransformerConfig
 from cogview_pl.vocab.config import CompatConfig, TemplateConfig, TextConfig
 from cogview_pl.vqvae.config import (
+    CommitmentQuantizerConfig,
     EMAQuantizerConfig,
-    FixedQuantizerConfig,
     GumbelQuantizerConfig,
     ImageTokenizerConfig,
-    LearnedQuantizerConfig,
 )
 
 if TYPE_CHECKING:
@@ -126,8 +125,8 @@ OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replac
 
 _QUANTIZERS = {
     "ema": EMAQuantizerConfig,
-    "learned": LearnedQuantizerConfig,
+    "learned": CommitmentQuantizerConfig,
     "gumbel": GumbelQuantizerConfig,
-    "fixed": FixedQuantizerConfig,
+    "fixed": CommitmentQuantizerConfig,
 }
 _DATA = {"toy": ToyDataConfig, "folder": FolderDataConfig, "webdataset": WebDatasetConfig}

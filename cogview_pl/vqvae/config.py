@@ -40,8 +40,8 @@ class EMAQuantizerConfig(QuantizerConfig):
 
 
 @dataclass
-class LearnedQuantizerConfig(QuantizerConfig):
-    """Nearest neighbour, codebook by gradient."""
+class CommitmentQuantizerConfig(QuantizerConfig):
+    """Nearest neighbour, codebook by gradient (`LearnedQuantizer`) or random and fixed (`FixedQuantizer`)."""
 
     commitment_weight: float = MISSING
 
@@ -54,13 +54,6 @@ class GumbelQuantizerConfig(QuantizerConfig):
     temperature_start: float = MISSING
     temperature_end: float = MISSING
     kl_weight: float = MISSING
-
-
-@dataclass
-class FixedQuantizerConfig(QuantizerConfig):
-    """Random codebook that never changes."""
-
-    commitment_weight: float = MISSING
 
 
 @dataclass

@@ -93,9 +93,8 @@ class VQVAE(nn.Module):
                 f"image_tokenizer.mean={config.mean}, std={config.std}: give three numbers each, std above 0"
             )
         options = config.quantizer if isinstance(config.quantizer, Mapping) else vars(config.quantizer)
-        quantizer = build_quantizer(
-            options, codebook_size=config.codebook_size, codebook_dim=config.codebook_dim
-        )  # before the convolutions, so that a seed gives the same weights as ever
+        # Made before the convolutions: the order of random draws decides which weights a seed gives.
+        quantizer = build_quantizer(options, codebook_size=config.codebook_size, codebook_dim=config.codebook_dim)
         if (quantizer.codebook_size, quantizer.codebook_dim) != (config.codebook_size, config.codebook_dim):
             raise UserError(
                 f"image_tokenizer.quantizer has {quantizer.codebook_size} codes of size {quantizer.codebook_dim}, "

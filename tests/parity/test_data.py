@@ -49,7 +49,9 @@ class Recorded:
 
     def dataset(self, text_length: int) -> SequenceDataset:
         """The rows laid out as the shipped template for training does."""
-        settings = OmegaConf.create({"image_tokenizer": {"grid": self.edge}, "text": {"max_length": text_length}})
+        settings = OmegaConf.create(
+            {"image_tokenizer": {"image_size": 8 * self.edge, "downsampling": 8}, "text": {"max_length": text_length}}
+        )
         settings.template = OmegaConf.load(CONF / "template" / "text_image.yaml")
         options: Any = OmegaConf.to_container(settings.template, resolve=True)
         template = Template(**options, vocabulary=self.vocabulary, text_length=text_length)
@@ -102,7 +104,7 @@ class TestReading:
 
     def test_a_long_caption_is_cut_and_the_image_stays_whole(self, recorded, expected) -> None:
         """With the text slot of the released models, where the original cuts the last codes off."""
-        text_length = OmegaConf.load(CONF / "text" / "official.yaml").max_length
+        text_length = OmegaConf.load(CONF / "text" / "released.yaml").max_length
         dataset, rows = recorded.dataset(text_length), recorded.rows()
         assert dataset.template.length <= min(expected)
         end = recorded.vocabulary.command("[EOI1]")

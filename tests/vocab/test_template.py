@@ -34,7 +34,7 @@ def settings(name: str) -> dict[str, Any]:
         }
     register_schemas()  # and with them what the files use besides plain values
     config = OmegaConf.load(CONF.parent / "compat" / "none.yaml")
-    config.image_tokenizer = {"grid": GRID}
+    config.image_tokenizer = {"image_size": 8 * GRID, "downsampling": 8}
     config.template = OmegaConf.load(CONF / f"{name}.yaml")
     return OmegaConf.to_container(config, resolve=True)["template"]  # type: ignore[index,call-overload,return-value]
 
