@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 _FEWEST_ROWS = 256  # below, laying the weights out for oneDNN costs more than it brings
 _FIRST_CORE = 1000  # characters that hold what is said of it
@@ -77,6 +78,6 @@ def _plain_fp32(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and type(weight.data) is Tensor
+        and type(weight.data) in (Tensor, FakeTensor)  # the memory estimate plays steps on fake tensors
         and not torch.is_autocast_enabled("cpu")
     )
