@@ -79,9 +79,7 @@ def _deepspeed(parts: Counter[str], sharding: Sharding, gradients: int, block: i
     divided = {
         WEIGHTS: 0 if sharding.options.get("offload_parameters") else weights,
         GRADIENTS: parts[GRADIENTS] * size // _FP32 // sharding.devices,
-        OPTIMIZER: 0
-        if sharding.options.get("offload_optimizer")
-        else (parts[OPTIMIZER] + gradients) // sharding.devices,
+        OPTIMIZER: 0 if sharding.options.get("offload_optimizer") else state,
         OPTIMIZER_STEP: parts[OPTIMIZER_STEP] // sharding.devices,
         "gathered_weights": 2 * block * size // _FP32 if sharded else 0,
         "gradient_buckets": 2 * min(_BUCKET, gradients // _FP32) * size,
