@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 # Private name of torch, checked against 2.15: `torch.ops.mkldnn._linear_pointwise`. Without it `F.linear` does the
 # same, more slowly where MKL is slow.
@@ -79,6 +80,6 @@ def _plain_fp32(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and type(weight.data) is Tensor
+        and type(weight.data) in (Tensor, FakeTensor)  # the memory estimate plays steps on fake tensors
         and not torch.is_autocast_enabled("cpu")
     )

@@ -77,11 +77,11 @@ def _row(name: str, sizes: list[int]) -> str:
 
 
 def _cards(plan: Plan) -> str:
-    """A line per card; cards on which the run fits share one."""
+    """A line per card on which the run does not fit, then the cards on which it fits."""
+    lines = ["On one GPU (a card of 80 GB has 80 GiB):"]
     fits = {f"{card} GB": bool(plan.figures[f"fits/{card}_GB"]) for card in CARDS}
-    lines = [f"  {name:>6}  does not fit; {_advice(plan.advice.get(name))}" for name in fits if not fits[name]]
-    some = ", ".join(name for name in fits if fits[name])
-    return "\n".join(["On a GPU with (1 GB of a card is 1 GiB)", *lines, *([f"  {some}  fits"] if some else [])])
+    lines += [f"  {name:>6}  does not fit; {_advice(plan.advice.get(name))}" for name in fits if not fits[name]]
+    return "\n".join([*lines, f"  fits on {', '.join(name for name in fits if fits[name]) or 'none of these cards'}"])
 
 
 def _advice(overrides: str | None) -> str:

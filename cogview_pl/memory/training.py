@@ -118,12 +118,11 @@ def sequence_step(
     Returns:
         Bytes by phase and part, and the bytes of the weights of one block.
     """
-
-    stream_bytes = 0
+    stream = 0
 
     def loss(model: Transformer, live: LiveBytes) -> Tensor:
-        nonlocal stream_bytes
-        stream_bytes = model.position_embedding.weight.itemsize  # autocast leaves the residual stream as it is
+        nonlocal stream  # bytes of the residual stream, which has the dtype of the weights under autocast too
+        stream = batch.sequences * batch.tokens * model.position_embedding.weight[0].nbytes
         with live.label(BATCH):
             tensors = [torch.zeros(batch.sequences, batch.tokens + 1, dtype=dtype) for dtype in _BATCH_DTYPES]
         hidden_BLD = model.hidden(tensors[0][:, :-1], tensors[1][:, :-1])
@@ -135,7 +134,7 @@ def sequence_step(
     phases = {name: _line(few[name], parts, layers - depth) for name, parts in more.items()}
     if options.compiled:
         for name in (FORWARD, _LATER_BLOCKS):
-            phases[name][ACTIVATIONS] -= layers * batch.sequences * batch.tokens * stream_bytes
+            phases[name][ACTIVATIONS] -= layers * stream
     return _merged(phases), more[FORWARD][WEIGHTS] - few[FORWARD][WEIGHTS]
 
 
@@ -165,9 +164,7 @@ def image_tokenizer_step(
 
 
 def _play(
-    build: Callable[[], Any],
-    loss: Callable[[Any, LiveBytes], Tensor],
-    options: StepOptions,
+    build: Callable[[], Any], loss: Callable[[Any, LiveBytes], Tensor], options: StepOptions
 ) -> dict[str, Counter[str]]:
     """Bytes by phase and part of the second step of a run, when gradients and optimizer state exist already."""
     if options.optimizer is not None:

@@ -1,4 +1,4 @@
-"""plan=true: print the memory and the work of a run, run nothing. The estimate also stops runs that cannot fit."""
+"""plan=true: print what a run needs and run nothing. The same estimate stops runs that do not fit."""
 
 from __future__ import annotations
 

@@ -196,4 +196,4 @@ def test_steps_of_large_models_take_what_an_h100_measured(
     options = StepOptions(optimizer=OPTIMIZERS["fused"][0], on_gpu=True, compiled=compiled)
     phases, _ = sequence_step(build, layers, batch, options)
     phases[FORWARD][GRADIENTS] = 0
-    assert max(sum(parts.values()) for parts in phases.values()) == pytest.approx(measured, rel=0.04)
+    assert max(sum(parts.values()) for parts in phases.values()) == pytest.approx(measured, rel=0.035)
