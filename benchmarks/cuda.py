@@ -17,6 +17,7 @@ from benchmarks.references import step_bytes
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, super_resolution, vocab_size
 from benchmarks.training import our_step, parameters
+from cogview_pl.generation.config import Quantization
 from cogview_pl.lit.callbacks.device_peaks import peak_tflops
 from cogview_pl.transformer.activation_checkpointing import RECOMPUTE
 from cogview_pl.vqvae.model import VQVAE
@@ -77,15 +78,15 @@ def rows(sizes: Sizes = Sizes()) -> list[Row]:
 
 
 def measure_decode(sizes: Sizes, shape: str, dtype: str, batch: int, *, int8: bool = False) -> Result:
-    """Milliseconds per step behind a prompt of 64 tokens, and how much of the copy bandwidth its reads are.
+    """Milliseconds per step after a prompt of 64 tokens, and the share of the copy bandwidth that its reads take.
 
-    With `int8` the matrices are held so (`quantization=int8`).
+    `int8`: with `quantization=int8`.
     """
     new = sizes.grid**2
     source = torch.empty(sizes.copied, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     contenders = {
-        "ours": ours(shape, dtype, batch, sizes.grid, "int8" if int8 else None),
+        "ours": ours(shape, dtype, batch, sizes.grid, Quantization.int8 if int8 else None),
         "copy": repeated(lambda: target.copy_(source), _COPIES),
     }
     found = result("ms", contest(contenders, sizes.rounds), {"ours": new, "copy": _COPIES})

@@ -20,6 +20,7 @@ from cogview_pl.checkpoints.model_folder import (
 from cogview_pl.checkpoints.released import is_released, load_transformer, load_vqvae, vqvae_settings
 from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
+from cogview_pl.generation.config import Quantization
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 from cogview_pl.vocab.config import TemplateConfig
 
@@ -51,9 +52,9 @@ def inference_device(config: Config) -> tuple[str, torch.dtype]:
     return "cuda" if torch.cuda.is_available() else "cpu", weights_dtype(config)
 
 
-def quantization(config: Config) -> str | None:
-    """How the matrices of sequence models are held for inference; None: as they are."""
-    return None if config.quantization is None else config.quantization.value
+def quantization(config: Config) -> Quantization | None:
+    """Number format of the blocks' matrices for inference; None: not quantized."""
+    return config.quantization
 
 
 def layout_settings(config: Config, template: TemplateConfig) -> dict[str, Any]:

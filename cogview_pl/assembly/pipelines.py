@@ -1,139 +1,126 @@
-"""The models that `task=generate` works with: one paints, one may rank, one may enlarge."""
+"""The models that `task=generate` works with: a generator, and on request a captioner and an upscaler."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
-from cogview_pl.assembly.models import inference_device, open_sequence_model, quantization
-from cogview_pl.assembly.strategy import inference_spread
-from cogview_pl.checkpoints.model_folder import SequenceModel
-from cogview_pl.config.schema import Config
+from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel
 from cogview_pl.errors import UserError
+from cogview_pl.generation.config import Quantization, Sampling
 from cogview_pl.generation.engine.decode_state import check_sampling
 from cogview_pl.generation.pipeline import CogView
 from cogview_pl.generation.quantization import quantize
-from cogview_pl.generation.rerank import Captioner, Upscaler, require_same_codes
-from cogview_pl.generation.sampling import Sampling
-from cogview_pl.runs.run_folder import predecessor
+from cogview_pl.generation.rerank import Captioner
+from cogview_pl.generation.super_resolution.upscale import Upscaler
+from cogview_pl.transformer.model import Transformer
 
 
 @dataclass(frozen=True)
-class Painting:
+class GeneratedImage:
     """A finished image."""
 
     prompt: str
     seed: int
     image: Image.Image
     caption_loss: float | None
-    """Nats per text token, the lower the better; None without a captioner."""
-    of: int
-    """Images kept per prompt."""
+    """Nats per text token, lower is better; None without a captioner."""
+    kept_per_prompt: int
+    """Number of images of this prompt that were kept."""
 
 
 @dataclass(frozen=True)
-class Studio:
-    """Painter, captioner and upscaler, and how tokens are drawn; guidance is the painter's alone."""
+class GenerationPipeline:
+    """Generator, captioner, upscaler and sampling; guidance applies to the generator alone."""
 
-    painter: CogView
+    generator: CogView
     captioner: Captioner | None
     upscaler: Upscaler | None
     sampling: Sampling
-    batch_size: int
 
-    def paint(
+    def generate(
         self, prompts: Sequence[str], *, num_images_per_prompt: int, top_n: int | None, seed: int
-    ) -> Iterator[tuple[int, Painting]]:
-        """Numbered images, those of one prompt after those of another, the best first where they are ranked.
+    ) -> Iterator[GeneratedImage]:
+        """Images of one prompt after those of another; with a captioner the best of a prompt come first.
 
-        The k-th image painted of a prompt is drawn with `seed + k`.
+        The k-th image of a prompt is sampled with `seed + k`. Of each prompt `top_n` images stay (None: all).
         """
         kept = min(top_n or num_images_per_prompt, num_images_per_prompt)
-        codes = torch.cat(
-            list(
-                self.painter.batches(
-                    prompts, num_images_per_prompt, seed=seed, sampling=self.sampling, batch_size=self.batch_size
-                )
-            )
-        )
+        codes = torch.cat(list(self.generator.codes(prompts, num_images_per_prompt, seed=seed, sampling=self.sampling)))
         texts = [prompt for prompt in prompts for _ in range(num_images_per_prompt)]
-        losses = self.captioner.losses(texts, codes, self.batch_size) if self.captioner else None
+        losses = self.captioner.losses(texts, codes, self.sampling.batch_size) if self.captioner else None
         chosen = [
             number
             for first in range(0, len(texts), num_images_per_prompt)
-            for number in _best(range(first, first + num_images_per_prompt), losses)[:kept]
+            for number in _best_first(range(first, first + num_images_per_prompt), losses)[:kept]
         ]
         seeds = [seed + number % num_images_per_prompt for number in chosen]
         texts = [texts[number] for number in chosen]
-        for place, image in enumerate(self._images(texts, codes[chosen], seeds)):
-            loss = losses[chosen[place]] if losses else None
-            yield place, Painting(texts[place], seeds[place], image, loss, kept)
+        for number, text, own_seed, image in zip(
+            chosen, texts, seeds, self._images(texts, codes[chosen], seeds), strict=True
+        ):
+            yield GeneratedImage(text, own_seed, image, losses[number] if losses else None, kept)
 
     def _images(self, texts: Sequence[str], codes: Tensor, seeds: Sequence[int]) -> Iterator[Image.Image]:
         if self.upscaler is not None:
-            plain = self.sampling.plain()  # the upscaler follows the image
-            codes = self.upscaler.double(texts, codes, seeds=seeds, sampling=plain, batch_size=self.batch_size)
-        for start in range(0, len(codes), self.batch_size):
-            yield from map(to_pil_image, self.painter.decode(codes[start : start + self.batch_size]))
+            codes = self.upscaler.double(texts, codes, seeds=seeds, sampling=self.sampling.plain())
+        for part in codes.split(self.sampling.batch_size):
+            yield from self.generator.images(part)
 
 
-def open_painter(config: Config) -> SequenceModel:
-    """The model in `init_from`; by default the newest run of task=pretrain, or of task=caption if `images` is set."""
-    task = "pretrain" if config.images is None else "caption"
-    path = predecessor(config.outputs, task, "init_from", config.init_from)
-    return open_sequence_model(config, path, "init_from", config.template)
+@dataclass(frozen=True)
+class Placement:
+    """Device and number format of sequence models for inference."""
+
+    device: str
+    dtype: torch.dtype
+    quantization: Quantization | None
+    shard: Callable[[Transformer], None]
+    """Distributes a model over the devices that generate together; does nothing on one device."""
 
 
-def open_studio(config: Config, loaded: SequenceModel) -> Studio:
-    """The painter `loaded`, and the other models that the configuration names.
+def build_generator(loaded: SequenceModel, sampling: Sampling, placement: Placement) -> CogView:
+    """The generator in place; raises UserError for a layout, sampling or quantization that it does not support."""
+    check_sampling(loaded.model, sampling)
+    placement.shard(loaded.model.to(placement.dtype))
+    generator = CogView(loaded, placement.device)
+    quantize(generator.transformer, placement.quantization)
+    return generator
+
+
+def build_captioner(found: SequenceModel, image_tokenizer: ImageTokenizer, placement: Placement) -> Captioner:
+    """The captioner of `rerank_with` in place, for codes of the generator's image tokenizer.
 
     Raises:
-        UserError: one is missing, has another layout, or its codes mean something else than the painter's; guidance
-            of a painter that cannot be guided; `weights` that cannot be had.
+        UserError: another layout or another image tokenizer.
     """
-    device, dtype = inference_device(config)
-    if config.top_n is not None and config.rerank_with is None:
-        raise UserError(f"top_n={config.top_n} keeps the best images, and nothing ranks them; set rerank_with")
-    drawing = sampling(config)
-    check_sampling(loaded.model, drawing)
-    spread = inference_spread(config)
-    spread(loaded.model.to(dtype))
-    painter = CogView(loaded, device)
-    quantize(painter.transformer, quantization(config))
-    captioner = upscaler = None
-    if config.rerank_with is not None:
-        found = open_sequence_model(config, config.rerank_with, "rerank_with", config.rerank_template)
-        require_same_codes(loaded.image_tokenizer, found, "rerank_with")
-        spread(found.model.to(dtype))
-        captioner = Captioner(found, device, dtype, quantization(config))
-    if config.upscale_with is not None:
-        found = open_sequence_model(config, config.upscale_with, "upscale_with", config.upscale_template)
-        require_same_codes(loaded.image_tokenizer, found, "upscale_with")
-        spread(found.model.to(dtype))
-        upscaler = Upscaler(found, device, dtype, quantization(config))
-        if upscaler.grid != painter.grid:
-            raise UserError(f"upscale_with: the model takes {upscaler.grid} codes, the painter makes {painter.grid}")
-    return Studio(painter, captioner, upscaler, drawing, config.sampler.batch_size)
+    _require_same_codes(image_tokenizer, found, "rerank_with")
+    placement.shard(found.model.to(placement.dtype))
+    return Captioner(found, placement.device, placement.dtype, placement.quantization)
 
 
-def sampling(config: Config) -> Sampling:
-    """How tokens are drawn, guidance included."""
-    options = config.sampler
-    return Sampling(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        guidance=options.guidance,
-        algorithm=options.algorithm.value,  # type: ignore[arg-type]
-        drafts=options.drafts,
-        cuda_graphs=options.cuda_graphs,
-    )
+def build_upscaler(found: SequenceModel, image_tokenizer: ImageTokenizer, placement: Placement) -> Upscaler:
+    """The upscaler of `upscale_with` in place, for codes of the generator's image tokenizer.
+
+    Raises:
+        UserError: another layout or another image tokenizer.
+    """
+    _require_same_codes(image_tokenizer, found, "upscale_with")
+    placement.shard(found.model.to(placement.dtype))
+    return Upscaler(found, placement.device, placement.dtype, placement.quantization)
 
 
-def _best(numbers: Sequence[int], losses: Sequence[float] | None) -> list[int]:
+def _require_same_codes(image_tokenizer: ImageTokenizer, other: SequenceModel, key: str) -> None:
+    if image_tokenizer.identity != other.image_tokenizer.identity:
+        raise UserError(
+            f"{key}: that model was trained with another image tokenizer than the one that generates; give one that "
+            "was trained on the same tokenize run"
+        )
+
+
+def _best_first(numbers: Sequence[int], losses: Sequence[float] | None) -> list[int]:
     return sorted(numbers, key=lambda number: losses[number]) if losses else list(numbers)

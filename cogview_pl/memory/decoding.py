@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cogview_pl.generation.sampling import Sampling, draw, probabilities
+from cogview_pl.generation.config import Algorithm, Sampling
+from cogview_pl.generation.sampling import probabilities, sample
 from cogview_pl.memory.model import Model
 from cogview_pl.memory.sequence_step import ACTIVATIONS, LOGITS
 from cogview_pl.memory.trace import LiveBytes
@@ -65,7 +66,7 @@ class Decoding:
             slot.name: texts[slot.name] if isinstance(slot, TextSlot) else slot.length for slot in template.slots
         }
         prompt = len(template.prompt({name: [0] * length for name, length in lengths.items()}))
-        drafts = sampling.drafts if sampling.algorithm == "jacobi" else 0
+        drafts = sampling.drafts if sampling.algorithm == Algorithm.jacobi else 0
         looked_at = 2 * (drafts + 1) if drafts else 0
         return cls(
             model=model,
@@ -134,4 +135,4 @@ def _draw(work: Decoding) -> Counter[str]:
 
 
 def _draw_one(first: Tensor) -> None:
-    draw(first, torch.zeros(len(first)))
+    sample(first, torch.zeros(len(first)))

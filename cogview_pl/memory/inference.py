@@ -10,14 +10,13 @@ import torch
 
 from cogview_pl.assembly.model_specs import ImageSizes, SequenceSizes, written_sizes
 from cogview_pl.assembly.models import quantization, weights_dtype
-from cogview_pl.assembly.pipelines import sampling
 from cogview_pl.assembly.strategy import tensor_parts
 from cogview_pl.checkpoints.model_folder import build_vqvae
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.schema import Config
+from cogview_pl.generation.config import Quantization, Sampling
 from cogview_pl.generation.engine.packed_cpu import packed_bytes
 from cogview_pl.generation.quantization import matrix_bytes
-from cogview_pl.generation.sampling import Sampling
 from cogview_pl.generation.super_resolution.parallel_windows import timetable
 from cogview_pl.memory.decoding import Decoding, decoding_height, scoring_height
 from cogview_pl.memory.image_tokenizer import decoding_height as image_height
@@ -38,7 +37,7 @@ def image_tokenizer_bytes(images: ImageSizes) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
-def sequence_model_bytes(model: Model, weights: str | None) -> int:
+def sequence_model_bytes(model: Model, weights: Quantization | None) -> int:
     """Weights of a sequence model for inference, its blocks' matrices as `weights` says."""
     size = counted(model).bytes
     if weights is not None:
@@ -47,7 +46,7 @@ def sequence_model_bytes(model: Model, weights: str | None) -> int:
     return size
 
 
-def cache_and_packed(work: Decoding, weights: str | None) -> Counter[str]:
+def cache_and_packed(work: Decoding, weights: Quantization | None) -> Counter[str]:
     """The KV cache, and on a CPU the packed copy of the weights that decoding makes for each batch of prompts."""
     packed = packed_bytes(
         layers=work.model.layers,
@@ -77,7 +76,7 @@ def generate(config: Config, on_gpu: bool) -> Moments:
     painter = _painter(config)
     if isinstance(painter.template.target, TextSlot):
         return _describe(config, painter, on_gpu)
-    quantized, options = quantization(config), sampling(config)
+    quantized, options = quantization(config), config.sampler
     named = _named_prompts(config)
     prompts = len(named) if named else config.num_prompts if config.prompts is None else config.sampler.batch_size
     at_once = max(1, config.sampler.batch_size // config.num_images_per_prompt)
@@ -128,7 +127,7 @@ def magnify(config: Config, on_gpu: bool) -> Moments:
     if not on_gpu:
         held["images"] = count * _RGB * images.edge**2 * (1 + 4 * torch.float32.itemsize)
     grid = (2 * images.grid[0], 2 * images.grid[1])
-    enlarging = _enlarging(config, upscaler, batch, on_gpu, sampling(config))
+    enlarging = _enlarging(config, upscaler, batch, on_gpu, config.sampler)
     return Moments(
         {
             "encoding": held + encoding_height(images.settings, batch=batch, edge=images.edge),
@@ -161,7 +160,7 @@ def _describe(config: Config, captioner: SequenceSizes, on_gpu: bool) -> Moments
     """A captioner that writes: images are encoded, then texts filled."""
     batch = config.sampler.batch_size
     held = _held(config, captioner)
-    work = Decoding.of(_model(config, captioner), captioner.template, batch, on_gpu, sampling(config).plain())
+    work = Decoding.of(_model(config, captioner), captioner.template, batch, on_gpu, config.sampler.plain())
     return Moments(
         {
             "encoding": held + encoding_height(captioner.images.settings, batch=batch, edge=captioner.images.edge),

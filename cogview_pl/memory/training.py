@@ -17,7 +17,7 @@ from cogview_pl.config.choices import Verb
 from cogview_pl.config.schema import Config, instantiate
 from cogview_pl.data.config import TokenSource
 from cogview_pl.data.sequence_dataset import SequenceBatch, SequenceCollator
-from cogview_pl.generation.sampling import Sampling
+from cogview_pl.generation.config import Sampling
 from cogview_pl.memory.decoding import Decoding, decoding_height
 from cogview_pl.memory.image_tokenizer import decoding_height as image_height
 from cogview_pl.memory.image_tokenizer import encoding_height, training_heights
@@ -81,7 +81,7 @@ def fit_sequence_model(config: Config, on_gpu: bool) -> Moments:
     host = Counter() if on_gpu else _on_the_host(config, sizes, model)
     moments = _of_a_step(config, held, host, heights(step), optimizer.step)
     if "samples" in config.callbacks and is_text_to_image(sizes.template) and not config.strategy.kind.spreads:
-        work = Decoding.of(model, sizes.template, config.callbacks["samples"]["num_prompts"], on_gpu, Sampling())
+        work = Decoding.of(model, sizes.template, config.callbacks["samples"]["num_prompts"], on_gpu, Sampling(top_k=0))
         without = held.without_gradients + host  # Lightning drops them before it validates
         moments["painting"] = without + cache_and_packed(work, None) + decoding_height(work)
         if not on_gpu:  # else the image tokenizer stays on the host

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from cogview_pl.assembly.models import model_hash
-from cogview_pl.assembly.pipelines import Painting
+from cogview_pl.assembly.pipelines import GeneratedImage
 from cogview_pl.config.schema import Config
 from cogview_pl.data.records import read_record, record_line
 from cogview_pl.durable.write import append, write_bytes
@@ -55,7 +55,7 @@ class PaintedImages:
             self._run.begin()
             write_bytes(self._folder / SAMPLES, b"")
 
-    def go_on(self, prompts: Sequence[str], group: int) -> list[Painting]:
+    def go_on(self, prompts: Sequence[str], group: int) -> list[GeneratedImage]:
         """The paintings of the finished groups; lines behind them are taken out of the list.
 
         Args:
@@ -66,7 +66,7 @@ class PaintedImages:
             UserError: the list was painted from other prompts.
         """
         lines = (self._folder / SAMPLES).read_bytes().split(b"\n")[:-1]  # a kill may have cut the last one
-        found: list[Painting] = []
+        found: list[GeneratedImage] = []
         for number, line in enumerate(lines):
             SIGNALS.check()
             try:
@@ -87,7 +87,7 @@ class PaintedImages:
             write_bytes(self._folder / SAMPLES, b"".join(line + b"\n" for line in lines[: len(found)]))
         return found
 
-    def add(self, number: int, painting: Painting) -> None:
+    def add(self, number: int, painting: GeneratedImage) -> None:
         """Write a image, then its line."""
         if not self._writes:
             return
@@ -100,7 +100,7 @@ class PaintedImages:
     def _file(self, number: int) -> Path:
         return Path(_SAMPLES_FOLDER) / f"{number // self._each:04d}" / f"{number % self._each:02d}.png"
 
-    def _painting(self, number: int, record: dict[str, Any]) -> Painting:
+    def _painting(self, number: int, record: dict[str, Any]) -> GeneratedImage:
         if "file_crc32" not in record or record["file"] != str(self._file(number)):
             raise ValueError("another image's line")
         file = self._folder / self._file(number)
@@ -108,7 +108,7 @@ class PaintedImages:
             raise ValueError("the image is damaged")
         with Image.open(file, formats=["PNG"]) as stored:
             image = stored.convert("RGB")
-        return Painting(record["prompt"], record["seed"], image, record.get("caption_loss"), self._each)
+        return GeneratedImage(record["prompt"], record["seed"], image, record.get("caption_loss"), self._each)
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _models(config: Config) -> dict[str, str]:
     }
 
 
-def _record(painting: Painting, file: Path) -> dict[str, object]:
+def _record(painting: GeneratedImage, file: Path) -> dict[str, object]:
     record: dict[str, object] = {
         "prompt": painting.prompt,
         "file": str(file),

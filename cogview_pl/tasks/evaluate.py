@@ -14,7 +14,6 @@ import torch
 from cogview_pl.assembly.image_data import open_images
 from cogview_pl.assembly.model_specs import plain
 from cogview_pl.assembly.models import inference_device, open_image_tokenizer, open_sequence_model
-from cogview_pl.assembly.pipelines import open_painter
 from cogview_pl.checkpoints.model_folder import ImageTokenizer
 from cogview_pl.config.schema import Config
 from cogview_pl.data.bad_samples import SkipLog
@@ -38,7 +37,7 @@ from cogview_pl.evaluation.protocol import compare, digest_of_prompts, digest_of
 from cogview_pl.generation.rerank import Captioner
 from cogview_pl.runs.image_files import image_files, pairs_file, read_pairs
 from cogview_pl.runs.run_folder import SAMPLES, Metrics, RunFolder, predecessor, require_metrics
-from cogview_pl.tasks.generate import paint, ready_to_paint, save_sheet
+from cogview_pl.tasks.generate import open_generator, paint, ready_to_paint, save_sheet
 from cogview_pl.tasks.generate_captions import encode
 from cogview_pl.toy_world.accuracy import AttributeAccuracy, StyleAccuracy, asked_style, names_objects
 from cogview_pl.toy_world.captions import STYLES
@@ -202,11 +201,11 @@ def _generated_images(
     if len(given) > 1:
         raise UserError(f"{given[0]} and {given[1]} both name what to evaluate; give one of them")
     if config.pairs is None and config.images is None:
-        studio, prompts = ready_to_paint(config, open_painter(config))
+        pipeline, prompts = ready_to_paint(config, open_generator(config))
         kept = min(config.top_n or config.num_images_per_prompt, config.num_images_per_prompt)
         _check_prompts(options, wanted, tools, prompts)
         _require_enough(options, wanted, len(prompts) * kept, tools.num_reference)
-        save_sheet(config, folder, prompts, paint(config, folder, studio, prompts))
+        save_sheet(config, folder, prompts, paint(config, folder, pipeline, prompts))
         return _listed(folder / SAMPLES)
     if config.pairs is not None:
         candidates = _listed(pairs_file(Path(config.pairs)))

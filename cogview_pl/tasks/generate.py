@@ -14,7 +14,16 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 from cogview_pl.assembly.image_data import open_images
-from cogview_pl.assembly.pipelines import Painting, Studio, open_painter, open_studio
+from cogview_pl.assembly.models import inference_device, open_sequence_model, quantization
+from cogview_pl.assembly.pipelines import (
+    GeneratedImage,
+    GenerationPipeline,
+    Placement,
+    build_captioner,
+    build_generator,
+    build_upscaler,
+)
+from cogview_pl.assembly.strategy import inference_spread
 from cogview_pl.checkpoints.model_folder import SequenceModel
 from cogview_pl.config.schema import Config
 from cogview_pl.durable.read import why_unusable
@@ -24,7 +33,7 @@ from cogview_pl.evaluation.retrieval import Ranked, best_of
 from cogview_pl.generation.contact_sheet import contact_sheet, load_font
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.image_files import save_image
-from cogview_pl.runs.run_folder import RunFolder
+from cogview_pl.runs.run_folder import RunFolder, predecessor
 from cogview_pl.runs.samples_writer import PaintedImages
 from cogview_pl.tasks.generate_captions import describe
 from cogview_pl.toy_world.config import ToyDataConfig
@@ -40,7 +49,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
 
     A captioner describes images instead.
     """
-    loaded = open_painter(config)
+    loaded = open_generator(config)
     if isinstance(loaded.template.target, TextSlot):
         if config.strategy.kind == StrategyKind.tp:
             raise UserError("strategy=tp: only images are painted on several devices; set strategy=single")
@@ -49,9 +58,9 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         return describe(config, folder, loaded)
     if config.images is not None:
         raise UserError("images: this model paints from text; set prompts, or init_from to a run of task=caption")
-    studio, prompts = ready_to_paint(config, loaded)
+    pipeline, prompts = ready_to_paint(config, loaded)
     started = time.perf_counter()
-    paintings = paint(config, folder, studio, prompts)
+    paintings = paint(config, folder, pipeline, prompts)
     seconds = time.perf_counter() - started
     if folder.writes:
         save_sheet(config, folder, prompts, paintings)
@@ -59,7 +68,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     metrics = {
         "generate/images": len(paintings),
         "perf/images_per_s": len(paintings) / seconds,
-        "perf/tokens_per_s": painted * studio.painter.template.target.length / seconds,
+        "perf/tokens_per_s": painted * pipeline.generator.template.target.length / seconds,
     }
     if config.rerank_with is not None:
         metrics["generate/caption_loss"] = statistics.fmean(p.caption_loss for p in paintings if p.caption_loss)
@@ -68,13 +77,45 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     return metrics
 
 
-def ready_to_paint(config: Config, loaded: SequenceModel) -> tuple[Studio, list[str]]:
+def ready_to_paint(config: Config, loaded: SequenceModel) -> tuple[GenerationPipeline, list[str]]:
     """The models and the prompts; raises UserError for whatever must not surface after an hour of painting."""
-    studio = open_studio(config, loaded)
+    pipeline = open_pipeline(config, loaded)
     prompts = read_prompts(config)
-    studio.painter.tokenise(prompts)
+    pipeline.generator.tokenise(prompts)
     load_font(config.font, 12)
-    return studio, prompts
+    return pipeline, prompts
+
+
+def open_generator(config: Config) -> SequenceModel:
+    """The model in `init_from`; by default the newest run of task=pretrain, or of task=caption if `images` is set."""
+    task = "pretrain" if config.images is None else "caption"
+    path = predecessor(config.outputs, task, "init_from", config.init_from)
+    return open_sequence_model(config, path, "init_from", config.template)
+
+
+def open_pipeline(config: Config, loaded: SequenceModel) -> GenerationPipeline:
+    """The generator `loaded`, and the other models that the configuration names; one is opened after the other.
+
+    Raises:
+        UserError: a model is missing, has another layout, or other codes than the generator; or the sampling or
+            quantization is not available.
+    """
+    if config.top_n is not None and config.rerank_with is None:
+        raise UserError(f"top_n={config.top_n} keeps the best images, and nothing ranks them; set rerank_with")
+    placement = Placement(*inference_device(config), quantization(config), inference_spread(config))
+    generator = build_generator(loaded, config.sampler, placement)
+    captioner = upscaler = None
+    if config.rerank_with is not None:
+        found = open_sequence_model(config, config.rerank_with, "rerank_with", config.rerank_template)
+        captioner = build_captioner(found, loaded.image_tokenizer, placement)
+    if config.upscale_with is not None:
+        found = open_sequence_model(config, config.upscale_with, "upscale_with", config.upscale_template)
+        upscaler = build_upscaler(found, loaded.image_tokenizer, placement)
+        if upscaler.grid != generator.grid:
+            raise UserError(
+                f"upscale_with: the model takes {upscaler.grid} codes, the generator makes {generator.grid}"
+            )
+    return GenerationPipeline(generator, captioner, upscaler, config.sampler)
 
 
 def read_prompts(config: Config) -> list[str]:
@@ -114,7 +155,7 @@ def read_prompts(config: Config) -> list[str]:
     return prompts
 
 
-def paint(config: Config, folder: RunFolder, studio: Studio, prompts: list[str]) -> list[Painting]:
+def paint(config: Config, folder: RunFolder, pipeline: GenerationPipeline, prompts: list[str]) -> list[GeneratedImage]:
     """Paint and save in order; a image is on disk as soon as its batch of prompts is done.
 
     With `resume` set, those that the folder holds are not painted again.
@@ -122,7 +163,7 @@ def paint(config: Config, folder: RunFolder, studio: Studio, prompts: list[str])
     prompts_at_once = max(1, config.sampler.batch_size // config.num_images_per_prompt)
     each = min(config.top_n or config.num_images_per_prompt, config.num_images_per_prompt)
     done = PaintedImages(config, folder, each)
-    paintings: list[Painting] = []
+    paintings: list[GeneratedImage] = []
     if config.resume:
         paintings = done.go_on(prompts, prompts_at_once)
     else:
@@ -134,7 +175,7 @@ def paint(config: Config, folder: RunFolder, studio: Studio, prompts: list[str])
         for first in range(finished, len(prompts), prompts_at_once):
             SIGNALS.check()
             group = prompts[first : first + prompts_at_once]
-            for _, painting in studio.paint(
+            for painting in pipeline.generate(
                 group, num_images_per_prompt=config.num_images_per_prompt, top_n=config.top_n, seed=config.seed
             ):
                 done.add(len(paintings), painting)
@@ -143,7 +184,7 @@ def paint(config: Config, folder: RunFolder, studio: Studio, prompts: list[str])
     return paintings
 
 
-def save_sheet(config: Config, folder: RunFolder, prompts: list[str], paintings: list[Painting]) -> None:
+def save_sheet(config: Config, folder: RunFolder, prompts: list[str], paintings: list[GeneratedImage]) -> None:
     """Write the contact sheet of the first prompts."""
     each = len(paintings) // len(prompts)
     rows = [
@@ -156,7 +197,7 @@ def save_sheet(config: Config, folder: RunFolder, prompts: list[str], paintings:
     save_image(sheet, folder / "samples" / "grid.png")
 
 
-def _judge(paintings: list[Painting]) -> dict[str, float]:
+def _judge(paintings: list[GeneratedImage]) -> dict[str, float]:
     """What the judge of the toy world finds of the objects that prompts name, and what ranking is worth."""
     prompts = [painting.prompt for painting in paintings]
     images = torch.stack([pil_to_tensor(painting.image) for painting in paintings])
@@ -165,7 +206,7 @@ def _judge(paintings: list[Painting]) -> dict[str, float]:
     if paintings[0].caption_loss is not None:
         right = [score_detected([d], [p]).all_right == 1 for d, p in zip(detected, prompts, strict=True)]
         ranked = [Ranked(p.seed, p.caption_loss or 0.0, r) for p, r in zip(paintings, right, strict=True)]
-        each = paintings[0].of
+        each = paintings[0].kept_per_prompt
         for number, (chosen, oracle) in best_of([ranked[i : i + each] for i in range(0, len(ranked), each)]).items():
             metrics |= {f"toy/all_right_best_of_{number}": chosen, f"toy/all_right_oracle_of_{number}": oracle}
     return metrics

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from cogview_pl.assembly.image_data import validation_samples
 from cogview_pl.assembly.models import inference_device, quantization
-from cogview_pl.assembly.pipelines import sampling
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel
 from cogview_pl.config.schema import Config
 from cogview_pl.data.records import record_line
@@ -63,8 +62,7 @@ def describe(config: Config, folder: RunFolder, loaded: SequenceModel) -> dict[s
         made = captioner.captions(
             codes,
             seeds=[config.seed] * len(codes),
-            sampling=sampling(config).plain(),
-            batch_size=config.sampler.batch_size,
+            sampling=config.sampler.plain(),
         )
         for image, caption in zip(images, tqdm(made, total=len(codes), unit="pic", disable=None), strict=True):
             records.write(record_line({"file": image.name, "caption": caption}))

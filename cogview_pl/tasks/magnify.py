@@ -16,14 +16,13 @@ from tqdm import tqdm
 
 from cogview_pl.assembly.image_data import at_twice_the_size, validation_samples
 from cogview_pl.assembly.models import inference_device, open_sequence_model, quantization
-from cogview_pl.assembly.pipelines import sampling
 from cogview_pl.checkpoints.model_folder import ImageTokenizer
 from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.enlargement import judge_enlargement
 from cogview_pl.generation.contact_sheet import contact_sheet, load_font
-from cogview_pl.generation.rerank import Upscaler
+from cogview_pl.generation.super_resolution.upscale import Upscaler
 from cogview_pl.generation.super_resolution.windows import owners
 from cogview_pl.runs.image_files import load_images, load_pairs, save_image, write_records
 from cogview_pl.runs.run_folder import SAMPLES, RunFolder, predecessor
@@ -65,8 +64,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
             originals.prompts,
             codes,
             seeds=[config.seed] * len(codes),
-            sampling=sampling(config).plain(),
-            batch_size=config.sampler.batch_size,
+            sampling=config.sampler.plain(),
             on_window=lambda: progress.update(),
         )
     images = _decode(large, loaded.image_tokenizer, config.sampler.batch_size)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from cogview_pl.kernels.cpu_linear import Linear
 from cogview_pl.transformer.activation_checkpointing import training_pass
 from cogview_pl.transformer.attention import ATTENTIONS, AttentionFunction
-from cogview_pl.transformer.hidden_state_cache import HiddenStateMemory
+from cogview_pl.transformer.hidden_state_cache import HiddenStateCache
 from cogview_pl.transformer.kv_cache import KVCache, StaticKVCache
 
-Cache = KVCache | StaticKVCache | HiddenStateMemory
+Cache = KVCache | StaticKVCache | HiddenStateCache
 """What decoding keeps between steps."""
 
 NORM_PLACEMENTS = ("pre", "post", "sandwich")
@@ -185,7 +185,7 @@ class Block(nn.Module):
     def _run(
         self, x_BLD: Tensor, mask: Tensor | None, cache: Cache | None, layer: int, attend: AttentionFunction | None
     ) -> Tensor:
-        if isinstance(cache, HiddenStateMemory):
+        if isinstance(cache, HiddenStateCache):
             cache.recall(layer, x_BLD, self._keys_and_values)
         branch_BLD = self.attention(self.attention_residual.open(x_BLD), mask, cache, layer, attend)
         x_BLD = self.attention_residual.close(x_BLD, branch_BLD)

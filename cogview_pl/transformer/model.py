@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cogview_pl.transformer.activation_checkpointing import RECOMPUTE
 from cogview_pl.transformer.attention import AttentionFunction
 from cogview_pl.transformer.block import Block, Cache, LayerNorm
-from cogview_pl.transformer.hidden_state_cache import HiddenStateMemory
+from cogview_pl.transformer.hidden_state_cache import HiddenStateCache
 from cogview_pl.transformer.kv_cache import KVCache
 
 
@@ -134,7 +134,7 @@ class Transformer(nn.Module):
         With `norm_scope="tensor"` keys cannot be kept; then it is the original's memory of hidden states.
         """
         if self.norm_scope == "tensor":
-            return HiddenStateMemory(len(self.blocks))
+            return HiddenStateCache(len(self.blocks))
         weight, first = self.token_embedding.weight, self.blocks[0]
         assert isinstance(first, Block)
         device = weight.device.type

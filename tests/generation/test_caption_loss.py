@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cogview_pl.errors import UserError
-from cogview_pl.generation.caption_loss import caption_log_likelihoods, caption_losses
+from cogview_pl.generation.rerank import caption_log_likelihoods, caption_losses
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template
 

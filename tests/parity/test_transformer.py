@@ -20,7 +20,7 @@ from torch import Tensor
 from cogview_pl.checkpoints.released import load_transformer, save_transformer
 from cogview_pl.transformer.attention import ATTENTIONS
 from cogview_pl.transformer.block import MLP, Block, LayerNorm
-from cogview_pl.transformer.hidden_state_cache import HiddenStateMemory
+from cogview_pl.transformer.hidden_state_cache import HiddenStateCache
 from cogview_pl.transformer.loss import SequenceLoss, sequence_loss
 from cogview_pl.transformer.model import Transformer
 
@@ -371,7 +371,7 @@ def test_layer(units: dict[str, Tensor], tmp_path: Path) -> None:
 
     (name,) = (name for name in units if name.startswith("layer_io.out_last"))
     num_new = units[name].shape[1]
-    memory = HiddenStateMemory(1)
+    memory = HiddenStateCache(1)
     for part_BLD in x_BLD.tensor_split([-num_new], 1):
         found_BLD = block(part_BLD, memory.mask(part_BLD.shape[1]), memory, 0)
     assert_near(found_BLD, units[name], "layer with memory", **RELATIVE)

@@ -145,10 +145,11 @@ def test_cross_entropies(dtype: torch.dtype, vocabulary: int) -> None:
 @torch.no_grad()
 def test_weights_in_int8() -> None:
     pytest.importorskip("torchao")
+    from cogview_pl.generation.config import Quantization
     from cogview_pl.generation.quantization import quantize
 
     model = make(hidden_size=32, num_heads=4)
-    quantize(model, "int8")
+    quantize(model, Quantization.int8)
     assert can_fuse(model)
     caches = [new_cache(model, 2) for _ in range(2)]
     for cache in caches:
