@@ -27,7 +27,7 @@ _COPIES = 10
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything is run; the defaults fill one GPU of 80 GB."""
+    """Sizes of all measurements; the defaults fill one GPU of 80 GB."""
 
     shapes: tuple[str, ...] = ("cogview_400m", "cogview_4b")
     dtypes: tuple[str, ...] = ("fp16", "bf16")

@@ -69,7 +69,7 @@ class SequenceModule(LightningModule):
 
     def configure_model(self) -> None:
         """Spread the weights over the devices, where the strategy has a mesh of them."""
-        if self.device_mesh is None or self.model.spread:
+        if self.device_mesh is None or self.model.sharded:
             return
         if self.device_mesh["tensor_parallel"].size() > 1:
             tensor_parallel(self.model, self.device_mesh["tensor_parallel"])
@@ -133,7 +133,7 @@ class SequenceModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the norm of the gradient, which Lightning cannot where some weights are spread over devices."""
-        if not self.model.spread:
+        if not self.model.sharded:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             clip_gradients(list(self.model.parameters()), gradient_clip_val)

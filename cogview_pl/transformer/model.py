@@ -65,7 +65,7 @@ class Transformer(nn.Module):
         if hidden_size % num_heads:
             raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
-        self.spread = False  # over several devices, by `transformer.parallel`
+        self.sharded = False  # over several devices, by `transformer.parallel`
         self.token_embedding = nn.Embedding(vocab_size, hidden_size)
         self.position_embedding = nn.Embedding(num_positions, hidden_size)
         self.dropout = nn.Dropout(dropout)
@@ -131,7 +131,7 @@ class Transformer(nn.Module):
         """An empty cache for this model, in the precision that its linear maps compute in; on a CPU in fp32.
 
         CPU kernels of attention are four to eight times slower on 16-bit keys than on fp32 ones.
-        With `norm_scope="tensor"` keys cannot be kept; then it is the original's memory of hidden states.
+        With `norm_scope="tensor"`, where keys cannot be kept, it is a `HiddenStateCache`.
         """
         if self.norm_scope == "tensor":
             return HiddenStateCache(len(self.blocks))

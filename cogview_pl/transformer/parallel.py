@@ -34,7 +34,7 @@ def shard_weights(model: Transformer, mesh: DeviceMesh) -> None:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "hidden")
-    model.spread = True
+    model.sharded = True
 
 
 def tensor_parallel(model: Transformer, mesh: DeviceMesh) -> None:
@@ -57,7 +57,7 @@ def tensor_parallel(model: Transformer, mesh: DeviceMesh) -> None:
         }
         parallelize_module(block, mesh, plan)
         block.attention.num_heads = model.num_heads // mesh.size()
-    model.spread = True
+    model.sharded = True
 
 
 class _HeadwiseParallel(ColwiseParallel):

@@ -46,7 +46,7 @@ def can_capture(model: Transformer, template: Template, sampling: Sampling) -> b
         and model.token_embedding.weight.device.type == "cuda"
         and isinstance(template.target, CodeSlot)
         and model.norm_scope != "tensor"
-        and not model.spread
+        and not model.sharded
         and not torch.is_autocast_enabled("cuda")
     )
 

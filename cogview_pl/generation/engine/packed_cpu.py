@@ -59,7 +59,7 @@ class PackedModel:
 
     def __init__(self, model: Transformer, rows: int, ids: Sequence[range]) -> None:
         weight = model.token_embedding.weight
-        self.hidden = model.hidden if model.spread else _packed_copy(model, rows).hidden
+        self.hidden = model.hidden if model.sharded else _packed_copy(model, rows).hidden
         """`Transformer.hidden` of the copy."""
         self._head = PackedLinear(torch.cat([weight[span.start : span.stop] for span in ids]), None, rows)
 

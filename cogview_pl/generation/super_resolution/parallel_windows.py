@@ -50,43 +50,26 @@ class Turn(NamedTuple):
 def timetable(grid: int) -> list[list[Turn]]:
     """Turns of the windows of a `grid` x `grid` image in each step, in the order of their lanes.
 
-    A window begins with its first own code, as soon as all codes before that one are known. A step uses only codes that
-    earlier steps have sampled.
+    Step `grid` · y + x samples the code (y, x). Rows of windows are `grid` codes wide, so each window reads code after
+    code, one per step, from its first own code to its last, and all codes before them are known by then.
 
     Raises:
         UserError: the grid is not a multiple of 4.
     """
     owner = owners(grid)
-    places = [_places(window.target) for window in windows(grid)]
-    own_left = [sum(int(owner[place]) == number for place in region) for number, region in enumerate(places)]
-    known = torch.zeros_like(owner, dtype=torch.bool)
-    next_place = [0] * len(places)
-    lanes: dict[int, int] = {}
-    steps: list[list[Turn]] = []
-    while any(own_left):
-        turns = []
-        for number, region in enumerate(places):
-            if not own_left[number]:
-                continue
-            starts = number not in lanes
-            while starts and known[region[next_place[number]]]:
-                next_place[number] += 1
-            place = next_place[number]
-            own = int(owner[region[place]]) == number
-            if not (own if starts else known[region[place - 1]]):
-                continue
-            if starts:
-                lanes[number] = min(set(range(len(places))) - set(lanes.values()))
-            turns.append(Turn(number, place, lanes[number], starts, own, own and own_left[number] == 1))
-        for turn in turns:
-            next_place[turn.window] += 1
-            if turn.samples:
-                known[places[turn.window][turn.place]] = True
-                own_left[turn.window] -= 1
-            if turn.last:
-                del lanes[turn.window]
-        steps.append(sorted(turns, key=lambda turn: turn.lane))
-    return steps
+    owned = [(owner[window.target] == number).flatten() for number, window in enumerate(windows(grid))]
+    places = [range(int(own.nonzero()[0]), int(own.nonzero()[-1]) + 1) for own in owned]
+    first_steps = [grid * rows.start + columns.start for _, (rows, columns) in windows(grid)]  # of place 0
+    steps: list[list[Turn]] = [[] for _ in range(grid * (2 * grid - 1) + 2 * grid)]
+    free_from: dict[int, int] = dict.fromkeys(range(len(owned)), 0)  # step in which each lane is free again
+    for number in sorted(range(len(owned)), key=lambda number: first_steps[number] + places[number].start):
+        own, first, last = owned[number].tolist(), places[number].start, places[number].stop - 1
+        lane = min(lane for lane, step in free_from.items() if step <= first_steps[number] + first)
+        free_from[lane] = first_steps[number] + last + 1
+        for place in places[number]:
+            turn = Turn(number, place, lane, place == first, own[place], place == last)
+            steps[first_steps[number] + place].append(turn)
+    return [sorted(turns, key=lambda turn: turn.lane) for turns in steps]
 
 
 Stepper = Callable[[Sequence[Turn], dict[int, Tensor]], None]
@@ -191,8 +174,3 @@ class ParallelWindows:
     def _rows(self, first: Turn, last: Turn) -> slice:
         """Rows of the cache from the first turn's lane to the last turn's lane."""
         return slice(first.lane * self._num_images, (last.lane + 1) * self._num_images)
-
-
-def _places(region: tuple[slice, slice]) -> list[tuple[int, int]]:
-    rows, columns = region
-    return [(y, x) for y in range(rows.start, rows.stop) for x in range(columns.start, columns.stop)]

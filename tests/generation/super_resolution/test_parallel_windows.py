@@ -133,7 +133,7 @@ def test_every_window_is_reported() -> None:
 class TestTimetable:
     @pytest.mark.parametrize("grid", [4, 8, 32])
     def test_code_y_x_is_sampled_in_step_grid_times_y_plus_x(self, grid: int) -> None:
-        """Row after row begins `grid` steps, half a row, behind the one above it: no window waits without need."""
+        """Each row begins `grid` steps, half a row, after the row above it: no window waits without need."""
         found = windows(grid)
         sampled_in = torch.full((2 * grid, 2 * grid), -1)
         for number, step in enumerate(timetable(grid)):

@@ -1,4 +1,4 @@
-"""The nine windows of super-resolution: those of the original by its numbers, and small ones by hand."""
+"""The nine windows of super-resolution: the original's by recorded numbers, and small ones by hand."""
 
 from __future__ import annotations
 
