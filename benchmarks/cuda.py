@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import gemm
-from benchmarks.companions import magnified, measure_rerank
 from benchmarks.contest import Work, contest, repeated
 from benchmarks.decoding import ours
 from benchmarks.image_tokenizer import encode_flops, released_size
+from benchmarks.magnify_rerank import magnified, measure_rerank
 from benchmarks.references import step_bytes
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, super_resolution, vocab_size

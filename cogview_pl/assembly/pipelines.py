@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -18,6 +19,8 @@ from cogview_pl.generation.quantization import quantize
 from cogview_pl.generation.rerank import Captioner
 from cogview_pl.generation.super_resolution.upscale import Upscaler
 from cogview_pl.transformer.model import Transformer
+
+Other = TypeVar("Other", Captioner, Upscaler)
 
 
 @dataclass(frozen=True)
@@ -92,34 +95,21 @@ def build_generator(loaded: SequenceModel, sampling: Sampling, placement: Placem
     return generator
 
 
-def build_captioner(found: SequenceModel, image_tokenizer: ImageTokenizer, placement: Placement) -> Captioner:
-    """The captioner of `rerank_with` in place, for codes of the generator's image tokenizer.
+def build_other(
+    kind: type[Other], loaded: SequenceModel, key: str, image_tokenizer: ImageTokenizer, placement: Placement
+) -> Other:
+    """Captioner (`rerank_with`) or upscaler (`upscale_with`) in place, for codes of the generator's image tokenizer.
 
     Raises:
-        UserError: another layout or another image tokenizer.
+        UserError: another layout, or, naming the config `key`, another image tokenizer.
     """
-    _require_same_codes(image_tokenizer, found, "rerank_with")
-    placement.shard(found.model.to(placement.dtype))
-    return Captioner(found, placement.device, placement.dtype, placement.quantization)
-
-
-def build_upscaler(found: SequenceModel, image_tokenizer: ImageTokenizer, placement: Placement) -> Upscaler:
-    """The upscaler of `upscale_with` in place, for codes of the generator's image tokenizer.
-
-    Raises:
-        UserError: another layout or another image tokenizer.
-    """
-    _require_same_codes(image_tokenizer, found, "upscale_with")
-    placement.shard(found.model.to(placement.dtype))
-    return Upscaler(found, placement.device, placement.dtype, placement.quantization)
-
-
-def _require_same_codes(image_tokenizer: ImageTokenizer, other: SequenceModel, key: str) -> None:
-    if image_tokenizer.identity != other.image_tokenizer.identity:
+    if image_tokenizer.identity != loaded.image_tokenizer.identity:
         raise UserError(
             f"{key}: that model was trained with another image tokenizer than the one that generates; give one that "
             "was trained on the same tokenize run"
         )
+    placement.shard(loaded.model.to(placement.dtype))
+    return kind(loaded, placement.device, placement.dtype, placement.quantization)
 
 
 def _best_first(numbers: Sequence[int], losses: Sequence[float] | None) -> list[int]:

@@ -19,9 +19,8 @@ from cogview_pl.assembly.pipelines import (
     GeneratedImage,
     GenerationPipeline,
     Placement,
-    build_captioner,
     build_generator,
-    build_upscaler,
+    build_other,
 )
 from cogview_pl.assembly.strategy import inference_spread
 from cogview_pl.checkpoints.model_folder import SequenceModel
@@ -31,6 +30,8 @@ from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.retrieval import Ranked, best_of
 from cogview_pl.generation.contact_sheet import contact_sheet, load_font
+from cogview_pl.generation.rerank import Captioner
+from cogview_pl.generation.super_resolution.upscale import Upscaler
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.image_files import save_image
 from cogview_pl.runs.run_folder import RunFolder, predecessor
@@ -107,10 +108,10 @@ def open_pipeline(config: Config, loaded: SequenceModel) -> GenerationPipeline:
     captioner = upscaler = None
     if config.rerank_with is not None:
         found = open_sequence_model(config, config.rerank_with, "rerank_with", config.rerank_template)
-        captioner = build_captioner(found, loaded.image_tokenizer, placement)
+        captioner = build_other(Captioner, found, "rerank_with", loaded.image_tokenizer, placement)
     if config.upscale_with is not None:
         found = open_sequence_model(config, config.upscale_with, "upscale_with", config.upscale_template)
-        upscaler = build_upscaler(found, loaded.image_tokenizer, placement)
+        upscaler = build_other(Upscaler, found, "upscale_with", loaded.image_tokenizer, placement)
         if upscaler.grid != generator.grid:
             raise UserError(
                 f"upscale_with: the model takes {upscaler.grid} codes, the generator makes {generator.grid}"

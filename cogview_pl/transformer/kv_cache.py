@@ -67,11 +67,6 @@ class KVCache:
         """Precision of keys and values."""
         return self._stored.dtype
 
-    @property
-    def longest(self) -> int:
-        """Valid positions of the longest row."""
-        return int(self._host_lengths.max())
-
     def rows(self, part: slice) -> KVCache:
         """Some of the rows as a cache of their own on the same memory; use either such caches or this one."""
         view = copy(self)

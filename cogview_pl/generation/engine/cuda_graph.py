@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cogview_pl.generation.config import Sampling
 from cogview_pl.generation.engine.decode_state import DecodeState
+from cogview_pl.generation.engine.fused_gpu import FusedModel
 from cogview_pl.generation.sampling import probabilities, sample
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import CodeSlot, Template
@@ -51,20 +51,15 @@ def can_capture(model: Transformer, template: Template, sampling: Sampling) -> b
     )
 
 
-class Span(NamedTuple):
-    """Steps whose attention runs over the same number of cached positions."""
+def spans(longest: int, steps: int, width: int) -> Iterator[tuple[int, int]]:
+    """Steps of one token each after a prompt of `longest` tokens: pairs of reach, a multiple of `width`, and steps.
 
-    reach: int
-    """Cached positions."""
-    steps: int
-
-
-def spans(longest: int, steps: int, width: int) -> Iterator[Span]:
-    """Steps of one token each after a prompt of `longest` tokens, by their reach, a multiple of `width`."""
+    The reach is the number of cached positions that attention runs over.
+    """
     end = longest + steps
     while longest < end:
         reach = min((longest // width + 1) * width, end)
-        yield Span(reach, reach - longest)
+        yield reach, reach - longest
         longest = reach
 
 
@@ -89,14 +84,14 @@ def graphed_steps(
         ids_n: the allowed ids.
         sampling: temperature, filters and guidance.
         capture: None: `capture_on` the device.
-        width: cached positions per graph. None: `_REACH`, or all where attention runs up to the end of each row.
+        width: cached positions per graph. None: `_REACH`, or all with `FusedModel`, which attends up to row ends.
     """
     capture = capture or capture_on(tokens_BT.device)
     place_1 = torch.zeros(1, dtype=torch.long, device=tokens_BT.device)  # of the token that is read
     next_BT, next_uniform_BT = tokens_BT[:, 1:], uniform_BT[:, 1:]
     num_steps = next_BT.shape[1]
     if width is None:
-        width = state.longest + num_steps if state.attends_to_row_ends else _REACH
+        width = state.longest + num_steps if isinstance(state.model, FusedModel) else _REACH
 
     def step(state: DecodeState) -> None:
         hidden_BD = state.step(tokens_BT.index_select(1, place_1))[:, -1]

@@ -66,11 +66,13 @@ class DecodeState:
     def __init__(self, model: Transformer, template: Template, rows: int, capacity: int, guidance: float = 1.0) -> None:
         self._template, self._guidance = template, guidance
         self._ids = template.allowed(template.target)
-        self._model = fastest_form(model, rows, self._ids)
+        self.model = fastest_form(model, rows, self._ids)
         self._last_position = model.num_positions - 1
         self.cache = model.new_cache(rows, capacity)
         self.next_R = torch.zeros(rows, dtype=torch.long, device=model.token_embedding.weight.device)
         """Position id of each row's next token, int64 `(R,)`."""
+        self.longest = 0
+        """Tokens of the longest prompt."""
 
     @classmethod
     def after_prompts(
@@ -98,25 +100,27 @@ class DecodeState:
         return state, state.prefill(every)
 
     def prefill(self, prompts: Sequence[Sequence[int]], known: Sequence[Sequence[int]] | None = None) -> Tensor:
-        """Read one prompt per row in one pass; returns the hidden states `(R, D)` at the end of each row.
+        """Read one prompt per row from its start in one pass; returns hidden states `(R, D)` at the end of each row.
 
         Shorter rows are padded at their end, which a causal model cannot see; later tokens overwrite the padding's
         keys. `known` continues each prompt with the first tokens of the slot.
         """
         assert not isinstance(self.cache, StaticKVCache)
+        if isinstance(self.cache, KVCache):
+            self.cache.clear()
         rows, positions = [], []
         for prompt, more in zip(prompts, known or [[]] * len(prompts), strict=True):
             before = self._template.prompt_positions(prompt)
             rows.append([*prompt, *more])
             positions.append([*before, *range(before[-1] + 1, before[-1] + 1 + len(more))])
         lengths = [len(row) for row in rows]
-        longest, device = max(lengths), self.next_R.device
+        self.longest, device = max(lengths), self.next_R.device
 
         def padded(lists: Sequence[Sequence[int]], filler: int) -> Tensor:
-            return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in lists], device=device)
+            return torch.tensor([[*row, *[filler] * (self.longest - len(row))] for row in lists], device=device)
 
         pad = self._template.vocabulary.pad
-        hidden_RPD = self._model.hidden(padded(rows, pad), padded(positions, 0), self.cache)
+        hidden_RPD = self.model.hidden(padded(rows, pad), padded(positions, 0), self.cache)
         self.cache.advance(lengths)
         self.next_R.copy_(torch.tensor([row[-1] + 1 for row in positions]))
         ends_R = torch.tensor(lengths, device=device) - 1
@@ -130,7 +134,7 @@ class DecodeState:
         if length > 1:  # drafts may pass the end of the sequence
             places_RL = places_RL + torch.arange(length, device=tokens_BL.device)
             places_RL = places_RL.clamp(max=self._last_position)
-        return self._model.hidden(tokens_BL, places_RL, self.cache)
+        return self.model.hidden(tokens_BL, places_RL, self.cache)
 
     def advance(self, counts: Sequence[int] | Tensor | int) -> None:
         """Count tokens of the last step as read: one number for all rows, or one for each of the B rows.
@@ -144,7 +148,7 @@ class DecodeState:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Guided logits `(B, …, n)` of hidden states `(R, …, D)` over the ids that the slot allows."""
-        logits = self._model.logits(hidden, self._ids)
+        logits = self.model.logits(hidden, self._ids)
         if self._guidance == 1:
             return logits
         conditional, unconditional = logits.chunk(2)
@@ -157,11 +161,6 @@ class DecodeState:
         view.cache, view.next_R = self.cache.rows(part), self.next_R[part]
         return view
 
-    def clear(self) -> None:
-        """Forget all tokens, so that `prefill` can read other prompts."""
-        assert isinstance(self.cache, KVCache)
-        self.cache.clear()
-
     def static(self, reach: int | None = None) -> DecodeState:
         """These rows for steps of one token on fixed memory, while no row is longer than `reach` (None: the capacity).
 
@@ -171,14 +170,3 @@ class DecodeState:
         view = copy(self)
         view.cache = StaticKVCache(self.cache, reach or self.cache.capacity)
         return view
-
-    @property
-    def longest(self) -> int:
-        """Positions that the longest row holds."""
-        assert isinstance(self.cache, KVCache)
-        return self.cache.longest
-
-    @property
-    def attends_to_row_ends(self) -> bool:
-        """Whether a `static` step attends up to the end of each row; else it attends over all `reach` positions."""
-        return isinstance(self._model, FusedModel)

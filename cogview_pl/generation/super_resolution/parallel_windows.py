@@ -131,9 +131,7 @@ class ParallelWindows:
     def _start(self, turn: Turn) -> Tensor:
         """Read the prompt and all codes before the first own one in one pass; returns hidden states `(B, D)`."""
         known = self._codes_of(turn)[:, : turn.place].tolist()
-        lane = self._state.rows(self._rows(turn, turn))
-        lane.clear()
-        return lane.prefill(self._prompts[turn.window], known)
+        return self._state.rows(self._rows(turn, turn)).prefill(self._prompts[turn.window], known)
 
     def _step(self, turns: Sequence[Turn], hidden: dict[int, Tensor]) -> None:
         """A `Stepper` by single operations."""
