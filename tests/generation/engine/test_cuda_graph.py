@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -107,6 +108,21 @@ def test_a_recorded_step_can_be_replayed(sampling: Sampling, width: int) -> None
     model = small_model(TEMPLATE, init_std=0.3)
     plainly = by_static_steps(model, TEMPLATE, TEXTS, sampling, width)
     assert by_static_steps(model, TEMPLATE, TEXTS, sampling, width, recorded) == plainly
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_decode_by_steps_on_fixed_memory(sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop as on a GPU: the first token by single operations, the others by graphed steps."""
+    model, prompts, reported = small_model(TEMPLATE, init_std=0.3), prompts_of(TEMPLATE, TEXTS), []
+    arguments: dict[str, Any] = {
+        "seeds": range(4),
+        "sampling": sampling,
+        "unconditional": prompts_of(TEMPLATE, ([],) * 4),
+    }
+    plainly = decode(model, TEMPLATE, prompts, **arguments)
+    monkeypatch.setattr("cogview_pl.generation.decode.can_capture", lambda *_: True)
+    assert decode(model, TEMPLATE, prompts, **arguments, on_step=lambda: reported.append(1)) == plainly
+    assert len(reported) == TEMPLATE.target.length
 
 
 def test_spans_cover_every_step_and_reach_far_enough() -> None:
