@@ -1,4 +1,4 @@
-"""Decoding a slot gives the ids that full forwards give, whatever else is in the batch."""
+"""Decoding a slot gives the ids that full forwards give, independent of the other rows of the batch."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class TestEveryLayout:
         assert first[0] == first[2] != first[1]
         assert decode(model, template, prompts, seeds=[5, 6, 5], sampling=Sampling()) == first
 
-    def test_prompts_of_one_seed_are_drawn_independently(self, name: str) -> None:
+    def test_prompts_of_one_seed_are_sampled_independently(self, name: str) -> None:
         # At a high temperature all candidates are alike: only the random numbers tell the rows apart.
         template, model = LAYOUTS[name], make()
         rows = decode(model, template, prompts_of(template), seeds=[5] * 4, sampling=Sampling(temperature=1e6))
@@ -110,15 +110,15 @@ class TestEveryLayout:
     def test_only_allowed_ids(self, name: str) -> None:
         template, model = LAYOUTS[name], make()
         slot_ids = template.allowed(template.target)[0]  # without the closing token of a text
-        with torch.no_grad():  # what must not come out is by far the most likely
+        with torch.no_grad():  # forbidden ids are by far the most likely
             forbidden = [
                 i for i in range(VOCABULARY.size) if not any(i in r for r in template.allowed(template.target))
             ]
             model.token_embedding.weight[forbidden] *= 30
         rows = decode(model, template, prompts_of(template) * 8, seeds=range(32), sampling=Sampling(temperature=3.0))
-        drawn = {token for row in rows for token in row}
-        assert drawn <= set(slot_ids)
-        assert len(drawn) > len(slot_ids) // 2
+        sampled = {token for row in rows for token in row}
+        assert sampled <= set(slot_ids)
+        assert len(sampled) > len(slot_ids) // 2
 
     def test_length_of_rows(self, name: str) -> None:
         template, model = LAYOUTS[name], make()
@@ -206,7 +206,7 @@ class TestKnownTokens:
         return decode(make(), self.template, prompts, seeds=range(4), sampling=Sampling(), known=known_BT)
 
     def test_decoding_ends_with_them(self) -> None:
-        # The draws of a place are those of decoding the whole slot.
+        # Each place has the random number that it has when the whole slot is decoded.
         whole = self.decoded(torch.full((4, 16), TO_SAMPLE))
         assert self.decoded(torch.full((4, 5), TO_SAMPLE)) == [row[:5] for row in whole]
         known_BT = torch.tensor(whole)

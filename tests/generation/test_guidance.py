@@ -1,4 +1,4 @@
-"""Classifier-free guidance: what comes out is what two full forwards say, with and without the text."""
+"""Classifier-free guidance agrees with two full forward passes, with and without the text."""
 
 from __future__ import annotations
 
@@ -132,9 +132,9 @@ def test_guidance_of_1_is_none() -> None:
     assert guided(model, PROMPTS, sampling) == none
 
 
-def test_guidance_of_0_draws_from_the_prompt_without_text() -> None:
-    # A model to which token a is what token b is to another one makes the second prompt of the first: the random
-    # numbers follow from the prompt that was given, so both must draw the same codes.
+def test_guidance_of_0_samples_from_the_prompt_without_text() -> None:
+    # The twin embeds token a as the model embeds token b, so the twin's first prompt is the model's second one. Random
+    # numbers follow from the first prompt, so both must sample the same codes.
     prompt, other = (TEMPLATE.prompt({"text": [text_token]}) for text_token in (4, 7))
     model, twin = make(), make()
     with torch.no_grad():
@@ -170,7 +170,7 @@ def test_a_row_depends_on_its_prompt_and_seed_only() -> None:
 
 
 def test_half_precision_is_guided_in_fp32() -> None:
-    # What a large guidance multiplies must not be rounded to the eight bits of bf16 again.
+    # The product with a large guidance must not be rounded to the eight bits of bf16 again.
     with_text, without = (3.0 * torch.randn(4, 50, generator=torch.Generator().manual_seed(i)) for i in range(2))
     halves = with_text.bfloat16(), without.bfloat16()
     found = guide(*halves, 5.0)

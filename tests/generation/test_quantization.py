@@ -1,4 +1,4 @@
-"""Weights in 8 and 4 bits: near the model that they were made of, and decoded right."""
+"""Weights in 8 and 4 bits: close to the original model, and decoded correctly."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_int8_holds_the_blocks_in_one_byte_and_leaves_the_rest(quantized: tuple[
 
 @torch.no_grad()
 def test_decoding_takes_the_quantized_weights(quantized: tuple[Transformer, Transformer]) -> None:
-    # Cached, packed decoding says what a full forward of the quantized model says.
+    # Decoding with cache and packed weights agrees with a full forward pass of the quantized model.
     _, small = quantized
     rows = decode(small, TEMPLATE, PROMPTS, seeds=[0] * 3, sampling=Sampling(temperature=0))
     for prompt, row in zip(PROMPTS, rows, strict=True):
@@ -87,7 +87,7 @@ def test_none_changes_nothing() -> None:
     torch.testing.assert_close(model.state_dict(), before)
 
 
-def test_what_cannot_be_had() -> None:
+def test_unavailable_formats() -> None:
     with pytest.raises(UserError, match="int4 needs a CUDA GPU"):
         quantize(make(), Quantization.int4)
     with pytest.raises(UserError, match=r"fp16.*bf16"):
@@ -118,4 +118,4 @@ def test_bytes_of_a_block() -> None:
     assert matrix_bytes(Quantization.int4, 2048) == 12 * 2048**2 * (0.5 + 4 / 128)
     assert matrix_bytes(Quantization.int4, 2560) == 2560 * (8 * 3072 + 4 * 2560) * (
         0.5 + 4 / 128
-    )  # 2560 inputs filled up
+    )  # 2560 inputs are padded to 3072

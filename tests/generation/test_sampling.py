@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, top-k, top-p, and the frequencies of draws."""
+"""From logits to a token: temperature, top-k, top-p, and the frequencies of samples."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class TestTopP:
     def test_all_is_kept_where_rounded_sums_pass_1(self) -> None:
         logits = random_logits(columns=40_000)
         ordered = logits.softmax(-1).sort(-1, descending=True).values
-        assert (ordered.cumsum(-1) - ordered).max() > 1  # what rounding does here
+        assert (ordered.cumsum(-1) - ordered).max() > 1  # by rounding
         assert (probabilities(logits, Sampling(top_k=0, top_p=1.0)) > 0).all()
 
     def test_rows_are_cut_by_themselves(self) -> None:
@@ -236,16 +236,16 @@ def test_guidance_by_hand() -> None:
 
 
 class TestSample:
-    DRAWS = 200_000
+    SAMPLES = 200_000
 
     @pytest.mark.parametrize("scale", [1.0, 7.3])
     @pytest.mark.parametrize("seed", [0, 1])
     def test_frequencies(self, seed: int, scale: float) -> None:
         chances = torch.tensor([0.3, 0.0, 0.2, 0.001, 0.15, 0.249, 0.1, 0.0])
-        uniform = torch.rand(self.DRAWS, generator=torch.Generator().manual_seed(seed))
-        drawn = sample((scale * chances).expand(self.DRAWS, -1), uniform)
-        observed = torch.bincount(drawn, minlength=8).double()
-        expected = self.DRAWS * chances.double() / chances.double().sum()
+        uniform = torch.rand(self.SAMPLES, generator=torch.Generator().manual_seed(seed))
+        sampled = sample((scale * chances).expand(self.SAMPLES, -1), uniform)
+        observed = torch.bincount(sampled, minlength=8).double()
+        expected = self.SAMPLES * chances.double() / chances.double().sum()
         possible = expected > 0
         assert (observed[~possible] == 0).all()
         chi_square = ((observed - expected)[possible] ** 2 / expected[possible]).sum()
@@ -254,10 +254,10 @@ class TestSample:
     def test_frequencies_of_filtered_logits(self) -> None:
         logits = random_logits(rows=1, columns=40)
         chances = probabilities(logits, Sampling(temperature=1.3, top_k=11))
-        uniform = torch.rand(self.DRAWS, generator=torch.Generator().manual_seed(0))
-        drawn = sample(chances.expand(self.DRAWS, -1), uniform)
-        observed = torch.bincount(drawn, minlength=40).double()
-        expected = self.DRAWS * chances[0].double()
+        uniform = torch.rand(self.SAMPLES, generator=torch.Generator().manual_seed(0))
+        sampled = sample(chances.expand(self.SAMPLES, -1), uniform)
+        observed = torch.bincount(sampled, minlength=40).double()
+        expected = self.SAMPLES * chances[0].double()
         possible = expected > 0
         assert (observed[~possible] == 0).all()
         chi_square = ((observed - expected)[possible] ** 2 / expected[possible]).sum()
@@ -274,11 +274,11 @@ class TestSample:
         rows[:, columns // 2 - (columns > 2)] = 1e-7  # at least one is possible
         rows = rows / rows.sum(-1, keepdim=True)
         for dtype in (torch.float32, torch.float64):
-            drawn = sample(rows, torch.full((8,), uniform, dtype=dtype))
-            assert (drawn < columns).all()
-            assert (rows.gather(-1, drawn[:, None]) > 0).all()
+            sampled = sample(rows, torch.full((8,), uniform, dtype=dtype))
+            assert (sampled < columns).all()
+            assert (rows.gather(-1, sampled[:, None]) > 0).all()
 
-    def test_one_possible_candidate_is_always_drawn(self) -> None:
+    def test_one_possible_candidate_is_always_sampled(self) -> None:
         chances = torch.eye(9)
         for uniform in (0.0, 0.3, LAST_FP32):
             assert sample(chances, torch.full((9,), uniform)).tolist() == list(range(9))

@@ -1,4 +1,4 @@
-"""Speculative Jacobi decoding samples what sampling one code after the other samples."""
+"""Speculative Jacobi decoding has the distribution of decoding one code after the other."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_certain_model_needs_few_passes() -> None:
     model, template = make(30, 6)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.zero_()  # all codes are equally likely, whatever came before: p = q
+            parameter.zero_()  # all codes are equally likely after any codes: p = q
     found = decode_jacobi(model, template, [prompt(template, PROMPT)], seeds=[0], sampling=Sampling(drafts=6))
     assert found.passes == 5  # the first code comes with the prompt; 35 others, 7 in a pass
 

@@ -37,7 +37,7 @@ def as_it_is(step: Step) -> Step:
     return step
 
 
-@torch.no_grad()  # in inference mode the recorder would see whole operations, not what they are made of
+@torch.no_grad()  # in inference mode the recorder would see composite operations
 def by_static_steps(
     model: Transformer,
     template: Template,
@@ -82,7 +82,7 @@ def test_same_codes_as_decode(sampling: Sampling, width: int, texts: tuple[list[
         sampling=sampling,
         unconditional=without_text(TEMPLATE, texts),
     )
-    assert len({code for row in filled for code in row}) > 3  # a model that can be told apart from a broken one
+    assert len({code for row in filled for code in row}) > 3  # a broken model would repeat a code
     assert by_static_steps(model, TEMPLATE, texts, sampling, width) == filled
 
 

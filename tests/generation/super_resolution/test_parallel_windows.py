@@ -90,7 +90,7 @@ def test_same_codes_by_steps_on_fixed_memory(
     plainly = magnify(model, template, TEXTS, codes, **arguments)
     monkeypatch.setattr("cogview_pl.generation.super_resolution.upscale.can_capture", lambda *_: True)
     monkeypatch.setattr("cogview_pl.generation.super_resolution.parallel_windows_graph.capture_on", lambda _: capture)
-    with torch.no_grad():  # in inference mode the recorder would see whole operations, not what they are made of
+    with torch.no_grad():  # in inference mode the recorder would see composite operations
         monkeypatch.setattr(GraphedParallelWindows, "run", unwrap(GraphedParallelWindows.run))
         assert torch.equal(magnify(model, template, TEXTS, codes, **arguments), plainly)
 
@@ -108,7 +108,7 @@ def test_graphs_give_the_codes_of_single_operations() -> None:
     assert torch.equal(by_graphs, plainly)
 
 
-def test_stops_between_two_steps_when_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stops_between_two_steps_on_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     model, template = make(4)
     codes = torch.zeros(1, 4, 4, dtype=torch.int64)
     done: list[int] = []
