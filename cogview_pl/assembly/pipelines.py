@@ -63,9 +63,8 @@ class GenerationPipeline:
         ]
         seeds = [seed + number % num_images_per_prompt for number in chosen]
         texts = [texts[number] for number in chosen]
-        for number, text, own_seed, image in zip(
-            chosen, texts, seeds, self._images(texts, codes[chosen], seeds), strict=True
-        ):
+        images = self._images(texts, codes[chosen], seeds)
+        for number, text, own_seed, image in zip(chosen, texts, seeds, images, strict=True):
             yield GeneratedImage(text, own_seed, image, losses[number] if losses else None, kept)
 
     def _images(self, texts: Sequence[str], codes: Tensor, seeds: Sequence[int]) -> Iterator[Image.Image]:
