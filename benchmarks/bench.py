@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 from benchmarks import (
-    companions,
     cuda,
     decoding,
     growth,
     image_tokenizer,
+    magnify_rerank,
     plots,
     report,
     startup,
@@ -35,8 +35,8 @@ SUBJECTS: dict[str, Callable[[], list[report.Row]]] = {
     "decode": decoding.rows,
     "train": training.rows,
     "vq": image_tokenizer.rows,
-    "magnify": companions.magnify_rows,
-    "rerank": companions.rerank_rows,
+    "magnify": magnify_rerank.magnify_rows,
+    "rerank": magnify_rerank.rerank_rows,
     "growth": growth.rows,
     "startup": startup.rows,
     "cuda": cuda.rows,

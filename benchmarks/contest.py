@@ -1,4 +1,4 @@
-"""Timing side by side: contenders take turns in one process, so that a busy neighbour slows all of them alike."""
+"""Timing in turns: contenders alternate in one process, so that other load slows all of them alike."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def elapsed(work: Work) -> float:
 
 
 def repeated(work: Work, times: int) -> Work:
-    """The work so many times over: what is too short for the clock."""
+    """The work repeated `times` times: one call may be too short for the clock."""
 
     def run() -> None:
         for _ in range(times):

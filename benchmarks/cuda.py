@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from benchmarks import gemm
-from benchmarks.companions import magnified, measure_rerank
 from benchmarks.contest import Work, contest, repeated
 from benchmarks.decoding import ours
 from benchmarks.image_tokenizer import encode_flops, released_size
+from benchmarks.magnify_rerank import magnified, measure_rerank
 from benchmarks.references import step_bytes
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, super_resolution, vocab_size
 from benchmarks.training import our_step, parameters
+from cogview_pl.generation.config import Quantization
 from cogview_pl.lit.callbacks.device_peaks import peak_tflops
 from cogview_pl.transformer.config import ActivationCheckpointing
 from cogview_pl.vqvae.model import VQVAE
@@ -26,7 +27,7 @@ _COPIES = 10
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything is run; the defaults fill one GPU of 80 GB."""
+    """Sizes of all measurements; the defaults fill one GPU of 80 GB."""
 
     shapes: tuple[str, ...] = ("cogview_400m", "cogview_4b")
     dtypes: tuple[str, ...] = ("fp16", "bf16")
@@ -77,15 +78,15 @@ def rows(sizes: Sizes = Sizes()) -> list[Row]:
 
 
 def measure_decode(sizes: Sizes, shape: str, dtype: str, batch: int, *, int8: bool = False) -> Result:
-    """Milliseconds per step behind a prompt of 64 tokens, and how much of the copy bandwidth its reads are.
+    """Milliseconds per step after a prompt of 64 tokens, and the share of the copy bandwidth that its reads take.
 
-    With `int8` the matrices are held so (`quantization=int8`).
+    `int8`: with `quantization=int8`.
     """
     new = sizes.grid**2
     source = torch.empty(sizes.copied, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     contenders = {
-        "ours": ours(shape, dtype, batch, sizes.grid, "int8" if int8 else None),
+        "ours": ours(shape, dtype, batch, sizes.grid, Quantization.int8 if int8 else None),
         "copy": repeated(lambda: target.copy_(source), _COPIES),
     }
     found = result("ms", contest(contenders, sizes.rounds), {"ours": new, "copy": _COPIES})

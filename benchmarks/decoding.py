@@ -1,4 +1,4 @@
-"""Sampling behind a prompt of 64 tokens: milliseconds per step beside the references."""
+"""Decoding after a prompt of 64 tokens: milliseconds per step, compared with the references."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from benchmarks import references
 from benchmarks.contest import Work, contest, repeated
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DTYPES, IMAGE_CODES, TEXT, TOP_K, text_to_image
-from cogview_pl.generation.decode import fill
+from cogview_pl.generation.config import Quantization, Sampling
+from cogview_pl.generation.decode import decode
 from cogview_pl.generation.quantization import quantize
-from cogview_pl.generation.sampling import Sampling
 
 REPEATS = 20
 """Calls of the short contenders per round."""
 
 
 class Case(NamedTuple):
-    """What is sampled."""
+    """Model and batch of a measurement."""
 
     shape: str
     dtype: str
     batch: int = 1
     new: int = 256
     peer_vocabulary: int = IMAGE_CODES
-    """Ours computes the logits of the codes alone, whatever the vocabulary."""
+    """Vocabulary of the reference; ours computes logits of the codes alone."""
 
     @property
     def title(self) -> str:
@@ -69,10 +69,10 @@ def measure(case: Case, rounds: int = 3) -> Result:
     return found
 
 
-def ours(shape: str, dtype: str, batch: int, grid: int, weights: str | None = None) -> Work:
-    """Paint `batch` grids of `grid` x `grid` codes behind prompts of 64 tokens; `weights`: int8 or int4."""
+def ours(shape: str, dtype: str, batch: int, grid: int, quantization: Quantization | None = None) -> Work:
+    """Decode `batch` grids of `grid` x `grid` codes after prompts of 64 tokens."""
     model, template = text_to_image(shape, grid)
     model = model.to(DTYPES[dtype])
-    quantize(model, weights)
+    quantize(model, quantization)
     prompts = [template.prompt({"text": TEXT})] * batch
-    return lambda: fill(model, template, prompts, seeds=range(batch), sampling=Sampling(top_k=TOP_K))
+    return lambda: decode(model, template, prompts, seeds=range(batch), sampling=Sampling(top_k=TOP_K))

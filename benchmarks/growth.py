@@ -1,4 +1,4 @@
-"""How a decoding step grows: with context length, with the batch, with the model; and what the cache holds."""
+"""Time of a decoding step against context length, batch and model size; and bytes of the cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from benchmarks.contest import Work, contest, repeated
 from benchmarks.report import Curve, Result, Row, result
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, SHAPES
-from cogview_pl.generation.engine.packed_cpu import DecodingModel
+from cogview_pl.generation.engine.decode_state import fastest_form
 from cogview_pl.transformer.config import AttentionForm, Norm, NormScope, TransformerConfig
 from cogview_pl.transformer.kv_cache import KVCache
 from cogview_pl.transformer.model import Transformer
@@ -41,9 +41,9 @@ def rows() -> list[Row]:
 
 
 def measure_context(contexts: Sequence[int] = CONTEXTS, batch: int = 8, rounds: int = 15) -> Result:
-    """Milliseconds per step at context lengths; one cache of all positions is read up to each of them.
+    """Milliseconds per step at several context lengths of one cache.
 
-    For several images, because with one the whole context costs less than the spread of the measurement.
+    The batch has several images: with one, attention over the whole context costs less than the spread.
     """
     model = _model(*SHAPES["S1"], positions=max(contexts))
     cache = _cache(model, batch, max(contexts))
@@ -99,7 +99,7 @@ def line(x: Sequence[float], y: Sequence[float]) -> Fit:
 
 
 def _sweep(x_label: str, works: Mapping[str, Work], x: Sequence[float], rounds: int) -> Result:
-    """Times of the works and the line through them; `x` has the place of each."""
+    """Times of the works, and the line through them over `x`."""
     contenders = {name: repeated(work, STEPS) for name, work in works.items()}
     found = result("ms/step", contest(contenders, rounds), dict.fromkeys(contenders, STEPS))
     y = list(found.values.values())
@@ -133,8 +133,9 @@ def _cache(model: Transformer, batch: int, capacity: int) -> KVCache:
 
 
 def _step(model: Transformer, cache: KVCache, batch: int, context: int) -> Work:
-    """One token of each row behind `context - 1` others, with logits; it is not counted, so the next is the same."""
-    decoding = DecodingModel(model, batch, [range(IMAGE_CODES)])
+    """One token of each row after `context - 1` others, with logits; each call does the same."""
+    ids = [range(IMAGE_CODES)]
+    form = fastest_form(model, batch, ids)
     tokens_B1 = torch.zeros(batch, 1, dtype=torch.long, device=DEVICE)
     positions_B1 = torch.full_like(tokens_B1, context - 1)
 
@@ -142,6 +143,6 @@ def _step(model: Transformer, cache: KVCache, batch: int, context: int) -> Work:
     def run() -> None:
         cache.clear()
         cache.advance(context - 1)
-        decoding.logits(decoding.hidden(tokens_B1, positions_B1, cache)[:, -1])
+        form.logits(form.hidden(tokens_B1, positions_B1, cache)[:, -1], ids)
 
     return run

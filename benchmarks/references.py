@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from benchmarks.contest import Work
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, TEXT, TOP_K, text_to_image
-from cogview_pl.generation.sampling import Sampling, probabilities
+from cogview_pl.generation.config import Sampling
+from cogview_pl.generation.sampling import probabilities
 
 
 def hugging_face(shape: str, vocabulary: int) -> nn.Module:

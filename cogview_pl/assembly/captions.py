@@ -17,9 +17,9 @@ from cogview_pl.data.config import DataConfig
 from cogview_pl.data.records import record_line
 from cogview_pl.durable.write import replacing
 from cogview_pl.generation.codes import encode_images
+from cogview_pl.generation.config import Sampling
 from cogview_pl.generation.contact_sheet import contact_sheet
 from cogview_pl.generation.rerank import Captioner
-from cogview_pl.generation.sampling import Sampling
 from cogview_pl.runs.image_files import load_images, save_image, write_records
 from cogview_pl.runs.run_folder import SAMPLES, RunFolder
 from cogview_pl.toy_world.judge import score_captions
@@ -62,7 +62,6 @@ def write_captions(
     skipped: Sequence[dict[str, str]],
     *,
     sampling: Sampling,
-    batch_size: int,
     seed: int,
     font: str | None,
 ) -> tuple[list[str], dict[str, float]]:
@@ -71,10 +70,10 @@ def write_captions(
         write_records(folder / "skipped.jsonl", skipped)
         _log.warning("left out: %d images that cannot be read, listed in %s", len(skipped), folder / "skipped.jsonl")
     started = time.perf_counter()
-    codes = encode_images([image.image for image in images], tokenizer.model, batch_size)
+    codes = encode_images([image.image for image in images], tokenizer.model, sampling.batch_size)
     captions: list[str] = []
     with replacing(folder / SAMPLES) as draft, draft.open("wb") as records:
-        made = captioner.captions(codes, seeds=[seed] * len(codes), sampling=sampling.plain(), batch_size=batch_size)
+        made = captioner.captions(codes, seeds=[seed] * len(codes), sampling=sampling.plain())
         for image, caption in zip(images, tqdm(made, total=len(codes), unit="image", disable=None), strict=True):
             records.write(record_line({"file": image.name, "caption": caption}))
             captions.append(caption)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cogview_pl.data.config import SequencesConfig
-from cogview_pl.generation.config import Quantization, SamplerConfig
+from cogview_pl.generation.config import Quantization, Sampling
 from cogview_pl.lit.config import OptimizerConfig, StrategyConfig
 from cogview_pl.transformer.config import LoRAConfig, TransformerConfig
 from cogview_pl.vocab.config import CompatConfig, TemplateConfig, TextConfig
@@ -84,7 +84,7 @@ class GenerationOptions:
     template: TemplateConfig
     rerank_template: TemplateConfig
     upscale_template: TemplateConfig
-    sampler: SamplerConfig
+    sampler: Sampling
     precision: Mapping[str, Any]
     quantization: Quantization | None
     strategy: StrategyConfig

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from cogview_pl.assembly.models import inference_device
 from cogview_pl.assembly.options import GenerationOptions
@@ -15,12 +15,12 @@ from cogview_pl.assembly.roles import CAPTIONER, GENERATOR, UPSCALER, Role, open
 from cogview_pl.assembly.strategy import inference_sharding
 from cogview_pl.checkpoints.model_folder import SequenceModel
 from cogview_pl.errors import UserError
-from cogview_pl.generation.config import SamplerConfig
+from cogview_pl.generation.config import Sampling
 from cogview_pl.generation.engine.decode_state import check_sampling
 from cogview_pl.generation.pipeline import CogView
 from cogview_pl.generation.quantization import quantize
-from cogview_pl.generation.rerank import Captioner, Upscaler, require_same_codes
-from cogview_pl.generation.sampling import Sampling
+from cogview_pl.generation.rerank import Captioner
+from cogview_pl.generation.super_resolution.upscale import Upscaler
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.samples_writer import GeneratedImage
 from cogview_pl.vocab.config import TemplateConfig
@@ -28,47 +28,40 @@ from cogview_pl.vocab.config import TemplateConfig
 
 @dataclass(frozen=True)
 class GenerationPipeline:
-    """Generator, captioner and upscaler; guidance is the generator's alone."""
+    """Generator, captioner, upscaler and sampling; guidance applies to the generator alone."""
 
     generator: CogView
     captioner: Captioner | None
     upscaler: Upscaler | None
     sampling: Sampling
-    batch_size: int
 
     def generate(
         self, prompts: Sequence[str], *, num_images_per_prompt: int, top_n: int | None, seed: int
     ) -> Iterator[GeneratedImage]:
-        """Images of each prompt, prompt by prompt; where they are ranked, the best first and `top_n` of each prompt.
+        """Images of one prompt after those of another; with a captioner the best of a prompt come first.
 
-        The k-th image of a prompt is sampled with `seed + k`.
+        The k-th image of a prompt is sampled with `seed + k`. Of each prompt `top_n` images stay (None: all).
         """
         kept = min(top_n or num_images_per_prompt, num_images_per_prompt)
-        batches = self.generator.batches(
-            prompts, num_images_per_prompt, seed=seed, sampling=self.sampling, batch_size=self.batch_size
-        )
-        codes = torch.cat(list(batches))
+        codes = torch.cat(list(self.generator.codes(prompts, num_images_per_prompt, seed=seed, sampling=self.sampling)))
         texts = [prompt for prompt in prompts for _ in range(num_images_per_prompt)]
-        losses = self.captioner.losses(texts, codes, self.batch_size) if self.captioner else None
+        losses = self.captioner.losses(texts, codes, self.sampling.batch_size) if self.captioner else None
         chosen = [
             number
             for first in range(0, len(texts), num_images_per_prompt)
-            for number in _ranked(range(first, first + num_images_per_prompt), losses)[:kept]
+            for number in _best_first(range(first, first + num_images_per_prompt), losses)[:kept]
         ]
         seeds = [seed + number % num_images_per_prompt for number in chosen]
         texts = [texts[number] for number in chosen]
-        codes = self._upscaled(texts, codes[chosen], seeds)
-        for start in range(0, len(codes), self.batch_size):
-            images = self.generator.decode(codes[start : start + self.batch_size])
-            for place, image in enumerate(images, start):
-                loss = losses[chosen[place]] if losses else None
-                yield GeneratedImage(texts[place], seeds[place], to_pil_image(image), loss)
+        images = self._images(texts, codes[chosen], seeds)
+        for number, text, own_seed, image in zip(chosen, texts, seeds, images, strict=True):
+            yield GeneratedImage(text, own_seed, image, losses[number] if losses else None)
 
-    def _upscaled(self, texts: Sequence[str], codes: Tensor, seeds: Sequence[int]) -> Tensor:
-        if self.upscaler is None:
-            return codes
-        plain = self.sampling.plain()  # the upscaler follows the image
-        return self.upscaler.double(texts, codes, seeds=seeds, sampling=plain, batch_size=self.batch_size)
+    def _images(self, texts: Sequence[str], codes: Tensor, seeds: Sequence[int]) -> Iterator[Image.Image]:
+        if self.upscaler is not None:
+            codes = self.upscaler.double(texts, codes, seeds=seeds, sampling=self.sampling.plain())
+        for part in codes.split(self.sampling.batch_size):
+            yield from self.generator.images(part)
 
 
 def open_generator(options: GenerationOptions, role: Role = GENERATOR) -> SequenceModel:
@@ -86,7 +79,7 @@ def open_pipeline(options: GenerationOptions, generator: SequenceModel) -> Gener
     device, dtype = inference_device(options.precision)
     if options.top_n is not None and options.rerank_with is None:
         raise UserError(f"top_n={options.top_n} keeps the best images, and nothing ranks them; set rerank_with")
-    sampling = sampling_of(options.sampler)
+    sampling = options.sampler
     check_sampling(generator.model, sampling)
     _check_tensor_parallel(options)
     shard = inference_sharding(options.strategy, options.trainer)
@@ -95,22 +88,24 @@ def open_pipeline(options: GenerationOptions, generator: SequenceModel) -> Gener
         if given is None:
             return None
         model = open_role(role, options.models, given, template)
-        require_same_codes(generator.image_tokenizer, model, role.key)
+        if generator.image_tokenizer.identity != model.image_tokenizer.identity:
+            raise UserError(
+                f"{role.key}: that model was trained with another image tokenizer than the one that generates; give "
+                "one that was trained on the same tokenize run"
+            )
         shard(model.model.to(dtype))
         return model
 
     shard(generator.model.to(dtype))
     cogview = CogView(generator, device)
-    quantization = options.quantization and options.quantization.value
-    quantize(cogview.transformer, quantization)
+    quantize(cogview.transformer, options.quantization)
     captioner = in_place(CAPTIONER, options.rerank_with, options.rerank_template)
     upscaler = in_place(UPSCALER, options.upscale_with, options.upscale_template)
     pipeline = GenerationPipeline(
         cogview,
-        None if captioner is None else Captioner(captioner, device, dtype, quantization),
-        None if upscaler is None else Upscaler(upscaler, device, dtype, quantization),
+        None if captioner is None else Captioner(captioner, device, dtype, options.quantization),
+        None if upscaler is None else Upscaler(upscaler, device, dtype, options.quantization),
         sampling,
-        options.sampler.batch_size,
     )
     if pipeline.upscaler is not None and pipeline.upscaler.grid != cogview.grid:
         raise UserError(
@@ -132,12 +127,5 @@ def _check_tensor_parallel(options: GenerationOptions) -> None:
         )
 
 
-def sampling_of(options: SamplerConfig) -> Sampling:
-    """Temperature, filters and guidance."""
-    values = asdict(options)
-    del values["batch_size"]
-    return Sampling(**{**values, "algorithm": options.algorithm.value})
-
-
-def _ranked(numbers: Sequence[int], losses: Sequence[float] | None) -> list[int]:
+def _best_first(numbers: Sequence[int], losses: Sequence[float] | None) -> list[int]:
     return sorted(numbers, key=lambda number: losses[number]) if losses else list(numbers)

@@ -28,7 +28,7 @@ def write_samples(
 
     With `resume` set, images that the folder holds are not generated again.
     """
-    prompts_at_once = max(1, pipeline.batch_size // options.num_images_per_prompt)
+    prompts_at_once = max(1, options.sampler.batch_size // options.num_images_per_prompt)
     writer = SamplesWriter(
         folder, options.kept, settings=_settings(options), inputs=_inputs(options), verify=options.models.verify
     )

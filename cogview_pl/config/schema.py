@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from cogview_pl.config.choices import Verb
 from cogview_pl.data.config import DataConfig, FolderDataConfig, SequencesConfig, TokenStoreConfig, WebDatasetConfig
 from cogview_pl.evaluation.config import EvaluateConfig, FeaturesConfig
-from cogview_pl.generation.config import Quantization, SamplerConfig
+from cogview_pl.generation.config import Quantization, Sampling
 from cogview_pl.limits import MISSING, count, seed_number
 from cogview_pl.lit.config import OptimizerConfig, StrategyConfig
 from cogview_pl.memory.config import PlanConfig
@@ -85,7 +85,7 @@ class Config:
     token_store: TokenStoreConfig = field(default_factory=TokenStoreConfig)
     sequences: SequencesConfig = field(default_factory=SequencesConfig)
     lora: LoRAConfig = field(default_factory=LoRAConfig)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sampler: Sampling = field(default_factory=Sampling)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     precision: dict[str, Any] = field(default_factory=dict)

@@ -1,32 +1,29 @@
-"""Pairs for super-resolution (paper §3.2): a window of an image's codes, and the same window at twice the size.
-
-Shapes: g edge of the store's grid, w edge of a window (g / 2).
-"""
+"""Pairs for super-resolution (paper §3.2): a window of an image's codes, and the same window at twice the size."""
 
 from __future__ import annotations
 
-import torch
 from torch.utils.data import Dataset
 
 from cogview_pl.data.sequence_dataset import fields_of_slots
 from cogview_pl.data.token_store.rows import TokenRows, WithoutText
 from cogview_pl.errors import UserError
+from cogview_pl.generation.super_resolution.windows import ACROSS, window
 from cogview_pl.vocab import CodeSlot, Sequence, Template, magnify_slots
 
-_ACROSS = 3  # windows along an edge
-_WINDOWS = _ACROSS**2
+_WINDOWS = ACROSS**2
 
 
 class WindowDataset(Dataset[Sequence]):
     """Windows of images that a token store holds in both sizes, laid out by a template of super-resolution.
 
-    The model sees at training what it is given when it magnifies: w x w windows of the codes of an image that overlap
-    by half, not the codes of cropped images.
+    Training gives the model what decoding gives it: half-overlapping windows of the codes of an image, not the codes of
+    cropped images.
+
 
     Args:
         samples: a split of a token store with large codes.
         template: a layout with a text slot, a small grid, and the target grid of twice its edge.
-        every: each image counts once for each of its nine windows; False: once, image i with window i.
+        every: each image counts nine times, once for each of its windows; False: once, image i with window i modulo 9.
 
     Raises:
         UserError: the store holds no large codes, its grid is not that of the target slot, or is no multiple of 4.
@@ -52,40 +49,29 @@ class WindowDataset(Dataset[Sequence]):
         self.every = every
         self._names = text, small, large.name
         self._field = fields_of_slots(template, layout.text_fields)[text]
-        self._edge = large.grid[0] // 2  # of the small grid
-        self._step, odd = divmod(self._edge, 2)
-        if odd:
-            raise UserError(
-                f"template.layout: a grid of {large.grid[0]}x{large.grid[1]} codes has no half-overlapping windows; "
-                "use a multiple of 4"
-            )
+        self._windows = [window(large.grid[0], *divmod(number, ACROSS)) for number in range(_WINDOWS)]
 
     def __len__(self) -> int:
         return len(self.samples) * (_WINDOWS if self.every else 1)
 
     def key(self, index: int) -> str:
-        """What names a sample in a message."""
-        image, window = self._place(index)
-        return f"{self.samples.key(image)}, window {window}"
+        """Name of a sample in messages."""
+        image, number = self._place(index)
+        return f"{self.samples.key(image)}, window {number}"
 
     def _place(self, index: int) -> tuple[int, int]:
         """Image and window of a sample."""
         return divmod(index, _WINDOWS) if self.every else (index, index % _WINDOWS)
 
     def __getitem__(self, index: int) -> Sequence:
-        image, window = self._place(index)
-        top, left = (self._step * place for place in divmod(window, _ACROSS))
+        image, number = self._place(index)
+        source, target = self._windows[number]
         text_tokens, codes = self.samples[image]
         text, small, large = self._names
         return self.template.build(
             {
                 text: text_tokens[self._field],
-                small: _window(codes, top, left, self._edge),
-                large: _window(self.samples.large(image), 2 * top, 2 * left, 2 * self._edge),
+                small: codes[source].flatten().tolist(),
+                large: self.samples.large(image)[target].flatten().tolist(),
             }
         )
-
-
-def _window(codes: torch.Tensor, top: int, left: int, edge: int) -> list[int]:
-    found: list[int] = codes[top : top + edge, left : left + edge].flatten().tolist()
-    return found

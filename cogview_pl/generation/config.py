@@ -1,36 +1,71 @@
-"""Options of decoding: the schema of `conf/sampler`, and how weights are held."""
+"""Options of generation: how tokens are sampled (`conf/sampler`), and how weights are held."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
-from cogview_pl.limits import MISSING, at_least_0, count, share_above_0
+from cogview_pl.errors import UserError
+from cogview_pl.limits import at_least_0, count, out_of_range, share_above_0
 
 
 class Algorithm(Enum):
-    """How many codes a pass of the model yields in generation."""
+    """How many codes one pass of the model yields."""
 
     sequential = "sequential"
     jacobi = "jacobi"
 
 
 class Quantization(Enum):
-    """How matrices are held for inference."""
+    """Number format of the blocks' matrices for inference."""
 
     int8 = "int8"
     int4 = "int4"
 
 
-@dataclass
-class SamplerConfig:
-    """How tokens are drawn in generation."""
+@dataclass(unsafe_hash=True)
+class Sampling:
+    """How tokens are sampled: the argument at run time and the schema of `conf/sampler`, whose values are the defaults.
 
-    temperature: float = at_least_0()
-    top_k: int = at_least_0()
-    top_p: float = share_above_0()
-    guidance: float = at_least_0()
-    algorithm: Algorithm = MISSING
-    drafts: int = count()
-    cuda_graphs: bool = MISSING
-    batch_size: int = count()
+    Args:
+        temperature: divisor of the logits; 0 takes the most likely token.
+        top_k: the k most likely candidates stay, and ties at the threshold; 0 keeps all.
+        top_p: the most likely candidates stay until their probabilities pass p, the one that passes included; 1 keeps
+            all.
+        guidance: logits are those without the text plus `guidance` times the difference that the text makes. 1 leaves
+            the model as it is, 0 ignores the text, larger values follow the text more.
+        algorithm: `sequential` samples one code per pass; `jacobi` several, from the same distribution
+            (`speculative.py`). Only images from text use it.
+        drafts: number of codes that a pass of `jacobi` looks ahead.
+        cuda_graphs: on a GPU, `sequential` replays captured steps (`engine/cuda_graph.py`).
+        batch_size: images that are decoded together.
+
+    Raises:
+        UserError: a value is outside its range.
+    """
+
+    temperature: float = at_least_0(1.0)
+    top_k: int = at_least_0(200)
+    top_p: float = share_above_0(1.0)
+    guidance: float = at_least_0(1.0)
+    algorithm: Algorithm = Algorithm.sequential
+    drafts: int = count(16)
+    cuda_graphs: bool = True
+    batch_size: int = count(64)
+
+    def __post_init__(self) -> None:
+        names = [algorithm.value for algorithm in Algorithm]
+        if isinstance(self.algorithm, str) and self.algorithm not in names:
+            raise UserError(f"sampler.algorithm={self.algorithm} must be one of {', '.join(names)}")
+        self.algorithm = Algorithm(self.algorithm)  # Python users may give its name
+        for key, value, words in out_of_range(self):
+            raise UserError(f"sampler.{key}={value} must be {words}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether sampling needs a second prompt without the text."""
+        return self.guidance != 1
+
+    def plain(self) -> Sampling:
+        """The same without guidance and with one token per pass, for captioner and upscaler."""
+        return replace(self, guidance=1.0, algorithm=Algorithm.sequential)

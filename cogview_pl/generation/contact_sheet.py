@@ -1,4 +1,4 @@
-"""Contact sheets: images in rows, each row under its prompt."""
+"""Contact sheets: rows of images, each row under its caption."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cogview_pl.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-_LARGEST_FONT = 2**27  # bytes; collections of Chinese fonts have some 20 million
+_LARGEST_FONT = 2**27  # bytes; collections of Chinese fonts take about 20 million
 
 _FONT_PACKAGE = ("cvttf_NotoSansCJK_Regular", "NotoSansCJKtc-Regular.otf")
 _SYSTEM_FONTS = (
@@ -40,13 +40,13 @@ def contact_sheet(
     cell: int,
     font: str | None = None,
 ) -> Image.Image:
-    """One image of all rows.
+    """One image that shows all rows.
 
     Args:
         rows: caption and images; every row has the same number of images.
-        columns: rows side by side.
-        cell: edge of a image on the sheet in pixels.
-        font: font file for the captions; None looks for an installed one that has Chinese characters.
+        columns: number of rows that stand next to each other.
+        cell: edge of an image on the sheet in pixels.
+        font: font file for the captions; None searches for an installed font with Chinese characters.
     """
     size = max(11, cell // 9)
     face = load_font(font, size)
@@ -70,7 +70,7 @@ def contact_sheet(
 
 @cache
 def load_font(font: str | None, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A font of this size in pixels: the given file, else the `fonts` extra, else one of the system's.
+    """A font of this size in pixels: the given file, else that of the `fonts` extra, else a font of the system.
 
     Raises:
         UserError: the given file is missing or is no font.

@@ -1,6 +1,6 @@
-"""Fill the target slot of prompts, token by token, with a static KV cache.
+"""The decode loop: samples the target slot of prompts, token by token.
 
-Shapes: B rows, T capacity of the target slot, n allowed ids.
+Shapes: B rows, T tokens of the target slot, n allowed ids, D hidden size.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ import torch
 from torch import Tensor
 
 from cogview_pl.errors.signals import SIGNALS
-from cogview_pl.generation.engine.cuda_graph import can_capture, follow
-from cogview_pl.generation.engine.decode_state import Rows
-from cogview_pl.generation.sampling import Sampling, draw, probabilities
+from cogview_pl.generation.config import Sampling
+from cogview_pl.generation.engine.cuda_graph import can_capture, graphed_steps
+from cogview_pl.generation.engine.decode_state import DecodeState
+from cogview_pl.generation.sampling import probabilities, sample
+from cogview_pl.kernels.availability import current
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, TextSlot
 
-OPEN = -1
-"""Marks a token that is to be sampled."""
+TO_SAMPLE = -1
+"""Marks a token that is not known yet."""
 
 
 @torch.inference_mode()
-def fill(
+def decode(
     model: Transformer,
     template: Template,
     prompts: Sequence[Sequence[int]],
@@ -36,9 +38,9 @@ def fill(
 ) -> list[list[int]]:
     """Sample the tokens of the target slot, one row per prompt.
 
-    A row depends on its prompt and its seed only, not on the rows beside it, but for rounding: products of another
-    number of rows are summed in another order. (With `norm_scope="tensor"` prompts must be equally long, and the
-    maximum of LayerNorm runs over all of them.)
+    A row depends on its prompt and its seed only, except for rounding: matrix products of another number of rows sum
+    in another order. (With `norm_scope="tensor"` prompts must be equally long, and the maximum of LayerNorm runs over
+    all of them.)
 
     Args:
         model: the sequence model.
@@ -46,62 +48,60 @@ def fill(
         prompts: token ids before the target slot; lengths may differ.
         seeds: one seed per prompt.
         sampling: temperature, filters and guidance.
-        unconditional: for guidance, each prompt without its condition; they run beside the prompts, in a batch of
-            2B rows. Without guidance they are not looked at.
-        known: tokens of the slot that are given, int64 `(B, T)` with `OPEN` where one is to be sampled; the same
-            places are open in all rows, and filling ends after T. None: all of the slot is open.
+        unconditional: for guidance, each prompt without its condition; they make the batch 2B rows. Ignored without
+            guidance.
+        known: given tokens of the slot, int64 `(B, T)`, and `TO_SAMPLE` where one is to be sampled, at the same places
+            in all rows; decoding ends after T. None: all tokens of the slot are sampled.
         on_step: called after every sampled token, for progress bars.
 
     Returns:
-        Per prompt the ids of the slot: all codes of a grid, or the text up to (without) the token that closes it.
+        Per prompt the ids of the slot: all codes of a grid, or the text without the token that closes it.
 
     Raises:
         UserError: guidance with `norm_scope="tensor"`.
+        ValueError: rows differ in the places to sample, or an unconditional prompt is missing.
     """
-    device = model.token_embedding.weight.device
-    slot = template.target
+    device, slot = model.token_embedding.weight.device, template.target
     if known is None:
-        known = torch.full((len(prompts), slot.length), OPEN)
-    known = known.to(device)
-    is_open = _open_places(known)
-    by_graphs = all(is_open) and can_capture(model, template, sampling)
-    ranges = template.allowed(slot)
-    ids_n = torch.cat([torch.arange(span.start, span.stop, device=device) for span in ranges])
-    end = template.end_of_text(slot) if isinstance(slot, TextSlot) else None
+        known = torch.full((len(prompts), slot.length), TO_SAMPLE)
+    places = _places_to_sample(known)
+    tokens_BT = known.to(device, copy=True)
     uniform_BT = uniforms(seeds, prompts, known.shape[1]).to(device)
+    ids_n = torch.cat([torch.arange(span.start, span.stop, device=device) for span in template.allowed(slot)])
+    end = template.end_of_text(slot) if isinstance(slot, TextSlot) else None
+    graphed = can_capture(model, template, sampling) and len(places) == known.shape[1]
+    read = 0  # tokens of the slot that the model has read
+    with current(device):
+        state, hidden_BD = DecodeState.after_prompts(model, template, prompts, unconditional, known.shape[1], sampling)
+        graphs = graphed_steps(state, tokens_BT, uniform_BT, ids_n, sampling) if graphed else []
+        for place in places:
+            SIGNALS.check()
+            if graphed and place > 0:
+                graphs[place - 1]()
+            else:
+                if read < place:  # known tokens are read together with the last sampled one
+                    hidden_BD = state.step(tokens_BT[:, read:place])[:, -1]
+                    state.advance(place - read)
+                    read = place
+                columns_B = sample(probabilities(state.logits(hidden_BD), sampling), uniform_BT[:, place])
+                tokens_BT[:, place] = ids_n[columns_B]
+            on_step()
+            if end is not None and bool((tokens_BT[:, : place + 1] == end).any(1).all()):
+                break
+        rows = tokens_BT.tolist()  # waits for the graphs, which must live until then
+    return [row[: row.index(end)] if end in row else row for row in rows]
 
-    rows = Rows(model, template, prompts, unconditional, known.shape[1], sampling)
-    filled: list[Tensor] = []
-    read = 0  # tokens of the slot that the model has seen
-    for step, to_sample in enumerate(is_open):
-        SIGNALS.check()
-        if not to_sample:
-            filled.append(known[:, step])
-            continue
-        if read < step:  # what came since the last sampled place goes in as one chunk
-            rows.read(torch.stack(filled[read:step], 1))
-            read = step
-        columns_B = draw(probabilities(rows.logits(), sampling), uniform_BT[:, step])
-        filled.append(ids_n[columns_B])
-        on_step()
-        if by_graphs:  # what follows the first code is the same step again and again
-            return follow(rows, filled[0], ids_n=ids_n, uniform_BT=uniform_BT, sampling=sampling, on_step=on_step)
-        if end is not None and all(end in row for row in torch.stack(filled, 1).tolist()):
-            break
-    slots = torch.stack(filled, 1).tolist()
-    return [row[: row.index(end)] if end in row else row for row in slots]
 
-
-def _open_places(known: Tensor) -> list[bool]:
-    """Per place of the slot, whether it is to be sampled; raises ValueError where rows differ in that."""
-    open_BT = known == OPEN
-    if bool((open_BT != open_BT[:1]).any()):
-        raise ValueError("the same places must be open in all rows")
-    return open_BT[0].tolist()
+def _places_to_sample(known_BT: Tensor) -> list[int]:
+    """Indices of the tokens to sample; raises ValueError where rows differ in them."""
+    missing_BT = known_BT == TO_SAMPLE
+    if bool((missing_BT != missing_BT[:1]).any()):
+        raise ValueError("the same tokens must be known in all rows")
+    return [place for place, missing in enumerate(missing_BT[0].tolist()) if missing]
 
 
 def uniforms(seeds: Sequence[int], prompts: Sequence[Sequence[int]], count: int) -> Tensor:
-    """Numbers in [0, 1), `(B, count)` on the CPU; those of a row follow from its seed and prompt alone."""
+    """Random numbers in [0, 1), float32 `(B, count)` on the CPU; those of a row follow from its seed and prompt."""
     streams = [stream(seed, list(prompt)) for seed, prompt in zip(seeds, prompts, strict=True)]
     return torch.stack([torch.rand(count, generator=generator) for generator in streams])
 

@@ -1,7 +1,7 @@
 """Weight-only quantization of a sequence model for inference, by torchao (extra `quant`).
 
-The matrices of the blocks are held in 8 or 4 bits. Embeddings, which are the head as well, LayerNorms and biases stay
-as they are: the head's logits decide each draw, and it is a small share of a large model.
+Matrices of the blocks are held in 8 or 4 bits. Embeddings, which are the head as well, LayerNorms and biases stay as
+they are: the head's logits decide each sample, and they are a small share of a large model.
 """
 
 from __future__ import annotations
@@ -9,45 +9,50 @@ from __future__ import annotations
 import torch
 
 from cogview_pl.errors import UserError
+from cogview_pl.generation.config import Quantization
 from cogview_pl.transformer.model import Transformer
 
-_INT4_GROUPS = (128, 64, 32)  # inputs that share a scale in the kernels for 4 bits; the largest that fits is taken
-_INT4_INPUTS = 1024  # the kernels for 4 bits fill the inputs of a matrix up to multiples of this
-_SCALE_BYTES = 4  # of a group: scale and zero point in bf16
+_INT4_GROUPS = (
+    128,
+    64,
+    32,
+)  # numbers of inputs that may share a scale in the int4 kernels; the largest that fits is used
+_INT4_INPUTS = 1024  # the int4 kernels pad the inputs of a matrix to a multiple of this
+_SCALE_BYTES = 4  # per group: scale and zero point in bf16
 
 
-def quantize(model: Transformer, weights: str | None) -> None:
-    """Put the blocks' matrices into `weights`, int8 or int4, in place; None leaves the model as it is.
+def quantize(model: Transformer, quantization: Quantization | None) -> None:
+    """Quantize the matrices of the blocks in place; None leaves the model as it is.
 
     The model must be on its device and in its precision already, and cannot be trained or saved afterwards.
 
     Raises:
         UserError: torchao is missing, or has no kernel for this device, precision or hidden size.
     """
-    if weights is None:
+    if quantization is None:
         return
     table = model.token_embedding.weight
     hidden_size = table.shape[1]
-    if weights == "int4":
+    if quantization == Quantization.int4:
         _check_int4(table, hidden_size)
     elif table.dtype == torch.float16:  # products are taken before they are scaled, and leave the range of fp16
         raise UserError("quantization=int8 overflows with precision=fp16; use precision=bf16 or precision=fp32")
     try:
         from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
     except ImportError as error:
-        raise UserError(f'quantization={weights} needs torchao; pip install "cogview_pl[quant]"') from error
-    if weights == "int8":
+        raise UserError(f'quantization={quantization.value} needs torchao; pip install "cogview_pl[quant]"') from error
+    if quantization == Quantization.int8:
         quantize_(model.blocks, Int8WeightOnlyConfig(set_inductor_config=False))
     else:
         options = {"group_size": _group(hidden_size), "int4_packing_format": "tile_packed_to_4d"}
         quantize_(model.blocks, Int4WeightOnlyConfig(**options, set_inductor_config=False))
 
 
-def matrix_bytes(weights: str, hidden_size: int) -> float:
-    """Memory of the matrices of one block, scales of int4 included; those of int8, one per row, do not count."""
-    if weights == "int8":
+def matrix_bytes(quantization: Quantization, hidden_size: int) -> float:
+    """Bytes of the matrices of one block with the scales of int4; the scales of int8, one per row, do not count."""
+    if quantization == Quantization.int8:
         return 12.0 * hidden_size**2  # 4 · hidden_size² in attention, twice 4 · hidden_size² in the MLP
-    inputs = [*[_padded(hidden_size)] * 8, _padded(4 * hidden_size)]  # of 8 · hidden_size outputs, and of hidden_size
+    inputs = [*[_padded(hidden_size)] * 8, _padded(4 * hidden_size)]  # for 8 · hidden_size and hidden_size outputs
     return hidden_size * sum(inputs) * (0.5 + _SCALE_BYTES / (_group(hidden_size) or _INT4_GROUPS[0]))
 
 

@@ -1,65 +1,49 @@
-"""Models that take up what the painter made: the captioner that ranks images, the upscaler that doubles them.
+"""Caption loss: how well a text fits an image, by the likelihood that a captioner gives it (paper §3.3).
 
-Shapes: B images, y x the grid of their codes.
+Shapes: B pairs, L length, n ids that a text position may hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel
+from cogview_pl.checkpoints.model_folder import SequenceModel
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
-from cogview_pl.generation.caption_loss import caption_losses
-from cogview_pl.generation.decode import fill
+from cogview_pl.generation.config import Quantization, Sampling
+from cogview_pl.generation.decode import decode
+from cogview_pl.generation.engine.fused_gpu import fused_model
 from cogview_pl.generation.quantization import quantize
-from cogview_pl.generation.sampling import Sampling
-from cogview_pl.generation.super_resolution.upscale import magnify
-from cogview_pl.generation.super_resolution.windows import windows
-from cogview_pl.transformer.config import NormScope
-from cogview_pl.vocab import CodeSlot, caption_slots, magnify_slots
+from cogview_pl.transformer.model import Transformer
+from cogview_pl.vocab import Template, TextSlot, caption_slots
 
 
-def require_same_codes(painter: ImageTokenizer, other: SequenceModel, key: str) -> None:
-    """Raises UserError naming `key` if another model's image codes mean something else than the painter's."""
-    if painter.identity != other.image_tokenizer.identity:
-        raise UserError(
-            f"{key}: that model was trained with another image tokenizer than the one that paints; give one that was "
-            "trained on the same tokenize run"
-        )
-
-
-class _Companion:
-    """A sequence model with its text tokenizer, in place."""
-
-    def __init__(self, loaded: SequenceModel, device: str, dtype: torch.dtype, weights: str | None) -> None:
-        self.template = loaded.template
-        self.text = loaded.text
-        self.model = loaded.model.to(device, dtype)
-        quantize(self.model, weights)
-
-
-class Captioner(_Companion):
-    """Scores how well texts fit images by caption loss (paper §3.3).
+class Captioner:
+    """Writes captions of images, and scores how well texts fit them.
 
     Args:
-        loaded: a model whose layout writes text about a image.
-        device, dtype: where to move it, and the precision of its weights there.
-        weights: how its blocks' matrices are held, see `quantize`.
+        loaded: a model whose layout writes text about an image.
+        device, dtype: device and precision of the weights.
+        quantization: see `quantize`.
 
     Raises:
-        UserError: the layout is another one, or `weights` cannot be had.
+        UserError: another layout, or a quantization that is not available.
     """
 
-    def __init__(self, loaded: SequenceModel, device: str, dtype: torch.dtype, weights: str | None = None) -> None:
-        caption_slots(loaded.template)
-        super().__init__(loaded, device, dtype, weights)
+    def __init__(
+        self, loaded: SequenceModel, device: str, dtype: torch.dtype, quantization: Quantization | None = None
+    ) -> None:
+        self._image = caption_slots(loaded.template)[1]
+        self.template, self.text = loaded.template, loaded.text
+        self.model = loaded.model.to(device, dtype)
+        quantize(self.model, quantization)
 
     def losses(self, texts: Sequence[str], codes: Tensor, batch_size: int) -> list[float]:
-        """Caption loss of each pair, in nats per text token.
+        """Caption loss of each pair of a text and codes `(B, y, x)`, in nats per text token.
 
         Raises:
             UserError: a text is longer than the model's text slot.
@@ -72,83 +56,67 @@ class Captioner(_Companion):
             found += caption_losses(self.model, self.template, text_tokens[part], codes[part]).tolist()
         return found
 
-    def captions(
-        self,
-        codes: Tensor,
-        *,
-        seeds: Sequence[int],
-        sampling: Sampling,
-        batch_size: int,
-    ) -> Iterator[str]:
-        """A caption for each image `(B, y, x)`, in order."""
-        image = caption_slots(self.template)[1]
-        for start in range(0, len(codes), batch_size):
-            part = slice(start, start + batch_size)
-            prompts = [self.template.prompt({image: flat}) for flat in codes[part].flatten(1).tolist()]
-            rows = fill(self.model, self.template, prompts, seeds=seeds[part], sampling=sampling)
-            first = self.template.vocabulary.text_tokens.start
+    def captions(self, codes: Tensor, *, seeds: Sequence[int], sampling: Sampling) -> Iterator[str]:
+        """A caption for each image of `codes` `(B, y, x)`, in order."""
+        first = self.template.vocabulary.text_tokens.start
+        for start in range(0, len(codes), sampling.batch_size):
+            part = slice(start, start + sampling.batch_size)
+            prompts = [self.template.prompt({self._image: flat}) for flat in codes[part].flatten(1).tolist()]
+            rows = decode(self.model, self.template, prompts, seeds=seeds[part], sampling=sampling)
             yield from (self.text.decode([token - first for token in row]) for row in rows)
 
 
-class Upscaler(_Companion):
-    """Doubles the edge of images by super-resolution in sliding windows (paper §3.2).
+@torch.inference_mode()
+def caption_log_likelihoods(
+    model: Transformer, template: Template, texts: Sequence[Sequence[int]], codes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sum of the log-likelihoods of each text given its image, float32, and number of tokens summed, both `(B,)`.
+
+    The softmax runs over all ids except the image codes, as in the original: text tokens, command tokens and padding.
+    The token that closes the text counts, where the layout has one.
 
     Args:
-        loaded: a model whose layout has a grid and then one of twice its edge.
-        device, dtype: where to move it, and the precision of its weights there.
-        weights: how its blocks' matrices are held, see `quantize`.
+        model: a captioner.
+        template: its layout: a grid, then the text.
+        texts: text token ids.
+        codes: int64 `(B, y, x)`.
 
     Raises:
-        UserError: the layout is another one, or `weights` cannot be had.
+        UserError: the layout does not write text about an image, or a text is longer than its slot.
     """
+    text, image = caption_slots(template)
+    assert isinstance(template.target, TextSlot)
+    for text_tokens in texts:
+        if len(text_tokens) > template.target.length:
+            raise UserError(
+                f"rerank: a text has {len(text_tokens)} tokens, the model's {text} slot holds {template.target.length}"
+            )
+    values = [{text: t, image: c} for t, c in zip(texts, codes.flatten(1).tolist(), strict=True)]
+    starts = [len(template.prompt(value)) for value in values]
+    closing = template.end_of_text(template.target) is not None
+    device = model.token_embedding.weight.device
+    rows = [template.build(value) for value in values]
+    tokens = _padded([row.tokens for row in rows], template.vocabulary.pad).to(device)
+    positions = _padded([row.positions for row in rows], 0).to(device)
+    scored = torch.zeros(tokens.shape, dtype=torch.bool)
+    for row, (start, text_tokens) in enumerate(zip(starts, texts, strict=True)):
+        scored[row, start : start + len(text_tokens) + closing] = True
+    scored = scored[:, 1:].to(device)  # per input position, whether its prediction counts
+    form = fused_model(model) or model
+    hidden = form.hidden(tokens[:, :-1], positions[:, :-1])
+    ids = template.predicted(template.target)
+    log_probabilities = form.logits(hidden[scored], [ids]).float().log_softmax(-1)
+    targets = tokens[:, 1:][scored] - ids.start
+    found = log_probabilities.gather(1, targets[:, None])[:, 0]
+    sums = torch.zeros(len(texts), device=device).index_add_(0, scored.nonzero()[:, 0], found)
+    return sums.cpu(), scored.sum(1).cpu()
 
-    def __init__(self, loaded: SequenceModel, device: str, dtype: torch.dtype, weights: str | None = None) -> None:
-        magnify_slots(loaded.template)
-        super().__init__(loaded, device, dtype, weights)
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """`(y, x)` codes of the images that it takes."""
-        assert isinstance(self.template.target, CodeSlot)
-        return self.template.target.grid
+def caption_losses(model: Transformer, template: Template, texts: Sequence[Sequence[int]], codes: Tensor) -> Tensor:
+    """Caption loss `(B,)`: mean negative log-likelihood per text token in nats; arguments as above."""
+    sums, counts = caption_log_likelihoods(model, template, texts, codes)
+    return -sums / counts.clamp(min=1)
 
-    def double(
-        self,
-        texts: Sequence[str],
-        codes: Tensor,
-        *,
-        seeds: Sequence[int],
-        sampling: Sampling,
-        batch_size: int,
-        on_window: Callable[[], None] = lambda: None,
-    ) -> Tensor:
-        """Codes `(B, 2y, 2x)` of images twice as large; `on_window` is called `num_steps` times.
 
-        Raises:
-            UserError: the grid is not the model's, or a text is longer than its slot.
-        """
-        text_tokens = [self.text.encode(text) for text in texts]
-        parts = self._batches(len(text_tokens), batch_size)
-        return torch.cat(
-            [
-                magnify(
-                    self.model,
-                    self.template,
-                    text_tokens[part],
-                    codes[part],
-                    seeds=seeds[part],
-                    sampling=sampling,
-                    on_window=on_window,
-                )
-                for part in parts
-            ]
-        )
-
-    def num_steps(self, num_images: int, batch_size: int) -> int:
-        """Windows that `double` fills, those of a batch counted once."""
-        return len(self._batches(num_images, batch_size)) * len(windows(self.grid[0]))
-
-    def _batches(self, num_images: int, batch_size: int) -> list[slice]:
-        """One image at a time with `norm_scope=tensor`, as in the original."""
-        step = 1 if self.model.norm_scope == NormScope.tensor else batch_size
-        return [slice(start, start + step) for start in range(0, num_images, step)]
+def _padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=filler)

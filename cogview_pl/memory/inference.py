@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from cogview_pl.checkpoints.model_folder import build_transformer, build_vqvae
+from cogview_pl.generation.config import Quantization
 from cogview_pl.generation.engine.packed_cpu import packed_bytes
 from cogview_pl.generation.quantization import matrix_bytes
 from cogview_pl.generation.super_resolution.parallel_windows import timetable
@@ -49,7 +50,7 @@ class InferenceModel:
     edge: int
     dtype: torch.dtype
     parts: int = 1
-    quantization: str | None = None
+    quantization: Quantization | None = None
     on_gpu: bool = False
 
     @cached_property

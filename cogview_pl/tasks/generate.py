@@ -14,7 +14,7 @@ from cogview_pl.assembly.captions import images_to_describe, judge_captions, wri
 from cogview_pl.assembly.image_data import is_toy_world
 from cogview_pl.assembly.models import inference_device
 from cogview_pl.assembly.options import GenerationOptions
-from cogview_pl.assembly.pipelines import open_generator, open_pipeline, sampling_of
+from cogview_pl.assembly.pipelines import open_generator, open_pipeline
 from cogview_pl.assembly.prompts import prompts_or_captions
 from cogview_pl.assembly.roles import CAPTION_WRITER, GENERATOR
 from cogview_pl.assembly.samples import write_samples
@@ -72,7 +72,7 @@ def _describe(config: Config, folder: RunFolder, model: SequenceModel) -> dict[s
     if config.prompts is not None:
         raise UserError("prompts: this model writes captions of images; set images, or init_from to a pretrain run")
     device, dtype = inference_device(config.precision)
-    captioner = Captioner(model, device, dtype, config.quantization and config.quantization.value)
+    captioner = Captioner(model, device, dtype, config.quantization)
     tokenizer = model.image_tokenizer
     tokenizer.model.to(device)
     images, skipped = images_to_describe(
@@ -84,8 +84,7 @@ def _describe(config: Config, folder: RunFolder, model: SequenceModel) -> dict[s
         tokenizer,
         images,
         skipped,
-        sampling=sampling_of(config.sampler),
-        batch_size=config.sampler.batch_size,
+        sampling=config.sampler,
         seed=config.seed,
         font=config.font,
     )

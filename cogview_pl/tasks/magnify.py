@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from cogview_pl.assembly.image_data import is_toy_world, validation_samples
 from cogview_pl.assembly.models import inference_device
-from cogview_pl.assembly.pipelines import sampling_of
 from cogview_pl.assembly.roles import UPSCALER, open_role
 from cogview_pl.config.parts import model_options
 from cogview_pl.config.schema import Config
@@ -26,7 +25,7 @@ from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.enlargement import judge_enlargement
 from cogview_pl.generation.codes import decode_codes, encode_images
 from cogview_pl.generation.contact_sheet import contact_sheet, load_font
-from cogview_pl.generation.rerank import Upscaler
+from cogview_pl.generation.super_resolution.upscale import Upscaler
 from cogview_pl.generation.super_resolution.windows import owners
 from cogview_pl.runs.image_files import load_images, load_pairs, save_image, write_records
 from cogview_pl.runs.run_folder import SAMPLES, RunFolder
@@ -53,7 +52,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Write images of twice the edge, `samples.jsonl` and a sheet of before and after; compare with known truth."""
     model = open_role(UPSCALER, model_options(config), config.upscale_with, config.upscale_template)
     device, dtype = inference_device(config.precision)
-    upscaler = Upscaler(model, device, dtype, config.quantization and config.quantization.value)
+    upscaler = Upscaler(model, device, dtype, config.quantization)
     tokenizer = model.image_tokenizer.model.to(device)
     load_font(config.font, 12)
     size = model.image_tokenizer.settings["image_size"]
@@ -71,8 +70,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
             originals.prompts,
             codes,
             seeds=[config.seed] * len(codes),
-            sampling=sampling_of(config.sampler).plain(),
-            batch_size=batch_size,
+            sampling=config.sampler.plain(),
             on_window=lambda: progress.update(),
         )
     images = decode_codes(large, tokenizer, batch_size)

@@ -372,7 +372,7 @@ def _model(config: Config, sizes: SequenceModelSpec, on_gpu: bool) -> InferenceM
         edge=sizes.images.edge,
         dtype=weights_dtype(config.precision),
         parts=tensor_parts(config.strategy, config.trainer),
-        quantization=config.quantization and config.quantization.value,
+        quantization=config.quantization,
         on_gpu=on_gpu,
     )
 

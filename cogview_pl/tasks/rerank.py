@@ -31,7 +31,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Rank the images in `pairs`; without pairs, measure how well validation images find their own captions."""
     model = open_role(CAPTIONER, model_options(config), config.rerank_with, config.rerank_template)
     device, dtype = inference_device(config.precision)
-    captioner = Captioner(model, device, dtype, config.quantization and config.quantization.value)
+    captioner = Captioner(model, device, dtype, config.quantization)
     tokenizer = model.image_tokenizer.model.to(device)
     batch_size = config.sampler.batch_size
     if config.pairs is not None:

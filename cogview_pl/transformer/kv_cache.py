@@ -11,16 +11,16 @@ from torch import Tensor
 
 
 class _Step(NamedTuple):
-    """What the L new positions of a pass need to know, the same for all layers."""
+    """Places of the L new positions of a pass, the same for all layers."""
 
     length: int
     """L."""
     longest: int
-    """Positions of the longest row before them."""
+    """Stored positions of the longest row."""
     places: tuple[Tensor, Tensor] | None
-    """Rows `(B, 1)` and positions `(B, L)` where they go; None if all rows are equally long."""
+    """Indices of rows `(B, 1)` and positions `(B, L)` to write; None if all rows are equally long."""
     new: tuple[Tensor, ...]
-    """Per layer, where they go if the rows are equally long: `(2, B, H, L, K)`."""
+    """Per layer, the memory to write if all rows are equally long: `(2, B, H, L, K)`."""
     seen: tuple[tuple[Tensor, Tensor], ...]
     """Per layer, keys and values up to the end of the longest row: `(B, H, S, K)`."""
 
@@ -28,14 +28,14 @@ class _Step(NamedTuple):
 class KVCache:
     """Keys and values of every layer for B rows of at most `capacity` positions.
 
-    Rows may have different lengths (prompts do): row b holds `lengths[b]` valid positions and the next token goes
-    right behind them, over whatever padding a longer neighbour left there.
+    Rows may have different lengths, as prompts have: row b holds `lengths[b]` valid positions, and its next token is
+    written at the position `lengths[b]`, over the padding that a longer row left there.
 
     Memory: 2 · layers · B · heads · capacity · head size · bytes per element.
 
     Args:
         num_layers, batch, num_heads, capacity, head_size: the sizes above.
-        dtype, device: of the stored keys and values.
+        dtype, device: those of the stored keys and values.
     """
 
     def __init__(
@@ -54,21 +54,21 @@ class KVCache:
         """Keys and values `(layers, 2, B, H, C, K)`."""
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.capacity = capacity
-        self._host_lengths = torch.zeros(batch, dtype=torch.long)  # the same, so that no step waits for the device
+        self._host_lengths = torch.zeros(batch, dtype=torch.long)  # a copy, so that no step waits for the device
         self._step: _Step | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes that keys and values take."""
+        """Bytes of keys and values."""
         return self._stored.untyped_storage().nbytes()
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the keys and values."""
+        """Precision of keys and values."""
         return self._stored.dtype
 
     def rows(self, part: slice) -> KVCache:
-        """Some of the rows as a cache of their own, in the same memory; use either views or the whole."""
+        """Some of the rows as a cache of their own on the same memory; use either such caches or this one."""
         view = copy(self)
         view._stored = self._stored[:, :, part]
         view.lengths, view._host_lengths = self.lengths[part], self._host_lengths[part]
@@ -76,15 +76,15 @@ class KVCache:
         return view
 
     def clear(self) -> None:
-        """Forget what is stored."""
+        """Forget all positions."""
         self.lengths.zero_()
         self._host_lengths.zero_()
         self._step = None
 
     def store(self, layer: int, keys_and_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write L new positions `(2, B, H, L, K)` behind every row.
+        """Write L new positions `(2, B, H, L, K)` at the end of every row.
 
-        Returns keys and values up to the longest row, `(B, H, S, K)`.
+        Returns keys and values up to the end of the longest row, `(B, H, S, K)`.
         """
         step = self._next(keys_and_values.shape[3])
         if step.places is None:
@@ -97,10 +97,10 @@ class KVCache:
         return step.seen[layer]
 
     def mask(self, length: int) -> Tensor | None:
-        """Who sees whom for L new positions: bool `(B, 1, L, S)`, True where key s is not later than query l.
+        """Attention mask of L new positions: bool `(B, 1, L, S)`, True where key s is not later than query l.
 
-        None where the new positions alone decide: before anything is stored (causal), or for one new position behind
-        rows that are equally long (it sees everything).
+        None where no mask is needed: in an empty cache (causal attention), or for one new position of rows that are
+        equally long (it sees all keys).
         """
         step = self._next(length)
         if step.longest == 0 or (step.places is None and length == 1):
@@ -110,16 +110,16 @@ class KVCache:
         return keys_S <= (self.lengths[:, None] + steps_L)[:, None, :, None]
 
     def advance(self, lengths: Sequence[int] | int) -> None:
-        """Count new positions as stored: so many valid ones in each row, or in all of them."""
+        """Count new positions as valid: one number for all rows, or one for each row."""
         if not isinstance(lengths, int) and len(set(lengths)) == 1:
-            lengths = lengths[0]  # one number need not be copied to a device, which the host would wait for
+            lengths = lengths[0]  # the host would wait for the copy of a tensor to the device
         new = lengths if isinstance(lengths, int) else torch.tensor(lengths)
         self.lengths += new if isinstance(new, int) else new.to(self.lengths.device)
         self._host_lengths += new
         self._step = None
 
     def _next(self, length: int) -> _Step:
-        """The next L positions; the views of all layers are made at once."""
+        """Places of the next L positions; the views of all layers are made at once."""
         if self._step is None or self._step.length != length:
             shortest, longest = map(int, self._host_lengths.aminmax())
             places = None if shortest == longest else self._places(length)
@@ -131,18 +131,18 @@ class KVCache:
         return self._step
 
     def _places(self, length: int) -> tuple[Tensor, Tensor]:
-        """Rows and positions of the next L positions of every row."""
+        """Indices of rows and positions of the next L positions."""
         device = self.lengths.device
         rows_B1 = torch.arange(len(self.lengths), device=device)[:, None]
         return rows_B1, self.lengths[:, None] + torch.arange(length, device=device)
 
 
 class StaticKVCache:
-    """The rows of a `KVCache` as a CUDA graph needs them: every step is the same operations on the same memory.
+    """The rows of a `KVCache` for CUDA graphs: every step does the same operations on the same memory.
 
-    One new position at a time goes where `lengths`, on the device, says; attention runs over the first `reach`
-    positions of all rows, masked behind each row's end. Nothing depends on numbers that the host knows, so the cache
-    that this is made of no longer knows how long its rows are: use this in its place, or others made of it.
+    A step writes one position per row, at the index that `lengths`, on the device, gives. Attention runs over the first
+    `reach` positions of all rows, with a mask from the end of each row on. The host does not count these steps, so the
+    `KVCache` must not be used any more, only caches of this class that were made of it.
 
     Args:
         cache: holds the prompts.
@@ -155,11 +155,11 @@ class StaticKVCache:
         self._rows_B = torch.arange(len(cache.lengths), device=cache.lengths.device)
         _, _, batch, heads, *_ = cache._stored.shape
         self.arrived = torch.zeros(batch * heads, dtype=torch.int32, device=cache.lengths.device)
-        """Counts for the kernel of attention, 0 between steps."""
+        """Counters of the attention kernel, 0 between steps."""
         self._reach_S = torch.arange(reach, device=cache.lengths.device)
 
     def store(self, layer: int, keys_and_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one new position `(2, B, H, 1, K)` behind every row; returns keys and values `(B, H, reach, K)`."""
+        """Write one new position `(2, B, H, 1, K)` at the end of each row; returns keys, values `(B, H, reach, K)`."""
         stored_2BHSK = self._layers[layer]
         new_B2HK = keys_and_values[:, :, :, 0].transpose(0, 1)
         stored_2BHSK.transpose(0, 1)[self._rows_B, :, :, self.lengths] = new_B2HK.to(stored_2BHSK.dtype)
@@ -171,13 +171,11 @@ class StaticKVCache:
         return keys_BHSK, values_BHSK
 
     def mask(self, length: int) -> Tensor:
-        """What each row's new position sees: bool `(B, 1, 1, reach)`."""
+        """Attention mask of each row's new position: bool `(B, 1, 1, reach)`; raises ValueError for L other than 1."""
         if length != 1:
             raise ValueError(f"a static cache takes one new position at a time, not {length}")
         return (self._reach_S <= self.lengths[:, None])[:, None, None]
 
-    def advance(self, lengths: Sequence[int] | int) -> None:
-        """Count the new position of every row as stored; `lengths` is 1."""
-        if lengths != 1:
-            raise ValueError(f"a static cache takes one new position at a time, not {lengths}")
-        self.lengths += 1
+    def advance(self, lengths: Tensor | int) -> None:
+        """Count new positions as valid: 1 in all rows, or int64 `(B,)` with 0 or 1 per row."""
+        self.lengths += lengths

@@ -51,6 +51,7 @@ class Transformer(nn.Module):
         if config.hidden_size % config.num_heads:
             raise ValueError(f"hidden_size {config.hidden_size} is not a multiple of num_heads {config.num_heads}")
         self.num_heads = config.num_heads
+        self.sharded = False  # over several devices, by `transformer.parallel`
         self.token_embedding = nn.Embedding(vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.num_positions, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)

@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cogview_pl import CogView
-from cogview_pl.generation.sampling import Sampling
+from cogview_pl.generation.config import Sampling
 
 PROMPTS = ("左上角有一个大的红色圆形", "右边有一个小的蓝色心形")
 GENERATE = (

@@ -1,4 +1,4 @@
-"""Images in two sizes: what the store keeps, and the windows that super-resolution is trained on."""
+"""Token stores with images in two sizes, and the training windows of super-resolution."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_every_window_of_every_image(tmp_path: Path) -> None:
 
 
 def test_magnify_asks_for_windows_that_were_trained() -> None:
-    """The nine windows that magnification fills are those of an image in training."""
+    """The nine windows of decoding are those of an image in training."""
     for window in windows(GRID):
         for source, target in zip(window.source, window.target, strict=True):
             assert source.start in (0, 1, 2) and source.stop - source.start == GRID // 2

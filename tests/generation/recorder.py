@@ -1,8 +1,7 @@
-"""What a CUDA graph does, on a CPU: a step is recorded once, and the same operations run again on the same memory."""
+"""CUDA graphs imitated on a CPU: a step is recorded once, and its operations run again on the same memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cogview_pl.generation.engine.cuda_graph import Repeat
+from cogview_pl.generation.engine.cuda_graph import Step
 
 
 class Recorder(TorchDispatchMode):
@@ -33,16 +32,15 @@ class Recorder(TorchDispatchMode):
                     old.copy_(new)
 
 
-def recorded(step: Callable[[], None]) -> Repeat:
-    """Runs the step once, and what it did the other times."""
+def recorded(step: Step) -> Step:
+    """Runs the step at the first call, and its recorded operations at further calls."""
     recorder = Recorder()
 
-    def repeat(count: int, on_step: Callable[[], None]) -> None:
-        for _ in range(count):
-            if recorder.operations:
-                recorder.replay()
-            else:
-                with recorder:
-                    step()
+    def repeated() -> None:
+        if recorder.operations:
+            recorder.replay()
+        else:
+            with recorder:
+                step()
 
-    return repeat
+    return repeated

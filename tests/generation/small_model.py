@@ -1,4 +1,4 @@
-"""A small sequence model with random weights, large enough in scale that what it says depends on what it read."""
+"""A small sequence model with random weights, whose scale makes logits depend on the prompt."""
 
 from __future__ import annotations
 

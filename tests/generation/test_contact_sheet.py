@@ -20,7 +20,7 @@ def plain(colour: tuple[int, int, int], size: tuple[int, int] = (16, 16)) -> Ima
 
 
 def box(sheet: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the pixels of a colour, which fill that box."""
+    """Left, top, right and bottom of the box that the pixels of a colour cover."""
     mask = (np.asarray(sheet) == colour).all(-1)
     y, x = mask.nonzero()
     left, top, right, bottom = x.min(), y.min(), x.max() + 1, y.max() + 1

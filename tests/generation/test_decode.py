@@ -1,4 +1,4 @@
-"""Filling a slot: what comes out is what the whole model says, whatever else is in the batch."""
+"""Decoding a slot gives the ids that full forwards give, independent of the other rows of the batch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cogview_pl.errors.signals import SIGNALS, Stopped
-from cogview_pl.generation.decode import OPEN, fill, stream, uniforms
-from cogview_pl.generation.sampling import Sampling
+from cogview_pl.generation.config import Sampling
+from cogview_pl.generation.decode import TO_SAMPLE, decode, stream, uniforms
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, TextSlot
 from tests.make_models import make_transformer
@@ -77,20 +77,20 @@ class TestEveryLayout:
     def test_greedy_equals_full_forwards(self, name: str, attention: str) -> None:
         template, model = LAYOUTS[name], make(attention=attention)
         prompts = prompts_of(template)
-        rows = fill(model, template, prompts, seeds=[0] * 4, sampling=Sampling(temperature=0))
+        rows = decode(model, template, prompts, seeds=[0] * 4, sampling=Sampling(temperature=0))
         assert rows == [greedy(model, template, prompt) for prompt in prompts]
 
     def test_a_row_depends_on_its_prompt_and_seed_only(self, name: str) -> None:
         template, model = LAYOUTS[name], make()
         prompts, seeds = prompts_of(template), [11, 12, 13, 14]
-        together = fill(model, template, prompts, seeds=seeds, sampling=Sampling())
+        together = decode(model, template, prompts, seeds=seeds, sampling=Sampling())
         alone = [
-            fill(model, template, [prompt], seeds=[seed], sampling=Sampling())[0]
+            decode(model, template, [prompt], seeds=[seed], sampling=Sampling())[0]
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         assert together == alone
         order = [2, 0, 3, 1]
-        shuffled = fill(
+        shuffled = decode(
             model, template, [prompts[i] for i in order], seeds=[seeds[i] for i in order], sampling=Sampling()
         )
         assert shuffled == [together[i] for i in order]
@@ -98,32 +98,32 @@ class TestEveryLayout:
     def test_seeds(self, name: str) -> None:
         template, model = LAYOUTS[name], make()
         prompts = [prompts_of(template)[0]] * 3
-        first = fill(model, template, prompts, seeds=[5, 6, 5], sampling=Sampling())
+        first = decode(model, template, prompts, seeds=[5, 6, 5], sampling=Sampling())
         assert first[0] == first[2] != first[1]
-        assert fill(model, template, prompts, seeds=[5, 6, 5], sampling=Sampling()) == first
+        assert decode(model, template, prompts, seeds=[5, 6, 5], sampling=Sampling()) == first
 
-    def test_prompts_of_one_seed_are_drawn_independently(self, name: str) -> None:
+    def test_prompts_of_one_seed_are_sampled_independently(self, name: str) -> None:
         # At a high temperature all candidates are alike: only the random numbers tell the rows apart.
         template, model = LAYOUTS[name], make()
-        rows = fill(model, template, prompts_of(template), seeds=[5] * 4, sampling=Sampling(temperature=1e6))
+        rows = decode(model, template, prompts_of(template), seeds=[5] * 4, sampling=Sampling(temperature=1e6))
         assert len({tuple(row) for row in rows}) == 4
 
     def test_only_allowed_ids(self, name: str) -> None:
         template, model = LAYOUTS[name], make()
         slot_ids = template.allowed(template.target)[0]  # without the closing token of a text
-        with torch.no_grad():  # what must not come out is by far the most likely
+        with torch.no_grad():  # forbidden ids are by far the most likely
             forbidden = [
                 i for i in range(VOCABULARY.size) if not any(i in r for r in template.allowed(template.target))
             ]
             model.token_embedding.weight[forbidden] *= 30
-        rows = fill(model, template, prompts_of(template) * 8, seeds=range(32), sampling=Sampling(temperature=3.0))
-        drawn = {token for row in rows for token in row}
-        assert drawn <= set(slot_ids)
-        assert len(drawn) > len(slot_ids) // 2
+        rows = decode(model, template, prompts_of(template) * 8, seeds=range(32), sampling=Sampling(temperature=3.0))
+        sampled = {token for row in rows for token in row}
+        assert sampled <= set(slot_ids)
+        assert len(sampled) > len(slot_ids) // 2
 
     def test_length_of_rows(self, name: str) -> None:
         template, model = LAYOUTS[name], make()
-        rows = fill(model, template, prompts_of(template) * 4, seeds=range(16), sampling=Sampling(temperature=5.0))
+        rows = decode(model, template, prompts_of(template) * 4, seeds=range(16), sampling=Sampling(temperature=5.0))
         lengths = {len(row) for row in rows}
         if name == "image_text":
             assert max(lengths) <= template.target.length
@@ -135,14 +135,14 @@ class TestEveryLayout:
 class TestText:
     template = LAYOUTS["image_text"]
 
-    def fill_with_likely_end(self, gain: float) -> tuple[list[list[int]], int]:
+    def decode_with_likely_end(self, gain: float) -> tuple[list[list[int]], int]:
         model = make()
         with torch.no_grad():  # the closing token's row points along the final norm's bias
             end = VOCABULARY.command("[SEP]")
             model.final_norm.bias.copy_(torch.nn.functional.normalize(torch.randn(32), dim=0))
             model.token_embedding.weight[end] = gain * model.final_norm.bias
         steps = []
-        rows = fill(
+        rows = decode(
             model,
             self.template,
             prompts_of(self.template),
@@ -153,21 +153,21 @@ class TestText:
         return rows, len(steps)
 
     def test_stops_at_the_closing_token(self) -> None:
-        rows, _ = self.fill_with_likely_end(gain=1000.0)
+        rows, _ = self.decode_with_likely_end(gain=1000.0)
         assert any(len(row) < self.template.target.length for row in rows)
         assert all(token in VOCABULARY.text_tokens for row in rows for token in row)
 
     def test_stops_computing_when_all_rows_are_closed(self) -> None:
-        rows, steps = self.fill_with_likely_end(gain=20.0)
+        rows, steps = self.decode_with_likely_end(gain=20.0)
         assert max(map(len, rows)) < self.template.target.length
         assert steps == max(map(len, rows)) + 1
 
     def test_closed_rows_do_not_disturb_open_ones(self) -> None:
         model, prompts = make(), prompts_of(self.template)
         for seeds in ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]):
-            together = fill(model, self.template, prompts, seeds=seeds, sampling=Sampling(temperature=3.0))
+            together = decode(model, self.template, prompts, seeds=seeds, sampling=Sampling(temperature=3.0))
             for prompt, seed, row in zip(prompts, seeds, together, strict=True):
-                alone = fill(model, self.template, [prompt], seeds=[seed], sampling=Sampling(temperature=3.0))
+                alone = decode(model, self.template, [prompt], seeds=[seed], sampling=Sampling(temperature=3.0))
                 assert alone == [row]
 
 
@@ -178,7 +178,7 @@ def test_frequencies_of_the_first_token() -> None:
         "[ROI1] {text} [BASE] [BOI1] {image:1x1} [EOI1]", target="image", loss={}, vocabulary=VOCABULARY, text_length=8
     )
     prompt = template.prompt({"text": [1, 2]})
-    rows = fill(model, template, [prompt] * 8000, seeds=range(8000), sampling=Sampling())
+    rows = decode(model, template, [prompt] * 8000, seeds=range(8000), sampling=Sampling())
     observed = torch.bincount(torch.tensor(rows)[:, 0], minlength=40)
     with torch.no_grad():
         expected = 8000 * model(torch.tensor([prompt]))[0, -1, :40].double().softmax(-1)
@@ -189,42 +189,42 @@ def test_frequencies_of_the_first_token() -> None:
 def test_every_step_is_reported() -> None:
     steps = []
     template = LAYOUTS["text_image"]
-    fill(make(), template, prompts_of(template), seeds=range(4), sampling=Sampling(), on_step=lambda: steps.append(1))
+    decode(make(), template, prompts_of(template), seeds=range(4), sampling=Sampling(), on_step=lambda: steps.append(1))
     assert len(steps) == 16
 
 
 def test_as_many_seeds_as_prompts() -> None:
     template = LAYOUTS["text_image"]
     with pytest.raises(ValueError, match="zip"):
-        fill(make(), template, prompts_of(template), seeds=[1], sampling=Sampling())
+        decode(make(), template, prompts_of(template), seeds=[1], sampling=Sampling())
 
 
 class TestKnownTokens:
     template = LAYOUTS["text_image"]
 
-    def filled(self, known_BT: torch.Tensor) -> list[list[int]]:
+    def decoded(self, known_BT: torch.Tensor) -> list[list[int]]:
         prompts = prompts_of(self.template)
-        return fill(make(), self.template, prompts, seeds=range(4), sampling=Sampling(), known=known_BT)
+        return decode(make(), self.template, prompts, seeds=range(4), sampling=Sampling(), known=known_BT)
 
-    def test_filling_ends_with_them(self) -> None:
-        # The draws of a place are those of filling all of the slot.
-        whole = self.filled(torch.full((4, 16), OPEN))
-        assert self.filled(torch.full((4, 5), OPEN)) == [row[:5] for row in whole]
+    def test_decoding_ends_with_them(self) -> None:
+        # Each place has the random number that it has when the whole slot is decoded.
+        whole = self.decoded(torch.full((4, 16), TO_SAMPLE))
+        assert self.decoded(torch.full((4, 5), TO_SAMPLE)) == [row[:5] for row in whole]
         known_BT = torch.tensor(whole)
-        known_BT[:, [0, 3, 4, 9, 15]] = OPEN
-        assert self.filled(known_BT) == whole
+        known_BT[:, [0, 3, 4, 9, 15]] = TO_SAMPLE
+        assert self.decoded(known_BT) == whole
 
     def test_all_of_them(self) -> None:
         known_BT = torch.arange(32).view(4, 8)
-        assert self.filled(known_BT) == known_BT.tolist()
+        assert self.decoded(known_BT) == known_BT.tolist()
 
     @pytest.mark.parametrize("row", [0, 3])
     def test_other_places_in_one_row_are_refused(self, row: int) -> None:
-        known_BT = torch.full((4, 16), OPEN)
+        known_BT = torch.full((4, 16), TO_SAMPLE)
         known_BT[:, 0] = 0  # an id, not a mark
         known_BT[row, 1] = 0
-        with pytest.raises(ValueError, match="the same places must be open in all rows"):
-            self.filled(known_BT)
+        with pytest.raises(ValueError, match="the same tokens must be known in all rows"):
+            self.decoded(known_BT)
 
 
 def test_random_numbers_are_those_of_every_version() -> None:
@@ -249,5 +249,5 @@ def test_stops_between_two_tokens_when_told_to(monkeypatch: pytest.MonkeyPatch) 
             monkeypatch.setattr(SIGNALS, "received", signal.SIGTERM)
 
     with pytest.raises(Stopped):
-        fill(make(), template, prompts_of(template), seeds=range(4), sampling=Sampling(), on_step=third_step)
+        decode(make(), template, prompts_of(template), seeds=range(4), sampling=Sampling(), on_step=third_step)
     assert len(steps) == 3

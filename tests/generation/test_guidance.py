@@ -1,7 +1,8 @@
-"""Classifier-free guidance: what comes out is what two full forwards say, with and without the text."""
+"""Classifier-free guidance agrees with two full forward passes, with and without the text."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch import Tensor
 from cogview_pl import CogView
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel, build_vqvae
 from cogview_pl.errors import UserError
-from cogview_pl.generation.decode import OPEN, fill
-from cogview_pl.generation.sampling import Sampling, guide
+from cogview_pl.generation.config import Sampling
+from cogview_pl.generation.decode import TO_SAMPLE, decode
+from cogview_pl.generation.sampling import guide
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 from tests.make_models import make_transformer, quantizer_options
@@ -52,7 +54,7 @@ def guided(
     seeds: list[int] | None = None,
     known: Tensor | None = None,
 ) -> list[list[int]]:
-    return fill(
+    return decode(
         model,
         TEMPLATE,
         prompts,
@@ -68,7 +70,7 @@ def by_full_forwards(model: Transformer, prompt: list[int], guidance: float, kno
     """Greedy codes, both sequences anew at every token, without a cache."""
     codes: list[int] = []
     for given in known:
-        if given != OPEN:
+        if given != TO_SAMPLE:
             codes.append(given)
             continue
         with_text, without = (
@@ -81,7 +83,7 @@ def by_full_forwards(model: Transformer, prompt: list[int], guidance: float, kno
 
 def some_known() -> Tensor:
     """Given tokens, other ones in every row, at the start and in the middle of the slot."""
-    known_BT = torch.full((len(PROMPTS), TEMPLATE.target.length), OPEN)
+    known_BT = torch.full((len(PROMPTS), TEMPLATE.target.length), TO_SAMPLE)
     known_BT[:, 0] = torch.tensor([5, 6, 7, 8])
     known_BT[:, SOME] = torch.arange(4 * 7).view(4, 7)
     return known_BT
@@ -91,7 +93,7 @@ def some_known() -> Tensor:
 def test_greedy_equals_full_forwards(guidance: float) -> None:
     model = make()
     rows = guided(model, PROMPTS, Sampling(GREEDY, guidance=guidance))
-    nothing_known = [OPEN] * TEMPLATE.target.length
+    nothing_known = [TO_SAMPLE] * TEMPLATE.target.length
     assert rows == [by_full_forwards(model, prompt, guidance, nothing_known) for prompt in PROMPTS]
     if guidance > 1:
         assert rows != guided(model, PROMPTS, Sampling(GREEDY))  # a model on which guidance can be seen
@@ -115,7 +117,7 @@ def test_frequencies_of_the_first_token() -> None:
     model, template = make(init_std=0.15), make_template(grid="1x1")
     prompt = PROMPTS[0]
     sampling = Sampling(temperature=2.0, guidance=2.0)
-    rows = fill(model, template, [prompt] * 4000, seeds=range(4000), sampling=sampling, unconditional=[EMPTY] * 4000)
+    rows = decode(model, template, [prompt] * 4000, seeds=range(4000), sampling=sampling, unconditional=[EMPTY] * 4000)
     observed = torch.bincount(torch.tensor(rows)[:, 0], minlength=NUM_CODES)
     with torch.no_grad():
         with_text, without = (model(torch.tensor([ids]))[0, -1, :NUM_CODES].double() for ids in (prompt, EMPTY))
@@ -129,20 +131,20 @@ def test_frequencies_of_the_first_token() -> None:
 
 def test_guidance_of_1_is_none() -> None:
     model, sampling = make(), Sampling(top_k=20, guidance=1.0)
-    none = fill(model, TEMPLATE, PROMPTS, seeds=range(4), sampling=Sampling(top_k=20))
+    none = decode(model, TEMPLATE, PROMPTS, seeds=range(4), sampling=Sampling(top_k=20))
     assert guided(model, PROMPTS, sampling) == none
 
 
-def test_guidance_of_0_draws_from_the_prompt_without_text() -> None:
-    # A model to which token a is what token b is to another one makes the second prompt of the first: the random
-    # numbers follow from the prompt that was given, so both must draw the same codes.
+def test_guidance_of_0_samples_from_the_prompt_without_text() -> None:
+    # The twin embeds token a as the model embeds token b, so the twin's first prompt is the model's second one. Random
+    # numbers follow from the first prompt, so both must sample the same codes.
     prompt, other = (TEMPLATE.prompt({"text": [text_token]}) for text_token in (4, 7))
     model, twin = make(), make()
     with torch.no_grad():
         a, b = prompt[1], other[1]
         twin.token_embedding.weight[a] = model.token_embedding.weight[b]
     seeds = [1, 2, 3]
-    ignoring = fill(
+    ignoring = decode(
         model,
         TEMPLATE,
         [prompt] * 3,
@@ -150,13 +152,13 @@ def test_guidance_of_0_draws_from_the_prompt_without_text() -> None:
         sampling=Sampling(guidance=0.0),
         unconditional=[other] * 3,
     )
-    assert ignoring == fill(twin, TEMPLATE, [prompt] * 3, seeds=seeds, sampling=Sampling())
-    assert ignoring != fill(model, TEMPLATE, [prompt] * 3, seeds=seeds, sampling=Sampling())
+    assert ignoring == decode(twin, TEMPLATE, [prompt] * 3, seeds=seeds, sampling=Sampling())
+    assert ignoring != decode(model, TEMPLATE, [prompt] * 3, seeds=seeds, sampling=Sampling())
 
 
 def test_an_empty_text_is_not_guided() -> None:
     model, empty = make(), [EMPTY] * 3
-    plain = fill(model, TEMPLATE, empty, seeds=range(3), sampling=Sampling())
+    plain = decode(model, TEMPLATE, empty, seeds=range(3), sampling=Sampling())
     assert guided(model, empty, Sampling(guidance=5.0)) == plain
 
 
@@ -171,7 +173,7 @@ def test_a_row_depends_on_its_prompt_and_seed_only() -> None:
 
 
 def test_half_precision_is_guided_in_fp32() -> None:
-    # What a large guidance multiplies must not be rounded to the eight bits of bf16 again.
+    # The product with a large guidance must not be rounded to the eight bits of bf16 again.
     with_text, without = (3.0 * torch.randn(4, 50, generator=torch.Generator().manual_seed(i)) for i in range(2))
     halves = with_text.bfloat16(), without.bfloat16()
     found = guide(*halves, 5.0)
@@ -182,7 +184,7 @@ def test_half_precision_is_guided_in_fp32() -> None:
 def test_a_prompt_without_text_is_needed_for_each() -> None:
     for unconditional in (None, [EMPTY]):
         with pytest.raises(ValueError, match="one unconditional prompt for each prompt"):
-            fill(
+            decode(
                 make(),
                 TEMPLATE,
                 PROMPTS,
@@ -193,7 +195,7 @@ def test_a_prompt_without_text_is_needed_for_each() -> None:
 
 
 @pytest.fixture(scope="module")
-def painter() -> CogView:
+def generator() -> CogView:
     """Random weights; guidance shows all the same, since texts change the logits."""
     return CogView(sequence_model())
 
@@ -221,20 +223,21 @@ def sequence_model(**changes: Any) -> SequenceModel:
 
 
 class TestImages:
-    def test_depend_on_guidance(self, painter: CogView) -> None:
-        paint = [
-            [np.asarray(image) for image in painter.generate("红色", num_images_per_prompt=2, sampling=sampling)]
+    def test_depend_on_guidance(self, generator: CogView) -> None:
+        images = [
+            [np.asarray(image) for image in generator.generate("红色", num_images_per_prompt=2, sampling=sampling)]
             for sampling in (Sampling(guidance=4.0), Sampling(guidance=4.0), Sampling())
         ]
-        assert paint[0][0].shape == (16, 16, 3)
-        assert all(map(np.array_equal, paint[0], paint[1]))
-        assert not any(map(np.array_equal, paint[0], paint[2]))
+        assert images[0][0].shape == (16, 16, 3)
+        assert all(map(np.array_equal, images[0], images[1]))
+        assert not any(map(np.array_equal, images[0], images[2]))
 
-    def test_the_prompt_without_text_is_that_of_training(self, painter: CogView) -> None:
+    def test_the_prompt_without_text_is_that_of_training(self, generator: CogView) -> None:
         # Guidance of 0 ignores the text, and the likeliest codes are then the same for every prompt.
         sampling = Sampling(GREEDY, guidance=0.0)
-        codes = torch.cat(list(painter.batches(["红色", "蓝色的心形"], 1, seed=0, sampling=sampling, batch_size=2)))
-        empty = painter.codes([painter.template.prompt({"text": []})], [0], sampling=Sampling(GREEDY))
+        codes = torch.cat(list(generator.codes(["红色", "蓝色的心形"], sampling=replace(sampling, batch_size=2))))
+        (empty,) = generator.codes([""], sampling=Sampling(GREEDY))
+        assert generator.tokenise([""]) == [generator.template.prompt({"text": []})]
         assert torch.equal(codes, empty.expand_as(codes))
 
     def test_refused_where_lengths_must_agree(self) -> None:

@@ -1,4 +1,4 @@
-"""Weights in 8 and 4 bits: near the model that they were made of, and decoded right."""
+"""Weights in 8 and 4 bits: close to the original model, and decoded correctly."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from cogview_pl.errors import UserError
-from cogview_pl.generation.decode import fill
+from cogview_pl.generation.config import Quantization, Sampling
+from cogview_pl.generation.decode import decode
 from cogview_pl.generation.quantization import matrix_bytes, quantize
-from cogview_pl.generation.sampling import Sampling
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 from tests.make_models import make_transformer
@@ -42,7 +42,7 @@ def quantized() -> tuple[Transformer, Transformer]:
     pytest.importorskip("torchao")
     model = make()
     small = deepcopy(model)
-    quantize(small, "int8")
+    quantize(small, Quantization.int8)
     return model, small
 
 
@@ -70,9 +70,9 @@ def test_int8_holds_the_blocks_in_one_byte_and_leaves_the_rest(quantized: tuple[
 
 @torch.no_grad()
 def test_decoding_takes_the_quantized_weights(quantized: tuple[Transformer, Transformer]) -> None:
-    # Cached, packed decoding says what a full forward of the quantized model says.
+    # Decoding with cache and packed weights agrees with a full forward pass of the quantized model.
     _, small = quantized
-    rows = fill(small, TEMPLATE, PROMPTS, seeds=[0] * 3, sampling=Sampling(temperature=0))
+    rows = decode(small, TEMPLATE, PROMPTS, seeds=[0] * 3, sampling=Sampling(temperature=0))
     for prompt, row in zip(PROMPTS, rows, strict=True):
         tokens = prompt + row
         logits = small(torch.tensor([tokens]), torch.tensor([TEMPLATE.positions(tokens)]))[
@@ -88,17 +88,17 @@ def test_none_changes_nothing() -> None:
     torch.testing.assert_close(model.state_dict(), before)
 
 
-def test_what_cannot_be_had() -> None:
+def test_unavailable_formats() -> None:
     with pytest.raises(UserError, match="int4 needs a CUDA GPU"):
-        quantize(make(), "int4")
+        quantize(make(), Quantization.int4)
     with pytest.raises(UserError, match=r"fp16.*bf16"):
-        quantize(make().half(), "int8")
+        quantize(make().half(), Quantization.int8)
 
 
 def test_torchao_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(UserError, match=r'needs torchao; pip install "cogview_pl\[quant\]"'):
-        quantize(make(), "int8")
+        quantize(make(), Quantization.int8)
 
 
 @pytest.mark.gpu
@@ -108,13 +108,15 @@ def test_int4_is_near_bf16() -> None:
     pytest.importorskip("torchao")
     model = make(hidden_size=256).to("cuda", torch.bfloat16)
     small = deepcopy(model)
-    quantize(small, "int4")
+    quantize(small, Quantization.int4)
     tokens = torch.arange(20, device="cuda")[None]
     exact = model(tokens).float()
     assert 0 < (small(tokens).float() - exact).norm() / exact.norm() < 0.3
 
 
 def test_bytes_of_a_block() -> None:
-    assert matrix_bytes("int8", 96) == 12 * 96**2
-    assert matrix_bytes("int4", 2048) == 12 * 2048**2 * (0.5 + 4 / 128)
-    assert matrix_bytes("int4", 2560) == 2560 * (8 * 3072 + 4 * 2560) * (0.5 + 4 / 128)  # 2560 inputs filled up
+    assert matrix_bytes(Quantization.int8, 96) == 12 * 96**2
+    assert matrix_bytes(Quantization.int4, 2048) == 12 * 2048**2 * (0.5 + 4 / 128)
+    assert matrix_bytes(Quantization.int4, 2560) == 2560 * (8 * 3072 + 4 * 2560) * (
+        0.5 + 4 / 128
+    )  # 2560 inputs are padded to 3072

@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, top-k, top-p, and the frequencies of draws."""
+"""From logits to a token: temperature, top-k, top-p, and the frequencies of samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from cogview_pl.errors import UserError
-from cogview_pl.generation.sampling import Sampling, draw, guide, probabilities
+from cogview_pl.generation.config import Algorithm, Sampling
+from cogview_pl.generation.sampling import guide, probabilities, sample
+
+from ..composed import composed
 
 LAST_FP32 = 1 - 2**-24
 """The largest fp32 number below 1."""
@@ -30,7 +33,7 @@ class TestTemperature:
         chances = probabilities(logits, Sampling(temperature=0, **filters))  # type: ignore[arg-type]
         assert (chances == torch.nn.functional.one_hot(logits.argmax(-1), 50)).all()
         for uniform in (0.0, 0.5, LAST_FP32):
-            assert (draw(chances, torch.full((6,), uniform)) == logits.argmax(-1)).all()
+            assert (sample(chances, torch.full((6,), uniform)) == logits.argmax(-1)).all()
 
     @pytest.mark.parametrize("temperature", [0.1, 0.7, 1.0, 3.0])
     def test_divides_the_logits(self, temperature: float) -> None:
@@ -138,8 +141,8 @@ class TestTopP:
     def test_all_is_kept_where_rounded_sums_pass_1(self) -> None:
         logits = random_logits(columns=40_000)
         ordered = logits.softmax(-1).sort(-1, descending=True).values
-        assert (ordered.cumsum(-1) - ordered).max() > 1  # what rounding does here
-        assert (probabilities(logits, Sampling(top_p=1.0)) > 0).all()
+        assert (ordered.cumsum(-1) - ordered).max() > 1  # by rounding
+        assert (probabilities(logits, Sampling(top_k=0, top_p=1.0)) > 0).all()
 
     def test_rows_are_cut_by_themselves(self) -> None:
         logits = torch.cat([logits_of(0.2, 0.4, 0.1, 0.3), logits_of(0.9, 0.05, 0.03, 0.02), torch.zeros(1, 4)])
@@ -189,7 +192,8 @@ def test_probabilities_sum_to_one_in_fp32(sampling: Sampling, dtype: torch.dtype
     ids=str,
 )
 def test_impossible_settings(settings: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="temperature and top_k must not be negative"):
+    ((key, value),) = settings.items()
+    with pytest.raises(UserError, match=rf"^sampler\.{key}={value} must be "):
         Sampling(**settings)  # type: ignore[arg-type]
 
 
@@ -203,8 +207,15 @@ def test_settings_at_their_ends(settings: dict[str, float]) -> None:
     assert all(getattr(sampling, name) == value for name, value in settings.items())
 
 
-def test_left_out_nothing_is_filtered() -> None:
-    assert Sampling() == Sampling(1.0, 0, 1.0, 1.0, "sequential", 16, True)
+def test_defaults_are_those_of_the_configuration() -> None:
+    assert composed("task=generate").sampler == Sampling()
+    assert Sampling() == Sampling(1.0, 200, 1.0, 1.0, Algorithm.sequential, 16, True, 64)
+
+
+def test_an_algorithm_may_be_given_by_its_name() -> None:
+    assert Sampling(algorithm="jacobi") == Sampling(algorithm=Algorithm.jacobi)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^sampler\.algorithm=jacoby must be one of sequential, jacobi$"):
+        Sampling(algorithm="jacoby")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("guidance", "guided"), [(1, False), (1.0, False), (0, True), (0.5, True), (2, True)])
@@ -213,8 +224,8 @@ def test_guidance_other_than_1_is_guided(guidance: float, guided: bool) -> None:
 
 
 def test_plain_keeps_the_filters() -> None:
-    asked = Sampling(0.7, 5, 0.9, guidance=3.0, algorithm="jacobi", drafts=4, cuda_graphs=False)
-    assert asked.plain() == Sampling(0.7, 5, 0.9, 1.0, "sequential", 4, False)
+    asked = Sampling(0.7, 5, 0.9, guidance=3.0, algorithm=Algorithm.jacobi, drafts=4, cuda_graphs=False)
+    assert asked.plain() == Sampling(0.7, 5, 0.9, 1.0, Algorithm.sequential, 4, False)
 
 
 def test_guidance_by_hand() -> None:
@@ -224,17 +235,17 @@ def test_guidance_by_hand() -> None:
         assert guide(conditional, unconditional, guidance).tolist() == logits
 
 
-class TestDraw:
-    DRAWS = 200_000
+class TestSample:
+    SAMPLES = 200_000
 
     @pytest.mark.parametrize("scale", [1.0, 7.3])
     @pytest.mark.parametrize("seed", [0, 1])
     def test_frequencies(self, seed: int, scale: float) -> None:
         chances = torch.tensor([0.3, 0.0, 0.2, 0.001, 0.15, 0.249, 0.1, 0.0])
-        uniform = torch.rand(self.DRAWS, generator=torch.Generator().manual_seed(seed))
-        drawn = draw((scale * chances).expand(self.DRAWS, -1), uniform)
-        observed = torch.bincount(drawn, minlength=8).double()
-        expected = self.DRAWS * chances.double() / chances.double().sum()
+        uniform = torch.rand(self.SAMPLES, generator=torch.Generator().manual_seed(seed))
+        sampled = sample((scale * chances).expand(self.SAMPLES, -1), uniform)
+        observed = torch.bincount(sampled, minlength=8).double()
+        expected = self.SAMPLES * chances.double() / chances.double().sum()
         possible = expected > 0
         assert (observed[~possible] == 0).all()
         chi_square = ((observed - expected)[possible] ** 2 / expected[possible]).sum()
@@ -243,10 +254,10 @@ class TestDraw:
     def test_frequencies_of_filtered_logits(self) -> None:
         logits = random_logits(rows=1, columns=40)
         chances = probabilities(logits, Sampling(temperature=1.3, top_k=11))
-        uniform = torch.rand(self.DRAWS, generator=torch.Generator().manual_seed(0))
-        drawn = draw(chances.expand(self.DRAWS, -1), uniform)
-        observed = torch.bincount(drawn, minlength=40).double()
-        expected = self.DRAWS * chances[0].double()
+        uniform = torch.rand(self.SAMPLES, generator=torch.Generator().manual_seed(0))
+        sampled = sample(chances.expand(self.SAMPLES, -1), uniform)
+        observed = torch.bincount(sampled, minlength=40).double()
+        expected = self.SAMPLES * chances[0].double()
         possible = expected > 0
         assert (observed[~possible] == 0).all()
         chi_square = ((observed - expected)[possible] ** 2 / expected[possible]).sum()
@@ -263,18 +274,18 @@ class TestDraw:
         rows[:, columns // 2 - (columns > 2)] = 1e-7  # at least one is possible
         rows = rows / rows.sum(-1, keepdim=True)
         for dtype in (torch.float32, torch.float64):
-            drawn = draw(rows, torch.full((8,), uniform, dtype=dtype))
-            assert (drawn < columns).all()
-            assert (rows.gather(-1, drawn[:, None]) > 0).all()
+            sampled = sample(rows, torch.full((8,), uniform, dtype=dtype))
+            assert (sampled < columns).all()
+            assert (rows.gather(-1, sampled[:, None]) > 0).all()
 
-    def test_one_possible_candidate_is_always_drawn(self) -> None:
+    def test_one_possible_candidate_is_always_sampled(self) -> None:
         chances = torch.eye(9)
         for uniform in (0.0, 0.3, LAST_FP32):
-            assert draw(chances, torch.full((9,), uniform)).tolist() == list(range(9))
+            assert sample(chances, torch.full((9,), uniform)).tolist() == list(range(9))
 
     def test_each_row_uses_its_own_number(self) -> None:
         chances = torch.tensor([[0.25, 0.25, 0.5]]).expand(5, -1)
-        assert draw(chances, torch.tensor([0.0, 0.24, 0.25, 0.5, 0.99])).tolist() == [0, 0, 1, 2, 2]
+        assert sample(chances, torch.tensor([0.0, 0.24, 0.25, 0.5, 0.99])).tolist() == [0, 0, 1, 2, 2]
 
 
 def test_a_very_small_temperature_is_the_most_likely_token() -> None:

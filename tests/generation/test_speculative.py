@@ -1,4 +1,4 @@
-"""Speculative Jacobi decoding samples what sampling one code after the other samples."""
+"""Speculative Jacobi decoding has the distribution of decoding one code after the other."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from cogview_pl.errors import UserError
-from cogview_pl.generation.decode import fill
-from cogview_pl.generation.sampling import Sampling, probabilities
-from cogview_pl.generation.speculative import fill_jacobi
+from cogview_pl.generation.config import Algorithm, Sampling
+from cogview_pl.generation.decode import decode
+from cogview_pl.generation.sampling import probabilities
+from cogview_pl.generation.speculative import decode_jacobi
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 
@@ -54,7 +55,9 @@ def test_same_distribution(sampling: Sampling) -> None:
     codes, length, count = 3, 4, 20_000
     model, template = make(codes, 2)
     expected = exact_distribution(model, template, sampling, codes, length) * count
-    rows = fill_jacobi(model, template, [prompt(template, PROMPT)] * count, seeds=range(count), sampling=sampling).rows
+    rows = decode_jacobi(
+        model, template, [prompt(template, PROMPT)] * count, seeds=range(count), sampling=sampling
+    ).rows
     numbers = (torch.tensor(rows) * torch.tensor([27, 9, 3, 1])).sum(1)
     found = torch.bincount(numbers, minlength=len(expected)).double()
     assert not found[expected == 0].any()
@@ -70,8 +73,8 @@ def test_greedy_equals_one_after_the_other(drafts: int) -> None:
     model, template = make(30, 6)
     prompts = [prompt(template, PROMPT), prompt(template, OTHER), prompt(template, [])]
     sampling = Sampling(temperature=0, drafts=drafts)
-    found = fill_jacobi(model, template, prompts, seeds=[0, 1, 2], sampling=sampling)
-    assert found.rows == fill(model, template, prompts, seeds=[0, 1, 2], sampling=sampling)
+    found = decode_jacobi(model, template, prompts, seeds=[0, 1, 2], sampling=sampling)
+    assert found.rows == decode(model, template, prompts, seeds=[0, 1, 2], sampling=sampling)
     assert 1 <= found.passes <= 35
 
 
@@ -79,17 +82,17 @@ def test_guided_greedy_equals_one_after_the_other() -> None:
     model, template = make(30, 4)
     prompts, empty = [prompt(template, PROMPT), prompt(template, OTHER)], [prompt(template, [])] * 2
     sampling = Sampling(temperature=0, guidance=2.5, drafts=4)
-    found = fill_jacobi(model, template, prompts, seeds=[0, 1], sampling=sampling, unconditional=empty)
-    assert found.rows == fill(model, template, prompts, seeds=[0, 1], sampling=sampling, unconditional=empty)
+    found = decode_jacobi(model, template, prompts, seeds=[0, 1], sampling=sampling, unconditional=empty)
+    assert found.rows == decode(model, template, prompts, seeds=[0, 1], sampling=sampling, unconditional=empty)
 
 
 def test_row_does_not_depend_on_its_neighbours() -> None:
     model, template = make(30, 4)
     prompts = [prompt(template, PROMPT), prompt(template, OTHER), prompt(template, [7])]
     sampling = Sampling(drafts=4)
-    together = fill_jacobi(model, template, prompts, seeds=[5, 6, 7], sampling=sampling).rows
+    together = decode_jacobi(model, template, prompts, seeds=[5, 6, 7], sampling=sampling).rows
     for row, (one, seed) in enumerate(zip(prompts, [5, 6, 7], strict=True)):
-        assert fill_jacobi(model, template, [one], seeds=[seed], sampling=sampling).rows == [together[row]]
+        assert decode_jacobi(model, template, [one], seeds=[seed], sampling=sampling).rows == [together[row]]
 
 
 def test_certain_model_needs_few_passes() -> None:
@@ -97,8 +100,8 @@ def test_certain_model_needs_few_passes() -> None:
     model, template = make(30, 6)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.zero_()  # all codes are equally likely, whatever came before: p = q
-    found = fill_jacobi(model, template, [prompt(template, PROMPT)], seeds=[0], sampling=Sampling(drafts=6))
+            parameter.zero_()  # all codes are equally likely after any codes: p = q
+    found = decode_jacobi(model, template, [prompt(template, PROMPT)], seeds=[0], sampling=Sampling(drafts=6))
     assert found.passes == 5  # the first code comes with the prompt; 35 others, 7 in a pass
 
 
@@ -106,11 +109,15 @@ def test_steps_are_counted_once_per_code() -> None:
     model, template = make(30, 4)
     steps: list[None] = []
     prompts = [prompt(template, PROMPT), prompt(template, OTHER)]
-    fill_jacobi(model, template, prompts, seeds=[0, 1], sampling=Sampling(drafts=3), on_step=lambda: steps.append(None))
+    decode_jacobi(
+        model, template, prompts, seeds=[0, 1], sampling=Sampling(drafts=3), on_step=lambda: steps.append(None)
+    )
     assert len(steps) == 16
 
 
 def test_models_without_a_cache_of_keys_are_refused() -> None:
     model, template = make(30, 4, norm_scope="tensor")
     with pytest.raises(UserError, match=r"sampler\.algorithm=sequential"):
-        fill_jacobi(model, template, [prompt(template, PROMPT)], seeds=[0], sampling=Sampling(algorithm="jacobi"))
+        decode_jacobi(
+            model, template, [prompt(template, PROMPT)], seeds=[0], sampling=Sampling(algorithm=Algorithm.jacobi)
+        )

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from cogview_pl.checkpoints.released import load_transformer
-from cogview_pl.generation.decode import OPEN, fill
-from cogview_pl.generation.sampling import Sampling, probabilities
+from cogview_pl.generation.config import Sampling
+from cogview_pl.generation.decode import TO_SAMPLE, decode
+from cogview_pl.generation.sampling import probabilities
 from cogview_pl.generation.super_resolution.upscale import magnify
 from cogview_pl.generation.super_resolution.windows import windows
 from cogview_pl.transformer.config import NormScope
@@ -65,9 +66,9 @@ def run(model: Transformer, vocabulary: Vocabulary, case: str, records: Mapping[
     row, output = records[f"{case}.sequence"].flatten(), records[f"{case}.output"]
     start = int((row < 0).nonzero()[0])
     layout = template(next(name for name in LAYOUTS if name in case), vocabulary, len(row) - start)
-    known = row[start:].clamp(min=OPEN).repeat(len(output), 1)
+    known = row[start:].clamp(min=TO_SAMPLE).repeat(len(output), 1)
     prompts = [row[:start].tolist()] * len(output)
-    filled = fill(model, layout, prompts, seeds=[0] * len(output), sampling=GREEDY, known=known)
+    filled = decode(model, layout, prompts, seeds=[0] * len(output), sampling=GREEDY, known=known)
     return torch.tensor(filled), output[:, start:]
 
 

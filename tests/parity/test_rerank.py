@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cogview_pl.checkpoints.released import load_transformer
-from cogview_pl.generation.caption_loss import caption_log_likelihoods, caption_losses
+from cogview_pl.generation.rerank import caption_log_likelihoods, caption_losses
 from cogview_pl.vocab import Template, Vocabulary
 
 from .conftest import Records

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from cogview_pl.generation.engine.packed_cpu import DecodingModel
+from cogview_pl.generation.engine.decode_state import fastest_form
 from cogview_pl.kernels.cpu_linear import ONEDNN_IS_FASTER
 from cogview_pl.memory.trace import LiveBytes
 from cogview_pl.transformer.config import ActivationCheckpointing
@@ -142,7 +142,7 @@ class TestCompiled:
         for hook in hooks:
             hook.remove()
         with torch.no_grad():  # decoding stays as it was
-            decoding = DecodingModel(model, 1, [range(60)])
+            decoding = fastest_form(model, 1, [range(60)])
             decoding.hidden(torch.zeros(1, 5, dtype=torch.long), torch.arange(5)[None], model.new_cache(1, 8))
         assert counters["stats"]["unique_graphs"] == 1
 

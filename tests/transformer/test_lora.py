@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cogview_pl.assembly.model_specs import transformer_settings
-from cogview_pl.generation.decode import fill
-from cogview_pl.generation.sampling import Sampling
+from cogview_pl.generation.config import Sampling
+from cogview_pl.generation.decode import decode
 from cogview_pl.transformer.config import ActivationCheckpointing, LoRAConfig, LoRATarget
 from cogview_pl.transformer.flops import forward_flops, training_flops
 from cogview_pl.transformer.lora import (
@@ -105,7 +105,7 @@ def test_decoding_with_adapters_draws_what_the_merged_model_draws() -> None:
     prompts = [TEMPLATE.prompt({"text": text}) for text in ([3, 1, 4], [])]
     model = adapted()
     whole = merged(model)
-    rows = [fill(m, TEMPLATE, prompts, seeds=[0, 1], sampling=Sampling()) for m in (model, whole, make())]
+    rows = [decode(m, TEMPLATE, prompts, seeds=[0, 1], sampling=Sampling()) for m in (model, whole, make())]
     assert rows[0] == rows[1] != rows[2]
 
 

@@ -1,47 +1,46 @@
-"""Sampling on a GPU by captured CUDA graphs: one step is recorded and replayed for every code that follows.
+"""Decoding steps as CUDA graphs: a step on fixed memory is captured once and replayed for every further token.
 
-A step of a small batch is some hundred short kernels, and the GPU waits for the host to send them one by one. A graph
-sends all of them at once. It replays the same kernels on the same memory, so a step must not depend on anything that
-the host would have to know: the last token, the place in the slot and the lengths of the rows are tensors that the
-step itself moves on, attention runs over a fixed number of cached positions behind a mask, and no tensor's shape
-depends on what was sampled.
+A step of a small batch is some hundred short kernels, and a GPU would wait for the host to launch each of them. A
+graph launches all of them at once. It replays the same kernels on the same memory, so a step must not depend on
+numbers that the host knows: the last token, its place in the slot and the lengths of the rows are tensors that the
+step itself updates, attention runs over a fixed number of cached positions with a mask, and no shape depends on the
+sampled tokens.
 
-Where attention runs over the whole cache behind a mask it would read mostly unused positions in the beginning, hence a
-graph for every `_REACH` positions: no step reads more than that in vain.
+Masked attention over the whole cache would mostly read unused positions at the beginning. So each graph serves `_REACH`
+positions, and no step reads more unused positions than that.
 
-Shapes: B rows, T codes of the slot, n allowed ids.
+Shapes: B rows, T tokens of the slot, n allowed ids.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cogview_pl.errors.signals import SIGNALS
-from cogview_pl.generation.engine.decode_state import Rows
-from cogview_pl.generation.sampling import Sampling, draw, probabilities
-from cogview_pl.kernels.availability import current
+from cogview_pl.generation.config import Sampling
+from cogview_pl.generation.engine.decode_state import DecodeState
+from cogview_pl.generation.engine.fused_gpu import FusedModel
+from cogview_pl.generation.sampling import probabilities, sample
 from cogview_pl.transformer.config import NormScope
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import CodeSlot, Template
 
 _REACH = 256
 
-Repeat = Callable[[int, Callable[[], None]], None]
-"""Runs a step so many times, and calls the function after each."""
-Repeater = Callable[[Callable[[], None]], Repeat]
-"""How a step is repeated."""
+Step = Callable[[], None]
+"""A step on fixed memory: it takes its input from tensors and writes its result into tensors."""
+Capture = Callable[[Step], Step]
+"""Turns a step into one that does the same each time that it is called."""
 
 
 def can_capture(model: Transformer, template: Template, sampling: Sampling) -> bool:
-    """Whether the steps that fill the target slot can be replayed, and are to be.
+    """Whether the steps that decode the target slot are to be CUDA graphs.
 
-    Not texts, which stop as soon as all rows are closed; not `norm_scope="tensor"`, whose memory grows; not under
-    autocast, whose cached casts of the weights may be gone when a graph is replayed; not on several devices.
+    Excluded are texts, which stop as soon as all rows are closed; `norm_scope="tensor"`, whose cache grows; autocast,
+    whose cached casts of the weights may be gone when a graph is replayed; and models on several devices.
     """
     return (
         sampling.cuda_graphs
@@ -53,115 +52,87 @@ def can_capture(model: Transformer, template: Template, sampling: Sampling) -> b
     )
 
 
-class Span(NamedTuple):
-    """Steps whose attention runs over equally many cached positions."""
+def spans(longest: int, steps: int, width: int) -> Iterator[tuple[int, int]]:
+    """Steps of one token each after a prompt of `longest` tokens: pairs of reach, a multiple of `width`, and steps.
 
-    reach: int
-    """Positions."""
-    steps: int
-
-
-def spans(longest: int, steps: int, width: int) -> Iterator[Span]:
-    """The steps that read one token each behind a prompt of `longest`, by how far they reach: multiples of `width`."""
+    The reach is the number of cached positions that attention runs over.
+    """
     end = longest + steps
     while longest < end:
         reach = min((longest // width + 1) * width, end)
-        yield Span(reach, reach - longest)
+        yield reach, reach - longest
         longest = reach
 
 
-def follow(
-    rows: Rows,
-    first_B: Tensor,
-    *,
-    ids_n: Tensor,
+def graphed_steps(
+    state: DecodeState,
+    tokens_BT: Tensor,
     uniform_BT: Tensor,
+    ids_n: Tensor,
     sampling: Sampling,
-    on_step: Callable[[], None] = lambda: None,
-    repeater: Repeater | None = None,
+    *,
+    capture: Capture | None = None,
     width: int | None = None,
-) -> list[list[int]]:
-    """All T codes of each row, of which the first is given; the same as sampling them one by one.
+) -> list[Step]:
+    """T - 1 steps that, called in order, read each token of the slot and sample the next one into `tokens_BT`.
 
-    On a GPU the host waits for it only when the last code has been drawn; `on_step` is called as steps are sent. On a
-    CPU the same steps run as they are, which is slower than what `fill` does there.
+    The host launches them and does not wait; the graphs must be kept until the device has run them.
 
     Args:
-        rows: have read the prompts, and are not used any more afterwards.
-        first_B: int64 ids of the first code.
+        state: has read the prompts; nothing else may use it from the first step on.
+        tokens_BT: int64; the first token of each row must be there when the first step is called.
+        uniform_BT: random numbers in [0, 1) that decide each sample.
         ids_n: the allowed ids.
-        uniform_BT: the numbers in [0, 1) that decide each draw.
         sampling: temperature, filters and guidance.
-        on_step: called for every code but the first.
-        repeater: by default `by_graph` on a GPU and `one_by_one` elsewhere.
-        width: cached positions by which attention grows; None: what the rows do well with.
+        capture: None: `capture_on` the device.
+        width: cached positions per graph. None: `_REACH`, or all with `FusedModel`, which attends up to row ends.
     """
-    repeater = repeater or default_repeater(first_B.device)
-    filled_BT = first_B[:, None].repeat(1, uniform_BT.shape[1])
-    last_B1 = first_B[:, None].clone()
-    place_1 = torch.ones(1, dtype=torch.long, device=first_B.device)
+    capture = capture or capture_on(tokens_BT.device)
+    place_1 = torch.zeros(1, dtype=torch.long, device=tokens_BT.device)  # of the token that is read
+    next_BT, next_uniform_BT = tokens_BT[:, 1:], uniform_BT[:, 1:]
+    num_steps = next_BT.shape[1]
+    if width is None:
+        width = state.longest + num_steps if isinstance(state.model, FusedModel) else _REACH
 
-    def step(rows: Rows) -> None:
-        rows.read(last_B1)
-        uniform_B = uniform_BT.index_select(1, place_1)[:, 0]
-        last_B1.copy_(ids_n[draw(probabilities(rows.logits(), sampling), uniform_B)][:, None])
-        filled_BT.index_copy_(1, place_1, last_B1)
+    def step(state: DecodeState) -> None:
+        hidden_BD = state.step(tokens_BT.index_select(1, place_1))[:, -1]
+        state.advance(1)
+        uniform_B = next_uniform_BT.index_select(1, place_1)[:, 0]
+        columns_B = sample(probabilities(state.logits(hidden_BD), sampling), uniform_B)
+        next_BT.index_copy_(1, place_1, ids_n[columns_B][:, None])
         place_1.add_(1)
 
-    steps = uniform_BT.shape[1] - 1
-    if width is None:
-        width = rows.longest + steps if rows.attend_to_their_ends else _REACH
-    with current(first_B.device):
-        parts = [(span, repeater(partial(step, rows.static(span.reach)))) for span in spans(rows.longest, steps, width)]
-        for span, repeat in parts:
-            repeat(span.steps, on_step)
-        return filled_BT.tolist()  # waits for the steps, whose graphs go here
+    steps: list[Step] = []
+    for reach, count in spans(state.longest, num_steps, width):
+        steps += [capture(partial(step, state.static(reach)))] * count
+    return steps
 
 
-def default_repeater(device: torch.device) -> Repeater:
-    """`by_graph` on a GPU, `one_by_one` elsewhere."""
-    return by_graph if device.type == "cuda" else one_by_one
+def capture_on(device: torch.device) -> Capture:
+    """`CapturedStep` on a GPU; elsewhere a step is called as it is."""
+    return CapturedStep if device.type == "cuda" else lambda step: step
 
 
-def one_by_one(step: Callable[[], None]) -> Repeat:
-    """The step as it is."""
+class CapturedStep:
+    """A step as a CUDA graph; the first call runs it by itself, since libraries allocate and load kernels there.
 
-    def repeat(count: int, on_step: Callable[[], None]) -> None:
-        for _ in range(count):
-            SIGNALS.check()
-            step()
-            on_step()
-
-    return repeat
-
-
-def by_graph(step: Callable[[], None]) -> Repeat:
-    """The step by a graph, but for the first time, in which libraries allocate and load kernels.
-
-    It must be kept until the device has run the steps; they run on its memory.
+    The graph runs on memory of this object, which must be kept until the device has run the steps.
     """
-    stream = torch.cuda.Stream()
-    graph: torch.cuda.CUDAGraph | None = None
 
-    def repeat(count: int, on_step: Callable[[], None]) -> None:
-        nonlocal graph
-        for _ in range(count):
-            SIGNALS.check()
-            if graph is not None:
-                graph.replay()
-            else:
-                graph = _run_and_record(step, stream)
-            on_step()
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._stream = torch.cuda.Stream()
+        self._graph: torch.cuda.CUDAGraph | None = None
 
-    return repeat
-
-
-def _run_and_record(step: Callable[[], None], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        step()  # recorded, not run
-    return graph
+    def __call__(self) -> None:
+        """Run the step once."""
+        if self._graph is not None:
+            self._graph.replay()
+            return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            self._step()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=self._stream):
+            self._step()  # captured, not run

@@ -1,7 +1,7 @@
-"""What the model has read of prompts and slots, with a static KV cache, and what it says comes next.
+"""Decoding state: KV cache and position ids of B rows, and the form of the model that decodes fastest.
 
-Shapes: B rows (the model's are twice as many with guidance), L new tokens, P longest prompt, D hidden size, n
-allowed ids.
+Shapes: B rows of the batch (R = 2B rows of the model with guidance, else R = B), L new tokens, P longest prompt, D
+hidden size, n allowed ids.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from cogview_pl.errors import UserError
-from cogview_pl.generation.engine.packed_cpu import DecodingModel
-from cogview_pl.generation.sampling import Sampling, guide
-from cogview_pl.transformer.block import Cache
+from cogview_pl.generation.config import Algorithm, Sampling
+from cogview_pl.generation.engine.fused_gpu import FusedModel, fused_model
+from cogview_pl.generation.engine.packed_cpu import PackedModel, can_pack
+from cogview_pl.generation.sampling import guide
 from cogview_pl.transformer.config import NormScope
 from cogview_pl.transformer.kv_cache import KVCache, StaticKVCache
 from cogview_pl.transformer.model import Transformer
@@ -23,7 +24,7 @@ from cogview_pl.vocab import Template
 
 
 def check_sampling(model: Transformer, sampling: Sampling) -> None:
-    """Raises UserError for what a model with `norm_scope="tensor"` cannot do: rows of different lengths in a batch."""
+    """Raises UserError for guidance or jacobi with `norm_scope="tensor"`, where rows must be equally long."""
     if model.norm_scope != NormScope.tensor:
         return
     if sampling.guided:
@@ -31,135 +32,142 @@ def check_sampling(model: Transformer, sampling: Sampling) -> None:
             f"sampler.guidance={sampling.guidance:g} pairs prompts of different lengths, which norm_scope=tensor "
             "(compat=official) cannot hold in one batch; set sampler.guidance=1, or leave out compat=official"
         )
-    if sampling.algorithm == "jacobi":
+    if sampling.algorithm == Algorithm.jacobi:
         raise UserError(
             "sampler.algorithm=jacobi takes back keys of refused codes, and norm_scope=tensor (compat=official) keeps "
             "none; set sampler.algorithm=sequential, or leave out compat=official"
         )
 
 
-def _prompts_to_run(
-    prompts: Sequence[Sequence[int]],
-    unconditional: Sequence[Sequence[int]] | None,
-    sampling: Sampling,
-) -> Sequence[Sequence[int]]:
-    """The B prompts; with guidance the B without their condition behind them."""
-    if not sampling.guided:
-        return prompts
-    if unconditional is None or len(unconditional) != len(prompts):
-        raise ValueError("guidance needs one unconditional prompt for each prompt")
-    return [*prompts, *unconditional]
+def fastest_form(model: Transformer, rows: int, ids: Sequence[range]) -> Transformer | PackedModel | FusedModel:
+    """The form of the model that decodes `rows` rows fastest on its device; `ids` are those that logits are taken of.
+
+    All forms have the methods `hidden` and `logits` of `Transformer`.
+    """
+    if can_pack(model.token_embedding.weight):
+        return PackedModel(model, rows, ids)
+    return fused_model(model) or model
 
 
-class Rows:
-    """What the model has read, prompts and tokens of the slot, and what it says comes next.
+class DecodeState:
+    """KV cache and position ids of R rows, with the model that extends them.
+
+    `prefill` reads prompts, `step` runs the model over L more tokens, and `advance` counts them as read. Tokens that
+    are not counted are overwritten by the next step, which is how drafts are refused.
 
     Args:
         model: the sequence model.
         template: its layout.
-        prompts: token ids before the target slot; lengths may differ.
-        unconditional: for guidance each prompt without its condition; these rows read the same tokens.
-        capacity: most tokens of the slot that will be read or looked at.
-        sampling: for its guidance.
-
-    Raises:
-        UserError: see `check_sampling`.
+        rows: R.
+        capacity: most positions of a row.
+        guidance: factor of classifier-free guidance; unless it is 1, the second half of the rows is unconditional and
+            reads the same tokens as the first.
     """
 
-    def __init__(
-        self,
+    def __init__(self, model: Transformer, template: Template, rows: int, capacity: int, guidance: float = 1.0) -> None:
+        self._template, self._guidance = template, guidance
+        self._ids = template.allowed(template.target)
+        self.model = fastest_form(model, rows, self._ids)
+        self._last_position = model.num_positions - 1
+        self.cache = model.new_cache(rows, capacity)
+        self.next_R = torch.zeros(rows, dtype=torch.long, device=model.token_embedding.weight.device)
+        """Position id of each row's next token, int64 `(R,)`."""
+        self.longest = 0
+        """Tokens of the longest prompt."""
+
+    @classmethod
+    def after_prompts(
+        cls,
         model: Transformer,
         template: Template,
         prompts: Sequence[Sequence[int]],
         unconditional: Sequence[Sequence[int]] | None,
         capacity: int,
         sampling: Sampling,
-    ) -> None:
-        check_sampling(model, sampling)
-        every = _prompts_to_run(prompts, unconditional, sampling)
-        self._model = DecodingModel(model, len(every), template.allowed(template.target))
-        self._sampling = sampling
-        self._last_position = model.num_positions - 1
-        self.longest = max(map(len, every))
-        """Tokens of the longest prompt."""
-        self._cache = model.new_cache(len(every), self.longest + capacity)
-        self._hidden_BD, self._next_B = prefill(self._model, template, every, self._cache)
+    ) -> tuple[DecodeState, Tensor]:
+        """State of B prompts, with room for `capacity` more tokens, and the last hidden states `(R, D)`.
 
-    def read(self, tokens_BL: Tensor) -> None:
-        """L more tokens of the slot."""
-        self._hidden_BD = self._hidden(tokens_BL)[:, -1]
-        self._count(tokens_BL.shape[1])
-
-    def logits(self) -> Tensor:
-        """Logits `(B, n)` of the next token over the ids that the slot allows."""
-        return self._guided(self._model.logits(self._hidden_BD))
-
-    def look(self, tokens_BL: Tensor) -> Tensor:
-        """Logits `(B, L, n)` behind each of L possible next tokens; none of them counts as read."""
-        return self._guided(self._model.logits(self._hidden(tokens_BL)))
-
-    def keep(self, counts: Sequence[int]) -> None:
-        """So many of the tokens last looked at are read, in each row."""
-        self._count([*counts, *counts] if self._sampling.guided else counts)
-
-    @property
-    def attend_to_their_ends(self) -> bool:
-        """Whether each row of `static` attends as far as it is filled; else all do over `reach` positions."""
-        return self._model.by_kernels
-
-    def static(self, reach: int) -> Rows:
-        """These rows for reading one token at a time on fixed memory, while none is longer than `reach`.
-
-        It shares the memory; from the first `read` on, only it and others made by this method may be used.
+        Raises:
+            UserError: see `check_sampling`.
+            ValueError: guidance lacks an unconditional prompt for a prompt.
         """
-        assert isinstance(self._cache, KVCache)
-        rows = copy(self)
-        rows._cache = StaticKVCache(self._cache, reach)
-        return rows
+        check_sampling(model, sampling)
+        every = list(prompts)
+        if sampling.guided:
+            if unconditional is None or len(unconditional) != len(prompts):
+                raise ValueError("guidance needs one unconditional prompt for each prompt")
+            every += unconditional
+        state = cls(model, template, len(every), max(map(len, every)) + capacity, sampling.guidance)
+        return state, state.prefill(every)
 
-    def _hidden(self, tokens_BL: Tensor) -> Tensor:
-        if self._sampling.guided:
+    def prefill(self, prompts: Sequence[Sequence[int]], known: Sequence[Sequence[int]] | None = None) -> Tensor:
+        """Read one prompt per row from its start in one pass; returns hidden states `(R, D)` at the end of each row.
+
+        Shorter rows are padded at their end, which a causal model cannot see; later tokens overwrite the padding's
+        keys. `known` continues each prompt with the first tokens of the slot.
+        """
+        assert not isinstance(self.cache, StaticKVCache)
+        if isinstance(self.cache, KVCache):
+            self.cache.clear()
+        rows, positions = [], []
+        for prompt, more in zip(prompts, known or [[]] * len(prompts), strict=True):
+            before = self._template.prompt_positions(prompt)
+            rows.append([*prompt, *more])
+            positions.append([*before, *range(before[-1] + 1, before[-1] + 1 + len(more))])
+        lengths = [len(row) for row in rows]
+        self.longest, device = max(lengths), self.next_R.device
+
+        def padded(lists: Sequence[Sequence[int]], filler: int) -> Tensor:
+            return torch.tensor([[*row, *[filler] * (self.longest - len(row))] for row in lists], device=device)
+
+        pad = self._template.vocabulary.pad
+        hidden_RPD = self.model.hidden(padded(rows, pad), padded(positions, 0), self.cache)
+        self.cache.advance(lengths)
+        self.next_R.copy_(torch.tensor([row[-1] + 1 for row in positions]))
+        ends_R = torch.tensor(lengths, device=device) - 1
+        return hidden_RPD[torch.arange(len(rows), device=device), ends_R]
+
+    def step(self, tokens_BL: Tensor) -> Tensor:
+        """Hidden states `(R, L, D)` of the next L tokens of every row."""
+        if self._guidance != 1:
             tokens_BL = tokens_BL.repeat(2, 1)
-        places_BL = self._next_B[:, None] + torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
-        # Tokens that are only looked at may lie behind the end of the sequence.
-        return self._model.hidden(tokens_BL, places_BL.clamp(max=self._last_position), self._cache)
+        places_RL, length = self.next_R[:, None], tokens_BL.shape[1]
+        if length > 1:  # drafts may pass the end of the sequence
+            places_RL = places_RL + torch.arange(length, device=tokens_BL.device)
+            places_RL = places_RL.clamp(max=self._last_position)
+        return self.model.hidden(tokens_BL, places_RL, self.cache)
 
-    def _count(self, new: Sequence[int] | int) -> None:
-        self._cache.advance(new)
-        self._next_B += new if isinstance(new, int) else torch.tensor(new, device=self._next_B.device)
+    def advance(self, counts: Sequence[int] | Tensor | int) -> None:
+        """Count tokens of the last step as read: one number for all rows, or one for each of the B rows.
 
-    def _guided(self, logits: Tensor) -> Tensor:
-        if not self._sampling.guided:
+        A tensor, int64 `(R,)`, is for `static` states.
+        """
+        if isinstance(counts, Sequence) and self._guidance != 1:
+            counts = [*counts, *counts]
+        self.cache.advance(counts)  # type: ignore[arg-type]
+        self.next_R += torch.tensor(counts, device=self.next_R.device) if isinstance(counts, Sequence) else counts
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Guided logits `(B, …, n)` of hidden states `(R, …, D)` over the ids that the slot allows."""
+        logits = self.model.logits(hidden, self._ids)
+        if self._guidance == 1:
             return logits
         conditional, unconditional = logits.chunk(2)
-        return guide(conditional, unconditional, self._sampling.guidance)
+        return guide(conditional, unconditional, self._guidance)
 
+    def rows(self, part: slice) -> DecodeState:
+        """Some of the rows as a state of their own on the same memory."""
+        assert isinstance(self.cache, KVCache)
+        view = copy(self)
+        view.cache, view.next_R = self.cache.rows(part), self.next_R[part]
+        return view
 
-def prefill(
-    model: DecodingModel,
-    template: Template,
-    prompts: Sequence[Sequence[int]],
-    cache: Cache,
-    known: Sequence[Sequence[int]] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Run all prompts in one pass; returns the hidden state at each row's end and the position that follows.
+    def static(self, reach: int | None = None) -> DecodeState:
+        """These rows for steps of one token on fixed memory, while no row is longer than `reach` (None: the capacity).
 
-    Rows are padded behind their end, where a causal model cannot look; the padding's keys are overwritten before any
-    token could see them. `known` continues each prompt with the first tokens of the slot.
-    """
-    rows, positions = [], []
-    for prompt, more in zip(prompts, known or [[]] * len(prompts), strict=True):
-        before = template.prompt_positions(prompt)
-        rows.append([*prompt, *more])
-        positions.append([*before, *range(before[-1] + 1, before[-1] + 1 + len(more))])
-    lengths = [len(row) for row in rows]
-    longest, device = max(lengths), model.device
-
-    def padded(lists: Sequence[Sequence[int]], filler: int) -> Tensor:
-        return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in lists], device=device)
-
-    hidden_BPD = model.hidden(padded(rows, template.vocabulary.pad), padded(positions, 0), cache)
-    cache.advance(lengths)
-    ends_B = torch.tensor(lengths, device=device) - 1
-    hidden_BD = hidden_BPD[torch.arange(len(rows), device=device), ends_B]
-    return hidden_BD, torch.tensor([row[-1] + 1 for row in positions], device=device)
+        The memory is shared; from the first step on only static states of these rows may be used.
+        """
+        assert isinstance(self.cache, KVCache)
+        view = copy(self)
+        view.cache = StaticKVCache(self.cache, reach or self.cache.capacity)
+        return view

@@ -1,7 +1,8 @@
-"""The model on a GPU where no gradients are taken, by kernels that do several operations at once.
+"""GPU form of the model for inference: Triton kernels that fuse several operations.
 
-A few rows (decoding) are read at the speed of memory, many (prompts, ranking) pass over the residual stream less often
-than single operations do. Results differ from those by rounding: sums are fp32, and less is rounded in between.
+With few rows (decoding) the kernels reach the speed of reading the weights; with many rows (prompts, ranking) they make
+fewer passes over the residual stream than single operations. Results differ by rounding: sums are fp32, and fewer
+intermediate results are rounded.
 
 Shapes: B batch, L length, R rows (B · L), D hidden size, N outputs.
 """
@@ -24,13 +25,13 @@ from cogview_pl.transformer.kv_cache import StaticKVCache
 from cogview_pl.transformer.model import Transformer
 
 _OVERLAP_FROM = (9, 0)  # compute capability that has programmatic dependent launch
-# Tiles of a program, and its warps; chosen on an H100 for the widths of the released sizes.
+# Tile sizes and warps of a program; measured on an H100 at the hidden sizes of the released models.
 _WARPS, _OUTPUTS, _INPUTS = 4, 2, 1024
 _WARPS_OF_ATTENTION, _POSITIONS = 2, 64
 
 
 def can_fuse(model: Transformer) -> bool:
-    """Whether these kernels do what the model does: plain or int8 weights, fused attention, norms before branches."""
+    """Whether the kernels cover the model: plain or int8 weights, fused attention, LayerNorm before each branch."""
     blocks = [block for block in model.blocks if isinstance(block, Block)]
     plain = all(
         type(part) is Linear and (type(part.weight.data) is Tensor or _is_int8(part.weight))
@@ -43,7 +44,7 @@ def can_fuse(model: Transformer) -> bool:
 
 
 def fused_model(model: Transformer) -> FusedModel | None:
-    """The model by these kernels; None where its own operations have to do."""
+    """GPU form of the model; None where the kernels do not run or do not cover the model."""
     possible = runs_kernels(model.token_embedding.weight.device) and not torch.is_autocast_enabled("cuda")
     return FusedModel(model) if possible and can_fuse(model) else None
 
@@ -65,7 +66,7 @@ class FusedModel:
         residuals = [residual for block in self._blocks for residual in (block.attention_residual, block.mlp_residual)]
         openings = [residual.norm_in for residual in residuals if isinstance(residual.norm_in, LayerNorm)]
         self._norms = [*openings, model.final_norm]
-        """Those that open a branch, and the last, in order."""
+        """LayerNorms before each branch and the final one, in order."""
         device = model.token_embedding.weight.device
         overlap = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _OVERLAP_FROM
         self._launch = {"OVERLAP": overlap} | ({"launch_pdl": True} if overlap else {})
@@ -88,11 +89,11 @@ class FusedModel:
         return y_RD.view(*tokens.shape, -1)
 
     def logits(self, hidden: Tensor, ids: Sequence[range]) -> Tensor:
-        """Logits `(…, n)` of hidden states `(…, D)` over the given id ranges, end to end."""
+        """Logits `(…, n)` of hidden states `(…, D)`; see `Transformer.logits`."""
         head_VD = self._model.token_embedding.weight
         hidden_RD = hidden.reshape(-1, hidden.shape[-1]).contiguous()
         with current(hidden_RD.device):
-            parts = [self._product(hidden_RD, head_VD[span.start : span.stop], None) for span in ids]
+            parts = [self._matmul(hidden_RD, head_VD[span.start : span.stop], None) for span in ids]
         return torch.cat(parts, -1).view(*hidden.shape[:-1], -1)
 
     def _attention(
@@ -110,10 +111,10 @@ class FusedModel:
         return self._linear(y_BHLK.transpose(1, 2).reshape(x_RD.shape).to(x_RD.dtype), part.out)
 
     def _linear(self, x_RD: Tensor, part: nn.Linear, *, gelu: bool = False) -> Tensor:
-        return self._product(x_RD, part.weight, part.bias, gelu=gelu)
+        return self._matmul(x_RD, part.weight, part.bias, gelu=gelu)
 
-    def _product(self, x_RD: Tensor, weight_ND: Tensor, bias_N: Tensor | None, *, gelu: bool = False) -> Tensor:
-        """x · weightᵀ + bias `(R, N)`, and its GELU."""
+    def _matmul(self, x_RD: Tensor, weight_ND: Tensor, bias_N: Tensor | None, *, gelu: bool = False) -> Tensor:
+        """x · weightᵀ + bias `(R, N)`, with GELU if asked."""
         rows, (outputs, inputs) = len(x_RD), weight_ND.shape
         if rows > self._kernels.FEW_ROWS:
             y_RN = F.linear(x_RD, weight_ND, bias_N)
@@ -132,7 +133,7 @@ class FusedModel:
     def _close_and_open(
         self, x_RD: Tensor, branch_RD: Tensor, residual: Residual | None, following: LayerNorm
     ) -> Tensor:
-        """Add the branch to x, in place, with its norm if it has one; returns x as the next norm gives it on."""
+        """Add the branch, after its norm if it has one, to x in place; returns the next norm of x."""
         rows, hidden_size = x_RD.shape
         norm = residual.norm_branch if residual is not None and isinstance(residual.norm_branch, LayerNorm) else None
         y_RD = torch.empty_like(x_RD)
@@ -144,7 +145,7 @@ class FusedModel:
         return y_RD
 
     def _attend_one(self, qkv_BN: Tensor, cache: StaticKVCache, layer: int, head_size: int) -> Tensor:
-        """Attention `(B, D)` of one new position per row; its keys and values go into the cache."""
+        """Attention `(B, D)` of one new position per row; stores its keys and values in the cache."""
         keys_BHSK, values_BHSK = cache.keys_and_values(layer)
         batch, heads, reach, _ = keys_BHSK.shape
         parts, block = -(-reach // _POSITIONS), self._power_of_2(head_size)
@@ -160,6 +161,6 @@ class FusedModel:
 
 
 def _is_int8(weight: Tensor) -> bool:
-    """Whether torchao holds the weight as one int8 number per weight and a scale per output."""
+    """Whether torchao holds the weight in int8 with one scale per output."""
     inside = getattr(weight, "qdata", None)
     return inside is not None and inside.dtype == torch.int8 and inside.shape == weight.shape

@@ -1,8 +1,8 @@
-"""The model as decoding runs it: at each step a few rows are multiplied by every weight.
+"""CPU copy of the model with pre-packed weights: a decoding step multiplies a few rows by every weight.
 
-On a CPU such a product is as fast as the weights can be read. oneDNN comes close to that with weights that are laid
-out for the number of rows. `torch.nn.functional.linear` does so in fp32 on Intel's processors; on others it reads them
-at a third of that speed or less (on one thread for one row). Measured in `docs/performance.md`.
+On a CPU such a product takes the time of reading the weights. oneDNN comes close to that with weights that are laid out
+for the number of rows. `torch.nn.functional.linear` does so in fp32 on Intel processors; on others it reads them at a
+third of that speed or less (on one thread for one row). Measured in `docs/performance.md`.
 
 Shapes: R rows, D inputs, N outputs, n ids.
 """
@@ -15,9 +15,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from cogview_pl.generation.engine.fused_gpu import FusedModel, fused_model
 from cogview_pl.kernels.cpu_linear import ONEDNN_IS_FASTER
-from cogview_pl.transformer.block import MLP, Cache
+from cogview_pl.transformer.block import MLP
 from cogview_pl.transformer.lora import LoRALinear
 from cogview_pl.transformer.model import Transformer
 
@@ -27,13 +26,13 @@ _FEWEST_ROWS = 4  # the layout that oneDNN chooses for 4 rows serves 1 row faste
 
 
 class PackedLinear(nn.Module):
-    """x · weightᵀ + bias with a copy of the weights in oneDNN's own layout; for inference.
+    """x · weightᵀ + bias for inference, with a copy of the weights in oneDNN's own layout.
 
     Args:
         weight: `(N, D)`, fp32 or bf16, on the CPU.
         bias: `(N,)` or None.
-        rows: how many rows there will be; with another number it is right, and slower.
-        gelu: take the GELU of the result, in its tanh form.
+        rows: expected number of rows; another number gives the same result more slowly.
+        gelu: apply GELU, in its tanh form, to the result.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int, *, gelu: bool = False) -> None:
@@ -48,11 +47,11 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise.default(x, self._weight, self._bias, *self._then)
 
 
-class DecodingModel:
-    """What decoding runs of a sequence model: hidden states with a cache, and logits over a few id ranges.
+class PackedModel:
+    """Hidden states and logits of a model by packed copies of its weights; see `can_pack`.
 
-    On a CPU its weights are packed copies where that is possible, made when this is constructed: it takes as much
-    memory as the model again, and does not follow later training.
+    The copies take the memory of the model again and do not follow later training. Of a model on several devices only
+    the head is packed.
 
     Args:
         model: the sequence model.
@@ -61,36 +60,25 @@ class DecodingModel:
     """
 
     def __init__(self, model: Transformer, rows: int, ids: Sequence[range]) -> None:
-        self.device = model.token_embedding.weight.device
-        fused = fused_model(model)
-        self.by_kernels = fused is not None
-        """Whether it runs by the kernels of a GPU."""
-        self._model: Transformer | FusedModel = fused or model
-        self._ids = ids
-        self._head: nn.Module | None = None
         weight = model.token_embedding.weight
-        if can_pack(weight):
-            self._model = model if model.sharded else _packed_copy(model, rows)
-            self._head = PackedLinear(torch.cat([weight[span.start : span.stop] for span in ids]), None, rows)
+        self.hidden = model.hidden if model.sharded else _packed_copy(model, rows).hidden
+        """`Transformer.hidden` of the copy."""
+        self._head = PackedLinear(torch.cat([weight[span.start : span.stop] for span in ids]), None, rows)
 
-    def hidden(self, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """Hidden states `(B, L, D)` of tokens that continue the rows of the cache; see `Transformer.hidden`."""
-        return self._model.hidden(tokens, positions, cache)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits `(…, n)` of hidden states `(…, D)`."""
-        return self._model.logits(hidden, self._ids) if self._head is None else self._head(hidden)
+    def logits(self, hidden: Tensor, ids: Sequence[range] | None = None) -> Tensor:
+        """Logits `(…, n)` of hidden states `(…, D)`; `ids` are always those of the constructor."""
+        return self._head(hidden)
 
 
 def packed_bytes(*, layers: int, hidden_size: int, ids: int, dtype: torch.dtype, quantized: bool) -> int:
-    """Memory of the packed copies on a CPU: the blocks' matrices, unless they are quantized, and the head's rows."""
+    """Bytes of the packed copies on a CPU: matrices of the blocks, unless they are quantized, and rows of the head."""
     if not can_pack(torch.empty(0, dtype=dtype)):
         return 0
     return ((0 if quantized else 12 * layers * hidden_size) + ids) * hidden_size * dtype.itemsize
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether there is a packed form of the weight, faster than the plain one, and products are taken as they are."""
+    """Whether a packed form of the weight is faster than the plain one; never under autocast, which casts weights."""
     if weight.device.type != "cpu" or torch.is_autocast_enabled("cpu") or type(weight.data) is not Tensor:
         return False
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
@@ -101,9 +89,9 @@ def can_pack(weight: Tensor) -> bool:
 
 
 def _packed_copy(model: Transformer, rows: int) -> Transformer:
-    """The model with packed linear maps and nothing that only training needs.
+    """The model with packed linear maps and without the parts that only training needs.
 
-    It shares everything else, quantized weights too, with the original.
+    Everything else, quantized weights too, is shared with the original.
     """
     replaced: dict[int, nn.Module | Tensor] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     for part in model.modules():
@@ -117,7 +105,7 @@ def _packed_copy(model: Transformer, rows: int) -> Transformer:
 
 
 def _packed(linear: nn.Linear, rows: int, *, gelu: bool = False) -> PackedLinear:
-    """The packed form of a map, with an adapter that it may have added to its weights."""
+    """The packed form of a linear map; the adapter that it may have is added to its weights."""
     if isinstance(linear, LoRALinear):
         return PackedLinear(linear.merged_weight(), linear.bias.float(), rows, gelu=gelu)
     return PackedLinear(linear.weight, linear.bias, rows, gelu=gelu)

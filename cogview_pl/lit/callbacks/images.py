@@ -8,8 +8,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from cogview_pl.generation.config import Sampling
 from cogview_pl.generation.contact_sheet import contact_sheet
-from cogview_pl.generation.sampling import Sampling
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule, reconstruction_grid
 from cogview_pl.lit.sequence_model import SequenceModule
 
@@ -53,9 +53,12 @@ class Samples(Callback):
             return
         assert isinstance(pl_module, SequenceModule)
         prompts = pl_module.val_prompts[: self.num_prompts]
-        if pl_module.generator is None or not prompts:
+        generator = pl_module.generator
+        if generator is None or not prompts:
             return
-        images = pl_module.generator.images(prompts, 1, seed=self.seed, sampling=Sampling(), batch_size=len(prompts))
+        unfiltered = Sampling(top_k=0, batch_size=len(prompts))
+        codes = generator.codes(prompts, seed=self.seed, sampling=unfiltered)
+        images = [image for batch in codes for image in generator.images(batch)]
         rows = [(prompt, [image]) for prompt, image in zip(prompts, images, strict=True)]
         sheet = contact_sheet(rows, columns=4, cell=_CELL, font=self.font)
         _log_image(trainer, "val/samples", pil_to_tensor(sheet))

@@ -1,16 +1,18 @@
-"""Steps on fixed memory, as CUDA graphs replay them: the codes that `fill` samples, run here without a graph."""
+"""Steps on fixed memory, as CUDA graphs replay them, give the codes of `decode`; run here without a graph."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from cogview_pl.generation.decode import fill, uniforms
-from cogview_pl.generation.engine.cuda_graph import Repeater, can_capture, follow, one_by_one, spans
-from cogview_pl.generation.engine.decode_state import Rows
-from cogview_pl.generation.sampling import Sampling, draw, probabilities
+from cogview_pl.generation.config import Sampling
+from cogview_pl.generation.decode import TO_SAMPLE, decode, uniforms
+from cogview_pl.generation.engine.cuda_graph import Capture, Step, can_capture, graphed_steps, spans
+from cogview_pl.generation.engine.decode_state import DecodeState
+from cogview_pl.generation.sampling import probabilities, sample
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template
 from tests.make_models import make_transformer
@@ -32,21 +34,32 @@ SAMPLINGS = {
 }
 
 
-@torch.no_grad()  # in inference mode the recorder would see whole operations, not what they are made of
+def as_it_is(step: Step) -> Step:
+    return step
+
+
+@torch.no_grad()  # in inference mode the recorder would see composite operations
 def by_static_steps(
     model: Transformer,
     template: Template,
     texts: tuple[list[int], ...],
     sampling: Sampling,
     width: int,
-    repeater: Repeater = one_by_one,
+    capture: Capture = as_it_is,
 ) -> list[list[int]]:
     prompts = prompts_of(template, texts)
     length, span = template.target.length, template.allowed(template.target)[0]
     uniform_BT, ids_n = uniforms(range(len(texts)), prompts, length), torch.arange(span.start, span.stop)
-    rows = Rows(model, template, prompts, without_text(template, texts), length, sampling)
-    first_B = ids_n[draw(probabilities(rows.logits(), sampling), uniform_BT[:, 0])]
-    return follow(rows, first_B, ids_n=ids_n, uniform_BT=uniform_BT, sampling=sampling, repeater=repeater, width=width)
+    state, hidden_BD = DecodeState.after_prompts(
+        model, template, prompts, without_text(template, texts), length, sampling
+    )
+    tokens_BT = torch.full((len(texts), length), TO_SAMPLE)
+    tokens_BT[:, 0] = ids_n[sample(probabilities(state.logits(hidden_BD), sampling), uniform_BT[:, 0])]
+    steps = graphed_steps(state, tokens_BT, uniform_BT, ids_n, sampling, capture=capture, width=width)
+    assert len(steps) == length - 1
+    for step in steps:
+        step()
+    return tokens_BT.tolist()
 
 
 def prompts_of(template: Template, texts: tuple[list[int], ...]) -> list[list[int]]:
@@ -60,9 +73,9 @@ def without_text(template: Template, texts: tuple[list[int], ...]) -> list[list[
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 @pytest.mark.parametrize("width", [8, 256], ids=["several_graphs", "one_graph"])
 @pytest.mark.parametrize("texts", [TEXTS, EQUALLY_LONG, TEXTS[:1]], ids=["lengths_differ", "equally_long", "one_row"])
-def test_same_codes_as_fill(sampling: Sampling, width: int, texts: tuple[list[int], ...]) -> None:
+def test_same_codes_as_decode(sampling: Sampling, width: int, texts: tuple[list[int], ...]) -> None:
     model = small_model(TEMPLATE, init_std=0.3)
-    filled = fill(
+    filled = decode(
         model,
         TEMPLATE,
         prompts_of(TEMPLATE, texts),
@@ -70,7 +83,7 @@ def test_same_codes_as_fill(sampling: Sampling, width: int, texts: tuple[list[in
         sampling=sampling,
         unconditional=without_text(TEMPLATE, texts),
     )
-    assert len({code for row in filled for code in row}) > 3  # a model that can be told apart from a broken one
+    assert len({code for row in filled for code in row}) > 3  # a broken model would repeat a code
     assert by_static_steps(model, TEMPLATE, texts, sampling, width) == filled
 
 
@@ -86,7 +99,7 @@ def test_restarting_positions_and_forms_of_attention(attention: str) -> None:
     }
     model = make_transformer(vocab_size=VOCABULARY.size, attention=attention, **sizes).eval()  # type: ignore[arg-type]
     prompts = prompts_of(TWO_IMAGES, TEXTS)
-    filled = fill(model, TWO_IMAGES, prompts, seeds=range(4), sampling=Sampling())
+    filled = decode(model, TWO_IMAGES, prompts, seeds=range(4), sampling=Sampling())
     assert by_static_steps(model, TWO_IMAGES, TEXTS, Sampling(), 16) == filled
 
 
@@ -96,6 +109,21 @@ def test_a_recorded_step_can_be_replayed(sampling: Sampling, width: int) -> None
     model = small_model(TEMPLATE, init_std=0.3)
     plainly = by_static_steps(model, TEMPLATE, TEXTS, sampling, width)
     assert by_static_steps(model, TEMPLATE, TEXTS, sampling, width, recorded) == plainly
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_decode_by_steps_on_fixed_memory(sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop as on a GPU: the first token by single operations, the others by graphed steps."""
+    model, prompts, reported = small_model(TEMPLATE, init_std=0.3), prompts_of(TEMPLATE, TEXTS), []
+    arguments: dict[str, Any] = {
+        "seeds": range(4),
+        "sampling": sampling,
+        "unconditional": prompts_of(TEMPLATE, ([],) * 4),
+    }
+    plainly = decode(model, TEMPLATE, prompts, **arguments)
+    monkeypatch.setattr("cogview_pl.generation.decode.can_capture", lambda *_: True)
+    assert decode(model, TEMPLATE, prompts, **arguments, on_step=lambda: reported.append(1)) == plainly
+    assert len(reported) == TEMPLATE.target.length
 
 
 def test_spans_cover_every_step_and_reach_far_enough() -> None:
@@ -119,7 +147,7 @@ def test_graphs_give_the_codes_of_single_operations(sampling: Sampling) -> None:
     assert can_capture(model, TEMPLATE, sampling)
     prompts = prompts_of(TEMPLATE, TEXTS)
     by_graphs, plainly = (
-        fill(
+        decode(
             model,
             TEMPLATE,
             prompts,

@@ -1,4 +1,4 @@
-"""What rows say after reading and looking, against full forwards without a cache.
+"""Logits of decoding states after steps, against full forwards without a cache.
 
 Shapes: B rows, L tokens, n allowed ids.
 """
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cogview_pl.errors import UserError
-from cogview_pl.generation.engine.decode_state import Rows, check_sampling
-from cogview_pl.generation.sampling import Sampling
+from cogview_pl.generation.config import Algorithm, Sampling
+from cogview_pl.generation.engine.decode_state import DecodeState, check_sampling
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template
 
@@ -27,13 +27,13 @@ CODES_BL = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13], [30, 1, 2, 3, 4, 5, 6,
 
 @torch.no_grad()
 def full_logits(model: Transformer, template: Template, prompt: list[int], codes: list[int]) -> Tensor:
-    """Logits of the codes behind a prompt and the codes that follow it."""
+    """Logits of the next code after a prompt and its codes."""
     tokens = [*prompt, *codes]
     return model(torch.tensor([tokens]), torch.tensor([template.positions(tokens)]))[0, -1, : VOCABULARY.codebook_size]
 
 
 class Reader:
-    """Rows of TEXTS, and what they ought to say."""
+    """A decoding state of TEXTS, and the logits that it ought to give."""
 
     def __init__(self, template: Template, guidance: float, capacity: int = 9) -> None:
         self.template, self.guidance = template, guidance
@@ -43,10 +43,19 @@ class Reader:
         )
         sampling = Sampling(guidance=guidance)
         with torch.no_grad():
-            self.rows = Rows(self.model, template, self.prompts, self.empty, capacity, sampling)
+            self.state, hidden_RD = DecodeState.after_prompts(
+                self.model, template, self.prompts, self.empty, capacity, sampling
+            )
+            self.first_logits = self.state.logits(hidden_RD)
+
+    def read(self, tokens_BL: Tensor) -> Tensor:
+        """Logits `(B, n)` after L more tokens."""
+        hidden_RD = self.state.step(tokens_BL)[:, -1]
+        self.state.advance(tokens_BL.shape[1])
+        return self.state.logits(hidden_RD)
 
     def expected(self, codes: list[list[int]]) -> Tensor:
-        """Logits `(B, n)` behind the codes of each row."""
+        """Logits `(B, n)` after the codes of each row."""
         found = []
         for prompt, empty, own in zip(self.prompts, self.empty, codes, strict=True):
             with_text = full_logits(self.model, self.template, prompt, own)
@@ -61,41 +70,39 @@ class Reader:
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 @pytest.mark.parametrize("template", [LAST, TWO_IMAGES], ids=["one_image", "restarting"])
 @torch.no_grad()
-def test_reading_looking_and_keeping(template: Template, guidance: float) -> None:
+def test_steps_and_advances(template: Template, guidance: float) -> None:
     reader = Reader(template, guidance)
-    rows, codes = reader.rows, CODES_BL.tolist()
-    assert rows.longest == max(map(len, reader.prompts))
-    reader.check(rows.logits(), [[], [], []])
-    rows.read(CODES_BL[:, :2])
-    reader.check(rows.logits(), [row[:2] for row in codes])
+    state, codes = reader.state, CODES_BL.tolist()
+    assert state.longest == max(map(len, reader.prompts))
+    reader.check(reader.first_logits, [[], [], []])
+    reader.check(reader.read(CODES_BL[:, :2]), [row[:2] for row in codes])
 
-    looked = rows.look(CODES_BL[:, 2:5])
+    drafts = state.logits(state.step(CODES_BL[:, 2:5]))
     for ahead in range(3):
-        reader.check(looked[:, ahead], [row[: 3 + ahead] for row in codes])
-    rows.keep([2, 0, 3])  # of the three looked at
+        reader.check(drafts[:, ahead], [row[: 3 + ahead] for row in codes])
+    state.advance([2, 0, 3])  # of the three drafts
     read = [codes[0][:4], codes[1][:2], codes[2][:5]]
     following = torch.tensor([[33], [34], [35]])
-    rows.read(following)
-    reader.check(rows.logits(), [[*own, new] for own, new in zip(read, [33, 34, 35], strict=True)])
+    reader.check(reader.read(following), [[*own, new] for own, new in zip(read, [33, 34, 35], strict=True)])
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 @torch.no_grad()
-def test_looking_behind_the_end_of_the_sequence(guidance: float) -> None:
+def test_drafts_after_the_end_of_the_sequence(guidance: float) -> None:
     reader = Reader(LAST, guidance, capacity=12)
     ahead = torch.cat([CODES_BL, CODES_BL[:, :3]], 1)  # the longest row ends with the ninth code
-    looked = reader.rows.look(ahead)
+    drafts = reader.state.logits(reader.state.step(ahead))
     for place in range(9):
-        reader.check(looked[:, place], [row[: place + 1] for row in CODES_BL.tolist()])
+        reader.check(drafts[:, place], [row[: place + 1] for row in CODES_BL.tolist()])
 
 
-def test_what_a_maximum_over_the_whole_tensor_does_not_allow() -> None:
+def test_what_a_maximum_over_the_whole_tensor_excludes() -> None:
     model = small_model(LAST, init_std=0.3, norm_scope="tensor")
     check_sampling(model, Sampling())
     with pytest.raises(UserError, match=r"sampler\.guidance=2\.5 pairs prompts of different lengths"):
         check_sampling(model, Sampling(guidance=2.5))
     with pytest.raises(UserError, match=r"sampler\.algorithm=jacobi takes back keys"):
-        check_sampling(model, Sampling(algorithm="jacobi"))
+        check_sampling(model, Sampling(algorithm=Algorithm.jacobi))
     with pytest.raises(UserError, match=r"sampler\.guidance=0 pairs"):
-        Rows(model, LAST, [LAST.prompt({"text": []})], None, 9, Sampling(guidance=0.0))
-    check_sampling(small_model(LAST, init_std=0.3), Sampling(guidance=2.5, algorithm="jacobi"))
+        DecodeState.after_prompts(model, LAST, [LAST.prompt({"text": []})], None, 9, Sampling(guidance=0.0))
+    check_sampling(small_model(LAST, init_std=0.3), Sampling(guidance=2.5, algorithm=Algorithm.jacobi))

@@ -1,4 +1,4 @@
-"""The kernels for a GPU say what the model's own operations say; on a CPU Triton's interpreter runs them."""
+"""The fused GPU form gives the results of the model's own operations; on a CPU Triton's interpreter runs it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def prompts_read(model: Transformer | FusedModel, cache: KVCache, lengths: Seque
 
 
 def steps_read(model: Transformer | FusedModel, cache: KVCache, lengths: Sequence[int], steps: int) -> Tensor:
-    """Hidden states `(steps, B, 1, D)` of single tokens behind prompts."""
+    """Hidden states `(steps, B, 1, D)` of single tokens after prompts."""
     static = StaticKVCache(cache, max(lengths) + steps)
     found = []
     for step in range(steps):
@@ -74,7 +74,7 @@ def new_cache(model: Transformer, rows: int) -> KVCache:
 @pytest.mark.parametrize(("norm", "norm_scope"), [("sandwich", "token"), ("pre", "token"), ("sandwich", "none")])
 @pytest.mark.parametrize("lengths", [LENGTHS, LENGTHS[:2], LENGTHS[:1]], ids=["three_rows", "two_rows", "one_row"])
 @torch.no_grad()
-def test_single_tokens_behind_prompts(norm: str, norm_scope: str, lengths: Sequence[int]) -> None:
+def test_single_tokens_after_prompts(norm: str, norm_scope: str, lengths: Sequence[int]) -> None:
     model = make(norm=norm, norm_scope=norm_scope)
     assert can_fuse(model)
     caches = [new_cache(model, len(lengths)) for _ in range(2)]
@@ -147,10 +147,11 @@ def test_cross_entropies(dtype: torch.dtype, vocabulary: int) -> None:
 @torch.no_grad()
 def test_weights_in_int8() -> None:
     pytest.importorskip("torchao")
+    from cogview_pl.generation.config import Quantization
     from cogview_pl.generation.quantization import quantize
 
     model = make(hidden_size=32, num_heads=4)
-    quantize(model, "int8")
+    quantize(model, Quantization.int8)
     assert can_fuse(model)
     caches = [new_cache(model, 2) for _ in range(2)]
     for cache in caches:

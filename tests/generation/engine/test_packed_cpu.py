@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cogview_pl.generation.engine.packed_cpu import DecodingModel, PackedLinear, can_pack
+from cogview_pl.generation.engine.decode_state import fastest_form
+from cogview_pl.generation.engine.packed_cpu import PackedLinear, can_pack
 from tests.make_models import make_transformer
 
 needs_bf16 = pytest.mark.skipif(
@@ -39,10 +40,10 @@ def test_a_model_decodes_as_it_reads() -> None:
     tokens, positions = torch.randint(60, (2, 20)), torch.arange(20).expand(2, -1)
     with torch.inference_mode():
         wanted = model.logits(model.hidden(tokens, positions), [range(10, 40)])
-        decoding, cache = DecodingModel(model, 2, [range(10, 40)]), model.new_cache(2, 20)
+        decoding, cache = fastest_form(model, 2, [range(10, 40)]), model.new_cache(2, 20)
         found = []
         for place in range(20):
             step = slice(place, place + 1)
-            found.append(decoding.logits(decoding.hidden(tokens[:, step], positions[:, step], cache)))
+            found.append(decoding.logits(decoding.hidden(tokens[:, step], positions[:, step], cache), [range(10, 40)]))
             cache.advance(1)
     assert (torch.cat(found, 1) - wanted).abs().max() < 0.05 * wanted.abs().max()

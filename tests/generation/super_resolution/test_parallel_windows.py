@@ -1,4 +1,4 @@
-"""Windows side by side give what windows one after the other give, in half the steps."""
+"""Windows in parallel give the codes of windows one after the other, in half the steps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from cogview_pl.errors.signals import SIGNALS, Stopped
-from cogview_pl.generation.decode import OPEN, fill
-from cogview_pl.generation.engine.cuda_graph import Repeater, one_by_one
-from cogview_pl.generation.sampling import Sampling
+from cogview_pl.generation.config import Sampling
+from cogview_pl.generation.decode import TO_SAMPLE, decode
+from cogview_pl.generation.engine.cuda_graph import Capture, Step
 from cogview_pl.generation.super_resolution.parallel_windows import timetable
-from cogview_pl.generation.super_resolution.parallel_windows_graph import StaticWavefront
+from cogview_pl.generation.super_resolution.parallel_windows_graph import GraphedParallelWindows
 from cogview_pl.generation.super_resolution.upscale import magnify
 from cogview_pl.generation.super_resolution.windows import owners, windows
 from cogview_pl.transformer.model import Transformer
@@ -48,11 +48,11 @@ def in_order(
 ) -> Tensor:
     """Window after window, as the paper describes it."""
     grid = codes.shape[1]
-    result = torch.full((len(codes), 2 * grid, 2 * grid), OPEN)
+    result = torch.full((len(codes), 2 * grid, 2 * grid), TO_SAMPLE)
     for number, window in enumerate(windows(grid)):
         sources = codes[(slice(None), *window.source)].flatten(1).tolist()
         region = (slice(None), *window.target)
-        filled = fill(
+        filled = decode(
             model,
             template,
             [template.prompt({"text": t, "small": s}) for t, s in zip(texts, sources, strict=True)],
@@ -74,10 +74,14 @@ def test_same_codes_as_in_order(grid: int, sampling: Sampling) -> None:
     assert len(found.unique()) > 5  # not the same code everywhere
 
 
-@pytest.mark.parametrize("repeater", [one_by_one, recorded], ids=["one_by_one", "recorded"])
+def as_it_is(step: Step) -> Step:
+    return step
+
+
+@pytest.mark.parametrize("capture", [as_it_is, recorded], ids=["as_it_is", "recorded"])
 @pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(top_k=10)], ids=["greedy", "sampled"])
 def test_same_codes_by_steps_on_fixed_memory(
-    repeater: Repeater, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+    capture: Capture, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As on a GPU, where the steps are CUDA graphs.
     model, template = make(8)
@@ -85,11 +89,9 @@ def test_same_codes_by_steps_on_fixed_memory(
     arguments: dict[str, Any] = {"seeds": range(len(TEXTS)), "sampling": sampling}
     plainly = magnify(model, template, TEXTS, codes, **arguments)
     monkeypatch.setattr("cogview_pl.generation.super_resolution.upscale.can_capture", lambda *_: True)
-    monkeypatch.setattr(
-        "cogview_pl.generation.super_resolution.parallel_windows_graph.default_repeater", lambda _: repeater
-    )
-    with torch.no_grad():  # in inference mode the recorder would see whole operations, not what they are made of
-        monkeypatch.setattr(StaticWavefront, "run", unwrap(StaticWavefront.run))
+    monkeypatch.setattr("cogview_pl.generation.super_resolution.parallel_windows_graph.capture_on", lambda _: capture)
+    with torch.no_grad():  # in inference mode the recorder would see composite operations
+        monkeypatch.setattr(GraphedParallelWindows, "run", unwrap(GraphedParallelWindows.run))
         assert torch.equal(magnify(model, template, TEXTS, codes, **arguments), plainly)
 
 
@@ -106,7 +108,7 @@ def test_graphs_give_the_codes_of_single_operations() -> None:
     assert torch.equal(by_graphs, plainly)
 
 
-def test_stops_between_two_steps_when_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stops_between_two_steps_on_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     model, template = make(4)
     codes = torch.zeros(1, 4, 4, dtype=torch.int64)
     done: list[int] = []
@@ -131,7 +133,7 @@ def test_every_window_is_reported() -> None:
 class TestTimetable:
     @pytest.mark.parametrize("grid", [4, 8, 32])
     def test_code_y_x_is_sampled_in_step_grid_times_y_plus_x(self, grid: int) -> None:
-        """Row after row begins `grid` steps, half a row, behind the one above it: no window waits without need."""
+        """Each row begins `grid` steps, half a row, after the row above it: no window waits without need."""
         found = windows(grid)
         sampled_in = torch.full((2 * grid, 2 * grid), -1)
         for number, step in enumerate(timetable(grid)):

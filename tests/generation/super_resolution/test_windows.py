@@ -1,4 +1,4 @@
-"""The nine windows of super-resolution: those of the original by its numbers, and small ones by hand."""
+"""The nine windows of super-resolution: the original's by recorded numbers, and small ones by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cogview_pl.generation.super_resolution.windows import owners, windows
 
 
 def test_windows_of_the_original() -> None:
-    """Grid 32: a window reads 16 x 16 codes and fills up to 32 x 32; it moves by 8 codes, 16 of the enlarged ones."""
+    """Grid 32: a window reads 16 x 16 codes and decodes up to 32 x 32; windows move by 8 codes, 16 enlarged."""
     found = [(w.source[0].start, w.source[1].start, w.target[0].stop - w.target[0].start) for w in windows(32)]
     assert found == [
         *((0, 0, 18), (0, 8, 30), (0, 16, 30)),
@@ -29,7 +29,7 @@ def test_a_sixteenth_of_the_rows_stays_open_but_at_least_one(grid: int, open_row
 
 
 def test_owners_of_the_smallest_grid_by_hand() -> None:
-    # Windows of 4 codes that move by 2, with one row left open; the first window fills three rows.
+    # Windows of 4 codes that move by 2, with one row left open; the first window decodes three rows.
     assert owners(4).tolist() == [
         [0, 0, 0, 0, 1, 1, 2, 2],
         [0, 0, 0, 0, 1, 1, 2, 2],

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from cogview_pl.errors import UserError
-from cogview_pl.generation.caption_loss import caption_log_likelihoods, caption_losses
+from cogview_pl.generation.rerank import caption_log_likelihoods, caption_losses
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template
 
 from .small_model import TWO_IMAGES, VOCABULARY, small_model
 
-TEXTS: list[list[int]] = [[3, 1, 4], [], [9, 2, 6, 5, 3], [7]]  # the third fills its slot
+TEXTS: list[list[int]] = [[3, 1, 4], [], [9, 2, 6, 5, 3], [7]]  # the third is as long as its slot
 CODES = torch.tensor([[[5, 0], [39, 2]], [[1, 1], [1, 1]], [[8, 30], [2, 3]], [[0, 1], [2, 3]]])
 
 

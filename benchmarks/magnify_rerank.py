@@ -1,4 +1,4 @@
-"""What takes up painted images: super-resolution in windows, ranking by caption loss.
+"""Super-resolution in windows, and ranking by caption loss.
 
 Shapes: B images, g x g the grid of their codes.
 """
@@ -13,8 +13,8 @@ from torch import Tensor
 from benchmarks.contest import Work, contest
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, TEXT, TOP_K, captioner, super_resolution
-from cogview_pl.generation.caption_loss import caption_losses
-from cogview_pl.generation.sampling import Sampling
+from cogview_pl.generation.config import Sampling
+from cogview_pl.generation.rerank import caption_losses
 from cogview_pl.generation.super_resolution.parallel_windows import timetable
 from cogview_pl.generation.super_resolution.upscale import magnify
 from cogview_pl.transformer.model import Transformer
@@ -22,8 +22,8 @@ from cogview_pl.vocab import Template
 
 GRID, IMAGES = 8, 8
 CANDIDATES, CANDIDATE_GRID, RANKED_AT_ONCE = 16, 32, 8
-_SAME_LOSS = 1e-3  # nats; batches are summed in another order than single images
-_SAME_IMAGES = 0.5  # of them; for the same reason a draw falls otherwise once in some ten thousand codes
+_SAME_LOSS = 1e-3  # nats; sums of batches are rounded in another order than those of single images
+_SAME_IMAGES = 0.5  # share of the images; rounding changes about one sample in ten thousand codes
 
 
 def magnify_rows() -> list[Row]:
@@ -38,7 +38,7 @@ def rerank_rows() -> list[Row]:
 
 
 def measure_magnify(shape: str, grid: int, images: int, rounds: int = 3) -> Result:
-    """Milliseconds per image, fp32: windows side by side, in a batch and one image at a time, and in order.
+    """Milliseconds per image, fp32: windows in parallel, in a batch and one image at a time, and windows in order.
 
     Raises:
         RuntimeError: too many images of a batch have other codes than by themselves.
@@ -61,8 +61,8 @@ def measure_magnify(shape: str, grid: int, images: int, rounds: int = 3) -> Resu
     found.facts["images with the codes that they have alone"] = same
     found.facts["images/s of a batch"] = 1e3 / found.values["a batch"]
     found.facts["images/s, batch / one after the other"] = found.values["one after the other"] / found.values["a batch"]
-    for edge in (grid, 32):  # the second is what the released models enlarge
-        found.facts[f"passes, {edge}x{edge} codes, side by side"] = len(timetable(edge))
+    for edge in (grid, 32):  # the released models enlarge grids of 32
+        found.facts[f"passes, {edge}x{edge} codes, in parallel"] = len(timetable(edge))
         found.facts[f"passes, {edge}x{edge} codes, in order"] = (2 * edge) ** 2
     return found
 
@@ -92,7 +92,7 @@ def magnified(model: Transformer, template: Template, codes: Tensor, first_seed:
 
 
 def scored(model: Transformer, template: Template, codes: Tensor, at_once: int) -> Tensor:
-    """Caption losses `(B,)` in nats, so many images in a forward."""
+    """Caption losses `(B,)` in nats, `at_once` images in a forward pass."""
     return torch.cat([caption_losses(model, template, [TEXT] * len(part), part) for part in codes.split(at_once)])
 
 
