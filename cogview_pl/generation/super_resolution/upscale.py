@@ -89,7 +89,7 @@ class Upscaler:
 
     def _batches(self, num_images: int, batch_size: int) -> list[slice]:
         """One image at a time with `norm_scope=tensor`, as in the original."""
-        step = 1 if self.model.norm_scope == "tensor" else batch_size
+        step = 1 if self.model.norm_scope == NormScope.tensor else batch_size
         return [slice(start, start + step) for start in range(0, num_images, step)]
 
 

@@ -31,7 +31,7 @@ _SENTENCES = {
     "tokenize": "Wrote every image as codes and every caption as text tokens, once for all trainings that follow.",
     "pretrain": "Learned to write the codes of a image behind its text.",
     "super_resolution": "Learned to draw parts of a image again at twice the edge.",
-    "style": "Learned to paint in the styles that a prompt names.",
+    "style": "Learned to generate in the styles that a prompt names.",
     "caption": "Learned to write the text behind a image, which is also what ranks images.",
     "generate": "Painted a image for each prompt.",
     "magnify": "Drew images again at twice the edge, window by window.",
@@ -191,10 +191,10 @@ def _facts(config: DictConfig, folder: Path) -> str:
 
 def _sheets(folder: Path, records: list[dict[str, Any]], most_bytes: int) -> list[str]:
     first = records[0] if records else {}
-    painted = "Each caption and its image" if "caption" in first else "Each prompt and its images"
+    titled = "Each caption and its image" if "caption" in first else "Each prompt and its images"
     names = {
         _RECONSTRUCTIONS: "Validation images, and under them what is drawn again from their codes",
-        _GRID: "Before and after" if "source" in first else painted,
+        _GRID: "Before and after" if "source" in first else titled,
     }
     figures = []
     for sheet, caption in names.items():
