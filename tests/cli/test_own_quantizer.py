@@ -1,4 +1,4 @@
-"""A quantizer from a file in the working folder: trained, saved, and read where a configuration names it."""
+"""The tutorial's quantizer from a file in the working folder: trained, saved, and read where it is named."""
 
 from __future__ import annotations
 
@@ -7,27 +7,8 @@ from pathlib import Path
 import pytest
 
 from .conftest import TINY
+from .tutorial import block
 
-SOURCE = """
-import torch
-from torch import nn
-from torch.nn import functional as F
-
-from cogview_pl.vqvae.quantizer import Quantizer, QuantizerOutput, straight_through
-
-
-class Pull(Quantizer):
-    def __init__(self, *, codebook_size: int, codebook_dim: int, pull: float) -> None:
-        super().__init__(codebook_size=codebook_size, codebook_dim=codebook_dim)
-        self.pull = pull
-        self.codebook = nn.Parameter(torch.randn(codebook_dim, codebook_size))
-
-    def quantize(self, x_ND: torch.Tensor) -> QuantizerOutput:
-        codes_N = self.lookup(x_ND)
-        vectors_ND = self.embed(codes_N)
-        loss = self.pull * F.mse_loss(vectors_ND, x_ND)
-        return self.output(straight_through(vectors_ND, x_ND), codes_N, loss, F.mse_loss(x_ND, vectors_ND))
-"""
 TRAINING = ["task=vqvae", *(key for key in TINY if "kmeans_iters" not in key)]
 OWN = ["--config-dir", "my_conf", "image_tokenizer/quantizer=pull"]
 
@@ -36,10 +17,10 @@ OWN = ["--config-dir", "my_conf", "image_tokenizer/quantizer=pull"]
 def home(cli, tmp_path_factory) -> Path:
     """A folder with the quantizer, its YAML file, and a tokenizer trained with it."""
     home = tmp_path_factory.mktemp("own_quantizer")
-    (home / "my_quantizer.py").write_text(SOURCE)
+    (home / "my_quantizer.py").write_text(block("Your own quantizer", "python"), encoding="utf-8")
     group = home / "my_conf" / "image_tokenizer" / "quantizer"
     group.mkdir(parents=True)
-    (group / "pull.yaml").write_text("_target_: my_quantizer.Pull\npull: 0.5\n")
+    (group / "pull.yaml").write_text(block("Your own quantizer", "yaml"), encoding="utf-8")
     cli.succeed([*OWN, *TRAINING, "image_tokenizer.quantizer.pull=0.75"], home)
     return home
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -17,16 +16,7 @@ from cogview_pl.data.token_store.store import TokenStore
 from cogview_pl.vocab import TextTokenizer
 
 from ..toy_world.toy_images import toy_images
-
-TUTORIAL = Path(__file__).parents[2] / "docs" / "write-your-own-task.md"
-
-
-def block(heading: str, language: str) -> str:
-    """The first code block of a language in the section with a heading."""
-    section = TUTORIAL.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    found = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
-    assert found
-    return found[1]
+from .tutorial import block
 
 
 def commands(heading: str) -> list[list[str]]:
