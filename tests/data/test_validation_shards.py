@@ -13,6 +13,8 @@ from PIL import Image
 from cogview_pl.data.webdataset import ShardDataset
 from cogview_pl.errors import UserError
 
+from .shards import read
+
 
 def shard(file: Path, keys: str, style: str) -> str:
     """A sample for each letter, all of one style."""
@@ -67,3 +69,16 @@ def test_a_style_may_be_missing_only_where_samples_are_for_validation_alone(oil_
     for split in ("train", "val"):
         with pytest.raises(UserError, match=missing):
             opened(split, [oil], styles=["ink"])
+
+
+def test_shards_of_their_own_for_validation(three_shards: Path) -> None:
+    urls, val_urls = f"{three_shards}/set-{{000,001}}.tar", f"{three_shards}/set-002.tar"
+    train = read(urls, val_urls=val_urls, val_fraction=0.5)
+    val = read(urls, split="val", val_urls=[val_urls], val_fraction=0.5)
+    assert [train.key(i) for i in range(len(train))] == [f"s{i:04d}" for i in range(20)]
+    assert [val.key(i) for i in range(len(val))] == [f"s{i:04d}" for i in range(20, 30)]
+    for split in ("train", "val"):
+        with pytest.raises(UserError, match=r"^data\.val_urls: \S+set-001\.tar is in data\.urls too"):
+            read(urls, split=split, val_urls=f"{three_shards}/*1.tar")
+    with pytest.raises(UserError, match=r"^data\.val_urls=\S+: no file matches"):
+        read(urls, val_urls=f"{three_shards}/none.tar")

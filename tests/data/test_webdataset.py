@@ -349,19 +349,6 @@ def test_hash_split(three_shards: Path) -> None:
     assert [key for key in keys(more) if key < "s0030"] == keys(val)
 
 
-def test_shards_of_their_own_for_validation(three_shards: Path) -> None:
-    urls, val_urls = f"{three_shards}/set-{{000,001}}.tar", f"{three_shards}/set-002.tar"
-    train = read(urls, val_urls=val_urls, val_fraction=0.5)
-    val = read(urls, split="val", val_urls=[val_urls], val_fraction=0.5)
-    assert keys(train) == [f"s{i:04d}" for i in range(20)]
-    assert keys(val) == [f"s{i:04d}" for i in range(20, 30)]
-    for split in ("train", "val"):
-        with pytest.raises(UserError, match=r"^data\.val_urls: \S+set-001\.tar is in data\.urls too"):
-            read(urls, split=split, val_urls=f"{three_shards}/*1.tar")
-    with pytest.raises(UserError, match=r"^data\.val_urls=\S+: no file matches"):
-        read(urls, val_urls=f"{three_shards}/none.tar")
-
-
 # --- processes
 
 
