@@ -82,7 +82,7 @@ class InferenceModel:
         text_tokens: int | None = None,
         drafts: int = 0,
         sorts: bool = False,
-        more_positions: int = 0,
+        more: int = 0,
     ) -> Counter[str]:
         """The target slot is sampled, token by token, after the longest prompt.
 
