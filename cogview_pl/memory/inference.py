@@ -19,7 +19,7 @@ from cogview_pl.generation.engine.packed_cpu import packed_bytes
 from cogview_pl.generation.quantization import matrix_bytes
 from cogview_pl.generation.super_resolution.parallel_windows import timetable
 from cogview_pl.memory.phases import ACTIVATIONS, LOGITS
-from cogview_pl.vocab import CodeSlot, Template
+from cogview_pl.vocab import CodeSlot, Template, TextSlot
 from cogview_pl.vqvae.codebook import BLOCK_VALUES
 
 _FP32 = torch.float32.itemsize
@@ -40,7 +40,7 @@ class InferenceModel:
         edge: pixels along an edge of an image.
         dtype: of the weights.
         parts: devices among which tensor parallelism divides the blocks.
-        quantization: `int8`, `int4` or None.
+        quantization: number format of the blocks' matrices; None: that of the weights.
         on_gpu: whether the device is a GPU.
     """
 
@@ -75,20 +75,34 @@ class InferenceModel:
         """Bytes of all weights."""
         return Counter(sequence_models=self.bytes, image_tokenizer=image_tokenizer_bytes(self.vqvae))
 
-    def decode(self, rows: int, *, drafts: int = 0, sorts: bool = False, more_positions: int = 0) -> Counter[str]:
+    def decode(
+        self,
+        rows: int,
+        *,
+        text_tokens: int | None = None,
+        drafts: int = 0,
+        sorts: bool = False,
+        more: int = 0,
+    ) -> Counter[str]:
         """The target slot is sampled, token by token, after the longest prompt.
 
         Args:
             rows: B; guidance takes two rows per image.
+            text_tokens: of the longest prompt; None: as many as the slot holds.
             drafts: codes that Jacobi decoding looks ahead.
             sorts: whether top-p sorts the probabilities.
-            more_positions: what the cache holds besides one sequence.
+            more: positions that the cache has besides those of one sequence.
         """
         template, layers, hidden_size = self.template, self.settings["num_layers"], self.settings["hidden_size"]
-        prompt = len(template.prompt({slot.name: [0] * slot.length for slot in template.slots}))
+        longest = {slot.name: slot.length for slot in template.slots}
+        if text_tokens is not None:
+            longest |= {
+                slot.name: min(text_tokens, slot.length) for slot in template.slots if isinstance(slot, TextSlot)
+            }
+        prompt = len(template.prompt({name: [0] * length for name, length in longest.items()}))
         ids = sum(map(len, template.allowed(template.target)))
         looks_ahead = 2 * (drafts + 1) if drafts else 0
-        numbers = layers * hidden_size * rows * (prompt + template.target.length + looks_ahead + more_positions)
+        numbers = layers * hidden_size * rows * (prompt + template.target.length + looks_ahead + more)
         cache = 2 * numbers * (self.dtype.itemsize if self.on_gpu else _FP32) // self.parts  # keys and values
         if self.settings["norm_scope"] == "tensor":  # the input of every layer instead
             cache = numbers * self.dtype.itemsize
@@ -108,7 +122,7 @@ class InferenceModel:
         assert isinstance(self.template.target, CodeSlot)
         grid = self.template.target.grid[0]
         lanes = 1 + max(turn.lane for step in timetable(grid) for turn in step)
-        return self.decode(images * lanes, sorts=sorts, more_positions=grid)
+        return self.decode(images * lanes, sorts=sorts, more=grid)
 
     def score(self, rows: int) -> Counter[str]:
         """A captioner scores the texts of `rows` images."""

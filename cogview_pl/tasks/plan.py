@@ -44,7 +44,7 @@ from cogview_pl.memory.training import BatchSize, StepOptions, image_tokenizer_s
 from cogview_pl.transformer.config import ActivationCheckpointing, Norm, NormScope
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
-from cogview_pl.vocab import TextSlot, is_text_to_image
+from cogview_pl.vocab import TextSlot, TextTokenizer, is_text_to_image
 from cogview_pl.vqvae.model import VQVAE
 
 Phases = dict[str, Counter[str]]
@@ -90,7 +90,7 @@ def require_fit(config: Config, recompose: Recompose) -> None:
 
 
 def make_plan(config: Config, recompose: Recompose) -> Plan:
-    """Figures of the models, memory here and on a GPU, and where the run fits with which overrides."""
+    """Figures of the models, memory here and on a GPU, and overrides with which the run fits."""
     device = _device(config)
     here = estimate(config, device.on_gpu)
     gpu = here if device.on_gpu else estimate(config, True)
@@ -118,8 +118,7 @@ def estimate(config: Config, on_gpu: bool) -> Estimate:
         UserError: sizes of the configuration do not fit together.
     """
     workspace = Counter(workspace=WORKSPACE if on_gpu else 0)
-    phases = _PHASES[config.verb](config, on_gpu)
-    return Estimate({name: parts + workspace for name, parts in phases.items()})
+    return Estimate({name: parts + workspace for name, parts in _PHASES[config.verb](config, on_gpu).items()})
 
 
 def _device(config: Config) -> Device:
@@ -253,7 +252,8 @@ def _sharding(config: Config) -> Sharding:
 
 def _generate(config: Config, on_gpu: bool) -> Phases:
     """Generator, captioner and upscaler are loaded at once; one of them works."""
-    model = _model(config, _sizes(config, Verb.generate), on_gpu)
+    sizes = _sizes(config, Verb.generate)
+    model = _model(config, sizes, on_gpu)
     options, sorts = config.sampler, config.sampler.top_p < 1
     if isinstance(model.template.target, TextSlot):  # a captioner: images are encoded, then texts are written
         encoding = encode_images(model.vqvae, batch=options.batch_size, edge=model.edge)
@@ -262,7 +262,10 @@ def _generate(config: Config, on_gpu: bool) -> Phases:
     captioner = None if config.rerank_with is None else _model(config, _sizes(config, Verb.rerank), on_gpu)
     upscaler = None if config.upscale_with is None else _model(config, _sizes(config, Verb.magnify), on_gpu)
     models = [role for role in (model, captioner, upscaler) if role is not None]
-    prompts, each = _num_prompts(config), config.num_images_per_prompt
+    named, each = _prompts(config), config.num_images_per_prompt
+    prompts = len(named) if named else config.num_prompts if config.prompts is None else options.batch_size
+    encode = TextTokenizer.load(sizes.text_model).encode if named and sizes.text_model else None
+    longest = max(len(encode(prompt)) for prompt in named) if named and encode else None
     batch = min(options.batch_size, each * min(max(1, options.batch_size // each), prompts))
     edge = model.edge * (1 if upscaler is None else 2)
     held = model.held
@@ -271,7 +274,7 @@ def _generate(config: Config, on_gpu: bool) -> Phases:
     rows = batch if options.guidance == 1 else 2 * batch
     drafts = options.drafts if options.algorithm == Algorithm.jacobi else 0
     phases = {
-        "decoding loop": held + model.decode(rows, drafts=drafts, sorts=sorts),
+        "decoding loop": held + model.decode(rows, text_tokens=longest, drafts=drafts, sorts=sorts),
         "decoding of images": held + decode_images(model.vqvae, batch=batch, edge=edge),
     }
     if not on_gpu:  # weights are read in fp32, one model after the other
@@ -377,12 +380,11 @@ def _model(config: Config, sizes: SequenceModelSpec, on_gpu: bool) -> InferenceM
     )
 
 
-def _num_prompts(config: Config) -> int:
-    given = config.prompts
-    if given is None or isinstance(given, list):
-        return config.num_prompts if given is None else len(given)
-    # Standard input can be read once only.
-    return len(Path(given).read_bytes().splitlines()) if Path(given).is_file() else config.sampler.batch_size
+def _prompts(config: Config) -> list[str] | None:
+    """Prompts that the configuration names; None for captions of the data and for standard input."""
+    if isinstance(config.prompts, str) and Path(config.prompts).is_file():
+        return Path(config.prompts).read_text(encoding="utf-8", errors="replace").splitlines()
+    return list(map(str, config.prompts)) if isinstance(config.prompts, list) else None
 
 
 def _models(config: Config) -> dict[str, float]:
