@@ -89,7 +89,7 @@ def released_size() -> VQVAE:
 
 
 def encode_flops(pixels: int) -> tuple[int, int]:
-    """FLOP of the convolutions and of the code search, for a image of `pixels` x `pixels`."""
+    """FLOP of the convolutions and of the code search, for an image of `pixels` x `pixels`."""
     edges = [pixels >> stride for stride in range(1, STRIDES + 1)]
     channels = [3] + [WIDTH] * (STRIDES - 1)
     convolutions = [2 * edge**2 * into * WIDTH * KERNEL**2 for edge, into in zip(edges, channels, strict=True)]
@@ -98,7 +98,7 @@ def encode_flops(pixels: int) -> tuple[int, int]:
 
 
 def decode_flops(pixels: int) -> int:
-    """FLOP of the transposed convolutions and the last one, for a image of `pixels` x `pixels`."""
+    """FLOP of the transposed convolutions and the last one, for an image of `pixels` x `pixels`."""
     edges = [pixels >> stride for stride in range(STRIDES, 0, -1)]
     channels = [CODE_DIM] + [WIDTH] * (STRIDES - 1)
     convolutions = [2 * edge**2 * into * WIDTH * KERNEL**2 for edge, into in zip(edges, channels, strict=True)]

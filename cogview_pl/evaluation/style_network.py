@@ -1,4 +1,4 @@
-"""A small feature network for the toy world: it tells styles apart, and which attributes occur in a image.
+"""A small feature network for the toy world: it tells styles apart, and which attributes occur in an image.
 
 Shapes: B images, F features, S styles, A attributes.
 """

@@ -61,7 +61,7 @@ class LoadedImages(NamedTuple):
 
 
 def load_images(given: object, size: int) -> LoadedImages:
-    """The images that `images` names: a image, a folder or a list of images.
+    """The images that `images` names: an image, a folder or a list of images.
 
     Raises:
         UserError: there are none, or none can be read.
@@ -90,7 +90,7 @@ def image_files(given: object) -> list[Path]:
     else:
         files = [Path(str(file)) for file in given]  # type: ignore[attr-defined]
     if not files:
-        raise UserError(f"images={given} holds no images; give a image, a folder or a list of images")
+        raise UserError(f"images={given} holds no images; give an image, a folder or a list of images")
     return files
 
 

@@ -105,7 +105,7 @@ COUNTED = {
     "magnify": ("magnify/skipped", 1),
     "evaluate": ("protocol/generated_images", -1),
 }
-"""Subject → metric that a image changes that cannot be read, and by how much."""
+"""Subject → metric that an image changes that cannot be read, and by how much."""
 
 
 def kinds() -> dict[str, Callable[[Bench], str]]:

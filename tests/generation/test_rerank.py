@@ -73,7 +73,7 @@ def test_a_text_longer_than_its_slot() -> None:
 
 
 def test_a_layout_that_writes_no_text_about_a_image() -> None:
-    with pytest.raises(UserError, match="does not write text about a image"):
+    with pytest.raises(UserError, match="does not write text about an image"):
         caption_losses(small_model(TWO_IMAGES, init_std=0.3), TWO_IMAGES, [[1]], CODES[:1])
 
 

@@ -27,13 +27,13 @@ from cogview_pl.runs.run_folder import SAMPLES, Metrics
 REPORT = "report.html"
 
 _SENTENCES = {
-    "vqvae": "Learned to write a image as a grid of codes, and to draw it again from them.",
+    "vqvae": "Learned to write an image as a grid of codes, and to draw it again from them.",
     "tokenize": "Wrote every image as codes and every caption as text tokens, once for all trainings that follow.",
-    "pretrain": "Learned to write the codes of a image behind its text.",
-    "super_resolution": "Learned to draw parts of a image again at twice the edge.",
+    "pretrain": "Learned to write the codes of an image behind its text.",
+    "super_resolution": "Learned to draw parts of an image again at twice the edge.",
     "style": "Learned to generate in the styles that a prompt names.",
-    "caption": "Learned to write the text behind a image, which is also what ranks images.",
-    "generate": "Painted a image for each prompt.",
+    "caption": "Learned to write the text behind an image, which is also what ranks images.",
+    "generate": "Painted an image for each prompt.",
     "magnify": "Drew images again at twice the edge, window by window.",
     "rerank": "Put images in order by caption loss, best first.",
     "features": "Learned the features that images are compared by.",
