@@ -80,7 +80,7 @@ def test_a_resumed_run_is_the_run_never_stopped(cli, home: Path, tiny, tmp_path:
             ([*other, "lora.rank=3"], ["resume", "lora.rank=4", "this run has 3"]),
             ([*other, "lora.rank=0"], ["resume", "lora.rank=4", "this run has None"]),
             ([*other, "lora.alpha=3"], ["resume", "lora.alpha"]),
-            ([*other, "init_from=alone"], ["resume", "init_from is not what it was"]),
+            ([*other, "init_from=alone"], ["resume", "init_from has changed"]),
         ],
         home,
         tmp_path,

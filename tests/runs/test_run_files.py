@@ -135,7 +135,7 @@ def test_settings_are_compared_as_far_as_they_were_noted(tmp_path: Path) -> None
         UserError, match=rf"^resume: {tmp_path} was begun with hidden_size=8, this run has 9; go on with the"
     ):
         record.require_same(tmp_path, {"seed": 1, "hidden_size": 9}, {})
-    with pytest.raises(UserError, match=rf"^resume: data is not what it was when {tmp_path} was begun; put it back"):
+    with pytest.raises(UserError, match=rf"^resume: data has changed since {tmp_path} was begun; restore it"):
         record.require_same(tmp_path, {}, {"init_from": "bb", "data": "cc"})
     folder = RunFolder(tmp_path, None)  # a new run is compared with nothing
     folder.describe(run())

@@ -166,7 +166,7 @@ def test_a_run_that_goes_on_writes_nothing_before_it_begins(tmp_path: Path) -> N
     folder = going_on(path)
     with pytest.raises(UserError, match=r"was begun with seed=3, this run has 4"):
         folder.require_same({"seed": 4}, {}, verify=True)
-    with pytest.raises(UserError, match=r"data is not what it was when .* was begun; .*verify=false"):
+    with pytest.raises(UserError, match=r"data has changed since .* was begun; .*verify=false"):
         folder.require_same({}, {"data": "bb"}, verify=True)
     folder.undo()
     assert everything(path) == before

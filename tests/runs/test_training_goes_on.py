@@ -112,7 +112,7 @@ def test_a_run_does_not_go_on_with_other_data_but_unverified(run: Path) -> None:
     config = configured()
     carried_out(config, Line(config))
     config.resume = str(run)
-    with pytest.raises(UserError, match=r"^resume: data is not what it was when .*verify=false"):
+    with pytest.raises(UserError, match=r"^resume: data has changed since .*verify=false"):
         carried_out(config, Line(config), inputs={"data": "bb"})
     config.verify = False
     carried_out(config, Line(config), inputs={"data": "bb"})
