@@ -1,4 +1,4 @@
-"""task=pretrain, super_resolution, style and caption: train stage 2 on a token store."""
+"""task=pretrain, super_resolution, style, caption: train stage 2 on a token store."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Originals:
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Write images of twice the edge, `samples.jsonl` and a sheet of before and after; compare with known truth."""
+    """Write images of twice the edge, `samples.jsonl` and a contact sheet; compare them with true images if known."""
     model = open_role(UPSCALER, model_options(config), config.upscale_with, config.upscale_template)
     device, dtype = inference_device(config.precision)
     upscaler = Upscaler(model, device, dtype, config.quantization)
