@@ -33,7 +33,7 @@ LAYOUTS = {"closed": layout("[SEP]"), "open": layout(""), "restarting": layout("
 
 @torch.no_grad()
 def by_full_forward(model: Transformer, template: Template, text: list[int], codes: Tensor) -> tuple[float, int]:
-    """Sum and number of the log-likelihoods of the text's text tokens, and of [SEP] where the layout has it."""
+    """Sum and number of the log-likelihoods of the text tokens, and of [SEP] where the layout has it."""
     tokens = [VOCABULARY.command(word) for word in ("[BASE]", "[BOI1]")] + codes.flatten().tolist()
     tokens += [VOCABULARY.command(word) for word in ("[EOI1]", "[ROI1]")]
     start = len(tokens)
