@@ -1,4 +1,4 @@
-"""What a run promises: its folder, its numbers, the same result from the same seed, and from Python."""
+"""Guarantees of a run: its folder, its metrics, and the same result from the same seed and from Python."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class TestRunFolder:
 
 
 def write_images(folder: Path, count: int, corrupt: int) -> None:
-    """Images with captions; the first `corrupt` cannot be read."""
+    """Images with captions; the first `corrupt` images cannot be read."""
     folder.mkdir()
     lines = [json.dumps({"file_name": f"{i:03d}.png", "text": f"图{i}"}, ensure_ascii=False) for i in range(count)]
     (folder / "captions.jsonl").write_text("\n".join(lines))
@@ -129,7 +129,7 @@ def write_shard(file: Path, first: int, count: int) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """Folder in which the runs below are called."""
+    """Working folder of the runs below."""
     home = tmp_path_factory.mktemp("contract")
     write_images(home / "one_corrupt", 12, 1)
     write_images(home / "half_corrupt", 64, 32)
@@ -140,7 +140,7 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(cli, chain, tiny, home, tmp_path_factory) -> dict[str, object]:
-    """All runs of this file that need no process of their own, in one."""
+    """All runs of this file that can share a process."""
     scratch = tmp_path_factory.mktemp("scratch")
     pretrain = ("task=pretrain", *tiny, f"data.token_store={chain.run_folder('tokenize')}")
     vqvae = ("task=vqvae", *tiny)
@@ -225,7 +225,7 @@ class TestGenerate:
 
 class TestTraining:
     def test_same_seed_same_numbers(self, cli, chain, tmp_path) -> None:
-        """The whole chain again, in a process of its own, where sets have another order, and another folder."""
+        """The chain again in another folder and process, where sets have another order."""
         process = cli.start(chain.command, tmp_path)
         _, stderr = process.communicate(timeout=600)
         assert process.returncode == 0, stderr[-4000:]

@@ -1,4 +1,4 @@
-"""task=features and task=evaluate: known numbers, the protocol, comparisons; mistakes end in one line."""
+"""task=features and task=evaluate: known metrics, the protocol, comparisons; mistakes end in one line."""
 
 from __future__ import annotations
 
@@ -80,15 +80,15 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What the runs of this file left."""
+    """Results of the runs of this file."""
 
     home: Path
     mistakes: list[Any]
-    """How each command line of `MISTAKES` ended."""
+    """Result of each command line of `MISTAKES`."""
     compared: str
-    """What the comparison printed."""
+    """Output of the comparison."""
     left: set[Path]
-    """Run folders that mistakes left."""
+    """Run folders that exist after the mistakes."""
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def home(evaluated: Evaluated) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluated(cli, chain, tiny, tmp_path_factory) -> Evaluated:
-    """A folder with the chain's outputs, images, and all runs of this file, from one process."""
+    """A folder with the outputs of the chain, images, and all runs of this file, made in one process."""
     home = tmp_path_factory.mktemp("evaluate")
     shutil.copytree(chain.home / "outputs", home / "outputs", symlinks=True)
     (home / "images").mkdir()

@@ -1,4 +1,4 @@
-"""Super-resolution and styles from a pretrained model: one command each; mistakes end in one line."""
+"""Super-resolution and styles are finetuned from a pretrained model by one command each; mistakes end in one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..toy_world.toy_images import toy_images
 
 @pytest.fixture(scope="module")
 def home(cli, chain, tiny, tmp_path_factory) -> Path:
-    """A folder with the chain's outputs, and both finetunes made from them in a few steps."""
+    """A folder with the outputs of the chain, and both finetunes after a few steps."""
     home = tmp_path_factory.mktemp("finetunes")
     shutil.copytree(chain.home / "outputs", home / "outputs", symlinks=True)
     cli.succeed(["task=super_resolution", *tiny], home)

@@ -1,4 +1,4 @@
-"""Optimizers and precisions that save memory, from the command line: exact resume, and what does not go together."""
+"""Low-memory optimizers and precisions from the command line: exact resume, and options that exclude each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Released checkpoints through the command line: painted with as they are, converted both ways, refused in one line."""
+"""Released checkpoints from the command line: used as they are, converted both ways, refused in one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CAPTIONS = ["红色的圆形", "蓝色的心形", "一个绿色的三角形"]
 
 
 class Hostile:
-    """Would leave a file behind if it were unpickled."""
+    """Writes a file if it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -33,7 +33,7 @@ class Hostile:
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny release: tokenizer, text model, and three transformers of random weights under the released names."""
+    """A tiny release: tokenizer, text model, and three transformers with random weights under the released names."""
     folder = tmp_path_factory.mktemp("release")
     torch.manual_seed(0)
     save_vqvae(build_vqvae(released_settings(8, 4, NUM_CODES)), folder / "tokenizer.pt")
@@ -51,7 +51,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(release: Path) -> list[str]:
-    """What a run with released weights needs besides the weights."""
+    """Options that a run with released weights needs."""
     return [
         *("model.num_layers=2", "model.hidden_size=32", "model.num_heads=2", "model.num_positions=64"),
         *("image_tokenizer.image_size=32", "text.max_length=16", "threads=1"),
@@ -69,7 +69,7 @@ def generate(release: Path, base: Path, sr: Path, caption: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def painted(cli, release: Path, options: list[str], tmp_path_factory) -> Path:
-    """A run that paints, ranks and enlarges with the released folders as they are."""
+    """A run that generates, ranks and upscales with the released folders as they are."""
     home = tmp_path_factory.mktemp("painted")
     folders = [release / f"cogview-{name}" for name in ("base", "sr", "caption")]
     cli.succeed([*generate(release, *folders), *options], home)

@@ -1,4 +1,4 @@
-"""Inception v3 from state dicts: FID's against numbers of torch-fidelity, torchvision's against torchvision."""
+"""Inception v3 from state dicts: FID's network against values of torch-fidelity, torchvision's against torchvision."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fid_weights() -> dict[str, Tensor]:
 
 
 def images() -> Tensor:
-    """`(2, 3, 299, 299)`."""
+    """Images `(2, 3, 299, 299)`."""
     found = fixed_values((2, 3, 299, 299), 0)
     found[1, :, :150] *= 0.3
     found[0, 0] **= 3
@@ -71,7 +71,7 @@ def test_torchvision(fid_weights: dict[str, Tensor], tmp_path: Path) -> None:
 
 
 def test_the_border_is_left_out_of_means() -> None:
-    """Blocks of FID's network differ from torchvision's in their last channels alone, and of means at the border."""
+    """Blocks of FID's network differ from torchvision's only in the last channels, and means only at the border."""
     theirs, ours = InceptionA(4, 8).eval(), _BlockA(4, 8).eval()
     ours.load_state_dict(theirs.state_dict())
     x = torch.ones(1, 4, 5, 5)

@@ -27,7 +27,7 @@ def test_psnr_of_a_constant_error() -> None:
 def test_an_error_counts_at_edges_only(truth: torch.Tensor) -> None:
     away, at_edge = truth.clone(), truth.clone()
     away[:, :, 25:35, 25:35] = 1  # inside the square
-    at_edge[:, :, 9, 10:50] = 0  # the square one row larger
+    at_edge[:, :, 9, 10:50] = 0  # the square is one row larger
     assert judge_upscaling(away, truth).edge_error == 0
     assert judge_upscaling(at_edge, truth).edge_error > 0
     assert judge_upscaling(away, truth).psnr < judge_upscaling(at_edge, truth).psnr

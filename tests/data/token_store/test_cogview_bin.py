@@ -35,7 +35,7 @@ ROWS = [
     [65, 66, 563, -1, *range(12, 18)],
     [67, 68, 69, 70, *range(18, 24)],
 ]
-"""How TEXT_TOKENS and consecutive codes are stored on disk: 64 codes come before the text tokens, and long texts are cut."""
+"""TEXT_TOKENS and consecutive codes on disk: 64 codes come before the text tokens, and long texts are cut."""
 
 
 def write(folder: Path, parts: list[slice]) -> Path:
