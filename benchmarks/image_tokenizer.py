@@ -20,7 +20,7 @@ from cogview_pl.vqvae.codebook import nearest, rows_per_block
 from cogview_pl.vqvae.config import BUILT_IN, CommitmentQuantizerConfig, VQVAEConfig
 from cogview_pl.vqvae.model import VQVAE
 
-WIDTH, CODE_DIM, NUM_CODES = 512, 256, 8192
+HIDDEN_SIZE, CODEBOOK_DIM, CODEBOOK_SIZE = 512, 256, 8192
 STRIDES, KERNEL = 3, 4
 IMAGES, PIXELS = 4, 256
 VECTORS = 16 * 1024
@@ -76,10 +76,10 @@ def released_size() -> VQVAE:
     """A tokenizer of the released size with random weights: fp32, channels last, on `DEVICE`."""
     config = VQVAEConfig(
         downsampling=2**STRIDES,
-        hidden_size=WIDTH,
+        hidden_size=HIDDEN_SIZE,
         residual_blocks=0,
-        codebook_dim=CODE_DIM,
-        codebook_size=NUM_CODES,
+        codebook_dim=CODEBOOK_DIM,
+        codebook_size=CODEBOOK_SIZE,
         mean=[0.5] * 3,
         std=[0.5] * 3,
         quantizer=CommitmentQuantizerConfig(_target_=f"{BUILT_IN}.FixedQuantizer", commitment_weight=0.25),
@@ -91,18 +91,18 @@ def released_size() -> VQVAE:
 def encode_flops(pixels: int) -> tuple[int, int]:
     """FLOP of the convolutions and of the code search, for an image of `pixels` x `pixels`."""
     edges = [pixels >> stride for stride in range(1, STRIDES + 1)]
-    channels = [3] + [WIDTH] * (STRIDES - 1)
-    convolutions = [2 * edge**2 * into * WIDTH * KERNEL**2 for edge, into in zip(edges, channels, strict=True)]
-    last = 2 * edges[-1] ** 2 * WIDTH * CODE_DIM
-    return sum(convolutions) + last, 2 * edges[-1] ** 2 * CODE_DIM * NUM_CODES
+    channels = [3] + [HIDDEN_SIZE] * (STRIDES - 1)
+    convolutions = [2 * edge**2 * into * HIDDEN_SIZE * KERNEL**2 for edge, into in zip(edges, channels, strict=True)]
+    last = 2 * edges[-1] ** 2 * HIDDEN_SIZE * CODEBOOK_DIM
+    return sum(convolutions) + last, 2 * edges[-1] ** 2 * CODEBOOK_DIM * CODEBOOK_SIZE
 
 
 def decode_flops(pixels: int) -> int:
     """FLOP of the transposed convolutions and the last convolution, for an image of `pixels` x `pixels`."""
     edges = [pixels >> stride for stride in range(STRIDES, 0, -1)]
-    channels = [CODE_DIM] + [WIDTH] * (STRIDES - 1)
-    convolutions = [2 * edge**2 * into * WIDTH * KERNEL**2 for edge, into in zip(edges, channels, strict=True)]
-    return sum(convolutions) + 2 * pixels**2 * WIDTH * 3
+    channels = [CODEBOOK_DIM] + [HIDDEN_SIZE] * (STRIDES - 1)
+    convolutions = [2 * edge**2 * into * HIDDEN_SIZE * KERNEL**2 for edge, into in zip(edges, channels, strict=True)]
+    return sum(convolutions) + 2 * pixels**2 * HIDDEN_SIZE * 3
 
 
 def search_after_warm_up() -> Work:
@@ -114,14 +114,14 @@ def search_after_warm_up() -> Work:
 
 def _vectors() -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
-    return torch.randn(VECTORS, CODE_DIM, device=DEVICE), torch.randn(NUM_CODES, CODE_DIM, device=DEVICE)
+    return torch.randn(VECTORS, CODEBOOK_DIM, device=DEVICE), torch.randn(CODEBOOK_SIZE, CODEBOOK_DIM, device=DEVICE)
 
 
 def _peer_search(x_ND: Tensor, codebook_KD: Tensor) -> Work:
     """vector-quantize-pytorch with the same codebook."""
     from vector_quantize_pytorch import VectorQuantize
 
-    peer = VectorQuantize(dim=CODE_DIM, codebook_size=NUM_CODES, kmeans_init=False).eval().to(DEVICE)
+    peer = VectorQuantize(dim=CODEBOOK_DIM, codebook_size=CODEBOOK_SIZE, kmeans_init=False).eval().to(DEVICE)
     peer._codebook.embed.data.copy_(codebook_KD[None])
     return lambda: peer(x_ND[None])
 

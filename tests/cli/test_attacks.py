@@ -176,7 +176,7 @@ def other_images(home: Path) -> tuple[list[str], list[str]]:
 
 def other_weights(home: Path) -> tuple[list[str], list[str]]:
     """A run whose base model has been replaced by another one."""
-    run = copied(home, "generate", "painted")
+    run = copied(home, "generate", "generated")
     model = shutil.copytree(newest(home, "pretrain"), home / "mine")
     weights = load_sequence_model(model).model.state_dict()
     weights["final_norm.bias"] = weights["final_norm.bias"] + 0.01

@@ -41,7 +41,7 @@ VQVAE = (
 ONE = ("data.batch_size=8",)
 TWO = ("data.batch_size=4", "trainer.devices=2")
 DDP, FSDP = (*TWO, "strategy=ddp"), (*TWO, "strategy=fsdp")
-PAINT = ("task=generate", "prompts=[红色的圆形,蓝色的心形]", "num_images_per_prompt=2", "seed=7", "threads=1")
+GENERATE = ("task=generate", "prompts=[红色的圆形,蓝色的心形]", "num_images_per_prompt=2", "seed=7", "threads=1")
 TP = ("data.batch_size=8", "trainer.devices=2", "strategy=tp")  # both processes train on the same samples
 
 
@@ -81,17 +81,17 @@ def on_two(cli, home, pretrain, tmp_path_factory) -> Path:
 def more_on_two(cli, on_two, pretrain, lora, chain, tmp_path_factory) -> Path:
     """Slower runs: tensor parallelism, adapters, and runs that were resumed in two processes."""
     again = [middle_of(on_two / run, f"{run}_again") for run in ("ddp", "fsdp")]
-    painter = f"init_from={chain.run_folder('pretrain')}"
+    generator = f"init_from={chain.run_folder('pretrain')}"
     cases = [
         ([*pretrain, *DDP, f"resume={again[0]}"], on_two),
         ([*pretrain, *FSDP, f"resume={again[1]}"], on_two),
         ([*pretrain, *TP, "run_dir=tp"], on_two),
         ([*lora, *DDP, "run_dir=lora_ddp"], on_two),
-        ([*PAINT, painter, "strategy=tp", "trainer.devices=2", "run_dir=painted_tp"], on_two),
+        ([*GENERATE, generator, "strategy=tp", "trainer.devices=2", "run_dir=generated_tp"], on_two),
     ]
     require_done(cli.run_on_two(cases, tmp_path_factory.mktemp("two_again")))
     alone = [
-        ([*PAINT, painter, "run_dir=painted_one"], on_two),
+        ([*GENERATE, generator, "run_dir=generated_one"], on_two),
         ([*lora, *ONE, "run_dir=lora_one"], on_two),
     ]
     require_done(cli.run_many(alone, tmp_path_factory.mktemp("one_again")))
@@ -147,8 +147,8 @@ def test_tensor_parallel_trains_as_one_process_does(more_on_two: Path, on_one: P
 
 
 @pytest.mark.slow
-def test_tensor_parallel_paints_the_same_images(more_on_two: Path) -> None:
-    one, two = more_on_two / "painted_one", more_on_two / "painted_tp"
+def test_tensor_parallel_generates_the_same_images(more_on_two: Path) -> None:
+    one, two = more_on_two / "generated_one", more_on_two / "generated_tp"
     assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
     for image in (one / "samples").rglob("*.png"):
         assert image.read_bytes() == (two / image.relative_to(one)).read_bytes()

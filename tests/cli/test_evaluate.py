@@ -26,7 +26,14 @@ RUNS = {
     "pairs": [*ON_PAIRS, "run_dir=pairs"],
     "again": [*ON_PAIRS, "run_dir=again"],
     "rerank": ["task=rerank", "pairs=outputs/generate/latest", "run_dir=rerank"],
-    "painted": ["task=evaluate", *MEASURED, "num_prompts=3", "num_images_per_prompt=2", "seed=5", "run_dir=painted"],
+    "generated": [
+        "task=evaluate",
+        *MEASURED,
+        "num_prompts=3",
+        "num_images_per_prompt=2",
+        "seed=5",
+        "run_dir=generated",
+    ],
     "images": [
         *("task=evaluate", "images=images", "evaluate.reference=images", "evaluate.metrics=[fid]", *MEASURED),
         "run_dir=of_images",
@@ -74,7 +81,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["task=evaluate", "pairs=cats.jsonl", "evaluate.metrics=[style]"], ["style needs prompts", "2"]),
     (["task=evaluate", "pairs=long.jsonl", "evaluate.metrics=[caption_loss]"], ["caption_loss", "text tokens"]),
     (["task=evaluate", "init_from=outputs/caption/latest"], ["task=pretrain"]),
-    (["task=evaluate", "evaluate.compare=[pairs,painted]"], ["protocol/generated_images is 4", "6 in painted"]),
+    (["task=evaluate", "evaluate.compare=[pairs,generated]"], ["protocol/generated_images is 4", "6 in generated"]),
 ]
 
 
@@ -168,9 +175,9 @@ def test_reconstruction_agrees_with_the_training_run(home: Path) -> None:
 
 def test_judges_agree_with_generate_and_rerank(home: Path) -> None:
     found = metrics(home / "pairs")
-    painted = metrics(home / "outputs" / "generate" / "latest")
+    generated = metrics(home / "outputs" / "generate" / "latest")
     for name in ("toy/colour_accuracy", "toy/shape_accuracy", "toy/place_accuracy", "toy/all_right"):
-        assert found[name] == painted[name]
+        assert found[name] == generated[name]
     assert found["eval/caption_loss"] == pytest.approx(metrics(home / "rerank")["rerank/caption_loss"], rel=1e-5)
 
 
@@ -182,10 +189,10 @@ def test_equal_runs_have_equal_numbers(home: Path) -> None:
     assert first == second
 
 
-def test_paints_first_where_nothing_is_given(home: Path) -> None:
-    found = metrics(home / "painted")
-    assert len((home / "painted" / "samples.jsonl").read_text().splitlines()) == 6
-    assert (home / "painted" / "samples" / "0002" / "01.png").exists()
+def test_generates_first_where_nothing_is_given(home: Path) -> None:
+    found = metrics(home / "generated")
+    assert len((home / "generated" / "samples.jsonl").read_text().splitlines()) == 6
+    assert (home / "generated" / "samples" / "0002" / "01.png").exists()
     assert found["protocol/generated_images"] == 6
     assert found["protocol/sampler_top_k"] == 200 and found["protocol/num_images_per_prompt"] == 2
     assert found["protocol/seed"] == 5

@@ -55,14 +55,14 @@ def test_magnified_images_are_compared_with_the_truth(cli, home: Path) -> None:
     run = home / "outputs" / "magnify" / "latest"
     written = records(run / "samples.jsonl")
     assert [record["prompt"] for record in written] == [toy_images("val", 8).text(i) for i in range(3)]
-    painted, truth = [], toy_images("val", 8, image_size=128)
+    upscaled, truth = [], toy_images("val", 8, image_size=128)
     for record in written:
         with Image.open(run / str(record["file"])) as image:
             assert image.size == (128, 128) == (record["width"], record["height"])
-            painted.append(pil_to_tensor(image) / 255)
+            upscaled.append(pil_to_tensor(image) / 255)
     found = metrics(home, "magnify")
     drawn = torch.stack([truth[i].image / 255 for i in range(3)])
-    assert found["magnify/psnr"] == pytest.approx(float(psnr(torch.stack(painted), drawn)), abs=0.02)  # 8-bit PNGs
+    assert found["magnify/psnr"] == pytest.approx(float(psnr(torch.stack(upscaled), drawn)), abs=0.02)  # 8-bit PNGs
     assert found["magnify/psnr_bicubic"] != found["magnify/psnr"]
 
 
@@ -87,7 +87,7 @@ def test_generate_enlarges(cli, home: Path) -> None:
     assert [record["width"] for record in written] == [128, 128]
 
 
-def test_a_style_model_paints(home: Path) -> None:
+def test_a_style_model_generates(home: Path) -> None:
     images = CogView.load(home / "outputs" / "style" / "latest", "cpu").generate("素描风格的左边有一个大的红色圆形")
     assert [image.size for image in images] == [(64, 64)]
 

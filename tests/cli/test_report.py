@@ -221,7 +221,7 @@ def test_few_scored_images_are_shown_once(tmp_path: Path) -> None:
 
 
 def test_images_of_rerank_lie_where_its_pairs_were(tmp_path: Path) -> None:
-    pairs = scored_folder(tmp_path / "painted")
+    pairs = scored_folder(tmp_path / "generated")
     stage = tmp_path / "stage"
     stage.mkdir()
     (pairs / "samples.jsonl").rename(stage / "samples.jsonl")

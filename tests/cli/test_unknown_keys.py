@@ -49,7 +49,7 @@ LINES = {
     ),
     "image_tokenizer/quantizer=emma": (
         "image_tokenizer/quantizer=emma: there is no such choice (did you mean image_tokenizer/quantizer=ema?); "
-        "choices: ema, fixed, gumbel, learned"
+        "choices: custom, ema, fixed, gumbel, learned"
     ),
     "modl=tiny": f"modl: there is no such key (did you mean model?){LISTED}",
 }

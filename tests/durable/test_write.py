@@ -269,7 +269,7 @@ IS_FULL: dict[str, tuple[BaseException | None, bool]] = {
     "a library's words for the quota": (RuntimeError("write: Disk quota exceeded"), True),
     "a library's words for the largest file": (RuntimeError("File too large"), True),
     "the cause of the cause": (caused(ValueError("a"), caused(ValueError("b"), FULL)), True),
-    "what was under way": (caused(ValueError("a"), None, FULL), True),
+    "a context": (caused(ValueError("a"), None, FULL), True),
     "nothing": (None, False),
     "a broken disk": (OSError(errno.EIO, "x"), False),
     "another error with that number": (caused(ValueError(errno.ENOSPC), OSError(errno.EACCES, "x")), False),

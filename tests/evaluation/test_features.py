@@ -1,4 +1,4 @@
-"""Feature networks from folders and files: accepted files, refused files, and no code of a file runs without consent."""
+"""Feature networks from folders and files: some are accepted, some refused, and no code runs without consent."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_the_last_block_takes_the_maximum() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"fc.weight": None}, r"fc.weight is missing, that of Inception v3 is \(1008, 2048\)"),
+        ({"fc.weight": None}, r"fc.weight is missing; give Inception v3 of FID \(1008, 2048\)"),
         ({"fc.weight": torch.zeros(10, 2048)}, r"fc.weight is \(10, 2048\)"),
         ({"Conv2d_1a_3x3.conv.weight": None}, "the Inception v3 of FID: Conv2d_1a_3x3.conv.weight is missing;"),
         ({"fc.bias": torch.zeros(1000)}, r"fc.bias has the shape \(1000,\) instead of \(1008,\)"),

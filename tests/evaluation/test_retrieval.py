@@ -29,7 +29,7 @@ def test_others_say_something_else() -> None:
         1,
         3,
         5,
-    }  # the two other captions "a" have the same meaning as the own one
+    }  # both other "a" have the same meaning
     many = list(range(100))
     assert other_captions(many, 3, 15) == other_captions(many, 3, 15) != other_captions(many, 4, 15)
     with pytest.raises(ValueError, match="3 say something else"):

@@ -74,8 +74,8 @@ def markdown(table: dict[str, Counter[str]]) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--injections", type=int, default=400, help="so many in all, kind after kind")
-    parser.add_argument("--each", type=int, help="so many of each kind instead")
+    parser.add_argument("--injections", type=int, default=400, help="number of injections, kind after kind")
+    parser.add_argument("--each", type=int, help="number of injections of each kind instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the table there as well")
     parser.add_argument("--only", default="", help="only faults with these words in their names")

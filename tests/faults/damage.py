@@ -68,7 +68,7 @@ RESULTS = (
 )
 TRAININGS = ("vqvae", "vqvae with a log", "pretrain", "pretrain with a log", "caption")
 FINETUNES = ("style", "super_resolution")
-PAINTINGS = ("generate", "generate by an adapter", "generate, ranked")
+GENERATIONS = ("generate", "generate by an adapter", "generate, ranked")
 CHECKPOINTS = tuple(
     Use(name, ("checkpoints/*",), ITSELF)
     for name in (*TRAININGS, *FINETUNES, "vqvae with workers", "pretrain with workers")
@@ -76,7 +76,7 @@ CHECKPOINTS = tuple(
 UNFINISHED = (
     *(Use(name, GOES_ON, ITSELF) for name in TRAININGS),
     *(Use(name, (*GOES_ON, "tokens/*"), ITSELF) for name in FINETUNES),
-    *(Use(name, (*GOES_ON, *IMAGES), ITSELF) for name in PAINTINGS),
+    *(Use(name, (*GOES_ON, *IMAGES), ITSELF) for name in GENERATIONS),
     Use("vqvae with workers", (*GOES_ON, SKIPPED), ITSELF),
     Use("tokenize", (*GOES_ON, *STORE), ITSELF),
     Use(
@@ -87,9 +87,9 @@ UNFINISHED = (
 )
 
 NOT_READ = {
-    "reconstructions.png": "for people; a chain copies it right behind the run",
-    "samples/grid.png": "for people; a chain copies it right behind the run",
-    "tensorboard/*": "for TensorBoard, which checks it; a chain draws its curves right behind the run",
+    "reconstructions.png": "for people; a chain copies it right after the run",
+    "samples/grid.png": "for people; a chain copies it right after the run",
+    "tensorboard/*": "for TensorBoard, which checks it; a chain draws its curves right after the run",
     METRICS: "for people, but of evaluations: evaluate.compare reads them",
     "config.yaml": "for people; a run that goes on keeps it to put it back",
     RECORD: "of runs that nothing goes on with or compares",
@@ -191,7 +191,7 @@ def _stop(bench: Bench, subject: Subject) -> None:
         if bench.start(subject.config, die_at_call(call, before=False)).code != -signal.SIGKILL:
             raise Wrong(f"it did not make call {call}")
         if not subject.can_go_on(bench.run):
-            raise Wrong(f"it cannot go on behind call {call}")
+            raise Wrong(f"it cannot go on after call {call}")
         return
     shutil.copytree(bench.home / subject.name, bench.run)
     (bench.run / METRICS).unlink()

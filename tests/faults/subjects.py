@@ -43,7 +43,7 @@ TWENTY = ("data.train_size=20", "data.val_size=4")
 TOKENISING = ("task=tokenize", "data.batch_size=2", "image_tokenizer.path={home}/vqvae")
 FOLDER = ("data=folder", "data.root={home}/images", "data.val_fraction=0.3", "data.max_skipped_share=0.5")
 WORKERS = ("data.num_workers=2",)
-PAINTING = ("task=generate", "sampler.batch_size=2", "data.val_size=6")
+GENERATE = ("task=generate", "sampler.batch_size=2", "data.val_size=6")
 LORA = ("lora.rank=2", "lora.targets=[qkv]")
 STYLES = ("data.styles=[oil,ink]", *TWENTY)
 CHAINED = (
@@ -113,18 +113,18 @@ RECIPES = {
         {"pretrain": "init_from"},
     ),
     "generate": Recipe(
-        (*PAINTING, "init_from={home}/pretrain", "num_prompts=6", "num_images_per_prompt=2"), {"pretrain": "init_from"}
+        (*GENERATE, "init_from={home}/pretrain", "num_prompts=6", "num_images_per_prompt=2"), {"pretrain": "init_from"}
     ),
     "generate by an adapter": Recipe(
-        (*PAINTING, "init_from={home}/style/adapter", "num_prompts=3"), {"style": "init_from", "pretrain": "init_from"}
+        (*GENERATE, "init_from={home}/style/adapter", "num_prompts=3"), {"style": "init_from", "pretrain": "init_from"}
     ),
     "generate, ranked": Recipe(
-        (*PAINTING, "init_from={home}/pretrain", "rerank_with={home}/caption", "num_prompts=4",
+        (*GENERATE, "init_from={home}/pretrain", "rerank_with={home}/caption", "num_prompts=4",
          "num_images_per_prompt=2",
          "top_n=1"),
         {"pretrain": "/pretrain", "caption": "rerank_with"},
     ),
-    "describe": Recipe((*PAINTING, "init_from={home}/caption", "num_prompts=4"), begins_anew=True),
+    "describe": Recipe((*GENERATE, "init_from={home}/caption", "num_prompts=4"), begins_anew=True),
     "features": Recipe(
         ("task=features", "data.train_size=24", "data.val_size=8", "data.batch_size=8", "features.epochs=2",
          "features.hidden_size=4", "features.num_features=8", "data.styles=[flat,oil]"),

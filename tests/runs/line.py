@@ -52,7 +52,7 @@ def plain() -> Config:
 
 
 def configured(*overrides: str, **trainer: object) -> Config:
-    """Four steps of SGD with learning rate 0.5 and gradients clipped to 1; `trainer` changes arguments of the Trainer."""
+    """Four steps of SGD with learning rate 0.5 and gradients clipped to 1; `trainer` has other arguments."""
     config = deepcopy(_composed(*overrides))
     config.optimizer.optimizer = dict(SGD)
     config.trainer |= trainer

@@ -145,7 +145,7 @@ def test_the_newest_run_that_left_something_goes_on(tmp_path: Path) -> None:
     assert sorted(everything(folder.path)) == [
         RECORD,
         "tokens/token_store/header.json",
-    ]  # nothing is written before the run begins
+    ]  # it has not begun
     folder.finish({})
     assert os.readlink(home / "latest") == "2026-01-02_00-00-00"
     assert open_run(run(outputs=str(tmp_path), resume=True), None)[0].path == folder.path

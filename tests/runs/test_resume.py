@@ -60,7 +60,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "a setting less": ({"cogview_pl": {**WHOLE["cogview_pl"], "settings": {}}}, "hidden_size=None, this run has 96"),
     "other data": (
         {"cogview_pl": {**WHOLE["cogview_pl"], "inputs": {"data.token_store": "bb"}}},
-        "data.token_store is not what",
+        "data.token_store has changed",
     ),
 }
 

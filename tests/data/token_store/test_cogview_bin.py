@@ -285,7 +285,7 @@ class TestCommandLine:
         assert "val/loss" in json.loads((home / "trained" / "metrics.json").read_text())
 
     def test_captions_longer_than_the_text_slot_do_not_stop_it(self, command_lines) -> None:
-        """Training cuts them, and so do the prompts that validation paints."""
+        """Training cuts them, and so do the prompts that validation generates from."""
         home, ended = command_lines
         config = OmegaConf.load(home / "trained" / "config.yaml")
         rows = np.fromfile(home / "tokens" / "token_store" / "train.bin", dtype="<i4").reshape(12, 64 + 64)
