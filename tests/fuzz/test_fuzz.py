@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cogview_pl.assembly.prompts import read_prompts
+from cogview_pl.cli.messages import _of_composition
 from cogview_pl.cli.overrides import quote_override
 from cogview_pl.config.limits import check_limits
 from cogview_pl.config.schema import register_schemas
@@ -35,7 +36,6 @@ from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
 from cogview_pl.data.webdataset import ShardDataset
 from cogview_pl.errors import UserError
-from cogview_pl.run import _one_line
 from cogview_pl.runs.image_files import read_pairs
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 
@@ -70,7 +70,7 @@ def one_line_at_most(*more: type[Exception]) -> Iterator[None]:
     try:
         yield
     except (UserError, *more) as error:
-        message = _one_line(error) if isinstance(error, OF_COMPOSING) else str(error)
+        message = _of_composition(error) if isinstance(error, OF_COMPOSING) else str(error)
         assert message.strip()
         assert "Traceback" not in message
 
