@@ -1,9 +1,9 @@
-"""Speed of ours beside references, in turns, warm, medians.
+"""Speed of this project and of references: they are timed in turns, warm, and the median counts.
 
     python -m benchmarks.bench [SUBJECT | SUBJECT:TEXT …] [--only TEXT] [--json FILE] [--plots DIR] [--list]
 
-A subject alone means all of its rows, with a text those that have it in their title: `decode:S1-fp32`. Ratios of one
-run count; seconds of two runs on a shared machine do not compare.
+A subject alone selects all of its rows; `SUBJECT:TEXT` selects rows with the text in their title, such as
+`decode:S1-fp32`. Compare ratios of one run only, because seconds of two runs on a shared machine differ.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _REFUSED = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the rows that are asked for, by default all that need no GPU; returns the exit code."""
+    """Measure the selected rows, by default all rows that need no GPU; returns the exit code."""
     options = _parser().parse_args(arguments)
     words = options.rows or [subject for subject in SUBJECTS if subject != "cuda"]
     try:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bench", description="Speed of ours beside references.")
+    parser = argparse.ArgumentParser(prog="bench", description="Speed of this project and of references.")
     parser.add_argument("rows", nargs="*", metavar="SUBJECT[:TEXT]", help=f"of {', '.join(SUBJECTS)}")
     parser.add_argument("--only", default="", metavar="TEXT", help="only rows with this text in their title")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append one line of JSON per row")
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(words: Sequence[str], plots_folder: Path | None) -> None:
-    """Raises ValueError for what this machine cannot do, before anything is measured."""
+    """Raises ValueError if this machine cannot run the rows, before anything is measured."""
     if any(word.partition(":")[0] == "cuda" for word in words) and DEVICE.type != "cuda":
         raise ValueError("cuda: this machine has no CUDA device that torch can use")
     if plots_folder is not None and importlib.util.find_spec("matplotlib") is None:
@@ -88,7 +88,7 @@ def _run(row: report.Row, json_file: Path | None, plots_folder: Path | None) -> 
         report.append_json(json_file, row.title, found)
     if plots_folder is not None and found.curve is not None:
         plots.draw(plots_folder / f"{row.title.replace(':', '-')}.png", found.curve)
-    gc.collect()  # models of one row would stand beside those of the next
+    gc.collect()  # free the models of this row before the next one
     torch.cuda.empty_cache()
 
 

@@ -1,4 +1,4 @@
-"""Timing in turns: contenders alternate in one process, so that other load slows all of them alike."""
+"""Timing in turns: contenders alternate in one process, so that other load slows all of them equally."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Timing(NamedTuple):
 
 
 def contest(contenders: Mapping[str, Work], rounds: int) -> dict[str, Timing]:
-    """Time every contender once a round, in turns, forwards and backwards; the first call of each is not counted."""
+    """Time every contender once per round, in alternating order; the first call of each contender is not counted."""
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
@@ -33,7 +33,7 @@ def contest(contenders: Mapping[str, Work], rounds: int) -> dict[str, Timing]:
 
 
 def elapsed(work: Work) -> float:
-    """Seconds of one call, until the device is done as well."""
+    """Seconds of one call, including the work of the device."""
     _wait()
     started = time.perf_counter()
     work()
@@ -42,7 +42,7 @@ def elapsed(work: Work) -> float:
 
 
 def repeated(work: Work, times: int) -> Work:
-    """The work repeated `times` times: one call may be too short for the clock."""
+    """Work that repeats `work` `times` times, because one call may be too short for the clock."""
 
     def run() -> None:
         for _ in range(times):

@@ -46,7 +46,7 @@ class Sizes:
 
 
 def rows(sizes: Sizes = Sizes()) -> list[Row]:
-    """All of them; without a GPU they run as well, which only tests want."""
+    """All rows. They also run without a GPU, for tests."""
     largest = sizes.shapes[-1]
     decode = [
         Row(f"cuda:decode-{shape}-{dtype}-x{batch}", partial(measure_decode, sizes, shape, dtype, batch))
@@ -101,7 +101,7 @@ def measure_decode(sizes: Sizes, shape: str, dtype: str, batch: int, *, int8: bo
 def measure_train(sizes: Sizes, shape: str, batch: int, recompute: ActivationCheckpointing, compiled: bool) -> Result:
     """Milliseconds per step over the whole vocabulary, weights and AdamW's moments in bf16.
 
-    `recompute` is the activation checkpointing; what is computed again does not count as work done. `compiled`: by
+    `recompute` is the activation checkpointing; recomputed operations do not count as work. `compiled` uses
     torch.compile.
     """
     if DEVICE.type == "cuda":
@@ -120,7 +120,7 @@ def measure_train(sizes: Sizes, shape: str, batch: int, recompute: ActivationChe
 
 
 def step_flops(shape: str, batch: int, length: int) -> int:
-    """FLOP of a training step: products of `batch` sequences, and attention to half of the square (causal)."""
+    """FLOP of a training step: matrix products of `batch` sequences, and causal attention (half of the square)."""
     layers, hidden_size, _ = SHAPES[shape]
     products = gemm.training_flops(gemm.linears_of_step(layers, hidden_size, vocab_size(), batch * length))
     return products + 6 * batch * layers * hidden_size * length**2
@@ -144,7 +144,7 @@ def measure_encode(sizes: Sizes, dtype: str) -> Result:
 
 
 def _encoded_exactly(model: VQVAE, images: Tensor) -> Tensor:
-    """Codes without TF32."""
+    """Codes computed without TF32."""
     with torch.autocast(DEVICE.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return model.encode(images)
 
@@ -158,6 +158,6 @@ def measure_magnify(sizes: Sizes, shape: str) -> Result:
 
 
 def _peak() -> float | None:
-    """Dense bf16 FLOP/s by the data sheet, of a GPU that is known."""
+    """Dense bf16 FLOP/s of a known GPU, from its data sheet."""
     peak = peak_tflops(torch.cuda.get_device_name(), "bf16-true") if DEVICE.type == "cuda" else None
     return None if peak is None else peak * 1e12

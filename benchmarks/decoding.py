@@ -47,12 +47,12 @@ CASES = (
 
 
 def rows() -> list[Row]:
-    """One per case."""
+    """One row per case."""
     return [Row(case.title, partial(measure, case)) for case in CASES]
 
 
 def measure(case: Case, rounds: int = 3) -> Result:
-    """Milliseconds per step, all contenders in the same rounds."""
+    """Milliseconds per step of all contenders, timed in the same rounds."""
     shape, dtype, batch, new, vocabulary = case
     grid = round(new**0.5)
     contenders = {

@@ -1,4 +1,4 @@
-"""Matrix products alone: the least time that a training step can take on this machine, and its rate.
+"""Matrix products alone: a lower bound for the time of a training step on this machine, and the machine's rate.
 
 Shapes: N rows, D inputs, M outputs of a linear map.
 """
@@ -16,7 +16,7 @@ from benchmarks.settings import DEVICE, DTYPES
 from cogview_pl.kernels.cpu_linear import matmul
 
 SQUARE = 4096
-"""Edge of the matrices whose product gives the machine's rate."""
+"""Edge of the square matrices that measure the machine's rate."""
 _TRIES = 3
 
 
@@ -27,16 +27,16 @@ class Linear(NamedTuple):
     inputs: int
     outputs: int
     maps: int
-    """How many maps of this shape the model has."""
+    """Number of maps of this shape in the model."""
 
     @property
     def flops(self) -> int:
-        """Of one direction of all of them; a step has three: forward, to the inputs, to the weights."""
+        """FLOP of all maps in one direction; a step has three: forward, gradients of inputs, gradients of weights."""
         return 2 * self.rows * self.inputs * self.outputs * self.maps
 
 
 def linears_of_step(layers: int, hidden_size: int, vocabulary: int, rows: int) -> list[Linear]:
-    """All linear maps that `rows` tokens pass; attention is left out."""
+    """All linear maps of `rows` tokens; attention is left out."""
     return [
         Linear(rows, hidden_size, 3 * hidden_size, layers),
         Linear(rows, hidden_size, hidden_size, layers),
@@ -47,12 +47,12 @@ def linears_of_step(layers: int, hidden_size: int, vocabulary: int, rows: int) -
 
 
 def training_flops(linears: Sequence[Linear]) -> int:
-    """Of all products of a step, forward and backward."""
+    """FLOP of all matrix products of a step, forward and backward."""
     return 3 * sum(linear.flops for linear in linears)
 
 
 def floor(linears: Sequence[Linear], dtype: str) -> Work:
-    """All products of a step, each the fastest way that is known for its shape."""
+    """All matrix products of a step, each by the fastest known function for its shape."""
     chosen = [(_fastest(ways), linear.maps) for linear in linears for ways in _directions(linear, DTYPES[dtype])]
 
     def run() -> None:
@@ -64,29 +64,29 @@ def floor(linears: Sequence[Linear], dtype: str) -> Work:
 
 
 def squares(dtype: str) -> dict[str, Work]:
-    """A product of two square matrices, by both ways; `square_rate` turns its seconds into a rate."""
+    """Product of two square matrices by both functions; `square_rate` turns its time into a rate."""
     x, y = (torch.randn(SQUARE, SQUARE, device=DEVICE).to(DTYPES[dtype]) for _ in range(2))
     return {"4,096³ by torch.mm": lambda: torch.mm(x, y), "4,096³ by product": lambda: matmul(x, y)}
 
 
 def square_rate(milliseconds: dict[str, float]) -> float:
-    """FLOP/s of the faster of the two."""
+    """FLOP/s of the faster function."""
     return 2 * SQUARE**3 / min(value for name, value in milliseconds.items() if name.startswith("4,096³")) * 1e3
 
 
 def _directions(linear: Linear, dtype: torch.dtype) -> list[list[Work]]:
-    """For each direction the ways to take it: `torch.mm` into memory that exists, and our product."""
+    """Two functions for each direction: `torch.mm` into allocated memory, and the project's `matmul`."""
 
     def new(*shape: int) -> Tensor:
         return torch.randn(shape, device=DEVICE).to(dtype)
 
     x_ND, weight_MD = new(linear.rows, linear.inputs), new(linear.outputs, linear.inputs)
     y_NM = new(linear.rows, linear.outputs)
-    slope_ND, slope_MD = torch.empty_like(x_ND), torch.empty_like(weight_MD)
+    gradient_ND, gradient_MD = torch.empty_like(x_ND), torch.empty_like(weight_MD)
     return [
         [lambda: torch.mm(x_ND, weight_MD.T, out=y_NM), lambda: matmul(x_ND, weight_MD)],
-        [lambda: torch.mm(y_NM, weight_MD, out=slope_ND), lambda: matmul(y_NM, weight_MD.T)],
-        [lambda: torch.mm(y_NM.T, x_ND, out=slope_MD), lambda: matmul(y_NM.T, x_ND.T)],
+        [lambda: torch.mm(y_NM, weight_MD, out=gradient_ND), lambda: matmul(y_NM, weight_MD.T)],
+        [lambda: torch.mm(y_NM.T, x_ND, out=gradient_MD), lambda: matmul(y_NM.T, x_ND.T)],
     ]
 
 

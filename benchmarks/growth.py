@@ -1,4 +1,4 @@
-"""Time of a decoding step against context length, batch and model size; and bytes of the cache."""
+"""Time of a decoding step by context length, batch and model size; and bytes of the KV cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONTEXTS = (64, 192, 320, 448, 576, 704, 832, 960, 1088)
 BATCHES = (1, 2, 4, 8, 16)
 SIZES = ((3, 192, 3), (6, 384, 6), (8, 512, 8), (12, 768, 12))  # layers, hidden size, heads
 STEPS = 8
-"""Steps that are timed at once."""
+"""Number of steps per timed call."""
 
 
 class Fit(NamedTuple):
@@ -31,7 +31,7 @@ class Fit(NamedTuple):
 
 
 def rows() -> list[Row]:
-    """Three sweeps of S1 fp32, and the memory of caches."""
+    """Three sweeps of S1 fp32, and the memory of KV caches."""
     return [
         Row("growth:context", measure_context),
         Row("growth:batch", measure_batch),
@@ -41,9 +41,9 @@ def rows() -> list[Row]:
 
 
 def measure_context(contexts: Sequence[int] = CONTEXTS, batch: int = 8, rounds: int = 15) -> Result:
-    """Milliseconds per step at several context lengths of one cache.
+    """Milliseconds per step at several context lengths of one KV cache.
 
-    The batch has several images: with one, attention over the whole context costs less than the spread.
+    The batch has several images, because the attention of a single image costs less than the spread.
     """
     model = _model(*SHAPES["S1"], positions=max(contexts))
     cache = _cache(model, batch, max(contexts))
@@ -52,14 +52,14 @@ def measure_context(contexts: Sequence[int] = CONTEXTS, batch: int = 8, rounds: 
 
 
 def measure_batch(batches: Sequence[int] = BATCHES, context: int = 320, rounds: int = 9) -> Result:
-    """Milliseconds per step of several images at once."""
+    """Milliseconds per step at several batch sizes."""
     model = _model(*SHAPES["S1"], positions=context)
     works = {str(batch): _step(model, _cache(model, batch, context), batch, context) for batch in batches}
     return _sweep("images in a batch", works, batches, rounds)
 
 
 def measure_size(sizes: Sequence[tuple[int, int, int]] = SIZES, context: int = 320, rounds: int = 9) -> Result:
-    """Milliseconds per token of models of (layers, hidden size, heads), over their matrices in million weights."""
+    """Milliseconds per token of models of (layers, hidden size, heads), over millions of weights in their matrices."""
     works: dict[str, Work] = {}
     millions = []
     for layers, hidden_size, heads in sizes:
@@ -71,10 +71,10 @@ def measure_size(sizes: Sequence[tuple[int, int, int]] = SIZES, context: int = 3
 
 
 def measure_cache() -> Result:
-    """Megabytes of caches of 1,088 positions.
+    """Megabytes of KV caches with 1,088 positions.
 
     Raises:
-        RuntimeError: a cache has another size than its formula.
+        RuntimeError: a KV cache has another size than its formula.
     """
     values = {}
     for shape, dtype, batch in (("S1", "fp32", 1), ("S1", "bf16", 16), ("S2", "fp32", 4)):
@@ -89,7 +89,7 @@ def measure_cache() -> Result:
 
 
 def line(x: Sequence[float], y: Sequence[float]) -> Fit:
-    """Least squares."""
+    """Line through points by least squares."""
     x_N, y_N = torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)
     from_mean_N = x_N - x_N.mean()
     slope = (from_mean_N * y_N).sum() / from_mean_N.square().sum()
@@ -99,7 +99,7 @@ def line(x: Sequence[float], y: Sequence[float]) -> Fit:
 
 
 def _sweep(x_label: str, works: Mapping[str, Work], x: Sequence[float], rounds: int) -> Result:
-    """Times of the works, and the line through them over `x`."""
+    """Times of all works, and a line through them over `x`."""
     contenders = {name: repeated(work, STEPS) for name, work in works.items()}
     found = result("ms/step", contest(contenders, rounds), dict.fromkeys(contenders, STEPS))
     y = list(found.values.values())
@@ -110,7 +110,7 @@ def _sweep(x_label: str, works: Mapping[str, Work], x: Sequence[float], rounds: 
 
 
 def _model(layers: int, hidden_size: int, heads: int, *, positions: int) -> Transformer:
-    """fp32, with a vocabulary of codes alone: the rest of the head is never multiplied."""
+    """A model in fp32 with a vocabulary of codes only, because decoding never multiplies the rest of the head."""
     config = TransformerConfig(
         num_layers=layers,
         hidden_size=hidden_size,
@@ -133,7 +133,7 @@ def _cache(model: Transformer, batch: int, capacity: int) -> KVCache:
 
 
 def _step(model: Transformer, cache: KVCache, batch: int, context: int) -> Work:
-    """One token of each row after `context - 1` others, with logits; each call does the same."""
+    """One decoding step after `context - 1` tokens, with logits; every call repeats the same step."""
     ids = [range(IMAGE_CODES)]
     form = fastest_form(model, batch, ids)
     tokens_B1 = torch.zeros(batch, 1, dtype=torch.long, device=DEVICE)

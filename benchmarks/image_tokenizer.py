@@ -1,4 +1,4 @@
-"""The image tokenizer at the released size: code search, images to codes and back.
+"""The image tokenizer at the released size: code search, encoding and decoding.
 
 Shapes: N vectors, D codebook_dim, K codes.
 """
@@ -20,16 +20,16 @@ from cogview_pl.vqvae.codebook import nearest, rows_per_block
 from cogview_pl.vqvae.config import BUILT_IN, CommitmentQuantizerConfig, VQVAEConfig
 from cogview_pl.vqvae.model import VQVAE
 
-WIDTH, CODE_DIM, NUM_CODES = 512, 256, 8192
+HIDDEN_SIZE, CODEBOOK_DIM, CODEBOOK_SIZE = 512, 256, 8192
 STRIDES, KERNEL = 3, 4
 IMAGES, PIXELS = 4, 256
 VECTORS = 16 * 1024
-_CHECKED = 1024  # vectors whose codes are compared with those of fp64
-_NEAR_TIE = 1e-4  # so much farther, relatively, a code may be that counts as right
+_CHECKED = 1024  # number of vectors whose codes are compared with a search in fp64
+_NEAR_TIE = 1e-4  # a code is right if its distance exceeds the smallest one by at most this share
 
 
 def rows() -> list[Row]:
-    """Code search, and the way there and back in both precisions."""
+    """Code search, and encoding and decoding in both precisions."""
     codecs = [Row(f"vq:images-{dtype}", partial(measure_images, dtype)) for dtype in ("fp32", "bf16")]
     return [Row("vq:code-search", measure_search), *codecs]
 
@@ -56,7 +56,7 @@ def measure_search(rounds: int = 5) -> Result:
 
 
 def measure_images(dtype: str, rounds: int = 3) -> Result:
-    """Milliseconds for four images of 256 pixels; bf16 is autocast, the code search in it fp32."""
+    """Milliseconds for four images of 256 pixels; bf16 is autocast with the code search in fp32."""
     model = released_size()
     images = torch.rand(IMAGES, 3, PIXELS, PIXELS, device=DEVICE).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bf16"):
@@ -76,10 +76,10 @@ def released_size() -> VQVAE:
     """A tokenizer of the released size with random weights: fp32, channels last, on `DEVICE`."""
     config = VQVAEConfig(
         downsampling=2**STRIDES,
-        hidden_size=WIDTH,
+        hidden_size=HIDDEN_SIZE,
         residual_blocks=0,
-        codebook_dim=CODE_DIM,
-        codebook_size=NUM_CODES,
+        codebook_dim=CODEBOOK_DIM,
+        codebook_size=CODEBOOK_SIZE,
         mean=[0.5] * 3,
         std=[0.5] * 3,
         quantizer=CommitmentQuantizerConfig(_target_=f"{BUILT_IN}.FixedQuantizer", commitment_weight=0.25),
@@ -89,24 +89,24 @@ def released_size() -> VQVAE:
 
 
 def encode_flops(pixels: int) -> tuple[int, int]:
-    """FLOP of the convolutions and of the code search, for a image of `pixels` x `pixels`."""
+    """FLOP of the convolutions and of the code search, for an image of `pixels` x `pixels`."""
     edges = [pixels >> stride for stride in range(1, STRIDES + 1)]
-    channels = [3] + [WIDTH] * (STRIDES - 1)
-    convolutions = [2 * edge**2 * into * WIDTH * KERNEL**2 for edge, into in zip(edges, channels, strict=True)]
-    last = 2 * edges[-1] ** 2 * WIDTH * CODE_DIM
-    return sum(convolutions) + last, 2 * edges[-1] ** 2 * CODE_DIM * NUM_CODES
+    channels = [3] + [HIDDEN_SIZE] * (STRIDES - 1)
+    convolutions = [2 * edge**2 * into * HIDDEN_SIZE * KERNEL**2 for edge, into in zip(edges, channels, strict=True)]
+    last = 2 * edges[-1] ** 2 * HIDDEN_SIZE * CODEBOOK_DIM
+    return sum(convolutions) + last, 2 * edges[-1] ** 2 * CODEBOOK_DIM * CODEBOOK_SIZE
 
 
 def decode_flops(pixels: int) -> int:
-    """FLOP of the transposed convolutions and the last one, for a image of `pixels` x `pixels`."""
+    """FLOP of the transposed convolutions and the last convolution, for an image of `pixels` x `pixels`."""
     edges = [pixels >> stride for stride in range(STRIDES, 0, -1)]
-    channels = [CODE_DIM] + [WIDTH] * (STRIDES - 1)
-    convolutions = [2 * edge**2 * into * WIDTH * KERNEL**2 for edge, into in zip(edges, channels, strict=True)]
-    return sum(convolutions) + 2 * pixels**2 * WIDTH * 3
+    channels = [CODEBOOK_DIM] + [HIDDEN_SIZE] * (STRIDES - 1)
+    convolutions = [2 * edge**2 * into * HIDDEN_SIZE * KERNEL**2 for edge, into in zip(edges, channels, strict=True)]
+    return sum(convolutions) + 2 * pixels**2 * HIDDEN_SIZE * 3
 
 
 def search_after_warm_up() -> Work:
-    """The code search, after one of a few vectors, so that libraries have set themselves up."""
+    """The code search, after a search of a few vectors that initialises libraries."""
     x_ND, codebook_KD = _vectors()
     nearest(x_ND[:8], codebook_KD[:16].T)
     return lambda: nearest(x_ND, codebook_KD.T)
@@ -114,26 +114,26 @@ def search_after_warm_up() -> Work:
 
 def _vectors() -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
-    return torch.randn(VECTORS, CODE_DIM, device=DEVICE), torch.randn(NUM_CODES, CODE_DIM, device=DEVICE)
+    return torch.randn(VECTORS, CODEBOOK_DIM, device=DEVICE), torch.randn(CODEBOOK_SIZE, CODEBOOK_DIM, device=DEVICE)
 
 
 def _peer_search(x_ND: Tensor, codebook_KD: Tensor) -> Work:
     """vector-quantize-pytorch with the same codebook."""
     from vector_quantize_pytorch import VectorQuantize
 
-    peer = VectorQuantize(dim=CODE_DIM, codebook_size=NUM_CODES, kmeans_init=False).eval().to(DEVICE)
+    peer = VectorQuantize(dim=CODEBOOK_DIM, codebook_size=CODEBOOK_SIZE, kmeans_init=False).eval().to(DEVICE)
     peer._codebook.embed.data.copy_(codebook_KD[None])
     return lambda: peer(x_ND[None])
 
 
 def _bare_products(x_ND: Tensor, codebook_KD: Tensor, multiply: Callable[[Tensor], Tensor]) -> Work:
-    """The products of the search and nothing else, in its blocks of rows."""
+    """Only the matrix products of the search, in the same blocks of rows."""
     blocks = x_ND.split(rows_per_block(len(codebook_KD)))
     return lambda: [multiply(x_RD) for x_RD in blocks]
 
 
 def _share_right(x_ND: Tensor, codebook_KD: Tensor, codes_N: Tensor) -> float:
-    """Share of codes that are nearest in fp64, or tie with the nearest."""
+    """Share of codes that are the nearest ones in fp64, or nearly as near."""
     distance_NK = torch.cdist(x_ND[:_CHECKED].double(), codebook_KD.double())
     found_N = distance_NK.gather(1, codes_N[:_CHECKED, None])[:, 0]
     return float((found_N <= distance_NK.amin(1) * (1 + _NEAR_TIE)).double().mean())

@@ -22,17 +22,17 @@ from cogview_pl.vocab import Template
 
 GRID, IMAGES = 8, 8
 CANDIDATES, CANDIDATE_GRID, RANKED_AT_ONCE = 16, 32, 8
-_SAME_LOSS = 1e-3  # nats; sums of batches are rounded in another order than those of single images
-_SAME_IMAGES = 0.5  # share of the images; rounding changes about one sample in ten thousand codes
+_SAME_LOSS = 1e-3  # nats; batches sum in another order than single images
+_SAME_IMAGES = 0.5  # smallest share of equal images; rounding changes about one code in ten thousand
 
 
 def magnify_rows() -> list[Row]:
-    """S1, grids of 8 x 8 codes: 32 x 32 take a CPU too long."""
+    """S1 with grids of 8 x 8 codes, because 32 x 32 codes take too long on a CPU."""
     return [Row(f"magnify:S1-fp32-grid{GRID}-x{IMAGES}", partial(measure_magnify, "S1", GRID, IMAGES))]
 
 
 def rerank_rows() -> list[Row]:
-    """S1, 16 candidates of 1,024 codes."""
+    """S1 with 16 candidates of 1,024 codes."""
     measure = partial(measure_rerank, "S1", "fp32", CANDIDATES, CANDIDATE_GRID, RANKED_AT_ONCE)
     return [Row(f"rerank:S1-fp32-x{CANDIDATES}", measure)]
 
@@ -41,7 +41,7 @@ def measure_magnify(shape: str, grid: int, images: int, rounds: int = 3) -> Resu
     """Milliseconds per image, fp32: windows in parallel, in a batch and one image at a time, and windows in order.
 
     Raises:
-        RuntimeError: too many images of a batch have other codes than by themselves.
+        RuntimeError: too many images of a batch have other codes than the same images alone.
     """
     codes = _codes(images, grid)
     model, template = super_resolution(shape, grid)
@@ -61,14 +61,14 @@ def measure_magnify(shape: str, grid: int, images: int, rounds: int = 3) -> Resu
     found.facts["images with the codes that they have alone"] = same
     found.facts["images/s of a batch"] = 1e3 / found.values["a batch"]
     found.facts["images/s, batch / one after the other"] = found.values["one after the other"] / found.values["a batch"]
-    for edge in (grid, 32):  # the released models enlarge grids of 32
+    for edge in (grid, 32):  # the released models upscale grids of 32
         found.facts[f"passes, {edge}x{edge} codes, in parallel"] = len(timetable(edge))
         found.facts[f"passes, {edge}x{edge} codes, in order"] = (2 * edge) ** 2
     return found
 
 
 def measure_rerank(shape: str, dtype: str, candidates: int, grid: int, at_once: int, rounds: int = 3) -> Result:
-    """Milliseconds per candidate: caption losses in batches, and with one forward for each.
+    """Milliseconds per candidate: caption losses in batches, and with one forward pass per candidate.
 
     Raises:
         RuntimeError: the losses differ (fp32).

@@ -1,13 +1,13 @@
-"""All that needs a GPU and is neither speed nor a test, in one command: `nox -s gpu`.
+"""Measurements on a GPU of memory and stability, in one command: `nox -s gpu`.
 
     python -m benchmarks.on_gpu [--tiny] [--only TEXT] [--json FILE]
 
-- memory: planned against measured, whole tasks from the command line's configuration, each in a process of its own:
-  fit and generate of small, 400M and 4B with random weights; 4B with low-rank adapters, and all of it with an optimizer
-  in 8 bits, which are the finetunes that one card of 80 GB takes.
+- memory: planned against measured peaks of tasks, each in a process of its own: training and generation with small,
+  400M and 4B models of random weights; 4B with LoRA, and 4B with an 8-bit optimizer, because one card of 80 GB can
+  finetune in these two ways.
 - stability: fp16 under planted outliers, Sandwich-LN with PB-Relax against plain pre-LN.
 
-`--tiny` runs the same code with sizes for a CPU and without what only a GPU can do.
+`--tiny` runs the same code with sizes for a CPU, and leaves out cases that need a GPU.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _REFUSED = 2
 _PROMPTS = "prompts=[红色的圆形,蓝色的方块,绿色的心形,黑色的星形]"
 _FIT = (
     "task=pretrain",
-    "~callbacks.samples",  # what is measured is training
+    "~callbacks.samples",  # only training is measured
     "~callbacks.progress",
     "trainer.val_check_interval=1000",
     "trainer.limit_val_batches=1",
     "trainer.log_every_n_steps=5",
     "callbacks.checkpoint.every_n_train_steps=null",
-    "callbacks.checkpoint.save_last=false",  # of a large model it would take minutes and all of the disk
+    "callbacks.checkpoint.save_last=false",  # a checkpoint of a large model takes minutes and fills the disk
     "callbacks.checkpoint.save_top_k=0",
     "callbacks.checkpoint.save_on_exception=false",
 )
@@ -44,7 +44,7 @@ _FIT = (
 
 @dataclass(frozen=True)
 class Case:
-    """A task to plan and to run."""
+    """A task whose memory is planned and measured."""
 
     title: str
     model: str
@@ -55,7 +55,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is run."""
+    """Cases and sizes of all measurements."""
 
     cases: tuple[Case, ...]
     steps: int
@@ -113,13 +113,13 @@ TINY = Sizes(
 
 
 def rows(sizes: Sizes, folder: Path) -> list[Row]:
-    """Memory of every case, then stability; models and tokens are made in `folder`."""
+    """Memory of every case, then stability; models and token stores are made in `folder`."""
     memory = [Row(f"gpu:{case.title}", partial(_measure, case, sizes.steps, folder)) for case in sizes.cases]
     return [*memory, *stability.rows(sizes.shape, *sizes.stability)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure everything; returns the exit code, which tells whether all was as promised."""
+    """Measure everything; returns the exit code, 0 if all results are as expected."""
     parser = argparse.ArgumentParser(prog="on_gpu", description="What only a GPU can show: memory and fp16.")
     parser.add_argument("--tiny", action="store_true", help="the same code on a CPU")
     parser.add_argument("--only", default="", metavar="TEXT", help="only rows with this text in their title")
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             try:
                 found = row.measure()
-            except Exception as error:  # the others still say something
+            except Exception as error:  # other rows are still useful
                 print(f"{row.title}\n    failed: {error}", flush=True)
                 failed.append(row.title)
                 continue
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(case: Case, steps: int, folder: Path) -> Result:
-    """Planned and measured bytes at the height, and the time of a step or a run."""
+    """Planned and measured peak in bytes, and the time of a step or a run."""
     home = folder / case.model
     sizes = [word for word in case.overrides if word.startswith(("text.", "model."))]
     wanted = ["task=pretrain", f"model={case.model}", *sizes]

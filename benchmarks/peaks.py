@@ -1,11 +1,11 @@
-"""Planned against measured memory of a whole task, in a process of its own.
+"""Planned against measured peak memory of a task, in a process of its own.
 
     python -m benchmarks.peaks [live | resident] OVERRIDES …
 
-`live` counts the bytes of all tensors that are alive, which is what a plan predicts; `resident` the growth of the
-process's resident memory, which has the work space of libraries and the gaps between parts of memory as well. On a GPU
-both are the peak of its allocator. Prints one line of JSON. Small models say nothing in `resident`: a process grows by
-tens of megabytes for reasons of its own.
+`live` measures the bytes of all live tensors, the same quantity that a plan predicts. `resident` measures the growth of
+resident memory, which includes work space of libraries and fragmentation. On a GPU both measure the peak of the
+allocator. The result is one line of JSON. `resident` is useless for small models, because a process grows by tens of
+megabytes anyway.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 _RETURN_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-"""For glibc: memory that is freed goes back to the system, else resident memory tells of the past."""
+"""Settings of glibc that return freed memory to the system, so that resident memory is the memory in use."""
 
 
 class Peak(NamedTuple):
-    """What one run took."""
+    """Planned and measured peak of a run."""
 
     planned: int
     """Bytes at the peak."""
     phase: str
     measured: int
     steps_per_s: float
-    """Of a fit, at its end; 0 for other tasks."""
+    """Training steps per second at the end; 0 for other tasks."""
 
     @property
     def error(self) -> float:

@@ -8,7 +8,7 @@ from benchmarks.report import Curve
 
 
 def draw(file: Path, curve: Curve) -> None:
-    """A small PNG of one curve, both axes from 0."""
+    """Write a small PNG of a curve; both axes start at 0."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,7 +1,6 @@
-"""Finished runs with random weights and random tokens, for which nothing had to be trained.
+"""Makes finished runs with random weights and random tokens, without training.
 
-What the command line then does with them is the ordinary thing: `task=pretrain`, `task=generate` and the rest find a
-token store and models of the sizes that a configuration names.
+`task=pretrain`, `task=generate` and other tasks then find a token store and models of the configured sizes.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from cogview_pl.vocab.config import TextConfig
 
 ROWS = {"train": 256, "val": 8}
 _CONF = Path(__file__).parents[1] / "conf"
-_FIRST_CHARACTER = 0x4E00  # of the Chinese ones
+_FIRST_CHARACTER = 0x4E00  # first Chinese character in Unicode
 _CHARACTERS = 20_000
 _SEED_TEXT = ["红色的圆形", "蓝色的方块在左边", "一个大的绿色三角形"]
 
@@ -51,7 +50,7 @@ def make_tokens(outputs: Path, overrides: Sequence[str]) -> None:
 
     Args:
         outputs: folder of the runs.
-        overrides: of `task=pretrain`; they say the sizes.
+        overrides: overrides of `task=pretrain` that set the sizes.
     """
     config, folder = composed(overrides), outputs / "tokenize" / "latest"
     (folder / "token_store").mkdir(parents=True)
@@ -71,14 +70,14 @@ def make_tokens(outputs: Path, overrides: Sequence[str]) -> None:
     )
     generator = torch.Generator().manual_seed(0)
     for split, rows in ROWS.items():
-        pieces = torch.randint(3, text.vocab_size, (rows, config.text.max_length), generator=generator)
+        text_tokens = torch.randint(3, text.vocab_size, (rows, config.text.max_length), generator=generator)
         codes = torch.randint(images.model.codebook_size, (rows, *images.grid), generator=generator)
-        writer.append(split, {"text": pieces.tolist()}, codes, [f"{split} {row}" for row in range(rows)], rows)
+        writer.append(split, {"text": text_tokens.tolist()}, codes, [f"{split} {row}" for row in range(rows)], rows)
     writer.finish()
 
 
 def make_model(outputs: Path, overrides: Sequence[str]) -> None:
-    """`OUTPUTS/pretrain/latest`: a sequence model with random weights, behind `make_tokens`; stored in bf16."""
+    """`OUTPUTS/pretrain/latest`: a sequence model with random weights in bf16; call `make_tokens` first."""
     config = composed(overrides)
     tokens = outputs / "tokenize" / "latest"
     text = TextTokenizer.load(tokens / "text.model")
@@ -87,7 +86,7 @@ def make_model(outputs: Path, overrides: Sequence[str]) -> None:
     settings = transformer_settings(config.model, vocabulary)
     template = model_options(config).layout(config.template)
     build_template(template, vocabulary)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # billions of random numbers take a minute
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # a CPU takes a minute for them
         model = build_transformer(settings)
     save_sequence_model(
         outputs / "pretrain" / "latest" / "model",
@@ -101,7 +100,7 @@ def make_model(outputs: Path, overrides: Sequence[str]) -> None:
 
 
 def text_tokenizer(options: TextConfig) -> TextTokenizer:
-    """A tokenizer of exactly so many pieces: a learned one, and Chinese words that nobody has said."""
+    """A tokenizer with exactly `vocab_size` text tokens: a learned one, filled up with invented Chinese words."""
     learned = TextTokenizer.train(_SEED_TEXT, options)
     found = ModelProto.FromString(learned.serialized)
     known = {piece.piece for piece in found.pieces}
@@ -117,7 +116,7 @@ def text_tokenizer(options: TextConfig) -> TextTokenizer:
 
 
 def _image_tokenizer(config: Config) -> ImageTokenizer:
-    """The same one every time."""
+    """An image tokenizer with the same random weights at every call."""
     settings = vqvae_settings(config.image_tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(0)

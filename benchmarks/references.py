@@ -1,4 +1,4 @@
-"""What ours is measured against: Hugging Face's GPT-2, the original's decoding, bare products, reading the weights."""
+"""References: Hugging Face's GPT-2, decoding of the original program, bare matrix products, and reading the weights."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def hugging_face_decode(shape: str, dtype: str, batch: int, new: int, vocabulary
 
 
 def original_decode(shape: str, dtype: str, batch: int, grid: int) -> Work:
-    """The original's scheme: every step makes keys and values of the whole context anew, and samples from all ids.
+    """Decoding of the original program: every step recomputes keys and values of the context, and samples from all ids.
 
-    Hidden states are kept in its stead; logits, top-k and softmax run over the whole vocabulary, in which all but
-    the codes are forbidden. Products of many rows run through our `Linear`, so it is faster here than it was.
+    Hidden states are cached. Logits, top-k and softmax run over the whole vocabulary, and all ids except codes are
+    masked. Matrix products run through this project's `Linear`, so this is faster than the original program.
     """
     model, template = text_to_image(shape, grid, norm_scope="tensor")
     model = model.to(DTYPES[dtype])
@@ -70,7 +70,7 @@ def original_decode(shape: str, dtype: str, batch: int, grid: int) -> Work:
 
 
 def bare_linears(shape: str, dtype: str, batch: int) -> Work:
-    """The matrix products of one step and nothing else, as eager torch does them."""
+    """Only the matrix products of a step, in eager torch."""
     weights = _weights(shape, dtype)
     narrow = torch.randn(batch, weights[0].shape[1]).to(DEVICE, DTYPES[dtype])
     wide = torch.randn(batch, 4 * narrow.shape[1]).to(DEVICE, DTYPES[dtype])
@@ -84,13 +84,13 @@ def bare_linears(shape: str, dtype: str, batch: int) -> Work:
 
 
 def stream(shape: str, dtype: str, batch: int, new: int) -> Work:
-    """Read what a step must read, once with all threads: the bound of one step."""
+    """Read all data of a step once with all threads: a lower bound for the time of a step."""
     memory: Tensor = torch.ones(step_bytes(shape, dtype, batch, new) // 4, device=DEVICE)
     return memory.sum
 
 
 def step_bytes(shape: str, dtype: str, batch: int, new: int, *, int8: bool = False) -> int:
-    """Bytes that a step reads at least: matrices (a byte per weight if `int8`), head of the codes, mean KV cache."""
+    """Fewest bytes that a step reads: matrices (1 byte per weight with `int8`), head of the codes, mean KV cache."""
     layers, hidden_size, _ = SHAPES[shape]
     size = DTYPES[dtype].itemsize
     matrices = 12 * layers * hidden_size**2 * (1 if int8 else size)

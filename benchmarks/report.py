@@ -1,4 +1,4 @@
-"""Rows of the benchmark: which there are, which are wanted, and what is written about each."""
+"""Rows of the benchmark: their selection, and the text and JSON of their results."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Curve(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a row found."""
+    """Result of a row."""
 
     unit: str
-    """Of the values."""
+    """Unit of the values."""
     values: dict[str, float]
-    """Per contender, the median; the first is ours."""
+    """Contender → median; the first contender is this project."""
     spreads: dict[str, float]
-    """Per contender, interquartile range / median."""
+    """Contender → interquartile range / median."""
     facts: dict[str, float | int | str]
-    """What follows from the values, or was counted."""
+    """Derived or counted values."""
     curve: Curve | None = None
 
 
@@ -50,13 +50,13 @@ class Row(NamedTuple):
 
 
 def result(unit: str, timings: Mapping[str, Timing], units: Mapping[str, float], **facts: float | int | str) -> Result:
-    """Milliseconds per unit of work, of which a call of contender `name` does `units[name]` (1 where not named)."""
+    """Milliseconds per unit of work; a call of contender `name` does `units[name]` units (1 by default)."""
     values = {name: timing.median / units.get(name, 1) * 1e3 for name, timing in timings.items()}
     return Result(unit, values, {name: timing.spread for name, timing in timings.items()}, dict(facts))
 
 
 def select(subjects: Mapping[str, Callable[[], Sequence[Row]]], words: Sequence[str], only: str = "") -> list[Row]:
-    """The rows wanted, in the order of the words.
+    """The selected rows, in the order of the words.
 
     Args:
         subjects: the rows of every subject.
@@ -78,7 +78,7 @@ def select(subjects: Mapping[str, Callable[[], Sequence[Row]]], words: Sequence[
 
 
 def text(title: str, found: Result) -> str:
-    """A row for the reader: values, how many times the first, spread, facts."""
+    """Text of a row: values, their ratios to the first, spreads and facts."""
     first = next(iter(found.values.values()))
     lines = [title]
     for name, value in found.values.items():
@@ -93,14 +93,14 @@ def text(title: str, found: Result) -> str:
 
 
 def append_json(file: Path, title: str, found: Result) -> None:
-    """One line of JSON behind those that the file has."""
+    """Append a line of JSON to a file."""
     line = {"row": title, **environment(), **found._asdict()}
     with file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(line) + "\n")
 
 
 def environment() -> dict[str, object]:
-    """Machine and versions, and the load before, which says how far seconds can be believed."""
+    """Machine, versions, and the load before the run, because load makes times unreliable."""
     machine = {
         "processor": _processor(),
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",

@@ -1,4 +1,4 @@
-"""What is measured: sizes, precisions, and models of those sizes with random weights."""
+"""Sizes and precisions of the benchmarks, and models of these sizes with random weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SHAPES = {  # layers, hidden size, heads
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-IMAGE_CODES, TEXT_PIECES = 8192, 50_000
+IMAGE_CODES, TEXT_TOKENS = 8192, 50_000
 PROMPT, TOP_K = 64, 200
 TEXT = list(range(PROMPT - 3))
 """Text token ids of a text that makes a text-to-image prompt of 64 tokens."""
 
 
 def text_to_image(shape: str, grid: int, *, norm_scope: str = "token") -> tuple[Transformer, Template]:
-    """A painter of `grid` x `grid` codes and its layout; fp32, on `DEVICE`."""
+    """A generator of `grid` x `grid` codes and its layout; fp32, on `DEVICE`."""
     layout = f"[ROI1] {{text}} [BASE] [BOI1] {{image:{grid}x{grid}}} [EOI1]"
     return _model(shape, _template(layout, "image"), norm_scope)
 
@@ -45,8 +45,8 @@ def captioner(shape: str, grid: int) -> tuple[Transformer, Template]:
 
 
 def vocab_size() -> int:
-    """Ids of the released vocabulary: 58,240."""
-    return Vocabulary(IMAGE_CODES, TEXT_PIECES).size
+    """Size of the released vocabulary: 58,240."""
+    return Vocabulary(IMAGE_CODES, TEXT_TOKENS).size
 
 
 def _template(layout: str, target: str, restart_positions_at: str | None = None) -> Template:
@@ -54,7 +54,7 @@ def _template(layout: str, target: str, restart_positions_at: str | None = None)
         layout,
         target=target,
         loss={target: 1.0},
-        vocabulary=Vocabulary(IMAGE_CODES, TEXT_PIECES),
+        vocabulary=Vocabulary(IMAGE_CODES, TEXT_TOKENS),
         text_length=len(TEXT),
         restart_positions_at=restart_positions_at,
     )
@@ -62,7 +62,7 @@ def _template(layout: str, target: str, restart_positions_at: str | None = None)
 
 def _model(shape: str, template: Template, norm_scope: str) -> tuple[Transformer, Template]:
     layers, hidden_size, heads = SHAPES[shape]
-    with DEVICE:  # billions of random numbers take a minute elsewhere
+    with DEVICE:  # a CPU takes a minute for billions of random numbers
         config = TransformerConfig(
             num_layers=layers,
             hidden_size=hidden_size,

@@ -1,7 +1,7 @@
-"""fp16 under planted outliers: Sandwich-LN with PB-Relax trains on where plain pre-LN overflows (paper §2.4).
+"""fp16 under planted outliers: Sandwich-LN with PB-Relax keeps training where plain pre-LN overflows (paper §2.4).
 
-Both start from weights in which one channel of the queries and keys of every head is so large that their products leave
-the range of fp16. That is what large models grow into by themselves after days; here it is there from the first step.
+Both forms start from weights with one very large channel in the queries and keys of every head, so that their products
+leave the range of fp16. Large models develop such channels after days; here they exist from the first step.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ FORMS = {
     "plain pre-LN": {"norm": Norm.pre, "norm_scope": NormScope.none, "attention": AttentionForm.naive},
 }
 _SCORE = 1.5 * torch.finfo(torch.float16).max
-"""QKᵀ of the planted rows before it is divided."""
+"""QKᵀ of the planted channels before the division by √d."""
 _LR = 1e-4
 
 
 class Stability(NamedTuple):
-    """How a run in fp16 went."""
+    """Result of a run in fp16."""
 
     steps: int
     finite_losses: int
     skipped: int
-    """Steps that the loss scaler left out, since a gradient was not finite."""
+    """Number of steps that the loss scaler skipped, because a gradient was not finite."""
     first_overflow: int | None
-    """The first step whose loss was not finite."""
+    """The first step whose loss was not finite; None if all were finite."""
 
 
 def rows(shape: str, steps: int, batch: int, length: int) -> list[Row]:
-    """Both forms of one size."""
+    """Rows of both forms at one size."""
     return [
         Row(f"gpu:fp16-{name.replace(' ', '-')}-{shape}", partial(_measure, shape, steps, batch, length, name))
         for name in FORMS
@@ -68,7 +68,7 @@ def train(
         form: one of `FORMS`.
         layers, hidden size, heads, vocabulary: of the model.
         batch, length: of the sequences.
-        steps: how many; it goes on after an overflow.
+        steps: number of steps; training continues after an overflow.
         device: a GPU, or the CPU for small sizes.
     """
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What a user waits for before anything starts: milliseconds of whole commands."""
+"""Start-up time of commands in milliseconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def rows() -> list[Row]:
 
 
 def measure(rounds: int = 5) -> Result:
-    """Importing the package, asking for help, mistyping a key."""
+    """Time of importing the package, of `--help`, and of an unknown key."""
     run = [sys.executable, "-m", "cogview_pl.run"]
     commands = {
         "import": [sys.executable, "-c", "import cogview_pl"],

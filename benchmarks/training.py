@@ -29,7 +29,7 @@ def rows() -> list[Row]:
 
 
 def measure(shape: str, dtype: str, rounds: int = 3) -> Result:
-    """Milliseconds per step; the floor is that of the loss over the whole vocabulary."""
+    """Milliseconds per step; the floor is for a loss over the whole vocabulary."""
     layers, hidden_size, _ = SHAPES[shape]
     linears = gemm.linears_of_step(layers, hidden_size, vocab_size(), BATCH * TOKENS)
     contenders = {
@@ -47,13 +47,13 @@ def measure(shape: str, dtype: str, rounds: int = 3) -> Result:
 
 
 def parameters(shape: str) -> int:
-    """Of the blocks' matrices and the table of embeddings, near enough to find a model of like size."""
+    """Approximate number of parameters (matrices of blocks and embeddings), to find a model of similar size."""
     layers, hidden_size, _ = SHAPES[shape]
     return 12 * layers * hidden_size**2 + vocab_size() * hidden_size
 
 
 def measure_memory(shape: str, dtype: str) -> Result:
-    """Peak growth of resident memory over what the process has before the model is built."""
+    """Peak growth of resident memory, counted from the state before the model is built."""
     ours = memory.growth_apart("benchmarks.training:our_step", shape, dtype, "vocabulary", with_inputs=True)
     peer = memory.growth_apart("benchmarks.training:hugging_face_step", shape, dtype, with_inputs=True)
     return Result("MB", {"ours": ours / 1e6, "Hugging Face": peer / 1e6}, {}, {"Hugging Face / ours": peer / ours})
@@ -69,15 +69,15 @@ def our_step(
     recompute: ActivationCheckpointing = ActivationCheckpointing.none,
     compiled: bool = False,
 ) -> Work:
-    """A step of ours, with Sandwich-LN and PB-Relax.
+    """A training step of this project, with Sandwich-LN and PB-Relax.
 
     Args:
         shape, dtype: size; bf16 over weights in fp32 is autocast, as in training.
         loss_over: `vocabulary`, or `slot` for the ids that a slot may hold.
         batch, grid: sequences, and edge of their grids.
-        hold: precision of the weights, and with them of AdamW's moments.
+        hold: precision of the weights and of AdamW's moments.
         recompute: activation checkpointing.
-        compiled: blocks by torch.compile.
+        compiled: whether torch.compile compiles the blocks.
     """
     model, template = text_to_image(shape, grid)
     model.set_activation_checkpointing(recompute, compiled=compiled)
@@ -96,14 +96,14 @@ def our_step(
 
 
 def hugging_face_step(shape: str, dtype: str) -> Work:
-    """A step of GPT-2 over as many tokens."""
+    """A training step of GPT-2 over the same number of tokens."""
     model = references.hugging_face(shape, vocab_size()).train()
     tokens_BL = torch.randint(0, IMAGE_CODES, (BATCH, TOKENS), device=DEVICE)
     return step(model, lambda: model(tokens_BL, labels=tokens_BL).loss, dtype)
 
 
 def step(model: nn.Module, loss: Callable[[], Tensor], dtype: str) -> Work:
-    """Forward, under autocast if weights are fp32 and `dtype` is bf16, backward, AdamW."""
+    """Forward pass (under autocast if weights are fp32 and `dtype` is bf16), backward pass, AdamW."""
     by_autocast = dtype == "bf16" and next(model.parameters()).dtype == torch.float32
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 

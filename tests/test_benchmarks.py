@@ -153,14 +153,14 @@ def test_without_a_gpu_the_whole_of_it_is_refused(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.startswith("gpu: no CUDA device")
 
 
-def test_random_tokenizers_have_as_many_pieces_as_are_wanted() -> None:
-    tokenizer = random_runs.text_tokenizer(30_000)
+def test_random_tokenizers_have_the_configured_vocabulary() -> None:
+    tokenizer = random_runs.text_tokenizer(random_runs.composed(["task=pretrain", "text.vocab_size=30000"]).text)
     assert tokenizer.vocab_size == 30_000
     assert tokenizer.encode("红色的圆形")
 
 
 def test_rows_of_a_gpu_run(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WIDTH", "CODE_DIM"):
+    for name in ("HIDDEN_SIZE", "CODEBOOK_DIM"):
         monkeypatch.setattr(image_tokenizer, name, 16)
     for row in cuda.rows(TINY):
         if "compiled" in row.title:

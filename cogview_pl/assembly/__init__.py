@@ -1,1 +1,1 @@
-"""Configuration to objects: models, data, trainer, pipelines, and checks of what goes together."""
+"""From configuration to objects: models, data, trainer, pipelines, and checks of options that exclude each other."""

@@ -44,14 +44,14 @@ class NamedImage:
 def images_to_describe(
     given: object, data: DataConfig, count: int, size: int
 ) -> tuple[list[NamedImage], list[dict[str, str]]]:
-    """The images that `images=` names, or validation images; and those that cannot be read, with the reason."""
+    """The images that `images=` names, or validation images; and records of unreadable images, with the reason."""
     if given is None:
         samples, bad = validation_samples(data, count)
         return [NamedImage(sample.key, sample.image, sample.text) for sample in samples], [
             {"file": sample.key, "reason": sample.reason} for sample in bad
         ]
-    files, images, skipped = load_images(given, size)
-    return [NamedImage(file, image, "") for file, image in zip(files, images, strict=True)], skipped
+    records, images, skipped = load_images(given, size)
+    return [NamedImage(record["file"], image, "") for record, image in zip(records, images, strict=True)], skipped
 
 
 def write_captions(
@@ -65,7 +65,7 @@ def write_captions(
     seed: int,
     font: str | None,
 ) -> tuple[list[str], dict[str, float]]:
-    """Write a caption for every image; returns the captions, and metrics."""
+    """Write a caption for every image; returns captions and metrics."""
     if skipped:
         write_records(folder / "skipped.jsonl", skipped)
         _log.warning("left out: %d images that cannot be read, listed in %s", len(skipped), folder / "skipped.jsonl")

@@ -1,4 +1,4 @@
-"""Options of a training run that do not go together, refused before anything is read."""
+"""Checks of a training run: options that exclude each other are refused before any file is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cogview_pl.kernels.availability import missing_for_triton
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.ranks import RANKS
 
-_OURS = "cogview_pl.lit."  # optimizers of ours cannot work on a part of a tensor, or their state cannot be put together
+_OURS = "cogview_pl.lit."  # optimizers of the project need full tensors, or their state cannot be gathered
 _LOW_MEMORY = f"{_OURS}low_memory."
 ADAMW_8BIT, ADAMW_OFFLOAD = f"{_LOW_MEMORY}adamw_8bit", f"{_LOW_MEMORY}adamw_offload"
 """`_target_` of two optimizers."""
@@ -34,14 +34,14 @@ def check_precision(precision: Mapping[str, Any]) -> None:
 
 
 def check_training(options: TrainingOptions, *, shardable: bool) -> None:
-    """Refuse precision, optimizer and strategy that do not go together.
+    """Refuse precision, optimizer and strategy that exclude each other.
 
     Args:
-        options: the run's.
+        options: options of the run.
         shardable: whether the model can be sharded over devices.
 
     Raises:
-        UserError: naming the key to change.
+        UserError: two options exclude each other; the message names the key to change.
     """
     check_precision(options.precision)
     _check_optimizer(options)
@@ -56,7 +56,7 @@ def trains_on_gpu(trainer: Mapping[str, Any]) -> bool:
 def prepare_compiler(options: TrainingOptions) -> None:
     """With `compile=true`, start from an empty cache of compiled code; raises UserError if a compiler is missing.
 
-    Another stage of a chain may have left code for another model in this process, and torch gives up on a function
+    An earlier stage of a chain may have compiled another model in this process, and torch stops compiling a function
     after a few variants of it.
     """
     if not options.compile:
@@ -133,18 +133,16 @@ def _check_strategy(options: TrainingOptions, *, shardable: bool) -> None:
     if not kind.sharded:
         return
     if not shardable:
-        raise UserError(f"{name}: an image tokenizer is small and trains whole on each device; set strategy=ddp")
+        raise UserError(f"{name}: an image tokenizer is small, so each device trains the full model; set strategy=ddp")
     target = str(options.optimizer.optimizer.get("_target_"))
     if target.startswith(_OURS):
         optimizer = target.rpartition(".")[2].lower()
         raise UserError(
-            f"{name}: optimizer={optimizer} needs whole tensors, which no device has; set optimizer=adamw or "
+            f"{name}: optimizer={optimizer} needs full tensors, and no device has them; set optimizer=adamw or "
             "strategy=ddp"
         )
     if options.lora.rank:
-        raise UserError(
-            f"{name}: lora.rank={options.lora.rank} trains with whole weights; set strategy=ddp, or lora.rank=0"
-        )
+        raise UserError(f"{name}: lora.rank={options.lora.rank} needs full weights; set strategy=ddp, or lora.rank=0")
     if kind in DEEPSPEED:
         _check_deepspeed(name)
         return
@@ -157,7 +155,7 @@ def _check_strategy(options: TrainingOptions, *, shardable: bool) -> None:
 
 
 def _check_started(kind: StrategyKind, trainer: Mapping[str, Any]) -> None:
-    """Whether torchrun or SLURM, where it started the run, started a process for each device."""
+    """Raises UserError if torchrun or SLURM started the run with another number of processes than devices."""
     if RANKS.size > 1 and (kind == StrategyKind.single or num_devices(trainer) != RANKS.size):
         raise UserError(
             f"{RANKS.size} processes were started for strategy={kind.value}, trainer.devices={trainer['devices']} and "

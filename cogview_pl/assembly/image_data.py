@@ -21,7 +21,7 @@ def open_images(data: DataConfig, split: str, text_fields: Sequence[str] = (CAPT
     """The `train` or `val` split of a data set.
 
     Args:
-        data: the class and its arguments.
+        data: class of the data set and its arguments.
         split: `train` or `val`.
         text_fields: names of the texts that samples must have; `text` is the caption.
 
@@ -46,7 +46,7 @@ def open_images(data: DataConfig, split: str, text_fields: Sequence[str] = (CAPT
 
 
 def is_toy_world(data: DataConfig) -> bool:
-    """Whether images come from the toy world, whose captions can be judged."""
+    """Whether images come from the toy world, where a judge can check captions."""
     return issubclass(_class_of(data), ToyDataset)
 
 
@@ -62,12 +62,12 @@ def validation_samples(data: DataConfig, count: int) -> tuple[list[ImageSample],
 
 
 def image_inputs(splits: Mapping[str, CaptionedImages]) -> dict[str, str]:
-    """Fingerprints of the splits of a data set, which a resumed run compares."""
+    """Fingerprints of the splits of a data set; a resumed run compares them."""
     return {f"data ({name} split)": images.fingerprint() for name, images in splits.items()}
 
 
 def _class_of(data: DataConfig) -> type[CaptionedImages]:
-    """The class of a data set; raises UserError where it cannot be imported or is no `CaptionedImages`."""
+    """Class of a data set; raises UserError if it cannot be imported or is no `CaptionedImages`."""
     key = f"data._target_={data._target_}"
     try:
         found = get_class(data._target_)

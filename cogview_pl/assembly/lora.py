@@ -1,4 +1,4 @@
-"""LoRA in a finetune: checks of its options, adapters in the model, and the files that the run leaves."""
+"""LoRA in a finetune: checks of its options, its identity in checkpoints, and the files that the run writes."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cogview_pl.checkpoints.adapter_folder import FOLDER, Adapter, save_adapter
 from cogview_pl.checkpoints.model_folder import SequenceModel
 from cogview_pl.errors import UserError
 from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.transformer.config import LoRAConfig, LoRATarget
-from cogview_pl.transformer.lora import adapter_state, add_lora, merge
+from cogview_pl.transformer.lora import adapter_state, merge
 from cogview_pl.transformer.model import Transformer
 
 
 def check_lora(options: LoRAConfig, hidden_size: int, *, starts_from_weights: bool) -> None:
-    """Raises UserError if `lora:` asks for what cannot be.
+    """Raises UserError if options of `lora:` are impossible.
 
     Args:
-        options: of the adapters.
-        hidden_size: of the model.
-        starts_from_weights: whether training begins with the weights of a model.
+        options: options of the adapters.
+        hidden_size: hidden size of the model.
+        starts_from_weights: whether training starts from the weights of a model.
     """
     if not options.rank:
         return
@@ -40,7 +38,7 @@ def check_lora(options: LoRAConfig, hidden_size: int, *, starts_from_weights: bo
 
 
 def check_image_tokenizer_of_adapter(options: LoRAConfig, start: SequenceModel, image_tokenizer: str) -> None:
-    """Raises UserError if an adapter without `model/` would lose its image tokenizer, which is not that of its base."""
+    """Raises UserError if a run without `model/` would lose its image tokenizer, because its base has another one."""
     if options.rank and not options.merge and start.image_tokenizer.identity != image_tokenizer:
         raise UserError(
             "lora.merge=false leaves an adapter, which uses the image tokenizer of the model in init_from, and the "
@@ -48,14 +46,8 @@ def check_image_tokenizer_of_adapter(options: LoRAConfig, start: SequenceModel, 
         )
 
 
-def adapt(options: LoRAConfig, model: Transformer, held: torch.dtype) -> None:
-    """Freeze a model and add adapters; nothing with `lora.rank=0`. `held` is the precision of frozen weights."""
-    if options.rank:
-        add_lora(model, options, held=held)
-
-
 def lora_identity(options: LoRAConfig, start: SequenceModel) -> dict[str, Any]:
-    """Settings that a checkpoint of this run is compared by, besides the model's own."""
+    """Settings that a resumed run compares, besides those of the model."""
     return {
         "lora.rank": options.rank,
         "lora.alpha": options.alpha,
@@ -75,15 +67,17 @@ def save_lora(
     template: Mapping[str, Any],
     image_tokenizer: str,
 ) -> Transformer | None:
-    """Write `adapter/`; with `lora.merge` return a model that has the adapter in its weights.
+    """Write `adapter/`; with `lora.merge` return the base model with the adapter merged into its weights.
 
-    The returned model is `start`. The frozen weights of `model` may share its memory, so use neither afterwards.
+    Merging changes `start` in place. The frozen weights of `model` may share its memory, so do not use `model` or
+    `start` afterwards.
 
     Args:
-        options: of the adapters.
-        folder: of the run.
-        model: trained, with adapters.
-        start: the base model, as it was read from `base`.
+        options: options of the adapters.
+        folder: folder of the run.
+        model: trained model with adapters.
+        start: base model, as it was read from `base`.
+        base: folder of the base model.
         transformer, template: constructor arguments.
         image_tokenizer: identity of the image tokenizer.
     """

@@ -1,4 +1,4 @@
-"""Constructor arguments of models, without weights: of configured models, and of trained ones."""
+"""Constructor arguments of configured models and of trained models, without weights."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from cogview_pl.vqvae.config import ImageTokenizerConfig, VQVAEConfig
 
 @dataclass(frozen=True)
 class ImageTokenizerSpec:
-    """An image tokenizer: constructor arguments, and the edge of its images."""
+    """An image tokenizer: constructor arguments, and the edge of its images in pixels."""
 
     settings: dict[str, Any]
     edge: int
 
     @property
     def grid(self) -> tuple[int, int]:
-        """`(y, x)` codes of an image."""
+        """Number of codes `(y, x)` of an image."""
         codes = self.edge // self.settings["downsampling"]
         return codes, codes
 
@@ -51,7 +51,7 @@ class SequenceModelSpec:
     template: Template
     images: ImageTokenizerSpec
     text_model: Path | None = None
-    """Its SentencePiece file, of a model that is there already."""
+    """SentencePiece file of a trained model; None for a configured one."""
 
 
 def vqvae_settings(config: ImageTokenizerConfig) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def transformer_settings(config: TransformerConfig, vocabulary: Vocabulary) -> d
 
 
 def predicted_ids(compat: CompatConfig, template: Template) -> list[range] | None:
-    """Per slot the ids that the loss is taken over; None: the whole vocabulary."""
+    """Ids that the loss of each slot covers; None: the whole vocabulary."""
     if compat.loss_over_vocabulary:
         return None
     if compat.loss_by_input:
@@ -84,14 +84,14 @@ def predicted_ids(compat: CompatConfig, template: Template) -> list[range] | Non
 
 
 def configured_images(options: ModelOptions) -> ImageTokenizerSpec:
-    """The image tokenizer of `image_tokenizer=`."""
+    """The image tokenizer that `image_tokenizer=` describes."""
     return ImageTokenizerSpec(vqvae_settings(options.image_tokenizer), options.image_tokenizer.image_size)
 
 
 def existing_images(options: ModelOptions) -> ImageTokenizerSpec:
-    """The image tokenizer that tasks after `vqvae` use: the newest one, or as configured where there is none yet."""
+    """The image tokenizer that tasks after `vqvae` use: the newest one, or the configured one before any run."""
     path = _existing(options.outputs, "vqvae", options.image_tokenizer.path)
-    if path is None or is_released(path):  # released ones have one size
+    if path is None or is_released(path):  # all released tokenizers have the same size
         return configured_images(options)
     return _saved_images(options, path, "image_tokenizer.path")
 
@@ -104,11 +104,11 @@ def training_spec(
     token_store: str | None,
     start: tuple[str, str | None] | None,
 ) -> SequenceModelSpec:
-    """The model that stage 2 trains, with the vocabulary of its tokens.
+    """The model that stage 2 trains, with the vocabulary of its token store.
 
     Args:
-        options: of this run.
-        template: its layout.
+        options: options of the run.
+        template: layout of the model.
         source, token_store: `sequences.source` and `data.token_store`.
         start: task and `init_from` of the model that training starts from; None: random weights.
     """
@@ -121,7 +121,7 @@ def training_spec(
 
 
 def role_spec(role: Role, options: ModelOptions, given: str | None, template: TemplateConfig) -> SequenceModelSpec:
-    """The model of a role: the one `given`, the newest of its task, or as configured where there is none yet."""
+    """The model of a role: the one `given`, else the newest of the role's task, else the configured one."""
     path = _existing(options.outputs, role.task, given)
     saved = None if path is None else _saved_model(options, path, role.key)
     if saved is None:
@@ -141,7 +141,7 @@ def role_spec(role: Role, options: ModelOptions, given: str | None, template: Te
 def _of_tokens(
     options: ModelOptions, source: TokenSource, token_store: str | None, start: tuple[str, str | None] | None
 ) -> tuple[ImageTokenizerSpec, Vocabulary]:
-    """Image tokenizer and vocabulary of the token store, of the newest store, or of the model to start from."""
+    """Image tokenizer and vocabulary of the token store (given or newest), or of the model to start from."""
     if token_store is not None or source == TokenSource.tokenize:
         path = _existing(options.outputs, "tokenize", token_store)
         if path is not None and path.is_dir() and (path / "text.model").exists():
@@ -161,7 +161,7 @@ def _of_tokens(
 
 
 def _text_vocab_size(file: Path) -> int:
-    """Of a SentencePiece model, which takes a moment to read; read again when the file has changed."""
+    """Vocabulary size of a SentencePiece model; cached until the file changes, because reading is slow."""
     return (
         _read_text_vocab_size(file, file.stat().st_mtime_ns) if file.is_file() else TextTokenizer.load(file).vocab_size
     )
@@ -173,7 +173,7 @@ def _read_text_vocab_size(file: Path, changed: int) -> int:
 
 
 def _existing(outputs: str, task: str, given: str | None) -> Path | None:
-    """The folder that a task will find, or None where there is none; a wrong name is for the task to refuse."""
+    """The folder that a task will find; None if there is none. The task itself refuses a wrong name."""
     try:
         return predecessor(outputs, task, "", given)
     except UserError:
@@ -181,15 +181,15 @@ def _existing(outputs: str, task: str, given: str | None) -> Path | None:
 
 
 class _Saved(NamedTuple):
-    """A sequence model that a run has saved."""
+    """Settings of a saved sequence model."""
 
     settings: dict[str, Any]
     folder: Path
-    """The model folder that holds its tokenizers; of an adapter, that of its base."""
+    """Model folder with the tokenizers; for an adapter, the folder of its base."""
 
 
 def _saved_model(options: ModelOptions, path: Path, key: str) -> _Saved | None:
-    """Settings of a saved model, read without its weights; None for released weights, which have none."""
+    """Settings of a saved model, read without its weights; None for released weights, which have no settings."""
     if is_released(path):
         return None
     adapter = find_adapter(path)

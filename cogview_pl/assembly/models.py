@@ -1,4 +1,4 @@
-"""Opens the models that a configuration names: our run folders, or released checkpoints as they were downloaded."""
+"""Opens the models that a configuration names: run folders, or released checkpoints as they were downloaded."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 from cogview_pl.vocab.config import TemplateConfig
 
 _ROLES = {"cogview-base": "init_from", "cogview-sr": "upscale_with", "cogview-caption": "rerank_with"}
-"""The key that each released folder is for; any can be finetuned. Its files do not tell, so its name must."""
+"""Name of a released folder → key that it is made for; its files do not tell. `init_from` takes any of them."""
 
 _WEIGHTS = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
 
 
 def weights_dtype(precision: Mapping[str, Any]) -> torch.dtype:
-    """Precision of the weights in inference: half of `precision=fp16` or `bf16`, where training keeps fp32 weights."""
+    """Precision of the weights in inference: 16 bits with `precision=fp16` or `bf16`, though training keeps fp32."""
     return _WEIGHTS.get(precision["precision"], torch.float32)
 
 
@@ -51,7 +51,7 @@ def check_positions(template: Template, num_positions: int) -> None:
 
 
 def open_image_tokenizer(options: ModelOptions, path: str | Path, key: str) -> ImageTokenizer:
-    """An image tokenizer of ours or a released one; raises UserError naming the config `key`."""
+    """An image tokenizer from a run folder or a released file; raises UserError naming the config `key`."""
     if not is_released(path):
         return load_image_tokenizer(path, key, verify=options.verify)
     model = load_vqvae(path, key, verify=options.verify)
@@ -59,12 +59,14 @@ def open_image_tokenizer(options: ModelOptions, path: str | Path, key: str) -> I
 
 
 def open_sequence_model(options: ModelOptions, path: str | Path, key: str, template: TemplateConfig) -> SequenceModel:
-    """A sequence model of ours, merged with its base if it is an adapter, or a released one laid out by `template`.
+    """A sequence model from a run folder (an adapter is merged into its base), or a released one.
+
+    `template` is the layout of released weights.
 
     Released weights come without tokenizers: `text.model` and `image_tokenizer.path` name them.
 
     Raises:
-        UserError: the files do not fit together or the configuration; the message names the config `key`.
+        UserError: the files do not fit each other or the configuration; the message names the config `key`.
     """
     if not is_released(path):
         return load_adapted(
@@ -88,7 +90,7 @@ def open_sequence_model(options: ModelOptions, path: str | Path, key: str, templ
     configured = plain(sizes)
     _require_sizes(settings, {**configured, "vocab_size": vocabulary.size}, path, key)
     layout = options.layout(template)
-    if template.target == "text":  # released captioners never saw an end token; scoring one would be noise
+    if template.target == "text":  # released captioners never saw an end token, so its score would be noise
         layout["layout"] = template.layout.removesuffix(options.compat.end_of_text).strip()
     built = build_template(layout, vocabulary)
     check_positions(built, model.num_positions)
@@ -106,7 +108,7 @@ def open_sequence_model(options: ModelOptions, path: str | Path, key: str, templ
 
 
 def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], source: str) -> None:
-    """Raises UserError naming the first setting in which a model to start from differs from this run's."""
+    """Raises UserError naming the first setting of the model to start from that differs from this run."""
     for key, value in wanted.items():
         if found.get(key) != value:
             raise UserError(f"{source} has {key}={found.get(key)}, this run {value}; choose the same model")

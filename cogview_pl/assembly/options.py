@@ -1,4 +1,4 @@
-"""Parts of a configuration that builders take where one group is not enough."""
+"""Options of builders that need several groups of the configuration. Fields have the names of its keys."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from cogview_pl.vqvae.config import ImageTokenizerConfig
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Sizes and layouts of models, and the tokenizers of released ones.
+    """Options that open and build models.
 
     Attributes:
-        outputs: the folder that holds the runs of all tasks.
+        outputs: folder of the runs of all tasks.
         verify: whether files are compared with their checksums.
-        image_tokenizer, text, transformer, compat: groups of the configuration.
+        image_tokenizer, text, transformer, compat: groups of the configuration; `transformer` is `model`.
     """
 
     outputs: str
@@ -43,7 +43,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What both stages share when they train: groups and keys of the configuration, by their names."""
+    """Options that both stages share in training."""
 
     task: str
     seed: int
@@ -58,7 +58,7 @@ class TrainingOptions:
     logger: Mapping[str, Any]
     lora: LoRAConfig
     starts_from_weights: bool
-    """Whether training begins with the weights of a model instead of random ones."""
+    """Whether training starts from the weights of a model, not from random weights."""
 
 
 def sequence_settings(template: TemplateConfig, sequences: SequencesConfig) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def sequence_settings(template: TemplateConfig, sequences: SequencesConfig) -> d
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """What generating images needs: groups and keys of the configuration, by their names."""
+    """Options that generate images."""
 
     task: str
     models: ModelOptions
@@ -97,5 +97,5 @@ class GenerationOptions:
 
     @property
     def kept(self) -> int:
-        """Images kept of each prompt."""
+        """Number of images kept per prompt."""
         return min(self.top_n or self.num_images_per_prompt, self.num_images_per_prompt)

@@ -1,4 +1,4 @@
-"""The models of `task=generate`: one generates, one may rank, one may double the edge."""
+"""The models of `task=generate`: a generator, and optionally a captioner that ranks and an upscaler."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cogview_pl.vocab.config import TemplateConfig
 
 @dataclass(frozen=True)
 class GenerationPipeline:
-    """Generator, captioner, upscaler and sampling; guidance applies to the generator alone."""
+    """Generator, captioner, upscaler and sampling options; guidance applies to the generator alone."""
 
     generator: CogView
     captioner: Captioner | None
@@ -38,9 +38,13 @@ class GenerationPipeline:
     def generate(
         self, prompts: Sequence[str], *, num_images_per_prompt: int, top_n: int | None, seed: int
     ) -> Iterator[GeneratedImage]:
-        """Images of one prompt after those of another; with a captioner the best of a prompt come first.
+        """Images, prompt by prompt; with a captioner, the images of a prompt are ordered by caption loss, best first.
 
-        The k-th image of a prompt is sampled with `seed + k`. Of each prompt `top_n` images stay (None: all).
+        Args:
+            prompts: prompts.
+            num_images_per_prompt: images to sample per prompt; image k is sampled with `seed + k`.
+            top_n: images to keep per prompt; None: all.
+            seed: seed of the first image of each prompt.
         """
         kept = min(top_n or num_images_per_prompt, num_images_per_prompt)
         codes = torch.cat(list(self.generator.codes(prompts, num_images_per_prompt, seed=seed, sampling=self.sampling)))
@@ -65,16 +69,16 @@ class GenerationPipeline:
 
 
 def open_generator(options: GenerationOptions, role: Role = GENERATOR) -> SequenceModel:
-    """The model in `init_from`, or that of the newest run of the role's task."""
+    """The model in `init_from`, or in the newest run of the role's task."""
     return open_role(role, options.models, options.init_from, options.template)
 
 
 def open_pipeline(options: GenerationOptions, generator: SequenceModel) -> GenerationPipeline:
-    """Put the generator in place, and the other models that the options name.
+    """Put the generator and the other models of the options on the device.
 
     Raises:
-        UserError: a model is missing, has another layout, or its codes mean something else than the generator's;
-            guidance of a generator that cannot be guided; quantization that cannot be had.
+        UserError: a model is missing or has another layout; its image tokenizer differs from the generator's; the
+            generator does not support guidance; quantization is not available.
     """
     device, dtype = inference_device(options.precision)
     if options.top_n is not None and options.rerank_with is None:
@@ -119,12 +123,10 @@ def _check_tensor_parallel(options: GenerationOptions) -> None:
         return
     if options.task != "generate":
         raise UserError(
-            f"strategy=tp trains and generates, task={options.task} runs on one device; set strategy=single"
+            f"strategy=tp trains and generates, but task={options.task} runs on one device; set strategy=single"
         )
     if options.quantization is not None:
-        raise UserError(
-            "strategy=tp divides matrices that quantization= would pack; set quantization=null or strategy=single"
-        )
+        raise UserError("strategy=tp cannot divide quantized matrices; set quantization=null or strategy=single")
 
 
 def _best_first(numbers: Sequence[int], losses: Sequence[float] | None) -> list[int]:

@@ -1,4 +1,4 @@
-"""The prompts of a run: a list, a text file, standard input, or captions of the validation split."""
+"""Prompts of a run: a list, a text file, standard input, or captions of the validation split."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cogview_pl.errors import UserError
 
 
 def prompts_or_captions(given: object, data: DataConfig, count: int) -> list[str]:
-    """The prompts that a user gives; for None the first `count` captions of the validation split."""
+    """The prompts that the user gives; None: the first `count` captions of the validation split."""
     if given is not None:
         return read_prompts(given)
     source = open_images(data, "val")

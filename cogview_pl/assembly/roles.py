@@ -1,4 +1,4 @@
-"""Roles of sequence models: which key names the model of a role, which task trains it, which layout it needs."""
+"""Roles of sequence models. Each role has a key that names its model, a task that trains it, and a layout."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Role(NamedTuple):
     key: str
     """Key of the configuration that names the model."""
     task: str
-    """Task whose newest run is taken where the key is null."""
+    """Task that trains the model; its newest run is used if the key is null."""
     require: Callable[[Template], object]
-    """Raises UserError for a layout that does not suit."""
+    """Raises UserError for a wrong layout."""
 
 
 def _any_layout(template: Template) -> None:
-    """`task=generate` takes generators and captioners alike."""
+    """`task=generate` accepts generators and captioners."""
 
 
 GENERATOR = Role("init_from", "pretrain", _any_layout)
@@ -35,13 +35,13 @@ UPSCALER = Role("upscale_with", "super_resolution", magnify_slots)
 
 
 def open_role(role: Role, options: ModelOptions, given: str | None, template: TemplateConfig) -> SequenceModel:
-    """The model of a role: the one `given`, or that of the newest run of its task.
+    """The model of a role: the one `given`, or the newest of the role's task.
 
     Args:
-        role: what the model is for.
-        options: of this run.
+        role: the role.
+        options: options of the run.
         given: value of the role's key.
-        template: layout of released weights; models of ours carry theirs.
+        template: layout of released weights; model folders carry their own.
 
     Raises:
         UserError: there is none, it cannot be read, or it has another layout.

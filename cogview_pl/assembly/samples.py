@@ -1,4 +1,4 @@
-"""The loop of `task=generate`: groups of prompts through the pipeline; a group's images are on disk when it is done."""
+"""The loop of `task=generate`: it generates a group of prompts at a time, and writes the images of each group."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _SHEET_WIDTH = 8  # images across the contact sheet
 def write_samples(
     options: GenerationOptions, folder: RunFolder, pipeline: GenerationPipeline, prompts: Sequence[str]
 ) -> list[GeneratedImage]:
-    """Generate and save in order, then write the contact sheet.
+    """Generate and save images in order, then write the contact sheet.
 
-    With `resume` set, images that the folder holds are not generated again.
+    With `resume`, images of finished groups are read from the folder and not generated again.
     """
     prompts_at_once = max(1, options.sampler.batch_size // options.num_images_per_prompt)
     writer = SamplesWriter(
@@ -71,7 +71,7 @@ def _save_sheet(
 
 
 def _settings(options: GenerationOptions) -> dict[str, object]:
-    """Plain values that images depend on, besides their prompts and the models."""
+    """Settings that images depend on, besides prompts and models."""
     return {
         "seed": options.seed,
         "num_images_per_prompt": options.num_images_per_prompt,

@@ -1,4 +1,4 @@
-"""Devices of a run: how many there are, and how a model is sharded over them and gathered again."""
+"""Devices of a run: their number, and functions that shard a model over them and gather its weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cogview_pl.lit.config import StrategyConfig, StrategyKind
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.transformer.parallel import gather_weights, tensor_parallel
 
-if TYPE_CHECKING:  # tasks that train nothing start without Lightning
+if TYPE_CHECKING:  # inference must start without Lightning, which is slow to import
     from lightning import Trainer
 
 
@@ -22,7 +22,7 @@ DEEPSPEED = (StrategyKind.deepspeed_2, StrategyKind.deepspeed_3)
 
 
 def num_devices(trainer: Mapping[str, Any]) -> int:
-    """Devices that one run trains on; `auto` and `-1` are those of this machine."""
+    """Number of devices that a run trains on; `auto` and `-1` mean all devices of this machine."""
     devices = trainer.get("devices", 1)
     if isinstance(devices, (list, tuple)):
         devices = len(devices)
@@ -32,7 +32,7 @@ def num_devices(trainer: Mapping[str, Any]) -> int:
 
 
 def tensor_parts(strategy: StrategyConfig, trainer: Mapping[str, Any]) -> int:
-    """Devices among which tensor parallelism divides heads and inner units; 1 without it."""
+    """Number of devices that tensor parallelism divides heads and MLP units over; 1 without it."""
     return num_devices(trainer) if strategy.kind == StrategyKind.tp else 1
 
 
@@ -47,13 +47,13 @@ def check_heads(strategy: StrategyConfig, num_heads: int, trainer: Trainer) -> N
 
 
 def lightning_strategy(strategy: StrategyConfig) -> Any:
-    """What `lightning.Trainer` takes as its strategy; raises UserError if it cannot be made."""
+    """The `strategy` argument of `lightning.Trainer`; raises UserError if it cannot be made."""
     given = strategy.strategy
     return given if isinstance(given, str) else instantiate(given, "strategy.strategy")
 
 
 def gather_full_weights(strategy: StrategyConfig, model: Transformer, keep: bool) -> None:
-    """Gather sharded weights in place; `keep` says whether this process wants them. The model trains no more."""
+    """Gather sharded weights in place, in processes with `keep`. The model cannot be trained afterwards."""
     if strategy.kind != StrategyKind.deepspeed_3:
         gather_weights(model, keep)
         return
@@ -67,10 +67,10 @@ def gather_full_weights(strategy: StrategyConfig, model: Transformer, keep: bool
 
 
 def inference_sharding(strategy: StrategyConfig, trainer: Mapping[str, Any]) -> Callable[[Transformer], None]:
-    """A function that shards a model over the devices that decode together; without strategy=tp it does nothing.
+    """A function that shards a model over the devices with strategy=tp, and does nothing with other strategies.
 
     Raises:
-        UserError: the devices cannot be had. The function raises it for heads that cannot be divided.
+        UserError: the devices are not available. The function raises it if heads cannot be divided.
     """
     if strategy.kind != StrategyKind.tp:
         return lambda model: None

@@ -1,4 +1,4 @@
-"""What stage 2 trains on: a token store with its tokenizers, in the layout of a template, maybe mixed with others."""
+"""Training data of stage 2: a token store with its tokenizers, and its sequences in the layout of a template."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from cogview_pl.runs.run_folder import RunFolder, predecessor
 from cogview_pl.vocab import CodeSlot, Sequence, Template, TextSlot, TextTokenizer
 
 _REPLAY = "sequences.replay_store"
-_TOKENS = "tokens"  # folder of a store that a training run makes for itself
+_TOKENS = "tokens"  # folder of a token store that a training run makes for itself
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A token store and the tokenizers that made it."""
+    """A token store with the tokenizers that made it."""
 
     store: TokenStore | ReleasedFile
     text: TextTokenizer
     image_tokenizer: ImageTokenizer
     metrics: dict[str, float]
-    """Counts of tokenising, if the run has done it."""
+    """Counts of tokenising; empty if this run did not tokenise."""
     inputs: dict[str, str]
-    """Hash of the token store, which a resumed run compares."""
+    """Hash of the token store; a resumed run compares it."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ImageTokenizers:
     path: str | None
     """`image_tokenizer.path`."""
     open: Callable[[str | Path, str], ImageTokenizer]
-    """Opens a path; takes the configuration key for messages."""
+    """Opens the tokenizer at a path; the second argument is the configuration key, for messages."""
 
     def newest(self) -> ImageTokenizer:
         """The tokenizer of `path`, or of the newest vqvae run; raises UserError if there is none."""
@@ -64,10 +64,10 @@ def open_tokens(
     folder: RunFolder,
     start: SequenceModel | None,
 ) -> Tokens:
-    """`data.token_store`, the newest store, or one that is made of `data` with the tokenizers of `start`.
+    """`data.token_store`, the newest token store, or one that is made from `data` with the tokenizers of `start`.
 
     Raises:
-        UserError: there is none, or the configuration names other tokenizers than the store was made with.
+        UserError: there is no token store, or it was made with other tokenizers than the configuration names.
     """
     metrics: dict[str, float] = {}
     given = options.data.token_store
@@ -92,11 +92,11 @@ def open_tokens(
 
 
 def _open_file(file: Path, text_model: str | None, val_fraction: float, image_tokenizers: ImageTokenizers) -> Tokens:
-    """A data file of the original, which does not name the tokenizers that made it."""
+    """A data file of the released program; it does not name its tokenizers."""
     if text_model is None or image_tokenizers.path is None:
         raise UserError(
-            f"data.token_store={file} is a file without tokenizers; set text.model and image_tokenizer.path to those "
-            "that made it, or give the folder of a run of task=tokenize"
+            f"data.token_store={file} is a file without tokenizers; set text.model and image_tokenizer.path to the "
+            "tokenizers that made it, or give the folder of a run of task=tokenize"
         )
     text = TextTokenizer.load(text_model)
     image_tokenizer = image_tokenizers.at(image_tokenizers.path)
@@ -112,7 +112,7 @@ def _open_file(file: Path, text_model: str | None, val_fraction: float, image_to
 
 
 def training_sequences(tokens: Tokens, template: Template, options: SequencesConfig, outputs: str) -> Dataset[Sequence]:
-    """The training split in the layout of a template, mixed with other samples as `sequences` says."""
+    """The training split in the layout of a template, mixed with replayed and text-free samples by `sequences`."""
     rows = tokens.store.split("train")
     found = _laid_out(rows, template, training=True)
     if options.replay_share:
@@ -133,10 +133,10 @@ def validation_sequences(tokens: Tokens, template: Template) -> Dataset[Sequence
 
 
 def validation_captions(tokens: Tokens, template: Template, count: int) -> list[str]:
-    """The texts of the first `count` validation rows for a layout with one text slot, cut as in training.
+    """Texts of the first `count` validation rows, cut to the length of the only text slot of the layout.
 
-    Captions that still make too long prompts are left out: text tokens that were cut in the middle of a word, or are
-    unknown, may become more tokens when their text is tokenised again.
+    A caption is left out if tokenising it again gives more tokens than the slot holds. This happens if the cut was in
+    the middle of a word, or if tokens are unknown.
     """
     (slot,) = (slot for slot in template.slots if isinstance(slot, TextSlot))
     rows, text = tokens.store.split("val"), tokens.text
@@ -152,7 +152,7 @@ def _laid_out(rows: TokenRows | WithoutText, template: Template, *, training: bo
 
 
 def replay_inputs(options: SequencesConfig, outputs: str) -> dict[str, str]:
-    """Hash of the token store that is mixed in, if there is one; raises UserError if it is missing."""
+    """Hash of the token store that is replayed, if any; raises UserError if it is missing."""
     return {_REPLAY: _replay_store(options, outputs).fingerprint()} if options.replay_share else {}
 
 

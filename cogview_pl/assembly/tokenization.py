@@ -1,4 +1,4 @@
-"""Makes a token store of captioned images: resumable, with a list of the images that could not be read."""
+"""Makes a token store from captioned images. It can resume, and lists images that cannot be read."""
 
 from __future__ import annotations
 
@@ -37,33 +37,33 @@ _SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Tokenization:
-    """Options of a token store: images, rows, text tokenizer, and the layout that names the texts."""
+    """Options of a token store: images, rows, text tokenizer, and the layout that names the text fields."""
 
     data: DataConfig
     rows: TokenStoreConfig
     text: TextConfig
     layout: str
     verify: bool
-    """Whether a resumed run compares its data with those of its beginning."""
+    """Whether a resumed run checks that its data have not changed."""
 
 
 def tokenise(
     options: Tokenization, images: ImageTokenizer, text: TextTokenizer | None, run: RunFolder, folder: Path
 ) -> dict[str, float]:
-    """Write `token_store/`, `text.model`, `image_tokenizer/` and maybe `skipped.jsonl` into a folder, or continue them.
+    """Write `token_store/`, `text.model`, `image_tokenizer/` and `skipped.jsonl` into a folder, or continue them.
 
     Args:
         options: see `Tokenization`.
-        images: the image tokenizer.
-        text: the text tokenizer; None: `text.model`, or one that is learned from the texts.
-        run: the folder of the run, which begins after all checks.
-        folder: exists.
+        images: image tokenizer.
+        text: text tokenizer; None: `text.model`, or one that is learned from the texts.
+        run: folder of the run; it begins after all checks.
+        folder: existing folder to write into.
 
     Returns:
         Counts and speed.
 
     Raises:
-        UserError: the images, the tokenizers or an unfinished store do not fit together.
+        UserError: the images, the tokenizers or an unfinished token store do not fit each other.
     """
     fields = text_fields(options.layout)
     _check(options, images, fields)
@@ -153,7 +153,7 @@ def _codes(tokenizer: ImageTokenizer, images: Tensor, edge: int) -> Tensor:
 
 
 def _text_tokenizer(options: TextConfig, file: Path, texts: Iterator[str]) -> TextTokenizer:
-    """The tokenizer of `text.model`, that of the interrupted run, or one learned from the texts."""
+    """The tokenizer of `text.model`, else of the interrupted run, else one that is learned from the texts."""
     if options.model is not None:
         return TextTokenizer.load(options.model)
     return TextTokenizer.load(file) if file.exists() else TextTokenizer.train(texts, options)
@@ -167,7 +167,7 @@ def _texts(images: CaptionedImages, fields: Sequence[str]) -> Iterator[str]:
 
 
 def _check(options: Tokenization, tokenizer: ImageTokenizer, fields: Sequence[str]) -> None:
-    """Raises UserError for what does not go together, before images are read."""
+    """Raises UserError for options that exclude each other, before images are read."""
     size = tokenizer.settings["image_size"]
     given = options.data.image_size
     if given % tokenizer.model.downsampling or given != size:

@@ -1,4 +1,4 @@
-"""Training of both stages: the Trainer, resume, the final metrics."""
+"""Training of both stages: the Lightning trainer, resuming, and the final metrics."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from cogview_pl.runs.run_folder import RunFolder
 
 _LOG = "tensorboard"
 _HIDES = "Please call `iter(combined_loader)` first"
-"""What Lightning's clean-up raises in place of an error that came up while a loader was started."""
+"""Message of an error in Lightning's clean-up that hides the first error, which started a loader raised."""
 
 
 def optimizer_node(options: TrainingOptions) -> dict[str, Any]:
     """The `_target_` node of the optimizer.
 
-    With tensor parallelism it is without `fused`: that kernel takes no mixture of full and sharded tensors.
+    With tensor parallelism `fused` is off, because that kernel cannot mix full and sharded tensors.
     """
     node = options.optimizer.optimizer
     if options.strategy.kind == StrategyKind.tp and node.get("fused"):
@@ -58,21 +58,21 @@ def optimizer_factory(options: TrainingOptions) -> BuildOptimizer:
 
 
 def seed_all(seed: int) -> None:
-    """Seed every random generator, and silence warnings of Lightning about choices that are ours."""
+    """Seed every random generator, and silence warnings about deliberate choices."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message="To copy construct from a tensor.*")  # a learning rate of torchao's
-    warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")  # what is logged is summed up
+    warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")  # logged values are summed
     seed_everything(seed, workers=True, verbose=False)
 
 
 def data_module(
     train_set: Any, val_set: Any, collate: Callable[[list[Any]], Any], data: DataConfig, seed: int
 ) -> DataModule:
-    """The loaders of a training run, as `data=` describes them."""
+    """The data loaders of a training run."""
     return DataModule(
         train_set,
         val_set,
@@ -99,16 +99,16 @@ def train(
     """Train, validate at the end, and return the last value of every logged metric.
 
     Args:
-        options: the run's.
-        folder: its folder; with `resume` set it holds the checkpoint to go on from.
+        options: options of the run.
+        folder: folder of the run; with `resume` it holds the checkpoint to resume from.
         module, data: the model and its training and validation data.
-        identity: kind and constructor arguments of the model, kept in checkpoints and compared on resume.
-        settings: further values that must not change while a run is stopped, noted in the folder.
-        inputs: hashes of the data and of the model to start from, noted in the folder and compared on resume.
-        num_heads: attention heads, which strategy=tp divides; None for a model without any.
+        identity: kind and constructor arguments of the model; checkpoints keep them, and a resumed run compares them.
+        settings: further values that a resumed run compares; the run folder keeps them.
+        inputs: hashes of the data and of the model to start from; the run folder keeps them for a resumed run.
+        num_heads: attention heads that strategy=tp divides; None for a model without attention.
 
     Raises:
-        UserError: the checkpoint is of another stage or model, or an input is not what it was.
+        UserError: the checkpoint is of another stage or model, or an input has changed.
         Stopped: after a signal, once the checkpoint is saved.
     """
     checkpoint = checkpoint_of(folder, options.resume, folders=options.strategy.kind in DEEPSPEED)
@@ -121,14 +121,16 @@ def train(
         check_heads(options.strategy, num_heads, trainer)
     with folder.processes.first_goes_ahead() as first:
         if first:
-            folder.require_same({**_settings(options), **settings}, inputs, options.verify)
+            # Not the batch size: it may change with the number of devices.
+            own = {"seed": options.seed, "optimizer.optimizer._target_": options.optimizer.optimizer["_target_"]}
+            folder.require_same(own | settings, inputs, options.verify)
             folder.begin()
     SIGNALS.check()
-    with disk_full_named(folder / _LOG):  # all other files are named where they are written
+    with disk_full_named(folder / _LOG):  # writers of other files name them
         _fit(trainer, module, data, checkpoint)
         found = trainer.callback_metrics
         metrics |= found
-        # A run that was stopped after its last step has not validated in this process.
+        # A run that was stopped after its last step has not been validated in this process.
         steps = _validation_interval(options.trainer) // options.trainer["accumulate_grad_batches"]
         if trainer.global_step % steps or not any(name.startswith("val/") for name in found):
             trainer.validate(module, datamodule=data, verbose=False)
@@ -137,17 +139,16 @@ def train(
 
 
 def _fit(trainer: Trainer, module: LightningModule, data: DataModule, checkpoint: Path | None) -> None:
-    """Have Lightning train; what ends it is raised in our words."""
+    """Train, and turn errors of Lightning into errors that name the cause."""
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SIGTERMException:  # would exit with 0, as if the run were done
+    except SIGTERMException:  # it would exit with code 0, as a finished run does
         raise Stopped(SIGNALS.received or signal.SIGTERM) from None
     except Exception as error:
         if _HIDES in str(error) and error.__context__ is not None:
             raise error.__context__ from None
-        if (
-            checkpoint is None or SIGNALS.deferred or isinstance(error, (UserError, OSError))
-        ):  # deferred: steps had begun
+        steps_began = SIGNALS.deferred
+        if checkpoint is None or steps_began or isinstance(error, (UserError, OSError)):
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
@@ -155,19 +156,11 @@ def _fit(trainer: Trainer, module: LightningModule, data: DataModule, checkpoint
         ) from error
 
 
-def _settings(options: TrainingOptions) -> dict[str, Any]:
-    """Values that must not change while a run is stopped; batch sizes may, with the devices."""
-    return {
-        "seed": options.seed,
-        "optimizer.optimizer._target_": options.optimizer.optimizer["_target_"],
-    }
-
-
 def _trainer(options: TrainingOptions, folder: RunFolder) -> Trainer:
     callbacks = [instantiate(node, f"callbacks.{name}") for name, node in options.callbacks.items()]
-    # First, since the others log with its step.
+    # It must be first, because it sets the step that other callbacks log.
     callbacks.insert(0, StopAtStepEnd(lambda: SIGNALS.asked, SIGNALS.listen, _defer_signals))
-    if not options.logger:  # learning rates are for nobody to see, and their callback would refuse to run
+    if not options.logger:  # LearningRateMonitor refuses to run without a logger
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     loggers = [instantiate(node, f"logger.{name}") for name, node in options.logger.items()]
     try:
@@ -180,7 +173,7 @@ def _trainer(options: TrainingOptions, folder: RunFolder) -> Trainer:
             plugins=[DurableCheckpointIO()],
             gradient_clip_val=options.optimizer.gradient_clip,
             default_root_dir=str(folder.path),
-            use_distributed_sampler=False,  # the data module deals samples out itself
+            use_distributed_sampler=False,  # the data module divides samples among processes itself
             max_epochs=-1,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
@@ -192,7 +185,7 @@ def _trainer(options: TrainingOptions, folder: RunFolder) -> Trainer:
 
 
 def _validation_interval(trainer: Mapping[str, Any]) -> int:
-    """Batches between validations."""
+    """Number of batches between two validations."""
     steps: int = min(trainer["val_check_interval"], trainer["max_steps"])
     return steps * int(trainer["accumulate_grad_batches"])
 

@@ -1,4 +1,4 @@
-"""Choices of keys of the whole configuration."""
+"""Choices of top-level keys of the configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Verb(Enum):
-    """What a task does; each verb is a file in `cogview_pl/tasks/`."""
+    """Kind of a task; each verb is a file in `cogview_pl/tasks/`."""
 
     fit_image_tokenizer = "fit_image_tokenizer"
     fit_sequence_model = "fit_sequence_model"
@@ -21,10 +21,10 @@ class Verb(Enum):
 
     @property
     def trains_in_parallel(self) -> bool:
-        """Whether every process of a run takes part; of other verbs the first process does all work alone."""
+        """Whether all processes of a run take part; for other verbs the first process does all work."""
         return self in (Verb.fit_image_tokenizer, Verb.fit_sequence_model)
 
     @property
     def must_fit(self) -> bool:
-        """Whether the memory that it needs is estimated before it starts."""
+        """Whether its memory is estimated before it starts."""
         return self.trains_in_parallel or self == Verb.generate

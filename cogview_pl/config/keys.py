@@ -1,4 +1,4 @@
-"""Refuses keys without a value, and keys that do not exist, with the nearest ones that do."""
+"""Refuses keys without a value, and unknown keys; the message names the nearest known keys."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from cogview_pl.errors import UserError
 _ARGUMENTS_OF_TRAINER = {
     "trainer": "default",
     "precision": "fp32",
-}  # group: a choice with its usual keys
-_MOST = 3  # suggestions
-_ALIKE = 0.75  # ratio of difflib from which on two words count as misspellings of each other
+}  # group → a choice that has its usual keys
+_MOST = 3  # largest number of suggestions
+_ALIKE = 0.75  # smallest difflib ratio of two words that count as misspellings of each other
 
 
 def check_keys(config: DictConfig) -> None:
-    """Raises UserError for a key without a value, and for one that nothing reads, such as that of `+foo=1`.
+    """Raises UserError for a key without a value, and for an unknown key, such as `foo` of `+foo=1`.
 
-    The schema knows the keys of dataclasses; `trainer` and `precision` take the arguments of `lightning.Trainer`. Every
-    other node is open: the object that its keys are given to refuses unknown ones.
+    Dataclasses define the keys of their nodes; `trainer` and `precision` have the arguments of `lightning.Trainer`.
+    Keys of other nodes are not checked here: they are arguments of an object, and the object refuses unknown ones.
     """
     for key in sorted(OmegaConf.missing_keys(config)):
         raise UserError(f"{key} has no value; set it on the command line: {key}=…")
@@ -33,7 +33,7 @@ def check_keys(config: DictConfig) -> None:
     for group, choice in _ARGUMENTS_OF_TRAINER.items():
         usual = OmegaConf.load(shipped("conf") / group / f"{choice}.yaml")
         added = [name for name in config[group] if name not in usual]
-        if added:  # only then, because Lightning imports torch
+        if added:  # this check is rare, because it imports torch
             _check_arguments(group, added)
 
 
@@ -49,26 +49,26 @@ def _check_arguments(group: str, names: list[str]) -> None:
 
 
 def unknown_key(key: str, root: DictConfig) -> str:
-    """One line about a dotted key that does not exist in a configuration, or in the part of it that is composed."""
+    """Message about a dotted key that a composed configuration does not have, with the nearest keys."""
     plain: Any = OmegaConf.to_container(root)
     others = [other for other in _dotted(plain) if not f"{other}.".startswith(f"{key}.")]
     return f"{key}: there is no such key{did_you_mean(_nearest_keys(key, others))}"
 
 
 def did_you_mean(guesses: Sequence[str]) -> str:
-    """The question in a message, empty without guesses."""
+    """Question at the end of a message; empty without guesses."""
     return f" (did you mean {' or '.join(guesses)}?)" if guesses else ""
 
 
 def nearest_words(word: str, words: Iterable[str]) -> list[str]:
-    """Up to three of the words: those spelled nearly like `word`, nearest first, then those that contain it."""
+    """Up to three of the words: words with a similar spelling, nearest first, then words that contain `word`."""
     words = list(words)
     close = difflib.get_close_matches(word, words, n=_MOST, cutoff=_ALIKE)
     return list(dict.fromkeys([*close, *(other for other in words if word in other)]))[:_MOST]
 
 
 def _nearest_keys(key: str, keys: list[str]) -> list[str]:
-    """Up to three keys: with the same last word; else alike in it and in the same node; else alike in it anywhere."""
+    """Up to three keys with the same last word, else with a similar last word in the same node, else anywhere."""
     parent, _, word = key.rpartition(".")
     by_word: dict[str, list[str]] = {}
     for other in keys:
@@ -83,7 +83,7 @@ def _nearest_keys(key: str, keys: list[str]) -> list[str]:
 
 
 def _dotted(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted keys of all nodes and values, without Hydra's own."""
+    """Dotted keys of all nodes and values, without the node `hydra`."""
     for name, value in values.items():
         key = f"{prefix}{name}"
         if key != "hydra":
@@ -93,7 +93,7 @@ def _dotted(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _not_in_schema(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of dataclass nodes that their dataclass lacks; one that extends `dict` may have any key."""
+    """Dotted keys that the dataclass of their node does not define; a dataclass that extends `dict` allows any key."""
     schema = OmegaConf.get_type(config)
     closed = is_dataclass(schema) and not issubclass(schema, dict)
     known = {item.name for item in fields(schema)} if is_dataclass(schema) else set()

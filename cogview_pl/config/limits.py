@@ -1,4 +1,4 @@
-"""Refuses numbers that no run can use, before anything is opened."""
+"""Refuses numbers out of range, before any file is opened."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _OPEN_NODES = {
     "callbacks.checkpoint.every_n_train_steps": COUNT,
     "callbacks.throughput.peak_tflops": ABOVE_0,
 }
-"""Limits of keys that are arguments of Lightning's classes, or of classes that a user names, and in no dataclass."""
+"""Limits of keys that are in no dataclass, because they are arguments of Lightning's classes or of callbacks."""
 
 
 def check_limits(config: DictConfig) -> None:
-    """Raises UserError that names a key whose number is out of range. Checks of several keys together come later."""
+    """Raises UserError that names a key with a number out of range. Other modules check combinations of keys."""
     for key, value, words in out_of_range(OmegaConf.to_object(config)):
         raise UserError(f"{key}={value} must be {words}")
     for key, limit in _OPEN_NODES.items():

@@ -1,61 +1,33 @@
-"""The parts of a configuration that builders take where one group is not enough."""
+"""Options of builders that need several groups of the configuration."""
 
 from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from cogview_pl.assembly.options import GenerationOptions, ModelOptions, TrainingOptions
 from cogview_pl.config.schema import Config
 
+_Options = TypeVar("_Options", ModelOptions, TrainingOptions, GenerationOptions)
+
 
 def model_options(config: Config) -> ModelOptions:
-    """What opens and builds models."""
-    return ModelOptions(
-        outputs=config.outputs,
-        verify=config.verify,
-        image_tokenizer=config.image_tokenizer,
-        text=config.text,
-        transformer=config.model,
-        compat=config.compat,
-    )
+    """Options that open and build models."""
+    return _options(ModelOptions, config, transformer=config.model)
 
 
 def training_options(config: Config) -> TrainingOptions:
-    """What builds a trainer."""
-    return TrainingOptions(
-        task=config.task,
-        seed=config.seed,
-        resume=config.resume,
-        verify=config.verify,
-        compile=config.compile,
-        precision=config.precision,
-        strategy=config.strategy,
-        optimizer=config.optimizer,
-        trainer=config.trainer,
-        callbacks=config.callbacks,
-        logger=config.logger,
-        lora=config.lora,
-        starts_from_weights=config.init_from is not None or config.starts_from is not None,
-    )
+    """Options of a trainer."""
+    starts_from_weights = config.init_from is not None or config.starts_from is not None
+    return _options(TrainingOptions, config, starts_from_weights=starts_from_weights)
 
 
 def generation_options(config: Config) -> GenerationOptions:
-    """What opens the models of `task=generate` and samples from them."""
-    return GenerationOptions(
-        task=config.task,
-        models=model_options(config),
-        init_from=config.init_from,
-        rerank_with=config.rerank_with,
-        upscale_with=config.upscale_with,
-        template=config.template,
-        rerank_template=config.rerank_template,
-        upscale_template=config.upscale_template,
-        sampler=config.sampler,
-        precision=config.precision,
-        quantization=config.quantization,
-        strategy=config.strategy,
-        trainer=config.trainer,
-        num_images_per_prompt=config.num_images_per_prompt,
-        top_n=config.top_n,
-        seed=config.seed,
-        resume=bool(config.resume),
-        font=config.font,
-    )
+    """Options that open the models of `task=generate` and sample from them."""
+    return _options(GenerationOptions, config, models=model_options(config), resume=bool(config.resume))
+
+
+def _options(kind: type[_Options], config: Config, **derived: Any) -> _Options:
+    """Options with the keys of the configuration that have the names of its fields, and with derived values."""
+    names = [item.name for item in fields(kind) if item.name not in derived]
+    return kind(**{name: getattr(config, name) for name in names}, **derived)

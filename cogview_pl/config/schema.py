@@ -1,7 +1,7 @@
 """The schema of the configuration: an unknown key or a wrong type is refused when Hydra composes it.
 
-`conf/` holds values and says what each key does. The dataclasses of the rooms hold names, types and ranges. Objects of
-third parties (optimizer, callbacks, loggers) are plain `_target_` nodes.
+`conf/` has values and comments. Dataclasses of the packages have names, types and ranges. Objects of third parties
+(optimizer, callbacks, loggers) are plain `_target_` nodes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cogview_pl.vqvae.config import (
 
 if TYPE_CHECKING:
     DataNode = DataConfig
-else:  # for OmegaConf: a data set of the user's own has keys that no dataclass here knows
+else:  # for OmegaConf, because a user's own data set has keys that no dataclass defines
     DataNode = Any
 
 
@@ -45,7 +45,7 @@ class ConvertConfig:
 
 @dataclass
 class Config:
-    """The whole configuration of a run."""
+    """The configuration of a run."""
 
     task: str = MISSING
     verb: Verb = MISSING
@@ -112,13 +112,13 @@ def register_schemas() -> None:
 
 
 def _grid(divisor: int, *, _root_: DictConfig) -> str:
-    """Codes of an image along both edges, `8x8`, or of an image whose edges are `divisor` times smaller."""
+    """Number of codes along both edges of an image, such as `8x8`, after its edges are divided by `divisor`."""
     images = _root_.image_tokenizer
     edge = images.image_size // max(images.downsampling, 1) // divisor  # downsampling below 1 is refused later
     return f"{edge}x{edge}"
 
 
-# Resolvers for `conf/`. They are registered on import, because a launcher sends schemas to a job elsewhere, but no
+# Resolvers for `conf/`. They are registered on import, because a launcher of remote jobs sends schemas to a job but no
 # resolvers.
 OmegaConf.register_new_resolver("grid", _grid, replace=True)
 OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)

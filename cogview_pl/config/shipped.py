@@ -1,4 +1,4 @@
-"""Files that come with the package: `conf/`, and the experiments that become choices of `experiment=`."""
+"""Files of the package: `conf/`, and the experiments that become choices of `experiment=`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ def shipped(name: str) -> Path:
 
 
 def register_experiments(*, by_name_only: bool) -> None:
-    """Make every `experiments/NAME/config.yaml` the choice `experiment=NAME`.
+    """Register every `experiments/NAME/config.yaml` as the choice `experiment=NAME`.
 
-    The working folder may have experiments of its own; they replace shipped ones of the same name.
+    Experiments in the working folder replace shipped ones of the same name.
 
     Args:
-        by_name_only: register empty configurations. Hydra copies everything registered a hundred times for its help.
+        by_name_only: register empty configurations. This is faster, because Hydra copies all configurations many times
+            for its help.
     """
     for root in dict.fromkeys((shipped("experiments"), Path("experiments").resolve())):
         for file in sorted(root.glob("*/config.yaml")):

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, and read within bounds."""
+"""Durable files: atomic writes, and reads with size limits."""

@@ -1,6 +1,7 @@
-"""Files that a user names: what they are is known before they are opened, and no more of them is read than makes sense.
+"""Reads files that a user names. The kind of a file is checked before it is opened, and its size is limited.
 
-A named pipe would be waited for without end, a device can have any size, and what may not be read is not missing.
+Opening a named pipe could wait forever, and a device can have any size. A file without permission counts as
+unreadable, not as missing.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import TextIO
 from cogview_pl.errors import UserError
 
 MAX_CAPTION = 2**20
-"""Largest caption with all that is around it, in bytes: a `.txt`, a `.json`, a line of a list (in characters)."""
+"""Largest caption file (`.txt` or `.json`) in bytes, and largest line of a list in characters."""
 MAX_IMAGE = 2**28
-"""Largest image file in bytes; Pillow refuses more pixels than fit into it by far."""
+"""Largest image file in bytes; images that Pillow accepts are far smaller."""
 
 _MISSING = (errno.ENOENT, errno.ENOTDIR)
 _KINDS = (
@@ -32,17 +33,17 @@ _KINDS = (
 
 
 class UnreadableError(Exception):
-    """A file cannot be used; the text says why, in words that go behind its name."""
+    """A file cannot be used; the text gives the reason, and is printed after the name of the file."""
 
     missing = False
-    """Whether nothing is there."""
+    """Whether the file does not exist."""
 
 
 def find(path: str | Path) -> os.stat_result | None:
-    """What is at a path, behind links; None where nothing is.
+    """Status of the file at a path, with links followed; None if it does not exist.
 
     Raises:
-        UnreadableError: that cannot be known.
+        UnreadableError: the status cannot be read.
     """
     try:
         return os.stat(path)
@@ -50,12 +51,12 @@ def find(path: str | Path) -> os.stat_result | None:
         if error.errno in _MISSING:
             return None
         raise UnreadableError(cannot_be_read(error)) from None
-    except ValueError:  # a zero byte or half a character
+    except ValueError:  # a zero byte or a lone surrogate
         raise UnreadableError("has no name that a file can have") from None
 
 
 def why_unusable(path: str | Path) -> str:
-    """Words, to go behind the name of a path that was not what is needed: `does not exist`, or why that is not so."""
+    """Words for a message, after the name of an unsuitable path: `does not exist`, `is a folder`, or an error."""
     try:
         found = find(path)
     except UnreadableError as error:
@@ -64,19 +65,19 @@ def why_unusable(path: str | Path) -> str:
 
 
 def kind_of(found: os.stat_result) -> str:
-    """`a file`, `a folder`, `a named pipe`, …"""
+    """Kind of a file in words: `a file`, `a folder`, `a named pipe`, …"""
     return next((name for is_kind, name in _KINDS if is_kind(found.st_mode)), "something else")
 
 
 def require_file(path: str | Path, limit: int | None = None) -> os.stat_result:
-    """Check that a path leads to a regular file, without opening it.
+    """Check that a path is a regular file, without opening it.
 
     Args:
         path: the file.
-        limit: its largest size in bytes.
+        limit: largest size in bytes; None: any size.
 
     Raises:
-        UnreadableError: it does not, or the file is larger.
+        UnreadableError: it is no regular file, or it is larger than the limit.
     """
     found = find(path)
     if found is None:
@@ -91,13 +92,13 @@ def require_file(path: str | Path, limit: int | None = None) -> os.stat_result:
 
 
 def require_size(size: int, limit: int) -> None:
-    """Raises UnreadableError where there are more bytes than the limit."""
+    """Raises UnreadableError if there are more bytes than the limit."""
     if size > limit:
         raise UnreadableError(f"has {size:,} bytes, at most {limit:,} are read")
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """All of a regular file.
+    """Content of a regular file.
 
     Raises:
         UnreadableError: it is no regular file, cannot be read or has more bytes than the limit.
@@ -108,13 +109,13 @@ def read_file(path: Path, limit: int) -> bytes:
             data = stream.read(limit + 1)
     except OSError as error:
         raise UnreadableError(cannot_be_read(error)) from None
-    require_size(len(data), limit)  # some files have no size beforehand
+    require_size(len(data), limit)  # some files report no size before they are read
     return data
 
 
 @contextmanager
 def unreadable_named(file: str | Path, advice: str) -> Iterator[None]:
-    """While a file is read: raises UserError `FILE REASON; ADVICE` if that fails."""
+    """Raises UserError `FILE REASON; ADVICE` if reading a file in the block fails."""
     try:
         yield
     except UnreadableError as error:
@@ -124,10 +125,10 @@ def unreadable_named(file: str | Path, advice: str) -> Iterator[None]:
 
 
 def bounded_lines(stream: TextIO, file: Path) -> Iterator[str]:
-    """The lines of a text.
+    """Lines of a text file.
 
     Raises:
-        UserError: one of them has more than `MAX_CAPTION` characters.
+        UserError: a line has more than `MAX_CAPTION` characters.
     """
     number = 0
     while line := stream.readline(MAX_CAPTION + 1):
@@ -138,5 +139,5 @@ def bounded_lines(stream: TextIO, file: Path) -> Iterator[str]:
 
 
 def cannot_be_read(error: OSError) -> str:
-    """The words for an error of the system, to go behind the name of a file."""
+    """Words for an error of the operating system, after the name of a file."""
     return f"cannot be read ({error.strerror or error})"

@@ -1,8 +1,8 @@
-"""Files that are whole or absent, whatever happens while they are written: a kill, a power cut, a full disk.
+"""Atomic writes: a kill, a power cut or a full disk leaves the old content of a file or the new content.
 
-A file is written under another name beside its place, brought to the disk, and moved onto its place in one step. A
-reader therefore finds the old content or the new one. What a kill leaves behind is a draft, which nothing reads.
-Nothing is written through a symbolic link: a folder that somebody else has made could lead it anywhere.
+A file is written as a draft in the same folder, synced to the disk, and renamed to its final name in one step. A kill
+leaves at most a draft, and no code reads drafts. Symbolic links are not followed, because a link in a downloaded folder
+could lead anywhere.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 
 from cogview_pl.errors import UserError
 
-_DRAFT = ".cogview_pl-draft"  # a name that nobody else uses, since drafts are deleted
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's quota, the largest file that is allowed
-_FULL_IN_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")  # from libraries not in Python
+_DRAFT = ".cogview_pl-draft"  # a suffix that no other program uses, because drafts are deleted
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # limit of the disk, of the user's quota, of the file size
+_FULL_IN_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")  # errors of native libraries
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """The path of a draft; when the block ends it takes the place of `file`, when it fails it is removed.
+    """Path of a draft; it replaces `file` when the block ends, and is deleted when the block fails.
 
     Raises:
-        UserError: the disk is full; `file` is as it was.
+        UserError: the disk is full; `file` is unchanged.
     """
     draft = file.with_name(f".{file.name}{_DRAFT}")
     try:
@@ -55,7 +55,7 @@ def write_bytes(file: Path, data: bytes) -> None:
 
 
 def append(file: Path, data: bytes) -> None:
-    """Add to the end of a file; when this returns the bytes are on disk, when it fails some of them may be.
+    """Add bytes to the end of a file and sync it; if this fails, some of the bytes may be in the file.
 
     Raises:
         UserError: the disk is full.
@@ -67,13 +67,13 @@ def append(file: Path, data: bytes) -> None:
 
 
 def no_links(path: str, flags: int) -> int:
-    """Opener for `open`: a symbolic link is an error (ELOOP) and not followed."""
+    """Opener for `open` that refuses symbolic links (error ELOOP)."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 @contextmanager
 def disk_full_named(file: Path) -> Iterator[None]:
-    """Turns the failure of a write for want of space into a UserError that names the file."""
+    """Raises UserError that names the file if a write in the block finds no space on the disk."""
     try:
         yield
     except Exception as error:
@@ -83,7 +83,7 @@ def disk_full_named(file: Path) -> Iterator[None]:
 
 
 def disk_full(file: Path) -> str:
-    """The line for a write that found no space."""
+    """Message for a write that found no space on the disk."""
     return (
         f"{file}: no space left on the disk (or the quota, or the size that a file may have); what was written before "
         "is intact. Free some, then go on with resume=RUN_FOLDER"
@@ -91,7 +91,7 @@ def disk_full(file: Path) -> str:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised for, says that there is no space left."""
+    """Whether an error, or one of its causes, means that no space is left."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
@@ -102,11 +102,11 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def clear_for_writing(folder: Path) -> None:
-    """Make sure that writing below a folder stays there, and delete what killed runs left half-written.
+    """Delete drafts below a folder, after a check that no link leads out of it.
 
     Raises:
-        UserError: a symbolic link leads out of the folder, or something in it is no file (a named pipe would be waited
-            for without end). Nothing has been deleted then.
+        UserError: a symbolic link leads out of the folder, or an entry is no file and no folder (opening a named pipe
+            could wait forever). Then no draft is deleted.
     """
     home, left, drafts = folder.resolve(), [str(folder)], []
     while left:
@@ -133,12 +133,12 @@ def _require_inside(link: Path, home: Path) -> None:
 
 
 def is_draft(name: str) -> bool:
-    """Whether a file name is that of a draft."""
+    """Whether a file name is the name of a draft."""
     return name.startswith(".") and name.endswith(_DRAFT)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a renamed file survive a power cut."""
+    """Sync a folder, so that a renamed file survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,9 +1,9 @@
-"""The exception for errors that the user can mend."""
+"""The exception for errors that the user can fix."""
 
 
 class UserError(Exception):
     """Bad input or configuration.
 
-    The message is one line that names the key or file, what was found, and what to do. The command line prints it and
-    exits with code 2. Other exceptions are defects of ours and keep their traceback.
+    The message is one line: it names the key or file, the value found, and a remedy. The command line prints it and
+    exits with code 2. Other exceptions are bugs and keep their traceback.
     """

@@ -1,9 +1,9 @@
 """Signals that stop a run: SIGTERM, Ctrl-C, and SLURM's warning before its time limit.
 
-Handlers only note a signal, because Python drops an exception that a handler raises inside a finaliser. Every long loop
-calls `SIGNALS.check()`; training ends after its step. All three signals end a run in the same way: it saves its work,
-exits with 128 + the number of the signal (143, 130), and goes on with `resume=RUN_FOLDER`. A second signal ends the
-process at once, as a kill does.
+Handlers only record a signal, because Python drops an exception that a handler raises inside a finaliser. Every long
+loop calls `SIGNALS.check()`; training ends after its step. All three signals end a run in the same way: it saves its
+work and exits with 128 + the number of the signal (143, 130), and `resume=RUN_FOLDER` continues it. A second signal
+ends the process at once, as a kill does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from cogview_pl.errors import UserError
 
 _JOB = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
-_ECHO = 0.5  # seconds in which the same signal may arrive twice, from a launcher and from a terminal or scheduler
+_ECHO = 0.5  # seconds; within them a second signal counts as the first, sent by both launcher and terminal or scheduler
 
 
 class Stopped(SystemExit):
@@ -29,18 +29,18 @@ class Stopped(SystemExit):
         super().__init__(128 + (signal.SIGTERM if number == signal.SIGUSR1 else number))
         self.signal = signal.Signals(number)
         self.advice = ""
-        """How to go on, for the user."""
+        """Advice for the user on how to go on."""
 
 
 class StopSignals:
-    """A context that notes signals to stop; `check` raises `Stopped` after one.
+    """A context that records stop signals; after one, `check` raises `Stopped`.
 
-    Only the main thread can have handlers; in another thread the context does nothing.
+    Only the main thread can have signal handlers; in another thread the context does nothing.
     """
 
     def __init__(self) -> None:
         self.deferred = False
-        """Whether training steps are under way; then only a callback of training looks for signals, between steps."""
+        """Whether training steps are running; then only a training callback checks signals, between steps."""
         self.received: int | None = None
         """Number of the first signal; None before one arrives."""
         self._asked_at: float | None = None
@@ -50,16 +50,16 @@ class StopSignals:
 
     @property
     def asked(self) -> bool:
-        """Whether a signal has been noted."""
+        """Whether a signal has arrived."""
         return self.received is not None
 
     def check(self) -> None:
-        """Raises Stopped if a signal has been noted, except inside a training step."""
+        """Raises Stopped if a signal has arrived, except inside a training step."""
         if not self.deferred:
             self.check_while_waiting()
 
     def check_while_waiting(self) -> None:
-        """Raises Stopped if a signal has been noted, also inside a training step; for waits that may never end."""
+        """Raises Stopped if a signal has arrived, also inside a training step; for waits that may never end."""
         if self.received is not None:
             raise Stopped(self.received)
 
@@ -76,7 +76,7 @@ class StopSignals:
         return self
 
     def listen(self) -> None:
-        """Install the handlers, again if a library has replaced them."""
+        """Install the handlers. Call it again after a library has replaced them."""
         for number in self._before:
             signal.signal(number, self._handle)
 
@@ -91,16 +91,16 @@ class StopSignals:
             return
         if self.received == signal.SIGUSR1:
             requeue()
-        if not isinstance(error, SystemExit):  # a library has caught Stopped and raised this
+        if not isinstance(error, SystemExit):  # a library has caught Stopped and raised another error
             raise Stopped(self.received) from error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a forked worker, which the main process ends
+        if os.getpid() != self._process:  # a forked worker; the main process ends it
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
         self.received = self.received or number
-        if number == signal.SIGUSR1:  # a warning; SIGTERM follows at the time limit
+        if number == signal.SIGUSR1:  # SLURM's warning; SIGTERM follows at the time limit
             return
         if self._asked_at is None:
             self._asked_at = time.monotonic()
@@ -110,17 +110,17 @@ class StopSignals:
 
 
 SIGNALS = StopSignals()
-"""Signals of this process."""
+"""Stop signals of this process."""
 
 
 def slurm_job() -> str | None:
-    """Number of the SLURM job of this process; None outside of SLURM."""
+    """Number of the SLURM job of this process; None outside SLURM."""
     array, task = (os.environ.get(name) for name in _JOB)
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def requeue() -> None:
-    """Ask SLURM to start this job again; only the first process of the job asks.
+    """Ask SLURM to start this job again; only the first process of the job does so.
 
     Raises:
         UserError: SLURM refuses.

@@ -1,1 +1,1 @@
-"""Numbers on images: feature networks, reconstruction and generation metrics, their protocol."""
+"""Metrics of images: feature networks, reconstruction and generation metrics, and their protocol."""

@@ -9,7 +9,7 @@ from cogview_pl.limits import MISSING, at_least_0, count, share_above_0
 
 @dataclass
 class FeaturesConfig:
-    """How task=features trains its network."""
+    """Size and training of the network of task=features."""
 
     epochs: int = count()
     lr: float = share_above_0()
@@ -22,7 +22,7 @@ class FeaturesConfig:
 
 @dataclass
 class EvaluateConfig:
-    """What task=evaluate measures, and with what."""
+    """Metrics of task=evaluate, and the networks and data that they need."""
 
     metrics: list[str] = MISSING
     features: str | None = None

@@ -1,4 +1,4 @@
-"""All wanted metrics of one evaluation, with the protocol that they depend on."""
+"""Measures all wanted metrics of an evaluation, and records their protocol."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tools:
-    """Everything that the wanted metrics need, opened and checked; None where no metric asks for it."""
+    """Networks and data of the wanted metrics, opened and checked; None if no metric needs them."""
 
     network: FeatureNetwork | None
     tokenizer: ImageTokenizer | None
     captioner: Captioner | None
     captioner_codes: ImageTokenizer | None
-    """The image tokenizer that the captioner was trained with."""
+    """Image tokenizer of the captioner."""
     reference: Images | None
     lpips: LPIPS | None
 
     @property
     def num_reference(self) -> int | None:
-        """Number of real images."""
+        """Number of real images; None without reference."""
         return None if self.reference is None else len(self.reference)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The generated images to be judged."""
+    """The generated images to evaluate."""
 
     files: list[Path]
     prompts: list[str]
-    """One per image, empty where `images` names them."""
+    """One prompt per image, empty for files of `images`."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Evaluation:
     """Measures metrics of generated images, and of the image tokenizer.
 
     Attributes:
-        options: group of the configuration.
-        wanted: metrics.
-        tools: networks and data that they need.
+        options: group `evaluate` of the configuration.
+        wanted: names of the metrics to measure.
+        tools: networks and data of these metrics.
         image_size: edge of the images in pixels.
-        seed: of the parts that IS is taken over.
-        batch_size: images that the captioner scores at once.
+        seed: seed of the random parts of IS.
+        batch_size: number of images that the captioner scores at once.
     """
 
     options: EvaluateConfig
@@ -74,7 +74,7 @@ class Evaluation:
     batch_size: int
 
     def measure(self, candidates: Candidates, reader: Reader) -> dict[str, float | str]:
-        """Metrics of generated images, and under `protocol/` the values that they depend on.
+        """Metrics, and under `protocol/` the values that they depend on.
 
         Raises:
             UserError: too few images can be read.
@@ -101,7 +101,7 @@ class Evaluation:
     def _reference(
         self, images: Images, reader: Reader, network: FeatureNetwork, fids: Mapping[float, FID]
     ) -> tuple[Reference, dict[str, float]]:
-        """Real images, and metrics of their reconstructions."""
+        """Number and hash of the real images, and metrics of their reconstructions."""
         reconstruction = None
         if self.tools.tokenizer is not None:
             reconstruction = ReconstructionMetrics(self.tools.tokenizer.model.to(network.device), self.tools.lpips)
@@ -113,7 +113,7 @@ class Evaluation:
     def _generated(
         self, candidates: Candidates, reader: Reader, fids: Mapping[float, FID], num_real: int | None
     ) -> tuple[Generated, dict[str, float]]:
-        """Generated images, and metrics of them alone."""
+        """Prompts and logits of the generated images, and the metrics that need no real images."""
         network = self.tools.network
         attributes = AttributeAccuracy(self.image_size) if "toy" in self.wanted else None
         style = None
@@ -140,7 +140,7 @@ class Evaluation:
         return fmean(losses)
 
     def _protocol(self, real: Reference | None, generated: Generated | None) -> dict[str, float | str]:
-        """Values that the numbers depend on, besides the generator: those of two protocols cannot be compared."""
+        """Values that metrics depend on, besides the generator; metrics with different protocols are not comparable."""
         tools, options = self.tools, self.options
         found: dict[str, float | str] = {"image_size": self.image_size, "seed": self.seed}
         if tools.network is not None:

@@ -1,7 +1,7 @@
-"""Feature networks: what FID, IS and style accuracy see in an image.
+"""Feature networks for FID, IS and style accuracy.
 
-One is given as a run of task=features, as a file of weights whose network is known here (Inception v3), or as a file
-that holds a program. A program is opened only if the user trusts it, since that runs its code.
+The user gives a run of task=features, the weights of a known network (Inception v3), or a file that holds a program.
+A program is opened only if the user trusts it, because opening it runs code of the file.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ RESIZE_FILTER = "bicubic, antialiased"
 
 
 class Features(NamedTuple):
-    """What a network says of images."""
+    """Output of a feature network."""
 
     features: Tensor
     """float32 `(B, F)`, on the CPU."""
     logits: Tensor | None
-    """float32 `(B, K)`, on the CPU; None where the network has none."""
+    """float32 `(B, K)`, on the CPU; None if the network has no logits."""
 
 
 class FeatureNetwork:
-    """A feature network in place, tried on blank images.
+    """A feature network on its device. The constructor runs it on blank images once.
 
     Args:
-        run: takes float images `(B, 3, resolution, resolution)` on `device`, 0 black … 1 white, and gives features
-            `(B, F)`, or features and logits `(B, K)`.
-        resolution: edge of the images that it is made for.
-        classes: names of the logits, where they are known.
-        sha256: of its file, or of its weights: the network's identity.
-        device: where it runs.
+        run: maps float images `(B, 3, resolution, resolution)` on `device`, 0 black … 1 white, to features `(B, F)`,
+            or to features and logits `(B, K)`.
+        resolution: edge of its input images in pixels.
+        classes: names of the logits; None if they are unknown.
+        sha256: hash of its file or of its weights, as identity of the network.
+        device: device of the network.
         source: file or folder, for messages.
 
     Raises:
-        UserError: it fails on such images, or gives something else.
+        UserError: the network fails on blank images, or returns anything else.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class FeatureNetwork:
         self.sha256 = sha256
         self.device = device
         self.source = source
-        for batch in (2, 1):  # some programs are fixed to the batch that they were exported with
+        for batch in (2, 1):  # some exported programs accept one batch size only
             found = self._try(batch)
         self.num_features = found.features.shape[1]
         self.num_classes = None if found.logits is None else found.logits.shape[1]
@@ -91,25 +91,25 @@ class FeatureNetwork:
             return self(torch.full((batch, 3, self.resolution, self.resolution), 0.5))
         except Exception as error:  # a foreign program may raise anything
             raise UserError(
-                f"{KEY}={self.source} is of no use on a batch of {batch} images of {self.resolution} pixels "
+                f"{KEY}={self.source} fails on a batch of {batch} images of {self.resolution} pixels "
                 f"({reason_of(error)}); it must give features (B, F), or features and logits (B, K)"
             ) from error
 
 
 def open_features(path: Path, *, device: str, resolution: int | None, trust: bool, verify: bool) -> FeatureNetwork:
-    """The network in a folder or file, by its content.
+    """The network in a folder or file; the content decides its kind.
 
     Args:
         path: run folder or model folder of task=features, a state dict of Inception v3 (torchvision's or FID's), or a
             program (TorchScript or torch.export).
-        device: where to run it.
-        resolution: edge of its images; None takes what the network is made for.
+        device: device of the network.
+        resolution: edge of its input images in pixels; None: the resolution of the network.
         trust: whether a program may be opened, which runs code of the file.
-        verify: compare folders and weights with their checksums, and look for weights that are not finite.
+        verify: compare files with their checksums, and refuse weights that are not finite.
 
     Raises:
-        UserError: it is missing, damaged, no such network, a program without trust, does not say its resolution, or
-            gives no features.
+        UserError: the file is missing, damaged or no such network; it is a program without trust; it does not state
+            its resolution; it gives no features.
     """
     if path.is_dir():
         network, edge, classes = load_network(path, KEY, verify=verify)
@@ -145,7 +145,7 @@ def _open_program(file: Path, device: str, resolution: int | None, trust: bool) 
     edge = resolution or program.metadata.get("resolution")
     if not isinstance(edge, int) or edge < 1:
         raise UserError(
-            f"{KEY}={file} does not say what size of images it is made for; set evaluate.resolution (299 for Inception)"
+            f"{KEY}={file} does not state the resolution of its images; set evaluate.resolution (299 for Inception)"
         )
     classes = program.metadata.get("classes")
     return FeatureNetwork(
@@ -159,7 +159,7 @@ def _open_program(file: Path, device: str, resolution: int | None, trust: bool) 
 
 
 def _checked(found: Any, batch: int) -> Features:
-    """Raises ValueError for anything but features, or features and logits."""
+    """Features from the output of a network; raises ValueError for any other output."""
     outputs = tuple(found) if isinstance(found, (tuple, list)) else (found,)
     if not 1 <= len(outputs) <= 2 or not all(isinstance(output, Tensor) for output in outputs):
         raise ValueError(f"it gives {type(found).__name__} of {len(outputs)}")

@@ -1,4 +1,4 @@
-"""Images to evaluate: files as a data set, and the blur of FID-k."""
+"""Image files as a data set, and the blur of FID-k."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cogview_pl.data.samples import ImageSample, Skipped
 
 
 class ImageFiles(Dataset["ImageSample | Skipped"]):
-    """Image files, each with its prompt (empty where there is none), read at one size.
+    """Image files and their prompts (or empty texts), read at one size.
 
-    A sample's key is its file; one that cannot be read is a `Skipped`.
+    The key of a sample is its file. A file that cannot be read becomes a `Skipped`.
     """
 
     def __init__(self, files: Sequence[Path], prompts: Sequence[str], size: int) -> None:
@@ -35,14 +35,14 @@ class ImageFiles(Dataset["ImageSample | Skipped"]):
             return Skipped(str(file), str(error))
 
     def text(self, index: int) -> str:
-        """The prompt alone."""
+        """The prompt of an image, without reading the image."""
         return self.prompts[index]
 
 
 def blur(images: Tensor, radius: float) -> Tensor:
-    """Gaussian blur of float images `(B, 3, Y, X)`; the radius is the standard deviation in pixels, 0 for none.
+    """Gaussian blur of float images `(B, 3, Y, X)`; the radius is the standard deviation in pixels, 0 for no blur.
 
-    Near the border, the mean of what lies inside.
+    Near the border the weights of pixels inside the image are normalised.
     """
     if radius == 0:
         return images

@@ -1,8 +1,8 @@
-"""Inception v3 as a feature network, from a state dict: the weights that FID is defined with, or torchvision's.
+"""Inception v3 as a feature network, from a state dict: the weights of the definition of FID, or torchvision's.
 
-FID's (Heusel et al. 2017, https://arxiv.org/abs/1706.08500) are of a TensorFlow network of 2015, converted to the
-names of torchvision. That network differs from torchvision's: 1008 classes, average pools that leave the border out
-of the mean, and a maximum instead of a mean in its last block.
+The weights of FID (Heusel et al. 2017, https://arxiv.org/abs/1706.08500) come from a TensorFlow network of 2015,
+converted to the names of torchvision. It differs from torchvision's network: it has 1008 classes, its average pools
+leave padding out of the mean, and its last block has a maximum instead of a mean.
 
 Shapes: B images, C channels, Y X positions.
 """
@@ -31,45 +31,43 @@ from cogview_pl.errors import UserError
 from cogview_pl.evaluation.state_dicts import fit
 
 RESOLUTION = 299
-"""Edge of the images that both networks are made for."""
+"""Edge of the input images of both networks, in pixels."""
 
 _NUM_FEATURES = 2048
-_FID, _TORCHVISION = 1008, 1000  # classes, by which the two are told apart
+_FID, _TORCHVISION = 1008, 1000  # number of classes; it tells the two networks apart
 _TRAINING_ONLY = "AuxLogits."
 
 
 def open_inception(weights: Mapping[str, Tensor], file: Path, key: str) -> nn.Module:
-    """The network that a state dict is of.
+    """The network of a state dict.
 
-    It takes float images `(B, 3, 299, 299)`, 0 … 1, and gives features `(B, 2048)` and logits `(B, 1008)` or
-    `(B, 1000)`.
+    It maps float images `(B, 3, 299, 299)`, 0 … 1, to features `(B, 2048)` and logits `(B, 1008)` or `(B, 1000)`.
 
     Args:
         weights: the state dict.
-        file: where it is from, for errors.
-        key: of the configuration, for errors.
+        file: file of the state dict, for errors.
+        key: configuration key, for errors.
 
     Raises:
-        UserError: it is of neither network; the message names tensors.
+        UserError: the state dict fits neither network; the message names tensors.
     """
     last = weights.get("fc.weight")
     shape = None if last is None else tuple(last.shape)
     if shape not in ((_FID, _NUM_FEATURES), (_TORCHVISION, _NUM_FEATURES)):
         raise UserError(
-            f"{key}={file} holds weights of no network that is known here: fc.weight is "
-            f"{shape or 'missing'}, that of Inception v3 is ({_FID}, {_NUM_FEATURES}) for FID's and "
-            f"({_TORCHVISION}, {_NUM_FEATURES}) for torchvision's"
+            f"{key}={file} holds weights of an unknown network: fc.weight is {shape or 'missing'}; give Inception v3 "
+            f"of FID ({_FID}, {_NUM_FEATURES}) or of torchvision ({_TORCHVISION}, {_NUM_FEATURES})"
         )
     used = {name: tensor for name, tensor in weights.items() if not name.startswith(_TRAINING_ONLY)}
     fid = shape[0] == _FID
-    with torch.device("meta"):  # the weights take the place of random ones that nobody needs
+    with torch.device("meta"):  # no random weights are made, because the file replaces them
         network = _fid_network() if fid else _torchvision_network()
     fit(network, used, "the Inception v3 of FID" if fid else "torchvision's Inception v3", file, key)
     return (FIDInception if fid else TorchvisionInception)(network)
 
 
 class _Inception(nn.Module):
-    """A network cut before its last layer."""
+    """A network without its last layer, which is kept apart."""
 
     def __init__(self, network: Inception3) -> None:
         super().__init__()
@@ -79,9 +77,9 @@ class _Inception(nn.Module):
 
 
 class FIDInception(_Inception):
-    """Images `(B, 3, 299, 299)`, 0 … 1, to features and logits as the TensorFlow network gives them.
+    """Features and logits of the TensorFlow network, from images `(B, 3, 299, 299)`, 0 … 1.
 
-    Images are rounded to 256 levels first. The logits are without bias, as in the original Inception Score.
+    Images are rounded to 256 levels first. Logits have no bias, as in the original Inception Score.
     """
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,9 +89,10 @@ class FIDInception(_Inception):
 
 
 class TorchvisionInception(_Inception):
-    """Images `(B, 3, 299, 299)`, 0 … 1, to features and logits as torchvision's network gives them.
+    """Features and logits of torchvision's network, from images `(B, 3, 299, 299)`, 0 … 1.
 
-    Its own preprocessing (ImageNet's mean and deviation, then `transform_input`) comes to a range of -1 … 1.
+    Images are scaled to -1 … 1. Torchvision's preprocessing (ImageNet's mean and deviation, then `transform_input`)
+    has the same result.
     """
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,10 +115,10 @@ def _fid_network() -> Inception3:
 # Private name of torchvision, checked against 0.29: `_forward` of the Inception blocks. Without it the Inception of FID
 # would need its own copies of four blocks.
 class _MeanInside:
-    """A block of torchvision whose last branch begins with the mean of what lies inside the image.
+    """A block of torchvision with another pool in its last branch: the mean without padding.
 
-    The block's own last branch is computed as well and dropped, which takes a tenth of the network's time and
-    saves writing its other branches anew.
+    The last branch of the original block is computed too and dropped. That costs a tenth of the network's time, and
+    avoids copies of the other branches.
     """
 
     branch_pool: BasicConv2d
@@ -145,7 +144,7 @@ class _BlockE(_MeanInside, InceptionE):
 
 
 class _LastBlock(_BlockE):
-    """The block before the last layer, whose last branch begins with a maximum."""
+    """The last block; its last branch starts with a maximum."""
 
     def _pool(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, kernel_size=3, stride=1, padding=1)

@@ -1,7 +1,7 @@
-"""LPIPS: how different two images look, by the features of VGG-16 (Zhang et al. 2018, https://arxiv.org/abs/1801.03924).
+"""LPIPS: perceptual distance of two images by features of VGG-16 (Zhang et al. 2018, https://arxiv.org/abs/1801.03924).
 
-From two files that the user has: torchvision's state dict of vgg16, and the linear weights that the authors fitted to
-what people see (`vgg.pth` of their package, version 0.1).
+The user gives two files: torchvision's state dict of vgg16, and the linear weights that the authors fitted to human
+judgements (`vgg.pth` of their package, version 0.1).
 
 Shapes: B images, C channels, Y X positions.
 """
@@ -20,21 +20,21 @@ from cogview_pl.evaluation.state_dicts import fit, read_state_dict, sha256_of
 
 KEY = "evaluate.lpips"
 SMALLEST = 16
-"""Least edge of the images: the network halves them four times."""
+"""Smallest edge of the images in pixels, because the network halves them four times."""
 
 _TAPS = {3: 64, 8: 128, 15: 256, 22: 512, 29: 512}
-"""Layers of `vgg16.features` that are compared, relu1_2 … relu5_3, and their channels."""
+"""Layers of `vgg16.features` that are compared (relu1_2 … relu5_3) → their channels."""
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 _SHIFT, _SCALE = [2 * mean - 1 for mean in _MEAN], [2 * deviation for deviation in _DEVIATION]  # for a range of -1 … 1
-_TINY = 1e-10  # keeps features that are all zero from a division by zero
+_TINY = 1e-10  # avoids a division by zero if all features are zero
 
 
 class LPIPS(nn.Module):
-    """Distance of images from others, float `(B,)`, 0 for equal ones."""
+    """Perceptual distance of images from other images, float `(B,)`, 0 for equal images."""
 
     sha256 = ""
-    """Of the two files that the weights are from, with a comma between."""
+    """Hashes of the two weight files, separated by a comma."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class LPIPS(nn.Module):
         return total
 
     def _look(self, images: Tensor) -> list[Tensor]:
-        """Features `(B, C, Y, X)` of the compared layers, of length 1 over the channels."""
+        """Features `(B, C, Y, X)` of the compared layers, normalised to length 1 over channels."""
         shift, scale = (images.new_tensor(values)[:, None, None] for values in (_SHIFT, _SCALE))
         x = (images * 2 - 1 - shift) / scale
         found = []
@@ -62,22 +62,22 @@ class LPIPS(nn.Module):
 
 
 def open_lpips(files: Sequence[str], *, device: str, verify: bool) -> LPIPS:
-    """The measure that two files hold.
+    """LPIPS with the weights of two files.
 
     Args:
-        files: torchvision's state dict of vgg16, then that of the linear weights.
-        device: where to run it.
+        files: torchvision's state dict of vgg16, then the state dict of the linear weights.
+        device: device of the network.
         verify: see `read_state_dict`.
 
     Raises:
-        UserError: there are not two files, one is missing or damaged, or holds something else.
+        UserError: there are not two files; a file is missing, damaged or no such state dict.
     """
     if len(files) != 2:
         raise UserError(
             f"{KEY}={list(files)}: found {len(files)} files; give two, vgg16's state dict and LPIPS's linear weights"
         )
     network_file, linear_file = map(Path, files)
-    with torch.device("meta"):  # the weights take the place of random ones that nobody needs
+    with torch.device("meta"):  # no random weights are made, because the files replace them
         model = LPIPS()
     network = read_state_dict(network_file, KEY, verify=verify)
     used = {name: tensor for name, tensor in network.items() if not name.startswith("classifier.")}
@@ -89,6 +89,6 @@ def open_lpips(files: Sequence[str], *, device: str, verify: bool) -> LPIPS:
 
 
 def _as_saved(linear: nn.ModuleList) -> nn.Module:
-    """The layers by their names in the authors' file, where a dropout comes before each: lin0.model.1."""
+    """The layers under the names of the authors' file, such as lin0.model.1, where model.0 is dropout."""
     models = (nn.ModuleDict({"model": nn.Sequential(nn.Identity(), layer)}) for layer in linear)
     return nn.ModuleDict({f"lin{number}": model for number, model in enumerate(models)})

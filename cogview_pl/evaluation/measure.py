@@ -1,6 +1,6 @@
-"""The passes over reference images and generated ones: each image is read once and shown to everything that asks.
+"""Passes over reference images and generated images: each image is read once, and every metric takes it in.
 
-Images are streamed, so their number is not bounded by memory.
+Images are streamed, so memory does not limit their number.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads images in batches; those that cannot be read are listed."""
+    """Reads images in batches, and lists unreadable ones in `bad_samples`."""
 
     batch_size: int
     num_workers: int
     worker_timeout: float | None
-    """Seconds without a finished sample after which waiting for loader processes ends; None: no limit."""
-    skips: BadSampleLog
+    """Seconds to wait for a loader process that finishes no sample; None: no limit."""
+    bad_samples: BadSampleLog
 
     def batches(self, source: Images, name: str) -> Iterator[ImageBatch]:
-        """All readable images in order, under a progress bar with a name."""
+        """All readable images in order; the progress bar shows `name`."""
         loader: Loader[ImageBatch] = Loader(
             source,  # type: ignore[arg-type]
             batch_size=self.batch_size,
@@ -52,32 +52,33 @@ class Reader:
             patience=self.worker_timeout,
             look=SIGNALS.check,
         )
-        with tqdm(total=len(source), unit="pic", desc=name, disable=None) as progress:
+        with tqdm(total=len(source), unit="image", desc=name, disable=None) as progress:
             for batch in loader:
                 SIGNALS.check()
-                self.skips.add(batch.skipped, len(batch.images) + len(batch.skipped))
+                count = len(batch.images) + len(batch.skipped)
+                self.bad_samples.add(batch.skipped, count)
                 if len(batch.images):
                     yield batch
-                progress.update(len(batch.images) + len(batch.skipped))
+                progress.update(count)
 
 
 @dataclass
 class Reference:
-    """What was seen of the real images."""
+    """Number and hash of the real images."""
 
     count: int = 0
     sha256: str = ""
-    """Of their pixels, in order."""
+    """Hash of the pixels of all images, in order."""
 
 
 @dataclass
 class Generated:
-    """What was seen of the generated images."""
+    """Prompts and logits of the generated images."""
 
     prompts: list[str] = field(default_factory=list)
     """One per image."""
     logits: list[Tensor] = field(default_factory=list)
-    """Of the feature network, `(B, K)` a batch."""
+    """Logits of the feature network, `(B, K)` per batch."""
 
 
 def measure_reference(
@@ -89,7 +90,7 @@ def measure_reference(
     reconstruction: ReconstructionMetrics | None,
     rfid: FID,
 ) -> Reference:
-    """Show the real images to the FID of each blur radius, and their reconstructions to `rfid`."""
+    """Give the real images to the FID of each blur radius, and their reconstructions to `rfid`."""
     seen = Reference()
     digest = hashlib.sha256()
     for batch in reader.batches(images, "reference"):
@@ -115,7 +116,7 @@ def measure_generated(
     attributes: AttributeAccuracy | None,
     style: StyleAccuracy | None,
 ) -> Generated:
-    """Show the generated images to the FID of each blur radius and to the judges of the toy world."""
+    """Give the generated images to the FID of each blur radius and to the judges of the toy world."""
     seen = Generated()
     for batch in reader.batches(images, "generated"):
         batch_B3YX = batch.images.float() / 255
@@ -135,5 +136,5 @@ def measure_generated(
 
 
 def _look(network: FeatureNetwork, batch_B3YX: Tensor, radii: Iterable[float]) -> dict[float, Features]:
-    """What the network sees at each blur radius, and without blur."""
+    """Features of the images at each blur radius, and without blur."""
     return {radius: network(blur(batch_B3YX, radius)) for radius in {0.0, *radii}}

@@ -1,4 +1,4 @@
-"""Metrics over streams of images, with torchmetrics' arithmetic: FID, IS, and what a VQ-VAE loses.
+"""Metrics over streams of images, computed by torchmetrics: FID, IS, and reconstruction metrics of a VQ-VAE.
 
 Shapes: B images, F features, K codes or classes.
 """
@@ -25,7 +25,7 @@ except ImportError as error:
 
 
 class _Given(nn.Module):
-    """Stands for the feature network, which has run already."""
+    """Passes features through; it replaces the feature network of torchmetrics, because features are given."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -45,15 +45,15 @@ class FID:
         self._metric = FrechetInceptionDistance(_Given(num_features))
 
     def add_real(self, features: Tensor) -> None:
-        """Take in features of reference images."""
+        """Add features of reference images."""
         self._metric.update(features.double(), real=True)
 
     def add_generated(self, features: Tensor) -> None:
-        """Take in features of images to be judged."""
+        """Add features of generated images."""
         self._metric.update(features.double(), real=False)
 
     def compute(self) -> float:
-        """The distance; both sets need two images at least."""
+        """The distance; each set needs at least two images."""
         return float(self._metric.compute())
 
 
@@ -63,10 +63,10 @@ def inception_score(logits: Tensor, splits: int, seed: int) -> float:
     Args:
         logits: `(B, K)`, at least `splits` images.
         splits: number of parts.
-        seed: of the parts.
+        seed: seed of the random parts.
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore", UserWarning)  # of the memory for logits, and of the deviation of one split
+        warnings.simplefilter("ignore", UserWarning)  # about memory of logits, and the deviation of a single split
         torch.manual_seed(seed)
         metric = InceptionScore(nn.Identity(), splits=splits)
         metric.update(logits.double())
@@ -77,8 +77,8 @@ class ReconstructionMetrics:
     """PSNR, SSIM, LPIPS and use of the codebook, over images given batch by batch.
 
     Args:
-        model: the VQ-VAE, in place.
-        lpips: on the same device; None leaves it out.
+        model: VQ-VAE on its device.
+        lpips: LPIPS on the same device; None leaves it out.
     """
 
     def __init__(self, model: VQVAE, lpips: LPIPS | None = None) -> None:
@@ -93,7 +93,7 @@ class ReconstructionMetrics:
 
     @torch.no_grad()
     def add(self, images: Tensor) -> Tensor:
-        """Take in images, float `(B, 3, Y, X)` in 0 … 1; returns their reconstructions, clipped to 0 … 1."""
+        """Add images, float `(B, 3, Y, X)` in 0 … 1; returns their reconstructions, clipped to 0 … 1."""
         images = images.to(self._counts.device)
         codes = self._model.encode(images)
         decoded = self._model.decode(codes).clamp(0, 1)

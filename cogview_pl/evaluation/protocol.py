@@ -1,4 +1,4 @@
-"""How numbers were measured, and two `metrics.json` side by side: only where that was the same."""
+"""Protocol of an evaluation, and comparison of two `metrics.json` with the same protocol."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def compare(paths: Sequence[str]) -> dict[str, float | str]:
         paths: two run folders of task=evaluate, or their `metrics.json`.
 
     Raises:
-        UserError: there are not two; a file is missing, no metrics or without a protocol; the protocols differ.
+        UserError: there are not two paths; a file is missing, is no JSON or has no protocol; the protocols differ.
     """
     if len(paths) != 2:
         raise UserError(f"{_KEY}={list(paths)}: found {len(paths)}; give two runs or two metrics.json")
@@ -63,7 +63,7 @@ def compare(paths: Sequence[str]) -> dict[str, float | str]:
 
 
 def table(compared: Metrics) -> str:
-    """The result of `compare` as text: a line per metric, with both values and the difference."""
+    """Result of `compare` as text: one line per metric, with both values and their difference."""
     sides = ("first", "second", "difference")
     names = sorted({key.split("/", 1)[1] for key in compared if key.split("/", 1)[0] in sides})
     width = max(map(len, names), default=0)

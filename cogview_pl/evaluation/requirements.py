@@ -1,4 +1,4 @@
-"""What metrics need: names that a user may list, numbers of images, prompts that can be judged."""
+"""Requirements of metrics: their names, numbers of images, and prompts that can be judged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cogview_pl.vocab import TextSlot
 
 METRICS = ("reconstruction", "fid", "is", "caption_loss", "toy", "style")
 WITH_NETWORK = {"reconstruction", "fid", "is", "style"}
-"""Metrics that see images by a feature network."""
+"""Metrics that need a feature network."""
 WITH_REFERENCE = {"reconstruction", "fid"}
 """Metrics that need real images."""
 WITH_PROMPTS = ("caption_loss", "toy", "style")
@@ -22,7 +22,7 @@ WITH_PROMPTS = ("caption_loss", "toy", "style")
 
 
 def wanted_metrics(options: EvaluateConfig) -> set[str]:
-    """The metrics to measure; raises UserError for unknown ones, and for options that do not suit them."""
+    """The metrics to measure; raises UserError for unknown metrics, and for options that do not fit them."""
     unknown = [name for name in options.metrics if name not in METRICS]
     if unknown or not options.metrics:
         found = f"unknown metric {unknown[0]!r}" if unknown else "found none"
@@ -38,16 +38,16 @@ def wanted_metrics(options: EvaluateConfig) -> set[str]:
 
 
 def require_enough(wanted: set[str], is_splits: int, generated: int, real: int | None) -> None:
-    """Raises UserError where there are too few images for a wanted metric.
+    """Raises UserError if a wanted metric has too few images.
 
     Args:
-        wanted: metrics.
-        is_splits: parts of the images that IS is the mean over.
+        wanted: names of metrics.
+        is_splits: number of parts of IS; each needs an image.
         generated: number of generated images.
-        real: number of real images; None where no metric needs any.
+        real: number of real images; None if no metric needs any.
     """
     needs = {
-        "reconstruction": (0, 2),  # a covariance needs two
+        "reconstruction": (0, 2),  # a covariance needs two images
         "fid": (2, 2),
         "is": (is_splits, 0),
     }
@@ -68,7 +68,7 @@ def require_enough(wanted: set[str], is_splits: int, generated: int, real: int |
 
 
 def check_prompts(wanted: set[str], captioner: Captioner | None, base_style: str, prompts: Sequence[str]) -> None:
-    """Raises UserError for a prompt that the captioner cannot take, and for prompts that a metric cannot judge."""
+    """Raises UserError for a prompt that is too long for the captioner, or if a metric can judge no prompt."""
     if captioner is not None:
         slot = captioner.template.target
         assert isinstance(slot, TextSlot)
@@ -92,7 +92,7 @@ def check_prompts(wanted: set[str], captioner: Captioner | None, base_style: str
 
 
 def refuse_without_prompts(wanted: set[str], images: object) -> None:
-    """Raises UserError for metrics that need prompts, where `images` names files without any."""
+    """Raises UserError for metrics that need prompts, because `images` names files without prompts."""
     without = [name for name in WITH_PROMPTS if name in wanted]
     if without:
         raise UserError(

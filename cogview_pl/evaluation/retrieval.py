@@ -1,4 +1,4 @@
-"""What ranking is worth: the best of N images by caption loss against one at random and against the true best."""
+"""Metrics of ranking by caption loss: the best of N images, and the rank of an image's own caption."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from torch import Tensor
 
 
 class Ranked(NamedTuple):
-    """One of several images of a prompt."""
+    """A ranked image of a prompt."""
 
     seed: int
     caption_loss: float
     right: bool
-    """Whether it shows what the prompt asks for."""
+    """Whether it shows all objects of the prompt."""
 
 
 def best_of(prompts: Sequence[Sequence[Ranked]]) -> dict[int, tuple[float, float]]:
-    """For N = 1, 2, 4, … images of each prompt: share of prompts whose best by caption loss is right, and whose
-    images hold a right one at all (the oracle). The N images are those with the lowest seeds.
+    """Best-of-N curve: N → share of prompts with a right best image, and share with any right image (oracle).
+
+    N is 1, 2, 4, … images per prompt, those with the lowest seeds. The best image has the lowest caption loss.
 
     Args:
-        prompts: per prompt its images, of which all have equally many.
+        prompts: images of each prompt, the same number for all prompts.
     """
     curve = {}
     ordered = [sorted(images) for images in prompts]
@@ -38,26 +39,28 @@ def best_of(prompts: Sequence[Sequence[Ranked]]) -> dict[int, tuple[float, float
 
 
 def retrieval(losses: Tensor, places: Sequence[int]) -> dict[int, float]:
-    """For each k, the share of images whose own caption is among the k with the lowest caption loss.
+    """For each k, the share of images whose own caption is among the k captions with the lowest loss.
 
     Args:
-        losses: `(B, N)`, the own caption in column 0; of equal losses the own one counts as the higher.
-        places: the values of k.
+        losses: `(B, N)`, the own caption in column 0; it ranks last among equal losses.
+        places: values of k.
     """
     better = (losses[:, 1:] <= losses[:, :1]).sum(1)
     return {k: float((better < k).float().mean()) for k in places}
 
 
 def other_captions(meanings: Sequence[Hashable], own: int, count: int) -> list[int]:
-    """Indices of `count` captions that say something else than caption `own`, drawn by that index alone.
+    """Indices of `count` random captions with another meaning than caption `own`; `own` is the seed.
 
-    A caption that says the same of another image is no false one, so it is never drawn.
+    A caption of another image with the same meaning is true for this image too, so it is never drawn.
 
     Args:
-        meanings: what each caption says; equal values say the same.
+        meanings: meaning of each caption, as a value to compare.
+        own: index of the caption.
+        count: number of captions to draw.
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: fewer captions have another meaning.
     """
     order = torch.randperm(len(meanings), generator=torch.Generator().manual_seed(own)).tolist()
     others = [index for index in order if meanings[index] != meanings[own]]

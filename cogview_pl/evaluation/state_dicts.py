@@ -1,8 +1,8 @@
-"""State dicts in files of others: `.pth`, `.pt` or safetensors, told apart by content. Nothing in a file is run.
+"""Reads state dicts of other programs: `.pth`, `.pt` or safetensors, recognised by content. No code of a file is run.
 
-Programs (TorchScript, torch.export) lie in archives as well, and libraries differ in how they find what is in an
-archive: libtorch does not mind upper and lower case, and takes the first of two entries with one name. So an archive
-counts as weights only if each of its entries is one that `torch.save` writes for weights, to the letter, and once.
+Programs (TorchScript, torch.export) are archives too, and libraries look up entries of an archive in different ways:
+libtorch ignores upper and lower case, and takes the first of two entries with the same name. So an archive counts as
+weights only if it has no other entries than `torch.save` writes for weights, with exact names, each once.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from cogview_pl.errors import UserError
 _ENTRY = re.compile(
     r"data\.pkl|data/[0-9]+|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id"
 )
-_COUNTER = ".num_batches_tracked"  # of batch norm; old files lack it, and evaluation has no use for it
-_NAMED = 3  # faults that an error lists; the others are counted
+_COUNTER = ".num_batches_tracked"  # counter of batch norm; old files lack it, and inference does not use it
+_NAMED = 3  # largest number of faults that an error lists; it counts the others
 
 
 def holds_more_than_weights(file: Path, key: str) -> bool:
-    """Whether a file is an archive with anything in it that is no part of a state dict, such as a program.
+    """Whether a file is an archive with entries that are no part of a state dict, such as a program.
 
     Args:
-        file: the file; only the list of an archive's entries is read.
-        key: of the configuration, for errors.
+        file: the file; only its list of entries is read.
+        key: configuration key, for errors.
 
     Raises:
         UserError: it is a damaged archive.
@@ -42,7 +42,7 @@ def holds_more_than_weights(file: Path, key: str) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-    except Exception as error:  # any: whatever zipfile says to bytes that are not what it expects
+    except Exception as error:  # zipfile raises many kinds of errors for damaged files
         raise UserError(f"{key}={file} is a damaged archive ({shown(error)}); download it again") from error
     split = [name.partition("/") for name in names]
     one_folder = len({folder for folder, _, _ in split}) == 1
@@ -50,15 +50,15 @@ def holds_more_than_weights(file: Path, key: str) -> bool:
 
 
 def read_state_dict(file: Path, key: str, *, verify: bool) -> dict[str, Tensor]:
-    """The tensors of a file that holds a state dict and nothing else, on the CPU, mapped from the disk where possible.
+    """The tensors of a file that holds a state dict and nothing else, on the CPU, memory-mapped if possible.
 
     Args:
-        file: safetensors, or what `torch.save(model.state_dict(), file)` writes.
-        key: of the configuration, for errors.
-        verify: compare the file with its checksums, and look for weights that are not finite.
+        file: safetensors, or a file of `torch.save(model.state_dict(), file)`.
+        key: configuration key, for errors.
+        verify: compare the file with its checksums, and refuse weights that are not finite.
 
     Raises:
-        UserError: it is missing, damaged, or anything else.
+        UserError: the file is missing, damaged or no state dict.
     """
     if not is_file(file):
         raise UserError(f"{key}={file} does not exist or is no file; give a file of weights")
@@ -77,11 +77,11 @@ def read_state_dict(file: Path, key: str, *, verify: bool) -> dict[str, Tensor]:
 
 
 def _is_safetensors(file: Path) -> bool:
-    """By its first bytes: the length of a JSON object, and its brace."""
+    """Whether the first bytes are the length of a JSON object and its brace."""
     try:
         with file.open("rb") as stream:
             head = stream.read(9)
-    except OSError:  # of which the other reader says what is wrong
+    except OSError:  # the other reader reports it
         return False
     return len(head) == 9 and head.endswith(b"{") and int.from_bytes(head[:8], "little") < file.stat().st_size
 
@@ -89,22 +89,22 @@ def _is_safetensors(file: Path) -> bool:
 def _load_safetensors(file: Path, key: str) -> dict[str, Tensor]:
     try:
         return load_file(file)
-    except Exception as error:  # any: its reader has several for bytes that are not what it expects
+    except Exception as error:  # its reader raises several kinds of errors for damaged files
         raise UserError(f"{key}={file} is damaged ({shown(error)}); download it again") from error
 
 
 def fit(model: nn.Module, weights: Mapping[str, Tensor], what: str, file: Path, key: str) -> None:
-    """Put weights into a model as fp32, in evaluation mode, without gradients; counters of batch norm are left out.
+    """Load weights into a model as fp32, in evaluation mode, without gradients; counters of batch norm are ignored.
 
     Args:
-        model: may lie on the `meta` device.
-        weights: all of its state dict, floating point.
-        what: the network, for errors.
-        file: where the weights are from, for errors.
-        key: of the configuration, for errors.
+        model: the model; it may be on the `meta` device.
+        weights: its complete state dict, floating point.
+        what: name of the network, for errors.
+        file: file of the weights, for errors.
+        key: configuration key, for errors.
 
     Raises:
-        UserError: tensors are missing, unknown or of other shapes; they are named.
+        UserError: tensors are missing, unknown, or of other shapes or types; the message names them.
     """
     wanted = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(_COUNTER)}
     found = {name: tensor for name, tensor in weights.items() if not name.endswith(_COUNTER)}

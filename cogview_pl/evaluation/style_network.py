@@ -1,4 +1,4 @@
-"""A small feature network for the toy world: it tells styles apart, and which attributes occur in a image.
+"""A small feature network for the toy world: it classifies the style of an image, and learns its attributes.
 
 Shapes: B images, F features, S styles, A attributes.
 """
@@ -19,15 +19,15 @@ from cogview_pl.evaluation.image_files import blur
 from cogview_pl.toy_world.scene import COLOURS, PLACES, SHAPES, SIZES, Scene
 
 ATTRIBUTES = (*COLOURS, *SHAPES, *SIZES, *PLACES)
-"""What the network learns to see besides the style, so that its features tell contents apart as well."""
+"""Attributes that the network learns besides the style, so that its features depend on the content too."""
 
 _BLURS_PER_BATCH = 4
-_LARGEST = 4096  # edge of images, so that a changed file cannot ask for all memory
-_GRID = 4  # the last feature map is pooled to so many cells across, which keeps places apart
+_LARGEST = 4096  # largest edge of images in pixels, so that a manipulated file cannot exhaust memory
+_GRID = 4  # the last feature map is pooled to 4 x 4 cells, which keeps places apart
 
 
 class ToyNetwork(nn.Module):
-    """Float images `(B, 3, Y, X)`, 0 … 1, to features `(B, F)` and style logits `(B, S)`.
+    """Maps float images `(B, 3, Y, X)`, 0 … 1, to features `(B, F)` and style logits `(B, S)`.
 
     Args:
         hidden_size: channels of the first convolution; each of the next three doubles them.
@@ -54,7 +54,7 @@ class ToyNetwork(nn.Module):
 
 
 def attributes_of(scene: Scene) -> Tensor:
-    """Which of `ATTRIBUTES` occur in a scene: float 0 or 1, `(A,)`."""
+    """Whether each of `ATTRIBUTES` occurs in a scene: float 0 or 1, `(A,)`."""
     named = {value for thing in scene.objects for value in thing.spec}
     return torch.tensor([float(attribute in named) for attribute in ATTRIBUTES])
 
@@ -74,17 +74,17 @@ def train_network(
     seed: int,
     on_step: Callable[[], None],
 ) -> None:
-    """Train in place, on images that are softer, noisier and off in colour, as reconstructions are.
+    """Train in place, on images with blur, noise and colour shifts, because reconstructions have them too.
 
     Args:
         network: the network.
         images: uint8 `(N, 3, Y, X)`.
-        styles: int64 `(N,)`.
-        attributes: 0 or 1, `(N, A)`.
+        styles: style numbers, int64 `(N,)`.
+        attributes: float 0 or 1, `(N, A)`.
         epochs, batch_size, lr: passes over the images; images per step; highest learning rate.
-        blur_radius, noise, tint: the strongest blur (pixels), noise (standard deviation) and shift of a colour; each
-            image gets less of them.
-        seed: of the order and of blur and noise.
+        blur_radius, noise, tint: maximum of the blur (pixels), of the noise (standard deviation) and of the colour
+            shift; the amounts are random.
+        seed: seed of the order, of blur, of noise and of colour shifts.
         on_step: called after each step.
     """
     random = torch.Generator().manual_seed(seed)
@@ -107,7 +107,7 @@ def train_network(
 
 
 def _worsened(images: Tensor, blur_radius: float, noise: float, tint: float, random: torch.Generator) -> Tensor:
-    """Each image a little worse, by its own amount: batch norm must meet the same mix in every batch."""
+    """Images with random blur, noise and colour shift; amounts vary within a batch, so batch norm sees a stable mix."""
     parts = images.chunk(_BLURS_PER_BATCH)
     radii = (torch.rand(len(parts), generator=random) * blur_radius).tolist()
     softer = torch.cat([blur(part, radius) for part, radius in zip(parts, radii, strict=True)])
@@ -121,8 +121,8 @@ def save_network(network: ToyNetwork, folder: Path, resolution: int, classes: Se
 
     Args:
         network: the network.
-        folder: made if it is missing.
-        resolution: edge of the images that it was trained on.
+        folder: the folder; it is made if it is missing.
+        resolution: edge of its training images in pixels.
         classes: names of its logits.
     """
     sizes = {"hidden_size": network.convolutions[0].out_channels, "num_features": network.features.out_features}
@@ -131,22 +131,22 @@ def save_network(network: ToyNetwork, folder: Path, resolution: int, classes: Se
 
 
 def load_network(path: Path, key: str, *, verify: bool) -> tuple[ToyNetwork, int, tuple[str, ...]]:
-    """The network of a run folder or model folder, the edge of its images, and the names of its logits.
+    """The network of a run folder or model folder, the edge of its images in pixels, and the names of its logits.
 
     Args:
         path: the folder.
-        key: of the configuration, for errors.
+        key: configuration key, for errors.
         verify: see `load_model`.
 
     Raises:
-        UserError: there is none, or it is damaged or of another kind.
+        UserError: the model folder is missing, damaged or of another kind.
     """
     network, settings = load_model(find_model_folder(path, key), FEATURE_NETWORK, key, _build, verify=verify)
     return network, settings["resolution"], tuple(settings["classes"])
 
 
 def _build(settings: dict[str, Any]) -> ToyNetwork:
-    """Raises KeyError, TypeError or ValueError for settings that `save_network` did not write."""
+    """The network of saved settings; raises KeyError, TypeError or ValueError if they are invalid."""
     resolution, classes = settings["resolution"], settings["classes"]
     if type(resolution) is not int or not 1 <= resolution <= _LARGEST:
         raise ValueError(f"resolution is {resolution!r}, not a whole number up to {_LARGEST}")

@@ -1,7 +1,7 @@
-"""Feature networks that are programs of others: TorchScript and torch.export. Only for files that the user trusts.
+"""Opens programs as feature networks: TorchScript and torch.export. Only for files that the user trusts.
 
-Loading either runs code of the file's choice, before anything of it could be looked at: TorchScript calls
-`__setstate__` of the classes that it brings along, and `torch.export.load` unpickles, evaluates and compiles.
+Loading a program runs code of the file, and no check is possible before: TorchScript calls `__setstate__` of classes
+in the file, and `torch.export.load` unpickles, evaluates and compiles.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ _log = logging.getLogger(__name__)
 
 
 class Program(NamedTuple):
-    """What a file holds."""
+    """A program and its metadata."""
 
     run: Callable[[Tensor], Any]
     metadata: dict[str, Any]
-    """The extra file `cogview_pl.json`: `{"resolution": …, "classes": […]}`; empty without it."""
+    """Content of the extra file `cogview_pl.json`: `{"resolution": …, "classes": […]}`; empty without that file."""
 
 
 def open_program(file: Path, key: str, device: str) -> Program:
     """Load a program, after a warning.
 
     Args:
-        file: TorchScript or a torch.export program, which the user trusts.
-        key: of the configuration, for errors.
-        device: where it is to run.
+        file: program of TorchScript or torch.export that the user trusts.
+        key: configuration key, for errors.
+        device: device of the program.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: the program cannot be opened.
     """
-    _log.warning("%s=%s runs code from this file, with all your rights; it was set to be trusted", key, file)
+    _log.warning("%s=%s runs code from this file, with all your rights, because you set it to be trusted", key, file)
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
@@ -57,14 +57,14 @@ def open_program(file: Path, key: str, device: str) -> Program:
 
 
 def reason_of(error: BaseException) -> str:
-    """The last line of a message, where TorchScript says what went wrong."""
+    """Last line of a message; TorchScript states the reason there."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:160] if lines else type(error).__name__
 
 
 def _load_torchscript(file: Path, device: str) -> Callable[[Tensor], Any]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and still what many have
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated but still common
         return torch.jit.load(str(file), map_location=device).eval()
 
 

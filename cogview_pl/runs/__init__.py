@@ -1,1 +1,1 @@
-"""A run: its folder, its lock, its processes, the files that it writes, its report."""
+"""A run: its folder, lock, processes, files and report."""

@@ -1,4 +1,4 @@
-"""Image files that the user names: `images=`, and with their prompts `pairs=`."""
+"""Image files that the user names: `images=` names images, `pairs=` images with their prompts."""
 
 from __future__ import annotations
 
@@ -18,67 +18,50 @@ from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.runs.run_folder import SAMPLES
 
 
-class LoadedPairs(NamedTuple):
-    """The pairs whose images can be read, those images, and the others with the reason."""
+class LoadedImages(NamedTuple):
+    """Images that can be read, and the records of those that cannot."""
 
-    readable: list[dict[str, str]]
+    records: list[dict[str, str]]
+    """One per image: `file`, and `prompt` for pairs."""
     images: list[Tensor]
     """uint8 `(3, size, size)`."""
     skipped: list[dict[str, str]]
+    """Records of unreadable images, with the `reason`."""
 
 
-def load_pairs(given: str | Path, size: int) -> LoadedPairs:
+def load_pairs(given: str | Path, size: int) -> LoadedImages:
     """Prompts and images of a run folder of task=generate or a .jsonl file of `{"prompt": …, "file": …}`.
 
     Raises:
         UserError: there is no such file, a line is malformed, or none of the images can be read.
     """
     file = pairs_file(Path(given))
-    pairs = read_pairs(file)
-    found = LoadedPairs([], [], [])
-    for pair in pairs:
-        SIGNALS.check()
-        try:
-            found.images.append(load_image(file.parent / pair["file"], size))
-            found.readable.append(pair)
-        except SampleError as error:
-            found.skipped.append({**pair, "reason": str(error)})
-    if not found.readable:
-        first = found.skipped[0]
-        raise UserError(
-            f"pairs={file}: none of the {len(pairs)} images can be read (first: {first['file']}: {first['reason']})"
-        )
-    return found
-
-
-class LoadedImages(NamedTuple):
-    """The images that can be read, and the others with the reason."""
-
-    files: list[str]
-    images: list[Tensor]
-    """uint8 `(3, size, size)`."""
-    skipped: list[dict[str, str]]
+    return _load(f"pairs={file}", read_pairs(file), file.parent, size)
 
 
 def load_images(given: object, size: int) -> LoadedImages:
-    """The images that `images` names: a image, a folder or a list of images.
+    """The images that `images` names: an image, a folder or a list of images.
 
     Raises:
         UserError: there are none, or none can be read.
     """
-    files = image_files(given)
+    return _load(f"images={given}", [{"file": str(file)} for file in image_files(given)], Path(), size)
+
+
+def _load(source: str, records: Sequence[dict[str, str]], folder: Path, size: int) -> LoadedImages:
+    """Read the `file` of every record, relative to a folder."""
     found = LoadedImages([], [], [])
-    for file in files:
+    for record in records:
         SIGNALS.check()
         try:
-            found.images.append(load_image(file, size))
-            found.files.append(str(file))
+            found.images.append(load_image(folder / record["file"], size))
+            found.records.append(record)
         except SampleError as error:
-            found.skipped.append({"file": str(file), "reason": str(error)})
-    if not found.files:
+            found.skipped.append({**record, "reason": str(error)})
+    if not found.records:
         first = found.skipped[0]
         raise UserError(
-            f"images={given}: none of the {len(files)} images can be read (first: {first['file']}: {first['reason']})"
+            f"{source}: none of the {len(records)} images can be read (first: {first['file']}: {first['reason']})"
         )
     return found
 
@@ -90,7 +73,7 @@ def image_files(given: object) -> list[Path]:
     else:
         files = [Path(str(file)) for file in given]  # type: ignore[attr-defined]
     if not files:
-        raise UserError(f"images={given} holds no images; give a image, a folder or a list of images")
+        raise UserError(f"images={given} holds no images; give an image, a folder or a list of images")
     return files
 
 
@@ -117,7 +100,7 @@ def pairs_file(path: Path) -> Path:
 
 
 def read_pairs(file: Path) -> list[dict[str, str]]:
-    """The lines of a list: `prompt` and `file`, relative to the list; raises UserError for any other line."""
+    """The records of a list: `prompt`, and `file` relative to the list; raises UserError for any other line."""
     pairs = []
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()

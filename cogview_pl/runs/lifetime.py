@@ -1,4 +1,4 @@
-"""A run in its folder, from the lock to the end, however it ends."""
+"""The lifetime of a run in its folder: it locks the folder, listens to signals, and cleans up at the end."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ _log = logging.getLogger(__name__)
 def run_folder(composed: DictConfig, job: int | None) -> Iterator[RunFolder]:
     """Open, describe and lock the folder of a run, and listen to signals; `run_dir` and `resume` are filled in.
 
-    A refused run leaves no trace, nor does a stopped one that cannot go on. `Stopped` gets advice on how to go on.
+    A refused run leaves no files, and neither does a stopped run that cannot be resumed. `Stopped` gets advice on how
+    to go on.
 
     Args:
-        composed: the configuration.
-        job: its number in a sweep.
+        composed: configuration of the run.
+        job: number of the run in a sweep.
     """
     folder, composed.resume = open_run(composed, job)
     composed.run_dir = str(folder.path)

@@ -1,4 +1,4 @@
-"""One run to a folder: a lock that goes away with the process that holds it, however that ends."""
+"""Lock of a run folder, so that one run uses it at a time. The lock ends with the process that holds it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LOCK = ".lock"
 class RunLock:
     """The lock of a run folder, held from construction to `release` or the end of the process.
 
-    It is a record lock (`lockf`), which other than `flock` does not live on in workers that were forked from the
-    process: a run that was killed can be resumed at once.
+    It is a record lock (`lockf`). Unlike `flock`, forked workers do not keep it after their parent was killed, so the
+    run can be resumed at once.
 
     Args:
         folder: an existing folder.
@@ -50,7 +50,7 @@ class RunLock:
                 return
             if self._is_current(stream):
                 self._stream = stream
-            else:  # its holder has deleted it in between
+            else:  # the holder deleted the file after it was opened here
                 stream.close()
         with disk_full_named(self._file):
             self._stream.truncate(0)
@@ -66,7 +66,7 @@ class RunLock:
             raise UserError(f"{self._file} is a link, and a run does not write through it; delete it") from error
 
     def release(self) -> None:
-        """Let others in."""
+        """Release the lock."""
         if self._stream is not None:
             self._file.unlink(missing_ok=True)
             self._stream.close()

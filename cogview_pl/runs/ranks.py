@@ -1,8 +1,8 @@
-"""Which of a run's processes this is, and what they agree on before there is a process group.
+"""Rank of this process in its run, and messages between processes before torch's process group exists.
 
-A run has one process per device. They are started by Lightning, after the first of them has opened the run's folder,
-with its path on their command line; or all at once by torchrun or by SLURM's `srun`. Then they meet in a key-value
-store on the first node, where the first tells the others what they need to know.
+A run has one process per device. Either Lightning starts them after the first process has opened the run folder, with
+the path of the folder on their command line. Or torchrun or SLURM's `srun` starts all of them at once; then the first
+process sends messages to the others through a key-value store on the first node.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from cogview_pl.errors import UserError
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
-_PATIENCE = timedelta(days=7)  # the others wait while the first one tokenises, however long that takes
-_TO_MEET = timedelta(minutes=10)  # in which all processes must have started
-_LAUNCHER = "COGVIEW_PL_LAUNCHER"  # process that started this one, for another device of its run
-_INTERACTIVE = ("bash", "interactive")  # SLURM's name for a shell, in which a run is one process of its own
+_PATIENCE = timedelta(days=7)  # longest time that other processes wait while the first one tokenises
+_TO_MEET = timedelta(minutes=10)  # longest time until all processes have started
+_LAUNCHER = "COGVIEW_PL_LAUNCHER"  # id of the process that started this one for another device of its run
+_INTERACTIVE = ("bash", "interactive")  # names of interactive SLURM jobs; a run in one starts as a single process
 _FAILED = "failed"
 _SET_BY_LIGHTNING = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
@@ -32,8 +32,8 @@ class Processes:
     """The processes of a run.
 
     Args:
-        rank: number of this one, 0 for the first, which writes what the run leaves.
-        size: how many were started at once from outside; 1 where Lightning starts the others, or none are.
+        rank: number of this process; process 0 writes the files of the run.
+        size: number of processes that torchrun or SLURM started; 1 if Lightning starts the others, or without others.
     """
 
     def __init__(self, rank: int, size: int) -> None:
@@ -44,14 +44,14 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this one writes."""
+        """Whether this process writes the files of the run."""
         return self.rank == 0
 
     def agree(self, value: str | None) -> str | None:
-        """What the first process says, in all of them; the others wait for it. Without others: `value`.
+        """Return the first process's `value` in all processes; the others wait for it.
 
         Raises:
-            SystemExit: the first process has failed, and said why.
+            SystemExit: the first process has failed, after it printed the reason.
         """
         if self.size == 1:
             return value
@@ -68,7 +68,7 @@ class Processes:
 
     @contextmanager
     def first_goes_ahead(self) -> Iterator[bool]:
-        """The first process runs the block, told by True; the others wait for its end, then run theirs."""
+        """Run the block in the first process (it gets True), then in the others (they get False)."""
         if not self.first:
             self.agree(None)
             yield False
@@ -82,10 +82,10 @@ class Processes:
 
     @contextmanager
     def launching(self, command: list[str]) -> Iterator[None]:
-        """While Lightning may start further processes they run `command`; afterwards they are forgotten.
+        """Inside the block, processes that Lightning starts run `command`; afterwards its process group is removed.
 
-        Lightning repeats `sys.argv`, which in a sweep or a chain is more than the job under way, and leaves its
-        process group and its variables behind, on which the next job would build.
+        Lightning repeats `sys.argv`, but in a sweep or a chain that names more than the current job. It also leaves its
+        process group and environment variables, and they would disturb the next job.
         """
         argv, variables = sys.argv, {name: os.environ.get(name) for name in (*_SET_BY_LIGHTNING, _LAUNCHER)}
         sys.argv = [argv[0], *command]
@@ -94,7 +94,7 @@ class Processes:
             yield
         finally:
             sys.argv = argv
-            if self.size == 1:  # from outside, processes keep their group for the next job
+            if self.size == 1:  # processes of torchrun or SLURM keep their group for the next job
                 _leave_group()
             for name, value in variables.items():
                 os.environ.pop(name, None)
@@ -103,7 +103,7 @@ class Processes:
 
 
 def _these() -> Processes:
-    """What the environment says, as far as somebody has started this process for it."""
+    """Rank and size by the environment variables, if the launcher that set them has started this process."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return Processes(_number("RANK"), _number("WORLD_SIZE", 1))
     if "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in _INTERACTIVE:
@@ -119,9 +119,9 @@ def _number(name: str, default: int = 0) -> int:
 
 
 def forget_stale_variables() -> None:
-    """Take out of the environment what an earlier launch has left in it, and say so.
+    """Remove environment variables of an earlier launch, with a warning.
 
-    Lightning would believe that this process is one of many, and leave writing to the first of them.
+    With them Lightning would treat this process as one of several, and would let another process write the results.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get(_LAUNCHER) == str(os.getppid()):
         return
@@ -136,7 +136,7 @@ def forget_stale_variables() -> None:
 
 
 def require_node(num_nodes: int) -> None:
-    """Raises UserError if the environment puts this process on a node that the run does not have."""
+    """Raises UserError if the environment names a node that the run does not have."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return
     for name in ("NODE_RANK", "GROUP_RANK"):
@@ -148,7 +148,7 @@ def require_node(num_nodes: int) -> None:
 
 
 RANKS = _these()
-"""Those of the program that runs."""
+"""Processes of this run."""
 
 
 def _meet(rank: int, size: int) -> TCPStore:
@@ -170,18 +170,18 @@ def _meet(rank: int, size: int) -> TCPStore:
             is_master=rank == 0 and not kept_by_torchrun,
             timeout=_TO_MEET,
             wait_for_workers=False,
-            multi_tenant=True,  # the process group will meet at the same place
+            multi_tenant=True,  # the process group will use the same address
         )
     except RuntimeError as error:
         raise UserError(
             f"process {rank} of {size} found no first process at {address}:{port}; were all of them started? "
-            "(Variables of torchrun or SLURM that an earlier launch left behind look the same: unset them)"
+            "(Variables that an earlier launch of torchrun or SLURM left look the same: unset them)"
         ) from error
     store.set_timeout(_PATIENCE)
     return store
 
 
 def _leave_group() -> None:
-    torch: Any = sys.modules.get("torch")  # where nothing has imported it there is no group
+    torch: Any = sys.modules.get("torch")  # if torch is not imported, there is no group
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

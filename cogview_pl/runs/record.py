@@ -1,7 +1,7 @@
-"""What makes a folder a run folder: a file of ours that says which task it is of and what it read.
+"""Record of a run, `.cogview_pl.json`: its task, its settings, and hashes of its inputs.
 
-It is the mark by which a folder is known before anything in it is written over or deleted, and what a run that goes on
-is compared with: settings by their values, inputs (data, models) by a hash of what tells them apart.
+The record marks a folder as a run folder: only in marked folders are files overwritten or deleted. A resumed run is
+compared with the record, settings by their values and inputs (data, models) by their hashes.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from cogview_pl.errors import UserError
 
 RECORD = ".cogview_pl.json"
 
-_LARGEST = 1 << 20  # bytes: ours have a few thousand
+_LARGEST = 1 << 20  # bytes; a usual record has a few thousand
 
 
 @dataclass
 class RunRecord:
-    """What a run is."""
+    """Task, settings, inputs and metrics of a run."""
 
     task: str
     settings: dict[str, Any] = field(default_factory=dict)
-    """Values that its results depend on, and that must not change while it is stopped."""
+    """Values that results depend on; a resumed run must have the same."""
     inputs: dict[str, str] = field(default_factory=dict)
-    """Key or name of an input → hash of what tells it apart."""
+    """Key or name of an input → its hash."""
     metrics: str | None = None
-    """Hash of `metrics.json`, once the run has finished."""
+    """Hash of `metrics.json` of a finished run."""
 
     def save(self, folder: Path) -> None:
         """Replace the record of a run folder."""
@@ -45,7 +45,7 @@ class RunRecord:
         """Read the record of a run folder.
 
         Raises:
-            UserError: there is none, so that the folder is none of ours, or it is damaged.
+            UserError: there is no record, so the folder is no run folder; or the record is damaged.
         """
         file = folder / RECORD
         if not file.is_file():
@@ -59,10 +59,10 @@ class RunRecord:
             raise UserError(f"{file} is damaged ({error}); start the run anew in another folder") from error
 
     def require_same(self, folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-        """Compare what a run that goes on has with what it began with; what was not noted is not compared.
+        """Compare settings and inputs of a resumed run with the record, where it has their keys.
 
         Raises:
-            UserError: something differs.
+            UserError: a value differs.
         """
         for key, value in settings.items():
             if key in self.settings and self.settings[key] != value:
@@ -73,13 +73,13 @@ class RunRecord:
         for key, value in inputs.items():
             if key in self.inputs and self.inputs[key] != value:
                 raise UserError(
-                    f"resume: {key} is not what it was when {folder} was begun; put it back as it was, start anew "
-                    "without resume, or set verify=false to go on with what is there now"
+                    f"resume: {key} has changed since {folder} was begun; restore it, start anew without resume, or "
+                    "set verify=false to go on with the present one"
                 )
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is marked as that of a run."""
+    """Whether a folder is a run folder."""
     return (folder / RECORD).is_file()
 
 

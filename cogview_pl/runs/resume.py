@@ -1,4 +1,4 @@
-"""Checkpoints of training: what they say of their run, and whether a run may go on from one."""
+"""Checkpoints of training: identity and metrics of their run, and checks before a run resumes from one."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from lightning import LightningModule
 from cogview_pl.errors import UserError
 from cogview_pl.runs.run_folder import CHECKPOINT, RunFolder
 
-_OURS = "cogview_pl"  # key of what we add to Lightning's checkpoints
+_OURS = "cogview_pl"  # key of the project's entries in Lightning's checkpoints
 _PARTS = {"state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict}
 _NEVER_EMPTY = ("state_dict", "optimizer_states", "loops")
 
 
 def checkpoint_of(folder: RunFolder, resume: Any, *, folders: bool) -> Path | None:
-    """The checkpoint to go on from: the one that `resume` names, or the newest; None for a run without.
+    """The checkpoint to resume from: the one that `resume` names, or the newest; None if there is none.
 
     Args:
-        folder: of the run.
-        resume: the key of the configuration.
-        folders: whether checkpoints are folders, as DeepSpeed's are.
+        folder: folder of the run.
+        resume: value of the configuration key.
+        folders: whether checkpoints are folders, as those of DeepSpeed.
+
+    Raises:
+        UserError: the checkpoint is a folder and should not be.
     """
     if not resume:
         return None
@@ -37,12 +40,12 @@ def checkpoint_of(folder: RunFolder, resume: Any, *, folders: bool) -> Path | No
 
 
 def remember_in_checkpoints(module: LightningModule, identity: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-    """Have checkpoints carry the identity of their run and the metrics that were last logged.
+    """Store identity and last metrics of the run in every checkpoint.
 
     Args:
-        module: the one that trains.
+        module: module in training.
         identity: `kind`, `settings` and `inputs`.
-        metrics: of the checkpoint that the run goes on from; it has not logged all of them again yet.
+        metrics: metrics of the checkpoint that the run resumes from, for those that it has not logged again.
     """
     hook = partial(_remember, module, dict(identity), dict(metrics), module.on_save_checkpoint)
     module.on_save_checkpoint = hook  # type: ignore[method-assign]
@@ -61,15 +64,15 @@ def _remember(
 
 
 def require_same_run(file: Path, identity: Mapping[str, Any], verify: bool) -> dict[str, float]:
-    """Refuse a damaged checkpoint, or one of another run; returns the metrics that were last logged before it.
+    """Refuse a damaged checkpoint, or a checkpoint of another run; returns the metrics that it holds.
 
     Args:
-        file: the checkpoint; a folder is DeepSpeed's, which that checks itself.
-        identity: `kind`, `settings` and `inputs` of the run that goes on.
+        file: the checkpoint; a folder is from DeepSpeed, and DeepSpeed checks it.
+        identity: `kind`, `settings` and `inputs` of the resumed run.
         verify: compare `inputs` too.
 
     Raises:
-        UserError: it is damaged, none of ours, or of another stage, model or data.
+        UserError: it is damaged, of another program, or of another stage, model or data.
     """
     if file.is_dir():
         return {}
@@ -84,21 +87,21 @@ def require_same_run(file: Path, identity: Mapping[str, Any], verify: bool) -> d
         if before != now:
             raise UserError(
                 f"resume: {file} was trained with {key}={before}, this run has {now}; resume with the same model (see "
-                "config.yaml beside it)"
+                "config.yaml in its run folder)"
             )
     for key, now in identity["inputs"].items() if verify else ():
         if found["inputs"].get(key, now) != now:
             raise UserError(
-                f"resume: {key} is not what it was when {file} was saved; put it back as it was, or set verify=false "
-                "to go on with what is there now"
+                f"resume: {key} has changed since {file} was saved; restore it, or set verify=false to go on with the "
+                "present one"
             )
     return {name: float(value) for name, value in found["metrics"].items()}
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """What we have added to a checkpoint, once its checksums and its parts have been found right."""
+    """The project's entries in a checkpoint, after a check of its checksums and parts."""
     try:
-        with zipfile.ZipFile(file) as archive:  # torch does not look at the checksums
+        with zipfile.ZipFile(file) as archive:  # torch does not compare checksums
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"the checksum of {damaged} is wrong")
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)

@@ -1,7 +1,7 @@
-"""The folder of a run: where it is made, what every run leaves in it, how later runs find it.
+"""The folder of a run: its path, the files that every run writes, and how later runs find it.
 
-outputs/TASK/DATE_TIME/    .cogview_pl.json, config.yaml, metrics.json, and what the task makes
-outputs/TASK/latest        link to the newest finished one
+outputs/TASK/DATE_TIME/    .cogview_pl.json, config.yaml, metrics.json, and the results of the task
+outputs/TASK/latest        link to the newest finished run
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cogview_pl.runs.ranks import RANKS, Processes
 from cogview_pl.runs.record import RECORD, RunRecord, is_run
 
 Metrics = Mapping[str, "float | str"]
-"""What a verb returns; texts only in the protocol of task=evaluate."""
+"""Metrics of a run. Only the protocol of task=evaluate has texts as values."""
 
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
@@ -41,26 +41,28 @@ _PROOFS: dict[str, tuple[str, ...]] = {
     "tokenize": (STORE_HEADER,),
     "generate": (SAMPLES,),
 }
-"""Verb → files of which one is there when `resume` has something to go on with."""
+"""Verb → files that prove progress: a run can be resumed if one of them exists."""
 
 _WORK = (CHECKPOINT, STORE_HEADER, f"tokens/{STORE_HEADER}", SAMPLES, METRICS)
-"""Files that show that a folder holds the work of a run."""
+"""Files that prove that a folder holds results of a run."""
 
-
-_NOT_OURS = (".out", ".err", ".log")
-"""Ends of the names that schedulers give to what a job prints, which may lie in a folder before the run is there."""
+_LOGS = (".out", ".err", ".log")
+"""Suffixes of a job's output; a scheduler may write it into the folder before the run starts."""
 
 
 class RunFolder:
-    """One run's folder, the same for all its processes, of which the first writes.
+    """The folder of a run. All processes of the run share it, and the first process writes.
 
-    A run that goes on writes nothing into it before `begin`, so that one that is refused leaves it as it was.
+    A resumed run writes nothing before `begin`, so a refused run leaves the folder unchanged.
 
     Args:
-        path: the folder; made if it does not exist.
-        link: the `latest` link to set when the run is finished, or None for a folder outside `outputs/TASK`.
-        processes: those of the run.
-        goes_on: whether it holds a run that goes on.
+        path: the folder; it is made if it does not exist.
+        link: the `latest` link to set when the run has finished; None for a folder outside `outputs/TASK`.
+        processes: processes of the run.
+        goes_on: whether the folder holds a run that is resumed.
+
+    Raises:
+        UserError: the folder cannot be made, or the place of the link is taken.
     """
 
     def __init__(self, path: Path, link: Path | None, processes: Processes = RANKS, *, goes_on: bool = False) -> None:
@@ -86,28 +88,32 @@ class RunFolder:
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes what the run leaves; the methods below do nothing in the others."""
+        """Whether this process writes the files of the run; the methods below do nothing in other processes."""
         return self.processes.first
 
     def lock(self) -> None:
-        """Keep other runs out, and clear away what killed ones left; raises UserError if a live one is in there."""
+        """Lock the folder, and delete drafts of killed runs; raises UserError if a live run uses the folder."""
         if not self.writes:
             return
         lock = RunLock(self.path)
         try:
-            clear_for_writing(self.path)  # after the lock: drafts may be those of a run that is alive
+            clear_for_writing(self.path)  # after the lock, because a live run may have drafts
         except BaseException:
             lock.release()
             raise
         self._lock = lock
 
     def unlock(self) -> None:
-        """Let others in."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.release()
 
     def describe(self, config: DictConfig) -> None:
-        """Take in the resolved configuration; a new run writes it, with its record, right away."""
+        """Take in the resolved configuration; a new run writes it at once, with its record.
+
+        Raises:
+            UserError: the resumed run is of another task, or its record is damaged.
+        """
         if not self.writes:
             return
         self._config = OmegaConf.to_yaml(config, resolve=True)
@@ -123,15 +129,15 @@ class RunFolder:
             self.begin()
 
     def require_same(self, settings: Mapping[str, Any], inputs: Mapping[str, str], verify: bool) -> None:
-        """Compare with what the run began with, if it goes on; `begin` notes what is new.
+        """Compare a resumed run with its record, and add new values to it; `begin` writes the record.
 
         Args:
             settings: plain values that results depend on.
-            inputs: hashes of what is read.
-            verify: False notes the inputs that there are now instead.
+            inputs: hashes of the inputs.
+            verify: False replaces the hashes of inputs without comparing them.
 
         Raises:
-            UserError: something is not what it was.
+            UserError: a setting or an input has changed.
         """
         if self._goes_on:
             self._record.require_same(self.path, settings, inputs if verify else {})
@@ -139,7 +145,7 @@ class RunFolder:
         self._record.inputs |= inputs
 
     def begin(self) -> None:
-        """Every check has passed: write record and configuration."""
+        """Write record and configuration, after every check has passed."""
         if not self.writes:
             return
         self._record.save(self.path)
@@ -150,11 +156,11 @@ class RunFolder:
         write_text(file, self._config)
 
     def undo(self) -> None:
-        """Take the configuration back, and the folder if it holds nothing else: a refused run leaves no trace."""
+        """Restore the earlier configuration, or delete a folder without results: a refused run leaves no files."""
         if not self.writes:
             return
         if self._config_before is not None:
-            with suppress(UserError):  # a full disk, which the run has ended by and which has been said
+            with suppress(UserError):  # a full disk has ended the run, and its message has been printed
                 write_bytes(self / CONFIG, self._config_before)
         elif not self._goes_on and {entry.name for entry in self.path.iterdir()} <= {CONFIG, LOCK, RECORD}:
             for name in (CONFIG, RECORD):
@@ -163,7 +169,7 @@ class RunFolder:
             self.path.rmdir()
 
     def finish(self, metrics: Metrics) -> None:
-        """Write `metrics.json` and point `latest` here."""
+        """Write `metrics.json` and point the link `latest` to this folder."""
         if not self.writes:
             return
         text = json.dumps(dict(sorted(metrics.items())), indent=2, ensure_ascii=False) + "\n"
@@ -178,7 +184,7 @@ class RunFolder:
 
 
 def require_metrics(path: Path) -> None:
-    """Raises UserError if `metrics.json` of a finished run is not what the run wrote; other files are not judged."""
+    """Raises UserError if `metrics.json` of a finished run is damaged; files outside run folders are not checked."""
     if path.is_dir() and is_run(path) and (path / METRICS).is_file():
         noted = RunRecord.load(path).metrics
         if noted is not None and noted != file_hash(path / METRICS):
@@ -186,10 +192,10 @@ def require_metrics(path: Path) -> None:
 
 
 def new_run(outputs: str, task: str, run_dir: str | None, job: int | None) -> RunFolder:
-    """The folder for a new run: `run_dir` if given, else `OUTPUTS/TASK/DATE_TIME`; `job` is its number in a sweep.
+    """The folder of a new run: `run_dir` if given, else `OUTPUTS/TASK/DATE_TIME`; `job` is its number in a sweep.
 
     Raises:
-        UserError: `run_dir` holds an earlier run, or files of somebody else.
+        UserError: `run_dir` holds an earlier run, or files that no run has made.
     """
     home = Path(outputs) / task
     if run_dir is not None:
@@ -204,7 +210,7 @@ def new_run(outputs: str, task: str, run_dir: str | None, job: int | None) -> Ru
 
 
 def _require_free(path: Path) -> None:
-    """Raises UserError if a new run in a folder would write over what is there."""
+    """Raises UserError if a new run in a folder could overwrite files."""
     if not path.is_dir():
         return
     if is_run(path):
@@ -216,7 +222,7 @@ def _require_free(path: Path) -> None:
             )
         return
     entries = [entry for entry in path.iterdir() if entry.name != LOCK and not is_draft(entry.name)]
-    strangers = sorted(entry.name for entry in entries if entry.suffix not in _NOT_OURS)
+    strangers = sorted(entry.name for entry in entries if entry.suffix not in _LOGS)
     if strangers:
         raise UserError(
             f"run_dir={path} holds files that no run has made ({', '.join(strangers[:3])}"
@@ -225,38 +231,38 @@ def _require_free(path: Path) -> None:
 
 
 def _require_link(link: Path | None) -> None:
-    """Raises UserError if the place of the `latest` link is taken by something else."""
+    """Raises UserError if a file or folder takes the place of the `latest` link."""
     if link is not None and link.exists() and not link.is_symlink():
         raise UserError(f"{link} must be a link to the newest run and is a file or folder; move it away")
 
 
 def _made(path: Path) -> bool:
-    """Make a folder; False if there is one, maybe that of a run started at the same moment."""
+    """Make a folder; False if it exists, for example because another run started in the same second."""
     try:
         path.mkdir(parents=True)
     except OSError:
-        return not os.path.lexists(path)  # where no folder can be made, RunFolder says what is wrong
+        return not os.path.lexists(path)  # if no folder can be made, RunFolder raises the error
     return True
 
 
 def _numbered(path: str, job: int | None) -> Path:
-    """A folder for each job of a sweep."""
+    """The path with the number of the job in a sweep."""
     return Path(path if job is None else f"{path}_{job}")
 
 
 def open_run(composed: DictConfig, job: int | None) -> tuple[RunFolder, Any]:
-    """The folder of a composed run, and what its `resume` has become: `auto` turns into a folder or None.
+    """The folder of a run, and the value of `resume`, where `auto` is replaced by a folder or None.
 
-    The first process finds or makes the folder and locks it; the others are told.
+    The first process finds or makes the folder and locks it; the others get its path.
 
     Args:
-        composed: its configuration.
-        job: its number in a sweep.
+        composed: configuration of the run.
+        job: number of the run in a sweep.
 
     Raises:
-        UserError: there is nothing to go on with, a new run would write over an earlier one, or one is in there.
+        UserError: there is no run to resume, a new run would overwrite an earlier one, or a live run uses the folder.
     """
-    if RANKS.size == 1 and not RANKS.first:  # started by the first process, which named its folder
+    if RANKS.size == 1 and not RANKS.first:  # the first process started this one with the path of the folder
         return RunFolder(Path(composed.run_dir), None), composed.resume
     with RANKS.first_goes_ahead() as first:
         if first:
@@ -285,7 +291,7 @@ def _find_run(composed: DictConfig, job: int | None) -> tuple[RunFolder, Any]:
 
 
 def can_go_on(folder: Path, verb: str) -> bool:
-    """Whether a run of a verb has left something for `resume`."""
+    """Whether the folder of a verb's run can be resumed."""
     return _holds(folder, _PROOFS.get(verb, ()))
 
 
@@ -294,13 +300,12 @@ def _holds(folder: Path, proofs: Sequence[str]) -> bool:
 
 
 def interrupted_run(outputs: str, task: str, resume: object, proofs: Sequence[str]) -> RunFolder:
-    """The folder to go on with.
+    """The folder of the run to resume.
 
     Args:
-        outputs, task: where runs of this task are.
-        resume: True for the newest run that left one of `proofs`, or the path of a run folder or of a checkpoint in
-            one.
-        proofs: files that show that there is something to go on with, relative to the run folder.
+        outputs, task: runs of the task are in `OUTPUTS/TASK`.
+        resume: True for the newest run with one of `proofs`; or the path of a run folder or of a checkpoint in it.
+        proofs: files that prove progress, relative to the run folder.
 
     Raises:
         UserError: there is no such run.
@@ -315,7 +320,7 @@ def interrupted_run(outputs: str, task: str, resume: object, proofs: Sequence[st
         path = max(runs, key=lambda run: run.name)
         return RunFolder(path, home / _LATEST, goes_on=True)
     path = Path(str(resume))
-    if path.is_symlink() or path.suffix == ".ckpt":  # such as outputs/TASK/latest, which the run will move
+    if path.is_symlink() or path.suffix == ".ckpt":  # the run will change the link outputs/TASK/latest
         path = path.resolve()
     if path.suffix == ".ckpt":
         if not path.exists():
@@ -331,15 +336,15 @@ def interrupted_run(outputs: str, task: str, resume: object, proofs: Sequence[st
     elif not _holds(path, proofs):
         proof = path / proofs[0]
         raise UserError(f"resume={resume}: {proof} {why_unusable(proof)}; give the folder of an interrupted run")
-    RunRecord.load(path)  # raises where the folder is none of ours
+    RunRecord.load(path)  # raises if the folder is no run folder
     return RunFolder(path, home / _LATEST if path.resolve().parent == home.resolve() else None, goes_on=True)
 
 
 def predecessor(outputs: str, task: str, key: str, given: str | None) -> Path:
-    """The run folder that another task left: `given`, or the newest finished run of `task`.
+    """The run folder of another task: `given`, or the newest finished run of `task`.
 
     Raises:
-        UserError: there is none; the message says which command makes it.
+        UserError: there is no such run; the message names the command that makes one.
     """
     if given is not None:
         if not Path(given).exists():

@@ -1,7 +1,7 @@
-"""Generated images of a run and their list, `samples.jsonl`, written so that a stopped run can go on.
+"""Writes the generated images of a run and their list, `samples.jsonl`, so that a stopped run can be resumed.
 
-An image is on disk before its line in the list is, so a list never names a missing image. A run goes on after the last
-group of prompts whose images are all there: groups are generated as in a run that was never stopped.
+An image is written before its line, so the list never names a missing image. A resumed run starts after the last group
+of prompts with all its images, because the images of a group are sampled together.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ from cogview_pl.runs.run_folder import SAMPLES, RunFolder
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """A finished image."""
+    """A generated image with its prompt, seed and caption loss."""
 
     prompt: str
     seed: int
     image: Image.Image
     caption_loss: float | None
-    """Nats per text token, the lower the better; None without a captioner."""
+    """Nats per text token, lower is better; None without a captioner."""
 
 
 class SamplesWriter:
-    """Writes images, numbered in the order in which they are generated.
+    """Writes images, numbered in the order of their generation.
 
-    Where several processes generate the same images together, only the first one writes.
+    If several processes generate the same images together, only the first one writes.
 
     Args:
-        folder: of the run.
-        kept: images kept of each prompt.
-        settings, inputs: values and hashes of models that the images depend on; a run that goes on must have the same.
+        folder: folder of the run.
+        kept: number of images kept per prompt.
+        settings: values that the images depend on; a resumed run must have the same.
+        inputs: hashes of the models; a resumed run must have the same.
         verify: whether `inputs` are compared.
 
     Raises:
-        UserError: the run goes on, and was begun with other models or settings.
+        UserError: a resumed run was begun with other models or settings.
     """
 
     def __init__(
@@ -70,16 +71,16 @@ class SamplesWriter:
             write_bytes(self._folder / SAMPLES, b"")
 
     def go_on(self, prompts: Sequence[str], group: int) -> list[GeneratedImage]:
-        """The images of the finished groups; lines after them are taken out of the list.
+        """Read the images of finished groups, and remove later lines from the list.
 
         Args:
             prompts: all prompts.
-            group: prompts that are generated at once.
+            group: number of prompts that are generated at once.
 
         Raises:
-            UserError: the list is of other prompts.
+            UserError: the list has other prompts.
         """
-        lines = (self._folder / SAMPLES).read_bytes().split(b"\n")[:-1]  # a kill may have cut the last one
+        lines = (self._folder / SAMPLES).read_bytes().split(b"\n")[:-1]  # a kill may have cut off the last line
         found: list[GeneratedImage] = []
         for number, line in enumerate(lines):
             SIGNALS.check()
@@ -93,7 +94,7 @@ class SamplesWriter:
                     )
                 found.append(self._read(number, record))
             except (ValueError, KeyError, IndexError, TypeError, OSError, SyntaxError, Image.DecompressionBombError):
-                break  # from here on everything is generated again
+                break  # generate this image and all later ones again
         if len(found) < len(prompts) * self._kept:
             found = found[: len(found) // (group * self._kept) * group * self._kept]
         if self._run.writes:
@@ -122,7 +123,7 @@ class SamplesWriter:
         append(self._folder / SAMPLES, record_line({**record, "file_crc32": zlib.crc32(file.read_bytes())}))
 
     def _name(self, number: int) -> Path:
-        """Image file of a number, relative to the run folder."""
+        """Image file with a number, relative to the run folder."""
         return Path("samples", f"{number // self._kept:04d}", f"{number % self._kept:02d}.png")
 
     def _read(self, number: int, record: dict[str, Any]) -> GeneratedImage:

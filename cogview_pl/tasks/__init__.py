@@ -1,1 +1,1 @@
-"""Verbs, one per file: what a task does once its configuration is composed."""
+"""Verbs, one per file: each runs a task from its composed configuration."""

@@ -1,4 +1,4 @@
-"""verb chain: several tasks one after the other, each with a run folder of its own, as a recipe lists them."""
+"""verb chain: runs the tasks of a recipe one after the other, each in its own run folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RunStage = Callable[[list[str]], tuple[Path, Metrics]]
 def run(config: Config, folder: RunFolder, run_stage: RunStage) -> Metrics:
     """Run every stage of `stages` and write `report.html`; returns the union of their metrics (later stages win).
 
-    `perf/` keys get the stage's name, since every stage has its own: `perf/pretrain_tokens_per_s`, `perf/pretrain_s`.
+    Metrics under `perf/` get the name of their stage: `perf/pretrain_tokens_per_s`, `perf/pretrain_s`.
     """
     metrics: dict[str, float | str] = {}
     finished: dict[str, Stage] = {}

@@ -1,4 +1,4 @@
-"""task=convert: released CogView checkpoints → model folders of ours, and back; adapters → model folders."""
+"""task=convert: released CogView checkpoints → model folders, and back; adapters → model folders."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SOURCE = "convert.source"
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Convert one model; returns its number of parameters."""
+    """Convert a model; returns its number of parameters."""
     assert config.convert is not None
     source, target = Path(config.convert.source), Path(config.convert.target)
     if not source.exists():

@@ -1,4 +1,4 @@
-"""task=evaluate: metrics of images that exist or are generated first, with the protocol that they depend on."""
+"""task=evaluate: metrics of given or newly generated images, with the protocol of the measurement."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ from cogview_pl.runs.image_files import image_files, pairs_file, read_pairs
 from cogview_pl.runs.run_folder import SAMPLES, Metrics, RunFolder, predecessor, require_metrics
 from cogview_pl.toy_world.captions import STYLES
 
-_WITHOUT_EFFECT = {"batch_size", "cuda_graphs"}  # keys of the sampler that do not change images
+_WITHOUT_EFFECT = {"batch_size", "cuda_graphs"}  # keys of the sampler that images do not depend on
 
 
 def run(config: Config, folder: RunFolder) -> Metrics:
-    """Measure what `evaluate.metrics` lists, or compare two evaluations."""
+    """Measure the metrics in `evaluate.metrics`, or compare two evaluations."""
     options = config.evaluate
     assert options is not None
     if options.compare is not None:
@@ -61,7 +61,7 @@ def run(config: Config, folder: RunFolder) -> Metrics:
     evaluation = Evaluation(
         options, wanted, tools, config.data.image_size, config.seed, batch_size=config.sampler.batch_size
     )
-    bad_samples = BadSampleLog(folder / "skipped.jsonl", max_share=1.0)  # enough readable images are required instead
+    bad_samples = BadSampleLog(folder / "skipped.jsonl", max_share=1.0)  # require_enough limits unreadable images
     reader = Reader(config.data.batch_size, config.data.num_workers, config.data.worker_timeout, bad_samples)
     metrics = evaluation.measure(candidates, reader)
     if candidates.files and config.images is None and config.pairs is None:
@@ -105,13 +105,13 @@ def _open_network(models: ModelOptions, options: EvaluateConfig, wanted: set[str
         verify=models.verify,
     )
     if "is" in wanted and network.num_classes is None:
-        raise UserError(f"evaluate.features={path} gives no logits, which is needs; leave it out of evaluate.metrics")
+        raise UserError(f"evaluate.features={path} gives no logits; leave is out of evaluate.metrics")
     if "style" in wanted:
         known = set(network.classes or ())
         if not known or not known <= set(STYLES):
             raise UserError(
-                f"evaluate.features={path} does not know the styles of the toy world, which style needs; give a run "
-                "of task=features, or leave it out of evaluate.metrics"
+                f"evaluate.features={path} does not know the styles of the toy world; give a run of task=features, or "
+                "leave style out of evaluate.metrics"
             )
         if options.base_style not in known:
             raise UserError(f"evaluate.base_style={options.base_style}: the network knows {', '.join(sorted(known))}")
@@ -146,13 +146,13 @@ def _folder_of_images(root: Path, image_size: int) -> ImageFiles:
 def _candidates(
     config: Config, options: EvaluateConfig, wanted: set[str], tools: Tools, folder: RunFolder
 ) -> Candidates:
-    """Images that the user names, or generated now; whatever could be wrong is checked before that."""
+    """Images that the user names, or newly generated images. All checks come before generation."""
     if wanted <= {"reconstruction"}:
         require_enough(wanted, options.is_splits, 0, tools.num_reference)
         return Candidates([], [])
     given = [key for key in ("pairs", "images", "prompts") if getattr(config, key) is not None]
     if len(given) > 1:
-        raise UserError(f"{given[0]} and {given[1]} both name what to evaluate; give one of them")
+        raise UserError(f"{given[0]} and {given[1]} both name images to evaluate; give one of them")
     if config.pairs is not None:
         candidates = _listed(pairs_file(Path(config.pairs)))
         check_prompts(wanted, tools.captioner, options.base_style, candidates.prompts)

@@ -1,4 +1,4 @@
-"""task=features: train the feature network of the toy world, which task=evaluate sees images with."""
+"""task=features: train the feature network of the toy world for task=evaluate."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from cogview_pl.toy_world.dataset import ToyDataset
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Write `model/`; returns how often it names the style of validation images rightly."""
+    """Train and write `model/`; returns the accuracy of styles on validation images."""
     options = config.features
     assert options is not None
     styles = config.data.arguments().get("styles") or []
     if len(styles) < 2:
-        raise UserError(f"data.styles={styles}: a network learns to tell styles apart; give two or more")
+        raise UserError(f"data.styles={styles}: the network classifies styles; give at least two")
     seed_all(config.seed)
     started = time.perf_counter()
     images, labels, attributes = _images(config.data, "train")
@@ -61,7 +61,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
 
 
 def _images(data: DataConfig, split: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images uint8 `(N, 3, Y, X)`, number of the style `(N,)`, which attributes occur `(N, A)`."""
+    """Images uint8 `(N, 3, Y, X)`, style numbers int64 `(N,)`, and attributes float 0 or 1 `(N, A)`."""
     source = open_images(data, split)
     if not isinstance(source, ToyDataset):
         raise UserError(f"data._target_={data._target_}: task=features learns the toy world; set data=toy")

@@ -24,7 +24,7 @@ _SHEET_IMAGES = 16  # validation images in reconstructions.png
 
 
 def check(config: Config) -> None:
-    """Raises UserError for options that do not go together, before anything is read."""
+    """Raises UserError for options that exclude each other, before any file is read."""
     if config.lora.rank:
         raise UserError(f"lora.rank={config.lora.rank}: LoRA is for finetunes of sequence models; set lora.rank=0")
     if config.precision.get("precision") == "bf16-true":
@@ -73,6 +73,6 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
 
 
 def _expect_unused(strategy: StrategyConfig) -> None:
-    """DDP waits for the gradient of every parameter, also of a codebook that the first steps do not use."""
+    """Tell DDP not to wait for the gradient of the codebook, which the first steps do not use."""
     if isinstance(strategy.strategy, dict):
         strategy.strategy["find_unused_parameters"] = True

@@ -1,4 +1,4 @@
-"""task=pretrain, super_resolution, style and caption: train stage 2 on a token store."""
+"""task=pretrain, super_resolution, style, caption: train stage 2 on a token store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from cogview_pl.assembly.checks import check_training, prepare_compiler
 from cogview_pl.assembly.lora import (
-    adapt,
     check_image_tokenizer_of_adapter,
     check_lora,
     lora_identity,
@@ -50,19 +49,20 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation.pipeline import CogView
 from cogview_pl.lit.sequence_model import SequenceModule
 from cogview_pl.runs.run_folder import RunFolder, predecessor
+from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary, is_text_to_image
 from cogview_pl.vocab.config import TemplateConfig
 from cogview_pl.vocab.roles import check_trainable
 
 _OF_THE_WEIGHTS = ("vocab_size", "num_layers", "hidden_size", "num_heads", "num_positions", "norm")
-"""Settings in which a finetuned model must equal the one that it starts from."""
+"""Settings that a finetuned model shares with its base model."""
 
-_LOGGED_PROMPTS = 64  # captions kept for the callbacks that generate images during training
+_LOGGED_PROMPTS = 64  # captions for callbacks that generate images during training
 
 
 class Layout(NamedTuple):
-    """Template and constructor arguments for one vocabulary."""
+    """Template, its constructor arguments, and those of the transformer, for one vocabulary."""
 
     template: Template
     template_settings: dict[str, Any]
@@ -70,16 +70,16 @@ class Layout(NamedTuple):
 
 
 class Base(NamedTuple):
-    """The model that a finetune starts from."""
+    """Model that a finetune starts from."""
 
     model: SequenceModel
     path: Path
     name: str
-    """The key and its value, for messages."""
+    """`init_from=PATH`, for messages."""
 
 
 def check(config: Config) -> None:
-    """Raises UserError for options that do not go together, before anything is read."""
+    """Raises UserError for options that exclude each other, before any file is read."""
     options = training_options(config)
     check_trainable(config.template)
     check_lora(config.lora, config.model.hidden_size, starts_from_weights=options.starts_from_weights)
@@ -89,16 +89,16 @@ def check(config: Config) -> None:
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Train the sequence model and write `model/`, or with LoRA `adapter/` and maybe `model/`."""
+    """Train the sequence model and write `model/`; with LoRA `adapter/`, and `model/` if `lora.merge` is set."""
     seed_all(config.seed)
     training, models = training_options(config), model_options(config)
     base = _open_base(models, config.template, config.init_from, config.starts_from)
     inputs = replay_inputs(config.sequences, config.outputs)
-    if base is not None:  # a model that does not fit must not surface after an hour of tokenising
+    if base is not None:  # check sizes now: the run must not fail after an hour of tokenising
         inputs = {"init_from": model_hash(base.path), **inputs}
         _require_sizes(base, _layout(models, config.template, base.model.template.vocabulary))
     with folder.processes.first_goes_ahead() as first:
-        if first:  # noted now: a run that is stopped while it tokenises must go on with the same inputs
+        if first:  # recorded now, because a run that is stopped while it tokenises must resume with the same inputs
             folder.require_same({}, inputs, config.verify)
     tokenization = Tokenization(config.data, config.token_store, config.text, config.template.layout, config.verify)
     opens = partial(open_image_tokenizer, models)
@@ -106,14 +106,15 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     tokens = open_tokens(tokenization, config.sequences, image_tokenizers, folder, base and base.model)
     vocabulary = Vocabulary(tokens.store.header.codebook_size, tokens.text.vocab_size)
     layout = _layout(models, config.template, vocabulary)
-    seed_all(config.seed)  # tokenising has drawn numbers, and does not when the run goes on
+    seed_all(config.seed)  # tokenising draws random numbers, and a resumed run may not tokenise
     model = build_transformer(layout.transformer_settings)
     if base is not None:
         _require_tokenizers(base, tokens, vocabulary)
         check_image_tokenizer_of_adapter(config.lora, base.model, tokens.image_tokenizer.identity)
         model.load_state_dict(base.model.model.state_dict(), assign=config.lora.rank > 0)  # share frozen weights
-        base = base if config.lora.rank else None  # else its weights would stay in memory during training
-    adapt(config.lora, model, weights_dtype(config.precision))
+        base = base if config.lora.rank else None  # without LoRA, free its weights before training
+    if config.lora.rank:
+        add_lora(model, config.lora, held=weights_dtype(config.precision))
     model.set_activation_checkpointing(config.activation_checkpointing, compiled=config.compile)
     module = _module(
         training,
@@ -150,7 +151,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
 def _open_base(
     options: ModelOptions, template: TemplateConfig, init_from: str | None, starts_from: str | None
 ) -> Base | None:
-    """The model in `init_from`, or that of the newest run of the task to start from; None: random weights."""
+    """The model in `init_from`, or in the newest run of the task `starts_from`; None: start from random weights."""
     if init_from is None and starts_from is None:
         return None
     path = predecessor(options.outputs, starts_from or "pretrain", "init_from", init_from)
@@ -174,7 +175,9 @@ def _require_tokenizers(base: Base, tokens: Tokens, vocabulary: Vocabulary) -> N
     sizes = {"codebook_size": vocabulary.codebook_size, "text_vocab_size": vocabulary.text_vocab_size}
     require_same(base.model.settings["vocabulary"], sizes, base.name)
     if base.model.text.identity != tokens.text.identity:
-        raise UserError(f"{base.name} was trained with another text tokenizer than the token store; tokenise with its")
+        raise UserError(
+            f"{base.name} has another text tokenizer than the token store; tokenise with the tokenizer of that model"
+        )
 
 
 def _module(
@@ -205,7 +208,7 @@ def _module(
 def _save(
     options: TrainingOptions, folder: RunFolder, model: Transformer, layout: Layout, tokens: Tokens, base: Base | None
 ) -> None:
-    """Write the trained model; `base` is the model that adapters were trained for, None without LoRA."""
+    """Write the trained model; `base` is the base model of the adapters, None without LoRA."""
     full: Transformer | None = model
     if base is not None:
         full = save_lora(

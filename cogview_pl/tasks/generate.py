@@ -33,9 +33,9 @@ from cogview_pl.vocab import TextSlot
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Generate images of every prompt, rank and upscale them if asked; a captioner describes images instead.
+    """Generate images of every prompt, and rank and upscale them if asked; with a captioner, describe images instead.
 
-    Images of the toy world's held-out captions are judged.
+    Images of held-out captions of the toy world are judged.
     """
     options = generation_options(config)
     model = open_generator(options, GENERATOR if config.images is None else CAPTION_WRITER)
@@ -46,7 +46,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         raise UserError("images: this model generates from text; set prompts, or init_from to a run of task=caption")
     pipeline = open_pipeline(options, model)
     prompts = prompts_or_captions(config.prompts, config.data, config.num_prompts)
-    pipeline.generator.tokenise(prompts)  # a prompt that is too long must not surface after an hour
+    pipeline.generator.tokenise(prompts)  # refuse long prompts now, not after an hour
     started = time.perf_counter()
     images = write_samples(options, folder, pipeline, prompts)
     seconds = time.perf_counter() - started
@@ -64,7 +64,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
 
 
 def _describe(config: Config, folder: RunFolder, model: SequenceModel) -> dict[str, float]:
-    """Write captions of images; those of the toy world are compared with the true ones."""
+    """Write captions of images; captions of the toy world are compared with the true ones."""
     if config.strategy.kind == StrategyKind.tp:
         raise UserError("strategy=tp: captions are written on one device; set strategy=single")
     if config.resume:
@@ -94,7 +94,7 @@ def _describe(config: Config, folder: RunFolder, model: SequenceModel) -> dict[s
 
 
 def _judge(images: Sequence[GeneratedImage], options: GenerationOptions) -> dict[str, float]:
-    """Accuracy of the objects that prompts name, as the toy world's judge sees them, and the gain of ranking."""
+    """Accuracy of the objects in images by the judge of the toy world, and the gain by ranking."""
     prompts = [generated.prompt for generated in images]
     stacked = torch.stack([pil_to_tensor(generated.image) for generated in images])
     detected = Judge(stacked.shape[-1])(stacked)

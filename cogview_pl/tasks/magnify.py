@@ -22,7 +22,7 @@ from cogview_pl.config.schema import Config
 from cogview_pl.data.config import DataConfig
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
-from cogview_pl.evaluation.enlargement import judge_enlargement
+from cogview_pl.evaluation.upscaling import judge_upscaling
 from cogview_pl.generation.codes import decode_codes, encode_images
 from cogview_pl.generation.contact_sheet import contact_sheet, load_font
 from cogview_pl.generation.super_resolution.upscale import Upscaler
@@ -37,19 +37,19 @@ _SHEET_COLUMNS = 2
 
 @dataclass(frozen=True)
 class Originals:
-    """Images to enlarge, all of the image tokenizer's size."""
+    """Images to upscale, all of the image tokenizer's size."""
 
     prompts: list[str]
     files: list[str]
     images: list[Tensor]
     """uint8 `(3, Y, X)`."""
     truth: list[Tensor] | None
-    """The same images at twice the size, where they are known."""
+    """The same images at twice the size; None for files of the user."""
     skipped: list[dict[str, str]]
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Write images of twice the edge, `samples.jsonl` and a sheet of before and after; compare with known truth."""
+    """Write images of twice the edge, `samples.jsonl` and a contact sheet; compare them with true images if known."""
     model = open_role(UPSCALER, model_options(config), config.upscale_with, config.upscale_template)
     device, dtype = inference_device(config.precision)
     upscaler = Upscaler(model, device, dtype, config.quantization)
@@ -88,16 +88,14 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
 
 
 def _files(pairs_path: str | None, images_given: object, size: int) -> Originals:
-    """Images in `pairs`, with their prompts, or in `images`, without."""
-    if pairs_path is not None:
-        pairs, images, skipped = load_pairs(pairs_path, size)
-        return Originals([p["prompt"] for p in pairs], [p["file"] for p in pairs], images, None, skipped)
-    files, images, skipped = load_images(images_given, size)
-    return Originals([""] * len(files), files, images, None, skipped)
+    """Images of `pairs`, with their prompts, or of `images`, without."""
+    found = load_images(images_given, size) if pairs_path is None else load_pairs(pairs_path, size)
+    prompts = [record.get("prompt", "") for record in found.records]
+    return Originals(prompts, [record["file"] for record in found.records], found.images, None, found.skipped)
 
 
 def _validation_images(data: DataConfig, count: int, size: int) -> Originals:
-    """Images of the validation split, which are known in both sizes."""
+    """Images of the validation split in both sizes."""
     good, bad = validation_samples(data.at_twice_the_size(), count)
     if not good:
         raise UserError("images: none of the validation images has twice the size of the model's; set images or pairs")
@@ -107,9 +105,9 @@ def _validation_images(data: DataConfig, count: int, size: int) -> Originals:
 
 
 def _compare(truth: Tensor, before: Tensor, after: Tensor, windows: Tensor) -> dict[str, float]:
-    """Enlarged images, and bicubic enlargements of the decoded small ones, against the true ones."""
-    found = judge_enlargement(after, truth, windows)
-    bicubic = judge_enlargement(_at(before, truth.shape[-1]), truth, windows)
+    """Compare upscaled images, and decoded small images that were resized (bicubic), with the true ones."""
+    found = judge_upscaling(after, truth, windows)
+    bicubic = judge_upscaling(_at(before, truth.shape[-1]), truth, windows)
     return {
         "magnify/psnr": found.psnr,
         "magnify/psnr_bicubic": bicubic.psnr,

@@ -1,4 +1,4 @@
-"""task=rerank: prompts and image files → caption loss of each pair, and their order."""
+"""task=rerank: prompts and image files → caption loss of each pair, and the ranking of a prompt's images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TOP = (1, 5)
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Rank the images in `pairs`; without pairs, measure how well validation images find their own captions."""
+    """Rank the images in `pairs`; without pairs, rank the own captions of validation images among false ones."""
     model = open_role(CAPTIONER, model_options(config), config.rerank_with, config.rerank_template)
     device, dtype = inference_device(config.precision)
     captioner = Captioner(model, device, dtype, config.quantization)
@@ -63,7 +63,7 @@ def _rank(
 def _find_captions(
     captioner: Captioner, tokenizer: VQVAE, samples: Sequence[ImageSample], candidates: int, batch_size: int
 ) -> dict[str, float]:
-    """Score each image with its own caption and false ones: how often has its own the lowest loss?"""
+    """Share of images whose own caption has the lowest loss among false ones."""
     meanings = [meaning(sample.text) for sample in samples]
     fewest = len(samples) - max(Counter(meanings).values(), default=0)
     if fewest < candidates - 1:

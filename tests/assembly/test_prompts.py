@@ -1,4 +1,4 @@
-"""Where prompts come from."""
+"""Sources of prompts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from cogview_pl.errors import UserError
 
 
 def test_closed_standard_input_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", None)  # what Python makes of `<&-`
+    monkeypatch.setattr(sys, "stdin", None)  # Python sets this for `<&-`
     with pytest.raises(UserError, match="standard input is closed"):
         read_prompts("-")

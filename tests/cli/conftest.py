@@ -1,4 +1,4 @@
-"""What the tests of the command line share: how to call it, and one tiny chain of runs that all of them read."""
+"""Shared by tests of the command line: a caller, and one tiny chain of runs that all tests read."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ CHAIN = ("experiment=quickstart", *TINY, "num_prompts=4", "num_captions=4", "see
 
 
 class CommandLine:
-    """`python -m cogview_pl.run …` on the CPU, in a folder of the test's."""
+    """Calls `python -m cogview_pl.run …` on the CPU, in a folder of the test."""
 
     def __init__(self) -> None:
         self._server = ForkServer(self.environment)
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of every run: our package, one thread, no GPU."""
+        """The environment of every run: this package, one thread, no GPU."""
         ours = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         return os.environ | ours
 
     def start(self, args: Sequence[str], cwd: Path, **options: object) -> subprocess.Popen[str]:
-        """Start a run in a process of its own and do not wait for it."""
+        """Start a run in its own process without waiting for its end."""
         return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
             [*COMMAND, *args],
             cwd=cwd,
@@ -58,11 +58,11 @@ class CommandLine:
         )
 
     def run(self, args: Sequence[str], cwd: Path, stdin: str = "") -> Ended:
-        """Run to the end, whatever the exit code."""
+        """Run to the end, with any exit code."""
         return self._server.run([*COMMAND[1:], *args], cwd, stdin)
 
     def succeed(self, args: Sequence[str], cwd: Path, stdin: str = "") -> Ended:
-        """Run to the end, which must be exit code 0."""
+        """Run to the end; the exit code must be 0."""
         ended = self.run(args, cwd, stdin)
         assert ended.code == 0, f"{' '.join(args)}\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}"
         return ended
@@ -77,9 +77,9 @@ class CommandLine:
         return [Ended(**result) for result in json.loads(results.read_text())]
 
     def run_on_two(self, cases: Sequence[tuple[Sequence[str], Path]], scratch: Path) -> list[Ended]:
-        """As `run_many`, in two processes started as torchrun starts them; both must end with the same exit codes.
+        """Like `run_many`, in two processes that are started as by torchrun; both must end with the same exit codes.
 
-        What counts is what the first prints.
+        The results have the output of the first process.
         """
         given, results = scratch / "cases.json", scratch / "results.json"
         given.write_text(json.dumps([{"args": list(args), "cwd": str(cwd)} for args, cwd in cases]))
@@ -109,11 +109,11 @@ class CommandLine:
         return first
 
     def close(self) -> None:
-        """End what `run` and `run_many` share."""
+        """End the processes that `run` and `run_many` share."""
         self._server.close()
 
     def refuse(self, cases: Sequence[tuple[Sequence[str], Sequence[str]]], cwd: Path, scratch: Path) -> None:
-        """Every case (arguments, words) must end with exit code 2 and one line that holds the words."""
+        """Every case (arguments, words) must end with exit code 2 and one line that contains the words."""
         ended = self.run_many([(args, cwd) for args, _ in cases], scratch)
         for result, (args, words) in zip(ended, cases, strict=True):
             assert result.code == 2, f"{args}\n{result.stderr[-2000:]}"
@@ -131,13 +131,13 @@ def cli() -> Iterator[CommandLine]:
 
 @dataclass(frozen=True)
 class Chain:
-    """A finished chain; `home` is the folder in which it was called. To be read only."""
+    """A finished chain, for reading only; `home` is the folder in which it was called."""
 
     home: Path
     stdout: str
     command: tuple[str, ...]
     configurations: dict[Path, str]
-    """`config.yaml` of every run folder that it made."""
+    """`config.yaml` of every run folder of the chain."""
 
     def run_folder(self, task: str) -> Path:
         """The newest finished run of a task."""
@@ -152,7 +152,7 @@ def configurations(home: Path) -> dict[Path, str]:
 
 @pytest.fixture(scope="session")
 def chain(cli: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """The quickstart in a few steps a stage, one process."""
+    """The quickstart with a few steps per stage, in one process."""
     home = tmp_path_factory.mktemp("chain")
     ended = cli.succeed(CHAIN, home)
     return Chain(home, ended.stdout, CHAIN, configurations(home))

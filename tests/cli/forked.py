@@ -1,7 +1,7 @@
-"""Programs in forked children of a process that has imported torch and Lightning once, which most of a start is.
+"""Runs programs in forked children of a process that has imported torch and Lightning, because imports are slow.
 
-`python forked.py` is that process; it is told what to run through a socket on its standard input. Only libraries are
-imported ahead, so a program finds all that is ours as it would in a process of its own.
+`python forked.py` is that process; it gets requests through a socket on its standard input. Only libraries are
+imported ahead, so a program imports this package as in a process of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LONGEST = 900  # seconds
 
 @dataclass(frozen=True)
 class Ended:
-    """How a program ended."""
+    """Exit code and output of a program."""
 
     code: int
     stdout: str
@@ -35,7 +35,7 @@ class Ended:
 
 
 class ForkServer:
-    """The process with the libraries, started at the first run."""
+    """The process with the libraries; it is started at the first run."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = dict(environment)
@@ -46,7 +46,7 @@ class ForkServer:
         """Run `-m MODULE ARGUMENTS` or `FILE ARGUMENTS` to the end.
 
         Raises:
-            TimeoutError: it takes longer than fifteen minutes; it is killed.
+            TimeoutError: it takes longer than fifteen minutes, and is killed.
         """
         if self._process is None:
             command = [sys.executable, __file__]
@@ -68,7 +68,7 @@ class ForkServer:
             return Ended(code, stdout.read().decode(), stderr.read().decode())
 
     def close(self) -> None:
-        """End the process, and what still runs in it."""
+        """End the process and all programs that still run in it."""
         self._socket.close()
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -76,7 +76,7 @@ class ForkServer:
 
 
 def _serve() -> list[str]:
-    """Fork for every request; returns, in a child, the program that is asked for."""
+    """Fork for every request; returns the requested program in the child."""
     for name in _LIBRARIES:
         __import__(name)
     requests = socket.socket(fileno=0)

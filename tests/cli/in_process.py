@@ -1,4 +1,4 @@
-"""Runs many command lines in one process, because most of a start is importing torch: `in_process.py CASES RESULTS`.
+"""Runs many command lines in one process, because importing torch is slow: `in_process.py CASES RESULTS`.
 
 CASES is a JSON list of `{args, cwd}`; RESULTS becomes a list of `{code, stdout, stderr}`. A traceback counts as code 1,
 as it would in a process of its own.
@@ -21,7 +21,7 @@ from cogview_pl.run import main
 
 
 def run(args: list[str], cwd: str) -> dict[str, object]:
-    """Exit code and what one command line prints."""
+    """Exit code and output of a command line."""
     os.chdir(cwd)
     sys.argv = ["cogview_pl", *args]
     GlobalHydra.instance().clear()
@@ -39,7 +39,7 @@ def run(args: list[str], cwd: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    Hydra.get_mode = lambda *arguments, **options: None  # composes all once more, for a key that no case sets
+    Hydra.get_mode = lambda *arguments, **options: None  # a key that no case sets, so that everything is composed again
     cases = json.loads(Path(sys.argv[1]).read_text())
-    results_file = Path(sys.argv[2] + os.environ.get("RANK", "")).resolve()  # each process writes its own
+    results_file = Path(sys.argv[2] + os.environ.get("RANK", "")).resolve()  # each process writes its own file
     results_file.write_text(json.dumps([run(**case) for case in cases]))

@@ -1,4 +1,4 @@
-"""What two runs have in common that must be equal, and a run taken back to one of its checkpoints."""
+"""Compares two runs that must be equal, and takes a run back to one of its checkpoints."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 KEEP_ALL = ("callbacks.checkpoint.every_n_train_steps=3", "callbacks.checkpoint.save_top_k=-1")
-"""Overrides of a run that can be taken back to step 3."""
+"""Overrides of a run that keeps the checkpoint of step 3."""
 
 
 def rewind(run: Path, copy: Path) -> None:
-    """Leave of a run made with `KEEP_ALL` what a kill behind step 3 would have left; the whole goes to `copy`."""
+    """Reduce a run made with `KEEP_ALL` to its state after a kill at step 3; the full run is moved to `copy`."""
     shutil.copytree(run, copy)
     for made in ("model", "adapter"):
         shutil.rmtree(run / made, ignore_errors=True)
@@ -34,7 +34,7 @@ def metrics(run: Path) -> dict[str, float]:
 
 
 def tensors(tree: Any, path: str = "") -> dict[str, Any]:
-    """Leaves of nested dictionaries and lists by their path."""
+    """Path → leaf of nested dictionaries and lists."""
     if isinstance(tree, dict):
         return {k: v for key, value in tree.items() for k, v in tensors(value, f"{path}/{key}").items()}
     if isinstance(tree, (list, tuple)):
@@ -43,7 +43,7 @@ def tensors(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def require_same(one: Path, other: Path) -> None:
-    """Weights, adapters, optimizer and metrics of two finished runs are equal to the bit."""
+    """Assert that weights, adapters, optimizer states and metrics of two finished runs are equal to the bit."""
     files = [path.relative_to(one) for path in one.rglob("*.safetensors")]
     assert files
     for file in files:

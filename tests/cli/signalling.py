@@ -1,4 +1,4 @@
-"""A callback that sends its own process a signal, for runs that must be told to stop at a given step."""
+"""A callback that sends a signal to its own process, to stop a run at a given step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lightning import Callback, LightningModule, Trainer
 
 
 class SignalAt(Callback):
-    """SIGTERM in the middle of a step.
+    """Sends SIGTERM in the middle of a step.
 
     Args:
-        step: its number, counted from 1.
+        step: number of the step, counted from 1.
     """
 
     def __init__(self, step: int) -> None:

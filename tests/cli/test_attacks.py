@@ -1,6 +1,6 @@
-"""Files and folders that somebody else has made: whatever they hold, a user's own things stay as they were.
+"""Files and folders from other people, with any content, never change the user's own files.
 
-All attacks take place in a home folder full of bystanders, which is compared byte for byte afterwards.
+All attacks happen in a home folder with other files; the folder is compared byte for byte afterwards.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SMALL = ("data.train_size=64", "data.val_size=8", "data.batch_size=8")
 
 
 class Address:
-    """An array of objects whose addresses are the bytes of a file; looking at one ends the process."""
+    """An array of objects whose addresses are the bytes of a file; reading an object crashes the process."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return np.ndarray, ((1,), np.dtype("O"), b"AAAAAAAA")
@@ -56,7 +56,7 @@ def everything(home: Path) -> dict[str, tuple[int, int, bytes | str]]:
 
 @pytest.fixture(scope="module")
 def home(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's project folder: results of a chain, things of their own, and what they have downloaded."""
+    """A user's project folder: results of a chain, own files, and downloaded files."""
     home = tmp_path_factory.mktemp("attacked") / "home"
     shutil.copytree(chain.home / "outputs", home / "outputs", symlinks=True)
     own = {
@@ -75,7 +75,7 @@ def newest(home: Path, task: str) -> Path:
 
 
 def copied(home: Path, task: str, name: str) -> Path:
-    """A copy of the newest run of a task, as if it had been downloaded."""
+    """A copy of the newest run of a task, in place of a downloaded one."""
     return shutil.copytree(newest(home, task), home / name, symlinks=True)
 
 
@@ -90,7 +90,7 @@ def hostile_pickle(home: Path) -> tuple[list[str], list[str]]:
 
 
 def hostile_base(home: Path) -> tuple[list[str], list[str]]:
-    """The same file as what an adapter claims to be based on."""
+    """A file as the claimed base of an adapter."""
     adapter = home / "adapter"
     adapter.mkdir()
     torch.save({}, adapter / "adapter.safetensors")
@@ -102,7 +102,7 @@ def hostile_base(home: Path) -> tuple[list[str], list[str]]:
 
 
 def hostile_program(home: Path) -> tuple[list[str], list[str]]:
-    """TorchScript whose names are written so that only libtorch finds its code."""
+    """TorchScript with names that only libtorch recognises as code."""
 
     class Writes(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -158,7 +158,7 @@ def checkpoints_as_a_link(home: Path) -> tuple[list[str], list[str]]:
 
 
 def other_text_tokenizer(home: Path) -> tuple[list[str], list[str]]:
-    """A finished run whose text.model was replaced before it was refused would be of no use any more."""
+    """A run that is refused must not have replaced the text.model of the finished run in its folder."""
     run = copied(home, "tokenize", "finished_tokens")
     learned_text(["别的话", "另一句话"] * 20, vocab_size=290).save(home / "other.model")
     same = "data.object_probabilities=[0.2,0.4,0.4]"
@@ -169,14 +169,14 @@ def other_text_tokenizer(home: Path) -> tuple[list[str], list[str]]:
 
 
 def other_images(home: Path) -> tuple[list[str], list[str]]:
-    """Begun with other settings of the toy world, which are what its images depend on."""
+    """A run that was begun with other settings of the toy world, so that its images differ."""
     run = copied(home, "tokenize", "other_images")
     return ["task=tokenize", *SMALL, "data.seed=9", f"resume={run}"], ["data (train split)", "verify=false"]
 
 
 def other_weights(home: Path) -> tuple[list[str], list[str]]:
-    """Another model at the path that the run was begun with."""
-    run = copied(home, "generate", "painted")
+    """A run whose base model has been replaced by another one."""
+    run = copied(home, "generate", "generated")
     model = shutil.copytree(newest(home, "pretrain"), home / "mine")
     weights = load_sequence_model(model).model.state_dict()
     weights["final_norm.bias"] = weights["final_norm.bias"] + 0.01
@@ -186,7 +186,7 @@ def other_weights(home: Path) -> tuple[list[str], list[str]]:
     same = [f"sampler.{name}={value}" for name, value in config.sampler.items()]
     same += [f"{name}={config[name]}" for name in ("seed", "num_images_per_prompt", "num_prompts")]
     command = ["task=generate", f"init_from={model}", f"resume={run}", "threads=1", *same]
-    return command, ["init_from is not what it was", "verify=false"]
+    return command, ["init_from has changed", "verify=false"]
 
 
 CASES |= {
@@ -199,7 +199,7 @@ CASES |= {
 
 
 def test_attacks_are_refused_and_bystanders_stay(cli: CommandLine, home: Path, tmp_path: Path) -> None:
-    """Exit code 2, one line, and not a byte of the home folder is another: no run folder is left behind either."""
+    """The run ends with exit code 2 and one line; the home folder is unchanged, and there is no new run folder."""
     cases = {name: make(home) for name, make in CASES.items()}
     before = everything(home)
     ended = cli.run_many([(args, home) for args, _ in cases.values()], tmp_path)
@@ -222,7 +222,7 @@ def test_attacks_are_refused_and_bystanders_stay(cli: CommandLine, home: Path, t
 
 @pytest.fixture(scope="module")
 def stopped(cli: CommandLine, home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Runs that somebody has changed while they were stopped, in a folder beside the home folder; see below."""
+    """Runs that were changed while they were stopped, in a folder next to the home folder; see below."""
     root = tmp_path_factory.mktemp("stopped")
     data = root / "data"
     data.mkdir()
@@ -235,7 +235,7 @@ def stopped(cli: CommandLine, home: Path, tmp_path_factory: pytest.TempPathFacto
     runs = {name: root / name for name in commands} | {"whole": root / "whole"}
     believe_nothing(runs["checkpoint"], [home / "victim", home / "diary.txt"])
     shutil.copytree(runs["finetune"], runs["whole"])
-    for name in ("model", "adapter", "checkpoints", "tensorboard"):  # what a kill right after the last row leaves
+    for name in ("model", "adapter", "checkpoints", "tensorboard"):  # the state after a kill right after the last row
         shutil.rmtree(runs["finetune"] / name, ignore_errors=True)
     (runs["finetune"] / "metrics.json").unlink()
     Image.effect_noise((64, 64), 99).save(data / "3.png")
@@ -243,7 +243,7 @@ def stopped(cli: CommandLine, home: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def command_lines(home: Path, root: Path) -> dict[str, list[str]]:
-    """Name of a run → what starts it."""
+    """Name of a run → its command line."""
     keep = ("callbacks.checkpoint.every_n_train_steps=1", "callbacks.checkpoint.save_top_k=2")
     return {
         "checkpoint": ["task=vqvae", *FEW, *SMALL, *keep],
@@ -260,7 +260,7 @@ def command_lines(home: Path, root: Path) -> dict[str, list[str]]:
 
 
 def believe_nothing(run: Path, victims: list[Path]) -> None:
-    """Have a checkpoint name the victims as earlier ones, which are deleted when the next one is saved."""
+    """Name the victims in a checkpoint as earlier checkpoints; these are deleted when the next one is saved."""
     file = run / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(file, weights_only=True)
     (state,) = [state for name, state in checkpoint["callbacks"].items() if name.startswith("Checkpoints")]
@@ -272,7 +272,7 @@ def believe_nothing(run: Path, victims: list[Path]) -> None:
 
 @pytest.fixture(scope="module")
 def gone_on(cli: CommandLine, home: Path, stopped: dict[str, Path]) -> dict[str, Ended]:
-    """How each of them ended when it went on, and that the home folder stayed as it was."""
+    """Results of the resumed runs; the home folder must be unchanged."""
     root = stopped["whole"].parent
     before = everything(home)
     cases = {name: [*command, f"resume={stopped[name]}"] for name, command in command_lines(home, root).items()}
@@ -284,7 +284,7 @@ def gone_on(cli: CommandLine, home: Path, stopped: dict[str, Path]) -> dict[str,
 
 
 def test_a_checkpoint_deletes_nothing_outside_its_run(gone_on: dict[str, Ended], stopped: dict[str, Path]) -> None:
-    """Only names in its own folder are believed; there, old checkpoints are still tidied up."""
+    """Only checkpoints in the run's own folder are deleted."""
     assert gone_on["checkpoint"].code == 0, gone_on["checkpoint"].stderr
     names = {path.name for path in (stopped["checkpoint"] / "checkpoints").iterdir()}
     assert names == {"last.ckpt", "step_5.ckpt", "step_6.ckpt", "step_8.ckpt", "step_9.ckpt"}  # 5, 6: of before
@@ -293,15 +293,15 @@ def test_a_checkpoint_deletes_nothing_outside_its_run(gone_on: dict[str, Ended],
 def test_a_finetune_that_tokenises_goes_on_exactly_before_its_first_checkpoint(
     gone_on: dict[str, Ended], stopped: dict[str, Path]
 ) -> None:
-    """What tokenising draws at random must not move dropout, noise, or the first weights of an adapter."""
+    """Random numbers of tokenising do not change dropout, noise, or the initial weights of an adapter."""
     assert gone_on["finetune"].code == 0, gone_on["finetune"].stderr
     require_same(stopped["whole"], stopped["finetune"])
 
 
 def test_data_that_changed_are_found_and_taken_on_request(gone_on: dict[str, Ended]) -> None:
-    """Another image under an old name: tokens of both must not get into one store."""
+    """Another image under an old name is refused, so that a token store never mixes both."""
     refused = gone_on["tokens"]
-    assert refused.code == 2 and "data (train split) is not what it was" in refused.stderr
+    assert refused.code == 2 and "data (train split) has changed" in refused.stderr
     assert gone_on["tokens, believed"].code == 0, gone_on["tokens, believed"].stderr
 
 
@@ -309,7 +309,7 @@ def test_data_that_changed_are_found_and_taken_on_request(gone_on: dict[str, End
 
 
 def test_odd_surroundings(cli: CommandLine, home: Path, tmp_path: Path) -> None:
-    """Variables of an earlier launch, a reader that goes away, a locale without Chinese, few open files."""
+    """Runs work with variables of an earlier launch, a closed pipe, a locale without Chinese, and few open files."""
 
     def shell(line: str) -> subprocess.CompletedProcess[str]:
         line = line.replace("RUN", " ".join((*COMMAND, "task=vqvae", "trainer.max_steps=1", *SMALL, "threads=1")))

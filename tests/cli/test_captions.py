@@ -1,4 +1,4 @@
-"""The captioner: finetuned from a pretrained model, describes images, ranks them; mistakes end in one line."""
+"""The captioner is finetuned from a pretrained model, describes images and ranks them; mistakes end in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 @pytest.fixture(scope="module")
 def home(cli, chain, tiny, tmp_path_factory) -> Path:
-    """A folder with the chain's outputs and a captioner finetuned from them for a few steps."""
+    """A folder with the outputs of the chain, and a captioner that was finetuned for a few steps."""
     home = tmp_path_factory.mktemp("captions")
     shutil.copytree(chain.home / "outputs", home / "outputs", symlinks=True)
     cli.succeed(["task=caption", *tiny], home)

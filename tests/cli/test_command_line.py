@@ -1,4 +1,4 @@
-"""The words that Hydra, a stage of a chain and another process of a run get."""
+"""Arguments that Hydra, a stage of a chain, and another process of a run get."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cogview_pl.errors import UserError
 
 @pytest.fixture
 def hydra_config(monkeypatch: pytest.MonkeyPatch):
-    """Sets what Hydra knows of a run: its mode, the number of the job and the overrides."""
+    """Sets Hydra's state of a run: its mode, the number of the job, and the overrides."""
 
     def set_config(mode: RunMode, overrides: list[str]) -> None:
         hydra = {"mode": mode, "job": {"num": 3}, "overrides": {"task": overrides}}
@@ -36,7 +36,7 @@ def hydra_config(monkeypatch: pytest.MonkeyPatch):
     ("words", "expected"),
     [
         (["task=vqvae", "prompts=[红色]"], ["task=vqvae", 'prompts=["红色"]']),
-        (["--help"], ["--help", "task=vqvae"]),  # help is that of a whole configuration, which needs a task
+        (["--help"], ["--help", "task=vqvae"]),  # help needs a task, because it shows the composed configuration
         (["-h", "model=small"], ["-h", "model=small", "task=vqvae"]),
         (["--help", "task=pretrain"], ["--help", "task=pretrain"]),
         (["+experiment=quickstart", "+trainer.benchmark=true"], ["experiment=quickstart", "+trainer.benchmark=true"]),

@@ -1,4 +1,4 @@
-"""compile=true: one key for all trainings, refused in one line where no compiler is there."""
+"""compile=true works in all trainings, and is refused in one line without a compiler."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def test_a_missing_compiler_is_named_before_training(monkeypatch: pytest.MonkeyP
         prepare_compiler(training_options(composed("task=pretrain", "compile=true", "trainer.accelerator=cpu")))
     prepare_compiler(
         training_options(composed("task=pretrain", "compile=false", "trainer.accelerator=cpu"))
-    )  # not looked for where nobody asks
+    )  # without compile=true the compiler is not searched
 
 
 @pytest.mark.slow
 def test_a_compiled_run_is_the_plain_one(cli, chain, tmp_path: Path, tiny) -> None:
-    """The numbers differ by rounding; what is saved says nothing of how it was trained."""
+    """Losses differ by rounding only, and saved files do not depend on compiling."""
     few = ("trainer.max_steps=2", "trainer.val_check_interval=2", f"data.token_store={chain.run_folder('tokenize')}")
     found = []
     for name, extra in {

@@ -1,4 +1,4 @@
-"""What a run promises: its folder, its numbers, the same result from the same seed, and from Python."""
+"""Guarantees of a run: its folder, its metrics, and the same result from the same seed and from Python."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class TestRunFolder:
 
 
 def write_images(folder: Path, count: int, corrupt: int) -> None:
-    """Images with captions; the first `corrupt` cannot be read."""
+    """Images with captions; the first `corrupt` images cannot be read."""
     folder.mkdir()
     lines = [json.dumps({"file_name": f"{i:03d}.png", "text": f"图{i}"}, ensure_ascii=False) for i in range(count)]
     (folder / "captions.jsonl").write_text("\n".join(lines))
@@ -129,7 +129,7 @@ def write_shard(file: Path, first: int, count: int) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """Folder in which the runs below are called."""
+    """Working folder of the runs below."""
     home = tmp_path_factory.mktemp("contract")
     write_images(home / "one_corrupt", 12, 1)
     write_images(home / "half_corrupt", 64, 32)
@@ -140,14 +140,14 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(cli, chain, tiny, home, tmp_path_factory) -> dict[str, object]:
-    """All runs of this file that need no process of their own, in one."""
+    """All runs of this file that can share a process."""
     scratch = tmp_path_factory.mktemp("scratch")
     pretrain = ("task=pretrain", *tiny, f"data.token_store={chain.run_folder('tokenize')}")
     vqvae = ("task=vqvae", *tiny)
     model = f"init_from={chain.run_folder('pretrain')}"
     commands = {
-        "painted": (*GENERATE, model, "run_dir=painted"),
-        "painted_again": (*GENERATE, model, "run_dir=painted_again"),
+        "generated": (*GENERATE, model, "run_dir=generated"),
+        "generated_again": (*GENERATE, model, "run_dir=generated_again"),
         "pretrain": (*pretrain, "seed=3", "run_dir=pretrain"),
         "dropout": (*pretrain, "seed=3", "model.dropout=0.5", "run_dir=dropout"),
         "plan": ("task=pretrain", "model=cogview_4b", "plan=true", "outputs=planned"),
@@ -178,24 +178,24 @@ def require_done(runs, *names: str) -> None:
 
 class TestGenerate:
     def test_samples_are_listed_with_file_seed_and_size(self, runs, home) -> None:
-        require_done(runs, "painted")
-        records = [json.loads(line) for line in (home / "painted" / "samples.jsonl").read_text().splitlines()]
+        require_done(runs, "generated")
+        records = [json.loads(line) for line in (home / "generated" / "samples.jsonl").read_text().splitlines()]
         assert [record["prompt"] for record in records] == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
         assert [record["seed"] for record in records] == [7, 8, 7, 8]
         for record in records:
-            with Image.open(home / "painted" / record["file"]) as image:
+            with Image.open(home / "generated" / record["file"]) as image:
                 assert image.size == (record["width"], record["height"]) == (64, 64)
 
     def test_same_seed_same_bytes(self, runs, home) -> None:
-        require_done(runs, "painted", "painted_again")
-        files = sorted(file.relative_to(home / "painted") for file in (home / "painted" / "samples").rglob("*.png"))
+        require_done(runs, "generated", "generated_again")
+        files = sorted(file.relative_to(home / "generated") for file in (home / "generated" / "samples").rglob("*.png"))
         assert len(files) == 5
         for file in files:
-            assert (home / "painted" / file).read_bytes() == (home / "painted_again" / file).read_bytes()
-        assert metrics(home / "painted") == metrics(home / "painted_again")
+            assert (home / "generated" / file).read_bytes() == (home / "generated_again" / file).read_bytes()
+        assert metrics(home / "generated") == metrics(home / "generated_again")
 
-    def test_python_paints_the_same_images(self, runs, home, chain) -> None:
-        require_done(runs, "painted")
+    def test_python_generates_the_same_images(self, runs, home, chain) -> None:
+        require_done(runs, "generated")
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -205,7 +205,7 @@ class TestGenerate:
         finally:
             torch.set_num_threads(threads)
         for number, image in enumerate(images):
-            with Image.open(home / "painted" / "samples" / "0000" / f"{number:02d}.png") as saved:
+            with Image.open(home / "generated" / "samples" / "0000" / f"{number:02d}.png") as saved:
                 assert np.array_equal(np.asarray(saved), np.asarray(image))
 
     def test_prompts_from_standard_input(self, cli, chain, tmp_path) -> None:
@@ -225,7 +225,7 @@ class TestGenerate:
 
 class TestTraining:
     def test_same_seed_same_numbers(self, cli, chain, tmp_path) -> None:
-        """The whole chain again, in a process of its own, where sets have another order, and another folder."""
+        """The chain again in another folder and process, where sets have another order."""
         process = cli.start(chain.command, tmp_path)
         _, stderr = process.communicate(timeout=600)
         assert process.returncode == 0, stderr[-4000:]

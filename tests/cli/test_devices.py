@@ -1,4 +1,4 @@
-"""Several processes train as one does, write one folder, and can be gone on with by another number of them."""
+"""Several processes train like one process, write one folder, and resume with another number of processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRAIN = (
     f"callbacks.checkpoint.every_n_train_steps={HALF}",
     "callbacks.checkpoint.save_top_k=-1",
     "trainer.log_every_n_steps=1",
-    "data.val_size=9",  # not the same number for both
+    "data.val_size=9",  # processes have different numbers of samples
     "threads=1",
     "~callbacks.progress",
 )
@@ -41,8 +41,8 @@ VQVAE = (
 ONE = ("data.batch_size=8",)
 TWO = ("data.batch_size=4", "trainer.devices=2")
 DDP, FSDP = (*TWO, "strategy=ddp"), (*TWO, "strategy=fsdp")
-PAINT = ("task=generate", "prompts=[红色的圆形,蓝色的心形]", "num_images_per_prompt=2", "seed=7", "threads=1")
-TP = ("data.batch_size=8", "trainer.devices=2", "strategy=tp")  # both train on the same samples
+GENERATE = ("task=generate", "prompts=[红色的圆形,蓝色的心形]", "num_images_per_prompt=2", "seed=7", "threads=1")
+TP = ("data.batch_size=8", "trainer.devices=2", "strategy=tp")  # both processes train on the same samples
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def lora(chain) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def on_two(cli, home, pretrain, tmp_path_factory) -> Path:
-    """Runs of two processes, in a folder each."""
+    """Runs of two processes, each in its own folder."""
     cases = [
         ([*VQVAE, *DDP, "run_dir=vqvae_ddp"], home),
         ([*pretrain, *DDP, "run_dir=ddp"], home),
@@ -79,19 +79,19 @@ def on_two(cli, home, pretrain, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def more_on_two(cli, on_two, pretrain, lora, chain, tmp_path_factory) -> Path:
-    """What takes longer: tensor parallelism, adapters, and runs that went on in two processes."""
+    """Slower runs: tensor parallelism, adapters, and runs that were resumed in two processes."""
     again = [middle_of(on_two / run, f"{run}_again") for run in ("ddp", "fsdp")]
-    painter = f"init_from={chain.run_folder('pretrain')}"
+    generator = f"init_from={chain.run_folder('pretrain')}"
     cases = [
         ([*pretrain, *DDP, f"resume={again[0]}"], on_two),
         ([*pretrain, *FSDP, f"resume={again[1]}"], on_two),
         ([*pretrain, *TP, "run_dir=tp"], on_two),
         ([*lora, *DDP, "run_dir=lora_ddp"], on_two),
-        ([*PAINT, painter, "strategy=tp", "trainer.devices=2", "run_dir=painted_tp"], on_two),
+        ([*GENERATE, generator, "strategy=tp", "trainer.devices=2", "run_dir=generated_tp"], on_two),
     ]
     require_done(cli.run_on_two(cases, tmp_path_factory.mktemp("two_again")))
     alone = [
-        ([*PAINT, painter, "run_dir=painted_one"], on_two),
+        ([*GENERATE, generator, "run_dir=generated_one"], on_two),
         ([*lora, *ONE, "run_dir=lora_one"], on_two),
     ]
     require_done(cli.run_many(alone, tmp_path_factory.mktemp("one_again")))
@@ -100,7 +100,7 @@ def more_on_two(cli, on_two, pretrain, lora, chain, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def on_one(cli, home, on_two, pretrain, tmp_path_factory) -> Path:
-    """The same in one process, and runs that went on in one process from the middle of one in two."""
+    """The same runs in one process, and runs of two processes that were resumed in one."""
     cases = [
         ([*VQVAE, *ONE, "run_dir=vqvae_one"], home),
         ([*pretrain, *ONE, "run_dir=one"], home),
@@ -117,7 +117,7 @@ def require_done(ended: list[Any]) -> None:
 
 
 def middle_of(run: Path, name: str) -> Path:
-    """A copy of a run as it was at half its steps."""
+    """A copy of a run, reduced to its state after half of its steps."""
     copy = run.with_name(name)
     (copy / "checkpoints").mkdir(parents=True)
     shutil.copy(run / RECORD, copy / RECORD)
@@ -147,8 +147,8 @@ def test_tensor_parallel_trains_as_one_process_does(more_on_two: Path, on_one: P
 
 
 @pytest.mark.slow
-def test_tensor_parallel_paints_the_same_images(more_on_two: Path) -> None:
-    one, two = more_on_two / "painted_one", more_on_two / "painted_tp"
+def test_tensor_parallel_generates_the_same_images(more_on_two: Path) -> None:
+    one, two = more_on_two / "generated_one", more_on_two / "generated_tp"
     assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
     for image in (one / "samples").rglob("*.png"):
         assert image.read_bytes() == (two / image.relative_to(one)).read_bytes()

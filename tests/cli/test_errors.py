@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend: exit code 2, one line that names the key or file, and no run folder is left."""
+"""Mistakes of a user end with exit code 2 and one line that names the key or file, and leave no run folder."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "slurm_launcher": (["-m", *FIRST_TASK, "hydra/launcher=submitit_slurm"], ["hydra/launcher", "cogview_pl[slurm]"]),
     "no_gpu": ([*FIRST_TASK, "trainer.accelerator=gpu"], ["trainer", "gpu"]),
     "font": (["task=generate", "init_from={pretrain}", "font=/nowhere.ttf", "num_prompts=1"], ["font=/nowhere.ttf"]),
-    # what earlier tasks left
+    # results of earlier tasks
     "tokenize_first": (["task=tokenize", "outputs={empty}"], ["image_tokenizer.path", "task=vqvae"]),
     "pretrain_first": (
         ["task=pretrain", "outputs={empty}"],
@@ -205,7 +205,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.fixture(scope="module")
 def places(chain, tmp_path_factory) -> dict[str, Path]:
-    """Folders with one fault each, and the good ones of the chain."""
+    """Folders with one fault each, and the run folders of the chain."""
     root = tmp_path_factory.mktemp("faults")
     found = {task: chain.run_folder(task) for task in ("vqvae", "tokenize", "pretrain")}
     for name in ("empty", "plain", "corrupt", "good"):
@@ -260,7 +260,7 @@ def places(chain, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def outcomes(cli, chain, places, tmp_path_factory) -> dict[str, tuple[int, str]]:
-    """Exit code and standard error of every case, from one process."""
+    """Exit code and standard error of every case, run in one process."""
     names = list(CASES)
     commands = [[_fill(word, places) for word in CASES[name][0]] for name in names]
     ended = cli.run_many([(command, chain.home) for command in commands], tmp_path_factory.mktemp("cases"))

@@ -1,4 +1,4 @@
-"""task=features and task=evaluate: known numbers, the protocol, comparisons; mistakes end in one line."""
+"""task=features and task=evaluate: known metrics, the protocol, comparisons; mistakes end in one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,14 @@ RUNS = {
     "pairs": [*ON_PAIRS, "run_dir=pairs"],
     "again": [*ON_PAIRS, "run_dir=again"],
     "rerank": ["task=rerank", "pairs=outputs/generate/latest", "run_dir=rerank"],
-    "painted": ["task=evaluate", *MEASURED, "num_prompts=3", "num_images_per_prompt=2", "seed=5", "run_dir=painted"],
+    "generated": [
+        "task=evaluate",
+        *MEASURED,
+        "num_prompts=3",
+        "num_images_per_prompt=2",
+        "seed=5",
+        "run_dir=generated",
+    ],
     "images": [
         *("task=evaluate", "images=images", "evaluate.reference=images", "evaluate.metrics=[fid]", *MEASURED),
         "run_dir=of_images",
@@ -74,21 +81,21 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["task=evaluate", "pairs=cats.jsonl", "evaluate.metrics=[style]"], ["style needs prompts", "2"]),
     (["task=evaluate", "pairs=long.jsonl", "evaluate.metrics=[caption_loss]"], ["caption_loss", "text tokens"]),
     (["task=evaluate", "init_from=outputs/caption/latest"], ["task=pretrain"]),
-    (["task=evaluate", "evaluate.compare=[pairs,painted]"], ["protocol/generated_images is 4", "6 in painted"]),
+    (["task=evaluate", "evaluate.compare=[pairs,generated]"], ["protocol/generated_images is 4", "6 in generated"]),
 ]
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What the runs of this file left."""
+    """Results of the runs of this file."""
 
     home: Path
     mistakes: list[Any]
-    """How each command line of `MISTAKES` ended."""
+    """Result of each command line of `MISTAKES`."""
     compared: str
-    """What the comparison printed."""
+    """Output of the comparison."""
     left: set[Path]
-    """Run folders that mistakes left."""
+    """Run folders that exist after the mistakes."""
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +105,7 @@ def home(evaluated: Evaluated) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluated(cli, chain, tiny, tmp_path_factory) -> Evaluated:
-    """A folder with the chain's outputs, images, and all runs of this file, from one process."""
+    """A folder with the outputs of the chain, images, and all runs of this file, made in one process."""
     home = tmp_path_factory.mktemp("evaluate")
     shutil.copytree(chain.home / "outputs", home / "outputs", symlinks=True)
     (home / "images").mkdir()
@@ -168,9 +175,9 @@ def test_reconstruction_agrees_with_the_training_run(home: Path) -> None:
 
 def test_judges_agree_with_generate_and_rerank(home: Path) -> None:
     found = metrics(home / "pairs")
-    painted = metrics(home / "outputs" / "generate" / "latest")
+    generated = metrics(home / "outputs" / "generate" / "latest")
     for name in ("toy/colour_accuracy", "toy/shape_accuracy", "toy/place_accuracy", "toy/all_right"):
-        assert found[name] == painted[name]
+        assert found[name] == generated[name]
     assert found["eval/caption_loss"] == pytest.approx(metrics(home / "rerank")["rerank/caption_loss"], rel=1e-5)
 
 
@@ -182,10 +189,10 @@ def test_equal_runs_have_equal_numbers(home: Path) -> None:
     assert first == second
 
 
-def test_paints_first_where_nothing_is_given(home: Path) -> None:
-    found = metrics(home / "painted")
-    assert len((home / "painted" / "samples.jsonl").read_text().splitlines()) == 6
-    assert (home / "painted" / "samples" / "0002" / "01.png").exists()
+def test_generates_first_where_nothing_is_given(home: Path) -> None:
+    found = metrics(home / "generated")
+    assert len((home / "generated" / "samples.jsonl").read_text().splitlines()) == 6
+    assert (home / "generated" / "samples" / "0002" / "01.png").exists()
     assert found["protocol/generated_images"] == 6
     assert found["protocol/sampler_top_k"] == 200 and found["protocol/num_images_per_prompt"] == 2
     assert found["protocol/seed"] == 5

@@ -1,4 +1,4 @@
-"""Super-resolution and styles from a pretrained model: one command each; mistakes end in one line."""
+"""Super-resolution and styles are finetuned from a pretrained model by one command each; mistakes end in one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..toy_world.toy_images import toy_images
 
 @pytest.fixture(scope="module")
 def home(cli, chain, tiny, tmp_path_factory) -> Path:
-    """A folder with the chain's outputs, and both finetunes made from them in a few steps."""
+    """A folder with the outputs of the chain, and both finetunes after a few steps."""
     home = tmp_path_factory.mktemp("finetunes")
     shutil.copytree(chain.home / "outputs", home / "outputs", symlinks=True)
     cli.succeed(["task=super_resolution", *tiny], home)
@@ -55,14 +55,14 @@ def test_magnified_images_are_compared_with_the_truth(cli, home: Path) -> None:
     run = home / "outputs" / "magnify" / "latest"
     written = records(run / "samples.jsonl")
     assert [record["prompt"] for record in written] == [toy_images("val", 8).text(i) for i in range(3)]
-    painted, truth = [], toy_images("val", 8, image_size=128)
+    upscaled, truth = [], toy_images("val", 8, image_size=128)
     for record in written:
         with Image.open(run / str(record["file"])) as image:
             assert image.size == (128, 128) == (record["width"], record["height"])
-            painted.append(pil_to_tensor(image) / 255)
+            upscaled.append(pil_to_tensor(image) / 255)
     found = metrics(home, "magnify")
     drawn = torch.stack([truth[i].image / 255 for i in range(3)])
-    assert found["magnify/psnr"] == pytest.approx(float(psnr(torch.stack(painted), drawn)), abs=0.02)  # 8-bit PNGs
+    assert found["magnify/psnr"] == pytest.approx(float(psnr(torch.stack(upscaled), drawn)), abs=0.02)  # 8-bit PNGs
     assert found["magnify/psnr_bicubic"] != found["magnify/psnr"]
 
 
@@ -87,7 +87,7 @@ def test_generate_enlarges(cli, home: Path) -> None:
     assert [record["width"] for record in written] == [128, 128]
 
 
-def test_a_style_model_paints(home: Path) -> None:
+def test_a_style_model_generates(home: Path) -> None:
     images = CogView.load(home / "outputs" / "style" / "latest", "cpu").generate("素描风格的左边有一个大的红色圆形")
     assert [image.size for image in images] == [(64, 64)]
 

@@ -1,4 +1,4 @@
-"""LoRA from the command line: what a finetune leaves, that it resumes exactly, and every way to use it."""
+"""LoRA from the command line: files of a finetune, exact resume, and all uses of an adapter."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def home(cli, chain, tiny, tmp_path_factory) -> Path:
-    """A folder with the chain's outputs and, made from them in a few steps by LoRA, the folders of `RUNS`."""
+    """A folder with the outputs of the chain, and the folders of `RUNS`, made by LoRA in a few steps."""
     home = tmp_path_factory.mktemp("lora")
     shutil.copytree(chain.home / "outputs", home / "outputs", symlinks=True)
     ended = cli.run_many([([*args, *tiny, f"run_dir={name}"], home) for name, args in RUNS.items()], home)
@@ -62,7 +62,7 @@ def test_an_adapter_alone_is_all_that_a_run_need_leave(home: Path) -> None:
     assert found.keys() == same.keys()
     assert all(torch.equal(tensor, same[name]) for name, tensor in found.items())
     assert all(tensor.dtype == torch.float32 for tensor in adapter(home / "upscaler").values())
-    assert all(tensor.abs().max() > 0 for tensor in found.values())  # B has left zero
+    assert all(tensor.abs().max() > 0 for tensor in found.values())  # B is no longer zero
 
 
 def test_checkpoints_hold_what_is_trained_and_nothing_else(home: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_resumed_run_is_the_run_never_stopped(cli, home: Path, tiny, tmp_path:
             ([*other, "lora.rank=3"], ["resume", "lora.rank=4", "this run has 3"]),
             ([*other, "lora.rank=0"], ["resume", "lora.rank=4", "this run has None"]),
             ([*other, "lora.alpha=3"], ["resume", "lora.alpha"]),
-            ([*other, "init_from=alone"], ["resume", "init_from is not what it was"]),
+            ([*other, "init_from=alone"], ["resume", "init_from has changed"]),
         ],
         home,
         tmp_path,

@@ -1,4 +1,4 @@
-"""Optimizers and precisions that save memory, from the command line: exact resume, and what does not go together."""
+"""Low-memory optimizers and precisions from the command line: exact resume, and options that exclude each other."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def test_8_bits_and_bf16_resume_exactly(cli, chain, tiny, tmp_path: Path) -> Non
     [ended] = cli.run_many([([*args, "run_dir=run"], tmp_path)], tmp_path)
     assert ended.code == 0, ended
     rewind(run, whole)
-    painted = [
+    generation = [
         "task=generate",
         "init_from=run",
         "precision=bf16_true",
         "prompts=[红色]",
-        "run_dir=painted",
+        "run_dir=generated",
         "threads=1",
     ]
-    resumed, generated = cli.run_many([([*args, "resume=run"], tmp_path), (painted, tmp_path)], tmp_path)
+    resumed, generated = cli.run_many([([*args, "resume=run"], tmp_path), (generation, tmp_path)], tmp_path)
     assert resumed.code == 0, resumed
     assert generated.code == 0, generated
     require_same(whole, run)

@@ -1,4 +1,4 @@
-"""Command-line words reach Hydra's grammar in a form that it reads as the same value."""
+"""Command-line words are quoted so that Hydra's grammar reads the same value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cogview_pl.cli.overrides import quote_override
 
 
 def value(word: str) -> object:
-    """What Hydra makes of a word after quoting."""
+    """Value that Hydra reads from a quoted word."""
     parsed = OverridesParser.create().parse_overrides([quote_override(word)])[0].value()
     return [str(item) for item in parsed] if isinstance(parsed, list) else str(parsed)
 

@@ -1,4 +1,4 @@
-"""The tutorial's quantizer from a file in the working folder: trained, saved, and read where it is named."""
+"""The tutorial's quantizer, from a file in the working folder: it is trained, saved, and loaded by its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tutorial docs/write-your-own-task.md, as it is written there: a task, a template and a data set of one's own."""
+"""The tutorial docs/write-your-own-task.md, word for word: the user's own task, template and data set."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .tutorial import block
 
 
 def commands(heading: str) -> list[list[str]]:
-    """The arguments of each command in a section."""
+    """Arguments of each command in a section."""
     return [line.removeprefix("python -m cogview_pl.run ").split() for line in block(heading, "bash").splitlines()]
 
 
 def without_toy(tiny: tuple[str, ...]) -> list[str]:
-    """The keys of a tiny run, without those of the toy world."""
+    """Keys of a tiny run, without keys of the toy world."""
     return [key for key in tiny if not key.startswith(("data.train_size", "data.val_size"))]
 
 
 @pytest.fixture(scope="module")
 def home(cli, chain, tmp_path_factory) -> Path:
-    """A folder with the chain's outputs, the tutorial's files and 24 of its images."""
+    """A folder with the outputs of the chain, the files of the tutorial, and 24 images."""
     home = tmp_path_factory.mktemp("own_task")
     shutil.copytree(chain.home / "outputs", home / "outputs", symlinks=True)
     for folder, heading, name in (

@@ -1,4 +1,4 @@
-"""plan=true: what it counts, against what runs take, and runs that it stops."""
+"""plan=true: its estimate against the memory of runs, and runs that it stops."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_released_size_has_its_published_parameters(capsys: pytest.CaptureFixtur
     assert figures["sequence_model/parameters"] == 3_928_849_920
     assert "3,928,849,920" in capsys.readouterr().out
     held = figures["memory_of_gpu/weights_bytes"] + figures["memory_of_gpu/optimizer_bytes"]
-    tensors = 48 * 16 + 4  # of each AdamW counts the steps in four bytes
+    tensors = 48 * 16 + 4  # AdamW has a step counter of four bytes per tensor
     assert held == (4 + 8) * figures["sequence_model/parameters"] + 4 * tensors
     none, selective, block = (figures[f"memory/activations_{name}_bytes"] for name in ("none", "selective", "block"))
     assert none > selective > block

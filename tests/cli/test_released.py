@@ -1,4 +1,4 @@
-"""Released checkpoints through the command line: painted with as they are, converted both ways, refused in one line."""
+"""Released checkpoints from the command line: used as they are, converted both ways, refused in one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CAPTIONS = ["红色的圆形", "蓝色的心形", "一个绿色的三角形"]
 
 
 class Hostile:
-    """Would leave a file behind if it were unpickled."""
+    """Writes a file if it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -33,7 +33,7 @@ class Hostile:
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny release: tokenizer, text model, and three transformers of random weights under the released names."""
+    """A tiny release: tokenizer, text model, and three transformers with random weights under the released names."""
     folder = tmp_path_factory.mktemp("release")
     torch.manual_seed(0)
     save_vqvae(build_vqvae(released_settings(8, 4, NUM_CODES)), folder / "tokenizer.pt")
@@ -51,7 +51,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(release: Path) -> list[str]:
-    """What a run with released weights needs besides the weights."""
+    """Options that a run with released weights needs."""
     return [
         *("model.num_layers=2", "model.hidden_size=32", "model.num_heads=2", "model.num_positions=64"),
         *("image_tokenizer.image_size=32", "text.max_length=16", "threads=1"),
@@ -68,9 +68,9 @@ def generate(release: Path, base: Path, sr: Path, caption: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def painted(cli, release: Path, options: list[str], tmp_path_factory) -> Path:
-    """A run that paints, ranks and enlarges with the released folders as they are."""
-    home = tmp_path_factory.mktemp("painted")
+def generated(cli, release: Path, options: list[str], tmp_path_factory) -> Path:
+    """A run that generates, ranks and upscales with the released folders as they are."""
+    home = tmp_path_factory.mktemp("generated")
     folders = [release / f"cogview-{name}" for name in ("base", "sr", "caption")]
     cli.succeed([*generate(release, *folders), *options], home)
     return home / "outputs" / "generate" / "latest"
@@ -80,19 +80,19 @@ def records(run: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
 
 
-def test_painted_ranked_and_enlarged(painted: Path) -> None:
-    found = records(painted)
+def test_generated_ranked_and_upscaled(generated: Path) -> None:
+    found = records(generated)
     assert [record["prompt"] for record in found] == ["红色的圆形"] * 2 + ["蓝色的心形"] * 2
     for first, second in (found[:2], found[2:]):
         assert first["caption_loss"] <= second["caption_loss"]  # best first
         assert first["seed"] != second["seed"]
     for record in found:
         assert (record["width"], record["height"]) == (64, 64)  # twice the 32 pixels of the tokenizer
-        assert Image.open(painted / str(record["file"])).size == (64, 64)
+        assert Image.open(generated / str(record["file"])).size == (64, 64)
 
 
 @pytest.mark.slow
-def test_converted_models_paint_the_same_images(cli, release, options, painted, tmp_path: Path) -> None:
+def test_converted_models_generate_the_same_images(cli, release, options, generated, tmp_path: Path) -> None:
     ours = [tmp_path / name for name in ("base", "sr", "caption")]
     templates = ("text_image", "super_resolution", "image_text")
     for folder, template in zip(ours, templates, strict=True):
@@ -101,9 +101,9 @@ def test_converted_models_paint_the_same_images(cli, release, options, painted, 
         cli.succeed([*convert, *options], tmp_path)
     cli.succeed(generate(release, *ours), tmp_path)
     run = tmp_path / "outputs" / "generate" / "latest"
-    assert records(run) == records(painted)
+    assert records(run) == records(generated)
     for record in records(run):
-        assert (run / str(record["file"])).read_bytes() == (painted / str(record["file"])).read_bytes()
+        assert (run / str(record["file"])).read_bytes() == (generated / str(record["file"])).read_bytes()
     back = tmp_path / "back"
     cli.succeed(["task=convert", f"convert.source={ours[0]}", f"convert.target={back}"], tmp_path)
     file = "1/mp_rank_00_model_states.pt"
@@ -122,7 +122,7 @@ def test_converted_tokenizer_goes_back(cli, release: Path, options: list[str], t
 
 
 def test_mistakes(cli, release: Path, options: list[str], tmp_path: Path) -> None:
-    paint = ["task=generate", "prompts=[红色]", f"init_from={release}/cogview-base", *options]
+    command = ["task=generate", "prompts=[红色]", f"init_from={release}/cogview-base", *options]
     convert = ["task=convert", f"convert.source={release}/tokenizer.pt", *options]
     converted_sr = [f"convert.source={release}/cogview-sr", "convert.target=sr", "template=super_resolution"]
     cli.succeed(["task=convert", *converted_sr, *options], tmp_path)
@@ -130,18 +130,18 @@ def test_mistakes(cli, release: Path, options: list[str], tmp_path: Path) -> Non
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     cases = [
-        ([word for word in paint if not word.startswith("text.model")], ["init_from", "text.model"]),
-        ([word for word in paint if not word.startswith("image_tokenizer.path")], ["image_tokenizer.path"]),
-        ([*paint, f"text.model={release}/other_text.model"], ["init_from", "vocabulary", "text.model"]),
-        ([*paint, "model.num_layers=3"], ["num_layers=2", "model.num_layers=3"]),
-        ([*paint, f"rerank_with={release}/cogview-sr"], ["rerank_with", "cogview-sr", "upscale_with"]),
-        ([*paint, f"rerank_with={tmp_path}/sr"], ["layout", "task=caption"]),
-        ([*paint, f"upscale_with={release}/cogview-caption"], ["upscale_with", "cogview-caption"]),
-        ([*paint, "top_n=1"], ["top_n=1", "rerank_with"]),
-        ([*paint, "compat=official", "sampler.guidance=3"], ["sampler.guidance=3", "compat=official"]),
-        ([*paint, f"image_tokenizer.path={release}/hostile.pt"], ["image_tokenizer.path", "refused", "system"]),
-        ([*paint, f"image_tokenizer.path={tmp_path}/truncated.pt"], ["truncated.pt", "damaged"]),
-        ([*paint, f"image_tokenizer.path={release}/cogview-base/1/mp_rank_00_model_states.pt"], ["module"]),
+        ([word for word in command if not word.startswith("text.model")], ["init_from", "text.model"]),
+        ([word for word in command if not word.startswith("image_tokenizer.path")], ["image_tokenizer.path"]),
+        ([*command, f"text.model={release}/other_text.model"], ["init_from", "vocabulary", "text.model"]),
+        ([*command, "model.num_layers=3"], ["num_layers=2", "model.num_layers=3"]),
+        ([*command, f"rerank_with={release}/cogview-sr"], ["rerank_with", "cogview-sr", "upscale_with"]),
+        ([*command, f"rerank_with={tmp_path}/sr"], ["layout", "task=caption"]),
+        ([*command, f"upscale_with={release}/cogview-caption"], ["upscale_with", "cogview-caption"]),
+        ([*command, "top_n=1"], ["top_n=1", "rerank_with"]),
+        ([*command, "compat=official", "sampler.guidance=3"], ["sampler.guidance=3", "compat=official"]),
+        ([*command, f"image_tokenizer.path={release}/hostile.pt"], ["image_tokenizer.path", "refused", "system"]),
+        ([*command, f"image_tokenizer.path={tmp_path}/truncated.pt"], ["truncated.pt", "damaged"]),
+        ([*command, f"image_tokenizer.path={release}/cogview-base/1/mp_rank_00_model_states.pt"], ["module"]),
         ([*convert, "convert.target=full"], ["convert.target=full", "exists"]),
         ([*convert], ["convert.target"]),
         ([*convert, "convert.target=x", "convert.source=nowhere"], ["convert.source=nowhere"]),

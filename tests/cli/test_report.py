@@ -1,4 +1,4 @@
-"""`report.html` at the end of a chain: whole, self-contained, and true to the run folders that it is made of."""
+"""`report.html` of a chain is complete and self-contained, and agrees with the run folders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHEETS = ("reconstructions.png", "samples/grid.png")
 
 @dataclass
 class Element:
-    """An element of the page; `words` is its own text without that of its children."""
+    """An element of the page; `words` is its own text without the text of its children."""
 
     tag: str
     attributes: dict[str, str]
@@ -81,7 +81,7 @@ def read_page(file: Path) -> Element:
 
 
 def image_in(image: Element) -> Image.Image:
-    """What an `<img>` shows; it must lie in the page itself."""
+    """The image of an `<img>`; the page must contain it."""
     kind, _, content = image.attributes["src"].partition(";base64,")
     assert kind in {"data:image/png", "data:image/jpeg"}
     shown = Image.open(io.BytesIO(base64.b64decode(content, validate=True)))
@@ -96,7 +96,7 @@ def exact_metrics(section: Element) -> dict[str, float]:
 
 @dataclass
 class Section:
-    """A stage on the page of the tiny chain, and its run folder."""
+    """A stage on the page of the tiny chain, with its run folder."""
 
     element: Element
     folder: Path
@@ -177,7 +177,7 @@ COLOURS = 16
 
 
 def scored_folder(folder: Path) -> Path:
-    """Image i is of grey 10 · i and has caption loss i; the file lists them in another order."""
+    """Image i has grey 10 · i and caption loss i; the file lists the images in another order."""
     folder.mkdir()
     records = []
     for number in range(COLOURS):
@@ -221,7 +221,7 @@ def test_few_scored_images_are_shown_once(tmp_path: Path) -> None:
 
 
 def test_images_of_rerank_lie_where_its_pairs_were(tmp_path: Path) -> None:
-    pairs = scored_folder(tmp_path / "painted")
+    pairs = scored_folder(tmp_path / "generated")
     stage = tmp_path / "stage"
     stage.mkdir()
     (pairs / "samples.jsonl").rename(stage / "samples.jsonl")
@@ -243,7 +243,7 @@ def test_texts_from_data_are_escaped(tmp_path: Path) -> None:
     (stage / "config.yaml").write_text(json.dumps({"task": evil, "seed": evil}))
     section = section_of(stage, tmp_path)
     assert not section.all("script") and not section.all("b")
-    assert section.text.count(evil) == 8  # twice the task, the seed, in the list, in two strips, key and reason
+    assert section.text.count(evil) == 8  # task twice, seed, list, two strips, key and reason
     assert section.all("img")[0].attributes["alt"] == evil
 
 

@@ -1,4 +1,4 @@
-"""A run that was killed or told to stop, and resumed, ends exactly like one that was left alone."""
+"""A run that was killed or stopped, and then resumed, ends exactly like an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PRETRAIN = ("task=pretrain", *TRAIN, "model.dropout=0.1")
 
 
 def scalars(run: Path, tag: str) -> dict[int, float]:
-    """Step → value; where a step was taken twice, before the kill and after it, the last counts."""
+    """Step → value; the last value counts if a step was logged before the kill and after it."""
     found: dict[int, float] = {}
     for file in sorted((run / "tensorboard").glob("events.*"), key=lambda file: int(file.name.split(".")[3])):
         events = EventAccumulator(str(file), size_guidance={"scalars": 0})
@@ -72,11 +72,11 @@ def wait_for(process: subprocess.Popen[str], condition: Any) -> None:
 
 
 def interrupt(cli, args: tuple[str, ...], home: Path, run: Path, number: signal.Signals) -> tuple[int, str]:
-    """Start a run, send a signal to all its processes once it has a checkpoint; its exit code and standard error."""
+    """Exit code and standard error of a run; all its processes get a signal once it has a checkpoint."""
     process = cli.start([*args, f"run_dir={run}"], home, start_new_session=True)
     wait_for(process, (run / "checkpoints" / "last.ckpt").exists)
-    time.sleep(0.2)  # some steps further, which the resumed run takes again
-    os.killpg(process.pid, number)  # as a terminal does for Ctrl-C
+    time.sleep(0.2)  # a few more steps, which the resumed run repeats
+    os.killpg(process.pid, number)  # a terminal does this for Ctrl-C
     _, stderr = process.communicate(timeout=120)
     assert not (run / "model").exists(), "the run ended before it was interrupted: it needs more steps"
     return process.returncode, stderr
@@ -112,7 +112,7 @@ def test_resumed_training_is_exact(
 
 @pytest.fixture(scope="module")
 def whole_runs(cli, chain, tmp_path_factory) -> dict[str, tuple[tuple[str, ...], Path, tuple[str, ...]]]:
-    """Per task: its arguments, the folder of a run without interruption, the tags to compare."""
+    """Task → its arguments, the folder of an uninterrupted run, and the tags to compare."""
     root = tmp_path_factory.mktemp("whole")
     pretrain = (*PRETRAIN, f"data.token_store={chain.run_folder('tokenize')}")
     tokenize = (*TOKENIZE, f"image_tokenizer.path={chain.run_folder('vqvae')}")
@@ -129,7 +129,7 @@ def whole_runs(cli, chain, tmp_path_factory) -> dict[str, tuple[tuple[str, ...],
 
 
 def test_metrics_survive_two_interrupts_in_a_row(cli, whole_runs, tmp_path) -> None:
-    """The second comes before the process has validated anew; what the first had logged is kept."""
+    """The second signal comes before the next validation; the values logged before the first one are kept."""
     args, whole, _ = whole_runs["pretrain"]
     args = ["+callbacks.signal._target_=tests.cli.signalling.SignalAt", *args]
     places = {6: f"run_dir={tmp_path / 'run'}", 7: f"resume={tmp_path / 'run'}"}
@@ -143,7 +143,7 @@ def test_metrics_survive_two_interrupts_in_a_row(cli, whole_runs, tmp_path) -> N
 
 
 def test_the_log_goes_on_at_its_step_behind_a_stop_at_a_validation(cli, whole_runs, tmp_path) -> None:
-    """Lightning counts one step more from there on."""
+    """From there on Lightning counts one step too many."""
     args, whole, losses = whole_runs["pretrain"]
     run = tmp_path / "run"
     stop = ["+callbacks.signal._target_=tests.cli.signalling.SignalAt", f"+callbacks.signal.step={2 * EVERY}"]
@@ -171,7 +171,7 @@ def test_resumed_tokenisation_is_exact(cli, whole_runs, tmp_path) -> None:
 
 
 def test_painting_goes_on_where_it_stopped(cli, whole_runs, tmp_path) -> None:
-    """Two of four prompts are done, a third is half written; the rest is painted as if nothing had happened."""
+    """Two of four prompts are finished and a third is half written; the others are generated as without the stop."""
     args, whole, _ = whole_runs["generate"]
     runs = {"whole": whole} | {name: tmp_path / name for name in ("stopped", "other", "doubled")}
     lines = (runs["whole"] / "samples.jsonl").read_bytes().splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""Output survives readers that go away, closed streams, and encodings without Chinese."""
+"""Runs survive closed pipes, closed streams, and encodings without Chinese."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ os.write(int(sys.argv[1]), b"done")
 
 
 def run(line: str) -> subprocess.CompletedProcess[str]:
-    """A shell's view of the program: `RUN` in the line stands for it, descriptor 9 for what it says at its end."""
+    """Runs a shell line; `RUN` is replaced by the program, and descriptor 9 gets its final output."""
     command = line.replace("RUN", f"{sys.executable} -c '{PROGRAM}' 9")
     return subprocess.run(["bash", "-c", f"exec 9>&2; {command}"], capture_output=True, text=True, check=False)
 

@@ -1,4 +1,4 @@
-"""A sweep over jobs with different numbers of devices: every job runs once, in one folder, as it would alone."""
+"""In a sweep over numbers of devices every job runs once, in one folder, with the same result as alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys and choices that do not exist: one line with the nearest existing ones, or with how to add a key."""
+"""Unknown keys and choices end in one line with the nearest known ones, or with advice on how to add a key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINES = {
     "max_step=3": f"max_step: there is no such key (did you mean trainer.max_steps?){LISTED}",
     "sampler={topk: 3}": f"sampler.topk: there is no such key (did you mean sampler.top_k?){LISTED}",
     "data.foo.bar=3": f"data.foo.bar: there is no such key{LISTED}",
-    # nodes that take any key say how to add one
+    # for nodes that accept any key, the message says how to add one
     "trainer.max_step=3": (
         "trainer.max_step: there is no such key (did you mean trainer.max_steps?); to add it: +trainer.max_step=3"
     ),
@@ -49,11 +49,11 @@ LINES = {
     ),
     "image_tokenizer/quantizer=emma": (
         "image_tokenizer/quantizer=emma: there is no such choice (did you mean image_tokenizer/quantizer=ema?); "
-        "choices: ema, fixed, gumbel, learned"
+        "choices: custom, ema, fixed, gumbel, learned"
     ),
     "modl=tiny": f"modl: there is no such key (did you mean model?){LISTED}",
 }
-"""Last word of the command line → the line on standard error."""
+"""Last word of the command line → line on standard error."""
 
 FILES = {
     "unknown": ({"foo": 1}, f"In 'experiment/unknown': foo: there is no such key{LISTED}"),
@@ -63,11 +63,11 @@ FILES = {
     ),
     "of_trainer": ({"trainer": {"max_step": 1}}, NO_ARGUMENT),
 }
-"""Experiments of the working folder: what they set, and the line on standard error."""
+"""Experiments of the working folder: their values, and the line on standard error."""
 
 
 def refused(cli, cases: list[list[str]], home: Path) -> list[str]:
-    """What each case prints; each must end with exit code 2."""
+    """Output of each case; each must end with exit code 2."""
     ended = cli.run_many([(case, home) for case in cases], home)
     assert [result.code for result in ended] == [2] * len(cases)
     return [result.stderr for result in ended]

@@ -1,4 +1,4 @@
-"""Code blocks of docs/write-your-own-task.md, so that tests run what users read."""
+"""Code blocks of docs/write-your-own-task.md, so that tests run the text of the tutorial."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TUTORIAL = Path(__file__).parents[2] / "docs" / "write-your-own-task.md"
 
 
 def block(heading: str, language: str) -> str:
-    """The first code block of a language in the section with a heading."""
+    """The first code block in a language, in the section with the heading."""
     section = TUTORIAL.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
     found = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
     assert found

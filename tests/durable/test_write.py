@@ -1,4 +1,4 @@
-"""Files that are replaced are the old or the new ones, and a full disk is one line."""
+"""A replaced file has its old or its new content, and a full disk ends in one line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LIMIT = 1000
 
 
 def limited(function: Callable[[], object]) -> str:
-    """The message of the UserError that a function raises where no file may be larger than `LIMIT` bytes."""
+    """Message of the UserError that a function raises if files are limited to `LIMIT` bytes."""
     receive, send = os.pipe()
     child = os.fork()
     if not child:
@@ -114,7 +114,7 @@ def test_drafts_of_killed_runs_are_cleared_away(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
-    """Neither a file nor a folder inside a run leads out of it; links that stay inside are fine."""
+    """Links to files or folders outside the run are refused; links inside it are allowed."""
     outside, run = tmp_path / "outside", tmp_path / "run"
     outside.mkdir()
     run.mkdir()
@@ -129,7 +129,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"{place} is a link that leads out of the run folder"):
             clear_for_writing(run)
         if place.name == name:
-            write_text(run / "config.yaml", "a: 1")  # the link itself goes away
+            write_text(run / "config.yaml", "a: 1")  # the link itself is deleted
         else:
             with pytest.raises(OSError):
                 append(place, b"more")
@@ -144,11 +144,11 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     assert (outside / "diary.txt").read_text() == "dear diary" and os.listdir(outside) == ["diary.txt"]
 
 
-# --- what is written
+# --- writing
 
 
 def next_descriptor() -> int:
-    """The lowest number that no open file of this process has."""
+    """The lowest free file descriptor of this process."""
     descriptor = os.open(os.devnull, os.O_RDONLY)
     os.close(descriptor)
     return descriptor
@@ -156,7 +156,7 @@ def next_descriptor() -> int:
 
 def test_what_is_written_is_what_is_there(tmp_path: Path) -> None:
     file, free = tmp_path / "file", next_descriptor()
-    for text in ("鹿", "two\nlines"):  # the second takes the place of the first
+    for text in ("鹿", "two\nlines"):  # the second replaces the first
         write_text(file, text)
         assert file.read_bytes() == text.encode()
     write_bytes(file, b"\x00\xff")
@@ -184,7 +184,7 @@ def test_files_have_the_rights_that_the_user_gives_to_new_ones(tmp_path: Path) -
 def test_content_reaches_the_disk_before_its_name_and_the_name_before_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In another order a power cut would leave an empty file in the place of the old one."""
+    """In another order a power cut could replace the old file by an empty one."""
     done: list[tuple[object, ...]] = []
     sync, replace = os.fsync, os.replace
 
@@ -225,7 +225,7 @@ def test_a_draft_that_a_kill_left_is_written_over(tmp_path: Path) -> None:
 def test_no_space_at_any_call_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
-    """Of the system as well: a disk may have no room for another name, or notice only when it is to write."""
+    """The system may also fail at other calls: creating a name, syncing or renaming."""
     file = tmp_path / "file"
     write_text(file, "old")
 
@@ -255,7 +255,7 @@ def test_a_folder_without_space_after_the_move_is_one_line_too(tmp_path: Path, m
 
 
 def caused(error: Exception, by: Exception | None, of: Exception | None = None) -> Exception:
-    """An error that was raised for another one, or while one was under way."""
+    """An error that has a full disk as its cause or context."""
     error.__cause__, error.__context__ = by, of
     return error
 
@@ -269,7 +269,7 @@ IS_FULL: dict[str, tuple[BaseException | None, bool]] = {
     "a library's words for the quota": (RuntimeError("write: Disk quota exceeded"), True),
     "a library's words for the largest file": (RuntimeError("File too large"), True),
     "the cause of the cause": (caused(ValueError("a"), caused(ValueError("b"), FULL)), True),
-    "what was under way": (caused(ValueError("a"), None, FULL), True),
+    "a context": (caused(ValueError("a"), None, FULL), True),
     "nothing": (None, False),
     "a broken disk": (OSError(errno.EIO, "x"), False),
     "another error with that number": (caused(ValueError(errno.ENOSPC), OSError(errno.EACCES, "x")), False),
@@ -293,7 +293,7 @@ def test_the_file_that_found_no_space_first_is_named(tmp_path: Path) -> None:
         raise FULL
 
 
-# --- what is cleared away
+# --- clearing
 
 
 def test_only_names_of_ours_are_drafts() -> None:
@@ -302,7 +302,7 @@ def test_only_names_of_ours_are_drafts() -> None:
 
 
 def test_nothing_is_cleared_away_where_something_is_refused(tmp_path: Path) -> None:
-    """And everything once it is gone, however deep, but for folders and what a user has."""
+    """Drafts are deleted at any depth; folders and files of the user stay."""
     run = tmp_path / "run"
     drafts = [run / ".a.cogview_pl-draft", run / "b" / "c" / ".d.cogview_pl-draft"]
     (run / "b" / "c").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Weights and images that are the same on every machine and with every version of torch, unlike those of a seed."""
+"""Weights and images that, unlike random numbers of a seed, are the same with every version of torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 
 def fixed_values(shape: tuple[int, ...], number: int) -> Tensor:
-    """float32 in 0 … 1, without order; another `number` gives others."""
+    """Pseudo-random float32 in 0 … 1; another `number` gives other values."""
     places = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64) + 0.61 * number
     return (torch.sin(places * 12.9898) * 43758.5453).remainder(1).reshape(shape).float()
 
 
 def fixed_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A state dict for a model, which may lie on the meta device, that keeps activations near their size."""
+    """A state dict for a model (maybe on the meta device) that keeps the scale of activations."""
     found = {}
     for number, (name, tensor) in enumerate(model.state_dict().items()):
         values = fixed_values(tuple(tensor.shape), number)

@@ -1,4 +1,4 @@
-"""A TorchScript archive that writes a file when it is opened, and the disguises in which libtorch still opens it."""
+"""A TorchScript archive that writes a file when it is opened, and disguises that libtorch still accepts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Loader(nn.Module):
-    """Writes a file when it is loaded."""
+    """A module that writes a file when it is loaded."""
 
     def __init__(self, target: str) -> None:
         super().__init__()
@@ -42,13 +42,13 @@ DISGUISES: dict[str, Callable[[str], str]] = {
 
 
 def hostile_archive(file: Path, target: Path, disguise: str = "none", twice: bool = False) -> Path:
-    """Write an archive that writes `target` when it is opened.
+    """Write an archive that makes `target` when it is opened.
 
     Args:
         file: the archive.
-        target: the file that it writes.
+        target: file that the archive makes.
         disguise: a key of `DISGUISES`.
-        twice: the code is there twice; libtorch takes the first one, Python the second, which is empty.
+        twice: the code is stored twice; libtorch reads the first entry, Python the second, which is empty.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Feature networks from folders and files: what is opened, what is refused, and that nothing in a file runs unasked."""
+"""Feature networks from folders and files: some are accepted, some refused, and no code runs without consent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLASSES = ("flat", "oil", "ink")
 
 
 class Means(nn.Module):
-    """Mean of each colour, and two logits."""
+    """A network that gives the mean of each colour, and two logits."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = images.mean((2, 3))
@@ -37,14 +37,14 @@ class Means(nn.Module):
 
 
 class Alone(nn.Module):
-    """Features without logits."""
+    """A network without logits."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.mean((2, 3))
 
 
 class Maps(nn.Module):
-    """No features: an image."""
+    """A network that gives an image, not features."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images * 2
@@ -101,7 +101,7 @@ def network() -> ToyNetwork:
 
 @pytest.fixture
 def run(network: ToyNetwork, tmp_path: Path) -> Path:
-    """A run folder with that network."""
+    """A run folder with the network above."""
     save_network(network, tmp_path / "run" / "model", TOY_EDGE, CLASSES)
     return tmp_path / "run"
 
@@ -130,7 +130,7 @@ def test_a_flipped_bit_is_never_believed(run: Path) -> None:
         flip(file, random)
         try:
             opened(run)
-            believed += file.name != "manifest.json"  # white space in it says nothing about the network
+            believed += file.name != "manifest.json"  # white space does not change the network
         except UserError as error:
             assert "\n" not in str(error)
         file.write_bytes(whole)
@@ -153,7 +153,7 @@ def test_a_flipped_bit_is_never_believed(run: Path) -> None:
     ],
 )
 def test_settings_are_not_believed(run: Path, changes: dict[str, object], words: str) -> None:
-    """Whoever changes them on purpose changes the hashes as well."""
+    """A manifest is forged too, because an attacker would change the hashes as well."""
     file = run / "model" / "config.yaml"
     OmegaConf.save({**OmegaConf.load(file), **changes}, file)
     forge_manifest(run / "model")
@@ -167,7 +167,7 @@ def test_other_folders(run: Path, tmp_path: Path) -> None:
     assert "holds no model/" in refusal(run)
 
 
-# --- files of others ---
+# --- files of other programs ---
 
 
 def test_no_network(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_pickle_that_would_run_code(tmp_path: Path) -> None:
     target, file = tmp_path / "written", tmp_path / "n.pth"
     for old_format in (True, False):
         torch.save({"fc.weight": Dropper(target)}, file, _use_new_zipfile_serialization=not old_format)
-        for trust in (True, False):  # trust is for programs
+        for trust in (True, False):  # trust matters for programs only
             assert "was refused" in refusal(file, trust=trust)
     assert not target.exists()
 
@@ -218,7 +218,7 @@ def test_weights_with_an_entry_that_torch_does_not_write(entry: str, tmp_path: P
     torch.save({"fc.weight": torch.zeros(2)}, file)
     assert "fc.weight is (2,)" in refusal(file)
     with warnings.catch_warnings(), zipfile.ZipFile(file, "a") as archive:
-        warnings.simplefilter("ignore")  # of an entry that is there already
+        warnings.simplefilter("ignore")  # warning about a duplicate entry
         archive.writestr(entry, b"")
     assert "evaluate.trust_features=true" in refusal(file)
 

@@ -1,4 +1,4 @@
-"""Inception v3 from state dicts: FID's against numbers of torch-fidelity, torchvision's against torchvision."""
+"""Inception v3 from state dicts: FID's network against values of torch-fidelity, torchvision's against torchvision."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fid_weights() -> dict[str, Tensor]:
 
 
 def images() -> Tensor:
-    """`(2, 3, 299, 299)`."""
+    """Images `(2, 3, 299, 299)`."""
     found = fixed_values((2, 3, 299, 299), 0)
     found[1, :, :150] *= 0.3
     found[0, 0] **= 3
@@ -71,7 +71,7 @@ def test_torchvision(fid_weights: dict[str, Tensor], tmp_path: Path) -> None:
 
 
 def test_the_border_is_left_out_of_means() -> None:
-    """Blocks of FID's network differ from torchvision's in their last channels alone, and of means at the border."""
+    """Blocks of FID's network differ from torchvision's only in the last channels, and means only at the border."""
     theirs, ours = InceptionA(4, 8).eval(), _BlockA(4, 8).eval()
     ours.load_state_dict(theirs.state_dict())
     x = torch.ones(1, 4, 5, 5)
@@ -97,7 +97,7 @@ def test_the_last_block_takes_the_maximum() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"fc.weight": None}, r"fc.weight is missing, that of Inception v3 is \(1008, 2048\)"),
+        ({"fc.weight": None}, r"fc.weight is missing; give Inception v3 of FID \(1008, 2048\)"),
         ({"fc.weight": torch.zeros(10, 2048)}, r"fc.weight is \(10, 2048\)"),
         ({"Conv2d_1a_3x3.conv.weight": None}, "the Inception v3 of FID: Conv2d_1a_3x3.conv.weight is missing;"),
         ({"fc.bias": torch.zeros(1000)}, r"fc.bias has the shape \(1000,\) instead of \(1008,\)"),

@@ -1,4 +1,4 @@
-"""LPIPS against its definition, written out."""
+"""LPIPS against a direct implementation of its definition."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHANNELS = (64, 128, 256, 512, 512)
 
 @pytest.fixture(scope="module")
 def network_weights() -> dict[str, Tensor]:
-    """Of `vgg16.features`, by torchvision's names."""
+    """State dict of `vgg16.features` with torchvision's names."""
     with torch.device("meta"):
         features = vgg16(weights=None, init_weights=False).features
     return fixed_weights(nn.ModuleDict({"features": features}))
@@ -34,14 +34,14 @@ def linear_weights() -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def files(network_weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("lpips")
-    extra = {"classifier.6.bias": torch.zeros(1000)}  # torchvision's file has the classifier as well
+    extra = {"classifier.6.bias": torch.zeros(1000)}  # torchvision's file also has the classifier
     save_file(network_weights | extra, folder / "vgg16.safetensors")
     torch.save(linear_weights(), folder / "vgg.pth")
     return [str(folder / "vgg16.safetensors"), str(folder / "vgg.pth")]
 
 
 def by_definition(weights: dict[str, Tensor], image: Tensor, other: Tensor) -> float:
-    """Distance of two images `(3, Y, X)`, in float64."""
+    """Distance of two images `(3, Y, X)`, computed in float64."""
     x = torch.stack((image, other)).double() * 2 - 1
     x = (x - torch.tensor([-0.030, -0.088, -0.188])[:, None, None]) / torch.tensor([0.458, 0.448, 0.450])[:, None, None]
     layers = iter(zip(list(weights.values())[::2], list(weights.values())[1::2], strict=True))

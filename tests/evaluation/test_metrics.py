@@ -11,7 +11,7 @@ from cogview_pl.evaluation.metrics import FID, inception_score
 
 
 def samples(mean: Tensor, covariance: Tensor, count: int, seed: int) -> Tensor:
-    """Float64 samples `(count, F)` whose mean and unbiased covariance are exactly those given, up to rounding."""
+    """Float64 samples `(count, F)` with exactly the given mean and unbiased covariance, up to rounding."""
     random = torch.Generator().manual_seed(seed)
     raw = torch.randn(count, len(mean), generator=random, dtype=torch.float64)
     raw = raw - raw.mean(0)
@@ -20,7 +20,7 @@ def samples(mean: Tensor, covariance: Tensor, count: int, seed: int) -> Tensor:
 
 
 def closed_form(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covariance_2: Tensor) -> float:
-    """The Fréchet distance, by symmetric square roots."""
+    """The Fréchet distance, computed with symmetric square roots."""
     root = symmetric_root(covariance_1)
     cross = symmetric_root(root @ covariance_2 @ root)
     return float((mean_1 - mean_2).square().sum() + (covariance_1 + covariance_2 - 2 * cross).trace())
@@ -70,7 +70,7 @@ def test_fid_of_a_set_with_itself_is_zero() -> None:
 
 
 def test_fid_loses_nothing_to_float32_features_far_from_zero() -> None:
-    """Sums of squares of features around 1000 would eat a variance of 0.01 in float32."""
+    """In float32, sums of squares of features near 1000 would lose a variance of 0.01."""
     covariance_1, covariance_2 = (0.01 * random_covariance(8, seed) for seed in (8, 9))
     mean = torch.full((8,), 1000.0, dtype=torch.float64)
     real = samples(mean, covariance_1, 500, seed=10).float()

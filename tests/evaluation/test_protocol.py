@@ -1,4 +1,4 @@
-"""Comparing two evaluations: only where they were measured in the same way."""
+"""Two evaluations are compared only if they have the same protocol."""
 
 from __future__ import annotations
 

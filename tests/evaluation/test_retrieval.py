@@ -1,4 +1,4 @@
-"""Figures of ranking on cases whose answer is known."""
+"""Metrics of ranking on cases whose answer is known."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cogview_pl.toy_world.accuracy import meaning
 def test_best_of_n_follows_the_loss_and_the_oracle_the_truth() -> None:
     first = [Ranked(0, 3.0, False), Ranked(1, 2.0, True), Ranked(2, 1.0, False), Ranked(3, 4.0, True)]
     second = [Ranked(0, 1.0, True), Ranked(1, 2.0, False), Ranked(2, 3.0, False), Ranked(3, 0.5, False)]
-    curve = best_of([first[::-1], second])  # the order of the list does not matter, that of the seeds does
+    curve = best_of([first[::-1], second])  # the order of seeds matters, the order of the list does not
     assert curve == {1: (0.5, 0.5), 2: (1.0, 1.0), 4: (0.0, 1.0)}
 
 
@@ -25,7 +25,11 @@ def test_others_say_something_else() -> None:
     for own in range(5):
         found = other_captions("abcde", own, 4)
         assert sorted([*found, own]) == list(range(5))
-    assert set(other_captions("abacab", 0, 3)) == {1, 3, 5}  # the two others that say "a" are as true as the own one
+    assert set(other_captions("abacab", 0, 3)) == {
+        1,
+        3,
+        5,
+    }  # both other "a" have the same meaning
     many = list(range(100))
     assert other_captions(many, 3, 15) == other_captions(many, 3, 15) != other_captions(many, 4, 15)
     with pytest.raises(ValueError, match="3 say something else"):

@@ -1,4 +1,4 @@
-"""State dicts in files of others: what is read, and that damage and surprises end in one line."""
+"""State dicts of other programs are read; damaged or unexpected files end in one line."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_what_is_no_state_dict(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "old"])
 def test_flipped_bits(old: bool, tmp_path: Path) -> None:
-    """Archives have checksums: none is believed. Old files have none: one line, or weights of the same shapes."""
+    """Damaged archives are refused by their checksums. Old files have none: one line, or weights of the same shapes."""
     file, random = tmp_path / "weights.pth", Random(2)
     torch.save(weights(), file, _use_new_zipfile_serialization=not old)
     whole = file.read_bytes()

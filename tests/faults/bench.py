@@ -1,4 +1,4 @@
-"""Where the runs of a campaign take place, and how one that was stopped goes on."""
+"""Folders of the runs of a campaign, and functions that resume a stopped run."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ T = TypeVar("T")
 
 
 class Bench:
-    """Subjects, each run once without faults, and a place where they run with them.
+    """Subjects that have run without faults, and a folder where they run with faults.
 
     Args:
-        home: folder for everything.
-        seed: decides which faults, and when.
+        home: folder of all runs.
+        seed: seed of faults and moments.
     """
 
     def __init__(self, home: Path, seed: int) -> None:
@@ -46,13 +46,13 @@ class Bench:
         self.random = Random(seed)
         self.log = home / "log.txt"
         self.place = home / "place"
-        """The folder of an injection: the run, and what a chain makes beside it."""
+        """The folder of an injection: the run, and outputs of a chain."""
         self.run = self.place / "run"
         self.mounted = False
-        """Whether full disks are real ones."""
+        """Whether full disks are real file systems."""
         self.notes: list[str] = []
-        """What was drawn for the injection under way."""
-        Judge(32)  # prepares what all runs have in common
+        """Random choices of the current injection."""
+        Judge(32)  # prepares shared caches of all runs
         write_images(home / "images")
         write_shards(home / "tars")
         self.subjects: dict[str, Subject] = {}
@@ -66,7 +66,7 @@ class Bench:
         return compose(*(word.replace("{home}", str(self.home)).replace("{place}", str(self.place)) for word in words))
 
     def _subject(self, name: str) -> Subject:
-        """Run a subject twice without faults: its reference, and that it is deterministic."""
+        """Run a subject twice without faults, for a reference, and to check that it is deterministic."""
         config, counts, reference = self._compose(name), Counts(), self.home / name
         with self.fresh_place():
             ended = self.start(config, counts.prepare)
@@ -98,7 +98,7 @@ class Bench:
 
     @contextmanager
     def fresh_place(self) -> Iterator[None]:
-        """An empty place for one injection; what it left behind is taken away."""
+        """An empty folder for an injection; it is emptied afterwards."""
         shutil.rmtree(self.place, ignore_errors=True)
         self.place.mkdir()
         try:
@@ -107,37 +107,37 @@ class Bench:
             fork_server.end_orphans()
 
     def pick(self, wanted: Callable[[Subject], bool] = lambda subject: True) -> Subject:
-        """One of the subjects that are wanted."""
+        """A random subject among those that fit."""
         return self.subjects[self.draw([subject.name for subject in self.subjects.values() if wanted(subject)])]
 
     def draw(self, things: Sequence[T]) -> T:
-        """One of several things, which is noted."""
+        """A random choice, recorded in the log of the injection."""
         thing = self.random.choice(things)
         self.notes.append(str(thing))
         return thing
 
     def number(self, least: int, most: int) -> int:
-        """A number, which is noted."""
+        """A random number, recorded in the log of the injection."""
         return self.draw(range(least, most + 1))
 
     def some_time(self, subject: Subject) -> float:
-        """Some seconds in the life of a run, which are noted."""
+        """A random moment of a run in seconds, recorded in the log of the injection."""
         seconds = self.random.uniform(0.05, 0.95) * subject.seconds
         self.notes.append(f"{seconds:.2f} s")
         return seconds
 
     def start(self, config: Any, prepare: Prepare = nothing, **keys: Any) -> Ended:
-        """A run in its place."""
+        """Run a subject in the folder of the injection."""
         return fork_server.run(config, self.log, prepare, run_dir=str(self.run), **keys)
 
     def start_and(
         self, act: Callable[[int], object], subject: Subject, after: float, **keys: Any
     ) -> tuple[Ended, bool]:
-        """A run in its place, to which something is done after some seconds."""
+        """Run a subject in the folder of the injection, and call a function after some seconds."""
         return fork_server.run_and(act, subject.config, self.log, after, run_dir=str(self.run), **keys)
 
     def left(self) -> dict[str, Any]:
-        """All that the run has left, and the newest stages of a chain."""
+        """The run folder, and the newest stages of a chain."""
         stages = {f"stages/{task.name}": (task / "latest").resolve() for task in (self.place / "outputs").glob("*")}
         found = left_by(self.run)
         for name, run in stages.items():
@@ -146,18 +146,18 @@ class Bench:
         return found
 
     def advice(self, subject: Subject) -> list[str]:
-        """What a run that was stopped says is to be done; a chain may say how to go on with its stage."""
+        """Advice that a stopped run prints; a chain may print advice for its stage."""
         if subject.can_go_on(self.run):
             return [f"go on with resume={self.run}"]
         return ["start it again", f"go on with resume={self.place}/outputs/"]
 
     def finish(self, subject: Subject, *, killed: bool = False, whole_log: bool = True) -> str:
-        """Have a stopped run go on, or begin anew, to its end; it must end like one that was not stopped.
+        """Resume a stopped run, or start it anew, to its end; its result must equal the reference.
 
         Args:
-            subject: what was stopped.
-            killed: it had no time to tidy up.
-            whole_log: it could write all that it had logged.
+            subject: subject of the stopped run.
+            killed: whether the run was killed and could not clean up.
+            whole_log: whether the run could write all of its log.
         """
         if subject.recipe.begins_anew:
             return self._begin_anew(subject, killed)
@@ -176,7 +176,7 @@ class Bench:
             if not killed:
                 raise Wrong(f"{METRICS} is there, as if the run had finished")
             drafts = [name for name, file in files_of(self.run) if is_draft(file.name)]
-            require_same(self.left(), subject.reference, but=drafts)  # a kill behind the last file
+            require_same(self.left(), subject.reference, but=drafts)  # a kill after the last file
         self._require_whole_stages(subject)
         ended = self.start(subject.config)
         if ended.code == 0:
@@ -187,7 +187,7 @@ class Bench:
         return STOPPED
 
     def _require_whole_stages(self, subject: Subject) -> None:
-        """Stages of a chain that have finished are what they would be without the fault."""
+        """Check that finished stages of a chain equal those of the reference."""
         for run in (self.place / "outputs").glob("*/*"):
             if (run / METRICS).exists():
                 stage = f"stages/{run.parent.name}/"
@@ -197,7 +197,7 @@ class Bench:
                 raise Wrong(f"{run} points at a stage that has not finished")
 
     def same_or_refused(self, ended: Ended, subject: Subject, but: Collection[str] = ()) -> str:
-        """A run on damaged files ends like one on whole ones (`but` for some of its own), or in one line."""
+        """Check that a run on damaged files ends in one line or like the reference, except for the files `but`."""
         if ended.code == 0:
             require_same(self.left(), subject.reference, but)
             return SAME

@@ -1,11 +1,11 @@
-"""The fault campaign: runs are killed, stopped, starved of disk and fed damaged files, then go on, and are compared.
+"""The fault campaign: runs are killed, stopped, or get a full disk or damaged files; then they resume and are compared.
 
     python -m tests.faults.campaign --injections 400 --seed 0 [--each NUMBER] [--only WORDS] [--json FILE]
 
-After each fault the run goes on (`resume=auto`) and must end with the same bytes as one that was left alone, or the
-program must refuse what was damaged or changed in one line that says why. A run that keeps nothing to go on with must
-leave nothing half-written. Reported are the number of injections of each kind and how they ended. Needs Linux; with the
-right to mount, full disks are real ones (a small tmpfs).
+After each fault the run resumes (`resume=auto`) and must end with the same bytes as an uninterrupted run, or the
+program must refuse damaged or changed files in one line with the reason. A run that cannot be resumed must
+leave no half-written files. The report has the number of injections by kind and outcome. Needs Linux; with the
+right to mount, full disks are real file systems (a small tmpfs).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tests.faults.bench import Bench
 from tests.faults.outcomes import EARLY, FAILED, LISTED, REFUSED, SAME, STOPPED, Wrong
 
 KINDS: dict[str, Callable[[Bench], str]] = {**kills.kinds(), **disks.kinds(), **inputs.kinds(), **damage.kinds()}
-"""Name of a fault → what puts it in once and says how that ended."""
+"""Name of a fault → function that injects it once and returns the outcome."""
 
 
 def inject(bench: Bench, kind: str) -> str:
-    """Put one fault in; returns how it ended, `FAILED: …` if a promise was broken."""
+    """Inject one fault; returns the outcome, `FAILED: …` if a guarantee was broken."""
     bench.notes.clear()
     with bench.fresh_place():
         try:
@@ -42,7 +42,7 @@ def inject(bench: Bench, kind: str) -> str:
 
 
 def campaign(bench: Bench, number: int, kinds: list[str]) -> tuple[dict[str, Counter[str]], list[str]]:
-    """Put in `number` faults; returns outcomes by kind, and what failed."""
+    """Inject `number` faults; returns outcomes by kind, and the failures."""
     table: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
     failures: list[str] = []
     started = time.monotonic()
@@ -59,7 +59,7 @@ def campaign(bench: Bench, number: int, kinds: list[str]) -> tuple[dict[str, Cou
 
 
 def markdown(table: dict[str, Counter[str]]) -> str:
-    """The outcomes as a table."""
+    """Outcomes as a table."""
     columns = [SAME, REFUSED, LISTED, STOPPED, EARLY, FAILED]
     lines = ["| fault | " + " | ".join(columns) + " | all |", "|---|" + "---|" * (len(columns) + 1)]
     for kind, outcomes in table.items():
@@ -74,8 +74,8 @@ def markdown(table: dict[str, Counter[str]]) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--injections", type=int, default=400, help="so many in all, kind after kind")
-    parser.add_argument("--each", type=int, help="so many of each kind instead")
+    parser.add_argument("--injections", type=int, default=400, help="number of injections, kind after kind")
+    parser.add_argument("--each", type=int, help="number of injections of each kind instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the table there as well")
     parser.add_argument("--only", default="", help="only faults with these words in their names")

@@ -1,6 +1,6 @@
-"""One bit of a file is flipped, and what reads the file next must notice, or end as if nothing had been.
+"""One bit of a file is flipped; the next reader must refuse the file, or end with the same result.
 
-A flipped file keeps its size and its time, as on a disk that fails.
+A flipped file keeps its size and time, as on a failing disk.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ GOES_ON = (RECORD, "config.yaml")
 
 @dataclass(frozen=True)
 class Use:
-    """What reads files of a run next."""
+    """The next reader of files of a run."""
 
     of: str
-    """Subject that has left them."""
+    """Subject that has made the files."""
     files: tuple[str, ...]
-    """Patterns of their names."""
+    """Patterns of file names."""
     by: str
-    """Subject that reads them, or `ITSELF`."""
+    """Subject that reads the files, or `ITSELF`."""
 
 
 MODELS = (
@@ -68,7 +68,7 @@ RESULTS = (
 )
 TRAININGS = ("vqvae", "vqvae with a log", "pretrain", "pretrain with a log", "caption")
 FINETUNES = ("style", "super_resolution")
-PAINTINGS = ("generate", "generate by an adapter", "generate, ranked")
+GENERATIONS = ("generate", "generate by an adapter", "generate, ranked")
 CHECKPOINTS = tuple(
     Use(name, ("checkpoints/*",), ITSELF)
     for name in (*TRAININGS, *FINETUNES, "vqvae with workers", "pretrain with workers")
@@ -76,7 +76,7 @@ CHECKPOINTS = tuple(
 UNFINISHED = (
     *(Use(name, GOES_ON, ITSELF) for name in TRAININGS),
     *(Use(name, (*GOES_ON, "tokens/*"), ITSELF) for name in FINETUNES),
-    *(Use(name, (*GOES_ON, *IMAGES), ITSELF) for name in PAINTINGS),
+    *(Use(name, (*GOES_ON, *IMAGES), ITSELF) for name in GENERATIONS),
     Use("vqvae with workers", (*GOES_ON, SKIPPED), ITSELF),
     Use("tokenize", (*GOES_ON, *STORE), ITSELF),
     Use(
@@ -87,9 +87,9 @@ UNFINISHED = (
 )
 
 NOT_READ = {
-    "reconstructions.png": "for people; a chain copies it right behind the run",
-    "samples/grid.png": "for people; a chain copies it right behind the run",
-    "tensorboard/*": "for TensorBoard, which checks it; a chain draws its curves right behind the run",
+    "reconstructions.png": "for people; a chain copies it right after the run",
+    "samples/grid.png": "for people; a chain copies it right after the run",
+    "tensorboard/*": "for TensorBoard, which checks it; a chain draws its curves right after the run",
     METRICS: "for people, but of evaluations: evaluate.compare reads them",
     "config.yaml": "for people; a run that goes on keeps it to put it back",
     RECORD: "of runs that nothing goes on with or compares",
@@ -97,7 +97,7 @@ NOT_READ = {
     "first.png": "for people, in the folder of a chain",
     SKIPPED: "for people, but where a run goes on",
 }
-"""Files that nothing of ours reads (later than the run itself), and why."""
+"""Files that the program never reads after the run → the reason."""
 
 COUNTED = {
     "shards": ("tokenize/skipped", 1),
@@ -105,11 +105,11 @@ COUNTED = {
     "magnify": ("magnify/skipped", 1),
     "evaluate": ("protocol/generated_images", -1),
 }
-"""Subject → metric that a image changes that cannot be read, and by how much."""
+"""Subject → metric that changes by an unreadable image, and the amount."""
 
 
 def kinds() -> dict[str, Callable[[Bench], str]]:
-    """Name of a fault → what puts it in once and says how that ended."""
+    """Name of a fault → function that injects it once and returns the outcome."""
     return {
         "flipped bit in a token store": lambda bench: _flip(bench, STORES),
         "flipped bit in a shard": _flip_shard,
@@ -121,7 +121,7 @@ def kinds() -> dict[str, Callable[[Bench], str]]:
 
 
 def require_all_read(bench: Bench) -> None:
-    """Raises Wrong for a file that is of no kind that is damaged here, and not listed as one that nothing reads."""
+    """Raises Wrong for a file that is neither damaged here nor listed as never read."""
     patterns = {
         pattern for use in (*MODELS, *STORES, *RESULTS, *CHECKPOINTS, *UNFINISHED) for pattern in use.files
     } | NOT_READ.keys()
@@ -139,11 +139,11 @@ def _flip(bench: Bench, uses: tuple[Use, ...]) -> str:
         ended = bench.start(reader.config)
         if ended.code == 0 and file.suffix == ".png" and (bench.run / SKIPPED).exists():
             return _require_listed(bench, reader)
-        return bench.same_or_refused(ended, reader, but=[RECORD])  # which notes that its input is another one
+        return bench.same_or_refused(ended, reader, but=[RECORD])  # it records that its input has changed
 
 
 def _flip_shard(bench: Bench) -> str:
-    """Captions are left alone: nothing in a tar file vouches for them."""
+    """Captions are not damaged, because a tar file has no checksum for them."""
     subject, file = bench.subjects["shards"], bench.draw(sorted((bench.home / "tars").iterdir()))
     with tarfile.open(file) as tar:
         captions = [range(m.offset_data, m.offset_data + m.size) for m in tar if m.name.endswith("txt")]
@@ -156,7 +156,7 @@ def _flip_shard(bench: Bench) -> str:
 
 @contextmanager
 def _flipped(bench: Bench, file: Path, allowed: Callable[[int], bool] = lambda place: True) -> Iterator[None]:
-    """A file with one bit flipped, for a while."""
+    """A file with one flipped bit inside the block."""
     status, whole = file.stat(), file.read_bytes()
     try:
         flip(file, bench.random, allowed)
@@ -168,7 +168,7 @@ def _flipped(bench: Bench, file: Path, allowed: Callable[[int], bool] = lambda p
 
 
 def _flip_stopped(bench: Bench, uses: tuple[Use, ...]) -> str:
-    """What is not noticed must change nothing but the flipped bit; rows of a store are then read by a training."""
+    """Undetected damage must change nothing but the flipped bit; rows of a token store are then read by training."""
     use = bench.draw(uses)
     subject = bench.subjects[use.of]
     _stop(bench, subject)
@@ -185,13 +185,13 @@ def _flip_stopped(bench: Bench, uses: tuple[Use, ...]) -> str:
 
 
 def _stop(bench: Bench, subject: Subject) -> None:
-    """Leave what a kill does: in a training, behind the last but one checkpoint."""
+    """Restore the state after a kill; in training, after the last but one checkpoint."""
     if not subject.trains:
         call = bench.number(subject.calls // 2, subject.calls)
         if bench.start(subject.config, die_at_call(call, before=False)).code != -signal.SIGKILL:
             raise Wrong(f"it did not make call {call}")
         if not subject.can_go_on(bench.run):
-            raise Wrong(f"it cannot go on behind call {call}")
+            raise Wrong(f"it cannot go on after call {call}")
         return
     shutil.copytree(bench.home / subject.name, bench.run)
     (bench.run / METRICS).unlink()
@@ -202,7 +202,7 @@ def _stop(bench: Bench, subject: Subject) -> None:
 
 
 def _differs_at(file: Path, wanted: object, place: int) -> bool:
-    """Whether a file is what it should be, but for one byte."""
+    """Whether a file differs from the reference in one byte."""
     if not isinstance(wanted, bytes) or not file.is_file():
         return False
     found = file.read_bytes()
@@ -216,7 +216,7 @@ def _read_store(bench: Bench) -> str:
 
 
 def _require_listed(bench: Bench, reader: Subject) -> str:
-    """One image is left out, in the list and in the numbers."""
+    """One image is missing in the list and in the metrics."""
     listed = (bench.run / SKIPPED).read_text().splitlines()
     key, sign = COUNTED[reader.name]
     counted = sign * (json.loads((bench.run / METRICS).read_bytes())[key] - reader.reference[METRICS][key])

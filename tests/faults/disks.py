@@ -1,4 +1,4 @@
-"""Runs find no space on the disk: at any place, or when they write a given file."""
+"""Runs find no space on the disk, at a random moment or when they write a certain file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tests.faults.outcomes import EARLY, SCALARS_OF, Wrong, matches, require_one
 from tests.faults.subjects import Subject
 
 _FILLER = "filler"
-_LOG = 1 << 12  # bytes that a run may print, which goes into a file too, whose size is limited as well
-_ROOM = 16 << 20  # bytes that a run has before its disk is full
+_LOG = 1 << 12  # bytes that a run may print; its output is a file with limited size too
+_ROOM = 16 << 20  # bytes that a run can write before its disk is full
 _EVENTS = re.compile(rf"{SCALARS_OF}/events\.out\..*")
 
 _APPENDED = ("*store/*.bin", "*store/*.keys.txt", "*store/*.crc32", "samples.jsonl")
-"""Files of runs that go on which are begun empty, and written when they are opened for the second time."""
+"""Files of resumed runs that start empty, and are written when they are opened a second time."""
 
 
 def kinds() -> dict[str, Callable[[Bench], str]]:
-    """Name of a fault → what puts it in once and says how that ended."""
+    """Name of a fault → function that injects it once and returns the outcome."""
     return {
         "disk full": _disk_full,
         "disk full when a certain file is written": _full_at_file,
@@ -44,7 +44,7 @@ def _disk_full(bench: Bench) -> str:
 
 
 def _full_at_file(bench: Bench) -> str:
-    """Every file can be the first that finds no space."""
+    """Any file can be the first without space."""
     subject = bench.pick()
     name = bench.draw(subject.files)
     with small_disk(bench, subject.total + _ROOM) as mounted:
@@ -56,7 +56,7 @@ def _full_at_file(bench: Bench) -> str:
 
 
 def _is(path: Path, run: Path, name: str) -> bool:
-    """Whether a path is that of a file of a run, or of its draft. The names of events have times in them."""
+    """Whether a path is a file of a run, or its draft. Names of event files contain times."""
     if run not in path.parents:
         return False
     found = path.relative_to(run).as_posix().replace(f".{Path(name).name}.cogview_pl-draft", Path(name).name)
@@ -70,7 +70,7 @@ def _file_too_large(bench: Bench) -> str:
 
 
 def _after(bench: Bench, subject: Subject, ended: Ended, name: str = "") -> str:
-    """One line says which file, or that one, found no space; now there is some again."""
+    """One line names the file without space, or any file if None; then the disk has space again."""
     if ended.code == 0:
         require_same(bench.left(), subject.reference)
         return EARLY
@@ -81,7 +81,7 @@ def _after(bench: Bench, subject: Subject, ended: Ended, name: str = "") -> str:
 
 @contextmanager
 def small_disk(bench: Bench, size: int) -> Iterator[bool]:
-    """A file system of its own with so many bytes (at least two pages); yields False where that is not allowed."""
+    """A file system with a number of bytes (at least two pages); yields False if mounting is not allowed."""
     command = ["mount", "-t", "tmpfs", "-o", f"size={max(size, 1 << 13)}", "tmpfs", str(bench.place)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         yield False
@@ -94,7 +94,7 @@ def small_disk(bench: Bench, size: int) -> Iterator[bool]:
 
 
 def fill(disk: Path) -> None:
-    """Leave no space on a disk."""
+    """Fill a disk."""
     with suppress(OSError), open(disk / _FILLER, "wb", buffering=0) as stream:
         for size in (1 << 20, 1 << 12, 1):
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Runs configurations in forked children: everything is imported once, so that a run costs a second, not ten."""
+"""Runs configurations in forked children: everything is imported once, so a run takes one second, not ten."""
 
 from __future__ import annotations
 
@@ -37,35 +37,35 @@ from cogview_pl.config.choices import Verb
 from cogview_pl.config.schema import register_schemas
 from cogview_pl.run import run_composed
 
-LONGEST = 120  # seconds; a run that takes longer hangs
+LONGEST = 120  # seconds; a longer run counts as hanging
 
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
 Prepare = Callable[[], None]
-"""What is called in the child before anything else."""
+"""Function that the child calls first."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended."""
+    """Exit code and output of a run."""
 
     code: int
-    """Exit code, negative for the signal that ended it."""
+    """Exit code; negative for a signal that ended the run."""
     output: str
     seconds: float
 
 
 def nothing() -> None:
-    """Prepares nothing."""
+    """Does nothing."""
 
 
 def compose(*overrides: str) -> DictConfig:
-    """A configuration as the command line composes it; a chain composes its stages in the same way."""
+    """A configuration that is composed like on the command line; a chain composes its stages in the same way."""
     if not GlobalHydra.instance().is_initialized():
         register_schemas()
         hydra.initialize(version_base="1.3", config_path="../../conf")
     composed = hydra.compose("config", overrides=[*overrides], return_hydra_config=True)
-    if composed.verb == Verb.chain:  # reads the words of the command line
+    if composed.verb == Verb.chain:  # parses the command line
         HydraConfig.instance().set_config(composed)
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
@@ -73,9 +73,9 @@ def compose(*overrides: str) -> DictConfig:
 
 
 def start(config: DictConfig, log: Path, prepare: Prepare = nothing, **keys: Any) -> int:
-    """Run a configuration in a child, with some of its keys set to other values.
+    """Run a configuration in a child, with other values for some keys.
 
-    Returns the child's process id, which is also that of a process group with its loaders in it.
+    Returns the process id of the child; it is also the id of a process group with its loaders.
     """
     sys.stdout.flush()
     child = os.fork()
@@ -88,7 +88,7 @@ def start(config: DictConfig, log: Path, prepare: Prepare = nothing, **keys: Any
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         torch.set_num_threads(1)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as `main` does
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # like `main`
         threading.excepthook = report_thread_error
         config = OmegaConf.create(config)
         for key, value in keys.items():
@@ -110,7 +110,7 @@ def start(config: DictConfig, log: Path, prepare: Prepare = nothing, **keys: Any
 
 
 def wait(child: int, log: Path, since: float) -> Ended:
-    """Wait for a child; one that hangs is killed and counts as code -9 with the word `hangs` in its output."""
+    """Wait for a child; a hanging child is killed, and gets code -9 and the word `hangs` in its output."""
     while time.monotonic() - since < LONGEST:
         if (ended := _ended(child, log, since)) is not None:
             return ended
@@ -129,7 +129,7 @@ def _ended(child: int, log: Path, since: float) -> Ended | None:
 
 
 def run(config: DictConfig, log: Path, prepare: Prepare = nothing, **keys: Any) -> Ended:
-    """`start` and `wait`."""
+    """Run `start` and `wait`."""
     since = time.monotonic()
     return wait(start(config, log, prepare, **keys), log, since)
 
@@ -137,9 +137,9 @@ def run(config: DictConfig, log: Path, prepare: Prepare = nothing, **keys: Any) 
 def run_and(
     act: Callable[[int], object], config: DictConfig, log: Path, after: float, **keys: Any
 ) -> tuple[Ended, bool]:
-    """A run to which something is done after some seconds, if it has not ended by then.
+    """Run a configuration, and call `act` after some seconds if the run has not ended.
 
-    Returns how it ended, and whether something was done. `act` is given the number of the process.
+    Returns the result of the run, and whether `act` was called. `act` gets the process id.
     """
     since = time.monotonic()
     child = start(config, log, **keys)
@@ -153,12 +153,12 @@ def run_and(
 
 
 def send(number: int) -> Callable[[int], object]:
-    """Sends a signal; Ctrl-C goes to all processes of a command, as from a terminal."""
+    """Send a signal; Ctrl-C goes to all processes of the command, as from a terminal."""
     return lambda child: os.killpg(child, number) if number == signal.SIGINT else os.kill(child, number)
 
 
 def children_of(process: int) -> list[int]:
-    """Processes that a process has started, such as the loaders of a run."""
+    """Child processes of a process, such as the loaders of a run."""
     try:
         return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except FileNotFoundError:
@@ -166,12 +166,12 @@ def children_of(process: int) -> list[int]:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of what killed runs leave behind: their loaders, which look for them every few seconds only."""
+    """Become the parent of loaders of killed runs, because they check for their parent only every few seconds."""
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
 
 
 def end_orphans() -> None:
-    """Kill all children, and their children in turn."""
+    """Kill all descendants."""
     while children := children_of(os.getpid()):
         for child in children:
             os.kill(child, signal.SIGKILL)

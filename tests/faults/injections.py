@@ -1,4 +1,4 @@
-"""What is done to a run from inside its process: it dies, gets a signal or finds no space at a given place."""
+"""Faults that are injected inside the process of a run: a kill, a signal, or a full disk at a given point."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from cogview_pl.errors.signals import StopSignals
 from tests.faults.fork_server import Prepare
 
 _CALLS = ("fsync", "replace")
-_BETWEEN = 0.6  # seconds between two signals that count as two
+_BETWEEN = 0.6  # seconds between two signals that count as different
 
 
 class Counts:
-    """What a run does, counted in its process, to be read in this one."""
+    """Counters of events in the process of a run, readable in this process."""
 
     def __init__(self) -> None:
         self._numbers = RawArray(ctypes.c_int64, 3)
 
     @property
     def calls(self) -> int:
-        """Calls that bring files to the disk."""
+        """Number of calls that sync or rename files."""
         return self._numbers[0]
 
     @property
     def moments(self) -> int:
-        """Moments at which it looks whether it is to stop."""
+        """Number of moments at which the run checks for signals."""
         return self._numbers[1]
 
     @property
     def before_checkpoint(self) -> int:
-        """Those of them before the first checkpoint; all of them where there is none."""
+        """Number of these moments before the first checkpoint; all of them without a checkpoint."""
         return self._numbers[2] or self.moments
 
     def prepare(self) -> None:
-        """Count from here on."""
+        """Set all counters to zero."""
         _watch_calls(before=self._note_call)
         _watch_moments(lambda made: self._numbers.__setitem__(1, made))
 
@@ -54,7 +54,7 @@ class Counts:
 
 
 def die_at_call(number: int, before: bool) -> Prepare:
-    """kill -9 right before or after the call with this number, counted from 1."""
+    """kill -9 right before or after a call with the given number, counted from 1."""
 
     def die(made: int, arguments: tuple[Any, ...]) -> None:
         if made == number:
@@ -64,7 +64,7 @@ def die_at_call(number: int, before: bool) -> Prepare:
 
 
 def signal_at_moment(moment: int, number: int, times: int = 1) -> Prepare:
-    """A signal at the moment with this number, counted from 1, once or several times in a row."""
+    """A signal at the moment with the given number, counted from 1, once or several times in a row."""
 
     def act(made: int) -> None:
         if made == moment:
@@ -80,7 +80,7 @@ def _watch_calls(
     before: Callable[[int, tuple[Any, ...]], object] = lambda made, arguments: None,
     after: Callable[[int, tuple[Any, ...]], object] = lambda made, arguments: None,
 ) -> None:
-    """Do something right before and after each call that brings files to the disk; both are told its number."""
+    """Call functions right before and after each call that syncs or renames files; both get its number."""
     made = 0
 
     def watched(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,7 +100,7 @@ def _watch_calls(
 
 
 def _watch_moments(act: Callable[[int], object]) -> None:
-    """Do something each time the run looks whether it is to stop."""
+    """Call a function each time the run checks for signals."""
     made = 0
 
     def count() -> None:
@@ -122,7 +122,7 @@ def _watch_moments(act: Callable[[int], object]) -> None:
 
 
 def die_inside_a_write(size: int) -> Prepare:
-    """The kernel ends the process in the middle of the write that makes a file larger than `size` bytes."""
+    """The kernel kills the process inside the write that makes a file larger than `size` bytes."""
 
     def prepare() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -132,12 +132,12 @@ def die_inside_a_write(size: int) -> Prepare:
 
 
 def no_space_beyond(size: int) -> Prepare:
-    """A write that would make a file larger than `size` bytes fails, and has written up to there."""
+    """A write that makes a file larger than `size` bytes fails after it has filled these bytes."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def when_written(wanted: Callable[[Path], bool], time: int, act: Callable[[], object]) -> Prepare:
-    """Do something right before a file of the run is opened to be written for the first, second … time."""
+    """Call a function right before a file of the run is opened for writing for the first, second … time."""
 
     def prepare() -> None:
         opened = 0
@@ -147,7 +147,7 @@ def when_written(wanted: Callable[[Path], bool], time: int, act: Callable[[], ob
             if event != "open" or opened == time:
                 return
             path, mode, flags = arguments
-            if mode is None or not isinstance(path, (str, bytes, Path)):  # a descriptor, maybe to become a stream
+            if mode is None or not isinstance(path, (str, bytes, Path)):  # a descriptor, which may become a stream
                 return
             if flags & (os.O_WRONLY | os.O_RDWR) and wanted(Path(os.fsdecode(path))):
                 opened += 1
@@ -160,7 +160,7 @@ def when_written(wanted: Callable[[Path], bool], time: int, act: Callable[[], ob
 
 
 def flip(file: Path, random: Random, allowed: Callable[[int], bool] = lambda place: True) -> int:
-    """Change one bit of a file at a random byte that is allowed; returns the byte's place."""
+    """Flip one bit of a file at a random allowed byte; returns the position of the byte."""
     data = bytearray(file.read_bytes())
     place = random.choice([place for place in range(len(data)) if allowed(place)])
     data[place] ^= 1 << random.randrange(8)

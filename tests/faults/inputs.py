@@ -1,4 +1,4 @@
-"""What a run reads is changed while it is stopped, or written again as it was."""
+"""Inputs of a stopped run are changed, or written again unchanged."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.faults.subjects import Subject, image, write_shard
 
 
 def kinds() -> dict[str, Callable[[Bench], str]]:
-    """Name of a fault → what puts it in once and says how that ended."""
+    """Name of a fault → function that injects it once and returns the outcome."""
     return {"another input, then the right one again": _changed, "the same input, written again": _written_again}
 
 
 def _changed(bench: Bench) -> str:
-    """One line names it; with what was there before the run goes on."""
+    """One line names the changed input; with the earlier input the run resumes."""
     subject, name, word = _stopped(bench)
     with _in_place_of(bench, name) as place:
         _write_other(bench, name, place)
@@ -33,7 +33,7 @@ def _changed(bench: Bench) -> str:
 
 
 def _written_again(bench: Bench) -> str:
-    """Of stores and models the content counts, of images and shards size and time."""
+    """For token stores and models the content counts, for images and shards size and time."""
     subject, name, _ = _stopped(bench)
     with _in_place_of(bench, name) as place:
         copy = shutil.copy2 if name in _FILES else shutil.copyfile
@@ -42,7 +42,7 @@ def _written_again(bench: Bench) -> str:
 
 
 def _stopped(bench: Bench) -> tuple[Subject, str, str]:
-    """A run that has been killed and has left something, what it reads, and a word that names that."""
+    """A killed run with progress, its input, and a word that names the input."""
     subject = bench.pick(lambda subject: bool(subject.recipe.reads))
     name = bench.draw(sorted(subject.recipe.reads))
     for call in (bench.number(subject.calls // 3, subject.calls), subject.calls):
@@ -56,7 +56,7 @@ def _stopped(bench: Bench) -> tuple[Subject, str, str]:
 
 @contextmanager
 def _in_place_of(bench: Bench, name: str) -> Iterator[Path]:
-    """Where an input is, which is put aside for a while."""
+    """Path of an input; the input is restored after the block."""
     place, aside = bench.home / name, _aside(bench, name)
     os.replace(place, aside)
     try:
@@ -71,7 +71,7 @@ def _aside(bench: Bench, name: str) -> Path:
 
 
 def _write_other(bench: Bench, name: str, place: Path) -> None:
-    """One image or shard less or another, or the run of another seed."""
+    """Remove or replace an image or shard, or replace a run by one with another seed."""
     if name not in _FILES:
         shutil.copytree(bench.home / f"other {name}", place)
         return
@@ -88,4 +88,4 @@ def _write_other(bench: Bench, name: str, place: Path) -> None:
 
 
 _FILES = {"images": "*", "tars": "*.tar"}
-"""Inputs that are no runs, and their files."""
+"""Inputs that are no runs → their files."""

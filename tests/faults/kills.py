@@ -1,4 +1,4 @@
-"""Runs are killed or told to stop, and go on."""
+"""Runs are killed or stopped, and resume."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.faults.injections import die_at_call, die_inside_a_write, signal_at_m
 from tests.faults.outcomes import EARLY, Wrong, require_one_line, require_same, require_stopped
 from tests.faults.subjects import Subject
 
-_UNTIL_WORKERS = 5.0  # seconds in which a run starts its loaders
+_UNTIL_WORKERS = 5.0  # longest time in seconds until a run starts its loaders
 
 
 def kinds() -> dict[str, Callable[[Bench], str]]:
-    """Name of a fault → what puts it in once and says how that ended."""
+    """Name of a fault → function that injects it once and returns the outcome."""
     return {
         "kill -9 at a random moment": _kill,
         "SIGTERM at a random moment": lambda bench: _stop(bench, signal.SIGTERM),
@@ -50,7 +50,7 @@ def _stop(bench: Bench, number: int) -> str:
 
 
 def _stop_twice(bench: Bench) -> str:
-    """The run that goes on is stopped as well."""
+    """The resumed run is stopped too."""
     subject = bench.pick(lambda subject: not subject.recipe.begins_anew)
     if _stopped(bench, subject, bench.draw((signal.SIGTERM, signal.SIGINT))) is None:
         return EARLY
@@ -62,7 +62,7 @@ def _stop_twice(bench: Bench) -> str:
 
 
 def _second_signal(bench: Bench) -> str:
-    """The first is not heeded before the second comes, as in a long step."""
+    """The second signal arrives before the run reacts to the first, as in a long step."""
     subject = bench.pick(lambda subject: subject.moments > 0)
     number = bench.draw((signal.SIGTERM, signal.SIGINT))
     ended = bench.start(subject.config, _at_a_moment(bench, subject, number, times=2))
@@ -72,7 +72,7 @@ def _second_signal(bench: Bench) -> str:
 
 
 def _stop_early(bench: Bench) -> str:
-    """While it tokenises, or between that and its first checkpoint."""
+    """Stopped during tokenising, or between that and the first checkpoint."""
     subject = bench.pick(lambda subject: subject.tokenises)
     moment = bench.number(1, subject.before_checkpoint)
     ended = bench.start(subject.config, signal_at_moment(moment, signal.SIGTERM))
@@ -81,7 +81,7 @@ def _stop_early(bench: Bench) -> str:
 
 
 def _stopped(bench: Bench, subject: Subject, number: int) -> Ended | None:
-    """A run that was told to stop, anywhere or where it looks for signals; None: it had ended before."""
+    """A run that was stopped at a random time, or where it checks for signals; None: it had ended before."""
     if subject.moments and bench.random.random() < 0.5:
         ended = bench.start(subject.config, _at_a_moment(bench, subject, number))
     else:
@@ -97,7 +97,7 @@ def _at_a_moment(bench: Bench, subject: Subject, number: int, times: int = 1) ->
 
 
 def _has_ended(bench: Bench, subject: Subject, ended: Ended) -> bool:
-    """Whether a run came to its end all the same, which must be the right one."""
+    """Whether a run reached its end nevertheless; then its result must be right."""
     if ended.code == 0:
         require_same(bench.left(), subject.reference)
     return ended.code == 0
@@ -122,7 +122,7 @@ def _die_inside_a_write(bench: Bench, training: bool = False) -> str:
 
 
 def _kill_loader(bench: Bench) -> str:
-    """As the kernel does when memory runs out."""
+    """Kill a loader, as the kernel does when memory runs out."""
     subject = bench.pick(lambda subject: subject.has_workers)
     ended, sent = bench.start_and(lambda child: _kill_one(bench, child), subject, bench.some_time(subject))
     if _has_ended(bench, subject, ended):
@@ -133,7 +133,7 @@ def _kill_loader(bench: Bench) -> str:
 
 
 def _kill_one(bench: Bench, child: int) -> None:
-    """Kill a loader of a run, once there is one."""
+    """Kill a loader of a run as soon as one exists."""
     since = time.monotonic()
     while time.monotonic() - since < _UNTIL_WORKERS:
         loaders = children_of(child)

@@ -1,4 +1,4 @@
-"""What a run leaves, and what must be true of it after a fault."""
+"""Files and results of a run, and the guarantees that must hold after a fault."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cogview_pl.runs.record import RECORD, RunRecord
 from cogview_pl.runs.run_folder import METRICS, require_metrics
 from tests.faults.fork_server import Ended
 
-EVERY = 3  # steps between checkpoints: some before a validation, some not
+EVERY = 3  # steps between checkpoints, some before a validation and some not
 
 SAME = "same result"
 REFUSED = "refused with a reason"
@@ -41,20 +41,20 @@ NOT_COMPARED = {
     "checkpoints/*.ckpt": "hold times; the tensors of the last one are compared",
     f"{SCALARS_OF}/*": "events have times, and a kill loses the last ones; what there is of each step is compared",
 }
-"""Files of a run (patterns), whose bytes need not be the same, and why."""
+"""Patterns of files that may have other bytes → the reason."""
 
 
 class Wrong(AssertionError):
-    """A promise was broken."""
+    """A guarantee was broken."""
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a name is like one of the patterns."""
+    """Whether a name matches one of the patterns."""
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def left_by(run: Path) -> dict[str, Any]:
-    """Everything that must be equal: bytes of files, tensors of the last checkpoint, metrics but for times."""
+    """Everything that must be equal: bytes of files, tensors of the last checkpoint, and metrics except times."""
     found: dict[str, Any] = {}
     for name, file in files_of(run):
         if not matches(name, NOT_COMPARED):
@@ -77,14 +77,14 @@ def left_by(run: Path) -> dict[str, Any]:
 
 
 def files_of(run: Path) -> list[tuple[str, Path]]:
-    """Name relative to the run, and path, of all its files."""
+    """Name relative to the run → path, for all its files."""
     return [(file.relative_to(run).as_posix(), file) for file in sorted(run.rglob("*")) if file.is_file()]
 
 
 def scalars(folder: Path) -> dict[str, float]:
-    """What was logged, by name and step; of a step that was done again, what was logged last."""
+    """Logged values by name and step; the last value of a repeated step."""
     found: dict[str, float] = {}
-    for file in sorted(folder.iterdir()):  # by the time in their names
+    for file in sorted(folder.iterdir()):  # ordered by the time in their names
         events = EventAccumulator(str(file), size_guidance={SCALARS: 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:
@@ -94,7 +94,7 @@ def scalars(folder: Path) -> dict[str, float]:
 
 
 def _leaves(tree: Any, path: str) -> list[tuple[str, Any]]:
-    """Leaves of nested dictionaries and lists, tensors as bytes."""
+    """Leaves of nested dictionaries and lists, with tensors as bytes."""
     if isinstance(tree, dict):
         return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{path}/{key}")]
     if isinstance(tree, (list, tuple)):
@@ -105,9 +105,9 @@ def _leaves(tree: Any, path: str) -> list[tuple[str, Any]]:
 def require_same(
     found: dict[str, Any], wanted: dict[str, Any], but: Collection[str] = (), whole_log: bool = True
 ) -> None:
-    """Raises Wrong naming what differs, `but` for some files.
+    """Raises Wrong naming the difference, except for the files `but`.
 
-    With `whole_log=False` scalars may be missing: a kill takes those with it that have not been written yet.
+    With `whole_log=False` scalars may be missing, because a kill loses values that are not yet written.
     """
     wrong = [name for name in found | wanted if name not in but and found.get(name) != wanted.get(name)]
     logged, all_of_it = (left.get(SCALARS_OF, {}).items() for left in (found, wanted))
@@ -119,7 +119,7 @@ def require_same(
 
 
 def require_nothing_lost(run: Path, before: dict[str, bytes]) -> None:
-    """What a stopped run had declared done is still there, and whole, when it has gone on."""
+    """Results that a stopped run had listed as finished still exist, complete, after it was resumed."""
     for name, data in before.items():
         file = run / name
         if not file.exists() or not file.read_bytes().startswith(data):
@@ -127,7 +127,7 @@ def require_nothing_lost(run: Path, before: dict[str, bytes]) -> None:
 
 
 def declared(run: Path) -> dict[str, bytes]:
-    """What a stopped run promises to have: whole images of its list, rows of its header, checkpoints that open."""
+    """Finished results of a stopped run: complete images of its list, rows of its header, checkpoints that open."""
     found: dict[str, bytes] = {}
     for checkpoint in run.glob("checkpoints/*.ckpt"):
         try:
@@ -154,9 +154,9 @@ def declared(run: Path) -> dict[str, bytes]:
 
 
 def require_nothing_half_written(run: Path, killed: bool) -> None:
-    """Each file of a run that was stopped is whole.
+    """Raises Wrong if a file of a stopped run is incomplete.
 
-    One that was killed may leave drafts and a cut line: it had no time to tidy up.
+    A killed run may leave drafts and an incomplete line, because it could not clean up.
     """
     for name, file in files_of(run):
         if is_draft(file.name):
@@ -170,7 +170,7 @@ def require_nothing_half_written(run: Path, killed: bool) -> None:
 
 
 def _read(file: Path, killed: bool) -> None:
-    """Raises an exception of some kind if a file is not whole."""
+    """Raises an exception of any kind if a file is incomplete."""
     if file.suffix == ".json":
         json.loads(file.read_bytes())
     elif file.suffix == ".jsonl":
@@ -190,7 +190,7 @@ def _read(file: Path, killed: bool) -> None:
 
 
 def require_one_line(ended: Ended) -> str:
-    """Exit code 2 and one line of ours, as the last one; returns it."""
+    """The run must end with exit code 2 and the one line of an error; returns this line."""
     lines = [line for line in ended.output.splitlines() if line.strip()]
     if ended.code != 2 or "Traceback" in ended.output or not lines or not lines[-1].startswith("cogview_pl: "):
         raise Wrong(f"code {ended.code}: {ended.output[-1500:]}")
@@ -198,7 +198,7 @@ def require_one_line(ended: Ended) -> str:
 
 
 def require_stopped(ended: Ended, number: int, advice: Collection[str]) -> None:
-    """Exit code of a signal, in either form, and no traceback; if it was noted, one line with one of some advices."""
+    """The exit code must be that of a signal, without a traceback; if the run recorded it, one line has an advice."""
     noted = ended.code == 128 + number
     if ended.code != -number and not noted:
         raise Wrong(f"signal {number}: code {ended.code}: {ended.output[-1500:]}")

@@ -1,4 +1,4 @@
-"""The runs that faults are put into, and what they read: all tiny, each a second or less."""
+"""The runs of the fault campaign and their inputs: all are tiny and take a second or less."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TWENTY = ("data.train_size=20", "data.val_size=4")
 TOKENISING = ("task=tokenize", "data.batch_size=2", "image_tokenizer.path={home}/vqvae")
 FOLDER = ("data=folder", "data.root={home}/images", "data.val_fraction=0.3", "data.max_skipped_share=0.5")
 WORKERS = ("data.num_workers=2",)
-PAINTING = ("task=generate", "sampler.batch_size=2", "data.val_size=6")
+GENERATE = ("task=generate", "sampler.batch_size=2", "data.val_size=6")
 LORA = ("lora.rank=2", "lora.targets=[qkv]")
 STYLES = ("data.styles=[oil,ink]", *TWENTY)
 CHAINED = (
@@ -54,19 +54,19 @@ TOKENISED = ("task=tokenize", "data.batch_size=2", "data.train_size=12", "data.v
 
 
 def _quoted(words: Iterable[str]) -> str:
-    """Words of a command line as they are listed in one of its words."""
+    """Words of a command line, as a list in a single word."""
     return ",".join(f"'{word}'" for word in words)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a subject is composed; `{home}` and `{place}` stand for the campaign's folder and that of the run."""
+    """Configuration of a subject; `{home}` is the folder of the campaign, `{place}` the folder of the run."""
 
     overrides: tuple[str, ...]
     reads: Mapping[str, str] = field(default_factory=dict)
-    """What it reads, relative to `{home}` → a word that a line has which says that it has changed."""
+    """Input, relative to `{home}` → a word in the message that says that it has changed."""
     begins_anew: bool = False
-    """It keeps nothing to go on with."""
+    """Whether it cannot be resumed."""
 
 
 RECIPES = {
@@ -113,18 +113,18 @@ RECIPES = {
         {"pretrain": "init_from"},
     ),
     "generate": Recipe(
-        (*PAINTING, "init_from={home}/pretrain", "num_prompts=6", "num_images_per_prompt=2"), {"pretrain": "init_from"}
+        (*GENERATE, "init_from={home}/pretrain", "num_prompts=6", "num_images_per_prompt=2"), {"pretrain": "init_from"}
     ),
     "generate by an adapter": Recipe(
-        (*PAINTING, "init_from={home}/style/adapter", "num_prompts=3"), {"style": "init_from", "pretrain": "init_from"}
+        (*GENERATE, "init_from={home}/style/adapter", "num_prompts=3"), {"style": "init_from", "pretrain": "init_from"}
     ),
     "generate, ranked": Recipe(
-        (*PAINTING, "init_from={home}/pretrain", "rerank_with={home}/caption", "num_prompts=4",
+        (*GENERATE, "init_from={home}/pretrain", "rerank_with={home}/caption", "num_prompts=4",
          "num_images_per_prompt=2",
          "top_n=1"),
         {"pretrain": "/pretrain", "caption": "rerank_with"},
     ),
-    "describe": Recipe((*PAINTING, "init_from={home}/caption", "num_prompts=4"), begins_anew=True),
+    "describe": Recipe((*GENERATE, "init_from={home}/caption", "num_prompts=4"), begins_anew=True),
     "features": Recipe(
         ("task=features", "data.train_size=24", "data.val_size=8", "data.batch_size=8", "features.epochs=2",
          "features.hidden_size=4", "features.num_features=8", "data.styles=[flat,oil]"),
@@ -152,7 +152,7 @@ RECIPES = {
         begins_anew=True,
     ),
 }  # fmt: skip
-"""Name of a subject → how it is composed; each reads only what those before it have left."""
+"""Name of a subject → its recipe; each subject reads only results of earlier ones."""
 
 OTHERS = {
     "vqvae": ("seed=6",),
@@ -161,31 +161,31 @@ OTHERS = {
     "caption": ("seed=6",),
     "style": ("seed=6",),
 }
-"""Name of a subject that others read → what makes another one of it."""
+"""Name of a subject that others read → overrides that make a different one."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A run that faults are put into."""
+    """A run that faults are injected into."""
 
     name: str
     recipe: Recipe
     config: DictConfig
     reference: dict[str, Any]
-    """What it leaves when it is left alone."""
+    """Result of an uninterrupted run."""
     files: tuple[str, ...]
-    """All files that it leaves."""
+    """All files of an uninterrupted run."""
     seconds: float
     calls: int
-    """fsync and replace calls that it makes."""
+    """Number of its fsync and replace calls."""
     moments: int
-    """How often it looks whether it is to stop."""
+    """Number of its checks for signals."""
     before_checkpoint: int
-    """Moments before the first checkpoint."""
+    """Number of checks for signals before the first checkpoint."""
     largest: int
-    """Size of the largest file that it writes."""
+    """Size of its largest file in bytes."""
     total: int
-    """Size of all files."""
+    """Size of all files in bytes."""
 
     @property
     def trains(self) -> bool:
@@ -194,7 +194,7 @@ class Subject:
 
     @property
     def tokenises(self) -> bool:
-        """Whether it trains on what it has tokenised itself."""
+        """Whether it trains on data that it has tokenised itself."""
         return "tokens/token_store/header.json" in self.files
 
     @property
@@ -203,12 +203,12 @@ class Subject:
         return bool(self.config.data.num_workers)
 
     def can_go_on(self, run: Path) -> bool:
-        """Whether it has left something to go on with."""
+        """Whether it can be resumed."""
         return not self.recipe.begins_anew and can_go_on(run, Verb(self.config.verb).value)
 
 
 def write_images(folder: Path) -> None:
-    """Twelve images with captions, one of which is none."""
+    """Twelve images with captions; one of them is no image."""
     folder.mkdir()
     for number in range(12):
         (folder / f"{number:02d}.png").write_bytes(image(number))
@@ -224,7 +224,7 @@ def write_shards(folder: Path) -> None:
 
 
 def write_shard(file: Path, first: int, changed: int = 0) -> None:
-    """Six images with captions; with `changed` other images under the same names."""
+    """Six images with captions; with `changed`, other images under the same names."""
     with tarfile.open(file, "w") as tar:
         for number in range(first, first + 6):
             for extension, data in (("png", image(number + changed)), ("txt", _caption(number).encode())):

@@ -1,4 +1,4 @@
-"""Folders and archives that somebody else has made: whatever they hold, reading them ends in a result or in one line.
+"""Folders and archives with any content: reading them gives a result, or an error in one line.
 
 Manifests are written anew after each change, as somebody does who changes files on purpose; nothing else would get past
 them. Always the same 800 cases, in this process.
@@ -37,7 +37,7 @@ LARGE = st.sampled_from([0, -1, 10**9, 10**12, 2**63, 1e308, "x", None, [], {}, 
 
 @contextmanager
 def one_line_at_most() -> Iterator[None]:
-    """A result, or an error of ours in one line."""
+    """Call a function; it must return a result, or raise a UserError in one line."""
     try:
         yield
     except UserError as error:
@@ -46,7 +46,7 @@ def one_line_at_most() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with a small sequence model, and beside it one with an adapter for it."""
+    """A run folder with a small sequence model, and another one with an adapter for it."""
     folder = tmp_path_factory.mktemp("folders")
     found = save_run(folder / "run", save_tokenizer(folder / "tokenizer" / "model"))
     finetune(folder / "finetune", found)
@@ -55,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def changed(file: Path, content: bytes) -> Iterator[None]:
-    """A file with other content, and its folder's manifest to suit it; both are put back."""
+    """A file with other content and a forged manifest inside the block; both are restored."""
     manifest = file.with_name("manifest.json")
     before, noted = file.read_bytes(), manifest.read_bytes()
     try:
@@ -73,7 +73,7 @@ def changed(file: Path, content: bytes) -> Iterator[None]:
 
 
 def paths(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where the values of nested mappings and lists are."""
+    """Paths of the values of nested mappings and lists."""
     inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     return [path, *(found for key, value in inner for found in paths(value, (*path, key)))][0 if path else 1 :]
 
@@ -94,7 +94,7 @@ CONFIGS = ["run/model", "run/model/image_tokenizer", "finetune/adapter"]
 @settings(max_examples=200, **SHARED)
 @given(data=st.data())
 def test_settings_of_folders(run: Path, data: st.DataObject) -> None:
-    """Any value of a config.yaml is another one."""
+    """Any value of a config.yaml is changed."""
     file = run.parent / data.draw(st.sampled_from(CONFIGS)) / "config.yaml"
     tree = yaml.safe_load(file.read_text())
     path = data.draw(st.sampled_from(paths(tree)))
@@ -121,7 +121,7 @@ def test_any_bytes_as_settings(run: Path, name: str, content: bytes) -> None:
 @settings(max_examples=150, **SHARED)
 @given(data=st.data())
 def test_headers_of_weights(run: Path, data: st.DataObject) -> None:
-    """Bytes of the header of a safetensors file, its length included."""
+    """Bytes of the header of a safetensors file, including its length."""
     name = data.draw(
         st.sampled_from(["run/model/weights", "run/model/image_tokenizer/weights", "finetune/adapter/adapter"])
     )
@@ -180,7 +180,7 @@ def respelled(name: str, how: str) -> str:
 def test_programs_are_never_opened_unasked(
     program: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
-    """However its entries are spelled, repeated, ordered, compressed or left out, and whatever stands before them."""
+    """With any spelling, repetition, order, compression or omission of its entries, and with any bytes before them."""
     home = tmp_path / "home"
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()

@@ -1,6 +1,6 @@
-"""Whatever a user types or a disk hands on ends in a result or in one line; 2,800 cases, always the same ones.
+"""Any input of a user or a disk gives a result, or an error in one line; 2,800 cases, always the same ones.
 
-Everything runs in this process, at the level of the functions that read: values of the configuration, prompts, caption
+Everything runs in this process, and calls the functions that read values of the configuration, prompts, caption
 files and lists of images, headers of token stores, layouts.
 """
 
@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cogview_pl.assembly.prompts import read_prompts
+from cogview_pl.cli.messages import _of_composition
 from cogview_pl.cli.overrides import quote_override
 from cogview_pl.config.limits import check_limits
 from cogview_pl.config.schema import register_schemas
@@ -35,7 +36,6 @@ from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
 from cogview_pl.data.webdataset import ShardDataset
 from cogview_pl.errors import UserError
-from cogview_pl.run import _one_line
 from cogview_pl.runs.image_files import read_pairs
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 
@@ -48,7 +48,7 @@ SHARED = {
     "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 }
 
-ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=30)  # lone surrogates included
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=30)  # including lone surrogates
 NUMBERS = st.one_of(
     st.integers(), st.integers(-3, 5), st.floats(), st.sampled_from([10**400, -(10**30), 2**63, 0.5, 1e308])
 )
@@ -61,16 +61,16 @@ TREES = st.recursive(
 
 
 OF_COMPOSING = (HydraException, OmegaConfBaseException, OverflowError)
-"""What `main` turns into one line when the configuration is composed."""
+"""Exceptions of composing that `main` turns into one line."""
 
 
 @contextmanager
 def one_line_at_most(*more: type[Exception]) -> Iterator[None]:
-    """A result, or an error of ours in one line; anything else fails the test."""
+    """Call a function; it must return a result, or raise an error in one line."""
     try:
         yield
     except (UserError, *more) as error:
-        message = _one_line(error) if isinstance(error, OF_COMPOSING) else str(error)
+        message = _of_composition(error) if isinstance(error, OF_COMPOSING) else str(error)
         assert message.strip()
         assert "Traceback" not in message
 
@@ -80,7 +80,7 @@ def one_line_at_most(*more: type[Exception]) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def configurations() -> dict[str, DictConfig]:
-    """One composed configuration for each of several tasks."""
+    """Composed configurations of several tasks."""
     register_schemas()
     found = {}
     with hydra.initialize(version_base="1.3", config_path="../../conf"):
@@ -101,7 +101,7 @@ def keys(node: DictConfig, prefix: str = "") -> list[str]:
 
 @contextmanager
 def unchanged(config: DictConfig, key: str) -> Iterator[None]:
-    """Puts the group of a key back as it was; copying all of a configuration for each case would take minutes."""
+    """Restore the group of a key; copying the full configuration for each case would take minutes."""
     group = key.split(".")[0]
     before = copy.deepcopy(config._get_node(group))
     try:
@@ -128,7 +128,7 @@ def test_values_of_the_configuration(configurations: dict[str, DictConfig], data
 @settings(max_examples=200, **SHARED)
 @given(key=st.data(), value=st.one_of(NUMBERS, st.booleans()))
 def test_numbers_of_the_configuration(configurations: dict[str, DictConfig], key: st.DataObject, value: float) -> None:
-    """Those that the grammar of the command line cannot write come from files."""
+    """Values outside the grammar of the command line come from files."""
     config = configurations["pretrain"]
     name = key.draw(st.sampled_from(keys(config)))
     with unchanged(config, name), one_line_at_most(*OF_COMPOSING):
@@ -163,7 +163,7 @@ def test_prompts_in_files(text: TextTokenizer, tmp_path: Path, content: bytes) -
 
 
 def require_prompts(text: TextTokenizer, given: object) -> None:
-    """Read and tokenise prompts; those that are accepted make sequences of the template."""
+    """Read and tokenise prompts, and lay out accepted prompts by the template."""
     if given is None or given == "-":
         return
     vocabulary = Vocabulary(codebook_size=16, text_vocab_size=text.vocab_size)
@@ -228,7 +228,7 @@ def test_lists_of_pairs(tmp_path: Path, content: bytes) -> None:
 @given(note=LISTINGS, image=st.one_of(st.just(b""), st.binary(max_size=100)), places=st.lists(st.integers(0, 5000)))
 @example(DEEP, b"", [])
 def test_shards(shard: Callable[..., Path], note: bytes, image: bytes, places: list[int]) -> None:
-    """Any .json beside any image, and shards with flipped bits."""
+    """Any .json next to any image, and shards with flipped bits."""
     file = shard({"a.png": PNG, "a.json": b'{"text": "t"}', "b.png": PNG + image, "b.json": note})
     data = bytearray(file.read_bytes())
     for place in places:
@@ -274,7 +274,7 @@ PNG = png()
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished store with three rows."""
+    """A finished token store with three rows."""
     folder = tmp_path_factory.mktemp("fuzz") / "token_store"
     sizes: dict[str, Any] = {"text_length": 4, "grid": (2, 2), "text_vocab_size": 50, "codebook_size": 8}
     writer = TokenStoreWriter(folder, **sizes, text_tokenizer="t", image_tokenizer="i", splits={"train": 3})
@@ -286,7 +286,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=400, **SHARED)
 @given(data=st.data())
 def test_headers_of_stores(store: Path, data: st.DataObject) -> None:
-    """Any bytes, and headers of earlier versions, which have no checksum, with any values."""
+    """Any bytes, and headers of earlier versions (without checksum) with any values."""
     file = store / "header.json"
     whole = file.read_bytes()
     header = json.loads(whole)

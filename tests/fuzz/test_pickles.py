@@ -1,7 +1,7 @@
-"""Pickles put together at random, in archives with right checksums, end in plain values or in one line.
+"""Random pickles in archives with right checksums give plain values, or an error in one line.
 
-Some are opcodes in any order, with arguments that make sense more often than chance would have it; others are pickles
-of released files with bytes changed, or text tokens of them moved.
+Some are opcodes in random order, with plausible arguments more often than by chance; others are pickles of released
+files with changed bytes or moved opcodes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NAMES = [
 ]
 INTEGERS = st.one_of(st.integers(0, 5), st.sampled_from([-1, 255, 2**31, 2**62, -(2**63), 2**63, 10**30]))
 WORDS = st.sampled_from(["storage", "0", "1", "cpu", "a", "latin1", "u4", "O", "<", "b", "module", "é", "\n"])
-TEXT_TOKENS = st.one_of(
+FRAGMENTS = st.one_of(
     st.sampled_from(NAMES).map(lambda words: name(*words)),
     INTEGERS.map(number),
     WORDS.map(text),
@@ -64,11 +64,11 @@ TEXT_TOKENS = st.one_of(
     st.binary(max_size=4),
     st.floats().map(lambda value: b"G" + struct.pack(">d", value)),
 )
-ASSEMBLED = st.lists(TEXT_TOKENS, max_size=40).map(lambda text_tokens: b"\x80\x02" + b"".join(text_tokens) + b".")
+ASSEMBLED = st.lists(FRAGMENTS, max_size=40).map(lambda fragments: b"\x80\x02" + b"".join(fragments) + b".")
 
 
 def check(pickle: bytes) -> None:
-    """Reads a file with this pickle; fails unless plain values or an error in one line come of it."""
+    """Read a file with this pickle; the result must be plain values, or an error in one line."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "file.pt"
         file.write_bytes(archive(pickle, RECORDS))
@@ -99,13 +99,13 @@ def test_opcodes_in_any_order(pickle: bytes) -> None:
 
 
 @SETTINGS
-@given(value=st.lists(TEXT_TOKENS, max_size=12).map(b"".join))
+@given(value=st.lists(FRAGMENTS, max_size=12).map(b"".join))
 def test_values_of_a_dictionary(value: bytes) -> None:
     check(b"\x80\x02}" + text("a") + value + b"s.")
 
 
 def real_pickles(folder: Path) -> list[bytes]:
-    """Of a tokenizer, and of what training saves beside weights."""
+    """Pickles of an image tokenizer, and of training states besides weights."""
     save_vqvae(build_vqvae(released_settings(8, 4, 16)), folder / "tokenizer.pt")
     states = {"numpy": np.random.RandomState(0).get_state(), "steps": np.int64(3), "seen": {"x"}, "t": torch.ones(4)}
     torch.save({"module": torch.nn.Linear(2, 2).state_dict(), **states}, folder / "states.pt")
@@ -141,8 +141,6 @@ def test_moved_opcodes(reals: list[bytes], data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 3))):
         source, target = (data.draw(st.integers(1, len(parts) - 1)) for _ in range(2))
         length = data.draw(st.integers(0, 3))
-        text_token = data.draw(
-            st.one_of(st.just(parts[source : source + length]), TEXT_TOKENS.map(lambda part: [part]))
-        )
-        parts[target : target + data.draw(st.integers(0, 2))] = text_token
+        moved = data.draw(st.one_of(st.just(parts[source : source + length]), FRAGMENTS.map(lambda part: [part])))
+        parts[target : target + data.draw(st.integers(0, 2))] = moved
     check(b"".join(parts))

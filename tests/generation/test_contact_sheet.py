@@ -29,7 +29,7 @@ def box(sheet: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, int
 
 
 def ink(sheet: Image.Image) -> np.ndarray:
-    """Where there is neither paper nor a image."""
+    """Where there is neither paper nor an image."""
     pixels = np.asarray(sheet).astype(int)
     return (np.ptp(pixels, axis=-1) == 0) & (pixels[..., 0] < 250)
 
@@ -81,7 +81,7 @@ def test_long_captions_wrap(caption: str) -> None:
     written = ink(sheet)
     assert not written[:, -3:].any()  # the margin stays free
     assert not written[:, : box(sheet, COLOURS[1])[0] - 5][box(sheet, COLOURS[0])[1] :].any()
-    for colour in COLOURS[:2]:  # nothing is written over a image
+    for colour in COLOURS[:2]:  # nothing is written over an image
         left, top, right, bottom = box(sheet, colour)
         assert (right - left, bottom - top) == (CELL, CELL)
     top = box(sheet, COLOURS[1])[1]

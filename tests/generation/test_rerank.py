@@ -33,7 +33,7 @@ LAYOUTS = {"closed": layout("[SEP]"), "open": layout(""), "restarting": layout("
 
 @torch.no_grad()
 def by_full_forward(model: Transformer, template: Template, text: list[int], codes: Tensor) -> tuple[float, int]:
-    """Sum and number of the log-likelihoods of the text's text tokens, and of [SEP] where the layout has it."""
+    """Sum and number of the log-likelihoods of the text tokens, and of [SEP] where the layout has it."""
     tokens = [VOCABULARY.command(word) for word in ("[BASE]", "[BOI1]")] + codes.flatten().tolist()
     tokens += [VOCABULARY.command(word) for word in ("[EOI1]", "[ROI1]")]
     start = len(tokens)
@@ -73,7 +73,7 @@ def test_a_text_longer_than_its_slot() -> None:
 
 
 def test_a_layout_that_writes_no_text_about_a_image() -> None:
-    with pytest.raises(UserError, match="does not write text about a image"):
+    with pytest.raises(UserError, match="does not write text about an image"):
         caption_losses(small_model(TWO_IMAGES, init_std=0.3), TWO_IMAGES, [[1]], CODES[:1])
 
 

@@ -1,4 +1,4 @@
-"""Folders in which runs have begun."""
+"""Makes folders of begun runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def run(**keys: object) -> DictConfig:
 
 
 def begun(path: Path, *left: str, **record: object) -> Path:
-    """A run folder in which a task has left some files."""
+    """A run folder with some files of a task."""
     for name in left:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).touch()
@@ -25,5 +25,5 @@ def begun(path: Path, *left: str, **record: object) -> Path:
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    """All files of a folder."""
+    """All files below a folder."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}

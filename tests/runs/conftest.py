@@ -1,4 +1,4 @@
-"""The folder that a training run in this process works in."""
+"""Fixture: the working folder of a training run in this process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from cogview_pl.errors.signals import SIGNALS
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a run, from the folder that it was started in."""
+    """The folder of a run, relative to its working folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(SIGNALS, "received", None)  # and what a test leaves there is put back
+    monkeypatch.setattr(SIGNALS, "received", None)  # restored after the test
     monkeypatch.setattr(SIGNALS, "deferred", False)
     return Path("run")

@@ -1,4 +1,4 @@
-"""A training run as small as it can be: one weight of a line, over the settings that the command line composes."""
+"""The smallest training run: it fits the slope of a line, with the configuration that the command line composes."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def _composed(*overrides: str) -> Config:
 
 
 def plain() -> Config:
-    """The settings as they are composed, to change at will."""
+    """The composed configuration; tests may change it."""
     return deepcopy(_composed())
 
 
 def configured(*overrides: str, **trainer: object) -> Config:
-    """Four steps of SGD with a learning rate of 0.5, gradients clipped to 1, but for other arguments of the Trainer."""
+    """Four steps of SGD with learning rate 0.5 and gradients clipped to 1; `trainer` has other arguments."""
     config = deepcopy(_composed(*overrides))
     config.optimizer.optimizer = dict(SGD)
     config.trainer |= trainer
@@ -73,7 +73,7 @@ class Numbers(Dataset[Tensor]):
 
 
 class Line(LightningModule):
-    """One weight, which begins at 0. Before batch `at`, counted in this process, it does something."""
+    """One weight, initially 0. Before batch number `at` of this process it calls a function."""
 
     def __init__(
         self, config: Config, at: int = -1, act: Callable[[], object] = lambda: None, outputs: int = 1
@@ -114,7 +114,7 @@ def samples(*values: float) -> DataModule:
 def carried_out(
     config: Config, module: LightningModule, data: DataModule | None = None, inputs: dict[str, str] = INPUTS
 ) -> dict[str, float]:
-    """What a task does around it."""
+    """Train like a task."""
     folder = RunFolder(Path(str(config.run_dir)), None, goes_on=bool(config.resume))
     folder.describe(OmegaConf.create({"task": config.task, "seed": config.seed}))
     return train(
@@ -130,5 +130,5 @@ def carried_out(
 
 
 def saved(run: Path) -> dict[str, Any]:
-    """The checkpoint to go on from."""
+    """The checkpoint to resume from."""
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)

@@ -1,4 +1,4 @@
-"""Where a new run goes, which run `resume` goes on with, and what is refused before anything is written."""
+"""Folder of a new run, run that `resume` selects, and refusals before anything is written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROOFS = (LAST, "tokens/token_store/header.json")
 
 
 class Noon(datetime):
-    """A clock that stands still."""
+    """A clock that always shows the same time."""
 
     @classmethod
     def now(cls, tz: object = None) -> Noon:
@@ -65,7 +65,7 @@ def test_only_a_run_under_outputs_becomes_the_latest_one(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("taken", ["outputs", "outputs/vqvae"])
 def test_a_place_in_which_no_folder_can_be_made_is_named(tmp_path: Path, taken: str) -> None:
-    """By a file in its way, or by a link to a disk that is not there."""
+    """A file is in the way, or a link leads to a missing disk."""
     outputs, place = tmp_path / "outputs", tmp_path / taken
     place.parent.mkdir(exist_ok=True)
     place.touch()
@@ -104,7 +104,7 @@ def test_files_that_no_run_has_made_are_named(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == sorted(harmless)
 
 
-# --- those that go on
+# --- resumed runs
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,17 @@ def test_the_newest_run_that_left_something_goes_on(tmp_path: Path) -> None:
         interrupted_run(str(tmp_path), "pretrain", True, PROOFS)
     begun(home / "2026-01-01_00-00-00", LAST)
     begun(home / "2026-01-02_00-00-00", "tokens/token_store/header.json")
-    begun(home / "2026-01-03_00-00-00", "metrics.json")  # nothing to go on with
+    begun(home / "2026-01-03_00-00-00", "metrics.json")  # nothing to resume
     (home / "2026-01-04_00-00-00" / "checkpoints").mkdir(parents=True)
-    (home / "2026-01-04_00-00-00" / LAST).touch()  # of somebody else
+    (home / "2026-01-04_00-00-00" / LAST).touch()  # from another program
     (home / "latest").symlink_to("2026-01-01_00-00-00")
     folder = interrupted_run(str(tmp_path), "pretrain", True, PROOFS)
     assert folder.path == home / "2026-01-02_00-00-00"
     folder.describe(run())
-    assert sorted(everything(folder.path)) == [RECORD, "tokens/token_store/header.json"]  # nothing before it begins
+    assert sorted(everything(folder.path)) == [
+        RECORD,
+        "tokens/token_store/header.json",
+    ]  # it has not begun
     folder.finish({})
     assert os.readlink(home / "latest") == "2026-01-02_00-00-00"
     assert open_run(run(outputs=str(tmp_path), resume=True), None)[0].path == folder.path
@@ -189,7 +192,7 @@ def test_what_cannot_go_on_is_named(tmp_path: Path) -> None:
 
 
 def test_resume_auto_needs_a_run_folder(tmp_path: Path) -> None:
-    """And begins a run in it where the job before was ended before it had done anything."""
+    """It starts a new run in the folder if the previous job ended without progress."""
     path = begun(tmp_path / "run")
     folder, resume = open_run(run(outputs=str(tmp_path), resume="auto", run_dir=str(path)), None)
     assert (folder.path, resume) == (path, None)
@@ -200,7 +203,7 @@ def test_the_first_process_finds_the_folder_and_the_others_are_told(
 ) -> None:
     def opened(rank: int, store: HashStore, **keys: object) -> tuple[Path, object]:
         these = Processes(rank, 2)
-        these._store = store  # in place of one over the network
+        these._store = store  # replaces the store over the network
         monkeypatch.setattr(run_folder, "RANKS", these)
         folder, resume = open_run(run(outputs=str(tmp_path / "outputs"), **keys), None)
         return folder.path, resume
@@ -214,7 +217,7 @@ def test_the_first_process_finds_the_folder_and_the_others_are_told(
     failing = HashStore()
     with pytest.raises(UserError, match="keeps nothing to go on with"):
         opened(0, failing, resume="run", verb=Verb.evaluate)
-    with pytest.raises(SystemExit) as ended:  # and says nothing, as the first one has
+    with pytest.raises(SystemExit) as ended:  # silently, because the first process has printed the reason
         opened(1, failing, resume="run", verb=Verb.evaluate)
     assert ended.value.code == 2
 
@@ -229,7 +232,7 @@ def test_a_process_for_another_device_takes_the_folder_that_it_is_given(
     assert sorted(everything(path)) == [RECORD, LAST]  # the first one holds the lock
 
 
-# --- those of other tasks
+# --- runs of other tasks
 
 
 def test_the_run_of_another_task(tmp_path: Path) -> None:

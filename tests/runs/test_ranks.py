@@ -1,4 +1,4 @@
-"""Which process of a run this is: believed only from a launcher that is there."""
+"""Rank of a process: environment variables count only if their launcher is running."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_only_launchers_are_believed(
 
 
 def test_a_node_that_the_run_does_not_have_is_refused(environment: pytest.MonkeyPatch) -> None:
-    """Its process would take itself for one of many, and leave writing to the first of them."""
+    """Otherwise the process would treat itself as one of several and let another one write."""
     environment.setenv("NODE_RANK", "1")
     ranks.require_node(2)
     with pytest.raises(UserError, match=r"NODE_RANK=1 is set, and the run has trainer.num_nodes=1"):

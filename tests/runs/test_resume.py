@@ -1,4 +1,4 @@
-"""Checkpoints that are not those of the run that goes on are refused in one line."""
+"""Checkpoints of other runs are refused in one line."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "a setting less": ({"cogview_pl": {**WHOLE["cogview_pl"], "settings": {}}}, "hidden_size=None, this run has 96"),
     "other data": (
         {"cogview_pl": {**WHOLE["cogview_pl"], "inputs": {"data.token_store": "bb"}}},
-        "data.token_store is not what",
+        "data.token_store has changed",
     ),
 }
 
@@ -90,7 +90,7 @@ def test_checkpoints_of_earlier_versions_note_no_inputs(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_names_the_newest_other_one(tmp_path: Path) -> None:
-    """Torch reads flipped bits of weights as other weights."""
+    """Torch loads flipped bits of weights without an error."""
     file = tmp_path / "last.ckpt"
     torch.save({**WHOLE, "state_dict": {"w": torch.full((99,), 2.0)}}, file)
     data = bytearray(file.read_bytes())
@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_names_the_newest_other_one(tmp_path: Path) -> None
 
 
 class Touch:
-    """Unpickled it makes a file."""
+    """Makes a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -131,14 +131,14 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes)
 
 
 def test_the_checkpoint_to_go_on_from(tmp_path: Path) -> None:
-    """The one that is named, else the newest of the folder, whose last one DeepSpeed writes as a folder."""
+    """The named checkpoint, else the last one of the folder; DeepSpeed's last one is a folder."""
 
     def of(resume: object, kind: StrategyKind = StrategyKind.single) -> Path | None:
         return checkpoint_of(folder, resume, folders=kind in DEEPSPEED)
 
     folder = RunFolder(tmp_path, None, goes_on=True)
     last, step = (tmp_path / "checkpoints" / name for name in ("last.ckpt", "step_4.ckpt"))
-    assert of(str(tmp_path)) is None and of(True) is None  # one that was ended before its first
+    assert of(str(tmp_path)) is None and of(True) is None  # a run that ended before its first checkpoint
     step.parent.mkdir()
     step.touch()
     last.touch()
@@ -149,14 +149,14 @@ def test_the_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     last.mkdir()
     for kind in (StrategyKind.deepspeed_2, StrategyKind.deepspeed_3):
         assert of(True, kind) == last
-    assert require_same_run(last, IDENTITY, verify=True) == {}  # DeepSpeed looks at its own
+    assert require_same_run(last, IDENTITY, verify=True) == {}  # DeepSpeed checks its own checkpoints
     for kind in (StrategyKind.single, StrategyKind.ddp, StrategyKind.fsdp):
         with pytest.raises(UserError, match=rf"^resume: {last} is a folder, as DeepSpeed's checkpoints are; "):
             of(True, kind)
 
 
 class Module(LightningModule):
-    """It has something of its own to save."""
+    """A module that adds an entry of its own to checkpoints."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["mine"] = 1

@@ -1,4 +1,4 @@
-"""What a run writes into its folder from its beginning to its end, and takes back when it is refused."""
+"""Files that a run writes into its folder from beginning to end, and removes when it is refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_run_marks_its_folder_and_leaves_configuration_metrics_and_the_latest_
     other = RunFolder(tmp_path / "elsewhere", link)
     other.describe(run())
     other.finish({})
-    assert os.readlink(link) == "../elsewhere"  # which a folder that is moved as a whole keeps
+    assert os.readlink(link) == "../elsewhere"  # a relative link survives when the folder is moved
     assert sorted(os.listdir(tmp_path / "pretrain")) == ["latest", "new"]
 
 
@@ -69,7 +69,7 @@ def test_a_lock_is_let_go_where_writing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pipe is neither a file nor a folder"):
         folder.lock()
     assert os.listdir(path) == ["pipe"]
-    folder.unlock()  # says nothing
+    folder.unlock()  # has no effect
     (path / "pipe").unlink()
     folder.lock()
     assert os.listdir(path) == [LOCK]
@@ -77,7 +77,7 @@ def test_a_lock_is_let_go_where_writing_is_refused(tmp_path: Path) -> None:
     assert os.listdir(path) == []
 
 
-# --- taking back
+# --- undo
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_refused_run_leaves_what_it_has_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("goes_on", [True, False])
 def test_a_refused_run_puts_back_the_configuration_that_was_there_first(tmp_path: Path, goes_on: bool) -> None:
-    """Though it has written its own twice, at its beginning and with what it has noted."""
+    """The earlier configuration is restored, although the run has written its own twice."""
     path = begun(tmp_path / "run")
     (path / CONFIG).write_text("before: true\n")
     folder = RunFolder(path, None, goes_on=goes_on)
@@ -135,7 +135,7 @@ def test_settings_are_compared_as_far_as_they_were_noted(tmp_path: Path) -> None
         UserError, match=rf"^resume: {tmp_path} was begun with hidden_size=8, this run has 9; go on with the"
     ):
         record.require_same(tmp_path, {"seed": 1, "hidden_size": 9}, {})
-    with pytest.raises(UserError, match=rf"^resume: data is not what it was when {tmp_path} was begun; put it back"):
+    with pytest.raises(UserError, match=rf"^resume: data has changed since {tmp_path} was begun; restore it"):
         record.require_same(tmp_path, {}, {"init_from": "bb", "data": "cc"})
     folder = RunFolder(tmp_path, None)  # a new run is compared with nothing
     folder.describe(run())
@@ -156,7 +156,7 @@ def test_a_record_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert "宣传" in text and text.endswith("}\n")
     values = json.loads(text)
     (tmp_path / RECORD).write_text(json.dumps(dict(reversed(values.items())), indent=4))
-    assert RunRecord.load(tmp_path) == record  # spaces and order say nothing
+    assert RunRecord.load(tmp_path) == record  # spaces and order do not matter
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_what_is_no_record_is_refused_in_one_line(tmp_path: Path, content: str, 
 def test_only_the_metrics_of_finished_runs_are_judged(tmp_path: Path) -> None:
     require_metrics(tmp_path / "none")
     (tmp_path / "metrics.json").write_text("{}")
-    require_metrics(tmp_path)  # of somebody else
+    require_metrics(tmp_path)  # from another program
     begun(tmp_path)
-    require_metrics(tmp_path)  # of an earlier version, which noted no hash
+    require_metrics(tmp_path)  # of an earlier version, without a hash
     begun(tmp_path, metrics="aa")
     with pytest.raises(UserError, match=rf"^{tmp_path}/metrics\.json is damaged: it is not what the run wrote; "):
         require_metrics(tmp_path)

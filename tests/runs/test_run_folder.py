@@ -1,4 +1,4 @@
-"""One run to a folder, runs that go on, and what they are told by signals."""
+"""Lock of a run folder, resumed runs, and signals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .begun import begun, everything, run
 
 
 def holder(folder: Path) -> int:
-    """A process that holds the lock of a folder, until it is killed, with a forked worker of its own."""
+    """A process that holds the lock of a folder until it is killed; it has a forked worker."""
     child = os.fork()
     if not child:
         lock = RunLock(folder)  # noqa: F841, released when it is collected
@@ -44,7 +44,7 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path: Path) -> No
         RunLock(tmp_path)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    lock = RunLock(tmp_path)  # though the worker of the killed process may still be there
+    lock = RunLock(tmp_path)  # although the worker of the killed process may still run
     lock.release()
     assert not (tmp_path / LOCK).exists()
 
@@ -52,7 +52,7 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path: Path) -> No
 def test_a_folder_with_a_run_in_it_is_not_written_over(tmp_path: Path) -> None:
     path = begun(tmp_path / "run")
     (path / "checkpoints").mkdir()
-    assert new_run("outputs", "pretrain", str(path), None).path == path  # nothing was done there
+    assert new_run("outputs", "pretrain", str(path), None).path == path  # nothing was written there
     (path / "checkpoints" / "last.ckpt").touch()
     with pytest.raises(
         UserError, match=rf"run_dir={path} holds an earlier run \(checkpoints/last.ckpt\).*resume={path}"
@@ -61,7 +61,7 @@ def test_a_folder_with_a_run_in_it_is_not_written_over(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_somebody_else_is_never_a_run_folder(tmp_path: Path) -> None:
-    """A run folder is one that a run has marked; whatever is named like its files changes nothing."""
+    """Only a record makes a folder a run folder; other files with names of a run do not."""
     home = tmp_path / "project"
     (home / "checkpoints").mkdir(parents=True)
     (home / "notes").mkdir()
@@ -88,7 +88,7 @@ def test_what_a_scheduler_prints_may_be_there_before_the_run(tmp_path: Path) -> 
 
 
 def test_drafts_of_a_killed_run_are_not_in_the_way_of_the_next(tmp_path: Path) -> None:
-    draft = tmp_path / "run" / f".{RECORD}.cogview_pl-draft"  # all that a kill at its first write leaves
+    draft = tmp_path / "run" / f".{RECORD}.cogview_pl-draft"  # the state after a kill at the first write
     draft.parent.mkdir()
     draft.touch()
     folder = new_run("outputs", "vqvae", str(tmp_path / "run"), None)
@@ -97,7 +97,7 @@ def test_drafts_of_a_killed_run_are_not_in_the_way_of_the_next(tmp_path: Path) -
 
 
 def test_undoing_hides_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last line names the file that found no space first. What is put back may be damaged."""
+    """The last line names the first file without space. Restoring the configuration may fail too."""
     path = begun(tmp_path / "run", "samples.jsonl")
     (path / "config.yaml").write_bytes(b"\xff")
     folder = RunFolder(path, None, goes_on=True)
@@ -137,7 +137,7 @@ def test_resume_auto_begins_or_goes_on(tmp_path: Path) -> None:
     assert (folder.path, resume) == (path, None)
     folder.describe(config)
     (path / "tokens" / "token_store").mkdir(parents=True)
-    (path / "tokens" / "token_store" / "header.json").touch()  # a finetune that was ended while it tokenised
+    (path / "tokens" / "token_store" / "header.json").touch()  # a finetune that was stopped while it tokenised
     folder, resume = open_run(config, job=3)
     assert (folder.path, resume) == (path, str(path))
     with pytest.raises(UserError, match=r"resume=auto: set run_dir"):
@@ -166,7 +166,7 @@ def test_a_run_that_goes_on_writes_nothing_before_it_begins(tmp_path: Path) -> N
     folder = going_on(path)
     with pytest.raises(UserError, match=r"was begun with seed=3, this run has 4"):
         folder.require_same({"seed": 4}, {}, verify=True)
-    with pytest.raises(UserError, match=r"data is not what it was when .* was begun; .*verify=false"):
+    with pytest.raises(UserError, match=r"data has changed since .* was begun; .*verify=false"):
         folder.require_same({}, {"data": "bb"}, verify=True)
     folder.undo()
     assert everything(path) == before
@@ -179,7 +179,7 @@ def test_a_run_that_goes_on_writes_nothing_before_it_begins(tmp_path: Path) -> N
 
 
 def test_the_lock_comes_before_drafts_are_cleared_away(tmp_path: Path) -> None:
-    """A second run must not delete what the first is writing just now."""
+    """A second run must not delete drafts of the first one."""
     path = begun(tmp_path, "checkpoints/last.ckpt")
     child = os.fork()
     if not child:
@@ -264,7 +264,7 @@ def test_signals_end_a_run_when_it_looks_or_wait_for_the_end_of_a_step(number: i
 
 
 def test_a_signal_inside_a_finaliser_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception that comes up in there is printed and ignored; a handler that raised would have ended nothing."""
+    """Python prints and ignores an exception inside a finaliser, so a handler that raises would not end the run."""
 
     class Finalised:
         def __del__(self) -> None:
@@ -290,7 +290,7 @@ def test_a_stop_is_one_whatever_a_library_makes_of_it() -> None:
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_the_second_signal_ends_the_process_at_once(first: int, second: int) -> None:
-    """But not the echo of the first: a terminal and a launcher send the same one to the same process."""
+    """A repeat within half a second does not count, because a terminal and a launcher may send the same signal."""
     child = os.fork()
     if not child:
         with StopSignals() as stop:
@@ -313,7 +313,7 @@ def test_a_job_that_runs_out_of_time_is_queued_again(tmp_path: Path, monkeypatch
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     with pytest.raises(Stopped) as stopped, StopSignals() as stop:
         signal.raise_signal(signal.SIGUSR1)
-        signal.raise_signal(signal.SIGTERM)  # when the time is up: the save that the warning began still ends
+        signal.raise_signal(signal.SIGTERM)  # at the time limit; the save after the warning still finishes
         stop.check()
     assert stopped.value.code == 143
     assert (tmp_path / "asked").read_text() == "requeue 12_3\n"

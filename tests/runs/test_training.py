@@ -1,4 +1,4 @@
-"""What a training run does in its folder: steps, validations, checkpoints, and what it fails with."""
+"""A training run in its folder: steps, validations, checkpoints and errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .line import INPUTS, Line, Numbers, carried_out, configured, plain, saved
 def test_a_run_returns_what_was_logged_last_and_leaves_a_checkpoint(
     run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Every sample is 1, so that the gradient of (w - 3)² is clipped to -1, and w goes 0, ½, 1, 1½, 2."""
+    """Every sample is 1, so the gradient of (w - 3)² is clipped to -1, and w is 0, ½, 1, 1½, 2."""
     config = configured()
     seed_all(config.seed)
     module = Line(config)
@@ -168,12 +168,12 @@ def test_a_node_that_the_run_does_not_have_is_refused(run: Path, monkeypatch: py
 def test_heads_that_devices_cannot_divide_are_refused(run: Path) -> None:
     config = configured("strategy=tp", "trainer.devices=2")
     config.model.num_heads = 3
-    SIGNALS.received = signal.SIGTERM  # should it not be refused, no process is started for the second device
+    SIGNALS.received = signal.SIGTERM  # if it is not refused, still no process is started for the second device
     with pytest.raises(UserError, match=r"^strategy=tp: model\.num_heads=3 cannot be divided among 2 devices"):
         carried_out(config, Line(config))
 
 
-# --- what both stages prepare
+# --- preparation of both stages
 
 
 def test_the_optimizer_is_the_one_that_is_configured() -> None:
@@ -203,7 +203,7 @@ def test_a_seed_decides_all_random_numbers(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
     assert drawn(3) == drawn(3)
     assert all(one != other for one, other in zip(drawn(3), drawn(4), strict=True))
-    assert os.environ["PL_SEED_WORKERS"] == "1"  # loader processes draw their own numbers from it
+    assert os.environ["PL_SEED_WORKERS"] == "1"  # loader processes derive their random numbers from it
 
 
 def test_lightning_does_not_remark_on_what_was_chosen(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Training that was stopped goes on as if it had not been, and with nothing else than it began with."""
+"""Stopped training resumes as if it had not been stopped, and only with the same inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .line import SGD, Line, carried_out, configured, samples, saved
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(run: Path) -> None:
-    """To the same weight over the same samples, and with the same metrics."""
+    """It ends with the same weight after the same samples, and with the same metrics."""
     values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
     config = configured(max_steps=6, accumulate_grad_batches=2)
     whole = Line(config)
@@ -33,18 +33,18 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(run: Path) -> None
     assert saved(run)["global_step"] == 3
     config.resume = str(run)
     second = Line(config)
-    with SIGNALS:  # forgets the signal, as another process has never heard it
+    with SIGNALS:  # forgets the signal, as in another process
         assert carried_out(config, second, samples(*values)) == metrics
     assert first.seen + second.seen == whole.seen and len(first.seen) == 6
     assert torch.equal(second.layer.weight, whole.layer.weight)
 
-    again = Line(config)  # nothing is left to do but to validate
+    again = Line(config)  # only the validation is left
     assert carried_out(config, again, samples(*values)) == metrics
     assert (again.seen, again.validated) == ([], [6])
 
 
 def test_a_run_that_was_stopped_before_a_validation_logs_each_step_once(run: Path) -> None:
-    """And validates to the end first."""
+    """It finishes the validation first."""
     config = configured("logger=tensorboard", log_every_n_steps=1)
     first = Line(config, at=1, act=lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped), SIGNALS:
@@ -63,7 +63,7 @@ def test_a_run_that_was_stopped_before_a_validation_logs_each_step_once(run: Pat
 
 
 def test_a_stop_on_another_device_ends_this_process_too(run: Path) -> None:
-    """Lightning raises the same in all of them; the one that got no signal ends as by SIGTERM."""
+    """Lightning raises the same exception in all processes; one without a signal ends as by SIGTERM."""
     config = configured()
 
     def told() -> None:
@@ -112,7 +112,7 @@ def test_a_run_does_not_go_on_with_other_data_but_unverified(run: Path) -> None:
     config = configured()
     carried_out(config, Line(config))
     config.resume = str(run)
-    with pytest.raises(UserError, match=r"^resume: data is not what it was when .*verify=false"):
+    with pytest.raises(UserError, match=r"^resume: data has changed since .*verify=false"):
         carried_out(config, Line(config), inputs={"data": "bb"})
     config.verify = False
     carried_out(config, Line(config), inputs={"data": "bb"})

@@ -171,7 +171,7 @@ class TestCache:
 
 @torch.no_grad()
 def test_a_model_that_trains_with_checkpointing_decodes_by_its_cache() -> None:
-    """As it does while it paints for the logs."""
+    """As it does while it generates images for the logs."""
     model, tokens = make(), quiet_tokens(2, LENGTH)
     expected = model(tokens)[..., QUIET]
     model.set_activation_checkpointing(ActivationCheckpointing.block)

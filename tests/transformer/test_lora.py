@@ -161,7 +161,7 @@ def test_the_frozen_part_in_half_precision_is_what_autocast_would_make_of_it() -
 
 @torch.no_grad()
 def test_a_model_whose_frozen_part_is_in_half_precision_runs_without_autocast() -> None:
-    """As the callback that paints during training runs it."""
+    """As the callback runs it that generates images during training."""
     found, exact = adapted(held=torch.bfloat16)(tokens(20)), adapted()(tokens(20))
     assert 0 < (found - exact).norm() / exact.norm() < 0.05
 

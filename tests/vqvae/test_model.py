@@ -308,7 +308,7 @@ def test_psnr_averages_images_and_clips():
     images = torch.zeros(2, 3, 4, 4)
     reconstruction = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 0.01)])
     assert psnr(reconstruction, images).item() == pytest.approx((20 + 40) / 2, abs=1e-3)
-    # What lies outside 0..1 is cut off when a image is saved, so it costs nothing.
+    # What lies outside 0..1 is cut off when an image is saved, so it costs nothing.
     too_bright, images = torch.full((1, 3, 4, 4), 5.0), torch.full((1, 3, 4, 4), 0.9)
     assert psnr(too_bright, images).item() == pytest.approx(20, abs=1e-3)
     assert torch.isfinite(psnr(images, images))

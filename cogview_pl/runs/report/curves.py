@@ -1,4 +1,4 @@
-"""Loss curves of a training run, from its TensorBoard events to drawings (SVG) that a page can hold."""
+"""Loss curves of a training run: read from TensorBoard events, drawn as SVG for a page."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALA
 
 _WIDTH, _HEIGHT = 320, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 24, 36  # margins: numbers and labels of the axes, the legend
-_TICKS = 4  # at most so many intervals on an axis
-_MOST_POINTS = 200  # of a line; more than can be told apart at this width
-_MARKED = 12  # lines with fewer points show them, so that a single validation is seen
+_TICKS = 4  # largest number of intervals on an axis
+_MOST_POINTS = 200  # largest number of points of a line; more are not visible at this width
+_MARKED = 12  # a line with at most this many points shows them, so that a single validation is visible
 
 
 class Point(NamedTuple):
@@ -29,10 +29,10 @@ Curve = dict[str, list[Point]]
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """What a run logged as `train/loss…` and `val/…`, by the part behind the slash: loss first, then alphabetically.
+    """Curves of `train/loss…` and `val/…`, by the name after the slash: loss first, then alphabetically.
 
     Args:
-        folder: the run's `tensorboard/`; nothing is found where it is missing.
+        folder: `tensorboard/` of the run; a missing folder has no curves.
     """
     if not folder.is_dir():
         return {}

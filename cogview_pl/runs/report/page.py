@@ -1,7 +1,7 @@
-"""`report.html`: one page of what every stage of a chain learned or did, with its images in it; needs no server.
+"""`report.html`: one page about all stages of a chain, with metrics, images and curves; it needs no server.
 
-Everything is read from the stages' run folders, so any chain has a page. What comes from data (captions, file names,
-reasons) is escaped.
+Everything is read from the run folders of the stages, so any chain has a page. Captions, file names and other texts
+from data are escaped.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from cogview_pl.runs.run_folder import SAMPLES, Metrics
 REPORT = "report.html"
 
 _SENTENCES = {
-    "vqvae": "Learned to write a image as a grid of codes, and to draw it again from them.",
-    "tokenize": "Wrote every image as codes and every caption as text tokens, once for all trainings that follow.",
-    "pretrain": "Learned to write the codes of a image behind its text.",
-    "super_resolution": "Learned to draw parts of a image again at twice the edge.",
-    "style": "Learned to generate in the styles that a prompt names.",
-    "caption": "Learned to write the text behind a image, which is also what ranks images.",
-    "generate": "Painted a image for each prompt.",
-    "magnify": "Drew images again at twice the edge, window by window.",
-    "rerank": "Put images in order by caption loss, best first.",
-    "features": "Learned the features that images are compared by.",
+    "vqvae": "Learned to encode an image as a grid of codes, and to decode it.",
+    "tokenize": "Encoded every image as codes and every caption as text tokens, for the trainings that follow.",
+    "pretrain": "Learned to generate the codes of an image from its text.",
+    "super_resolution": "Learned to double the edge of an image, window by window.",
+    "style": "Learned to generate images in the style that a prompt names.",
+    "caption": "Learned to write the caption of an image; the loss of a caption ranks images.",
+    "generate": "Generated images for each prompt.",
+    "magnify": "Doubled the edge of images, window by window.",
+    "rerank": "Ranked images by caption loss, best first.",
+    "features": "Learned the features that compare images.",
     "evaluate": "Measured how good the images are.",
     "convert": "Wrote a model in another format.",
 }
-"""Task → what it learned or did."""
-_DESCRIBED = "Wrote a caption for each image."  # task=generate with a captioner
+"""Task → sentence about its result."""
+_DESCRIBED = "Wrote a caption for each image."  # for task=generate with a captioner
 
 _RECONSTRUCTIONS, _GRID = "reconstructions.png", "samples/grid.png"  # contact sheets in a run folder
-_SHEETS_BYTES = 3_000_000  # of all contact sheets of a page; base64 makes a third more of it
-_SHEET_EDGES = (2000, 1600, 1200, 800, 480)  # longest edge of a sheet that is too large, first that fits
+_SHEETS_BYTES = 3_000_000  # largest size of all contact sheets of a page; base64 adds a third
+_SHEET_EDGES = (2000, 1600, 1200, 800, 480)  # longest edges to try for a sheet that is too large
 _JPEG_QUALITY = 85
-_THUMBNAIL = 128
-_IN_STRIP = 6  # best, and worst, images by caption loss
-_TEXTS = 24  # prompts or captions in a list
-_REASONS = 5  # skipped samples that are shown
+_THUMBNAIL = 128  # edge in pixels
+_IN_STRIP = 6  # number of best, and of worst, images by caption loss
+_TEXTS = 24  # number of prompts or captions in a list
+_REASONS = 5  # number of skipped samples in the list
 _MINOR = (
     "perf/",
     "lr-",
@@ -62,7 +62,7 @@ _MINOR = (
     "codebook/dead",
     "codebook/revived",
 )
-"""Metrics about the run or single batches: not among the main ones."""
+"""Prefixes of metrics about speed, settings or single batches; the main table leaves them out."""
 
 
 class Stage(NamedTuple):
@@ -76,13 +76,15 @@ class Stage(NamedTuple):
 def write_report(folder: Path, title: str, stages: Mapping[str, Stage]) -> Path:
     """Write `report.html`.
 
+    The page contains its images, and makes large ones smaller, so that it has about 5 MB at most.
+
     Args:
-        folder: where to; the chain's run folder.
+        folder: run folder of the chain; the page is written there.
         title: heading of the page.
-        stages: by name, in order. Of each stage's folder everything may be missing.
+        stages: name → stage, in order. Files in the folder of a stage may be missing.
 
     Returns:
-        The page's path. Images are in it; those that are too large for a page of about 5 MB are made smaller.
+        Path of the page.
     """
     sheets = sum((stage.folder / sheet).exists() for stage in stages.values() for sheet in (_RECONSTRUCTIONS, _GRID))
     most_bytes = _SHEETS_BYTES // max(1, sheets)
@@ -102,12 +104,12 @@ def write_report(folder: Path, title: str, stages: Mapping[str, Stage]) -> Path:
         "</body>\n</html>\n",
     ]
     file = folder / REPORT
-    # A file name that is no valid Unicode, in skipped.jsonl, cannot be written otherwise.
+    # skipped.jsonl may hold file names that are no valid Unicode.
     write_bytes(file, "\n".join(page).encode("utf-8", "backslashreplace"))
     return file
 
 
-# --- the page's head --------------------------------------------------------------------------------
+# --- head of the page -------------------------------------------------------------------------------
 
 
 def _contents(stages: Mapping[str, Stage]) -> str:
@@ -119,7 +121,7 @@ def _contents(stages: Mapping[str, Stage]) -> str:
 
 
 def _main_metrics(stages: Mapping[str, Stage]) -> str:
-    """One small table per stage that has any."""
+    """One table per stage that has main metrics."""
     tables = []
     for number, (name, stage) in enumerate(stages.items(), 1):
         main = {key: value for key, value in stage.metrics.items() if not key.startswith(_MINOR)}
@@ -180,7 +182,7 @@ def _sentence(config: DictConfig, records: list[dict[str, Any]]) -> str:
 
 
 def _facts(config: DictConfig, folder: Path) -> str:
-    """What distinguishes this run, in one line."""
+    """Task, data set, seed and other keys of the run, in one line."""
     keys = ["task", "data._target_", "seed", "init_from"]
     if (folder / "tensorboard").is_dir():
         keys.append("trainer.max_steps")
@@ -193,7 +195,7 @@ def _sheets(folder: Path, records: list[dict[str, Any]], most_bytes: int) -> lis
     first = records[0] if records else {}
     titled = "Each caption and its image" if "caption" in first else "Each prompt and its images"
     names = {
-        _RECONSTRUCTIONS: "Validation images, and under them what is drawn again from their codes",
+        _RECONSTRUCTIONS: "Validation images, and under them their reconstructions",
         _GRID: "Before and after" if "source" in first else titled,
     }
     figures = []
@@ -206,7 +208,7 @@ def _sheets(folder: Path, records: list[dict[str, Any]], most_bytes: int) -> lis
 
 
 def _texts(records: list[dict[str, Any]]) -> list[str]:
-    """The first prompts or captions, for those who want to copy one and for sheets without the font."""
+    """The first prompts or captions as text, to copy them, or to read them if the sheet has no Chinese font."""
     texts = [str(record["caption"]) for record in records if "caption" in record]
     kind = "Captions" if texts else "Prompts"
     texts = texts or list(dict.fromkeys(str(record["prompt"]) for record in records if record.get("prompt")))
@@ -234,7 +236,7 @@ def _best_and_worst(folder: Path, config: DictConfig, records: list[dict[str, An
 
 
 def _home_of_files(folder: Path, config: DictConfig) -> Path:
-    """Where `file` in the records counts from: task=rerank leaves the images where `pairs` found them."""
+    """Folder that `file` in the records is relative to; for task=rerank it is the folder of `pairs`."""
     if config.get("task") != "rerank" or not config.get("pairs"):
         return folder
     pairs = Path(config.pairs)
@@ -278,11 +280,11 @@ def _all_metrics(metrics: Metrics) -> str:
     return f"<details><summary>All {len(exact)} metrics</summary>{_table(exact)}</details>"
 
 
-# --- what the parts share ---------------------------------------------------------------------------
+# --- shared by the parts ----------------------------------------------------------------------------
 
 
 def _read_records(file: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file, one per line; a line that a kill cut off is left out."""
+    """The JSON objects of a file, one per line; a line that is no JSON is left out, because a kill may have cut it."""
     records = []
     lines: Iterable[bytes] = file.read_bytes().split(b"\n") if file.exists() else ()
     for line in lines:
@@ -294,12 +296,12 @@ def _read_records(file: Path) -> list[dict[str, Any]]:
 
 
 def _language(text: str) -> str:
-    """`lang` where a text is Chinese: it chooses the shapes of characters that Japanese shares."""
+    """`lang` attribute of a Chinese text: it selects Chinese glyphs for characters that Japanese shares."""
     return ' lang="zh"' if any("\u4e00" <= character <= "\u9fff" for character in text) else ""
 
 
 def _sheet_source(file: Path, most_bytes: int) -> str | None:
-    """A contact sheet as a `data:` address: as it is or, where it is too large, smaller as JPEG; None if unreadable."""
+    """A contact sheet as a `data:` URL, as a smaller JPEG if the file is too large; None if it cannot be read."""
     try:
         with Image.open(file) as opened:
             image = opened.convert("RGB")

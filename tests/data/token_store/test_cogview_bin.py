@@ -35,7 +35,7 @@ ROWS = [
     [65, 66, 563, -1, *range(12, 18)],
     [67, 68, 69, 70, *range(18, 24)],
 ]
-"""What PIECES and codes that count up are on disk: 64 codes come before the text tokens, and long texts are cut."""
+"""TEXT_TOKENS and consecutive codes on disk: 64 codes come before the text tokens, and long texts are cut."""
 
 
 def write(folder: Path, parts: list[slice]) -> Path:
@@ -285,7 +285,7 @@ class TestCommandLine:
         assert "val/loss" in json.loads((home / "trained" / "metrics.json").read_text())
 
     def test_captions_longer_than_the_text_slot_do_not_stop_it(self, command_lines) -> None:
-        """Training cuts them, and so do the prompts that validation paints."""
+        """Training cuts them, and so do the prompts that validation generates from."""
         home, ended = command_lines
         config = OmegaConf.load(home / "trained" / "config.yaml")
         rows = np.fromfile(home / "tokens" / "token_store" / "train.bin", dtype="<i4").reshape(12, 64 + 64)

@@ -1,4 +1,4 @@
-"""Figures of enlarged images on cases whose answer is known."""
+"""Metrics of upscaled images on cases whose answer is known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cogview_pl.evaluation.enlargement import judge_enlargement
+from cogview_pl.evaluation.upscaling import judge_upscaling
 from cogview_pl.generation.super_resolution.windows import owners, windows
 
 
@@ -21,26 +21,26 @@ def truth() -> torch.Tensor:
 
 def test_psnr_of_a_constant_error() -> None:
     truth = torch.full((2, 3, 8, 8), 0.5)
-    assert judge_enlargement(truth + 0.1, truth).psnr == pytest.approx(20.0, abs=1e-4)
+    assert judge_upscaling(truth + 0.1, truth).psnr == pytest.approx(20.0, abs=1e-4)
 
 
 def test_an_error_counts_at_edges_only(truth: torch.Tensor) -> None:
     away, at_edge = truth.clone(), truth.clone()
     away[:, :, 25:35, 25:35] = 1  # inside the square
-    at_edge[:, :, 9, 10:50] = 0  # the square one row larger
-    assert judge_enlargement(away, truth).edge_error == 0
-    assert judge_enlargement(at_edge, truth).edge_error > 0
-    assert judge_enlargement(away, truth).psnr < judge_enlargement(at_edge, truth).psnr
+    at_edge[:, :, 9, 10:50] = 0  # the square is one row larger
+    assert judge_upscaling(away, truth).edge_error == 0
+    assert judge_upscaling(at_edge, truth).edge_error > 0
+    assert judge_upscaling(away, truth).psnr < judge_upscaling(at_edge, truth).psnr
 
 
 def test_seams_show_and_even_errors_do_not(truth: torch.Tensor) -> None:
     windows_yx = owners(4)
-    even = judge_enlargement((truth - 0.1).abs(), truth, windows_yx)
+    even = judge_upscaling((truth - 0.1).abs(), truth, windows_yx)
     assert even.seam_ratio == pytest.approx(1.0, abs=1e-4)
     seamed = truth.clone()
     seamed[..., 31:33] = 1 - seamed[..., 31:33]  # the border between the first two columns of windows
-    assert judge_enlargement(seamed, truth, windows_yx).seam_ratio > 3
-    assert math.isnan(judge_enlargement(truth, truth).seam_ratio)
+    assert judge_upscaling(seamed, truth, windows_yx).seam_ratio > 3
+    assert math.isnan(judge_upscaling(truth, truth).seam_ratio)
 
 
 @pytest.mark.parametrize("grid", [4, 8, 32])

@@ -1,4 +1,4 @@
-"""How well an enlarged image matches the true one: PSNR, error along edges, seams between windows.
+"""How well an upscaled image matches the true one: PSNR, error along edges, seams between windows.
 
 Shapes: B images, Y X pixels. Images are float `(B, 3, Y, X)` in 0 … 1.
 """
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from cogview_pl.vqvae.losses import psnr
 
-_EDGE_STEP = 0.1  # neighbouring pixels that differ by more, in one channel, are an edge of the true image
-_REACH = 2  # pixels around an edge, or around the border of two windows, that count as near it
+_EDGE_STEP = 0.1  # two neighbouring pixels are an edge of the true image if one channel differs by more than this
+_REACH = 2  # a pixel is near an edge or a border of windows up to this distance
 
 
 @dataclass(frozen=True)
-class Enlargement:
-    """Figures of a set of enlarged images."""
+class Upscaling:
+    """Metrics of a set of upscaled images."""
 
     psnr: float
     """Mean over images of the peak signal-to-noise ratio, dB."""
@@ -29,18 +29,18 @@ class Enlargement:
     """`edge_error` of the pixels near a border between windows, divided by that of the others; NaN without borders."""
 
 
-def judge_enlargement(images: Tensor, truth: Tensor, owners: Tensor | None = None) -> Enlargement:
-    """Compare enlarged images with the true ones.
+def judge_upscaling(images: Tensor, truth: Tensor, owners: Tensor | None = None) -> Upscaling:
+    """Compare upscaled images with the true ones.
 
     Args:
         images, truth: of the same shape.
-        owners: which window filled each code, int64 `(y, x)`; the borders follow from it.
+        owners: number of the window that decoded each code, int64 `(y, x)`; the borders follow from it.
     """
     error_BYX = (images - truth).abs().mean(1)
     edges_BYX = _near_edges(truth)
     seams_YX = torch.zeros(truth.shape[-2:], dtype=torch.bool) if owners is None else _near_seams(owners, truth.shape)
     at_seam, elsewhere = error_BYX[edges_BYX & seams_YX], error_BYX[edges_BYX & ~seams_YX]
-    return Enlargement(
+    return Upscaling(
         psnr=float(psnr(images, truth)),
         edge_error=float(error_BYX[edges_BYX].mean()),
         seam_ratio=float(at_seam.mean() / elsewhere.mean()),
