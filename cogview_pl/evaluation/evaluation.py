@@ -1,7 +1,8 @@
-"""Measures all wanted metrics of an evaluation, and records their protocol."""
+"""All wanted metrics of one evaluation, with the protocol that they depend on."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,13 +10,14 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from cogview_pl.checkpoints.model_folder import ImageTokenizer
 from cogview_pl.evaluation.config import EvaluateConfig
 from cogview_pl.evaluation.features import RESIZE_FILTER, FeatureNetwork
 from cogview_pl.evaluation.image_files import ImageFiles
 from cogview_pl.evaluation.lpips import LPIPS
-from cogview_pl.evaluation.measure import Generated, Images, Reader, Reference, measure_generated, measure_reference
+from cogview_pl.evaluation.measure import Images, Reader, views
 from cogview_pl.evaluation.metrics import FID, ReconstructionMetrics, inception_score
 from cogview_pl.evaluation.protocol import PROTOCOL, digest_of_prompts, digest_of_weights
 from cogview_pl.evaluation.requirements import require_enough
@@ -28,29 +30,38 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tools:
-    """Networks and data of the wanted metrics, opened and checked; None if no metric needs them."""
+    """Everything that the wanted metrics need, opened and checked; None where no metric asks for it."""
 
     network: FeatureNetwork | None
     tokenizer: ImageTokenizer | None
     captioner: Captioner | None
     captioner_codes: ImageTokenizer | None
-    """Image tokenizer of the captioner."""
+    """The image tokenizer that the captioner was trained with."""
     reference: Images | None
     lpips: LPIPS | None
 
     @property
     def num_reference(self) -> int | None:
-        """Number of real images; None without reference."""
+        """Number of real images."""
         return None if self.reference is None else len(self.reference)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The generated images to evaluate."""
+    """The generated images to be judged."""
 
     files: list[Path]
     prompts: list[str]
-    """One prompt per image, empty for files of `images`."""
+    """One per image, empty where `images` names them."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images that were read."""
+
+    count: int
+    sha256: str
+    """Of their pixels, in order."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +69,12 @@ class Evaluation:
     """Measures metrics of generated images, and of the image tokenizer.
 
     Attributes:
-        options: group `evaluate` of the configuration.
-        wanted: names of the metrics to measure.
-        tools: networks and data of these metrics.
+        options: group of the configuration.
+        wanted: metrics.
+        tools: networks and data that they need.
         image_size: edge of the images in pixels.
-        seed: seed of the random parts of IS.
-        batch_size: number of images that the captioner scores at once.
+        seed: of the parts that IS is taken over.
+        batch_size: images that the captioner scores at once.
     """
 
     options: EvaluateConfig
@@ -74,7 +85,7 @@ class Evaluation:
     batch_size: int
 
     def measure(self, candidates: Candidates, reader: Reader) -> dict[str, float | str]:
-        """Metrics, and under `protocol/` the values that they depend on.
+        """Metrics of generated images, and under `protocol/` the values that they depend on.
 
         Raises:
             UserError: too few images can be read.
@@ -101,33 +112,53 @@ class Evaluation:
     def _reference(
         self, images: Images, reader: Reader, network: FeatureNetwork, fids: Mapping[float, FID]
     ) -> tuple[Reference, dict[str, float]]:
-        """Number and hash of the real images, and metrics of their reconstructions."""
+        """Real images, and metrics of their reconstructions."""
         reconstruction = None
         if self.tools.tokenizer is not None:
             reconstruction = ReconstructionMetrics(self.tools.tokenizer.model.to(network.device), self.tools.lpips)
         rfid = FID(network.num_features)
-        seen = measure_reference(images, reader, network=network, fids=fids, reconstruction=reconstruction, rfid=rfid)
-        require_enough(self.wanted & {"reconstruction"}, self.options.is_splits, 0, seen.count)
-        return seen, {} if reconstruction is None else {**reconstruction.compute(), "eval/rfid": rfid.compute()}
+        digest, count = hashlib.sha256(), 0
+        for view in views(images, reader, "reference", network, fids):
+            digest.update(view.images.numpy().tobytes())
+            count += len(view.images)
+            for radius, fid in fids.items():
+                fid.add_real(view.features[radius].features)
+            if reconstruction is not None:
+                rfid.add_real(view.features[0].features)
+                rfid.add_generated(network(reconstruction.add(view.pixels)).features)
+        require_enough(self.wanted & {"reconstruction"}, self.options.is_splits, 0, count)
+        metrics = {} if reconstruction is None else {**reconstruction.compute(), "eval/rfid": rfid.compute()}
+        return Reference(count, digest.hexdigest()), metrics
 
     def _generated(
         self, candidates: Candidates, reader: Reader, fids: Mapping[float, FID], num_real: int | None
-    ) -> tuple[Generated, dict[str, float]]:
-        """Prompts and logits of the generated images, and the metrics that need no real images."""
+    ) -> tuple[list[str], dict[str, float]]:
+        """Prompts of the generated images that were read, and metrics of these images alone."""
         network = self.tools.network
         attributes = AttributeAccuracy(self.image_size) if "toy" in self.wanted else None
         style = None
         if "style" in self.wanted and network is not None and network.classes is not None:
             style = StyleAccuracy(network.classes, self.options.base_style)
         images = ImageFiles(candidates.files, candidates.prompts, self.image_size)
-        seen = measure_generated(images, reader, network=network, fids=fids, attributes=attributes, style=style)
-        require_enough(self.wanted, self.options.is_splits, len(seen.prompts), num_real)
+        prompts: list[str] = []
+        logits: list[Tensor] = []
+        for view in views(images, reader, "generated", network, fids):
+            prompts += view.prompts
+            for radius, fid in fids.items():
+                fid.add_generated(view.features[radius].features)
+            if view.features and view.features[0].logits is not None:
+                logits.append(view.features[0].logits)
+                if style is not None:
+                    style.add(logits[-1], view.prompts)
+            if attributes is not None:
+                attributes.add(view.images, view.prompts)
+        require_enough(self.wanted, self.options.is_splits, len(prompts), num_real)
         metrics: dict[str, float] = {}
         for judge in (attributes, style):
             metrics |= judge.compute() if judge else {}
         if "is" in self.wanted:
-            metrics["eval/is"] = inception_score(torch.cat(seen.logits), self.options.is_splits, self.seed)
-        return seen, metrics
+            metrics["eval/is"] = inception_score(torch.cat(logits), self.options.is_splits, self.seed)
+        return prompts, metrics
 
     def _caption_loss(
         self, captioner: Captioner, tokenizer: ImageTokenizer, candidates: Candidates, reader: Reader
@@ -139,8 +170,8 @@ class Evaluation:
             losses += captioner.losses(batch.texts, codes, self.batch_size)
         return fmean(losses)
 
-    def _protocol(self, real: Reference | None, generated: Generated | None) -> dict[str, float | str]:
-        """Values that metrics depend on, besides the generator; metrics with different protocols are not comparable."""
+    def _protocol(self, real: Reference | None, generated: list[str] | None) -> dict[str, float | str]:
+        """Values that the numbers depend on, besides the generator: those of two protocols cannot be compared."""
         tools, options = self.tools, self.options
         found: dict[str, float | str] = {"image_size": self.image_size, "seed": self.seed}
         if tools.network is not None:
@@ -162,14 +193,14 @@ class Evaluation:
         if real is not None:
             found |= {"reference_images": real.count, "reference_sha256": real.sha256}
         if generated is not None:
-            found["generated_images"] = len(generated.prompts)
-            if any(generated.prompts):
-                found["prompts_sha256"] = digest_of_prompts(generated.prompts)
+            found["generated_images"] = len(generated)
+            if any(generated):
+                found["prompts_sha256"] = digest_of_prompts(generated)
         return found
 
 
-def _warn_of_few(network: FeatureNetwork, real: Reference | None, generated: Generated | None) -> None:
-    fewest = min(real.count if real else 0, len(generated.prompts) if generated else 0)
+def _warn_of_few(network: FeatureNetwork, real: Reference | None, generated: list[str] | None) -> None:
+    fewest = min(real.count if real else 0, len(generated or ()))
     if fewest <= network.num_features:
         _log.warning(
             "FID: %d images for %d features; the smaller the number, the larger the bias. Compare equal numbers only",

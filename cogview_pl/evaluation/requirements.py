@@ -1,9 +1,10 @@
-"""Requirements of metrics: their names, numbers of images, and prompts that can be judged."""
+"""What metrics need: names that a user may list, numbers of images, prompts that can be judged."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.config import EvaluateConfig
@@ -12,17 +13,43 @@ from cogview_pl.generation.rerank import Captioner
 from cogview_pl.toy_world.accuracy import asked_style, names_objects
 from cogview_pl.vocab import TextSlot
 
-METRICS = ("reconstruction", "fid", "is", "caption_loss", "toy", "style")
-WITH_NETWORK = {"reconstruction", "fid", "is", "style"}
-"""Metrics that need a feature network."""
-WITH_REFERENCE = {"reconstruction", "fid"}
-"""Metrics that need real images."""
-WITH_PROMPTS = ("caption_loss", "toy", "style")
-"""Metrics that need the prompt of each generated image."""
+
+class Needs(NamedTuple):
+    """Requirements of a metric."""
+
+    network: bool = False
+    """Sees images by the feature network."""
+    prompts: bool = False
+    """Compares each generated image with its prompt."""
+    generated: int = 1
+    """Least number of generated images."""
+    real: int = 0
+    """Least number of real images; 0 for a metric without them."""
+
+
+METRICS = {
+    "reconstruction": Needs(network=True, generated=0, real=2),  # a covariance needs two images
+    "fid": Needs(network=True, generated=2, real=2),
+    "is": Needs(network=True),
+    "caption_loss": Needs(prompts=True),
+    "toy": Needs(prompts=True),
+    "style": Needs(network=True, prompts=True),
+}
+"""Names for `evaluate.metrics`, in the order of checks; `evaluation.Evaluation` measures them."""
+
+
+def need_network(wanted: set[str]) -> bool:
+    """Whether a wanted metric sees images by the feature network."""
+    return any(METRICS[name].network for name in wanted)
+
+
+def need_reference(wanted: set[str]) -> bool:
+    """Whether a wanted metric compares with real images."""
+    return any(METRICS[name].real for name in wanted)
 
 
 def wanted_metrics(options: EvaluateConfig) -> set[str]:
-    """The metrics to measure; raises UserError for unknown metrics, and for options that do not fit them."""
+    """The metrics to measure; raises UserError for unknown ones, and for options that do not suit them."""
     unknown = [name for name in options.metrics if name not in METRICS]
     if unknown or not options.metrics:
         found = f"unknown metric {unknown[0]!r}" if unknown else "found none"
@@ -38,37 +65,32 @@ def wanted_metrics(options: EvaluateConfig) -> set[str]:
 
 
 def require_enough(wanted: set[str], is_splits: int, generated: int, real: int | None) -> None:
-    """Raises UserError if a wanted metric has too few images.
+    """Raises UserError where there are too few images for a wanted metric.
 
     Args:
-        wanted: names of metrics.
-        is_splits: number of parts of IS; each needs an image.
+        wanted: metrics.
+        is_splits: number of parts that IS is the mean over, hence its least number of generated images.
         generated: number of generated images.
-        real: number of real images; None if no metric needs any.
+        real: number of real images; None where no metric needs any.
     """
-    needs = {
-        "reconstruction": (0, 2),  # a covariance needs two images
-        "fid": (2, 2),
-        "is": (is_splits, 0),
-    }
-    for name in METRICS:
+    for name, needs in METRICS.items():
         if name not in wanted:
             continue
-        least, least_real = needs.get(name, (1, 0))
+        least = is_splits if name == "is" else needs.generated
         if generated < least:
             raise UserError(
                 f"evaluate.metrics: {name} needs {least} generated images at least, and {generated} can be read; "
                 "give more in pairs, images or prompts"
             )
-        if real is not None and real < least_real:
+        if real is not None and real < needs.real:
             raise UserError(
-                f"evaluate.metrics: {name} needs {least_real} reference images at least, and {real} can be read; "
+                f"evaluate.metrics: {name} needs {needs.real} reference images at least, and {real} can be read; "
                 "give more in evaluate.reference or the validation split"
             )
 
 
 def check_prompts(wanted: set[str], captioner: Captioner | None, base_style: str, prompts: Sequence[str]) -> None:
-    """Raises UserError for a prompt that is too long for the captioner, or if a metric can judge no prompt."""
+    """Raises UserError for a prompt that the captioner cannot take, and for prompts that a metric cannot judge."""
     if captioner is not None:
         slot = captioner.template.target
         assert isinstance(slot, TextSlot)
@@ -92,8 +114,8 @@ def check_prompts(wanted: set[str], captioner: Captioner | None, base_style: str
 
 
 def refuse_without_prompts(wanted: set[str], images: object) -> None:
-    """Raises UserError for metrics that need prompts, because `images` names files without prompts."""
-    without = [name for name in WITH_PROMPTS if name in wanted]
+    """Raises UserError for metrics that need prompts, where `images` names files without any."""
+    without = [name for name in METRICS if name in wanted and METRICS[name].prompts]
     if without:
         raise UserError(
             f"evaluate.metrics: {without[0]} needs prompts, and images={images} has none; give pairs, or "

@@ -28,9 +28,9 @@ from cogview_pl.evaluation.lpips import LPIPS, SMALLEST, open_lpips
 from cogview_pl.evaluation.measure import Images, Reader
 from cogview_pl.evaluation.protocol import PROTOCOL, compare, table
 from cogview_pl.evaluation.requirements import (
-    WITH_NETWORK,
-    WITH_REFERENCE,
     check_prompts,
+    need_network,
+    need_reference,
     refuse_without_prompts,
     require_enough,
     wanted_metrics,
@@ -74,7 +74,7 @@ def _open_tools(config: Config, options: EvaluateConfig, wanted: set[str]) -> To
     models, size = model_options(config), config.data.image_size
     device, dtype = inference_device(config.precision)
     network = None
-    if wanted & WITH_NETWORK:
+    if need_network(wanted):
         network = _open_network(models, options, wanted, device)
     captioner = codes = None
     if "caption_loss" in wanted:
@@ -82,7 +82,7 @@ def _open_tools(config: Config, options: EvaluateConfig, wanted: set[str]) -> To
         captioner, codes = Captioner(loaded, device, dtype), loaded.image_tokenizer
         codes.model.to(device)
     reference: Images | None = None
-    if wanted & WITH_REFERENCE:
+    if need_reference(wanted):
         folder = options.reference
         reference = open_images(config.data, "val") if folder is None else _folder_of_images(Path(folder), size)
     return Tools(
