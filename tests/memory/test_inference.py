@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogview_pl.assembly.model_specs import configured_images
+from cogview_pl.assembly.model_specs import ImageTokenizerSpec, SequenceModelSpec, configured_images
 from cogview_pl.checkpoints.model_folder import build_vqvae
 from cogview_pl.config.parts import model_options
 from cogview_pl.generation.config import Sampling
@@ -32,7 +32,8 @@ def layout(target: str) -> Template:
 
 
 def size(target: str, dtype: torch.dtype, **more: str) -> InferenceModel:
-    return InferenceModel(transformer_settings(**SIZES, **more), layout(target), vqvae={}, edge=0, dtype=dtype)
+    images = ImageTokenizerSpec({}, edge=0)
+    return InferenceModel(SequenceModelSpec(transformer_settings(**SIZES, **more), layout(target), images), dtype)
 
 
 def transformer(dtype: torch.dtype, **more: str) -> Transformer:
