@@ -13,41 +13,35 @@ from typing import Any
 
 import torch
 
+from cogview_pl.assembly.model_specs import SequenceModelSpec
 from cogview_pl.checkpoints.model_folder import build_transformer, build_vqvae
 from cogview_pl.generation.config import Quantization
 from cogview_pl.generation.engine.packed_cpu import packed_bytes
 from cogview_pl.generation.quantization import matrix_bytes
 from cogview_pl.generation.super_resolution.parallel_windows import timetable
-from cogview_pl.memory.phases import ACTIVATIONS, LOGITS
-from cogview_pl.vocab import CodeSlot, Template, TextSlot
+from cogview_pl.memory.phases import ACTIVATIONS, FP32, LOGITS
+from cogview_pl.vocab import CodeSlot, TextSlot
 from cogview_pl.vqvae.codebook import BLOCK_VALUES
 
-_FP32 = torch.float32.itemsize
 _MLP = 12  # (B, L, D) tensors at the peak of a block: 8 before and after GELU; the others are its input and norms
 _ATTENTION = 7  # (B, L, D) tensors besides the scores of explicit attention
 _SAMPLING, _TOP_P = 20, 25  # bytes besides each logit: probabilities in fp32, their sums in fp64; what top-p sorts
-_SEARCH = 2 * BLOCK_VALUES * _FP32  # two blocks of distances between vectors and codes
+_SEARCH = 2 * BLOCK_VALUES * FP32  # two blocks of distances between vectors and codes
 
 
 @dataclass(frozen=True)
 class InferenceModel:
-    """A sequence model with its image tokenizer on one device. Methods give bytes besides the weights.
+    """A sequence model with its image tokenizer on one device. `decode`, `double` and `score` leave out the weights.
 
     Attributes:
-        settings: constructor arguments of the transformer.
-        template: its layout.
-        vqvae: constructor arguments of the image tokenizer.
-        edge: pixels along an edge of an image.
+        spec: sizes and layout.
         dtype: of the weights.
         parts: devices among which tensor parallelism divides the blocks.
         quantization: number format of the blocks' matrices; None: that of the weights.
         on_gpu: whether the device is a GPU.
     """
 
-    settings: Mapping[str, Any]
-    template: Template
-    vqvae: Mapping[str, Any]
-    edge: int
+    spec: SequenceModelSpec
     dtype: torch.dtype
     parts: int = 1
     quantization: Quantization | None = None
@@ -57,12 +51,12 @@ class InferenceModel:
     def parameters(self) -> int:
         """Number of parameters of the full model."""
         with torch.device("meta"):
-            return sum(parameter.numel() for parameter in build_transformer(self.settings).parameters())
+            return sum(parameter.numel() for parameter in build_transformer(self.spec.settings).parameters())
 
     @cached_property
     def bytes(self) -> int:
         """Bytes of the weights on the device."""
-        layers, hidden_size = self.settings["num_layers"], self.settings["hidden_size"]
+        layers, hidden_size = self.spec.settings["num_layers"], self.spec.settings["hidden_size"]
         matrices = 12 * layers * hidden_size**2
         divided = matrices + 7 * layers * hidden_size  # with the biases of `qkv` and `up`
         size = (self.parameters - divided + divided // self.parts) * self.dtype.itemsize
@@ -73,38 +67,33 @@ class InferenceModel:
     @property
     def held(self) -> Counter[str]:
         """Bytes of all weights."""
-        return Counter(sequence_models=self.bytes, image_tokenizer=image_tokenizer_bytes(self.vqvae))
+        return Counter(sequence_models=self.bytes, image_tokenizer=image_tokenizer_bytes(self.spec.images.settings))
 
     def decode(
-        self,
-        rows: int,
-        *,
-        text_tokens: int | None = None,
-        drafts: int = 0,
-        sorts: bool = False,
-        more: int = 0,
+        self, rows: int, *, text_tokens: int | None = None, drafts: int = 0, sorts: bool = False, more: int = 0
     ) -> Counter[str]:
         """The target slot is sampled, token by token, after the longest prompt.
 
         Args:
             rows: B; guidance takes two rows per image.
-            text_tokens: of the longest prompt; None: as many as the slot holds.
+            text_tokens: of the longest prompt; None: a full slot.
             drafts: codes that Jacobi decoding looks ahead.
             sorts: whether top-p sorts the probabilities.
             more: positions that the cache has besides those of one sequence.
         """
-        template, layers, hidden_size = self.template, self.settings["num_layers"], self.settings["hidden_size"]
-        longest = {slot.name: slot.length for slot in template.slots}
+        template = self.spec.template
+        layers, hidden_size = self.spec.settings["num_layers"], self.spec.settings["hidden_size"]
+        longest = {slot.name: [0] * slot.length for slot in template.slots}
         if text_tokens is not None:
             longest |= {
-                slot.name: min(text_tokens, slot.length) for slot in template.slots if isinstance(slot, TextSlot)
+                slot.name: longest[slot.name][:text_tokens] for slot in template.slots if isinstance(slot, TextSlot)
             }
-        prompt = len(template.prompt({name: [0] * length for name, length in longest.items()}))
+        prompt = len(template.prompt(longest))
         ids = sum(map(len, template.allowed(template.target)))
         looks_ahead = 2 * (drafts + 1) if drafts else 0
         numbers = layers * hidden_size * rows * (prompt + template.target.length + looks_ahead + more)
-        cache = 2 * numbers * (self.dtype.itemsize if self.on_gpu else _FP32) // self.parts  # keys and values
-        if self.settings["norm_scope"] == "tensor":  # the input of every layer instead
+        cache = 2 * numbers * (self.dtype.itemsize if self.on_gpu else FP32) // self.parts  # keys and values
+        if self.spec.settings["norm_scope"] == "tensor":  # the input of every layer instead
             cache = numbers * self.dtype.itemsize
         packed = 0
         if not self.on_gpu:
@@ -119,26 +108,27 @@ class InferenceModel:
 
     def double(self, images: int, *, sorts: bool = False) -> Counter[str]:
         """An upscaler decodes the windows of images in parallel; each running window has its own rows of the cache."""
-        assert isinstance(self.template.target, CodeSlot)
-        grid = self.template.target.grid[0]
+        assert isinstance(self.spec.template.target, CodeSlot)
+        grid = self.spec.template.target.grid[0]
         lanes = 1 + max(turn.lane for step in timetable(grid) for turn in step)
         return self.decode(images * lanes, sorts=sorts, more=grid)
 
     def score(self, rows: int) -> Counter[str]:
         """A captioner scores the texts of `rows` images."""
-        tokens, scored = self.template.length - 1, self.template.target.length + 1
-        ids, size = len(self.template.predicted(self.template.target)), self.dtype.itemsize
-        hidden = rows * tokens * self.settings["hidden_size"] * size
-        logits = rows * scored * (ids * (size + 2 * _FP32) + self.settings["hidden_size"] * size)
+        template, hidden_size, size = self.spec.template, self.spec.settings["hidden_size"], self.dtype.itemsize
+        tokens, scored = template.length - 1, template.target.length + 1
+        hidden = rows * tokens * hidden_size * size
+        ids = len(template.predicted(template.target))
+        logits = rows * scored * (ids * (size + 2 * FP32) + hidden_size * size)
         forward = self._forward(rows, tokens)
         return Counter({ACTIVATIONS: forward} if forward > hidden + logits else {ACTIVATIONS: hidden, LOGITS: logits})
 
     def _forward(self, rows: int, tokens: int) -> int:
         """A forward pass without gradients, at the peak of a block."""
-        numbers = peak = rows * tokens * self.settings["hidden_size"]
-        peak *= _MLP
-        if self.settings["attention"] != "fused":  # scores exist as a tensor
-            peak = max(peak, _ATTENTION * numbers + 3 * rows * self.settings["num_heads"] * tokens**2)
+        numbers = rows * tokens * self.spec.settings["hidden_size"]
+        peak = _MLP * numbers
+        if self.spec.settings["attention"] != "fused":  # scores exist as a tensor
+            peak = max(peak, _ATTENTION * numbers + 3 * rows * self.spec.settings["num_heads"] * tokens**2)
         return peak * self.dtype.itemsize
 
 
@@ -146,25 +136,25 @@ def image_tokenizer_bytes(settings: Mapping[str, Any]) -> int:
     """Bytes of the weights and the codebook of a VQ-VAE with these constructor arguments; they are fp32 always."""
     with torch.device("meta"):
         model = build_vqvae(settings)
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
 def encode_images(settings: Mapping[str, Any], *, batch: int, edge: int) -> Counter[str]:
     """Bytes besides the weights while a VQ-VAE encodes a batch of images of `edge` pixels."""
     pixels = batch * edge**2
     # uint8, 0..1 and normalised images; output of the first convolution (a quarter of the pixels) and of the second
-    convolutions = pixels * (3 * (1 + 2 * _FP32) + _FP32 * settings["hidden_size"] * 5 // 16)
+    convolutions = pixels * (3 * (1 + 2 * FP32) + FP32 * settings["hidden_size"] * 5 // 16)
     codes, size = pixels // settings["downsampling"] ** 2, settings["codebook_size"]
-    distances = min(_SEARCH, codes * size * _FP32)
-    search = pixels * 3 * _FP32 + distances + (2 * codes + size) * settings["codebook_dim"] * _FP32
+    distances = min(_SEARCH, codes * size * FP32)
+    search = pixels * 3 * FP32 + distances + (2 * codes + size) * settings["codebook_dim"] * FP32
     return Counter({ACTIVATIONS: max(convolutions, search)})
 
 
 def decode_images(settings: Mapping[str, Any], *, batch: int, edge: int) -> Counter[str]:
     """Bytes besides the weights while a VQ-VAE decodes a batch of images of `edge` pixels.
 
-    The last transposed convolution reads `hidden_size` channels on a quarter of the pixels and writes as many on all.
+    The last transposed convolution reads `hidden_size` channels on a quarter of the pixels and writes them on all.
     """
     pixels = batch * edge**2
     vectors = pixels // settings["downsampling"] ** 2 * settings["codebook_dim"]
-    return Counter({ACTIVATIONS: (pixels * settings["hidden_size"] * 5 // 4 + vectors) * _FP32})
+    return Counter({ACTIVATIONS: (pixels * settings["hidden_size"] * 5 // 4 + vectors) * FP32})

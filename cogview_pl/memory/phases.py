@@ -14,6 +14,12 @@ WEIGHTS, GRADIENTS, OPTIMIZER, OPTIMIZER_STEP = "weights", "gradients", "optimiz
 ACTIVATIONS, LOGITS, BATCH = "activations", "logits", "batch"
 """Parts of a training step."""
 
+FP32, RGB = 4, 3
+"""Bytes of a number in fp32, and channels of an image."""
+
+Phases = dict[str, Counter[str]]
+"""Bytes by phase and part."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -24,7 +30,7 @@ class Estimate:
     @cached_property
     def peak_phase(self) -> str:
         """Name of the phase with the most bytes."""
-        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+        return max(self.phases, key=lambda name: self.phases[name].total())
 
     @property
     def peak(self) -> Counter[str]:
@@ -34,11 +40,12 @@ class Estimate:
     @property
     def total(self) -> int:
         """Bytes of the phase with the most bytes."""
-        return sum(self.peak.values())
+        return self.peak.total()
 
     def figures(self, name: str) -> dict[str, float]:
         """`NAME/PART_bytes`: the most bytes of each part in any phase; `NAME/total_bytes`: all parts at the peak."""
-        parts = sorted({part for phase in self.phases.values() for part in phase})
-        most = {part: max(phase[part] for phase in self.phases.values()) for part in parts}
-        sizes = {f"{name}/{part}_bytes": float(size) for part, size in most.items() if size}
+        most: Counter[str] = Counter()
+        for parts in self.phases.values():
+            most |= parts
+        sizes = {f"{name}/{part}_bytes": float(most[part]) for part in sorted(most)}
         return {**sizes, f"{name}/total_bytes": float(self.total)}

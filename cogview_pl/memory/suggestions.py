@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from cogview_pl.assembly.options import TrainingOptions
+
 _HALVINGS = 6
-_BLOCK = "activation_checkpointing=block"
 _IN_8_BITS = "optimizer=adamw_8bit"
 
 
@@ -35,26 +36,30 @@ def first_that_fits(
 
 
 def for_training(
-    *, batch: int, batches: int, fp32: bool, sequences: bool, checkpoints: bool, adapts: bool, on_gpu: bool
+    options: TrainingOptions, batch: int, *, sequences: bool, checkpoints: bool, on_gpu: bool
 ) -> list[str]:
     """Sets for training.
 
     Args:
-        batch, batches: samples of a batch, and batches of a step.
-        fp32: whether arithmetic is in fp32.
-        sequences: whether the sequence model is trained; the rest is for it alone.
-        checkpoints: whether activation checkpointing is off.
-        adapts: whether LoRA is possible and off: the run starts from weights.
+        options: of the run.
+        batch: samples of a batch.
+        sequences: whether the sequence model is trained.
+        checkpoints: whether activation checkpointing can be turned on.
         on_gpu: whether the run is on a GPU.
     """
-    halved = _smaller_batches(batch, batches)
-    block = [_BLOCK] if sequences and checkpoints else []
+    samples = batch * options.trainer["accumulate_grad_batches"]
+    halved = [
+        f"data.batch_size={size} trainer.accumulate_grad_batches={samples // size}"
+        for size in _halves(batch)
+        if batch % size == 0  # then the gradients stay the same
+    ]
+    block = ["activation_checkpointing=block"] if checkpoints else []
     least = [*block, *halved[-1:]]
-    half = ["precision=bf16"] if fp32 and on_gpu else []
+    half = ["precision=bf16"] if on_gpu and options.precision["precision"] == "32-true" else []
     sets = [[words] for words in halved[:2]]
     sets += [["activation_checkpointing=selective"], block] if block else []
     sets += [least, half, [*half, *block], [*half, *least]]
-    if sequences and adapts:
+    if sequences and options.starts_from_weights and not options.lora.rank:
         sets += [[*half, "lora.rank=8"], [*half, "lora.rank=8", *least]]
     if on_gpu:
         sets += [[*half, _IN_8_BITS, *block], [*half, _IN_8_BITS, *least]]
@@ -64,36 +69,23 @@ def for_training(
     return _joined(sets)
 
 
-def for_inference(key: str, batch: int, *, fp32: bool, quantizes: bool, on_gpu: bool) -> list[str]:
+def for_inference(key: str, batch: int, *, halves: bool = False, quantizes: bool = False) -> list[str]:
     """Sets for tasks that use trained models.
 
     Args:
         key, batch: the key of the batch size, and its value.
-        fp32: whether weights are in fp32.
-        quantizes: whether `quantization=int8` is possible.
-        on_gpu: whether the run is on a GPU.
+        halves, quantizes: whether `precision=bf16` and `quantization=int8` are possible.
     """
-    halved = [f"{key}={size}" for size in _halves(batch)]
-    found = [[word] for word in halved]
-    half = ["precision=bf16"] if fp32 and on_gpu else []
-    if half:
-        found += [half, [*half, *halved[-1:]]]
+    halved = [[f"{key}={size}"] for size in _halves(batch)]
+    least, half = halved[-1] if halved else [], ["precision=bf16"] if halves else []
+    sets = [*halved, half, [*half, *least] if halves else []]
     if quantizes:
-        found += [[*half, "quantization=int8"], [*half, "quantization=int8", *halved[-1:]]]
-    return _joined(found)
+        sets += [[*half, "quantization=int8"], [*half, "quantization=int8", *least]]
+    return _joined(sets)
 
 
 def _halves(size: int) -> list[int]:
     return [size >> step for step in range(1, _HALVINGS + 1) if size >> step]
-
-
-def _smaller_batches(batch: int, batches: int) -> list[str]:
-    """Smaller batches and more of them in a step; the gradients stay the same."""
-    return [
-        f"data.batch_size={size} trainer.accumulate_grad_batches={batch * batches // size}"
-        for size in _halves(batch)
-        if batch % size == 0
-    ]
 
 
 def _joined(sets: Iterable[Iterable[str]]) -> list[str]:

@@ -8,18 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogview_pl.assembly.model_specs import configured_images
+from cogview_pl.assembly.model_specs import ImageTokenizerSpec, SequenceModelSpec, configured_images
 from cogview_pl.checkpoints.model_folder import build_vqvae
-from cogview_pl.generation.sampling import Sampling, draw, probabilities
+from cogview_pl.config.parts import model_options
+from cogview_pl.generation.config import Sampling
+from cogview_pl.generation.sampling import probabilities, sample
 from cogview_pl.memory.inference import InferenceModel, decode_images, encode_images
 from cogview_pl.memory.trace import LiveBytes, default_dtype
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
 
 from ..composed import composed
+from ..make_models import make_transformer, transformer_settings
 
 SIZES = {"vocab_size": 400, "num_layers": 3, "hidden_size": 64, "num_heads": 4, "num_positions": 120}
-FORMS = {"norm_scope": "token", "attention": "fused"}
 ROWS, SIDE = 8, 8
 
 
@@ -30,13 +32,13 @@ def layout(target: str) -> Template:
 
 
 def size(target: str, dtype: torch.dtype, **more: str) -> InferenceModel:
-    settings: dict[str, Any] = {**SIZES, **FORMS, **more}
-    return InferenceModel(settings, layout(target), vqvae={}, edge=0, dtype=dtype)
+    images = ImageTokenizerSpec({}, edge=0)
+    return InferenceModel(SequenceModelSpec(transformer_settings(**SIZES, **more), layout(target), images), dtype)
 
 
 def transformer(dtype: torch.dtype, **more: str) -> Transformer:
     with default_dtype(dtype):
-        return Transformer(**SIZES, **more).eval()  # type: ignore[arg-type]
+        return make_transformer(**SIZES, **more).eval()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -63,7 +65,7 @@ def test_sampling_takes_what_is_allocated(options: dict[str, Any]) -> None:
     rows = 4000
     with LiveBytes() as live:
         logits = torch.zeros(rows, 128)
-        draw(probabilities(logits, Sampling(**options)), torch.zeros(rows))
+        sample(probabilities(logits, Sampling(**options)), torch.zeros(rows))
     model = size("image", torch.float32, attention="fused")
     found = model.decode(rows, sorts="top_p" in options)
     sampled = rows * 128 * (4 + (25 if "top_p" in options else 20))
@@ -82,7 +84,7 @@ def test_scores_take_what_the_model_allocates() -> None:
 
 @pytest.mark.parametrize("name", ["tiny", "small"])
 def test_images_take_what_the_image_tokenizer_allocates(name: str) -> None:
-    images = configured_images(composed("task=vqvae", f"image_tokenizer={name}"))
+    images = configured_images(model_options(composed("task=vqvae", f"image_tokenizer={name}")))
     model = build_vqvae(images.settings).eval()
 
     def decoded(codes: Tensor) -> Tensor:

@@ -1,0 +1,143 @@
+"""Memory of a training run: its steps, the loading of weights, the encoding of images, and sample images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from cogview_pl.assembly.checks import ADAMW_OFFLOAD
+from cogview_pl.assembly.instantiate import instantiate
+from cogview_pl.assembly.model_specs import SequenceModelSpec
+from cogview_pl.assembly.models import weights_dtype
+from cogview_pl.assembly.options import TrainingOptions
+from cogview_pl.assembly.strategy import num_devices, tensor_parts
+from cogview_pl.assembly.trainer import optimizer_node
+from cogview_pl.checkpoints.model_folder import build_transformer, build_vqvae
+from cogview_pl.memory.inference import InferenceModel, decode_images, encode_images, image_tokenizer_bytes
+from cogview_pl.memory.phases import FORWARD, FP32, Phases
+from cogview_pl.memory.sharding import Sharding, narrow, shard
+from cogview_pl.memory.trace import default_dtype
+from cogview_pl.memory.training import BatchSize, StepOptions, image_tokenizer_step, predicted_tokens, sequence_step
+from cogview_pl.transformer.config import ActivationCheckpointing, Norm, NormScope
+from cogview_pl.transformer.lora import add_lora
+from cogview_pl.transformer.model import Transformer
+from cogview_pl.vocab import is_text_to_image
+from cogview_pl.vqvae.model import VQVAE
+
+_PRECISIONS = {  # dtype of the weights, dtype of autocast
+    "32-true": (torch.float32, None),
+    "bf16-mixed": (torch.float32, torch.bfloat16),
+    "16-mixed": (torch.float32, torch.float16),
+    "bf16-true": (torch.bfloat16, None),
+}
+
+
+def image_tokenizer_phases(
+    settings: Mapping[str, Any], options: TrainingOptions, *, batch: int, edge: int, reconstruction: Any, on_gpu: bool
+) -> Phases:
+    """Training of a VQ-VAE with these constructor arguments; see `image_tokenizer_step`."""
+    quantizer = dict(settings["quantizer"])
+    if "kmeans_iters" in quantizer:  # k-means runs once, before the decoder allocates anything
+        quantizer["kmeans_iters"] = 0
+
+    def build() -> VQVAE:
+        return build_vqvae({**settings, "quantizer": quantizer})
+
+    step = image_tokenizer_step(build, batch, edge, reconstruction, _step_options(options, on_gpu))
+    return shard(step, _sharding(options))
+
+
+def sequence_model_phases(
+    spec: SequenceModelSpec,
+    options: TrainingOptions,
+    slot_ids: list[range] | None,
+    *,
+    batch: int,
+    checkpointing: ActivationCheckpointing,
+    encodes: bool,
+    on_gpu: bool,
+) -> Phases:
+    """Training of a sequence model.
+
+    Args:
+        spec: sizes and layout of the model.
+        options: of the run.
+        slot_ids: see `sequence_loss`.
+        batch: sequences of a batch.
+        checkpointing: `activation_checkpointing`.
+        encodes: whether the run reads images, and encodes them.
+        on_gpu: count what a GPU allocates.
+    """
+    layers, images = spec.settings["num_layers"], spec.images
+    weights, _ = _PRECISIONS[options.precision["precision"]]
+    parts = tensor_parts(options.strategy, options.trainer)
+
+    def build(layers: int) -> Transformer:
+        with default_dtype(weights):
+            model = build_transformer({**spec.settings, "num_layers": layers})
+            if parts > 1:
+                narrow(model, parts)
+        if options.lora.rank:
+            add_lora(model, options.lora, held=weights_dtype(options.precision))
+        model.set_activation_checkpointing(checkpointing)
+        return model
+
+    in_place = (spec.settings["norm"], spec.settings["norm_scope"]) == (Norm.sandwich.value, NormScope.token.value)
+    compiled = options.compile and in_place and checkpointing == ActivationCheckpointing.none
+    sizes = BatchSize(batch, spec.template.length - 1, predicted_tokens(spec.template, slot_ids))
+    phases, block = sequence_step(build, layers, sizes, replace(_step_options(options, on_gpu), compiled=compiled))
+    phases = shard(phases, _sharding(options), layers=layers, block=block)
+
+    tokenizer = image_tokenizer_bytes(images.settings)
+    host = Counter(image_tokenizer=0 if on_gpu else tokenizer)
+    if (
+        not on_gpu and options.lora.rank
+    ):  # the model of `init_from` and its tokenizer; the two models share fp32 weights
+        with torch.device("meta"):
+            frozen = [parameter for parameter in build(layers).parameters() if parameter.dtype != torch.float32]
+        host += Counter(image_tokenizer=tokenizer, base_in_fp32=sum(parameter.numel() * FP32 for parameter in frozen))
+    phases = {name: held + host for name, held in phases.items()}
+    between = Counter({part: phases[FORWARD][part] for part in ("weights", "optimizer")}) + host
+    model = InferenceModel(spec, weights, parts, on_gpu=on_gpu)
+    if "samples" in options.callbacks and is_text_to_image(spec.template) and not options.strategy.kind.sharded:
+        rows = options.callbacks["samples"]["num_prompts"]
+        phases["generation of sample images"] = between + model.decode(rows)
+        if not on_gpu:  # else the image tokenizer stays on the host
+            decoding = decode_images(images.settings, batch=rows, edge=images.edge)
+            phases["decoding of sample images"] = between + decoding
+    if not on_gpu and options.starts_from_weights:  # fresh weights and those that are read exist together
+        phases["loading of weights"] = Counter(weights=2 * model.parameters * FP32, image_tokenizer=2 * tokenizer)
+    if encodes:
+        encoding = encode_images(images.settings, batch=batch, edge=2 * images.edge)
+        phases["encoding of images"] = Counter(weights=phases[FORWARD]["weights"]) + host + encoding
+    return phases
+
+
+def batch_of_all_devices(batch: int, options: TrainingOptions) -> int:
+    """Samples of a training step on all devices; those of tensor parallelism share a batch."""
+    batches = options.trainer["accumulate_grad_batches"] * num_devices(options.trainer)
+    return int(batch * (batches // tensor_parts(options.strategy, options.trainer)))
+
+
+def _step_options(options: TrainingOptions, on_gpu: bool) -> StepOptions:
+    node = optimizer_node(options)
+    offloads = node["_target_"] == ADAMW_OFFLOAD
+    if on_gpu and node["_target_"].startswith("torch.optim.") and not node.get("fused"):
+        node = {**node, "foreach": True}  # as torch chooses on a GPU
+    return StepOptions(
+        optimizer=None if offloads else instantiate(node, "optimizer.optimizer"),
+        autocast=_PRECISIONS[options.precision["precision"]][1],
+        accumulates=options.trainer["accumulate_grad_batches"] > 1,
+        frees_gradients=offloads and bool(node["offload_gradients"]),
+        on_gpu=on_gpu,
+    )
+
+
+def _sharding(options: TrainingOptions) -> Sharding:
+    weights, autocast = _PRECISIONS[options.precision["precision"]]
+    arguments = options.strategy.strategy if isinstance(options.strategy.strategy, dict) else {}
+    return Sharding(options.strategy.kind, num_devices(options.trainer), autocast or weights, arguments)
