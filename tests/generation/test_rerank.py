@@ -72,8 +72,8 @@ def test_a_text_longer_than_its_slot() -> None:
         caption_losses(small_model(template, init_std=0.3), template, [[1], [2] * 6], CODES[:2])
 
 
-def test_a_layout_that_writes_no_text_about_a_image() -> None:
-    with pytest.raises(UserError, match="does not write text about an image"):
+def test_a_layout_that_writes_no_text_about_an_image() -> None:
+    with pytest.raises(UserError, match="does not write one text about one image"):
         caption_losses(small_model(TWO_IMAGES, init_std=0.3), TWO_IMAGES, [[1]], CODES[:1])
 
 
