@@ -22,8 +22,8 @@ from cogview_pl.runs.ranks import RANKS
 
 _OURS = "cogview_pl.lit."  # optimizers of the project need full tensors, or their state cannot be gathered
 _LOW_MEMORY = f"{_OURS}low_memory."
-ADAMW_8BIT, ADAMW_OFFLOAD = f"{_LOW_MEMORY}adamw_8bit", f"{_LOW_MEMORY}adamw_offload"
-"""`_target_` of two optimizers."""
+ADAMW_OFFLOAD = f"{_LOW_MEMORY}adamw_offload"
+"""`_target_` of the optimizer that keeps its states on the host."""
 _ROUNDS_AT_RANDOM = ("adamw_bf16", "adamw_8bit")
 
 

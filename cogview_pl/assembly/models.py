@@ -20,6 +20,7 @@ from cogview_pl.checkpoints.model_folder import (
 from cogview_pl.checkpoints.released import is_released, load_transformer, load_vqvae, vqvae_settings
 from cogview_pl.checkpoints.settings import plain
 from cogview_pl.errors import UserError
+from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 from cogview_pl.vocab.config import TemplateConfig
 
@@ -56,6 +57,12 @@ def open_image_tokenizer(options: ModelOptions, path: str | Path, key: str) -> I
         return load_image_tokenizer(path, key, verify=options.verify)
     model = load_vqvae(path, key, verify=options.verify)
     return ImageTokenizer(model, {**vqvae_settings(model), "image_size": options.image_tokenizer.image_size})
+
+
+def newest_image_tokenizer(options: ModelOptions) -> ImageTokenizer:
+    """The tokenizer of `image_tokenizer.path`, or of the newest vqvae run; raises UserError if there is none."""
+    key = "image_tokenizer.path"
+    return open_image_tokenizer(options, predecessor(options.outputs, "vqvae", key, options.image_tokenizer.path), key)
 
 
 def open_sequence_model(options: ModelOptions, path: str | Path, key: str, template: TemplateConfig) -> SequenceModel:

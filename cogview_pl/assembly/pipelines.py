@@ -94,7 +94,7 @@ def open_pipeline(options: GenerationOptions, generator: SequenceModel) -> Gener
         model = open_role(role, options.models, given, template)
         if generator.image_tokenizer.identity != model.image_tokenizer.identity:
             raise UserError(
-                f"{role.key}: that model was trained with another image tokenizer than the one that generates; give "
+                f"{role.key}: that model was trained with another image tokenizer than the generator; give "
                 "one that was trained on the same tokenize run"
             )
         shard(model.model.to(dtype))

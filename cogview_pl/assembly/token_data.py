@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from cogview_pl.assembly.models import newest_image_tokenizer, open_image_tokenizer
+from cogview_pl.assembly.options import ModelOptions
 from cogview_pl.assembly.tokenization import IMAGE_TOKENIZER_FOLDER, TEXT_MODEL, TOKEN_STORE, Tokenization, tokenise
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel
 from cogview_pl.data.config import SequencesConfig, TokenSource
@@ -38,29 +39,10 @@ class Tokens:
     """Hash of the token store; a resumed run compares it."""
 
 
-@dataclass(frozen=True)
-class ImageTokenizers:
-    """Finds the image tokenizer of a run."""
-
-    outputs: str
-    path: str | None
-    """`image_tokenizer.path`."""
-    open: Callable[[str | Path, str], ImageTokenizer]
-    """Opens the tokenizer at a path; the second argument is the configuration key, for messages."""
-
-    def newest(self) -> ImageTokenizer:
-        """The tokenizer of `path`, or of the newest vqvae run; raises UserError if there is none."""
-        return self.at(predecessor(self.outputs, "vqvae", "image_tokenizer.path", self.path))
-
-    def at(self, path: str | Path) -> ImageTokenizer:
-        """The tokenizer at a path."""
-        return self.open(path, "image_tokenizer.path")
-
-
 def open_tokens(
     options: Tokenization,
     sequences: SequencesConfig,
-    image_tokenizers: ImageTokenizers,
+    models: ModelOptions,
     folder: RunFolder,
     start: SequenceModel | None,
 ) -> Tokens:
@@ -76,30 +58,31 @@ def open_tokens(
         with folder.processes.first_goes_ahead() as first:
             if first:
                 path.mkdir(exist_ok=True)
-                images = start.image_tokenizer if start else image_tokenizers.newest()
+                images = start.image_tokenizer if start else newest_image_tokenizer(models)
                 metrics = tokenise(options, images, start.text if start else None, folder, path)
     else:
-        path = predecessor(image_tokenizers.outputs, "tokenize", "data.token_store", given)
+        path = predecessor(models.outputs, "tokenize", "data.token_store", given)
     refuse_lmdb(path)
     if path.is_file():
-        return _open_file(path, options.text.model, sequences.val_fraction, image_tokenizers)
+        return _open_file(path, models, sequences.val_fraction)
     store = TokenStore.open(path / TOKEN_STORE)
     text = TextTokenizer.load(path / TEXT_MODEL)
-    image_tokenizer = image_tokenizers.at(image_tokenizers.path or path / IMAGE_TOKENIZER_FOLDER)
+    images_path = models.image_tokenizer.path or path / IMAGE_TOKENIZER_FOLDER
+    image_tokenizer = open_image_tokenizer(models, images_path, "image_tokenizer.path")
     store.require(text_tokenizer=text.identity, image_tokenizer=image_tokenizer.identity)
     inputs = {"data.token_store": store.fingerprint()}
     return Tokens(store, text, image_tokenizer, metrics, inputs)
 
 
-def _open_file(file: Path, text_model: str | None, val_fraction: float, image_tokenizers: ImageTokenizers) -> Tokens:
+def _open_file(file: Path, models: ModelOptions, val_fraction: float) -> Tokens:
     """A data file of the released program; it does not name its tokenizers."""
-    if text_model is None or image_tokenizers.path is None:
+    if models.text.model is None or models.image_tokenizer.path is None:
         raise UserError(
             f"data.token_store={file} is a file without tokenizers; set text.model and image_tokenizer.path to the "
             "tokenizers that made it, or give the folder of a run of task=tokenize"
         )
-    text = TextTokenizer.load(text_model)
-    image_tokenizer = image_tokenizers.at(image_tokenizers.path)
+    text = TextTokenizer.load(models.text.model)
+    image_tokenizer = open_image_tokenizer(models, models.image_tokenizer.path, "image_tokenizer.path")
     store = ReleasedFile.open(
         file,
         grid=image_tokenizer.grid,

@@ -18,7 +18,7 @@ from cogview_pl.assembly.image_data import image_inputs, open_images
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, save_image_tokenizer
 from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, collate_images, enough_to_judge
 from cogview_pl.data.config import DataConfig, StoreFormat, TokenStoreConfig
-from cogview_pl.data.loader import Loader, ignore_interrupts
+from cogview_pl.data.loader import Loader
 from cogview_pl.data.samples import CaptionedImages
 from cogview_pl.data.token_store.cogview_bin import TEXT_LENGTH
 from cogview_pl.data.token_store.store import TokenStoreWriter
@@ -124,7 +124,6 @@ def _tokenise_split(
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         collate_fn=collate_images,
-        worker_init_fn=ignore_interrupts,
         patience=options.worker_timeout,
         look=SIGNALS.check,
     )

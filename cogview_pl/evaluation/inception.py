@@ -61,7 +61,7 @@ def open_inception(weights: Mapping[str, Tensor], file: Path, key: str) -> nn.Mo
     used = {name: tensor for name, tensor in weights.items() if not name.startswith(_TRAINING_ONLY)}
     fid = shape[0] == _FID
     with torch.device("meta"):  # no random weights are made, because the file replaces them
-        network = _fid_network() if fid else _torchvision_network()
+        network = _fid_network() if fid else Inception3(num_classes=_TORCHVISION, aux_logits=False, init_weights=False)
     fit(network, used, "the Inception v3 of FID" if fid else "torchvision's Inception v3", file, key)
     return (FIDInception if fid else TorchvisionInception)(network)
 
@@ -99,10 +99,6 @@ class TorchvisionInception(_Inception):
         """Features `(B, 2048)` and logits `(B, 1000)`."""
         features = self.trunk(images * 2 - 1)
         return features, self.last(features)
-
-
-def _torchvision_network() -> Inception3:
-    return Inception3(num_classes=_TORCHVISION, aux_logits=False, init_weights=False)
 
 
 def _fid_network() -> Inception3:

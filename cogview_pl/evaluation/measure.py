@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, collate_images
-from cogview_pl.data.loader import Loader, ignore_interrupts
+from cogview_pl.data.loader import Loader
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.features import FeatureNetwork, Features
@@ -45,7 +45,6 @@ class Reader:
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=collate_images,
-            worker_init_fn=ignore_interrupts,
             patience=self.worker_timeout,
             look=SIGNALS.check,
         )

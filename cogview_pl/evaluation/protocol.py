@@ -53,7 +53,7 @@ def compare(paths: Sequence[str]) -> dict[str, float | str]:
                 f"{paths[1]}; numbers of different protocols cannot be compared, evaluate both in the same way"
             )
     found: dict[str, float | str] = {key: value for key, value in first.items() if key.startswith(PROTOCOL)}
-    for name in _names(first, second):
+    for name in sorted({key for key in (*first, *second) if not key.startswith(_LEFT_OUT)}):
         for side, metrics in (("first", first), ("second", second)):
             if name in metrics:
                 found[f"{side}/{name}"] = metrics[name]
@@ -85,7 +85,3 @@ def _read(path: Path) -> dict[str, float | str]:
     if not isinstance(found, dict) or not any(key.startswith(PROTOCOL) for key in found):
         raise UserError(f"{_KEY}: {file} has no protocol ({PROTOCOL}…); give a run of task=evaluate")
     return found
-
-
-def _names(first: Metrics, second: Metrics) -> list[str]:
-    return sorted({key for key in (*first, *second) if not key.startswith(_LEFT_OUT)})

@@ -93,13 +93,13 @@ def _load_safetensors(file: Path, key: str) -> dict[str, Tensor]:
         raise UserError(f"{key}={file} is damaged ({shown(error)}); download it again") from error
 
 
-def fit(model: nn.Module, weights: Mapping[str, Tensor], what: str, file: Path, key: str) -> None:
+def fit(model: nn.Module, weights: Mapping[str, Tensor], label: str, file: Path, key: str) -> None:
     """Load weights into a model as fp32, in evaluation mode, without gradients; counters of batch norm are ignored.
 
     Args:
         model: the model; it may be on the `meta` device.
         weights: its complete state dict, floating point.
-        what: name of the network, for errors.
+        label: name of the network, for errors.
         file: file of the weights, for errors.
         key: configuration key, for errors.
 
@@ -118,7 +118,7 @@ def fit(model: nn.Module, weights: Mapping[str, Tensor], what: str, file: Path, 
             faults.append(f"{name} holds {str(found[name].dtype).removeprefix('torch.')}")
     if faults:
         more = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
-        raise UserError(f"{key}={file} does not fit {what}: {', '.join(faults[:_NAMED])}{more}; give its state dict")
+        raise UserError(f"{key}={file} does not fit {label}: {', '.join(faults[:_NAMED])}{more}; give its state dict")
     model.load_state_dict({name: tensor.float() for name, tensor in found.items()}, assign=True)
     model.requires_grad_(False).eval()
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from cogview_pl.assembly.image_data import open_images
-from cogview_pl.assembly.models import inference_device, open_image_tokenizer
+from cogview_pl.assembly.models import inference_device, newest_image_tokenizer
 from cogview_pl.assembly.options import ModelOptions
 from cogview_pl.assembly.pipelines import open_generator, open_pipeline
 from cogview_pl.assembly.prompts import prompts_or_captions
@@ -119,8 +119,7 @@ def _open_network(models: ModelOptions, options: EvaluateConfig, wanted: set[str
 
 
 def _open_tokenizer(models: ModelOptions, image_size: int) -> ImageTokenizer:
-    path = predecessor(models.outputs, "vqvae", "image_tokenizer.path", models.image_tokenizer.path)
-    tokenizer = open_image_tokenizer(models, path, "image_tokenizer.path")
+    tokenizer = newest_image_tokenizer(models)
     size = tokenizer.settings["image_size"]
     if image_size != size:
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ from cogview_pl.assembly.lora import (
 from cogview_pl.assembly.model_specs import predicted_ids, transformer_settings
 from cogview_pl.assembly.models import (
     check_positions,
-    open_image_tokenizer,
     open_sequence_model,
     require_same,
     weights_dtype,
@@ -24,7 +22,6 @@ from cogview_pl.assembly.models import (
 from cogview_pl.assembly.options import ModelOptions, TrainingOptions, sequence_settings
 from cogview_pl.assembly.strategy import gather_full_weights
 from cogview_pl.assembly.token_data import (
-    ImageTokenizers,
     Tokens,
     open_tokens,
     replay_inputs,
@@ -101,9 +98,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         if first:  # recorded now, because a run that is stopped while it tokenises must resume with the same inputs
             folder.require_same({}, inputs, config.verify)
     tokenization = Tokenization(config.data, config.token_store, config.text, config.template.layout, config.verify)
-    opens = partial(open_image_tokenizer, models)
-    image_tokenizers = ImageTokenizers(config.outputs, config.image_tokenizer.path, opens)
-    tokens = open_tokens(tokenization, config.sequences, image_tokenizers, folder, base and base.model)
+    tokens = open_tokens(tokenization, config.sequences, models, folder, base and base.model)
     vocabulary = Vocabulary(tokens.store.header.codebook_size, tokens.text.vocab_size)
     layout = _layout(models, config.template, vocabulary)
     seed_all(config.seed)  # tokenising draws random numbers, and a resumed run may not tokenise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -106,16 +106,9 @@ def _validation_images(data: DataConfig, count: int, size: int) -> Originals:
 
 def _compare(truth: Tensor, before: Tensor, after: Tensor, windows: Tensor) -> dict[str, float]:
     """Compare upscaled images, and decoded small images that were resized (bicubic), with the true ones."""
-    found = judge_upscaling(after, truth, windows)
-    bicubic = judge_upscaling(_at(before, truth.shape[-1]), truth, windows)
-    return {
-        "magnify/psnr": found.psnr,
-        "magnify/psnr_bicubic": bicubic.psnr,
-        "magnify/edge_error": found.edge_error,
-        "magnify/edge_error_bicubic": bicubic.edge_error,
-        "magnify/seam_ratio": found.seam_ratio,
-        "magnify/seam_ratio_bicubic": bicubic.seam_ratio,
-    }
+    judged = {"": after, "_bicubic": _at(before, truth.shape[-1])}
+    found = {suffix: judge_upscaling(images, truth, windows) for suffix, images in judged.items()}
+    return {f"magnify/{name}{suffix}": value for suffix, one in found.items() for name, value in asdict(one).items()}
 
 
 def _at(images: Tensor, edge: int) -> Tensor:

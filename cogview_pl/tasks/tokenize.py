@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from cogview_pl.assembly.models import open_image_tokenizer
+from cogview_pl.assembly.models import newest_image_tokenizer
 from cogview_pl.assembly.tokenization import Tokenization, tokenise
 from cogview_pl.config.parts import model_options
 from cogview_pl.config.schema import Config
-from cogview_pl.runs.run_folder import RunFolder, predecessor
+from cogview_pl.runs.run_folder import RunFolder
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Tokenise both splits with the newest image tokenizer; returns counts and speed."""
     options = Tokenization(config.data, config.token_store, config.text, config.template.layout, config.verify)
-    path = predecessor(config.outputs, "vqvae", "image_tokenizer.path", config.image_tokenizer.path)
-    images = open_image_tokenizer(model_options(config), path, "image_tokenizer.path")
-    return tokenise(options, images, None, folder, folder.path)
+    return tokenise(options, newest_image_tokenizer(model_options(config)), None, folder, folder.path)

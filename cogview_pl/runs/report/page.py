@@ -10,7 +10,8 @@ import base64
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -265,14 +266,13 @@ def _skipped(records: list[dict[str, Any]]) -> list[str]:
     if not records:
         return []
     shown = records[:_REASONS]
-    reasons = [f"<li>{escape(_which(record))}: {escape(str(record.get('reason')))}</li>" for record in shown]
+    reasons = [
+        f"<li>{escape(str(record.get('key', record.get('file'))))}: {escape(str(record.get('reason')))}</li>"
+        for record in shown
+    ]
     title = f"<h3>Left out: {len(records):,}</h3>"
     more = [f"<li>and {len(records) - len(shown):,} more in skipped.jsonl</li>"] if len(records) > len(shown) else []
     return [title, "<ul>", *reasons, *more, "</ul>"]
-
-
-def _which(skipped: dict[str, Any]) -> str:
-    return str(skipped.get("key", skipped.get("file")))
 
 
 def _all_metrics(metrics: Metrics) -> str:
@@ -286,12 +286,9 @@ def _all_metrics(metrics: Metrics) -> str:
 def _read_records(file: Path) -> list[dict[str, Any]]:
     """The JSON objects of a file, one per line; a line that is no JSON is left out, because a kill may have cut it."""
     records = []
-    lines: Iterable[bytes] = file.read_bytes().split(b"\n") if file.exists() else ()
-    for line in lines:
-        try:
+    for line in file.read_bytes().split(b"\n") if file.exists() else ():
+        with suppress(ValueError):
             records.append(json.loads(line))
-        except ValueError:
-            continue
     return records
 
 
