@@ -6,7 +6,7 @@ import errno
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -25,6 +25,9 @@ _LIST_OF_KEYS = "`task=… --cfg job` lists all keys"
 _OPEN_FILES = (errno.EMFILE, errno.ENFILE)
 _INTERNALS = ("object_type=", "full_key:", "reference_type=", "See https://", "provider=")
 _UNKNOWN = re.compile(r"Key '(.*)' (?:not in|is not in struct)")
+_WRONG_CHOICE = re.compile(r"Invalid value '(.*)', expected one of \[(.*)\]")
+_WRONG_TYPE = re.compile(r"Value '(.*)' of type '.*' could not be converted to (Integer|Float)")
+_TYPES = {"Integer": "a whole number", "Float": "a number"}
 _OVERRIDE = re.compile(r"Could not override '(?P<key>.*)'\.\s+To append to your config use (?P<advice>.*)", re.DOTALL)
 
 
@@ -86,8 +89,12 @@ def _unknown_choice(error: MissingConfigException) -> str:
     if not error.options or not error.missing_cfg_file:
         return _without_internals(error)
     group, _, choice = error.missing_cfg_file.rpartition("/")
-    guesses = [f"{group}={guess}" for guess in nearest_words(choice, error.options)]
-    return f"{group}={choice}: there is no such choice{did_you_mean(guesses)}; choices: {', '.join(error.options)}"
+    return _no_such_choice(group, choice, error.options)
+
+
+def _no_such_choice(key: str, choice: str, choices: Sequence[str]) -> str:
+    guesses = [f"{key}={guess}" for guess in nearest_words(choice, choices)]
+    return f"{key}={choice}: there is no such choice{did_you_mean(guesses)}; choices: {', '.join(choices)}"
 
 
 def _of_composition(error: BaseException) -> str:
@@ -98,6 +105,13 @@ def _of_composition(error: BaseException) -> str:
         return _unknown_key(error, cause, parent)
     if str(error).startswith("Error merging override") and cause is not None:
         error = cause  # it names the wrong value
+        key = str(getattr(cause, "full_key", ""))
+        if choice := _WRONG_CHOICE.search(str(error)):
+            return _no_such_choice(key, choice[1], choice[2].split(", "))
+        if wrong := _WRONG_TYPE.search(str(error)):
+            return f"{key}={wrong[1]} must be {_TYPES[wrong[2]]}"
+    if isinstance(error, OverrideParseException) and "missing EQUAL" in str(error):
+        return f"{error.override} is not of the form KEY=VALUE, such as task=vqvae; `--help` lists tasks and keys"
     return _without_internals(error)
 
 

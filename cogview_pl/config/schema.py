@@ -102,13 +102,14 @@ class Config:
 
 
 def register_schemas() -> None:
-    """Register the schemas with Hydra."""
+    """Register the schemas with Hydra: `schema`, and one per built-in quantizer and data set.
+
+    They belong to no group, since `--help` lists groups as choices of the user.
+    """
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    for name, quantizer in _QUANTIZERS.items():
-        store.store(group="schema/quantizer", name=name, node=quantizer)
-    for name, data in _DATA.items():
-        store.store(group="schema/data", name=name, node=data)
+    for name, options in (_QUANTIZERS | _DATA).items():
+        store.store(name=f"schema_{name}", node=options)
 
 
 def _grid(divisor: int, *, _root_: DictConfig) -> str:

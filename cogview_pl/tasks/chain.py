@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cogview_pl.config.schema import Config
 from cogview_pl.durable.write import write_bytes
+from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.runs.report.page import Stage, write_report
 from cogview_pl.runs.run_folder import Metrics, RunFolder
@@ -23,7 +24,11 @@ def run(config: Config, folder: RunFolder, run_stage: RunStage) -> Metrics:
     """Run every stage of `stages` and write `report.html`; returns the union of their metrics (later stages win).
 
     Metrics under `perf/` get the name of their stage: `perf/pretrain_tokens_per_s`, `perf/pretrain_s`.
+
+    Raises UserError if there are no stages.
     """
+    if not config.stages:
+        raise UserError("stages is empty; choose a recipe (experiment=quickstart), or list stages in a file of yours")
     metrics: dict[str, float | str] = {}
     finished: dict[str, Stage] = {}
     for number, (name, overrides) in enumerate(config.stages.items(), start=1):

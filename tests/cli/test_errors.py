@@ -32,6 +32,8 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "quantizer_as_value": (["task=vqvae", "image_tokenizer.quantizer=foo"], ["image_tokenizer.quantizer", "foo"]),
     "unknown_experiment": (["experiment=foo"], ["experiment=foo", "quickstart"]),
     "no_task": ([], ["task"]),
+    "no_stages": (["task=chain"], ["stages is empty", "experiment="]),
+    "task_without_key": (["vqvae"], ["vqvae is not of the form KEY=VALUE", "task=vqvae"]),
     "unreadable_override": (["task=vqvae", "seed=["], ["seed"]),
     "unknown_norm": (["task=pretrain", "model.norm=rms"], ["model.norm", "rms", "sandwich"]),
     "unknown_weights": (["task=generate", "quantization=int3"], ["quantization", "int3", "int8", "int4"]),

@@ -51,6 +51,17 @@ LINES = {
         "image_tokenizer/quantizer=emma: there is no such choice (did you mean image_tokenizer/quantizer=ema?); "
         "choices: custom, ema, fixed, gumbel, learned"
     ),
+    "model.norm=sandwhich": (
+        "model.norm=sandwhich: there is no such choice (did you mean model.norm=sandwich?); "
+        "choices: pre, post, sandwich"
+    ),
+    "lora.targets=[qkv,tokns]": (
+        "lora.targets[1]=tokns: there is no such choice (did you mean lora.targets[1]=tokens?); "
+        "choices: qkv, out, up, down, tokens"
+    ),
+    # types
+    "seed=abc": "seed=abc must be a whole number",
+    "sampler.top_p=high": "sampler.top_p=high must be a number",
     "modl=tiny": f"modl: there is no such key (did you mean model?){LISTED}",
 }
 """Last word of the command line → line on standard error."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.keys import check_keys, nearest_words, unknown_key
+from cogview_pl.config.schema import register_schemas
 from cogview_pl.errors import UserError
 
 from ..composed import composition
@@ -106,3 +110,12 @@ def test_nearest_keys(key: str, guesses: str) -> None:
 def test_verbs_in_parallel_and_with_an_estimate() -> None:
     assert [verb.name for verb in Verb if verb.trains_in_parallel] == ["fit_image_tokenizer", "fit_sequence_model"]
     assert [verb.name for verb in Verb if verb.must_fit] == ["fit_image_tokenizer", "fit_sequence_model", "generate"]
+
+
+def test_groups_that_help_lists_are_folders_of_conf() -> None:
+    register_schemas()
+    conf = Path(__file__).parents[2] / "conf"
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        groups = GlobalHydra.instance().config_loader().list_groups("")
+    ours = set(groups) - {"hydra", "experiment"}
+    assert ours == {path.name for path in conf.iterdir() if path.is_dir()} - {"hydra"}
