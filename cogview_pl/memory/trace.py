@@ -35,23 +35,21 @@ class LiveBytes(TorchDispatchMode):
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self._label = label
-        self._total = self._highest = 0
         self._known: dict[int, tuple[Any, str, int]] = {}  # by address: weak reference, label, bytes
 
     @property
     def highest(self) -> int:
         """Bytes of `peak`, all labels."""
-        return self._highest
+        return self.peak.total()
 
     @property
     def total(self) -> int:
         """Bytes of `now`, all labels."""
-        return self._total
+        return self.now.total()
 
     def restart(self) -> Counter[str]:
         """The peak since the last restart; a new peak starts at the bytes that are alive now."""
-        peak = self.peak.copy()
-        self.peak, self._highest = self.now.copy(), self._total
+        peak, self.peak = self.peak, self.now.copy()
         return peak
 
     @contextmanager
@@ -93,14 +91,12 @@ class LiveBytes(TorchDispatchMode):
         size = tensor.numel() * tensor.element_size() if opaque else tensor.untyped_storage().nbytes()
         self._known[address] = ref(memory, lambda _: self._drop(address)), self._label, size
         self.now[self._label] += size
-        self._total += size
-        if self._total > self._highest:
-            self.peak, self._highest = self.now.copy(), self._total
+        if self.total > self.highest:
+            self.peak = self.now.copy()
 
     def _drop(self, address: int) -> None:
         _, label, size = self._known.pop(address)
         self.now[label] -= size
-        self._total -= size
 
 
 @contextmanager
