@@ -116,12 +116,6 @@ def sequence_model_phases(
     return phases
 
 
-def batch_of_all_devices(batch: int, options: TrainingOptions) -> int:
-    """Samples of a training step on all devices; those of tensor parallelism share a batch."""
-    batches = options.trainer["accumulate_grad_batches"] * num_devices(options.trainer)
-    return int(batch * (batches // tensor_parts(options.strategy, options.trainer)))
-
-
 def _step_options(options: TrainingOptions, on_gpu: bool) -> StepOptions:
     node = optimizer_node(options)
     offloads = node["_target_"] == ADAMW_OFFLOAD
