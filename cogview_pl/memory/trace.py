@@ -115,13 +115,12 @@ def _address(tensor: Tensor) -> int:
     return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage()._cdata
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    leaves = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.device.type != "meta"]
-    return [plain for leaf in leaves for plain in plain_tensors(leaf)]
-
-
-def plain_tensors(tensor: Tensor) -> list[Tensor]:
-    """The inner tensors of a wrapper (8-bit optimizer state, quantized weights); of a plain tensor itself."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return [tensor]
-    return [plain for name in tensor.__tensor_flatten__()[0] for plain in plain_tensors(getattr(tensor, name))]
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """Tensors in nested containers; of a wrapper (8-bit optimizer state, quantized weights) the inner ones."""
+    for leaf in tree_leaves(tree):
+        if not isinstance(leaf, Tensor) or leaf.device.type == "meta":
+            continue
+        if hasattr(leaf, "__tensor_flatten__"):
+            yield from _tensors([getattr(leaf, name) for name in leaf.__tensor_flatten__()[0]])
+        else:
+            yield leaf

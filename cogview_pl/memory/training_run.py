@@ -91,11 +91,9 @@ def sequence_model_phases(
     phases, block = sequence_step(build, layers, sizes, replace(_step_options(options, on_gpu), compiled=compiled))
     phases = _shard(phases, options, layers, block)
 
-    tokenizer = image_tokenizer_bytes(images.settings)
+    tokenizer = image_tokenizer_bytes(images)
     host = Counter(image_tokenizer=0 if on_gpu else tokenizer)
-    if (
-        not on_gpu and options.lora.rank
-    ):  # the model of `init_from` and its tokenizer; the two models share fp32 weights
+    if not on_gpu and options.lora.rank:  # the base and its tokenizer stay; adapted and base model share fp32 weights
         with torch.device("meta"):
             frozen = [parameter for parameter in build(layers).parameters() if parameter.dtype != torch.float32]
         host += Counter(image_tokenizer=tokenizer, base_in_fp32=sum(parameter.numel() * FP32 for parameter in frozen))
@@ -106,13 +104,12 @@ def sequence_model_phases(
         rows = options.callbacks["samples"]["num_prompts"]
         phases["generation of sample images"] = between + model.decode(rows)
         if not on_gpu:  # else the image tokenizer stays on the host
-            decoding = decode_images(images.settings, batch=rows, edge=images.edge)
-            phases["decoding of sample images"] = between + decoding
+            phases["decoding of sample images"] = between + decode_images(images, rows)
     if not on_gpu and options.starts_from_weights:  # fresh weights and those that are read exist together
         phases["loading of weights"] = Counter(weights=2 * model.parameters * FP32, image_tokenizer=2 * tokenizer)
     if encodes:
-        encoding = encode_images(images.settings, batch=batch, edge=2 * images.edge)
-        phases["encoding of images"] = Counter(weights=phases[FORWARD]["weights"]) + host + encoding
+        held = Counter(weights=phases[FORWARD]["weights"]) + host
+        phases["encoding of images"] = held + encode_images(images, batch, scale=2)
     return phases
 
 
