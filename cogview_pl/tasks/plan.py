@@ -133,7 +133,7 @@ def estimate(config: Config, on_gpu: bool) -> Estimate:
 
 
 def _inference(config: Config, on_gpu: bool) -> Phases:
-    """Phases of every verb that trains no model of the two stages; `chain` has stages, which are verbs."""
+    """Phases of the verbs that train neither stage."""
     options = generation_options(config)
     if config.verb == Verb.tokenize:
         images = existing_images(options.models)
@@ -203,7 +203,7 @@ def _sequence_model(config: Config) -> SequenceModelSpec:
 
 
 def _role(verb: Verb, images: object) -> Role:
-    """The role of the only model of a task, or of the first one."""
+    """The role of the model that a task loads first."""
     generator = GENERATOR if images is None else CAPTION_WRITER
     return {Verb.magnify: UPSCALER, Verb.rerank: CAPTIONER}.get(verb, generator)
 
