@@ -8,6 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cogview_pl.assembly.model_specs import ImageTokenizerSpec, SequenceModelSpec
+from cogview_pl.assembly.options import TrainingOptions
+from cogview_pl.assembly.strategy import num_devices, tensor_parts
 from cogview_pl.checkpoints.model_folder import build_transformer, build_vqvae
 from cogview_pl.memory.training import longest_batch
 from cogview_pl.transformer.config import LoRAConfig
@@ -61,3 +63,9 @@ def sequence_model_figures(
         "sequence_model/flops_per_step": TRAINING * forward * samples,
         "sequence_model/trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
+
+
+def batch_of_all_devices(batch: int, options: TrainingOptions) -> int:
+    """Samples of a training step on all devices; those of tensor parallelism share a batch."""
+    batches = options.trainer["accumulate_grad_batches"] * num_devices(options.trainer)
+    return int(batch * (batches // tensor_parts(options.strategy, options.trainer)))

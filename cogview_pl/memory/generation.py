@@ -39,7 +39,7 @@ def generation_phases(role: Role, options: GenerationOptions, prompts: Sequence[
     model, sampling = _model(role, options, on_gpu), options.sampler
     images, sorts = model.spec.images, sampling.top_p < 1
     if isinstance(model.spec.template.target, TextSlot):
-        encoding = encode_images(images.settings, batch=sampling.batch_size, edge=images.edge)
+        encoding = encode_images(images, sampling.batch_size)
         decoding = model.decode(sampling.batch_size, sorts=sorts)
         return {"encoding of images": model.held + encoding, "decoding loop": model.held + decoding}
     captioner = None if options.rerank_with is None else _model(CAPTIONER, options, on_gpu)
@@ -48,15 +48,15 @@ def generation_phases(role: Role, options: GenerationOptions, prompts: Sequence[
     count, longest = (prompts, None) if isinstance(prompts, int) else (len(prompts), _longest(prompts, model.spec))
     each = options.num_images_per_prompt
     batch = min(sampling.batch_size, each * min(max(1, sampling.batch_size // each), count))
-    edge = images.edge * (1 if upscaler is None else 2)
+    scale = 1 if upscaler is None else 2
     held = model.held
     held["sequence_models"] = sum(one.bytes for one in models)
-    held["images"] = 0 if on_gpu else count * (options.top_n or each) * RGB * edge**2
+    held["images"] = 0 if on_gpu else count * (options.top_n or each) * RGB * (scale * images.edge) ** 2
     rows = 2 * batch if sampling.guided else batch
     drafts = sampling.drafts if sampling.algorithm == Algorithm.jacobi else 0
     phases = {
         "decoding loop": held + model.decode(rows, text_tokens=longest, drafts=drafts, sorts=sorts),
-        "decoding of images": held + decode_images(images.settings, batch=batch, edge=edge),
+        "decoding of images": held + decode_images(images, batch, scale=scale),
     }
     if not on_gpu:  # weights are read in fp32, one model after the other
         read = (one.parameters * FP32 + sum(done.bytes for done in models[:n]) for n, one in enumerate(models))
@@ -71,26 +71,26 @@ def generation_phases(role: Role, options: GenerationOptions, prompts: Sequence[
 def rerank_phases(options: GenerationOptions, *, on_gpu: bool) -> Phases:
     """`task=rerank`: images are encoded, then their texts are scored."""
     model, batch = _model(CAPTIONER, options, on_gpu), options.sampler.batch_size
-    encoding = encode_images(model.spec.images.settings, batch=batch, edge=model.spec.images.edge)
+    encoding = encode_images(model.spec.images, batch)
     return {"encoding of images": model.held + encoding, "reranking": model.held + model.score(batch)}
 
 
 def magnify_phases(options: GenerationOptions, count: int, *, on_gpu: bool) -> Phases:
     """`task=magnify`: all `count` images stay in main memory, as they are in uint8 and doubled in fp32."""
     model, batch = _model(UPSCALER, options, on_gpu), min(options.sampler.batch_size, count)
-    settings, edge = model.spec.images.settings, model.spec.images.edge
-    held = model.held + Counter(images=0 if on_gpu else count * RGB * edge**2 * (1 + 4 * FP32))
+    images = model.spec.images
+    held = model.held + Counter(images=0 if on_gpu else count * RGB * images.edge**2 * (1 + 4 * FP32))
     return {
-        "encoding of images": held + encode_images(settings, batch=batch, edge=edge),
+        "encoding of images": held + encode_images(images, batch),
         "super-resolution": held + model.double(batch, sorts=options.sampler.top_p < 1),
-        "decoding of images": held + decode_images(settings, batch=batch, edge=2 * edge),
+        "decoding of images": held + decode_images(images, batch, scale=2),
     }
 
 
 def tokenize_phases(images: ImageTokenizerSpec, batch: int, *, large: bool) -> Phases:
     """`task=tokenize`; `large`: images have twice the edge."""
-    encoding = encode_images(images.settings, batch=batch, edge=images.edge * (2 if large else 1))
-    return {"encoding of images": Counter(image_tokenizer=image_tokenizer_bytes(images.settings)) + encoding}
+    encoding = encode_images(images, batch, scale=2 if large else 1)
+    return {"encoding of images": Counter(image_tokenizer=image_tokenizer_bytes(images)) + encoding}
 
 
 def _model(role: Role, options: GenerationOptions, on_gpu: bool) -> InferenceModel:

@@ -6,14 +6,12 @@ Shapes: B rows, L tokens, D hidden size, S cached positions, n ids that a token 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 
-from cogview_pl.assembly.model_specs import SequenceModelSpec
+from cogview_pl.assembly.model_specs import ImageTokenizerSpec, SequenceModelSpec
 from cogview_pl.checkpoints.model_folder import build_transformer, build_vqvae
 from cogview_pl.generation.config import Quantization
 from cogview_pl.generation.engine.packed_cpu import packed_bytes
@@ -67,7 +65,7 @@ class InferenceModel:
     @property
     def held(self) -> Counter[str]:
         """Bytes of all weights."""
-        return Counter(sequence_models=self.bytes, image_tokenizer=image_tokenizer_bytes(self.spec.images.settings))
+        return Counter(sequence_models=self.bytes, image_tokenizer=image_tokenizer_bytes(self.spec.images))
 
     def decode(
         self, rows: int, *, text_tokens: int | None = None, drafts: int = 0, sorts: bool = False, more: int = 0
@@ -132,16 +130,16 @@ class InferenceModel:
         return peak * self.dtype.itemsize
 
 
-def image_tokenizer_bytes(settings: Mapping[str, Any]) -> int:
-    """Bytes of the weights and the codebook of a VQ-VAE with these constructor arguments; they are fp32 always."""
+def image_tokenizer_bytes(images: ImageTokenizerSpec) -> int:
+    """Bytes of the weights and the codebook of an image tokenizer; they are fp32 always."""
     with torch.device("meta"):
-        model = build_vqvae(settings)
+        model = build_vqvae(images.settings)
     return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
-def encode_images(settings: Mapping[str, Any], *, batch: int, edge: int) -> Counter[str]:
-    """Bytes besides the weights while a VQ-VAE encodes a batch of images of `edge` pixels."""
-    pixels = batch * edge**2
+def encode_images(images: ImageTokenizerSpec, batch: int, *, scale: int = 1) -> Counter[str]:
+    """Bytes besides the weights while a batch is encoded of images whose edge is `scale` times that of the spec."""
+    settings, pixels = images.settings, batch * (scale * images.edge) ** 2
     # uint8, 0..1 and normalised images; output of the first convolution (a quarter of the pixels) and of the second
     convolutions = pixels * (3 * (1 + 2 * FP32) + FP32 * settings["hidden_size"] * 5 // 16)
     codes, size = pixels // settings["downsampling"] ** 2, settings["codebook_size"]
@@ -150,11 +148,11 @@ def encode_images(settings: Mapping[str, Any], *, batch: int, edge: int) -> Coun
     return Counter({ACTIVATIONS: max(convolutions, search)})
 
 
-def decode_images(settings: Mapping[str, Any], *, batch: int, edge: int) -> Counter[str]:
-    """Bytes besides the weights while a VQ-VAE decodes a batch of images of `edge` pixels.
+def decode_images(images: ImageTokenizerSpec, batch: int, *, scale: int = 1) -> Counter[str]:
+    """Bytes besides the weights while a batch is decoded of images whose edge is `scale` times that of the spec.
 
     The last transposed convolution reads `hidden_size` channels on a quarter of the pixels and writes them on all.
     """
-    pixels = batch * edge**2
+    settings, pixels = images.settings, batch * (scale * images.edge) ** 2
     vectors = pixels // settings["downsampling"] ** 2 * settings["codebook_dim"]
     return Counter({ACTIVATIONS: (pixels * settings["hidden_size"] * 5 // 4 + vectors) * FP32})

@@ -1,4 +1,4 @@
-"""The estimate in words: one sentence with the verdict, a table of parts, a line per card. Memory is in GiB."""
+"""The estimate in words: one sentence with the verdict, a table of parts, a line per card, the sizes of the models."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from cogview_pl.memory.cards import CARDS, Device
 from cogview_pl.memory.phases import Estimate
 
-_GIB = 2**30
-_SHOWN = 0.005 * _GIB  # smaller parts would print as 0.00
+_MIB, _GIB = 2**20, 2**30
 _WIDTH = 38  # of the first column
 _NAMES = {
     "kv_cache": "KV cache",
@@ -52,45 +51,40 @@ def verdict(estimate: Estimate, device: Device, advice: str | None) -> str:
 def print_plan(plan: Plan) -> None:
     """Print the verdict, memory by part, what fits on which card, and the sizes of the models."""
     sentence = verdict(plan.here, plan.device, plan.advice.get(plan.device.name))
-    print(f"{sentence[0].upper()}{sentence[1:]}.\n")
-    print(f"{_parts(plan)}\n\n{_cards(plan)}\n\n{_sizes(plan.figures)}")
+    sizes = [name for name in plan.figures if not name.startswith(("memory", "fits/"))]
+    print(f"{sentence[0].upper()}{sentence[1:]}.", "", *_parts(plan), "", *_cards(plan), "", sep="\n")
+    print(*(f"{name:{_WIDTH}}{_readable(plan.figures[name])}" for name in sizes), sep="\n")
 
 
-def _parts(plan: Plan) -> str:
-    """One row per part at the peak, largest first, for this machine and for a GPU."""
+def _parts(plan: Plan) -> list[str]:
+    """One row per part at the peak, largest first, for this machine and for a GPU; parts that print as 0.00 are out."""
     columns = {"this machine": plan.here} | ({} if plan.device.on_gpu else {"a GPU": plan.gpu})
+    unit, name = (_GIB, "GiB") if max(estimate.total for estimate in columns.values()) >= _GIB else (_MIB, "MiB")
     parts = {part for estimate in columns.values() for part in estimate.peak}
-    sizes = {part: [estimate.peak[part] for estimate in columns.values()] for part in parts}
+    sizes = {_NAMES.get(part, part.replace("_", " ")): [e.peak[part] for e in columns.values()] for part in parts}
+    rows = sorted(((max(found), part) for part, found in sizes.items() if max(found) >= 0.005 * unit), reverse=True)
+    sizes["total"] = [estimate.total for estimate in columns.values()]
     each = f", each of {plan.devices} devices" if plan.devices > 1 else ""
-    lines = [f"{f'Memory at the peak, GiB{each}':{_WIDTH}}" + "".join(f"{name:>14}" for name in columns)]
-    for part, found in sorted(sizes.items(), key=lambda row: -max(row[1])):
-        if max(found) >= _SHOWN:
-            lines.append(_row(_NAMES.get(part, part.replace("_", " ")), found))
-    lines.append(_row("total", [estimate.total for estimate in columns.values()]))
+    lines = [f"{f'Memory at the peak, {name}{each}':{_WIDTH}}" + "".join(f"{column:>14}" for column in columns)]
+    for part in [*(part for _, part in rows), "total"]:
+        lines.append(f"{'  ' + part:{_WIDTH}}" + "".join(f"{size / unit:14.2f}" for size in sizes[part]))
     peaks = dict.fromkeys(estimate.peak_phase for estimate in columns.values())
     on = " (this machine) and in the ".join(peaks) + (" (a GPU)" if len(peaks) > 1 else "")
-    return "\n".join([*lines, f"The peak is reached in the {on}."])
+    return [*lines, f"The peak is reached in the {on}."]
 
 
-def _row(name: str, sizes: list[int]) -> str:
-    return f"{'  ' + name:{_WIDTH}}" + "".join(f"{size / _GIB:14.2f}" for size in sizes)
-
-
-def _cards(plan: Plan) -> str:
-    """A line per card on which the run does not fit, then the cards on which it fits."""
-    lines = ["On one GPU (a card of 80 GB has 80 GiB):"]
-    fits = {f"{card} GB": bool(plan.figures[f"fits/{card}_GB"]) for card in CARDS}
-    lines += [f"  {name:>6}  does not fit; {_advice(plan.advice.get(name))}" for name in fits if not fits[name]]
-    return "\n".join([*lines, f"  fits on {', '.join(name for name in fits if fits[name]) or 'none of these cards'}"])
+def _cards(plan: Plan) -> list[str]:
+    """A line for cards that share an advice, then the cards on which the run fits."""
+    lines: dict[str, list[str]] = {}
+    for card in CARDS:
+        fits = plan.figures[f"fits/{card}_GB"]
+        says = "the run fits" if fits else f"the run does not fit; {_advice(plan.advice.get(f'{card} GB'))}"
+        lines.setdefault(says, []).append(f"{card} GB")
+    return ["On one GPU (a card of 80 GB has 80 GiB):", *(f"  {', '.join(on)}: {says}" for says, on in lines.items())]
 
 
 def _advice(overrides: str | None) -> str:
     return f"it fits with `{overrides}`" if overrides else "none of the usual overrides makes it fit"
-
-
-def _sizes(figures: Mapping[str, float]) -> str:
-    shown = {name: value for name, value in figures.items() if not name.startswith(("memory", "fits/"))}
-    return "\n".join(f"{name:{_WIDTH}}{_readable(value)}" for name, value in shown.items())
 
 
 def _readable(value: float) -> str:

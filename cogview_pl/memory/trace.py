@@ -35,23 +35,21 @@ class LiveBytes(TorchDispatchMode):
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self._label = label
-        self._total = self._highest = 0
         self._known: dict[int, tuple[Any, str, int]] = {}  # by address: weak reference, label, bytes
 
     @property
     def highest(self) -> int:
         """Bytes of `peak`, all labels."""
-        return self._highest
+        return self.peak.total()
 
     @property
     def total(self) -> int:
         """Bytes of `now`, all labels."""
-        return self._total
+        return self.now.total()
 
     def restart(self) -> Counter[str]:
         """The peak since the last restart; a new peak starts at the bytes that are alive now."""
-        peak = self.peak.copy()
-        self.peak, self._highest = self.now.copy(), self._total
+        peak, self.peak = self.peak, self.now.copy()
         return peak
 
     @contextmanager
@@ -93,14 +91,12 @@ class LiveBytes(TorchDispatchMode):
         size = tensor.numel() * tensor.element_size() if opaque else tensor.untyped_storage().nbytes()
         self._known[address] = ref(memory, lambda _: self._drop(address)), self._label, size
         self.now[self._label] += size
-        self._total += size
-        if self._total > self._highest:
-            self.peak, self._highest = self.now.copy(), self._total
+        if self.total > self.highest:
+            self.peak = self.now.copy()
 
     def _drop(self, address: int) -> None:
         _, label, size = self._known.pop(address)
         self.now[label] -= size
-        self._total -= size
 
 
 @contextmanager
@@ -119,13 +115,12 @@ def _address(tensor: Tensor) -> int:
     return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage()._cdata
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    leaves = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.device.type != "meta"]
-    return [plain for leaf in leaves for plain in plain_tensors(leaf)]
-
-
-def plain_tensors(tensor: Tensor) -> list[Tensor]:
-    """The inner tensors of a wrapper (8-bit optimizer state, quantized weights); of a plain tensor itself."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return [tensor]
-    return [plain for name in tensor.__tensor_flatten__()[0] for plain in plain_tensors(getattr(tensor, name))]
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """Tensors in nested containers; of a wrapper (8-bit optimizer state, quantized weights) the inner ones."""
+    for leaf in tree_leaves(tree):
+        if not isinstance(leaf, Tensor) or leaf.device.type == "meta":
+            continue
+        if hasattr(leaf, "__tensor_flatten__"):
+            yield from _tensors([getattr(leaf, name) for name in leaf.__tensor_flatten__()[0]])
+        else:
+            yield leaf

@@ -2,7 +2,7 @@
 
 The step runs the project's own code in `FakeTensorMode`: forward pass, backward pass, optimizer. Fake tensors have
 shapes and no memory, so a step of any size takes a second. Fake tensors of a GPU need a GPU, so the step is played on
-fake tensors of the CPU; for the estimate of a GPU `behave_as_on_gpu` changes what differs there.
+fake tensors of the CPU; for the estimate of a GPU `_behave_as_on_gpu` changes what differs there.
 
 Shapes: B sequences, L tokens that the model reads, D hidden size, N predicted tokens.
 """
@@ -33,6 +33,7 @@ from cogview_pl.memory.phases import (
     OPTIMIZER_STEP,
     UPDATE,
     WEIGHTS,
+    Phases,
 )
 from cogview_pl.memory.trace import LiveBytes
 from cogview_pl.transformer.attention import fused_attention
@@ -44,7 +45,7 @@ from cogview_pl.vqvae.losses import reconstruction_loss
 from cogview_pl.vqvae.model import VQVAE
 
 OptimizerBuilder = Callable[[Sequence[dict[str, Any]]], Optimizer]
-"""Makes an optimizer of parameter groups; groups of linear maps and filters are marked `matrices`."""
+"""Parameter groups -> optimizer; groups of linear maps and filters are marked `matrices`."""
 
 _BATCH_DTYPES = (torch.long, torch.long, torch.float32, torch.long)  # tokens, positions, weights, slots
 _LATER_BLOCKS = "backward pass up to the first block"
@@ -82,7 +83,7 @@ class Predicted(NamedTuple):
 
 
 class BatchSize(NamedTuple):
-    """Sizes of a batch of the sequence model: B sequences of L tokens, and the tokens of each that have a loss."""
+    """B sequences of L tokens, and the tokens of each that have a loss."""
 
     sequences: int
     tokens: int
@@ -95,25 +96,22 @@ def longest_batch(template: Template) -> SequenceBatch:
     return SequenceCollator(template.vocabulary.pad)([sequence])
 
 
-def predicted_tokens(template: Template, slot_ids: Sequence[range] | None) -> tuple[Predicted, ...]:
-    """Tokens with a loss in the longest sequence of a layout; `slot_ids` as for `sequence_loss`."""
+def longest_sequences(template: Template, slot_ids: Sequence[range] | None, sequences: int) -> BatchSize:
+    """A batch of the longest sequences of a layout; `slot_ids` as for `sequence_loss`."""
     batch = longest_batch(template)
     due, slots = batch.weights[0, 1:] > 0, batch.slots[0, 1:]
+    predicted = [Predicted(int((due & (slots == slot)).sum()), ids) for slot, ids in enumerate(slot_ids or [])]
     if slot_ids is None:
-        return (Predicted(int(due.sum()), range(template.vocabulary.size)),)
-    return tuple(Predicted(int((due & (slots == slot)).sum()), ids) for slot, ids in enumerate(slot_ids))
+        predicted = [Predicted(int(due.sum()), range(template.vocabulary.size))]
+    return BatchSize(sequences, template.length - 1, tuple(predicted))
 
 
 def sequence_step(
     build: Callable[[int], Transformer], layers: int, batch: BatchSize, options: StepOptions
-) -> tuple[dict[str, Counter[str]], int]:
+) -> tuple[Phases, int]:
     """Play a step of the sequence model with two blocks and with three; each further block takes as much as the third.
 
-    Args:
-        build: number of blocks -> the model as one device trains it, with adapters and activation checkpointing.
-        layers: number of blocks of the whole model.
-        batch: its sizes.
-        options: how the step runs.
+    `build` makes the model as one device trains it, of a number of blocks; the whole model has `layers` blocks.
 
     Returns:
         Bytes by phase and part, and the bytes of the weights of one block.
@@ -131,22 +129,29 @@ def sequence_step(
 
     depth = min(layers, _DEPTH)
     few, more = (_play(partial(build, number), loss, options) for number in (depth, depth + 1))
-    phases = {name: _line(few[name], parts, layers - depth) for name, parts in more.items()}
+    phases = {
+        name: Counter(
+            {part: few[name][part] + (layers - depth) * (size - few[name][part]) for part, size in parts.items()}
+        )
+        for name, parts in more.items()
+    }
     if options.compiled:
         for name in (FORWARD, _LATER_BLOCKS):
             phases[name][ACTIVATIONS] -= layers * stream
-    return _merged(phases), more[FORWARD][WEIGHTS] - few[FORWARD][WEIGHTS]
+    later = phases.pop(_LATER_BLOCKS)  # the backward pass peaks in the last block or in the first one
+    phases[BACKWARD] = max(phases[BACKWARD], later, key=Counter.total)
+    return phases, more[FORWARD][WEIGHTS] - few[FORWARD][WEIGHTS]
 
 
 def image_tokenizer_step(
     build: Callable[[], VQVAE], batch: int, edge: int, reconstruction: Any, options: StepOptions
-) -> dict[str, Counter[str]]:
-    """Play a step of the image tokenizer with its codebook.
+) -> Phases:
+    """Play a step of the image tokenizer and its codebook.
 
     Args:
         build: makes the model.
         batch, edge: number of images, and their pixels along an edge.
-        reconstruction: the distance between images, `l1` or `l2`.
+        reconstruction: see `reconstruction_loss`.
         options: how the step runs.
 
     Returns:
@@ -160,20 +165,18 @@ def image_tokenizer_step(
         output = model(images)
         return reconstruction_loss(reconstruction, output.reconstruction, images) + output.quantized.loss
 
-    return _merged(_play(build, loss, options))
+    return _play(build, loss, options)
 
 
-def _play(
-    build: Callable[[], Any], loss: Callable[[Any, LiveBytes], Tensor], options: StepOptions
-) -> dict[str, Counter[str]]:
+def _play(build: Callable[[], Any], loss: Callable[[Any, LiveBytes], Tensor], options: StepOptions) -> Phases:
     """Bytes by phase and part of the second step of a run, when gradients and optimizer state exist already."""
     if options.optimizer is not None:
         _warm_up(options.optimizer)
-    phases: dict[str, Counter[str]] = {}
+    phases: Phases = {}
     with FakeTensorMode(), LiveBytes(WEIGHTS) as live:
         model = build().train()
         if options.on_gpu:
-            behave_as_on_gpu(model)
+            _behave_as_on_gpu(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         with live.label(GRADIENTS):
             for parameter in trained:
@@ -184,7 +187,7 @@ def _play(
                 optimizer = options.optimizer(parameter_groups(model))
                 optimizer.step()
         if options.frees_gradients:
-            _free_gradients(trained)
+            model.zero_grad()
 
         def gradient_made(parameter: Tensor) -> None:
             live.claim(parameter.grad, GRADIENTS)  # type: ignore[arg-type]
@@ -203,7 +206,7 @@ def _play(
                 value = loss(model, live)
             phases[FORWARD] = live.restart()
             if not options.accumulates:
-                _free_gradients(trained)
+                model.zero_grad()
                 live.restart()
             value.backward()
             phases[BACKWARD] = live.restart()
@@ -212,23 +215,6 @@ def _play(
                 optimizer.step()
             phases[UPDATE] = live.restart()
     return phases
-
-
-def _line(few: Counter[str], more: Counter[str], blocks: int) -> Counter[str]:
-    """Bytes of a model with `blocks` blocks more than that of `few`; that of `more` has one block more."""
-    return Counter({part: few[part] + blocks * (size - few[part]) for part, size in more.items()})
-
-
-def _merged(phases: dict[str, Counter[str]]) -> dict[str, Counter[str]]:
-    """The backward pass peaks in the last block or in the first one; the larger peak counts."""
-    later = phases.pop(_LATER_BLOCKS, Counter[str]())
-    phases[BACKWARD] = max(phases[BACKWARD], later, key=lambda parts: sum(parts.values()))
-    return phases
-
-
-def _free_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None
 
 
 def _warm_up(build: OptimizerBuilder) -> None:
@@ -269,7 +255,7 @@ def _sequence_loss(model: Transformer, hidden_BLD: Tensor, batch: BatchSize, opt
     return total
 
 
-def behave_as_on_gpu(model: nn.Module) -> None:
+def _behave_as_on_gpu(model: nn.Module) -> None:
     """Make a model keep for the backward pass what it keeps on a GPU, in place; it is good for counting only.
 
     On a GPU dropout keeps one byte per number instead of a factor, fused attention keeps no dropout mask, LayerNorm

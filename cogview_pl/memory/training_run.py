@@ -19,9 +19,9 @@ from cogview_pl.assembly.trainer import optimizer_node
 from cogview_pl.checkpoints.model_folder import build_transformer, build_vqvae
 from cogview_pl.memory.inference import InferenceModel, decode_images, encode_images, image_tokenizer_bytes
 from cogview_pl.memory.phases import FORWARD, FP32, Phases
-from cogview_pl.memory.sharding import Sharding, narrow, shard
+from cogview_pl.memory.sharding import narrow, shard
 from cogview_pl.memory.trace import default_dtype
-from cogview_pl.memory.training import BatchSize, StepOptions, image_tokenizer_step, predicted_tokens, sequence_step
+from cogview_pl.memory.training import StepOptions, image_tokenizer_step, longest_sequences, sequence_step
 from cogview_pl.transformer.config import ActivationCheckpointing, Norm, NormScope
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
@@ -47,8 +47,7 @@ def image_tokenizer_phases(
     def build() -> VQVAE:
         return build_vqvae({**settings, "quantizer": quantizer})
 
-    step = image_tokenizer_step(build, batch, edge, reconstruction, _step_options(options, on_gpu))
-    return shard(step, _sharding(options))
+    return _shard(image_tokenizer_step(build, batch, edge, reconstruction, _step_options(options, on_gpu)), options)
 
 
 def sequence_model_phases(
@@ -88,15 +87,13 @@ def sequence_model_phases(
 
     in_place = (spec.settings["norm"], spec.settings["norm_scope"]) == (Norm.sandwich.value, NormScope.token.value)
     compiled = options.compile and in_place and checkpointing == ActivationCheckpointing.none
-    sizes = BatchSize(batch, spec.template.length - 1, predicted_tokens(spec.template, slot_ids))
+    sizes = longest_sequences(spec.template, slot_ids, batch)
     phases, block = sequence_step(build, layers, sizes, replace(_step_options(options, on_gpu), compiled=compiled))
-    phases = shard(phases, _sharding(options), layers=layers, block=block)
+    phases = _shard(phases, options, layers, block)
 
-    tokenizer = image_tokenizer_bytes(images.settings)
+    tokenizer = image_tokenizer_bytes(images)
     host = Counter(image_tokenizer=0 if on_gpu else tokenizer)
-    if (
-        not on_gpu and options.lora.rank
-    ):  # the model of `init_from` and its tokenizer; the two models share fp32 weights
+    if not on_gpu and options.lora.rank:  # the base and its tokenizer stay; adapted and base model share fp32 weights
         with torch.device("meta"):
             frozen = [parameter for parameter in build(layers).parameters() if parameter.dtype != torch.float32]
         host += Counter(image_tokenizer=tokenizer, base_in_fp32=sum(parameter.numel() * FP32 for parameter in frozen))
@@ -107,20 +104,13 @@ def sequence_model_phases(
         rows = options.callbacks["samples"]["num_prompts"]
         phases["generation of sample images"] = between + model.decode(rows)
         if not on_gpu:  # else the image tokenizer stays on the host
-            decoding = decode_images(images.settings, batch=rows, edge=images.edge)
-            phases["decoding of sample images"] = between + decoding
+            phases["decoding of sample images"] = between + decode_images(images, rows)
     if not on_gpu and options.starts_from_weights:  # fresh weights and those that are read exist together
         phases["loading of weights"] = Counter(weights=2 * model.parameters * FP32, image_tokenizer=2 * tokenizer)
     if encodes:
-        encoding = encode_images(images.settings, batch=batch, edge=2 * images.edge)
-        phases["encoding of images"] = Counter(weights=phases[FORWARD]["weights"]) + host + encoding
+        held = Counter(weights=phases[FORWARD]["weights"]) + host
+        phases["encoding of images"] = held + encode_images(images, batch, scale=2)
     return phases
-
-
-def batch_of_all_devices(batch: int, options: TrainingOptions) -> int:
-    """Samples of a training step on all devices; those of tensor parallelism share a batch."""
-    batches = options.trainer["accumulate_grad_batches"] * num_devices(options.trainer)
-    return int(batch * (batches // tensor_parts(options.strategy, options.trainer)))
 
 
 def _step_options(options: TrainingOptions, on_gpu: bool) -> StepOptions:
@@ -137,7 +127,14 @@ def _step_options(options: TrainingOptions, on_gpu: bool) -> StepOptions:
     )
 
 
-def _sharding(options: TrainingOptions) -> Sharding:
-    weights, autocast = _PRECISIONS[options.precision["precision"]]
-    arguments = options.strategy.strategy if isinstance(options.strategy.strategy, dict) else {}
-    return Sharding(options.strategy.kind, num_devices(options.trainer), autocast or weights, arguments)
+def _shard(phases: Phases, options: TrainingOptions, layers: int = 0, block: int = 0) -> Phases:
+    strategy, (weights, autocast) = options.strategy, _PRECISIONS[options.precision["precision"]]
+    return shard(
+        phases,
+        strategy.kind,
+        num_devices(options.trainer),
+        arithmetic=autocast or weights,
+        arguments=strategy.strategy if isinstance(strategy.strategy, dict) else None,
+        layers=layers,
+        block=block,
+    )

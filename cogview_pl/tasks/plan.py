@@ -26,7 +26,7 @@ from cogview_pl.config.schema import Config
 from cogview_pl.data.config import TokenSource
 from cogview_pl.errors import UserError
 from cogview_pl.memory.cards import CARDS, WORKSPACE, Device, card_bytes, this_device
-from cogview_pl.memory.figures import image_tokenizer_figures, sequence_model_figures
+from cogview_pl.memory.figures import batch_of_all_devices, image_tokenizer_figures, sequence_model_figures
 from cogview_pl.memory.generation import (
     generation_phases,
     magnify_phases,
@@ -37,7 +37,6 @@ from cogview_pl.memory.generation import (
 from cogview_pl.memory.phases import BACKWARD, FORWARD, RGB, Estimate, Phases
 from cogview_pl.memory.suggestions import first_that_fits, for_inference, for_training
 from cogview_pl.memory.table import Plan, print_plan, verdict
-from cogview_pl.memory.training_run import batch_of_all_devices, image_tokenizer_phases, sequence_model_phases
 from cogview_pl.transformer.config import ActivationCheckpointing
 
 Recompose = Callable[[str], Config]
@@ -103,36 +102,38 @@ def estimate(config: Config, on_gpu: bool) -> Estimate:
     Raises:
         UserError: sizes of the configuration do not fit together.
     """
-    phases = _training(config, on_gpu) if config.verb.trains_in_parallel else _inference(config, on_gpu)
-    workspace = Counter(workspace=WORKSPACE if on_gpu else 0)
-    return Estimate({name: parts + workspace for name, parts in phases.items()})
+    if config.verb.trains_in_parallel:
+        # here, because it imports Lightning, which other tasks start without
+        from cogview_pl.memory.training_run import image_tokenizer_phases, sequence_model_phases
 
-
-def _training(config: Config, on_gpu: bool) -> Phases:
-    options, batch = training_options(config), config.data.batch_size
     if config.verb == Verb.fit_image_tokenizer:
-        return image_tokenizer_phases(
+        phases = image_tokenizer_phases(
             configured_images(model_options(config)).settings,
-            options,
-            batch=batch,
+            training_options(config),
+            batch=config.data.batch_size,
             edge=config.data.image_size,
             reconstruction=config.image_tokenizer.reconstruction,
             on_gpu=on_gpu,
         )
-    spec = _sequence_model(config)
-    return sequence_model_phases(
-        spec,
-        options,
-        predicted_ids(config.compat, spec.template),
-        batch=batch,
-        checkpointing=config.activation_checkpointing,
-        encodes=config.data.token_store is None and config.sequences.source == TokenSource.images,
-        on_gpu=on_gpu,
-    )
+    elif config.verb == Verb.fit_sequence_model:
+        spec = _sequence_model(config)
+        phases = sequence_model_phases(
+            spec,
+            training_options(config),
+            predicted_ids(config.compat, spec.template),
+            batch=config.data.batch_size,
+            checkpointing=config.activation_checkpointing,
+            encodes=config.data.token_store is None and config.sequences.source == TokenSource.images,
+            on_gpu=on_gpu,
+        )
+    else:
+        phases = _inference(config, on_gpu)
+    workspace = Counter(workspace=WORKSPACE if on_gpu else 0)
+    return Estimate({name: parts + workspace for name, parts in phases.items()})
 
 
 def _inference(config: Config, on_gpu: bool) -> Phases:
-    """Phases of every verb that trains no model of the two stages; `chain` has stages, which are verbs."""
+    """Phases of the verbs that train neither stage."""
     options = generation_options(config)
     if config.verb == Verb.tokenize:
         images = existing_images(options.models)
@@ -202,7 +203,7 @@ def _sequence_model(config: Config) -> SequenceModelSpec:
 
 
 def _role(verb: Verb, images: object) -> Role:
-    """The role of the only model of a task, or of the first one."""
+    """The role of the model that a task loads first."""
     generator = GENERATOR if images is None else CAPTION_WRITER
     return {Verb.magnify: UPSCALER, Verb.rerank: CAPTIONER}.get(verb, generator)
 

@@ -95,5 +95,5 @@ def test_images_take_what_the_image_tokenizer_allocates(name: str) -> None:
         encoding = live.restart()["activations"]
         decoded(torch.zeros(ROWS, *images.grid, dtype=torch.long))
         decoding = live.highest
-    found = [work(images.settings, batch=ROWS, edge=images.edge) for work in (encode_images, decode_images)]
+    found = [work(images, ROWS) for work in (encode_images, decode_images)]
     assert [sum(parts.values()) for parts in found] == pytest.approx([encoding, decoding], rel=0.07)

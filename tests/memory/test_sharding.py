@@ -9,7 +9,7 @@ import torch
 
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.memory.phases import BACKWARD, FORWARD, WEIGHTS
-from cogview_pl.memory.sharding import Sharding, narrow, shard
+from cogview_pl.memory.sharding import narrow, shard
 from cogview_pl.memory.training import BatchSize, Predicted, StepOptions, sequence_step
 from cogview_pl.transformer.config import LoRAConfig, LoRATarget
 from cogview_pl.transformer.lora import add_lora
@@ -24,7 +24,7 @@ SIZES = {"vocab_size": 100, "hidden_size": 32, "num_heads": 4, "num_positions": 
 
 
 def sharded(strategy: str, devices: int, arithmetic: torch.dtype = torch.float32) -> dict[str, Counter[str]]:
-    return shard(PHASES, Sharding(StrategyKind(strategy), devices, arithmetic), layers=3, block=1000)
+    return shard(PHASES, StrategyKind(strategy), devices, arithmetic=arithmetic, layers=3, block=1000)
 
 
 @pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp", "tp"])
@@ -56,7 +56,7 @@ def test_deepspeed_computes_in_half_and_keeps_fp32_with_the_state() -> None:
 
 def test_deepspeed_can_keep_state_and_weights_on_the_host() -> None:
     options = {"offload_optimizer": True, "offload_parameters": True}
-    found = shard(PHASES, Sharding(StrategyKind.deepspeed_3, 4, torch.bfloat16, options))[FORWARD]
+    found = shard(PHASES, StrategyKind.deepspeed_3, 4, arithmetic=torch.bfloat16, arguments=options)[FORWARD]
     assert found["optimizer"] == found["weights"] == 0
 
 
