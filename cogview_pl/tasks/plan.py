@@ -80,10 +80,12 @@ def make_plan(config: Config, recompose: Recompose) -> Plan:
     if not device.on_gpu:
         figures |= gpu.figures("memory_of_gpu")
     if config.verb == Verb.fit_sequence_model:  # activations at the peak under each choice
-        for name in (choice.value for choice in ActivationCheckpointing):
-            phases = estimate(recompose(f"activation_checkpointing={name}"), device.on_gpu).phases
-            most = max(phases[FORWARD]["activations"], phases[BACKWARD]["activations"])
-            figures[f"memory/activations_{name}_bytes"] = float(most)
+        for choice in ActivationCheckpointing:
+            found = here
+            if choice != config.activation_checkpointing:
+                found = estimate(recompose(f"activation_checkpointing={choice.value}"), device.on_gpu)
+            most = max(found.phases[phase]["activations"] for phase in (FORWARD, BACKWARD))
+            figures[f"memory/activations_{choice.value}_bytes"] = float(most)
     cards = {f"{card} GB": card_bytes(card) for card in CARDS}
     figures["fits/here"] = float(here.total <= device.free)
     figures |= {f"fits/{name.replace(' ', '_')}": float(gpu.total <= size) for name, size in cards.items()}
