@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cogview_pl.assembly.model_specs import configured_images
 from cogview_pl.checkpoints.model_folder import build_vqvae
-from cogview_pl.generation.sampling import Sampling, draw, probabilities
+from cogview_pl.generation.sampling import Sampling, probabilities, sample
 from cogview_pl.memory.inference import InferenceModel, decode_images, encode_images
 from cogview_pl.memory.trace import LiveBytes, default_dtype
 from cogview_pl.transformer.model import Transformer
@@ -63,7 +63,7 @@ def test_sampling_takes_what_is_allocated(options: dict[str, Any]) -> None:
     rows = 4000
     with LiveBytes() as live:
         logits = torch.zeros(rows, 128)
-        draw(probabilities(logits, Sampling(**options)), torch.zeros(rows))
+        sample(probabilities(logits, Sampling(**options)), torch.zeros(rows))
     model = size("image", torch.float32, attention="fused")
     found = model.decode(rows, sorts="top_p" in options)
     sampled = rows * 128 * (4 + (25 if "top_p" in options else 20))
