@@ -24,7 +24,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     assert options is not None
     styles = config.data.arguments().get("styles") or []
     if len(styles) < 2:
-        raise UserError(f"data.styles={styles}: the network classifies styles; give at least two")
+        raise UserError(f"data.styles={styles}: the network classifies styles; give two or more")
     seed_all(config.seed)
     started = time.perf_counter()
     images, labels, attributes = _images(config.data, "train")
