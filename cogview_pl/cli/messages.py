@@ -26,8 +26,8 @@ _OPEN_FILES = (errno.EMFILE, errno.ENFILE)
 _INTERNALS = ("object_type=", "full_key:", "reference_type=", "See https://", "provider=")
 _UNKNOWN = re.compile(r"Key '(.*)' (?:not in|is not in struct)")
 _WRONG_CHOICE = re.compile(r"Invalid value '(.*)', expected one of \[(.*)\]")
-_WRONG_TYPE = re.compile(r"Value '(.*)' of type '.*' could not be converted to (Integer|Float)")
-_TYPES = {"Integer": "a whole number", "Float": "a number"}
+_WRONG_TYPE = re.compile(r"Value '(.*)' (?:of type '.*' could not be converted to|is not a valid) (Integer|Float|bool)")
+_TYPES = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 _OVERRIDE = re.compile(r"Could not override '(?P<key>.*)'\.\s+To append to your config use (?P<advice>.*)", re.DOTALL)
 
 
@@ -51,6 +51,10 @@ def errors_in_one_line() -> Iterator[None]:
         give_up(_unknown_choice(error))
     except (HydraException, OmegaConfBaseException) as error:
         give_up(_of_composition(error))
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be"):  # Hydra's, for a number
+            raise
+        give_up("a group takes the name of a choice, not a number (precision=fp16); `--help` lists groups and choices")
     except OverflowError as error:
         if "full_key:" not in str(error):  # OmegaConf raises it for a number with hundreds of digits
             raise

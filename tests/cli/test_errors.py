@@ -33,6 +33,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "unknown_experiment": (["experiment=foo"], ["experiment=foo", "quickstart"]),
     "no_task": ([], ["task"]),
     "no_stages": (["task=chain"], ["stages is empty", "experiment="]),
+    "number_for_a_choice": (["task=vqvae", "precision=16"], ["precision=fp16", "name of a choice"]),
     "task_without_key": (["vqvae"], ["vqvae is not of the form KEY=VALUE", "task=vqvae"]),
     "unreadable_override": (["task=vqvae", "seed=["], ["seed"]),
     "unknown_norm": (["task=pretrain", "model.norm=rms"], ["model.norm", "rms", "sandwich"]),

@@ -61,6 +61,7 @@ LINES = {
     ),
     # types
     "seed=abc": "seed=abc must be a whole number",
+    "compile=perhaps": "compile=perhaps must be true or false",
     "sampler.top_p=high": "sampler.top_p=high must be a number",
     "modl=tiny": f"modl: there is no such key (did you mean model?){LISTED}",
 }
