@@ -48,7 +48,7 @@ LORA = ("lora.rank=2", "lora.targets=[qkv]")
 STYLES = ("data.styles=[oil,ink]", *TWENTY)
 CHAINED = (
     *("task=vqvae", *STEPS, *FIRST_STAGE, *LOGGED, "data.train_size=18", "data.val_size=4"),
-    "callbacks.reconstructions.num_images_per_prompt=2",
+    "callbacks.reconstructions.num_images=2",
 )
 TOKENISED = ("task=tokenize", "data.batch_size=2", "data.train_size=12", "data.val_size=4")
 
