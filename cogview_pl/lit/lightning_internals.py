@@ -23,6 +23,11 @@ def set_logged_step(trainer: Trainer, step: int) -> None:
     trainer.fit_loop.epoch_loop._batches_that_stepped = step
 
 
+def stops_early(trainer: Trainer) -> bool:
+    """Whether a callback ends the run before `max_steps`; else its last steps have no checkpoint."""
+    return trainer.should_stop and trainer.fit_loop._can_stop_early
+
+
 class LastCheckpoint(ModelCheckpoint):
     """Can write `last.ckpt` alone; else a run's last steps have no checkpoint, and each stop leaves a file more."""
 

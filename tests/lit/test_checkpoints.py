@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
@@ -63,12 +64,20 @@ def callback(folder: Path, **options: Any) -> Checkpoints:
     return Checkpoints(**settings | options)
 
 
-def run(folder: Path, model: Model, steps: int, start: Path | None = None, accumulate: int = 1, **options: Any) -> Any:
-    """A run that validates every two steps."""
+def run(
+    folder: Path,
+    model: Model,
+    steps: int,
+    start: Path | None = None,
+    accumulate: int = 1,
+    more: Sequence[Callback] = (),
+    **options: Any,
+) -> Any:
+    """A run that validates every two steps, with more callbacks."""
     given = trainer(
         steps,
         enable_checkpointing=True,
-        callbacks=[callback(folder, **options)],
+        callbacks=[callback(folder, **options), *more],
         accumulate_grad_batches=accumulate,
         val_check_interval=2 * accumulate,
         check_val_every_n_epoch=None,
@@ -97,6 +106,24 @@ def test_the_last_step_is_kept_wherever_it_lies(tmp_path: Path, steps: int, expe
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["state_dict"]["weight"] == -steps
     assert Path(given.checkpoint_callback.last_model_path).name == "last.ckpt"
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end", "on_validation_end", "on_train_end"])
+def test_the_step_is_kept_in_which_a_callback_ends_the_run(tmp_path: Path, hook: str) -> None:
+    """As `max_time` does in a step, and early stopping in a validation."""
+
+    class Ends(Callback):
+        def asked(self, trainer: Trainer, *arguments: Any) -> None:
+            trainer.should_stop = trainer.should_stop or trainer.global_step == 4 - (hook == "on_train_batch_start")
+
+    model = Model()
+    setattr(Ends, hook, Ends.asked)
+    if hook == "on_train_end":  # after the callbacks
+        model.on_train_batch_end = lambda *arguments: Ends().asked(model.trainer)  # type: ignore[method-assign]
+    run(tmp_path, model, 9, more=[Ends()])
+    assert steps_of(tmp_path) == {"last.ckpt": 4, "step_3.ckpt": 3}
+    run(tmp_path, Model(), 5, start=tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]["weight"] == -5
 
 
 @pytest.mark.parametrize(

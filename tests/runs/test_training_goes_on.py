@@ -62,6 +62,30 @@ def test_a_run_that_was_stopped_before_a_validation_logs_each_step_once(run: Pat
     assert sorted(steps) == [0, 1, 2, 3]
 
 
+def test_a_run_that_early_stopping_ended_goes_on_as_if_it_had_not_been(run: Path) -> None:
+    """Its last checkpoint is its end, between two of every so many steps."""
+    values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    stopping = [
+        "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping",
+        "+callbacks.stop.monitor=val/loss",
+        "+callbacks.stop.stopping_threshold=1e9",
+        "+callbacks.stop.patience=9",
+        "callbacks.checkpoint.every_n_train_steps=5",
+    ]
+    config = configured(*stopping, max_steps=6)
+    carried_out(config, Line(config), samples(*values))
+    assert saved(run)["global_step"] == 2
+    config = configured("callbacks.checkpoint.every_n_train_steps=5", max_steps=6)
+    config.resume = str(run)
+    second = Line(config)
+    metrics = carried_out(config, second, samples(*values))
+    run.rename("stopped")
+    config.resume = None
+    whole = Line(config)
+    assert carried_out(config, whole, samples(*values)) == metrics
+    assert second.seen == whole.seen[2:] and torch.equal(second.layer.weight, whole.layer.weight)
+
+
 def test_a_stop_on_another_device_ends_this_process_too(run: Path) -> None:
     """Lightning raises the same exception in all processes; one without a signal ends as by SIGTERM."""
     config = configured()

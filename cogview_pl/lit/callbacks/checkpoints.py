@@ -8,13 +8,14 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from cogview_pl.lit.lightning_internals import LastCheckpoint
+from cogview_pl.lit.lightning_internals import LastCheckpoint, stops_early
 
 
 class Checkpoints(LastCheckpoint):
     """Writes `last.ckpt` after the last step too, and only that file when a run is stopped.
 
-    Lightning leaves out the steps after the last multiple of `every_n_train_steps`. When a run is stopped it would also
+    Lightning leaves out the steps after the last multiple of `every_n_train_steps`, also where early stopping or
+    `max_time` ends a run. When a run is stopped it would also
     write `step_N.ckpt`. That takes twice the time of the few seconds that are left, and Lightning neither counts nor
     deletes that file, so each stop would leave one more.
     """
@@ -48,7 +49,19 @@ class Checkpoints(LastCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.global_step >= trainer.max_steps and not self.is_saved(trainer):
+        if trainer.global_step >= trainer.max_steps or stops_early(trainer):
+            self._save_end(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if stops_early(trainer):  # EarlyStopping has just decided
+            self._save_end(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save_end(trainer)  # a hook after those above may have ended the run
+
+    def _save_end(self, trainer: Trainer) -> None:
+        if not self.is_saved(trainer):
             self.save_last_checkpoint(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
