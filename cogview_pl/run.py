@@ -34,11 +34,11 @@ from cogview_pl.vqvae.config import import_quantizer
 @hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
 def _main(composed: DictConfig) -> Metrics:
     with errors_in_one_line():  # here, because Hydra would print a line of its own first
-        return run_composed(composed, command_line.job_words(), command_line.job_number())[1]
+        return run_composed(composed, command_line.job_words(), command_line.job_name())[1]
 
 
-def run_composed(composed: DictConfig, words: list[str], job: int | None = None) -> tuple[Path, Metrics]:
-    """Run the configuration that `words` compose, as number `job` of a sweep; returns its folder and its metrics.
+def run_composed(composed: DictConfig, words: list[str], job: str | None = None) -> tuple[Path, Metrics]:
+    """Run the configuration that `words` compose, as the job `job` of a sweep; returns its folder and its metrics.
 
     Only the process that writes has metrics.
     """

@@ -32,15 +32,15 @@ def hydra_words(words: list[str]) -> list[str]:
     return quoted
 
 
-def job_number() -> int | None:
-    """Number of this job in a sweep, None outside of one."""
+def job_name() -> str | None:
+    """Name of this job in a sweep, None outside of one."""
     hydra = HydraConfig.get()
-    return hydra.job.num if hydra.mode == RunMode.MULTIRUN else None  # type: ignore[no-any-return]
+    return hydra.job.name if hydra.mode == RunMode.MULTIRUN else None  # type: ignore[no-any-return]
 
 
 def job_words() -> list[str]:
     """Words that start this run, or this job of a sweep, once more."""
-    return sys.argv[1:] if job_number() is None else [*config_flags(), *HydraConfig.get().overrides.task]
+    return sys.argv[1:] if job_name() is None else [*config_flags(), *HydraConfig.get().overrides.task]
 
 
 def stage_overrides(overrides: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def run_folder(composed: DictConfig, job: int | None) -> Iterator[RunFolder]:
+def run_folder(composed: DictConfig, job: str | None) -> Iterator[RunFolder]:
     """Open, describe and lock the folder of a run, and listen to signals; `run_dir` and `resume` are filled in.
 
     A refused run leaves no files, and neither does a stopped run that cannot be resumed. `Stopped` gets advice on how
@@ -25,7 +25,7 @@ def run_folder(composed: DictConfig, job: int | None) -> Iterator[RunFolder]:
 
     Args:
         composed: configuration of the run.
-        job: number of the run in a sweep.
+        job: name of the run in a sweep.
     """
     folder, composed.resume = open_run(composed, job)
     composed.run_dir = str(folder.path)

@@ -1,6 +1,7 @@
 """The folder of a run: its path, the files that every run writes, and how later runs find it.
 
 outputs/TASK/DATE_TIME/    .cogview_pl.json, config.yaml, metrics.json, and the results of the task
+outputs/TASK/DATE_TIME_sweep/NAME/    a job of a sweep, named by its values of the swept keys
 outputs/TASK/latest        link to the newest finished run
 """
 
@@ -32,6 +33,9 @@ METRICS = "metrics.json"
 CHECKPOINT = "checkpoints/last.ckpt"
 STORE_HEADER = "token_store/header.json"
 SAMPLES = "samples.jsonl"
+
+SWEEP = "_sweep"
+"""End of the name of a sweep's folder."""
 
 _LATEST = "latest"
 _AUTO = "auto"
@@ -191,22 +195,33 @@ def require_metrics(path: Path) -> None:
             raise UserError(f"{path / METRICS} is damaged: it is not what the run wrote; copy the run again")
 
 
-def new_run(outputs: str, task: str, run_dir: str | None, job: int | None) -> RunFolder:
-    """The folder of a new run: `run_dir` if given, else `OUTPUTS/TASK/DATE_TIME`; `job` is its number in a sweep.
+def new_run(outputs: str, task: str, run_dir: str | None, job: str | None) -> RunFolder:
+    """The folder of a new run: `run_dir` if given, else `OUTPUTS/TASK/DATE_TIME`.
+
+    The folder of the job `job` of a sweep lies in `run_dir`, which is the folder of the sweep.
 
     Raises:
         UserError: `run_dir` holds an earlier run, or files that no run has made.
     """
     home = Path(outputs) / task
     if run_dir is not None:
-        path = _numbered(run_dir, job)
+        path = numbered(run_dir, job)
         _require_free(path)
-        return RunFolder(path, None)
-    path = _numbered(str(home / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")), job)
-    stamp, attempt = path, 1
+        in_a_sweep = job is not None and Path(run_dir).resolve().parent == home.resolve()
+        return RunFolder(path, home / _LATEST if in_a_sweep else None)
+    return RunFolder(numbered(str(dated_folder(home)), job), home / _LATEST)
+
+
+def dated_folder(home: Path, suffix: str = "") -> Path:
+    """Make the folder `HOME/DATE_TIME` with a suffix; a number follows if another run has made it in this second.
+
+    If it cannot be made, the error is left to whoever writes there.
+    """
+    stamp = home / f"{datetime.now().strftime('%Y-%m-%d_%H-%M-%S')}{suffix}"
+    path, attempt = stamp, 1
     while not _made(path):
         path, attempt = Path(f"{stamp}.{attempt}"), attempt + 1
-    return RunFolder(path, home / _LATEST)
+    return path
 
 
 def _require_free(path: Path) -> None:
@@ -245,19 +260,19 @@ def _made(path: Path) -> bool:
     return True
 
 
-def _numbered(path: str, job: int | None) -> Path:
-    """The path with the number of the job in a sweep."""
-    return Path(path if job is None else f"{path}_{job}")
+def numbered(path: str, job: str | None) -> Path:
+    """The folder of a run; that of the job `job` of a sweep lies in the folder of the sweep."""
+    return Path(path) if job is None else Path(path) / job
 
 
-def open_run(composed: DictConfig, job: int | None) -> tuple[RunFolder, Any]:
+def open_run(composed: DictConfig, job: str | None) -> tuple[RunFolder, Any]:
     """The folder of a run, and the value of `resume`, where `auto` is replaced by a folder or None.
 
     The first process finds or makes the folder and locks it; the others get its path.
 
     Args:
         composed: configuration of the run.
-        job: number of the run in a sweep.
+        job: name of the run in a sweep.
 
     Raises:
         UserError: there is no run to resume, a new run would overwrite an earlier one, or a live run uses the folder.
@@ -275,13 +290,13 @@ def open_run(composed: DictConfig, job: int | None) -> tuple[RunFolder, Any]:
     return folder, resume
 
 
-def _find_run(composed: DictConfig, job: int | None) -> tuple[RunFolder, Any]:
+def _find_run(composed: DictConfig, job: str | None) -> tuple[RunFolder, Any]:
     outputs, task, given, resume = (composed[key] for key in ("outputs", "task", "run_dir", "resume"))
     proofs = _PROOFS.get(composed.verb.value, ())
     if resume == _AUTO:
         if given is None:
             raise UserError("resume=auto: set run_dir, which is where it looks for a run to go on with")
-        path = _numbered(given, job)
+        path = numbered(given, job)
         resume = str(path) if _holds(path, proofs) else None
     if not resume:
         return new_run(outputs, task, given, job), resume
@@ -312,12 +327,13 @@ def interrupted_run(outputs: str, task: str, resume: object, proofs: Sequence[st
     """
     home = Path(outputs) / task
     if resume is True:
-        runs = [run for run in home.glob("*") if not run.is_symlink() and is_run(run) and _holds(run, proofs)]
+        found = [run for pattern in ("*", f"*{SWEEP}*/*") for run in home.glob(pattern)]
+        runs = [run for run in found if not run.is_symlink() and is_run(run) and _holds(run, proofs)]
         if not runs:
             raise UserError(
                 f"resume=true: no interrupted run (with {proofs[0]}) under {home}; start one without resume"
             )
-        path = max(runs, key=lambda run: run.name)
+        path = max(runs, key=str)
         return RunFolder(path, home / _LATEST, goes_on=True)
     path = Path(str(resume))
     if path.is_symlink() or path.suffix == ".ckpt":  # the run will change the link outputs/TASK/latest
@@ -337,7 +353,8 @@ def interrupted_run(outputs: str, task: str, resume: object, proofs: Sequence[st
         proof = path / proofs[0]
         raise UserError(f"resume={resume}: {proof} {why_unusable(proof)}; give the folder of an interrupted run")
     RunRecord.load(path)  # raises if the folder is no run folder
-    return RunFolder(path, home / _LATEST if path.resolve().parent == home.resolve() else None, goes_on=True)
+    of_the_task = home.resolve() in (path.resolve().parent, path.resolve().parent.parent)
+    return RunFolder(path, home / _LATEST if of_the_task else None, goes_on=True)
 
 
 def predecessor(outputs: str, task: str, key: str, given: str | None) -> Path:

@@ -14,7 +14,7 @@ from cogview_pl.cli.command_line import (
     asks_for_help,
     config_flags,
     hydra_words,
-    job_number,
+    job_name,
     job_words,
     stage_overrides,
 )
@@ -26,7 +26,7 @@ def hydra_config(monkeypatch: pytest.MonkeyPatch):
     """Sets Hydra's state of a run: its mode, the number of the job, and the overrides."""
 
     def set_config(mode: RunMode, overrides: list[str]) -> None:
-        hydra = {"mode": mode, "job": {"num": 3}, "overrides": {"task": overrides}}
+        hydra = {"mode": mode, "job": {"name": "seed=1"}, "overrides": {"task": overrides}}
         monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": hydra}))
 
     return set_config
@@ -71,9 +71,9 @@ def test_folders_of_configurations(words: list[str], flags: list[str], monkeypat
 def test_words_of_a_run_and_of_a_job_of_a_sweep(monkeypatch: pytest.MonkeyPatch, hydra_config) -> None:
     monkeypatch.setattr(sys, "argv", ["cogview_pl", "--config-dir", "mine", "-m", "seed=0,1"])
     hydra_config(RunMode.RUN, ["seed=1"])
-    assert (job_number(), job_words()) == (None, ["--config-dir", "mine", "-m", "seed=0,1"])
+    assert (job_name(), job_words()) == (None, ["--config-dir", "mine", "-m", "seed=0,1"])
     hydra_config(RunMode.MULTIRUN, ["seed=1"])
-    assert (job_number(), job_words()) == (3, ["--config-dir", "mine", "seed=1"])
+    assert (job_name(), job_words()) == ("seed=1", ["--config-dir", "mine", "seed=1"])
 
 
 def test_a_stage_gets_what_was_given_for_the_chain_after_its_own_overrides(hydra_config) -> None:

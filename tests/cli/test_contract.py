@@ -272,6 +272,8 @@ class TestPlanAndSweep:
         table = runs["sweep"].stdout.splitlines()[-3:]
         assert "eval/psnr" in table[0]
         assert "seed=0" in table[1] and "seed=1" in table[2]
-        folders = [path for path in (home / "swept" / "vqvae").iterdir() if not path.is_symlink()]
-        assert len(folders) == 2
-        assert all((folder / "metrics.json").exists() for folder in folders)
+        (sweep,) = (path for path in (home / "swept" / "vqvae").iterdir() if not path.is_symlink())
+        assert sweep.name.endswith("_sweep")
+        for seed in (0, 1):
+            assert (sweep / f"seed={seed}" / "metrics.json").exists()
+        assert (home / "swept" / "vqvae" / "latest").resolve() == sweep / "seed=1"

@@ -38,13 +38,11 @@ class Noon(datetime):
 def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "datetime", Noon)
     outputs = tmp_path / "outputs"
-    made = [new_run(str(outputs), "vqvae", None, job) for job in (None, None, None, 7, 7)]
+    made = [new_run(str(outputs), "vqvae", None, None) for _ in range(3)]
     assert [str(folder.path.relative_to(outputs)) for folder in made] == [
         "vqvae/2026-03-04_12-00-05",
         "vqvae/2026-03-04_12-00-05.1",
         "vqvae/2026-03-04_12-00-05.2",
-        "vqvae/2026-03-04_12-00-05_7",
-        "vqvae/2026-03-04_12-00-05_7.1",
     ]
     assert all(os.listdir(folder.path) == [] for folder in made)
     monkeypatch.undo()
@@ -82,10 +80,10 @@ def test_a_place_in_which_no_folder_can_be_made_is_named(tmp_path: Path, taken: 
     "work", [LAST, "token_store/header.json", "tokens/token_store/header.json", "samples.jsonl", "metrics.json"]
 )
 def test_the_work_of_an_earlier_run_is_not_written_over(tmp_path: Path, work: str) -> None:
-    path = begun(tmp_path / "run_2", work)
+    path = begun(tmp_path / "run" / "seed=2", work)
     with pytest.raises(UserError, match=rf"^run_dir={path} holds an earlier run \({work}\); go on with it by resume="):
-        new_run("outputs", "pretrain", str(tmp_path / "run"), 2)
-    assert new_run("outputs", "pretrain", str(tmp_path / "run"), 3).path == tmp_path / "run_3"
+        new_run("outputs", "pretrain", str(tmp_path / "run"), "seed=2")
+    assert new_run("outputs", "pretrain", str(tmp_path / "run"), "seed=3").path == tmp_path / "run" / "seed=3"
 
 
 def test_files_that_no_run_has_made_are_named(tmp_path: Path) -> None:

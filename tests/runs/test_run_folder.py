@@ -131,14 +131,14 @@ def test_a_folder_in_the_place_of_latest_is_found_before_the_run(tmp_path: Path)
 
 
 def test_resume_auto_begins_or_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "run_3"
+    path = tmp_path / "run" / "seed=3"
     config = run(outputs=str(tmp_path), resume="auto", run_dir=str(tmp_path / "run"))
-    folder, resume = open_run(config, job=3)
+    folder, resume = open_run(config, job="seed=3")
     assert (folder.path, resume) == (path, None)
     folder.describe(config)
     (path / "tokens" / "token_store").mkdir(parents=True)
     (path / "tokens" / "token_store" / "header.json").touch()  # a finetune that was stopped while it tokenised
-    folder, resume = open_run(config, job=3)
+    folder, resume = open_run(config, job="seed=3")
     assert (folder.path, resume) == (path, str(path))
     with pytest.raises(UserError, match=r"resume=auto: set run_dir"):
         open_run(run(outputs=str(tmp_path), resume="auto"), None)
