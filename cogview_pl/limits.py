@@ -27,6 +27,7 @@ def limited(limit: Limit, default: Any = MISSING) -> Any:
 
 
 COUNT = Limit("a whole number, at least 1", lambda value: value >= 1 and value % 1 == 0)
+WHOLE = Limit("a whole number, at least 0", lambda value: value >= 0 and value % 1 == 0)
 SEED = Limit("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32 and value % 1 == 0)
 AT_LEAST_0 = Limit("at least 0", lambda value: 0 <= value < math.inf)
 ABOVE_0 = Limit("above 0", lambda value: 0 < value < math.inf)
@@ -37,6 +38,7 @@ FINITE = Limit("a finite number", lambda value: -math.inf < value < math.inf)
 
 # Fields with these limits; the argument is the default.
 count = partial(limited, COUNT)
+whole = partial(limited, WHOLE)
 seed_number = partial(limited, SEED)
 at_least_0 = partial(limited, AT_LEAST_0)
 above_0 = partial(limited, ABOVE_0)

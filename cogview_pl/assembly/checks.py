@@ -45,7 +45,18 @@ def check_training(options: TrainingOptions, *, shardable: bool) -> None:
     """
     check_precision(options.precision)
     _check_optimizer(options)
+    _check_schedule(options)
     _check_strategy(options, shardable=shardable)
+
+
+def _check_schedule(options: TrainingOptions) -> None:
+    """Refuse a schedule that starts at or after its end."""
+    start, end = options.optimizer.schedule_start, options.optimizer.schedule_steps or options.trainer["max_steps"]
+    if start >= end:
+        raise UserError(
+            f"optimizer.schedule_start={start} must be below the end of the schedule, step {end}; raise "
+            "optimizer.schedule_steps, or trainer.max_steps where that is null"
+        )
 
 
 def trains_on_gpu(trainer: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from cogview_pl.limits import MISSING, at_least_0, share
+from cogview_pl.limits import MISSING, at_least_0, count, share, whole
 
 
 class StrategyKind(Enum):
@@ -38,6 +38,10 @@ class OptimizerConfig:
     """Share of the steps in which the learning rate rises linearly from 0."""
     final_lr: float = share()
     """Share of the peak learning rate at which the cosine ends."""
+    schedule_steps: int | None = count(None)
+    """Step at which the cosine ends; None: `trainer.max_steps`."""
+    schedule_start: int = whole(0)
+    """Step at which the schedule starts; above 0 it warms up an extended run again."""
     gradient_clip: float = at_least_0()
     """Largest L2 norm of the gradient; 0: no clipping."""
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from lightning import LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
+from cogview_pl.errors import UserError
 from cogview_pl.lit.config import OptimizerConfig
+from cogview_pl.lit.schedule import Schedule, warmup_cosine
 from cogview_pl.transformer.parallel import gradient_norm
 
 BuildOptimizer = Callable[[Iterable[Any]], Optimizer]
 """Parameter groups → optimizer; learning rate and other arguments are bound already."""
+
+
+_FORMS = {"fused", "foreach", "capturable", "differentiable", "maximize", "matrices"}
+"""Switches of an optimizer that do not change its state."""
 
 
 class ParameterGroup(NamedTuple):
@@ -32,7 +36,10 @@ class ParameterGroup(NamedTuple):
 def configure_optimizers(
     build: BuildOptimizer, options: OptimizerConfig, groups: Iterable[ParameterGroup], max_steps: int
 ) -> dict[str, Any]:
-    """Lightning's optimizer dictionary, with warm-up and cosine per step."""
+    """Lightning's optimizer dictionary, with warm-up and cosine per step.
+
+    A resumed run has the configured hyperparameters, not those of its checkpoint.
+    """
     optimizer = build(
         [
             {
@@ -44,21 +51,43 @@ def configure_optimizers(
             for group in groups
         ]
     )
-    schedule = LambdaLR(optimizer, warmup_cosine(max_steps, options.warmup, options.final_lr))
+    _keep_hyperparameters(optimizer)
+    end = options.schedule_steps or max_steps
+    factor = warmup_cosine(end, options.warmup, options.final_lr, options.schedule_start)
+    schedule = Schedule(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def warmup_cosine(max_steps: int, warmup: float, final: float) -> Callable[[int], float]:
-    """Factor of the peak learning rate at a step: linear up over `warmup · max_steps`, cosine down to `final`."""
-    rising = max(1, round(warmup * max_steps))
+def _keep_hyperparameters(optimizer: Optimizer) -> None:
+    """Have the optimizer keep its configured hyperparameters when a saved state is loaded.
 
-    def factor(step: int) -> float:
-        if step < rising:
-            return (step + 1) / rising
-        progress = min(1.0, (step - rising) / max(1, max_steps - rising))
-        return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+    torch restores the saved ones, so that a resumed run would silently ignore a changed weight decay or beta.
+    """
+    inside = [*getattr(optimizer, "optim_dict", {}).values(), getattr(optimizer, "d_opt", None)]  # torchao's offloading
+    for one in filter(None, inside if hasattr(optimizer, "optim_dict") else [optimizer]):
+        one.register_load_state_dict_pre_hook(_with_configured)
 
-    return factor
+
+def _with_configured(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A saved state with the hyperparameters of the optimizer; raises UserError if they need another state."""
+    groups = []
+    for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=False):
+        now = {name: value for name, value in group.items() if name != "params"}
+        for name in now.keys() & saved.keys() - _FORMS:
+            if _has_state(now[name]) != _has_state(saved[name]):
+                raise UserError(
+                    f"resume: optimizer.optimizer.{name} was {saved[name]} and is {now[name]}, and the checkpoint does "
+                    f"not have the state that this needs; go on with optimizer.optimizer.{name}={saved[name]}, or "
+                    "start anew from the weights with init_from"
+                )
+        groups.append({**saved, **now})
+    groups += state_dict["param_groups"][len(groups) :]  # torch refuses another number of groups
+    return {**state_dict, "param_groups": groups}
+
+
+def _has_state(value: Any) -> bool | None:
+    """Whether the optimizer keeps state for a switch such as `amsgrad`; None for numbers."""
+    return value if isinstance(value, bool) else None
 
 
 def logs_this_step(trainer: Trainer) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cogview_pl.checkpoints.released import save_transformer
-from cogview_pl.lit.optimizers import warmup_cosine
+from cogview_pl.lit.schedule import warmup_cosine
 from cogview_pl.transformer.model import Transformer
 from tests.make_models import make_transformer, make_vqvae
 

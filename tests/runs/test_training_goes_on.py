@@ -62,6 +62,21 @@ def test_a_run_that_was_stopped_before_a_validation_logs_each_step_once(run: Pat
     assert sorted(steps) == [0, 1, 2, 3]
 
 
+def test_a_learning_rate_that_is_lowered_takes_effect(run: Path) -> None:
+    """Clipped gradients of 1: each step moves the weight by the learning rate."""
+    config = configured()
+    with pytest.raises(Stopped), SIGNALS:
+        carried_out(config, Line(config, at=1, act=lambda: signal.raise_signal(signal.SIGTERM)))
+    assert saved(run)["state_dict"]["layer.weight"].item() == 1.0
+    config.resume = str(run)
+    config.optimizer.optimizer["lr"] = 0.25
+    module = Line(config)
+    with SIGNALS:
+        carried_out(config, module)
+    assert module.layer.weight.item() == 1.5
+    assert saved(run)["optimizer_states"][0]["param_groups"][0]["lr"] == 0.25
+
+
 def test_a_run_that_early_stopping_ended_goes_on_as_if_it_had_not_been(run: Path) -> None:
     """Its last checkpoint is its end, between two of every so many steps."""
     values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
