@@ -24,6 +24,7 @@ from cogview_pl.config.keys import check_keys
 from cogview_pl.config.limits import check_limits
 from cogview_pl.config.schema import Config, register_schemas
 from cogview_pl.config.shipped import register_experiments, shipped
+from cogview_pl.config.text_keys import expand_home
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.lifetime import run_folder
 from cogview_pl.runs.ranks import RANKS
@@ -44,6 +45,7 @@ def run_composed(composed: DictConfig, words: list[str], job: str | None = None)
     """
     check_keys(composed)
     check_limits(composed)
+    expand_home(composed)
     import_quantizer(composed.image_tokenizer.quantizer)
     if composed.plan.only:
         found = _verb("plan").run(OmegaConf.to_object(composed), _run_stage, _recompose(words)) if RANKS.first else {}

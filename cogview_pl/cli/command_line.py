@@ -26,7 +26,9 @@ def hydra_words(words: list[str]) -> list[str]:
     if launchers and importlib.util.find_spec("submitit") is None:
         raise UserError(f'{launchers[0]} needs hydra-submitit-launcher; pip install "cogview_pl[slurm]"')
     # Hydra's usual `+experiment=NAME` is for configurations without that group; ours has it.
-    quoted = [quote_override(word.removeprefix("+") if word.startswith("+experiment=") else word) for word in words]
+    words = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in words]
+    sweeps = any(word in ("-m", "--multirun") for word in words)
+    quoted = [quote_override(word, sweeps=sweeps) for word in words]
     if asks_for_help(quoted) and not any(word.startswith("task=") for word in quoted):
         quoted.append("task=vqvae")  # Hydra composes a whole configuration for its help, and that needs a task
     return quoted

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 _CHECKSUM = "crc32"
+_SEPARATORS = {ord(sign): rf"\u{ord(sign):04x}" for sign in "\u0085\u2028\u2029"}
+"""Signs that some programs take for the end of a line, as JSON escapes. JSON itself escapes those below U+0020."""
 
 
 def record_line(record: Mapping[str, object]) -> bytes:
     """A line of a list; its last field is the CRC-32 of the others."""
-    text = json.dumps({**record, _CHECKSUM: _checksum(record)}, ensure_ascii=False)
+    text = json.dumps({**record, _CHECKSUM: _checksum(record)}, ensure_ascii=False).translate(_SEPARATORS)
     return text.encode("utf-8", "backslashreplace") + b"\n"  # a file name that is no valid Unicode: a JSON escape
 
 

@@ -103,7 +103,7 @@ def read_pairs(file: Path) -> list[dict[str, str]]:
     """The records of a list: `prompt`, and `file` relative to the list; raises UserError for any other line."""
     pairs = []
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # texts may hold other separators of lines
     except UnicodeDecodeError:
         raise UserError(f"pairs={file} is not UTF-8 text; save it as UTF-8") from None
     for number, line in enumerate(lines, start=1):

@@ -18,6 +18,7 @@ from cogview_pl.assembly.model_specs import (
     predicted_ids,
     training_spec,
 )
+from cogview_pl.assembly.prompts import read_prompts
 from cogview_pl.assembly.roles import CAPTION_WRITER, CAPTIONER, GENERATOR, UPSCALER, Role
 from cogview_pl.assembly.strategy import num_devices
 from cogview_pl.config.choices import Verb
@@ -211,10 +212,8 @@ def _role(verb: Verb, images: object) -> Role:
 
 
 def _named_prompts(given: object) -> Sequence[str]:
-    """Prompts from a list or a file; none for captions of the data and for standard input."""
-    if isinstance(given, str) and Path(given).is_file():
-        return Path(given).read_text(encoding="utf-8", errors="replace").splitlines()
-    return [str(prompt) for prompt in given] if isinstance(given, list) else []
+    """Prompts that the user gives; none for captions of the data and for standard input, which is read once."""
+    return [] if given in (None, "-") else read_prompts(given)
 
 
 def _models(config: Config) -> dict[str, float]:

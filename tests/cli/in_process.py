@@ -23,6 +23,7 @@ from cogview_pl.run import main
 def run(args: list[str], cwd: str) -> dict[str, object]:
     """Exit code and output of a command line."""
     os.chdir(cwd)
+    os.environ["HOME"] = cwd  # `~` of a case stays in its folder
     sys.argv = ["cogview_pl", *args]
     GlobalHydra.instance().clear()
     stdout, stderr = io.StringIO(), io.StringIO()

@@ -182,7 +182,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "prompt_too_long": (["task=generate", "prompts=[" + "红色的圆形" * 20 + "]"], ["prompts", "48"]),
     "prompts_file_missing": (["task=generate", "prompts=nowhere.txt"], ["prompts=nowhere.txt"]),
     "prompts_no_text": (["task=generate", "prompts={latin}"], ["prompts=", "UTF-8"]),
-    "prompts_a_number": (["task=generate", "prompts=5"], ["prompts=5"]),
+    "prompts_in_no_file": (["task=generate", "prompts=data/prompts"], ["prompts=data/prompts", "does not exist"]),
     "prompts_empty": (["task=generate", "prompts=[]"], ["prompts"]),
     "prompts_blank": (["task=generate", "prompts=[' ']"], ["prompts"]),
     "temperature": (["task=generate", "sampler.temperature=-1"], ["sampler.temperature", "-1"]),

@@ -136,7 +136,7 @@ class TokenStoreWriter:
         if not now.next + len(keys) <= next_index <= now.source:
             raise ValueError(f"next_index={next_index}: {now.next} done, {len(keys)} new, of {now.source}")
         self._check_ids(text_tokens, codes, large, len(keys))
-        names = "".join(" ".join(key.splitlines()) + "\n" for key in keys).encode("utf-8", "backslashreplace")
+        names = "".join(key.replace("\n", " ") + "\n" for key in keys).encode("utf-8", "backslashreplace")
         rows = self.header.pack(text_tokens, codes, large)
         append(rows_file(self.folder, split), rows.tobytes())
         append(keys_file(self.folder, split), names)
