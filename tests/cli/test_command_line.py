@@ -35,7 +35,7 @@ def hydra_config(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["task=vqvae", "prompts=[红色]"], ["task=vqvae", 'prompts=["红色"]']),
+        (["task=vqvae", "prompts=[红色]"], ["task=vqvae", "prompts=['红色']"]),
         (["--help"], ["--help", "task=vqvae"]),  # help needs a task, because it shows the composed configuration
         (["-h", "model=small"], ["-h", "model=small", "task=vqvae"]),
         (["--help", "task=pretrain"], ["--help", "task=pretrain"]),
@@ -81,7 +81,7 @@ def test_a_stage_gets_what_was_given_for_the_chain_after_its_own_overrides(hydra
     hydra_config(RunMode.RUN, [*given, "stages.first=[]", "common=[]", "run_dir=here", "outputs=there"])
     assert stage_overrides(["task=vqvae", "prompts=[红色]"]) == [
         "task=vqvae",
-        'prompts=["红色"]',
+        "prompts=['红色']",
         "seed=3",
         "+trainer.benchmark=true",
         "~callbacks.progress",
