@@ -1,7 +1,7 @@
 """`python -m cogview_pl.run`: compose the configuration, check it, hand it to a verb.
 
-Exit codes: 0 done; 2 bad input or configuration, or a full disk, with one line that says which; 143 stopped by SIGTERM
-and 130 by Ctrl-C, with one line that says how to go on.
+Exit codes: 0 done; 2 bad input or configuration, or a full disk, with one line that says which; 143 stopped by SIGTERM,
+130 by Ctrl-C and 129 by the loss of its terminal, with one line that says how to go on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cogview_pl.cli.process import prepare_process
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.keys import check_keys
 from cogview_pl.config.limits import check_limits
+from cogview_pl.config.paths import follow_latest
 from cogview_pl.config.schema import Config, register_schemas
 from cogview_pl.config.shipped import register_experiments, shipped
 from cogview_pl.config.text_keys import expand_home
@@ -46,6 +47,7 @@ def run_composed(composed: DictConfig, words: list[str], job: str | None = None)
     check_keys(composed)
     check_limits(composed)
     expand_home(composed)
+    follow_latest(composed)
     import_quantizer(composed.image_tokenizer.quantizer)
     if composed.plan.only:
         found = _verb("plan").run(OmegaConf.to_object(composed), _run_stage, _recompose(words)) if RANKS.first else {}

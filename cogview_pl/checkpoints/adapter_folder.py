@@ -30,6 +30,7 @@ from cogview_pl.checkpoints.settings import (
     write_settings,
 )
 from cogview_pl.checkpoints.weights import read_weights, save_weights
+from cogview_pl.durable.latest import through_latest
 from cogview_pl.durable.read import UnreadableError, read_file, why_unusable
 from cogview_pl.durable.write import write_text
 from cogview_pl.errors import UserError
@@ -81,7 +82,7 @@ def save_adapter(folder: Path, adapter: Adapter) -> None:
 
 def find_adapter(path: str | Path) -> Path | None:
     """The adapter folder at a path: the path itself, or `adapter/` in a run folder without `model/`; else None."""
-    path = Path(path)
+    path = through_latest(path)
     folders = [path] if (path / "model").is_dir() else [path, path / FOLDER]
     return next((folder for folder in folders if (folder / _WEIGHTS).is_file()), None)
 
@@ -159,7 +160,7 @@ def find_base(folder: Path, key: str) -> str:
             raise UserError(f"{key}={folder}: the adapter is named as its own base; {_mend(current)}")
         met.append(here)
         base = _base_of(current)
-        if not Path(base).exists():
+        if not through_latest(base).exists():
             raise UserError(f"{key}={folder}: the adapter's base, {base}, {why_unusable(base)}; {_mend(current)}")
         current = find_adapter(base)
     return _base_of(folder)

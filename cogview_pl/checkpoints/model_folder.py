@@ -32,6 +32,7 @@ from cogview_pl.checkpoints.settings import (
     write_settings,
 )
 from cogview_pl.checkpoints.weights import load_weights, number_of_tensors, save_weights
+from cogview_pl.durable.latest import through_latest
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.errors import UserError
 from cogview_pl.transformer.config import TransformerConfig
@@ -259,7 +260,7 @@ def folder_identity(path: str | Path, key: str) -> str:
 
 def find_model_folder(path: str | Path, key: str) -> Path:
     """The model folder at a path: the path itself, or `model/` in a run folder; raises UserError if there is none."""
-    path = Path(path)
+    path = through_latest(path)
     for folder in (path, path / "model"):
         if (folder / CONFIG).is_file() and (folder / _WEIGHTS).is_file():
             return folder

@@ -31,11 +31,13 @@ _ITERATOR, _PINNING = "_iterator", "_pin_memory_thread"
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C, which a terminal sends to all processes of a command, to the main process.
+    """Leave Ctrl-C and the loss of a terminal, which all processes of a command are told of, to the main process.
 
     Workers use no random numbers, so they are not seeded.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP"):  # Windows has no SIGHUP
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     sys.excepthook = _unless_hung_up
 
 

@@ -187,6 +187,8 @@ class DeathsInTime:
     @classmethod
     def install(cls) -> None:
         """Called before workers start; torch, which installs its handler once, must do so first."""
+        if not hasattr(signal, "SIGCHLD"):  # Windows
+            return
         _install_handler_of_torch()
         theirs = signal.getsignal(signal.SIGCHLD)
         if threading.current_thread() is threading.main_thread() and callable(theirs) and not isinstance(theirs, cls):

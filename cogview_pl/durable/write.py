@@ -16,6 +16,7 @@ from pathlib import Path
 from cogview_pl.errors import UserError
 
 _DRAFT = ".cogview_pl-draft"  # a suffix that no other program uses, because drafts are deleted
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # limit of the disk, of the user's quota, of the file size
 _FULL_IN_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")  # errors of native libraries
 
@@ -33,7 +34,7 @@ def replacing(file: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
             os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # never through a link
             yield draft
-            with draft.open("rb") as stream:
+            with draft.open("r+b") as stream:  # Windows syncs only a file that is open for writing
                 os.fsync(stream.fileno())
             os.replace(draft, file)
             sync_folder(file.parent)
@@ -45,7 +46,7 @@ def replacing(file: Path) -> Iterator[Path]:
 def write_text(file: Path, text: str) -> None:
     """Replace a UTF-8 text file; see `replacing`."""
     with replacing(file) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_bytes(file: Path, data: bytes) -> None:
@@ -68,7 +69,9 @@ def append(file: Path, data: bytes) -> None:
 
 def no_links(path: str, flags: int) -> int:
     """Opener for `open` that refuses symbolic links (error ELOOP)."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    if not _NOFOLLOW and os.path.islink(path):  # Windows
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    return os.open(path, flags | _NOFOLLOW, 0o666)
 
 
 @contextmanager
@@ -138,8 +141,10 @@ def is_draft(name: str) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync a folder, so that a renamed file survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Sync a folder, so that a renamed file survives a power cut; has no effect where folders cannot be opened."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,9 +1,9 @@
-"""Signals that stop a run: SIGTERM, Ctrl-C, and SLURM's warning before its time limit.
+"""Signals that stop a run: SIGTERM, Ctrl-C, a lost terminal (SIGHUP), and SLURM's warning before its time limit.
 
 Handlers only record a signal, because Python drops an exception that a handler raises inside a finaliser. Every long
-loop calls `SIGNALS.check()`; training ends after its step. All three signals end a run in the same way: it saves its
-work and exits with 128 + the number of the signal (143, 130), and `resume=RUN_FOLDER` continues it. A second signal
-ends the process at once, as a kill does.
+loop calls `SIGNALS.check()`; training ends after its step. All of them end a run in the same way: it saves its work and
+exits with 128 + the number of the signal (143, 130, 129), and `resume=RUN_FOLDER` continues it. A second signal ends
+the process at once, as a kill does. Windows has no SIGHUP and no SLURM.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 from cogview_pl.errors import UserError
 
 _JOB = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+_WARNING = getattr(signal, "SIGUSR1", None)
+_HANG_UP = getattr(signal, "SIGHUP", None)
 _ECHO = 0.5  # seconds; within them a second signal counts as the first, sent by both launcher and terminal or scheduler
 
 
@@ -26,7 +28,7 @@ class Stopped(SystemExit):
     """The run was told to stop and has saved its work; the exit code is 128 + the number of the signal."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(128 + (signal.SIGTERM if number == signal.SIGUSR1 else number))
+        super().__init__(128 + (signal.SIGTERM if number == _WARNING else number))
         self.signal = signal.Signals(number)
         self.advice = ""
         """Advice for the user on how to go on."""
@@ -70,8 +72,11 @@ class StopSignals:
         self.received, self._asked_at, self.deferred = None, None, False
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
-            wanted = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if slurm_job() else [])]
-            self._before = {number: signal.getsignal(number) for number in wanted}
+            wanted = [signal.SIGTERM, signal.SIGINT, _HANG_UP, _WARNING if slurm_job() else None]
+            before = {number: signal.getsignal(number) for number in wanted if number is not None}
+            if before.get(_HANG_UP) == signal.SIG_IGN:  # nohup
+                del before[_HANG_UP]
+            self._before = before
             self.listen()
         return self
 
@@ -89,7 +94,7 @@ class StopSignals:
         self._before = {}
         if error is None or self.received is None:
             return
-        if self.received == signal.SIGUSR1:
+        if self.received == _WARNING:
             requeue()
         if not isinstance(error, SystemExit):  # a library has caught Stopped and raised another error
             raise Stopped(self.received) from error
@@ -100,13 +105,13 @@ class StopSignals:
                 os._exit(128 + number)
             return
         self.received = self.received or number
-        if number == signal.SIGUSR1:  # SLURM's warning; SIGTERM follows at the time limit
+        if number == _WARNING:  # SLURM's warning; SIGTERM follows at the time limit
             return
         if self._asked_at is None:
             self._asked_at = time.monotonic()
         elif time.monotonic() - self._asked_at > _ECHO:
             signal.signal(number, signal.SIG_DFL)
-            os.kill(self._process, number)
+            signal.raise_signal(number)
 
 
 SIGNALS = StopSignals()

@@ -2,7 +2,7 @@
 
 outputs/TASK/DATE_TIME/    .cogview_pl.json, config.yaml, metrics.json, and the results of the task
 outputs/TASK/DATE_TIME_sweep/NAME/    a job of a sweep, named by its values of the swept keys
-outputs/TASK/latest        link to the newest finished run
+outputs/TASK/latest        the newest finished run (durable/latest.py)
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cogview_pl.checkpoints.manifest import file_hash
+from cogview_pl.durable import latest
+from cogview_pl.durable.latest import LATEST
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.durable.write import clear_for_writing, is_draft, write_bytes, write_text
 from cogview_pl.errors import UserError
@@ -37,7 +39,6 @@ SAMPLES = "samples.jsonl"
 SWEEP = "_sweep"
 """End of the name of a sweep's folder."""
 
-_LATEST = "latest"
 _AUTO = "auto"
 _PROOFS: dict[str, tuple[str, ...]] = {
     "fit_image_tokenizer": (CHECKPOINT,),
@@ -61,12 +62,12 @@ class RunFolder:
 
     Args:
         path: the folder; it is made if it does not exist.
-        link: the `latest` link to set when the run has finished; None for a folder outside `outputs/TASK`.
+        link: path of `latest`, which names the run when it has finished; None for a folder outside `outputs/TASK`.
         processes: processes of the run.
         goes_on: whether the folder holds a run that is resumed.
 
     Raises:
-        UserError: the folder cannot be made, or the place of the link is taken.
+        UserError: the folder cannot be made, or the place of `latest` is taken.
     """
 
     def __init__(self, path: Path, link: Path | None, processes: Processes = RANKS, *, goes_on: bool = False) -> None:
@@ -79,9 +80,11 @@ class RunFolder:
         self._config = ""
         self._config_before: bytes | None = None
         self._begun = False
+        self._in_earnest = True
         if not self.writes:
             return
-        _require_link(link)
+        if link is not None:
+            latest.require_free(link)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -121,6 +124,7 @@ class RunFolder:
         if not self.writes:
             return
         self._config = OmegaConf.to_yaml(config, resolve=True)
+        self._in_earnest = not config.get("trainer", {}).get("fast_dev_run")
         if self._goes_on:
             self._record = RunRecord.load(self.path)
             if self._record.task != config.task:
@@ -173,18 +177,15 @@ class RunFolder:
             self.path.rmdir()
 
     def finish(self, metrics: Metrics) -> None:
-        """Write `metrics.json` and point the link `latest` to this folder."""
+        """Write `metrics.json`, and let `latest` name this folder; not after a trial (`trainer.fast_dev_run`)."""
         if not self.writes:
             return
         text = json.dumps(dict(sorted(metrics.items())), indent=2, ensure_ascii=False) + "\n"
         write_text(self / METRICS, text)
         self._record.metrics = file_hash(self / METRICS)
         self.begin()
-        if self._link is not None:
-            temporary = self._link.with_name(f".{_LATEST}.{os.getpid()}")
-            temporary.unlink(missing_ok=True)
-            temporary.symlink_to(os.path.relpath(self.path.resolve(), self._link.parent.resolve()))
-            os.replace(temporary, self._link)
+        if self._link is not None and self._in_earnest:
+            latest.move(self._link, self.path)
 
 
 def require_metrics(path: Path) -> None:
@@ -208,8 +209,8 @@ def new_run(outputs: str, task: str, run_dir: str | None, job: str | None) -> Ru
         path = numbered(run_dir, job)
         _require_free(path)
         in_a_sweep = job is not None and Path(run_dir).resolve().parent == home.resolve()
-        return RunFolder(path, home / _LATEST if in_a_sweep else None)
-    return RunFolder(numbered(str(dated_folder(home)), job), home / _LATEST)
+        return RunFolder(path, home / LATEST if in_a_sweep else None)
+    return RunFolder(numbered(str(dated_folder(home)), job), home / LATEST)
 
 
 def dated_folder(home: Path, suffix: str = "") -> Path:
@@ -243,12 +244,6 @@ def _require_free(path: Path) -> None:
             f"run_dir={path} holds files that no run has made ({', '.join(strangers[:3])}"
             f"{', …' if len(strangers) > 3 else ''}), which it might write over; choose a folder that is new or empty"
         )
-
-
-def _require_link(link: Path | None) -> None:
-    """Raises UserError if a file or folder takes the place of the `latest` link."""
-    if link is not None and link.exists() and not link.is_symlink():
-        raise UserError(f"{link} must be a link to the newest run and is a file or folder; move it away")
 
 
 def _made(path: Path) -> bool:
@@ -334,7 +329,7 @@ def interrupted_run(outputs: str, task: str, resume: object, proofs: Sequence[st
                 f"resume=true: no interrupted run (with {proofs[0]}) under {home}; start one without resume"
             )
         path = max(runs, key=str)
-        return RunFolder(path, home / _LATEST, goes_on=True)
+        return RunFolder(path, home / LATEST, goes_on=True)
     path = Path(str(resume))
     if path.is_symlink() or path.suffix == ".ckpt":  # the run will change the link outputs/TASK/latest
         path = path.resolve()
@@ -354,7 +349,7 @@ def interrupted_run(outputs: str, task: str, resume: object, proofs: Sequence[st
         raise UserError(f"resume={resume}: {proof} {why_unusable(proof)}; give the folder of an interrupted run")
     RunRecord.load(path)  # raises if the folder is no run folder
     of_the_task = home.resolve() in (path.resolve().parent, path.resolve().parent.parent)
-    return RunFolder(path, home / _LATEST if of_the_task else None, goes_on=True)
+    return RunFolder(path, home / LATEST if of_the_task else None, goes_on=True)
 
 
 def predecessor(outputs: str, task: str, key: str, given: str | None) -> Path:
@@ -367,10 +362,10 @@ def predecessor(outputs: str, task: str, key: str, given: str | None) -> Path:
         if not Path(given).exists():
             raise UserError(f"{key}={given} {why_unusable(given)}; give the folder of a run of task={task}")
         return Path(given)
-    latest = Path(outputs) / task / _LATEST
-    if not latest.exists():
+    found = latest.newest(Path(outputs) / task / LATEST)
+    if found is None:
         raise UserError(
             f"{key}: no finished run of task={task} under {Path(outputs) / task}; "
             f"run `python -m cogview_pl.run task={task}` first, or set {key}=RUN_FOLDER"
         )
-    return latest.resolve()
+    return found

@@ -113,7 +113,7 @@ class SamplesWriter:
         save_image(generated.image, file)
         record: dict[str, object] = {
             "prompt": generated.prompt,
-            "file": str(self._name(number)),
+            "file": self._name(number).as_posix(),
             "seed": generated.seed,
             "width": generated.image.width,
             "height": generated.image.height,
@@ -127,7 +127,7 @@ class SamplesWriter:
         return Path("samples", f"{number // self._kept:04d}", f"{number % self._kept:02d}.png")
 
     def _read(self, number: int, record: dict[str, Any]) -> GeneratedImage:
-        if "file_crc32" not in record or record["file"] != str(self._name(number)):
+        if "file_crc32" not in record or record["file"] != self._name(number).as_posix():
             raise ValueError("the line is of another image")
         file = self._folder / self._name(number)
         if not file.is_file() or zlib.crc32(file.read_bytes()) != record["file_crc32"]:

@@ -123,9 +123,9 @@ def _write(folder: RunFolder, originals: Originals, before: Tensor, after: Tenso
         SIGNALS.check()
         image = to_pil_image((after[number] * 255).round().to(torch.uint8))
         file = Path("samples") / f"{number:04d}.png"
-        save_image(image, folder / str(file))
+        save_image(image, folder.path / file)
         size = {"width": image.width, "height": image.height}
-        records.append({"prompt": prompt, "file": str(file), "source": source, **size})
+        records.append({"prompt": prompt, "file": file.as_posix(), "source": source, **size})
         if number < _SHEET_ROWS:
             rows.append((prompt, [to_pil_image((before[number] * 255).round().to(torch.uint8)), image]))
     write_records(folder / SAMPLES, records)

@@ -132,10 +132,14 @@ def test_metrics_survive_two_interrupts_in_a_row(cli, whole_runs, tmp_path) -> N
     """The second signal comes before the next validation; the values logged before the first one are kept."""
     args, whole, _ = whole_runs["pretrain"]
     args = ["+callbacks.signal._target_=tests.cli.signalling.SignalAt", *args]
-    places = {6: f"run_dir={tmp_path / 'run'}", 7: f"resume={tmp_path / 'run'}"}
-    cases = [([*args, place, f"+callbacks.signal.step={step}"], tmp_path) for step, place in places.items()]
+    places = {6: ("SIGTERM", f"run_dir={tmp_path / 'run'}"), 7: ("SIGHUP", f"resume={tmp_path / 'run'}")}
+    cases = [
+        ([*args, place, f"+callbacks.signal.step={step}", f"+callbacks.signal.name={name}"], tmp_path)
+        for step, (name, place) in places.items()
+    ]
     ended = cli.run_many(cases, tmp_path)
-    assert [result.code for result in ended] == [143, 143], ended
+    assert [result.code for result in ended] == [143, 129], ended
+    assert "stopped by SIGHUP; go on with" in ended[1].stderr
     last = last_checkpoint(tmp_path / "run")
     assert last["global_step"] == 7
     first_validation = next(iter(scalars(whole, "val/loss").values()))  # after step 4

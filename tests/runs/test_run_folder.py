@@ -138,6 +138,7 @@ def test_resume_auto_begins_or_goes_on(tmp_path: Path) -> None:
     folder.describe(config)
     (path / "tokens" / "token_store").mkdir(parents=True)
     (path / "tokens" / "token_store" / "header.json").touch()  # a finetune that was stopped while it tokenised
+    folder.unlock()
     folder, resume = open_run(config, job="seed=3")
     assert (folder.path, resume) == (path, str(path))
     with pytest.raises(UserError, match=r"resume=auto: set run_dir"):
@@ -261,6 +262,21 @@ def test_signals_end_a_run_when_it_looks_or_wait_for_the_end_of_a_step(number: i
         assert stop.asked and stop.received == number
         with pytest.raises(Stopped):
             stop.check_while_waiting()
+
+
+def test_the_loss_of_the_terminal_is_a_stop_unless_nohup_ignores_it() -> None:
+    with pytest.raises(Stopped) as stopped, StopSignals() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        stop.check()
+    assert stopped.value.code == 129
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            stop.check()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_inside_a_finaliser_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:

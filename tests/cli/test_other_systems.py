@@ -1,0 +1,34 @@
+"""Windows and macOS, simulated: every module and a run need nothing that only POSIX or Linux has."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+DRIVER = Path(__file__).with_name("other_systems.py")
+
+
+def test_every_module_and_a_run_work_without_posix(cli, chain, tiny, tmp_path) -> None:
+    """Without links `latest` is a file, and later tasks, paths and runs go through it."""
+    trains = [*tiny, "trainer.max_steps=3", "data.num_workers=0", "~callbacks.progress"]
+    cases = [
+        ["task=vqvae", *trains],
+        ["task=vqvae", "+trainer.fast_dev_run=true", *trains],
+        ["task=tokenize", *tiny, "image_tokenizer.path=outputs/vqvae/latest/model"],
+        ["task=generate", f"init_from={chain.run_folder('pretrain')}", "prompts=[红色]", "threads=1"],
+        ["task=generate", "init_from=outputs/gone/latest", "prompts=[红色]", "threads=1"],
+    ]
+    ended = subprocess.run(
+        [sys.executable, DRIVER, json.dumps(cases)], cwd=tmp_path, env=cli.environment, text=True, capture_output=True
+    )
+    codes = [line for line in ended.stdout.splitlines() if line.startswith("exit code")]
+    assert codes == ["exit code 0"] * 4 + ["exit code 2"], ended.stderr[-4000:]
+    for task in ("vqvae", "tokenize", "generate"):
+        latest = tmp_path / "outputs" / task / "latest"
+        run = min(path for path in latest.parent.iterdir() if path != latest)  # the first one, before the trial
+        assert latest.is_file() and not latest.is_symlink() and latest.read_text() == f"{run.name}\n"
+        assert (run / "metrics.json").is_file() and not (run / ".lock").exists()
+    assert len(list((tmp_path / "outputs" / "vqvae").iterdir())) == 3
+    assert "outputs/gone/latest does not exist" in ended.stderr
