@@ -26,6 +26,7 @@ from cogview_pl.config.paths import follow_latest
 from cogview_pl.config.schema import Config, register_schemas
 from cogview_pl.config.shipped import register_experiments, shipped
 from cogview_pl.config.text_keys import expand_home
+from cogview_pl.lit.bars import status
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.lifetime import run_folder
 from cogview_pl.runs.ranks import RANKS
@@ -47,6 +48,8 @@ def run_composed(composed: DictConfig, words: list[str], job: str | None = None)
     check_keys(composed)
     check_limits(composed)
     expand_home(composed)
+    if "torch" not in sys.modules:
+        status("importing PyTorch …")
     follow_latest(composed)
     import_quantizer(composed.image_tokenizer.quantizer)
     if composed.plan.only:
@@ -71,6 +74,7 @@ def _dispatch(config: Config, folder: RunFolder, words: list[str]) -> Metrics:
     if config.verb.must_fit:
         with RANKS.first_goes_ahead() as first:
             if first:
+                status("estimating the memory of the run …")
                 _verb("plan").require_fit(config, _recompose(words))
     if config.verb == Verb.chain:
         return verb.run(config, folder, _run_stage)  # type: ignore[no-any-return]

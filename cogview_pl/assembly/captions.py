@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
-from tqdm import tqdm
 
 from cogview_pl.assembly.image_data import validation_samples
 from cogview_pl.checkpoints.model_folder import ImageTokenizer
@@ -20,6 +19,7 @@ from cogview_pl.generation.codes import encode_images
 from cogview_pl.generation.config import Sampling
 from cogview_pl.generation.contact_sheet import contact_sheet
 from cogview_pl.generation.rerank import Captioner
+from cogview_pl.lit.bars import Bar
 from cogview_pl.runs.image_files import load_images, save_image, write_records
 from cogview_pl.runs.run_folder import SAMPLES, RunFolder
 from cogview_pl.toy_world.judge import score_captions
@@ -72,11 +72,16 @@ def write_captions(
     started = time.perf_counter()
     codes = encode_images([image.image for image in images], tokenizer.model, sampling.batch_size)
     captions: list[str] = []
-    with replacing(folder / SAMPLES) as draft, draft.open("wb") as records:
+    with (
+        replacing(folder / SAMPLES) as draft,
+        draft.open("wb") as records,
+        Bar("describe", len(codes), "images") as bar,
+    ):
         made = captioner.captions(codes, seeds=[seed] * len(codes), sampling=sampling.plain())
-        for image, caption in zip(images, tqdm(made, total=len(codes), unit="image", disable=None), strict=True):
+        for image, caption in zip(images, made, strict=True):
             records.write(record_line({"file": image.name, "caption": caption}))
             captions.append(caption)
+            bar.update()
     seconds = time.perf_counter() - started
     (folder / "samples").mkdir(exist_ok=True)
     rows = [(c, [to_pil_image(i.image)]) for c, i in zip(captions, images[:_SHEET_IMAGES], strict=False)]

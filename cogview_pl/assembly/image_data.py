@@ -13,6 +13,7 @@ from cogview_pl.data.config import DataConfig
 from cogview_pl.data.samples import CaptionedImages, ImageSample, Skipped
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
+from cogview_pl.lit.bars import status
 from cogview_pl.toy_world.dataset import ToyDataset
 from cogview_pl.vocab.roles import CAPTION
 
@@ -37,6 +38,7 @@ def open_images(data: DataConfig, split: str, text_fields: Sequence[str] = (CAPT
         takes.bind(**arguments)
     except TypeError as error:
         raise UserError(f"data._target_={data._target_} cannot be made: {error}; mend its keys under data") from None
+    status("indexing images …")
     images = kind(**arguments)
     if split == "train":
         sample = require_readable(images)

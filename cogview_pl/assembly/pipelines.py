@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from cogview_pl.generation.pipeline import CogView
 from cogview_pl.generation.quantization import quantize
 from cogview_pl.generation.rerank import Captioner
 from cogview_pl.generation.super_resolution.upscale import Upscaler
+from cogview_pl.lit.bars import Bar
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.samples_writer import GeneratedImage
 from cogview_pl.vocab.config import TemplateConfig
@@ -36,7 +37,13 @@ class GenerationPipeline:
     sampling: Sampling
 
     def generate(
-        self, prompts: Sequence[str], *, num_images_per_prompt: int, top_n: int | None, seed: int
+        self,
+        prompts: Sequence[str],
+        *,
+        num_images_per_prompt: int,
+        top_n: int | None,
+        seed: int,
+        on_codes: Callable[[int], None] = lambda count: None,
     ) -> Iterator[GeneratedImage]:
         """Images, prompt by prompt; with a captioner, the images of a prompt are ordered by caption loss, best first.
 
@@ -45,9 +52,13 @@ class GenerationPipeline:
             num_images_per_prompt: images to sample per prompt; image k is sampled with `seed + k`.
             top_n: images to keep per prompt; None: all.
             seed: seed of the first image of each prompt.
+            on_codes: called with the number of codes that each step of a batch samples, for progress bars.
         """
         kept = min(top_n or num_images_per_prompt, num_images_per_prompt)
-        codes = torch.cat(list(self.generator.codes(prompts, num_images_per_prompt, seed=seed, sampling=self.sampling)))
+        sampled = self.generator.codes(
+            prompts, num_images_per_prompt, seed=seed, sampling=self.sampling, on_codes=on_codes
+        )
+        codes = torch.cat(list(sampled))
         texts = [prompt for prompt in prompts for _ in range(num_images_per_prompt)]
         losses = self.captioner.losses(texts, codes, self.sampling.batch_size) if self.captioner else None
         chosen = [
@@ -63,7 +74,10 @@ class GenerationPipeline:
 
     def _images(self, texts: Sequence[str], codes: Tensor, seeds: Sequence[int]) -> Iterator[Image.Image]:
         if self.upscaler is not None:
-            codes = self.upscaler.double(texts, codes, seeds=seeds, sampling=self.sampling.plain())
+            with Bar("upscale", self.upscaler.num_steps(len(codes), self.sampling.batch_size), "windows") as bar:
+                codes = self.upscaler.double(
+                    texts, codes, seeds=seeds, sampling=self.sampling.plain(), on_window=bar.update
+                )
         for part in codes.split(self.sampling.batch_size):
             yield from self.generator.images(part)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from cogview_pl.assembly.models import open_sequence_model
 from cogview_pl.assembly.options import ModelOptions
 from cogview_pl.checkpoints.model_folder import SequenceModel
+from cogview_pl.lit.bars import status
 from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.vocab import Template, caption_slots, magnify_slots
 from cogview_pl.vocab.config import TemplateConfig
@@ -47,6 +48,7 @@ def open_role(role: Role, options: ModelOptions, given: str | None, template: Te
         UserError: there is none, it cannot be read, or it has another layout.
     """
     path = predecessor(options.outputs, role.task, role.key, given)
+    status("reading the model …")
     model = open_sequence_model(options, path, role.key, template)
     role.require(model.template)
     return model

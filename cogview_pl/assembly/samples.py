@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from cogview_pl.assembly.options import GenerationOptions
 from cogview_pl.assembly.pipelines import GenerationPipeline
 from cogview_pl.assembly.roles import GENERATOR
@@ -13,6 +11,7 @@ from cogview_pl.checkpoints.model_hash import model_hash
 from cogview_pl.checkpoints.settings import plain
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.generation.contact_sheet import contact_sheet
+from cogview_pl.lit.bars import Bar
 from cogview_pl.runs.image_files import save_image
 from cogview_pl.runs.run_folder import RunFolder, predecessor
 from cogview_pl.runs.samples_writer import GeneratedImage, SamplesWriter
@@ -38,8 +37,9 @@ def write_samples(
     else:
         writer.start()
     finished = len(images) // options.kept
-    bar = {"unit": "prompt", "desc": "generate", "disable": None if folder.writes else True}
-    with tqdm(total=len(prompts), initial=finished, **bar) as progress:
+    y, x = pipeline.generator.grid
+    codes_of_prompt = y * x * options.num_images_per_prompt
+    with Bar("generate", len(prompts) * codes_of_prompt, "codes", done=finished * codes_of_prompt) as bar:
         for first in range(finished, len(prompts), prompts_at_once):
             SIGNALS.check()
             group = prompts[first : first + prompts_at_once]
@@ -48,10 +48,10 @@ def write_samples(
                 num_images_per_prompt=options.num_images_per_prompt,
                 top_n=options.top_n,
                 seed=options.seed,
+                on_codes=bar.update,
             ):
                 writer.add(image)
                 images.append(image)
-            progress.update(len(group))
     if folder.writes:
         _save_sheet(options, folder, prompts, images)
     return images

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import Subset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
-from tqdm import tqdm
 
 from cogview_pl.assembly.image_data import image_inputs, open_images
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, save_image_tokenizer
@@ -24,6 +23,7 @@ from cogview_pl.data.token_store.cogview_bin import TEXT_LENGTH
 from cogview_pl.data.token_store.store import TokenStoreWriter
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
+from cogview_pl.lit.bars import Bar, status
 from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.vocab import TextTokenizer
 from cogview_pl.vocab.config import TextConfig
@@ -127,7 +127,7 @@ def _tokenise_split(
         patience=options.worker_timeout,
         look=SIGNALS.check,
     )
-    with tqdm(total=len(source), initial=start, desc=split, unit="image", disable=None) as progress:
+    with Bar(f"tokenize {split}", len(source), "images", done=start) as bar:
         for batch in loader:
             SIGNALS.check()
             seen = len(batch.images) + len(batch.skipped)
@@ -139,7 +139,7 @@ def _tokenise_split(
             fields = writer.header.text_fields
             text_tokens = {field: [text.encode(one) for one in batch.texts_of(field)] for field in fields}
             writer.append(split, text_tokens, codes, batch.keys, start, large)
-            progress.update(seen)
+            bar.update(seen)
 
 
 def _codes(tokenizer: ImageTokenizer, images: Tensor, edge: int) -> Tensor:
@@ -155,7 +155,10 @@ def _text_tokenizer(options: TextConfig, file: Path, texts: Iterator[str]) -> Te
     """The tokenizer of `text.model`, else of the interrupted run, else one that is learned from the texts."""
     if options.model is not None:
         return TextTokenizer.load(options.model)
-    return TextTokenizer.load(file) if file.exists() else TextTokenizer.train(texts, options)
+    if file.exists():
+        return TextTokenizer.load(file)
+    status("learning the text tokenizer from the captions …")
+    return TextTokenizer.train(texts, options)
 
 
 def _texts(images: CaptionedImages, fields: Sequence[str]) -> Iterator[str]:

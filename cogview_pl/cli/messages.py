@@ -41,9 +41,7 @@ def errors_in_one_line() -> Iterator[None]:
         yield
     except Stopped as stop:
         if RANKS.first:
-            print(
-                f"\ncogview_pl: stopped by {stop.signal.name}; {stop.advice}", file=sys.stderr
-            )  # below a progress bar
+            print(f"cogview_pl: stopped by {stop.signal.name}; {stop.advice}", file=sys.stderr)
         sys.exit(stop.code)
     except UserError as error:
         give_up(str(error))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import threading
+import warnings
 
 from cogview_pl.cli.messages import report_thread_error
 from cogview_pl.cli.streams import use_forgiving_streams, use_utf8_file_names
-from cogview_pl.runs.ranks import forget_stale_variables
+from cogview_pl.runs.ranks import RANKS, forget_stale_variables
 
 
 def prepare_process() -> None:
@@ -17,6 +19,9 @@ def prepare_process() -> None:
     use_utf8_file_names()
     use_forgiving_streams()
     forget_stale_variables()
+    if not RANKS.first:  # the first process says the same
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a run listens, Ctrl-C just ends the process
     threading.excepthook = report_thread_error
     if os.getcwd() not in sys.path:

@@ -6,12 +6,22 @@ import io
 import os
 import sys
 
+_ERASE_LINE = "\r\x1b[K"
+
 
 class ForgivingStream(io.TextIOWrapper):
-    """A text stream that drops its output once its reader has gone (`| head -1`) or its disk is full."""
+    """A text stream that drops its output once its reader has gone (`| head -1`) or its disk is full.
+
+    On a terminal, text does not follow a progress bar on the same line: it replaces the bar.
+    """
+
+    bar_is_open = False
+    """Whether the last line of the terminal is a progress bar, which all its streams share."""
 
     def write(self, text: str) -> int:
         try:
+            if text and self.isatty():
+                self._leave_the_bar(text)
             return super().write(text)
         except OSError:
             self._mute()
@@ -22,6 +32,13 @@ class ForgivingStream(io.TextIOWrapper):
             super().flush()
         except OSError:
             self._mute()
+
+    def _leave_the_bar(self, text: str) -> None:
+        """Erase a bar before other text; a bar begins with a carriage return and ends without a newline."""
+        if ForgivingStream.bar_is_open and not text.startswith(("\r", "\n")):
+            super().write(_ERASE_LINE)
+        last = text.rpartition("\n")[2]
+        ForgivingStream.bar_is_open = last.startswith("\r") and last.rstrip(" ") != "\r"
 
     def _mute(self) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
-from tqdm import tqdm
 
 from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, collate_images
 from cogview_pl.data.loader import Loader
@@ -18,6 +17,7 @@ from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.features import FeatureNetwork, Features
 from cogview_pl.evaluation.image_files import blur
+from cogview_pl.lit.bars import Bar
 
 
 class Images(Protocol):
@@ -48,13 +48,13 @@ class Reader:
             patience=self.worker_timeout,
             look=SIGNALS.check,
         )
-        with tqdm(total=len(source), unit="pic", desc=name, disable=None) as progress:
+        with Bar(name, len(source), "images") as bar:
             for batch in loader:
                 SIGNALS.check()
                 self.skips.add(batch.skipped, len(batch.images) + len(batch.skipped))
                 if len(batch.images):
                     yield batch
-                progress.update(len(batch.images) + len(batch.skipped))
+                bar.update(len(batch.images) + len(batch.skipped))
 
 
 class View(NamedTuple):

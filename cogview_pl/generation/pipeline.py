@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,11 @@ class CogView:
         *,
         seed: int = 0,
         sampling: Sampling,
-        on_step: Callable[[], None] = lambda: None,
+        on_codes: Callable[[int], None] = lambda count: None,
     ) -> Iterator[Tensor]:
         """Codes `(B, y, x)`, int64 on the CPU, of all images in order, at most `sampling.batch_size` at a time.
 
+        `on_codes` is called with the number of codes of each step of a batch, one for each image, for progress bars.
         With `norm_scope=tensor` a batch holds images of one prompt only, as in the original.
 
         Raises:
@@ -110,7 +112,7 @@ class CogView:
                     "seeds": seeds,
                     "sampling": sampling,
                     "unconditional": [without_text] * len(batch),
-                    "on_step": on_step,
+                    "on_step": partial(on_codes, len(batch)),
                 }
                 if sampling.algorithm == Algorithm.jacobi:
                     rows = decode_jacobi(self.transformer, self.template, batch, **arguments).rows

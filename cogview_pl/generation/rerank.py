@@ -5,7 +5,7 @@ Shapes: B pairs, L length, n ids that a text position may hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -42,8 +42,16 @@ class Captioner:
         self.model = loaded.model.to(device, dtype)
         quantize(self.model, quantization)
 
-    def losses(self, texts: Sequence[str], codes: Tensor, batch_size: int) -> list[float]:
+    def losses(
+        self,
+        texts: Sequence[str],
+        codes: Tensor,
+        batch_size: int,
+        on_pairs: Callable[[int], None] = lambda count: None,
+    ) -> list[float]:
         """Caption loss of each pair of a text and codes `(B, y, x)`, in nats per text token.
+
+        `on_pairs` is called with the number of pairs of each batch, for progress bars.
 
         Raises:
             UserError: a text is longer than the model's text slot.
@@ -54,6 +62,7 @@ class Captioner:
             SIGNALS.check()
             part = slice(start, start + batch_size)
             found += caption_losses(self.model, self.template, text_tokens[part], codes[part]).tolist()
+            on_pairs(len(text_tokens[part]))
         return found
 
     def captions(self, codes: Tensor, *, seeds: Sequence[int], sampling: Sampling) -> Iterator[str]:

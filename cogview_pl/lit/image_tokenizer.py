@@ -54,6 +54,12 @@ class ImageTokenizerModule(LightningModule):
         self._val_sums: Tensor | None = None
         self._code_counts = torch.zeros(0, dtype=torch.long)
 
+    @property
+    def shown_metrics(self) -> tuple[str, ...]:
+        """Metrics for the progress bar; the loss of the first steps is the reconstruction alone."""
+        quantizes = self.global_step > self.quantize_after_steps
+        return ("train/loss", "train/psnr") if quantizes else ("train/loss_reconstruction",)
+
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Loss of one step, averaged over the images of all devices.
 

@@ -66,6 +66,11 @@ class SequenceModule(LightningModule):
         self._frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         self.strict_loading = not self._frozen
 
+    @property
+    def shown_metrics(self) -> tuple[str, ...]:
+        """Metrics for the progress bar: the loss per token of the slot that generation fills."""
+        return (f"train/loss_{self.slot_names[self.target]}",)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out frozen weights: a resumed run reads them from the model that it started from."""
         for name in self._frozen:

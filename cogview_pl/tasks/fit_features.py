@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import torch
-from tqdm import tqdm
 
 from cogview_pl.assembly.image_data import open_images
 from cogview_pl.assembly.trainer import seed_all
@@ -14,6 +13,7 @@ from cogview_pl.data.config import DataConfig
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.style_network import ToyNetwork, attributes_of, save_network, train_network
+from cogview_pl.lit.bars import Bar
 from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.toy_world.dataset import ToyDataset
 
@@ -30,11 +30,11 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     images, labels, attributes = _images(config.data, "train")
     network = ToyNetwork(options.hidden_size, options.num_features, len(styles))
     steps = options.epochs * -(-len(images) // config.data.batch_size)
-    with tqdm(total=steps, unit="step", desc="fit", disable=None) as progress:
+    with Bar("train", steps, "steps") as bar:
 
         def count() -> None:
             SIGNALS.check()
-            progress.update()
+            bar.update()
 
         train_network(
             network,
@@ -67,8 +67,10 @@ def _images(data: DataConfig, split: str) -> tuple[torch.Tensor, torch.Tensor, t
         raise UserError(f"data._target_={data._target_}: task=features learns the toy world; set data=toy")
     numbers = range(len(source))
     images = []
-    for number in tqdm(numbers, unit="image", desc=f"render {split}", disable=None):
-        SIGNALS.check()
-        images.append(source[number].image)
+    with Bar(f"render {split}", len(numbers), "images") as bar:
+        for number in numbers:
+            SIGNALS.check()
+            images.append(source[number].image)
+            bar.update()
     labels = [source.styles.index(source.style(i)) for i in numbers]
     return torch.stack(images), torch.tensor(labels), torch.stack([attributes_of(source.scene(i)) for i in numbers])

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize, to_pil_image
-from tqdm import tqdm
 
 from cogview_pl.assembly.image_data import is_toy_world, validation_samples
 from cogview_pl.assembly.models import inference_device
@@ -27,6 +26,7 @@ from cogview_pl.generation.codes import decode_codes, encode_images
 from cogview_pl.generation.contact_sheet import contact_sheet, load_font
 from cogview_pl.generation.super_resolution.upscale import Upscaler
 from cogview_pl.generation.super_resolution.windows import owners
+from cogview_pl.lit.bars import Bar
 from cogview_pl.runs.image_files import load_images, load_pairs, save_image, write_records
 from cogview_pl.runs.run_folder import SAMPLES, RunFolder
 from cogview_pl.toy_world.judge import score
@@ -65,13 +65,13 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     batch_size = config.sampler.batch_size
     started = time.perf_counter()
     codes = encode_images(originals.images, tokenizer, batch_size)
-    with tqdm(total=upscaler.num_steps(len(codes), batch_size), unit="window", disable=None) as progress:
+    with Bar("magnify", upscaler.num_steps(len(codes), batch_size), "windows") as bar:
         large = upscaler.double(
             originals.prompts,
             codes,
             seeds=[config.seed] * len(codes),
             sampling=config.sampler.plain(),
-            on_window=lambda: progress.update(),
+            on_window=bar.update,
         )
     images = decode_codes(large, tokenizer, batch_size)
     seconds = time.perf_counter() - started

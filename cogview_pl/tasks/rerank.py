@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import torch
-from tqdm import tqdm
 
 from cogview_pl.assembly.image_data import validation_samples
 from cogview_pl.assembly.models import inference_device
@@ -19,6 +18,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.evaluation.retrieval import other_captions, retrieval
 from cogview_pl.generation.codes import encode_images
 from cogview_pl.generation.rerank import Captioner
+from cogview_pl.lit.bars import Bar
 from cogview_pl.runs.image_files import load_pairs, write_records
 from cogview_pl.runs.run_folder import SAMPLES, RunFolder
 from cogview_pl.toy_world.accuracy import meaning
@@ -50,7 +50,8 @@ def _rank(
     """Write `samples.jsonl`: the pairs of each prompt, lowest caption loss first; `skipped.jsonl`: unreadable files."""
     pairs, images, skipped = load_pairs(pairs_path, size)
     codes = encode_images(images, tokenizer, batch_size)
-    losses = captioner.losses([pair["prompt"] for pair in pairs], codes, batch_size)
+    with Bar("rank", len(pairs), "pairs") as bar:
+        losses = captioner.losses([pair["prompt"] for pair in pairs], codes, batch_size, on_pairs=bar.update)
     scored = [{**pair, "caption_loss": loss} for pair, loss in zip(pairs, losses, strict=True)]
     place = {prompt: number for number, prompt in enumerate(dict.fromkeys(pair["prompt"] for pair in pairs))}
     scored.sort(key=lambda pair: (place[str(pair["prompt"])], pair["caption_loss"]))
@@ -73,10 +74,11 @@ def _find_captions(
         )
     codes = encode_images([sample.image for sample in samples], tokenizer, batch_size)
     rows = []
-    for own, sample in enumerate(tqdm(samples, unit="image", desc="captions", disable=None)):
-        others = [samples[index].text for index in other_captions(meanings, own, candidates - 1)]
-        own_codes = codes[own].expand(candidates, -1, -1)
-        rows.append(captioner.losses([sample.text, *others], own_codes, batch_size))
+    with Bar("rank captions", len(samples) * candidates, "pairs") as bar:
+        for own, sample in enumerate(samples):
+            others = [samples[index].text for index in other_captions(meanings, own, candidates - 1)]
+            own_codes = codes[own].expand(candidates, -1, -1)
+            rows.append(captioner.losses([sample.text, *others], own_codes, batch_size, on_pairs=bar.update))
     shares = retrieval(torch.tensor(rows), _TOP)
     return {
         "rerank/images": len(samples),

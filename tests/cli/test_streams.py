@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import subprocess
 import sys
 
@@ -40,3 +42,25 @@ def test_closed_streams_do_not_end_the_program() -> None:
 def test_an_encoding_without_chinese_gets_escapes() -> None:
     ended = run("PYTHONIOENCODING=latin-1 RUN | head -1")
     assert ended.stdout == "0: \\u7ea2\\u8272\\u7684\\u5706\\u5f62 \\u2026\n"
+
+
+LINES = """
+import sys
+from cogview_pl.cli.streams import use_forgiving_streams
+use_forgiving_streams()
+sys.stderr.write("\\rtrain 10%")
+sys.stderr.flush()
+print("a message", 1)
+sys.stderr.write("\\rtrain 20%\\n")
+print("cogview_pl: an error", file=sys.stderr)
+"""
+
+
+def test_messages_do_not_stand_behind_a_progress_bar() -> None:
+    """The bar is erased before them, and a finished one stays."""
+    reader, writer = pty.openpty()
+    subprocess.run([sys.executable, "-c", LINES], stdout=writer, stderr=writer, check=True)
+    found = os.read(reader, 1000).decode()
+    os.close(reader)
+    os.close(writer)
+    assert found == ("\rtrain 10%\r\x1b[Ka message 1\r\n\rtrain 20%\r\ncogview_pl: an error\r\n")

@@ -81,11 +81,20 @@ def test_what_must_not_change_is_noted_when_training_begins(run: Path) -> None:
     }
 
 
-def test_a_progress_bar_is_shown_where_it_is_asked_for(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    config = configured(max_steps=1)
-    config.callbacks["progress"] = {"_target_": "lightning.pytorch.callbacks.TQDMProgressBar"}
-    carried_out(config, Line(config))
-    assert "Epoch 0" in capfd.readouterr().out
+def test_progress_in_a_file_is_lines_of_steps_and_losses(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = configured(max_steps=2)
+    config.callbacks["progress"] = {
+        "_target_": "cogview_pl.lit.progress.TrainingBar",
+        "terminal_seconds": 0,
+        "file_seconds": 0,
+    }
+    with caplog.at_level("INFO"):
+        carried_out(config, Line(config))
+    lines = [message for message in caplog.messages if message.startswith("train: ")]
+    assert [line.rpartition(",")[0] for line in lines] == [
+        "train: 1 of 2 steps, loss 9.000",
+        "train: 2 of 2 steps, loss 6.250",
+    ]
 
 
 # --- failures

@@ -10,6 +10,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from cogview_pl.generation.config import Sampling
 from cogview_pl.generation.contact_sheet import contact_sheet
+from cogview_pl.lit.bars import Bar
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule, reconstruction_grid
 from cogview_pl.lit.sequence_model import SequenceModule
 
@@ -57,8 +58,10 @@ class Samples(Callback):
         if generator is None or not prompts:
             return
         unfiltered = Sampling(top_k=0, batch_size=len(prompts))
-        codes = generator.codes(prompts, seed=self.seed, sampling=unfiltered)
-        images = [image for batch in codes for image in generator.images(batch)]
+        y, x = generator.grid
+        with Bar("sample", len(prompts) * y * x, "codes") as bar:
+            codes = generator.codes(prompts, seed=self.seed, sampling=unfiltered, on_codes=bar.update)
+            images = [image for batch in codes for image in generator.images(batch)]
         rows = [(prompt, [image]) for prompt, image in zip(prompts, images, strict=True)]
         sheet = contact_sheet(rows, columns=4, cell=_CELL, font=self.font)
         _log_image(trainer, "val/samples", pil_to_tensor(sheet))
