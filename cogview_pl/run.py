@@ -1,7 +1,7 @@
 """`python -m cogview_pl.run`: compose the configuration, check it, hand it to a verb.
 
-Exit codes: 0 done; 2 bad input or configuration, or a full disk, with one line that says which; 143 stopped by SIGTERM,
-130 by Ctrl-C and 129 by the loss of its terminal, with one line that says how to go on.
+Exit codes: 0 done; 1 a job of a sweep has failed; 2 bad input or configuration, or a full disk, with one line that says
+which; 143 stopped by SIGTERM, 130 by Ctrl-C and 129 by the loss of its terminal, with one line that says how to go on.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cogview_pl.cli import command_line
 from cogview_pl.cli.messages import errors_in_one_line
 from cogview_pl.cli.overrides import quoted
 from cogview_pl.cli.process import prepare_process
+from cogview_pl.cli.sweep import run_job_of_sweep, table_at_the_end
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.keys import check_keys
 from cogview_pl.config.limits import check_limits
@@ -35,9 +36,12 @@ from cogview_pl.vqvae.config import import_quantizer
 
 
 @hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
-def _main(composed: DictConfig) -> Metrics:
+def _main(composed: DictConfig) -> Metrics | float | None:
+    job, words = command_line.job_name(), command_line.job_words()
+    if job is not None:
+        return run_job_of_sweep(composed, lambda: run_composed(composed, words, job)[1])
     with errors_in_one_line():  # here, because Hydra would print a line of its own first
-        return run_composed(composed, command_line.job_words(), command_line.job_name())[1]
+        return run_composed(composed, words)[1]
 
 
 def run_composed(composed: DictConfig, words: list[str], job: str | None = None) -> tuple[Path, Metrics]:
@@ -106,11 +110,12 @@ def main() -> None:
     """Entry point."""
     prepare_process()
     register_schemas()
-    with errors_in_one_line():
+    with errors_in_one_line(), table_at_the_end():
         sys.argv[1:] = command_line.hydra_words(sys.argv[1:])
         register_experiments(by_name_only=command_line.asks_for_help(sys.argv))
         _main()
 
 
 if __name__ == "__main__":
-    main()
+    # By its name, because a launcher of remote jobs sends the functions of `__main__` with copies of all their globals.
+    importlib.import_module("cogview_pl.run").main()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from cogview_pl.cli.overrides import quote_override
-from cogview_pl.errors import UserError
 
 _CHAIN_KEYS = ("experiment", "task", "stages", "common", "run_dir")  # a chain does not hand these on to its stages
+_MULTIRUN = ("-m", "--multirun")
 _CONFIG_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 
 
@@ -21,14 +20,11 @@ def asks_for_help(words: list[str]) -> bool:
 
 
 def hydra_words(words: list[str]) -> list[str]:
-    """The words as Hydra reads them; raises UserError if they ask for a launcher that is not installed."""
-    launchers = [word for word in words if word.startswith("hydra/launcher=submitit")]
-    if launchers and importlib.util.find_spec("submitit") is None:
-        raise UserError(f'{launchers[0]} needs hydra-submitit-launcher; pip install "cogview_pl[slurm]"')
+    """The words as Hydra reads them."""
     # Hydra's usual `+experiment=NAME` is for configurations without that group; ours has it.
     words = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in words]
-    sweeps = any(word in ("-m", "--multirun") for word in words)
-    quoted = [quote_override(word, sweeps=sweeps) for word in words]
+    flags = [word for word in words if word in _MULTIRUN]  # argparse takes them only in front of the overrides
+    quoted = [*flags, *(quote_override(word, sweeps=bool(flags)) for word in words if word not in _MULTIRUN)]
     if asks_for_help(quoted) and not any(word.startswith("task=") for word in quoted):
         quoted.append("task=vqvae")  # Hydra composes a whole configuration for its help, and that needs a task
     return quoted

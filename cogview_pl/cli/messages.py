@@ -23,6 +23,7 @@ from cogview_pl.runs.ranks import RANKS
 
 _LIST_OF_KEYS = "`task=… --cfg job` lists all keys"
 _OPEN_FILES = (errno.EMFILE, errno.ENFILE)
+_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory")
 _INTERNALS = ("object_type=", "full_key:", "reference_type=", "See https://", "provider=")
 _UNKNOWN = re.compile(r"Key '(.*)' (?:not in|is not in struct)")
 _WRONG_CHOICE = re.compile(r"Invalid value '(.*)', expected one of \[(.*)\]")
@@ -43,24 +44,30 @@ def errors_in_one_line() -> Iterator[None]:
         if RANKS.first:
             print(f"cogview_pl: stopped by {stop.signal.name}; {stop.advice}", file=sys.stderr)
         sys.exit(stop.code)
-    except UserError as error:
-        give_up(str(error))
-    except MissingConfigException as error:
-        give_up(_unknown_choice(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        give_up(_of_composition(error))
-    except ValueError as error:
-        if not str(error).startswith("Config group override must be"):  # Hydra's, for a number
+    except Exception as error:
+        message = one_line(error)
+        if message is None:
             raise
-        give_up("a group takes the name of a choice, not a number (precision=fp16); `--help` lists groups and choices")
-    except OverflowError as error:
-        if "full_key:" not in str(error):  # OmegaConf raises it for a number with hundreds of digits
-            raise
-        give_up(_of_composition(error))
-    except OSError as error:
-        if error.errno is None:
-            raise
-        give_up(_of_the_machine(error))
+        give_up(message)
+
+
+def one_line(error: Exception) -> str | None:
+    """What the user can mend about an error; None for a defect of ours, which keeps its traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MissingConfigException):
+        return _unknown_choice(error)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _of_composition(error)
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):  # Hydra's, of a number
+        return "a group takes the name of a choice, not a number (precision=fp16); `--help` lists groups and choices"
+    if isinstance(error, OverflowError) and "full_key:" in str(error):  # OmegaConf's, of a number with many digits
+        return _of_composition(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return _of_the_machine(error)
+    if _is_out_of_memory(error):
+        return "out of memory; lower data.batch_size, or see with plan=true which overrides fit"
+    return None
 
 
 def give_up(message: str) -> NoReturn:
@@ -77,6 +84,12 @@ def report_thread_error(failed: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failed)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether torch or Python found no memory."""
+    named = type(error).__name__ == "OutOfMemoryError"  # torch's; this file does not import torch
+    return named or isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
 def _of_the_machine(error: OSError) -> str:
     """What the operating system refuses, with the file if it is known."""
     if is_disk_full(error):
@@ -91,6 +104,8 @@ def _unknown_choice(error: MissingConfigException) -> str:
     if not error.options or not error.missing_cfg_file:
         return _without_internals(error)
     group, _, choice = error.missing_cfg_file.rpartition("/")
+    if (group, choice) == ("hydra/sweeper", "optuna"):
+        return 'hydra/sweeper=optuna needs hydra-optuna-sweeper; pip install "cogview_pl[optuna]"'
     return _no_such_choice(group, choice, error.options)
 
 

@@ -26,4 +26,6 @@ def prepare_process() -> None:
     threading.excepthook = report_thread_error
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for classes in files of the user, which a `_target_` names
+    # Our files for these launchers set other defaults than their plugin, under the same names.
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/submitit_\w+' is validated against ConfigStore schema")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting with 1

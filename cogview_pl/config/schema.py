@@ -44,6 +44,13 @@ class ConvertConfig:
 
 
 @dataclass
+class SweepConfig:
+    """Columns of the table of a sweep."""
+
+    metrics: list[str] | None = None
+
+
+@dataclass
 class Config:
     """The configuration of a run."""
 
@@ -57,6 +64,8 @@ class Config:
     rerank_with: str | None = None
     upscale_with: str | None = None
     resume: Any = None
+    objective: str | None = None
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     prompts: Any = None
     images: Any = None
     pairs: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 
 import pytest
@@ -18,7 +17,6 @@ from cogview_pl.cli.command_line import (
     job_words,
     stage_overrides,
 )
-from cogview_pl.errors import UserError
 
 
 @pytest.fixture
@@ -40,18 +38,13 @@ def hydra_config(monkeypatch: pytest.MonkeyPatch):
         (["-h", "model=small"], ["-h", "model=small", "task=vqvae"]),
         (["--help", "task=pretrain"], ["--help", "task=pretrain"]),
         (["+experiment=quickstart", "+trainer.benchmark=true"], ["experiment=quickstart", "+trainer.benchmark=true"]),
+        (["task=vqvae", "--multirun", "seed=0,1"], ["--multirun", "task=vqvae", "seed=0,1"]),  # flags in any place
         ([], []),
     ],
 )
 def test_words_for_hydra(words: list[str], expected: list[str]) -> None:
     assert hydra_words(words) == expected
     assert asks_for_help(words) == ("--help" in words or "-h" in words)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("submitit") is not None, reason="the launcher is installed")
-def test_a_launcher_that_is_missing() -> None:
-    with pytest.raises(UserError, match=r"^hydra/launcher=submitit_slurm needs hydra-submitit-launcher; pip install"):
-        hydra_words(["-m", "hydra/launcher=submitit_slurm"])
 
 
 @pytest.mark.parametrize(

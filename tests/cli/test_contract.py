@@ -269,11 +269,11 @@ class TestPlanAndSweep:
 
     def test_sweep_ends_with_a_table_of_its_jobs(self, runs, home) -> None:
         require_done(runs, "sweep")
-        table = runs["sweep"].stdout.splitlines()[-3:]
-        assert "eval/psnr" in table[0]
-        assert "seed=0" in table[1] and "seed=1" in table[2]
+        *table, file = runs["sweep"].stdout.splitlines()[-4:]
+        assert table[0].split()[0] == "seed" and "eval/psnr" in table[0]
+        assert [row.split()[0] for row in table[1:]] == ["0", "1"]
         (sweep,) = (path for path in (home / "swept" / "vqvae").iterdir() if not path.is_symlink())
-        assert sweep.name.endswith("_sweep")
+        assert sweep.name.endswith("_sweep") and file == f"table: {(sweep / 'sweep.csv').relative_to(home)}"
         for seed in (0, 1):
             assert (sweep / f"seed={seed}" / "metrics.json").exists()
         assert (home / "swept" / "vqvae" / "latest").resolve() == sweep / "seed=1"

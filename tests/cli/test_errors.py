@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import shutil
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from ..checkpoints.saved import forge_manifest
 
 FIRST_TASK = ("task=vqvae", "trainer.max_steps=1")
+SLURM = "cogview_pl[slurm]" if importlib.util.find_spec("submitit") is None else "srun"
+"""What is missing for a sweep by SLURM: the launcher, or the scheduler."""
 
 CASES: dict[str, tuple[list[str], list[str]]] = {
     # composing
@@ -123,7 +126,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "tp_evaluate": (["task=evaluate", "strategy=tp", "evaluate.metrics=[toy]"], ["strategy=tp", "task=evaluate"]),
     "tp_quantized": (["task=generate", "strategy=tp", "quantization=int8"], ["strategy=tp", "quantization"]),
     "deepspeed": (["task=pretrain", "strategy=deepspeed_3"], ["strategy=deepspeed_3", "strategy=fsdp"]),
-    "slurm_launcher": (["-m", *FIRST_TASK, "hydra/launcher=submitit_slurm"], ["hydra/launcher", "cogview_pl[slurm]"]),
+    "slurm_launcher": (["-m", *FIRST_TASK, "hydra/launcher=submitit_slurm"], ["hydra/launcher=submitit", SLURM]),
     "no_gpu": ([*FIRST_TASK, "trainer.accelerator=gpu"], ["trainer", "gpu"]),
     "font": (["task=generate", "init_from={pretrain}", "font=/nowhere.ttf", "num_prompts=1"], ["font=/nowhere.ttf"]),
     # results of earlier tasks

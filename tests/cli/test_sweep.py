@@ -28,8 +28,9 @@ def test_jobs_on_one_and_two_devices(cli, tmp_path: Path) -> None:
     swept = cli.succeed(["-m", *JOB, "strategy=ddp", "data.batch_size=4", "seed=0,1", "trainer.devices=1,2"], tmp_path)
     folders = sorted((tmp_path / "outputs" / "vqvae").glob("*_sweep/seed=*"))
     assert len(folders) == 4
-    table = swept.stdout.splitlines()[-5:]
-    assert "eval/psnr" in table[0] and all("seed=" in line and "devices=" in line for line in table[1:])
+    table = swept.stdout.splitlines()[-6:-1]
+    assert table[0].split()[:2] == ["seed", "trainer.devices"] and "eval/psnr" in table[0]
+    assert [line.split()[:2] for line in table[1:]] == [["0", "1"], ["0", "2"], ["1", "1"], ["1", "2"]]
     jobs = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in folders]
     found = {(job["seed"], job["trainer"]["devices"]): figures(path) for job, path in zip(jobs, folders, strict=True)}
     alone = [(seed, batch) for seed in (0, 1) for batch in (4, 8)]
