@@ -16,16 +16,18 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from cogview_pl.cli import command_line
+from cogview_pl.cli.help import help_or_version
 from cogview_pl.cli.messages import errors_in_one_line
 from cogview_pl.cli.overrides import quoted
 from cogview_pl.cli.process import prepare_process
 from cogview_pl.cli.sweep import run_job_of_sweep, table_at_the_end
 from cogview_pl.config.choices import Verb
+from cogview_pl.config.experiments import register_experiments
 from cogview_pl.config.keys import check_keys
 from cogview_pl.config.limits import check_limits
 from cogview_pl.config.paths import follow_latest
 from cogview_pl.config.schema import Config, register_schemas
-from cogview_pl.config.shipped import register_experiments, shipped
+from cogview_pl.config.shipped import shipped
 from cogview_pl.config.text_keys import expand_home
 from cogview_pl.lit.bars import status
 from cogview_pl.lit.config import StrategyKind
@@ -109,10 +111,13 @@ def _verb(name: str) -> Any:
 def main() -> None:
     """Entry point."""
     prepare_process()
-    register_schemas()
     with errors_in_one_line(), table_at_the_end():
+        if text := help_or_version(sys.argv[1:]):
+            print(text)
+            return
+        register_schemas()
+        register_experiments()
         sys.argv[1:] = command_line.hydra_words(sys.argv[1:])
-        register_experiments(by_name_only=command_line.asks_for_help(sys.argv))
         _main()
 
 

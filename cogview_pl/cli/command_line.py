@@ -14,20 +14,12 @@ _MULTIRUN = ("-m", "--multirun")
 _CONFIG_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 
 
-def asks_for_help(words: list[str]) -> bool:
-    """Whether `--help` or `-h` is among the words."""
-    return "--help" in words or "-h" in words
-
-
 def hydra_words(words: list[str]) -> list[str]:
     """The words as Hydra reads them."""
     # Hydra's usual `+experiment=NAME` is for configurations without that group; ours has it.
     words = [word.removeprefix("+") if word.startswith("+experiment=") else word for word in words]
     flags = [word for word in words if word in _MULTIRUN]  # argparse takes them only in front of the overrides
-    quoted = [*flags, *(quote_override(word, sweeps=bool(flags)) for word in words if word not in _MULTIRUN)]
-    if asks_for_help(quoted) and not any(word.startswith("task=") for word in quoted):
-        quoted.append("task=vqvae")  # Hydra composes a whole configuration for its help, and that needs a task
-    return quoted
+    return [*flags, *(quote_override(word, sweeps=bool(flags)) for word in words if word not in _MULTIRUN)]
 
 
 def job_name() -> str | None:

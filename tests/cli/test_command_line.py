@@ -10,7 +10,6 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from cogview_pl.cli.command_line import (
-    asks_for_help,
     config_flags,
     hydra_words,
     job_name,
@@ -34,9 +33,6 @@ def hydra_config(monkeypatch: pytest.MonkeyPatch):
     ("words", "expected"),
     [
         (["task=vqvae", "prompts=[红色]"], ["task=vqvae", "prompts=['红色']"]),
-        (["--help"], ["--help", "task=vqvae"]),  # help needs a task, because it shows the composed configuration
-        (["-h", "model=small"], ["-h", "model=small", "task=vqvae"]),
-        (["--help", "task=pretrain"], ["--help", "task=pretrain"]),
         (["+experiment=quickstart", "+trainer.benchmark=true"], ["experiment=quickstart", "+trainer.benchmark=true"]),
         (["task=vqvae", "--multirun", "seed=0,1"], ["--multirun", "task=vqvae", "seed=0,1"]),  # flags in any place
         ([], []),
@@ -44,7 +40,6 @@ def hydra_config(monkeypatch: pytest.MonkeyPatch):
 )
 def test_words_for_hydra(words: list[str], expected: list[str]) -> None:
     assert hydra_words(words) == expected
-    assert asks_for_help(words) == ("--help" in words or "-h" in words)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,41 @@
+"""`--help` and `--version`, without composing a configuration."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from cogview_pl.config.shipped import experiments, shipped
+
+_TEXT = "help.txt"
+_OF_HYDRA = "hydra/"  # groups that are no choices of a run
+
+
+def help_or_version(words: Sequence[str]) -> str | None:
+    """What `--help`, `-h` or `--version` prints; None if no word asks for it."""
+    if "--help" in words or "-h" in words:
+        return help_text()
+    return version_text() if "--version" in words else None
+
+
+def help_text() -> str:
+    """`conf/help.txt` with the groups and their choices."""
+    choices: dict[str, set[str]] = {"experiment": set(experiments())}
+    for file in shipped("conf").glob("*/**/*.yaml"):
+        choices.setdefault(file.parent.relative_to(shipped("conf")).as_posix(), set()).add(file.stem)
+    lines = "\n".join(
+        f"  {group}: {', '.join(sorted(names))}"
+        for group, names in sorted(choices.items())
+        if not group.startswith(_OF_HYDRA)
+    )
+    text = (shipped("conf") / _TEXT).read_text(encoding="utf-8")
+    return string.Template(text).substitute(groups=lines)
+
+
+def version_text() -> str:
+    """Name and version of this package."""
+    try:
+        return f"cogview_pl {version('cogview_pl')}"
+    except PackageNotFoundError:
+        return "cogview_pl (a checkout that is not installed)"
