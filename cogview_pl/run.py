@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cogview_pl.cli import command_line
@@ -20,17 +21,19 @@ from cogview_pl.cli.help import help_or_version
 from cogview_pl.cli.messages import errors_in_one_line
 from cogview_pl.cli.overrides import quoted
 from cogview_pl.cli.process import prepare_process
+from cogview_pl.cli.resume import choices_in, compose, continued, with_choices_of_the_run
 from cogview_pl.cli.sweep import run_job_of_sweep, table_at_the_end
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.experiments import register_experiments
 from cogview_pl.config.keys import check_keys
 from cogview_pl.config.limits import check_limits
-from cogview_pl.config.paths import follow_latest
+from cogview_pl.config.paths import resolve_paths
 from cogview_pl.config.schema import Config, register_schemas
 from cogview_pl.config.shipped import shipped
-from cogview_pl.config.text_keys import expand_home
 from cogview_pl.lit.bars import status
 from cogview_pl.lit.config import StrategyKind
+from cogview_pl.runs.command import config_flags
+from cogview_pl.runs.interrupted import finished_metrics
 from cogview_pl.runs.lifetime import run_folder
 from cogview_pl.runs.ranks import RANKS
 from cogview_pl.runs.run_folder import Metrics, RunFolder
@@ -39,40 +42,52 @@ from cogview_pl.vqvae.config import import_quantizer
 
 @hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
 def _main(composed: DictConfig) -> Metrics | float | None:
-    job, words = command_line.job_name(), command_line.job_words()
+    job, words, choices = command_line.job_name(), command_line.job_words(), choices_in(HydraConfig.get())
     if job is not None:
-        return run_job_of_sweep(composed, lambda: run_composed(composed, words, job)[1])
+        return run_job_of_sweep(composed, lambda: run_composed(composed, words, job, choices)[1])
     with errors_in_one_line():  # here, because Hydra would print a line of its own first
-        return run_composed(composed, words)[1]
+        return run_composed(composed, words, choices=choices)[1]
 
 
-def run_composed(composed: DictConfig, words: list[str], job: str | None = None) -> tuple[Path, Metrics]:
-    """Run the configuration that `words` compose, as the job `job` of a sweep; returns its folder and its metrics.
+def run_composed(
+    composed: DictConfig, words: list[str], job: str | None = None, choices: dict[str, str] | None = None
+) -> tuple[Path, Metrics]:
+    """Run the configuration that `words` compose; returns its folder and its metrics.
 
     Only the process that writes has metrics.
+
+    Args:
+        composed: the configuration.
+        words: words of the command line that compose it.
+        job: name of the run in a sweep.
+        choices: group → choice, of `composed`.
     """
+    resolve_paths(composed)
+    found = continued(composed, words, job, choices or {})
+    if found.finished is not None:
+        return found.finished, finished_metrics(found.finished)
+    composed, words = found.config, found.words
     check_keys(composed)
     check_limits(composed)
-    expand_home(composed)
+    resolve_paths(composed)
     if "torch" not in sys.modules:
         status("importing PyTorch …")
-    follow_latest(composed)
     import_quantizer(composed.image_tokenizer.quantizer)
     if composed.plan.only:
-        found = _verb("plan").run(OmegaConf.to_object(composed), _run_stage, _recompose(words)) if RANKS.first else {}
-        return Path(), found
+        plan, recompose = _verb("plan"), _recompose(words, job)
+        return Path(), plan.run(OmegaConf.to_object(composed), _run_stage, recompose) if RANKS.first else {}
     if composed.threads is not None:
         import torch
 
         torch.set_num_threads(composed.threads)
-    with run_folder(composed, job) as folder:
+    with run_folder(composed, job, found.choices, found.comment) as folder:
         config: Any = OmegaConf.to_object(composed)
-        metrics = _dispatch(config, folder, words)
+        metrics = _dispatch(config, folder, words, job)
         folder.finish(metrics)
     return folder.path, metrics
 
 
-def _dispatch(config: Config, folder: RunFolder, words: list[str]) -> Metrics:
+def _dispatch(config: Config, folder: RunFolder, words: list[str], job: str | None) -> Metrics:
     """Run the verb in all its processes; returns its metrics."""
     verb = _verb(config.verb.value)
     if config.verb.trains_in_parallel:
@@ -81,7 +96,7 @@ def _dispatch(config: Config, folder: RunFolder, words: list[str]) -> Metrics:
         with RANKS.first_goes_ahead() as first:
             if first:
                 status("estimating the memory of the run …")
-                _verb("plan").require_fit(config, _recompose(words))
+                _verb("plan").require_fit(config, _recompose(words, job))
     if config.verb == Verb.chain:
         return verb.run(config, folder, _run_stage)  # type: ignore[no-any-return]
     shares_a_model = config.verb == Verb.generate and config.strategy.kind == StrategyKind.tp
@@ -95,13 +110,19 @@ def _dispatch(config: Config, folder: RunFolder, words: list[str]) -> Metrics:
 def _run_stage(overrides: list[str]) -> tuple[Path, Metrics]:
     """Run one task of a chain."""
     found = command_line.stage_overrides(overrides)
-    return run_composed(hydra.compose("config", overrides=found), [*command_line.config_flags(), *found])
+    composed, choices = compose(found)
+    return run_composed(composed, [*config_flags(), *found], choices=choices)
 
 
-def _recompose(words: list[str]) -> Callable[[str], Any]:
+def _recompose(words: list[str], job: str | None) -> Callable[[str], Any]:
     """Return a function that composes the configuration of `words` with further overrides, separated by spaces."""
-    given = [word for word in words if not word.startswith("-") and ("=" in word or word.startswith("~"))]
-    return lambda more: OmegaConf.to_object(hydra.compose("config", overrides=[*given, *more.split()]))
+
+    def composed(more: str) -> Any:
+        every = [*words, *more.split()]
+        config, choices = compose(every)
+        return OmegaConf.to_object(continued(config, every, job, choices).config)
+
+    return composed
 
 
 def _verb(name: str) -> Any:
@@ -117,7 +138,7 @@ def main() -> None:
             return
         register_schemas()
         register_experiments()
-        sys.argv[1:] = command_line.hydra_words(sys.argv[1:])
+        sys.argv[1:] = with_choices_of_the_run(command_line.hydra_words(sys.argv[1:]))
         _main()
 
 

@@ -28,7 +28,8 @@ from cogview_pl.lit.config import StrategyKind
 from cogview_pl.lit.data_module import DataModule
 from cogview_pl.lit.optimizers import BuildOptimizer
 from cogview_pl.runs.ranks import require_node
-from cogview_pl.runs.resume import checkpoint_of, remember_in_checkpoints, require_same_run
+from cogview_pl.runs.record import OPTIMIZER
+from cogview_pl.runs.resume import checkpoint_of, remember_in_checkpoints, require_same_run, require_steps_left
 from cogview_pl.runs.run_folder import RunFolder
 
 _LOG = "tensorboard"
@@ -113,7 +114,11 @@ def train(
     """
     checkpoint = checkpoint_of(folder, options.resume, folders=options.strategy.kind in DEEPSPEED)
     identity = {**identity, "inputs": inputs}
-    metrics: dict[str, Any] = {} if checkpoint is None else require_same_run(checkpoint, identity, options.verify)
+    metrics: dict[str, Any] = {}
+    if checkpoint is not None:
+        steps, before = require_same_run(checkpoint, identity, options.verify)
+        require_steps_left(checkpoint, steps, options.trainer["max_steps"], finished=folder.had_finished)
+        metrics |= before
     remember_in_checkpoints(module, identity, metrics)
     require_node(options.trainer.get("num_nodes", 1))
     trainer = _trainer(options, folder)
@@ -122,7 +127,7 @@ def train(
     with folder.processes.first_goes_ahead() as first:
         if first:
             # Not the batch size: it may change with the number of devices.
-            own = {"seed": options.seed, "optimizer.optimizer._target_": options.optimizer.optimizer["_target_"]}
+            own = {"seed": options.seed, OPTIMIZER: options.optimizer.optimizer["_target_"]}
             folder.require_same(own | settings, inputs, options.verify)
             folder.begin()
     SIGNALS.check()

@@ -8,10 +8,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from cogview_pl.cli.overrides import quote_override
+from cogview_pl.runs.command import config_flags
 
 _CHAIN_KEYS = ("experiment", "task", "stages", "common", "run_dir")  # a chain does not hand these on to its stages
 _MULTIRUN = ("-m", "--multirun")
-_CONFIG_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 
 
 def hydra_words(words: list[str]) -> list[str]:
@@ -40,10 +40,3 @@ def stage_overrides(overrides: list[str]) -> list[str]:
         *map(quote_override, overrides),
         *(word for word in given if word.lstrip("+~").split("=")[0].split(".")[0] not in _CHAIN_KEYS),
     ]
-
-
-def config_flags() -> list[str]:
-    """Options that name folders and files of configurations, with their values."""
-    words = sys.argv[1:]
-    named = [place for place, word in enumerate(words) if word.partition("=")[0] in _CONFIG_FLAGS]
-    return [word for place in named for word in words[place : place + (1 if "=" in words[place] else 2)]]

@@ -54,7 +54,7 @@ def errors_in_one_line() -> Iterator[None]:
 def one_line(error: Exception) -> str | None:
     """What the user can mend about an error; None for a defect of ours, which keeps its traceback."""
     if isinstance(error, UserError):
-        return str(error)
+        return str(error) if error.advice is None else f"{str(error).rstrip('.')}; {error.advice}"
     if isinstance(error, MissingConfigException):
         return _unknown_choice(error)
     if isinstance(error, (HydraException, OmegaConfBaseException)):

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from cogview_pl.config.text_keys import expand_home
 from cogview_pl.durable.latest import LATEST, through_latest
+
+
+def resolve_paths(config: DictConfig) -> None:
+    """Replace `~` and files `latest` in all paths; raises UserError if a file `latest` does not name a run."""
+    expand_home(config)
+    follow_latest(config)
 
 
 def follow_latest(node: DictConfig | ListConfig) -> None:

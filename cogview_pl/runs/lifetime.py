@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from omegaconf import DictConfig
@@ -11,34 +11,42 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS, Stopped
-from cogview_pl.runs.run_folder import RunFolder, can_go_on, open_run
+from cogview_pl.runs.command import how_to_resume
+from cogview_pl.runs.interrupted import can_go_on, open_run
+from cogview_pl.runs.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def run_folder(composed: DictConfig, job: str | None) -> Iterator[RunFolder]:
+def run_folder(
+    composed: DictConfig, job: str | None, choices: Mapping[str, str] | None = None, comment: str = ""
+) -> Iterator[RunFolder]:
     """Open, describe and lock the folder of a run, and listen to signals; `run_dir` and `resume` are filled in.
 
-    A refused run leaves no files, and neither does a stopped run that cannot be resumed. `Stopped` gets advice on how
-    to go on.
+    A refused run leaves no files, and neither does a stopped run that cannot be resumed. `Stopped`, and an error of a
+    run that has begun, get advice on how to go on.
 
     Args:
         composed: configuration of the run.
         job: name of the run in a sweep.
+        choices: group → choice, from which it was composed.
+        comment: first line of its file.
     """
     folder, composed.resume = open_run(composed, job)
     composed.run_dir = str(folder.path)
     try:
         with SIGNALS:
-            folder.describe(composed)
+            folder.describe(composed, choices, comment)
             yield folder
-    except (UserError, OmegaConfBaseException):
+    except (UserError, OmegaConfBaseException) as error:
+        if isinstance(error, UserError) and folder.has_begun and can_go_on(folder.path, composed.verb.value):
+            error.advice = error.advice or how_to_resume(folder.path, error.overrides)
         folder.undo()
         raise
     except Stopped as stop:
         goes_on = can_go_on(folder.path, composed.verb.value)
-        stop.advice = stop.advice or (f"go on with resume={folder.path}" if goes_on else "start it again")
+        stop.advice = stop.advice or (how_to_resume(folder.path) if goes_on else "start it again")
         if not goes_on:
             folder.undo()
         raise

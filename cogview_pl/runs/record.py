@@ -19,6 +19,8 @@ from cogview_pl.durable.write import write_text
 from cogview_pl.errors import UserError
 
 RECORD = ".cogview_pl.json"
+OPTIMIZER = "optimizer.optimizer._target_"
+"""Key of the class of the optimizer; another class cannot use its state."""
 
 _LARGEST = 1 << 20  # bytes; a usual record has a few thousand
 
@@ -34,6 +36,9 @@ class RunRecord:
     """Key or name of an input → its hash."""
     metrics: str | None = None
     """Hash of `metrics.json` of a finished run."""
+    choices: dict[str, str] = field(default_factory=dict)
+    """Group of the configuration → choice, and key that it adds, as `++KEY` → value; a resumed run is composed from
+    the same ones."""
 
     def save(self, folder: Path) -> None:
         """Replace the record of a run folder."""
@@ -58,19 +63,28 @@ class RunRecord:
         except (UnreadableError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{file} is damaged ({error}); start the run anew in another folder") from error
 
-    def require_same(self, folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+    def require_same(self, folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], verify: bool) -> None:
         """Compare settings and inputs of a resumed run with the record, where it has their keys.
+
+        Args:
+            folder: folder of the run.
+            settings: plain values that results depend on.
+            inputs: key or name of an input → its hash.
+            verify: False compares only settings without which the state of the run cannot be used.
 
         Raises:
             UserError: a value differs.
         """
         for key, value in settings.items():
-            if key in self.settings and self.settings[key] != value:
+            if key in self.settings and self.settings[key] != value and (verify or key == OPTIMIZER):
+                remedy = f"start anew from its weights with init_from={folder}"
+                if key != OPTIMIZER:
+                    remedy = "set verify=false to go on with the present value"
                 raise UserError(
-                    f"resume: {folder} was begun with {key}={self.settings[key]}, this run has {value}; go on with the "
-                    "same settings, or start anew without resume"
+                    f"resume: {folder} was begun with {key}={self.settings[key]}, this run has {value}; go on with "
+                    f"{key}={self.settings[key]}, or {remedy}"
                 )
-        for key, value in inputs.items():
+        for key, value in inputs.items() if verify else ():
             if key in self.inputs and self.inputs[key] != value:
                 raise UserError(
                     f"resume: {key} has changed since {folder} was begun; restore it, start anew without resume, or "

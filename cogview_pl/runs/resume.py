@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -63,8 +63,17 @@ def _remember(
     checkpoint[_OURS] = {**identity, "metrics": before | metrics}
 
 
-def require_same_run(file: Path, identity: Mapping[str, Any], verify: bool) -> dict[str, float]:
-    """Refuse a damaged checkpoint, or a checkpoint of another run; returns the metrics that it holds.
+class Progress(NamedTuple):
+    """Progress of a run that is resumed."""
+
+    steps: int = 0
+    """Optimizer steps that it has done; 0 if they are not known before training."""
+    metrics: Mapping[str, float] = {}
+    """Metrics that it logged last."""
+
+
+def require_same_run(file: Path, identity: Mapping[str, Any], verify: bool) -> Progress:
+    """Refuse a damaged checkpoint, or a checkpoint of another run; returns the progress that it holds.
 
     Args:
         file: the checkpoint; a folder is from DeepSpeed, and DeepSpeed checks it.
@@ -75,7 +84,7 @@ def require_same_run(file: Path, identity: Mapping[str, Any], verify: bool) -> d
         UserError: it is damaged, of another program, or of another stage, model or data.
     """
     if file.is_dir():
-        return {}
+        return Progress()
     found = _read(file)
     if found["kind"] != identity["kind"]:
         raise UserError(
@@ -95,7 +104,26 @@ def require_same_run(file: Path, identity: Mapping[str, Any], verify: bool) -> d
                 f"resume: {key} has changed since {file} was saved; restore it, or set verify=false to go on with the "
                 "present one"
             )
-    return {name: float(value) for name, value in found["metrics"].items()}
+    return Progress(found["steps"], {name: float(value) for name, value in found["metrics"].items()})
+
+
+def require_steps_left(file: Path, done: int, max_steps: int, *, finished: bool) -> None:
+    """Refuse a training run that has no steps left.
+
+    Args:
+        file: the checkpoint that it resumes from.
+        done: optimizer steps of the checkpoint.
+        max_steps: number of optimizer steps of the run.
+        finished: whether the run had finished; else validation and model of the last step may be missing.
+
+    Raises:
+        UserError: there are no steps left.
+    """
+    if done > max_steps or (done == max_steps and finished):
+        raise UserError(
+            f"resume: {file} has done {done} steps, and trainer.max_steps={max_steps} leaves none; set "
+            f"trainer.max_steps above {done}, or resume from an earlier checkpoint"
+        )
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -108,7 +136,7 @@ def _read(file: Path) -> dict[str, Any]:
         for name, kind in _PARTS.items():
             if not isinstance(checkpoint[name], kind) or (name in _NEVER_EMPTY and not checkpoint[name]):
                 raise ValueError(f"its {name} are no {kind.__name__}, or empty")
-        found = {"inputs": {}, **checkpoint[_OURS]}
+        found = {"inputs": {}, **checkpoint[_OURS], "steps": int(checkpoint["global_step"])}
         for name in ("settings", "inputs", "metrics"):
             if not isinstance(found[name], dict):
                 raise ValueError(f"its {name} are no dictionary")

@@ -1,6 +1,7 @@
 """The folder of a run: its path, the files that every run writes, and how later runs find it.
 
-outputs/TASK/DATE_TIME/    .cogview_pl.json, config.yaml, metrics.json, and the results of the task
+outputs/TASK/DATE_TIME/    .cogview_pl.json, config.yaml, metrics.json, and the results of the task; resumed runs also
+                           have config.resumed-2.yaml and so on
 outputs/TASK/DATE_TIME_sweep/NAME/    a job of a sweep, named by its values of the swept keys
 outputs/TASK/latest        the newest finished run (durable/latest.py)
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from cogview_pl.durable.latest import LATEST
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.durable.write import clear_for_writing, is_draft, write_bytes, write_text
 from cogview_pl.errors import UserError
+from cogview_pl.runs.history import CONFIG, next_config
 from cogview_pl.runs.lock import LOCK, RunLock
 from cogview_pl.runs.ranks import RANKS, Processes
 from cogview_pl.runs.record import RECORD, RunRecord, is_run
@@ -30,25 +32,17 @@ from cogview_pl.runs.record import RECORD, RunRecord, is_run
 Metrics = Mapping[str, "float | str"]
 """Metrics of a run. Only the protocol of task=evaluate has texts as values."""
 
-CONFIG = "config.yaml"
 METRICS = "metrics.json"
 CHECKPOINT = "checkpoints/last.ckpt"
 STORE_HEADER = "token_store/header.json"
 SAMPLES = "samples.jsonl"
+CHAIN = "chain.json"
+"""Progress of a chain."""
 
 SWEEP = "_sweep"
 """End of the name of a sweep's folder."""
 
-_AUTO = "auto"
-_PROOFS: dict[str, tuple[str, ...]] = {
-    "fit_image_tokenizer": (CHECKPOINT,),
-    "fit_sequence_model": (CHECKPOINT, f"tokens/{STORE_HEADER}"),
-    "tokenize": (STORE_HEADER,),
-    "generate": (SAMPLES,),
-}
-"""Verb → files that prove progress: a run can be resumed if one of them exists."""
-
-_WORK = (CHECKPOINT, STORE_HEADER, f"tokens/{STORE_HEADER}", SAMPLES, METRICS)
+_WORK = (CHECKPOINT, STORE_HEADER, f"tokens/{STORE_HEADER}", SAMPLES, CHAIN, METRICS)
 """Files that prove that a folder holds results of a run."""
 
 _LOGS = (".out", ".err", ".log")
@@ -78,8 +72,11 @@ class RunFolder:
         self._lock: RunLock | None = None
         self._record = RunRecord("")
         self._config = ""
-        self._config_before: bytes | None = None
-        self._begun = False
+        self.had_finished = False
+        """Whether the run that is resumed went to its end."""
+        self._config_file: Path | None = None
+        self._before: dict[Path, bytes] = {}
+        self._work: list[tuple[str, int]] = []
         self._in_earnest = True
         if not self.writes:
             return
@@ -115,15 +112,25 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
 
-    def describe(self, config: DictConfig) -> None:
+    @property
+    def has_begun(self) -> bool:
+        """Whether all checks have passed."""
+        return self._config_file is not None
+
+    def describe(self, config: DictConfig, choices: Mapping[str, str] | None = None, words: str = "") -> None:
         """Take in the resolved configuration; a new run writes it at once, with its record.
+
+        Args:
+            config: configuration of the run.
+            choices: group → choice, from which the configuration was composed.
+            words: what a resumed run changes, as a comment in its configuration.
 
         Raises:
             UserError: the resumed run is of another task, or its record is damaged.
         """
         if not self.writes:
             return
-        self._config = OmegaConf.to_yaml(config, resolve=True)
+        self._config = words + OmegaConf.to_yaml(config, resolve=True)
         self._in_earnest = not config.get("trainer", {}).get("fast_dev_run")
         if self._goes_on:
             self._record = RunRecord.load(self.path)
@@ -132,8 +139,12 @@ class RunFolder:
                     f"resume: {self.path} is a run of task={self._record.task}, this is task={config.task}; give a run "
                     f"of this task, or start a new one with init_from={self.path}"
                 )
+            self.had_finished = self._record.metrics is not None and (self / METRICS).exists()
+            self._record.metrics = None  # until it finishes again
         else:
             self._record = RunRecord(config.task)
+        self._record.choices |= choices or {}
+        if not self._goes_on:
             self.begin()
 
     def require_same(self, settings: Mapping[str, Any], inputs: Mapping[str, str], verify: bool) -> None:
@@ -142,13 +153,13 @@ class RunFolder:
         Args:
             settings: plain values that results depend on.
             inputs: hashes of the inputs.
-            verify: False replaces the hashes of inputs without comparing them.
+            verify: False replaces values and hashes without comparing them.
 
         Raises:
             UserError: a setting or an input has changed.
         """
         if self._goes_on:
-            self._record.require_same(self.path, settings, inputs if verify else {})
+            self._record.require_same(self.path, settings, inputs, verify)
         self._record.settings |= settings
         self._record.inputs |= inputs
 
@@ -156,25 +167,40 @@ class RunFolder:
         """Write record and configuration, after every check has passed."""
         if not self.writes:
             return
+        if self._config_file is None:
+            self._config_file = next_config(self.path) if self._goes_on else self / CONFIG
+            files = (self / RECORD, self._config_file)
+            self._before = {file: file.read_bytes() for file in files if file.exists()}
+            self._work = self._progress()
+            write_text(self._config_file, self._config)
         self._record.save(self.path)
-        file = self / CONFIG
-        if not self._begun:
-            self._config_before = file.read_bytes() if file.exists() else None
-            self._begun = True
-        write_text(file, self._config)
 
     def undo(self) -> None:
-        """Restore the earlier configuration, or delete a folder without results: a refused run leaves no files."""
-        if not self.writes:
+        """Take the configuration back, or delete a folder without results: a refused run leaves no files.
+
+        A run that has made progress since it began keeps its configuration.
+        """
+        if not self.writes or (self._config_file is not None and self._work != self._progress()):
             return
-        if self._config_before is not None:
-            with suppress(UserError):  # a full disk has ended the run, and its message has been printed
-                write_bytes(self / CONFIG, self._config_before)
-        elif not self._goes_on and {entry.name for entry in self.path.iterdir()} <= {CONFIG, LOCK, RECORD}:
+        if self._goes_on or self._before:
+            for file in (self / RECORD, self._config_file) if self._config_file is not None else ():
+                with suppress(UserError):  # a full disk has ended the run, and its message has been printed
+                    self._put_back(file)
+        elif {entry.name for entry in self.path.iterdir()} <= {CONFIG, LOCK, RECORD}:
             for name in (CONFIG, RECORD):
                 (self / name).unlink(missing_ok=True)
             self.unlock()
             self.path.rmdir()
+
+    def _put_back(self, file: Path) -> None:
+        if file in self._before:
+            write_bytes(file, self._before[file])
+        else:
+            file.unlink(missing_ok=True)
+
+    def _progress(self) -> list[tuple[str, int]]:
+        """Files that prove progress, with their times of change in ns."""
+        return [(name, (self / name).stat().st_mtime_ns) for name in _WORK if (self / name).exists()]
 
     def finish(self, metrics: Metrics) -> None:
         """Write `metrics.json`, and let `latest` name this folder; not after a trial (`trainer.fast_dev_run`)."""
@@ -258,98 +284,6 @@ def _made(path: Path) -> bool:
 def numbered(path: str, job: str | None) -> Path:
     """The folder of a run; that of the job `job` of a sweep lies in the folder of the sweep."""
     return Path(path) if job is None else Path(path) / job
-
-
-def open_run(composed: DictConfig, job: str | None) -> tuple[RunFolder, Any]:
-    """The folder of a run, and the value of `resume`, where `auto` is replaced by a folder or None.
-
-    The first process finds or makes the folder and locks it; the others get its path.
-
-    Args:
-        composed: configuration of the run.
-        job: name of the run in a sweep.
-
-    Raises:
-        UserError: there is no run to resume, a new run would overwrite an earlier one, or a live run uses the folder.
-    """
-    if RANKS.size == 1 and not RANKS.first:  # the first process started this one with the path of the folder
-        return RunFolder(Path(composed.run_dir), None), composed.resume
-    with RANKS.first_goes_ahead() as first:
-        if first:
-            folder, resume = _find_run(composed, job)
-            folder.lock()
-    if not RANKS.first:
-        return RunFolder(Path(str(RANKS.agree(None))), None), RANKS.agree(None) or None
-    RANKS.agree(str(folder.path))
-    RANKS.agree(str(resume or ""))
-    return folder, resume
-
-
-def _find_run(composed: DictConfig, job: str | None) -> tuple[RunFolder, Any]:
-    outputs, task, given, resume = (composed[key] for key in ("outputs", "task", "run_dir", "resume"))
-    proofs = _PROOFS.get(composed.verb.value, ())
-    if resume == _AUTO:
-        if given is None:
-            raise UserError("resume=auto: set run_dir, which is where it looks for a run to go on with")
-        path = numbered(given, job)
-        resume = str(path) if _holds(path, proofs) else None
-    if not resume:
-        return new_run(outputs, task, given, job), resume
-    if not proofs:
-        raise UserError(f"resume={resume}: task={task} keeps nothing to go on with; start it without resume")
-    return interrupted_run(outputs, task, resume, proofs), resume
-
-
-def can_go_on(folder: Path, verb: str) -> bool:
-    """Whether the folder of a verb's run can be resumed."""
-    return _holds(folder, _PROOFS.get(verb, ()))
-
-
-def _holds(folder: Path, proofs: Sequence[str]) -> bool:
-    return any((folder / proof).exists() for proof in proofs)
-
-
-def interrupted_run(outputs: str, task: str, resume: object, proofs: Sequence[str]) -> RunFolder:
-    """The folder of the run to resume.
-
-    Args:
-        outputs, task: runs of the task are in `OUTPUTS/TASK`.
-        resume: True for the newest run with one of `proofs`; or the path of a run folder or of a checkpoint in it.
-        proofs: files that prove progress, relative to the run folder.
-
-    Raises:
-        UserError: there is no such run.
-    """
-    home = Path(outputs) / task
-    if resume is True:
-        found = [run for pattern in ("*", f"*{SWEEP}*/*") for run in home.glob(pattern)]
-        runs = [run for run in found if not run.is_symlink() and is_run(run) and _holds(run, proofs)]
-        if not runs:
-            raise UserError(
-                f"resume=true: no interrupted run (with {proofs[0]}) under {home}; start one without resume"
-            )
-        path = max(runs, key=str)
-        return RunFolder(path, home / LATEST, goes_on=True)
-    path = Path(str(resume))
-    if path.is_symlink() or path.suffix == ".ckpt":  # the run will change the link outputs/TASK/latest
-        path = path.resolve()
-    if path.suffix == ".ckpt":
-        if not path.exists():
-            raise UserError(
-                f"resume={resume} {why_unusable(path)}; give a checkpoint, or the folder of an interrupted run"
-            )
-        if path.parent.name != Path(CHECKPOINT).parent.name or not is_run(path.parent.parent):
-            raise UserError(
-                f"resume={resume}: {path.parent.parent} is not the folder of a run, and a run goes on in its own; give "
-                "RUN_FOLDER/checkpoints/NAME.ckpt"
-            )
-        path = path.parent.parent
-    elif not _holds(path, proofs):
-        proof = path / proofs[0]
-        raise UserError(f"resume={resume}: {proof} {why_unusable(proof)}; give the folder of an interrupted run")
-    RunRecord.load(path)  # raises if the folder is no run folder
-    of_the_task = home.resolve() in (path.resolve().parent, path.resolve().parent.parent)
-    return RunFolder(path, home / LATEST if of_the_task else None, goes_on=True)
 
 
 def predecessor(outputs: str, task: str, key: str, given: str | None) -> Path:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from cogview_pl.config.choices import Verb
-from cogview_pl.runs.run_folder import can_go_on
+from cogview_pl.runs.interrupted import can_go_on
 from tests.faults.outcomes import EVERY
 
 QUIET = ("seed=5", "threads=1", "logger=none")

@@ -12,17 +12,24 @@ from torch.distributed import HashStore
 
 from cogview_pl.config.choices import Verb
 from cogview_pl.errors import UserError
-from cogview_pl.runs import run_folder
+from cogview_pl.runs import interrupted, run_folder
+from cogview_pl.runs.interrupted import can_go_on, open_run
 from cogview_pl.runs.lock import LOCK
 from cogview_pl.runs.ranks import Processes
 from cogview_pl.runs.record import RECORD
-from cogview_pl.runs.run_folder import can_go_on, interrupted_run, new_run, open_run, predecessor
+from cogview_pl.runs.run_folder import RunFolder, new_run, predecessor
 
 from .begun import begun, everything, run
 
 LAST = "checkpoints/last.ckpt"
 EVERY_WORK = (LAST, "tokens/token_store/header.json", "token_store/header.json", "samples.jsonl", "metrics.json")
-PROOFS = (LAST, "tokens/token_store/header.json")
+
+
+def resumed(outputs: str, resume: object) -> RunFolder:
+    folder, _ = open_run(run(outputs=outputs, resume=resume), None)
+    folder.unlock()
+    return folder
+
 
 # --- new ones
 
@@ -130,14 +137,14 @@ def test_what_a_verb_leaves_to_go_on_with(tmp_path: Path, verb: Verb, work: list
 def test_the_newest_run_that_left_something_goes_on(tmp_path: Path) -> None:
     home = tmp_path / "pretrain"
     with pytest.raises(UserError, match=rf"^resume=true: no interrupted run \(with {LAST}\) under {home}; start one"):
-        interrupted_run(str(tmp_path), "pretrain", True, PROOFS)
+        resumed(str(tmp_path), True)
     begun(home / "2026-01-01_00-00-00", LAST)
     begun(home / "2026-01-02_00-00-00", "tokens/token_store/header.json")
     begun(home / "2026-01-03_00-00-00", "metrics.json")  # nothing to resume
     (home / "2026-01-04_00-00-00" / "checkpoints").mkdir(parents=True)
     (home / "2026-01-04_00-00-00" / LAST).touch()  # from another program
     (home / "latest").symlink_to("2026-01-01_00-00-00")
-    folder = interrupted_run(str(tmp_path), "pretrain", True, PROOFS)
+    folder = resumed(str(tmp_path), True)
     assert folder.path == home / "2026-01-02_00-00-00"
     folder.describe(run())
     assert sorted(everything(folder.path)) == [
@@ -146,18 +153,25 @@ def test_the_newest_run_that_left_something_goes_on(tmp_path: Path) -> None:
     ]  # it has not begun
     folder.finish({})
     assert os.readlink(home / "latest") == "2026-01-02_00-00-00"
-    assert open_run(run(outputs=str(tmp_path), resume=True), None)[0].path == folder.path
+    assert resumed(str(tmp_path), True).path == home / "2026-01-01_00-00-00"  # the newest one has finished
+    assert resumed(str(tmp_path), str(folder.path)).path == folder.path  # but can be extended
+    resumed_first = resumed(str(tmp_path), True)
+    resumed_first.describe(run())
+    resumed_first.finish({})
+    newest = home / "2026-01-02_00-00-00"
+    with pytest.raises(UserError, match=rf"or name a finished run to extend it: resume={newest} trainer\.max_steps=…$"):
+        resumed(str(tmp_path), True)
 
 
 def test_a_run_elsewhere_goes_on_and_does_not_become_the_latest_one(tmp_path: Path) -> None:
     path = begun(tmp_path / "elsewhere", LAST)
     (tmp_path / "pretrain").mkdir()
-    folder = interrupted_run(str(tmp_path), "pretrain", str(path), PROOFS)
+    folder = resumed(str(tmp_path), str(path))
     folder.describe(run())
     folder.finish({})
     assert os.listdir(tmp_path / "pretrain") == []
     begun(tmp_path / "pretrain" / "named", LAST)
-    folder = interrupted_run(str(tmp_path), "pretrain", str(tmp_path / "pretrain" / "named" / LAST), PROOFS)
+    folder = resumed(str(tmp_path), str(tmp_path / "pretrain" / "named" / LAST))
     folder.describe(run())
     assert sorted(everything(folder.path)) == [RECORD, LAST]
     folder.finish({})
@@ -168,22 +182,22 @@ def test_a_run_that_is_named_by_a_link_keeps_its_folder_when_the_link_moves(tmp_
     path, latest = begun(tmp_path / "pretrain" / "named", LAST), tmp_path / "pretrain" / "latest"
     latest.symlink_to("named")
     for given in (latest, latest / LAST):
-        assert interrupted_run(str(tmp_path), "pretrain", str(given), PROOFS).path == path
+        assert resumed(str(tmp_path), str(given)).path == path
 
 
 def test_what_cannot_go_on_is_named(tmp_path: Path) -> None:
     path = begun(tmp_path / "run", "metrics.json")
     with pytest.raises(UserError, match=rf"^resume={path}: {path}/{LAST} does not exist; give the folder of an"):
-        interrupted_run("outputs", "pretrain", str(path), PROOFS)
+        resumed("outputs", str(path))
     (path / "step_4.ckpt").touch()
     for file in (path / "step_4.ckpt", tmp_path / "checkpoints" / "step_4.ckpt"):
         file.parent.mkdir(exist_ok=True)
         file.touch()
         home = file.parent.parent
         with pytest.raises(UserError, match=rf"^resume={file}: {home} is not the folder of a run, and a run goes on"):
-            interrupted_run("outputs", "pretrain", str(file), PROOFS)
+            resumed("outputs", str(file))
     with pytest.raises(UserError, match=rf"^resume={path}/none\.ckpt does not exist; give a checkpoint, or the folder"):
-        interrupted_run("outputs", "pretrain", str(path / "none.ckpt"), PROOFS)
+        resumed("outputs", str(path / "none.ckpt"))
     with pytest.raises(UserError, match=r"^resume=run: task=evaluate keeps nothing to go on with; start it without"):
         open_run(run(outputs="outputs", task="evaluate", verb=Verb.evaluate, resume="run"), None)
     assert sorted(everything(path)) == [RECORD, "metrics.json", "step_4.ckpt"]
@@ -202,7 +216,7 @@ def test_the_first_process_finds_the_folder_and_the_others_are_told(
     def opened(rank: int, store: HashStore, **keys: object) -> tuple[Path, object]:
         these = Processes(rank, 2)
         these._store = store  # replaces the store over the network
-        monkeypatch.setattr(run_folder, "RANKS", these)
+        monkeypatch.setattr(interrupted, "RANKS", these)
         folder, resume = open_run(run(outputs=str(tmp_path / "outputs"), **keys), None)
         return folder.path, resume
 
@@ -223,7 +237,7 @@ def test_the_first_process_finds_the_folder_and_the_others_are_told(
 def test_a_process_for_another_device_takes_the_folder_that_it_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_folder, "RANKS", Processes(1, 1))
+    monkeypatch.setattr(interrupted, "RANKS", Processes(1, 1))
     path = begun(tmp_path / "run", LAST)
     folder, resume = open_run(run(outputs="outputs", run_dir=str(path), resume="here"), None)
     assert (folder.path, resume) == (path, "here")

@@ -28,6 +28,7 @@ WHOLE: dict[str, Any] = {
     "lr_schedulers": [],
     "loops": {"fit_loop": {}},
     "callbacks": {},
+    "global_step": 7,
     "cogview_pl": {**IDENTITY, "metrics": {"val/loss": 0.5}},
 }
 CHANGES: dict[str, tuple[Any, str]] = {
@@ -77,15 +78,15 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, change: str) -> None:
 def test_what_fits_gives_its_metrics(tmp_path: Path) -> None:
     checkpoint = deepcopy(WHOLE)
     torch.save(checkpoint, tmp_path / "last.ckpt")
-    assert require_same_run(tmp_path / "last.ckpt", IDENTITY, verify=True) == {"val/loss": 0.5}
+    assert require_same_run(tmp_path / "last.ckpt", IDENTITY, verify=True) == (7, {"val/loss": 0.5})
     others = {**IDENTITY, "inputs": {"data.token_store": "bb"}}
-    assert require_same_run(tmp_path / "last.ckpt", others, verify=False) == {"val/loss": 0.5}
+    assert require_same_run(tmp_path / "last.ckpt", others, verify=False) == (7, {"val/loss": 0.5})
 
 
 def test_checkpoints_of_earlier_versions_note_no_inputs(tmp_path: Path) -> None:
     ours = {name: value for name, value in WHOLE["cogview_pl"].items() if name != "inputs"}
     torch.save({**WHOLE, "cogview_pl": {**ours, "metrics": {"val/loss": 2}}}, tmp_path / "last.ckpt")
-    metrics = require_same_run(tmp_path / "last.ckpt", IDENTITY, verify=True)
+    _, metrics = require_same_run(tmp_path / "last.ckpt", IDENTITY, verify=True)
     assert metrics == {"val/loss": 2.0} and type(metrics["val/loss"]) is float
 
 
@@ -149,7 +150,7 @@ def test_the_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     last.mkdir()
     for kind in (StrategyKind.deepspeed_2, StrategyKind.deepspeed_3):
         assert of(True, kind) == last
-    assert require_same_run(last, IDENTITY, verify=True) == {}  # DeepSpeed checks its own checkpoints
+    assert require_same_run(last, IDENTITY, verify=True) == (0, {})  # DeepSpeed checks its own checkpoints
     for kind in (StrategyKind.single, StrategyKind.ddp, StrategyKind.fsdp):
         with pytest.raises(UserError, match=rf"^resume: {last} is a folder, as DeepSpeed's checkpoints are; "):
             of(True, kind)

@@ -11,6 +11,7 @@ import xxhash
 from omegaconf import OmegaConf
 
 from cogview_pl.errors import UserError
+from cogview_pl.runs.history import newest_config, next_config, read_newest_config
 from cogview_pl.runs.lock import LOCK
 from cogview_pl.runs.ranks import Processes
 from cogview_pl.runs.record import RECORD, RunRecord, is_run
@@ -102,16 +103,32 @@ def test_a_refused_run_leaves_what_it_has_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("goes_on", [True, False])
 def test_a_refused_run_puts_back_the_configuration_that_was_there_first(tmp_path: Path, goes_on: bool) -> None:
-    """The earlier configuration is restored, although the run has written its own twice."""
+    """The earlier files are restored, although the run has written its own twice."""
     path = begun(tmp_path / "run")
     (path / CONFIG).write_text("before: true\n")
+    before = everything(path)
     folder = RunFolder(path, None, goes_on=goes_on)
     folder.describe(run())
     folder.begin()
     folder.begin()
-    assert (path / CONFIG).read_text().startswith("task: pretrain")
+    written = path / ("config.resumed-2.yaml" if goes_on else CONFIG)
+    assert written.read_text().startswith("task: pretrain")
     folder.undo()
-    assert (path / CONFIG).read_text() == "before: true\n" and is_run(path)
+    assert everything(path) == before
+
+
+def test_a_part_of_a_run_with_progress_keeps_its_configuration(tmp_path: Path) -> None:
+    """The next part is resumed from it, also after an error."""
+    path = begun(tmp_path / "run", "checkpoints/last.ckpt")
+    for part in (2, 3):
+        folder = RunFolder(path, None, goes_on=True)
+        folder.describe(run(part=part), words="# Resumed\n")
+        folder.begin()
+        os.utime(path / "checkpoints" / "last.ckpt", ns=(part, part))
+        folder.undo()
+    assert (path / "config.resumed-2.yaml").read_text().startswith("# Resumed\ntask: pretrain")
+    assert newest_config(path) == path / "config.resumed-3.yaml"
+    assert "part: 3" in read_newest_config(path) and next_config(path) == path / "config.resumed-4.yaml"
 
 
 def test_a_run_that_goes_on_is_never_taken_away(tmp_path: Path) -> None:

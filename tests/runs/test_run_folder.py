@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 from cogview_pl.durable.write import replacing
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import Stopped, StopSignals
+from cogview_pl.runs.interrupted import open_run
 from cogview_pl.runs.lock import LOCK, RunLock
 from cogview_pl.runs.record import RECORD, RunRecord
-from cogview_pl.runs.run_folder import RunFolder, new_run, open_run, require_metrics
+from cogview_pl.runs.run_folder import RunFolder, new_run, require_metrics
 
 from .begun import begun, everything, run
 
@@ -174,7 +175,8 @@ def test_a_run_that_goes_on_writes_nothing_before_it_begins(tmp_path: Path) -> N
     folder = going_on(path)
     folder.require_same({"seed": 3}, {"data": "aa", "init_from": "cc"}, verify=True)
     folder.begin()
-    assert (path / "config.yaml").read_text().startswith("task: pretrain")
+    assert (path / "config.yaml").read_text() == "before: true"
+    assert (path / "config.resumed-2.yaml").read_text().startswith("task: pretrain")
     assert RunRecord.load(path).inputs == {"data": "aa", "init_from": "cc"}
     going_on(path).require_same({}, {"data": "bb"}, verify=False)
 

@@ -15,6 +15,7 @@ from cogview_pl.durable.write import write_text
 from cogview_pl.errors import UserError
 
 _KEYS_IN_MESSAGE = 4
+_LOWER = 10
 _HALVINGS = 16  # a loss scaler may need as many steps in a row to come down from its first scale, 65,536
 
 
@@ -90,7 +91,8 @@ class NanGuard(Callback):
                 _keep_checkpoints(trainer)
                 raise UserError(
                     f"step {trainer.global_step}: {name} is not finite; no checkpoint of it was written, the last "
-                    f"one is from before. {_ADVICE}"
+                    f"one is from before; {_ADVICE}",
+                    overrides=_lower_rates(trainer),
                 )
 
     def _stop(self, trainer: Trainer, module: LightningModule, streak: int) -> None:
@@ -109,14 +111,21 @@ class NanGuard(Callback):
         some = ", ".join(keys[:_KEYS_IN_MESSAGE]) + (", …" if len(keys) > _KEYS_IN_MESSAGE else "")
         raise UserError(
             f"{streak} steps in a row had no finite gradient, from step {step} on; first bad layer: {layer}; samples "
-            f"of that batch: {some} (all in {file}). {_ADVICE}"
+            f"of that batch: {some} (all in {file}); {_ADVICE}",
+            overrides=_lower_rates(trainer),
         )
 
 
-_ADVICE = (
-    "Lower optimizer.optimizer.lr or raise optimizer.warmup, mend the samples, or choose another precision, and go on "
-    "with resume=RUN_FOLDER"
-)
+_ADVICE = "lower optimizer.optimizer.lr or raise optimizer.warmup, mend the samples, or choose another precision"
+
+
+def _lower_rates(trainer: Trainer) -> list[str]:
+    """Overrides that divide the peak learning rates by ten."""
+    (optimizer,) = trainer.optimizers
+    peaks = {group["matrices"]: float(group["initial_lr"]) for group in optimizer.param_groups if "matrices" in group}
+    one = optimizer.defaults.get("lr")
+    rates = {"lr": peaks.get(False), "matrix_lr": peaks.get(True)} if one is None else {"lr": float(one)}
+    return [f"optimizer.optimizer.{name}={peak / _LOWER:.3g}" for name, peak in rates.items() if peak is not None]
 
 
 def first_bad_layer(module: LightningModule, batch: Any) -> str:

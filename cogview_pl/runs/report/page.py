@@ -22,6 +22,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from cogview_pl.data.images import ImageError, load_image
 from cogview_pl.durable.write import write_bytes
+from cogview_pl.runs.history import newest_config
 from cogview_pl.runs.report.curves import draw_curve, read_curves
 from cogview_pl.runs.run_folder import SAMPLES, Metrics
 
@@ -156,7 +157,7 @@ def _duration(seconds: float) -> str:
 
 
 def _section(number: int, name: str, stage: Stage, most_bytes: int) -> str:
-    file = stage.folder / "config.yaml"
+    file = newest_config(stage.folder)
     config = OmegaConf.load(file) if file.exists() else OmegaConf.create()
     assert isinstance(config, DictConfig)
     records = _read_records(stage.folder / SAMPLES)
