@@ -89,7 +89,7 @@ def disk_full(file: Path) -> str:
     """Message for a write that found no space on the disk."""
     return (
         f"{file}: no space left on the disk (or the quota, or the size that a file may have); what was written before "
-        "is intact. Free some, then go on with resume=RUN_FOLDER"
+        "is intact; free some, then go on"
     )
 
 

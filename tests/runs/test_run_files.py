@@ -147,13 +147,17 @@ def test_a_run_that_goes_on_is_never_taken_away(tmp_path: Path) -> None:
 
 def test_settings_are_compared_as_far_as_they_were_noted(tmp_path: Path) -> None:
     record = RunRecord("pretrain", {"seed": 1, "hidden_size": 8}, {"data": "aa"})
-    record.require_same(tmp_path, {"seed": 1, "later": 2}, {"data": "aa", "init_from": "bb"})
-    with pytest.raises(
-        UserError, match=rf"^resume: {tmp_path} was begun with hidden_size=8, this run has 9; go on with the"
-    ):
-        record.require_same(tmp_path, {"seed": 1, "hidden_size": 9}, {})
+    record.require_same(tmp_path, {"seed": 1, "later": 2}, {"data": "aa", "init_from": "bb"}, verify=True)
+    size = rf"^resume: {tmp_path} was begun with hidden_size=8, this run has 9; go on with hidden_size=8, or set verify="
+    with pytest.raises(UserError, match=size):
+        record.require_same(tmp_path, {"seed": 1, "hidden_size": 9}, {}, verify=True)
     with pytest.raises(UserError, match=rf"^resume: data has changed since {tmp_path} was begun; restore it"):
-        record.require_same(tmp_path, {}, {"init_from": "bb", "data": "cc"})
+        record.require_same(tmp_path, {}, {"init_from": "bb", "data": "cc"}, verify=True)
+    record.require_same(tmp_path, {"seed": 1, "hidden_size": 9}, {"data": "cc"}, verify=False)
+    record.settings["optimizer.optimizer._target_"] = "torch.optim.SGD"
+    for verify in (True, False):  # the state of one optimizer is of no use to another
+        with pytest.raises(UserError, match=rf"has torch\.optim\.Adam; go on with .*SGD, or start anew .*={tmp_path}$"):
+            record.require_same(tmp_path, {"optimizer.optimizer._target_": "torch.optim.Adam"}, {}, verify=verify)
     folder = RunFolder(tmp_path, None)  # a new run is compared with nothing
     folder.describe(run())
     folder.require_same({"seed": 1}, {"data": "aa"}, verify=True)
