@@ -27,6 +27,7 @@ from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.lit.data_module import DataModule
 from cogview_pl.lit.optimizers import BuildOptimizer
+from cogview_pl.lit.restoring import fit_to_accumulation
 from cogview_pl.runs.ranks import require_node
 from cogview_pl.runs.record import OPTIMIZER
 from cogview_pl.runs.resume import checkpoint_of, remember_in_checkpoints, require_same_run, require_steps_left
@@ -120,6 +121,7 @@ def train(
         require_steps_left(checkpoint, steps, options.trainer["max_steps"], finished=folder.had_finished)
         metrics |= before
     remember_in_checkpoints(module, identity, metrics)
+    fit_to_accumulation(module, options.trainer["accumulate_grad_batches"])
     require_node(options.trainer.get("num_nodes", 1))
     trainer = _trainer(options, folder)
     if num_heads is not None:

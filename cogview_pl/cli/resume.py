@@ -109,11 +109,12 @@ def continued(composed: DictConfig, words: list[str], job: str | None, choices: 
     kept = {f"{name}={value}" for name, value in record.choices.items()}
     given = OverridesParser.create().parse_overrides([word for word in overrides_in(words) if word not in kept])
     _require_task(folder, record, given)
-    missing = _missing_choices(record, (word.lstrip("+~").partition("=")[0] for word in overrides_in(words)))
+    names = [word.lstrip("+~").partition("=")[0] for word in overrides_in(words)]
+    missing = _missing_choices(record, names) if record.choices else []
     words = [*missing, *words, f"resume={quoted(resume)}"]
     if missing:
         composed, choices = compose(words)
-    own = [*_keys_of_values(given), *_keys_of_choices(record, given)]
+    own = [*_keys_of_values(given), *_keys_of_choices(record, given)] if given else []
     take_over(composed, saved, own)
     keep_schedule(composed, saved, own)
     composed.resume = resume
@@ -134,7 +135,9 @@ def _agreed(composed: DictConfig, job: str | None) -> tuple[Path, str, str, bool
         if first or RANKS.size == 1:
             run = run_to_resume(composed, job)
             if run is not None:
-                found = (str(run[0]), run[1], read_newest_config(run[0]), "finished" if is_finished(run[0]) else "")
+                hashes = RunRecord.load(run[0]).configurations if composed.verify else {}
+                text = read_newest_config(run[0], hashes)
+                found = (str(run[0]), run[1], text, "finished" if is_finished(run[0]) else "")
     folder, resume, text, finished = (str(RANKS.agree(part)) for part in found)
     return (Path(folder), resume, text, bool(finished)) if folder else None
 

@@ -5,6 +5,8 @@ No file of them is rewritten, so they say what ran when.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,32 @@ def newest_config(folder: Path) -> Path:
     return folder / (_RESUMED.format(found) if (found := _parts(folder)) else CONFIG)
 
 
-def read_newest_config(folder: Path) -> str:
-    """Text of the configuration of the newest part of a run; raises UserError if it cannot be read."""
+def text_hash(text: str) -> str:
+    """Hash of a configuration."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def read_newest_config(folder: Path, hashes: Mapping[str, str]) -> str:
+    """Text of the configuration of the newest part of a run.
+
+    Args:
+        folder: folder of the run.
+        hashes: name of a file → hash; files without one are not compared.
+
+    Raises:
+        UserError: it cannot be read, or is not what the run wrote.
+    """
     file = newest_config(folder)
     try:
-        return read_file(file, _LARGEST).decode("utf-8")
+        text = read_file(file, _LARGEST).decode("utf-8")
     except (UnreadableError, UnicodeDecodeError) as error:
-        raise UserError(f"resume: {file} {error}; copy it from a backup, or start anew with init_from") from None
+        raise UserError(f"resume: {file} {error}; copy it again, or start anew with init_from={folder}") from None
+    if hashes.get(file.name, known := text_hash(text)) != known:
+        raise UserError(
+            f"resume: {file} is not what the run wrote; copy it again and give changes as overrides, or set "
+            "verify=false to take it as it is"
+        )
+    return text
 
 
 def parsed_config(folder: Path, text: str) -> dict[str, Any]:

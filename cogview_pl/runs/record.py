@@ -40,6 +40,9 @@ class RunRecord:
     """Group of the configuration → choice, and key that it adds, as `++KEY` → value; a resumed run is composed from
     the same ones."""
 
+    configurations: dict[str, str] = field(default_factory=dict)
+    """Name of each file of configuration → its hash."""
+
     def save(self, folder: Path) -> None:
         """Replace the record of a run folder."""
         values = asdict(self)

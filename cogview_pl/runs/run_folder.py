@@ -24,7 +24,7 @@ from cogview_pl.durable.latest import LATEST
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.durable.write import clear_for_writing, is_draft, write_bytes, write_text
 from cogview_pl.errors import UserError
-from cogview_pl.runs.history import CONFIG, next_config
+from cogview_pl.runs.history import CONFIG, next_config, text_hash
 from cogview_pl.runs.lock import LOCK, RunLock
 from cogview_pl.runs.ranks import RANKS, Processes
 from cogview_pl.runs.record import RECORD, RunRecord, is_run
@@ -172,6 +172,8 @@ class RunFolder:
             files = (self / RECORD, self._config_file)
             self._before = {file: file.read_bytes() for file in files if file.exists()}
             self._work = self._progress()
+            self._record.configurations[self._config_file.name] = text_hash(self._config)
+            self._record.save(self.path)  # before its file: a kill in between leaves the earlier one as the newest
             write_text(self._config_file, self._config)
         self._record.save(self.path)
 

@@ -148,8 +148,8 @@ class Bench:
     def advice(self, subject: Subject) -> list[str]:
         """Advice that a stopped run prints; a chain may print advice for its stage."""
         if subject.can_go_on(self.run):
-            return [f" -m cogview_pl.run resume={self.run}"]
-        return ["start it again", f" -m cogview_pl.run resume={self.place}/outputs/"]
+            return [f"go on with: python -m cogview_pl.run resume={self.run}"]
+        return ["start it again", f"go on with: python -m cogview_pl.run resume={self.place}/outputs/"]
 
     def finish(self, subject: Subject, *, killed: bool = False, whole_log: bool = True) -> str:
         """Resume a stopped run, or start it anew, to its end; its result must equal the reference.

@@ -91,7 +91,7 @@ NOT_READ = {
     "samples/grid.png": "for people; a chain copies it right after the run",
     "tensorboard/*": "for TensorBoard, which checks it; a chain draws its curves right after the run",
     METRICS: "for people, but of evaluations: evaluate.compare reads them",
-    "config.yaml": "for people; a run that goes on keeps it to put it back",
+    "config.yaml": "of runs that nothing goes on with",
     RECORD: "of runs that nothing goes on with or compares",
     "report.html": "for people",
     "first.png": "for people, in the folder of a chain",

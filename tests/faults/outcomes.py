@@ -33,7 +33,7 @@ FAILED = "FAILED"
 
 SCALARS_OF = "tensorboard"
 NOT_COMPARED = {
-    "config.yaml": "names the place of the run",
+    "config*.yaml": "names the place of the run",
     RECORD: "holds a hash of metrics.json, in which times are; compared by its other values",
     METRICS: "compared but for times",
     LOCK: "names a process",

@@ -77,6 +77,25 @@ def test_a_learning_rate_that_is_lowered_takes_effect(run: Path) -> None:
     assert saved(run)["optimizer_states"][0]["param_groups"][0]["lr"] == 0.25
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, 3)])
+def test_another_number_of_batches_for_a_step_holds_from_the_first_step(run: Path, before: int, after: int) -> None:
+    """No step has too few batches, every sample is used once, and the validation stays at its step."""
+    values = [float(number) for number in range(20)]
+    config = configured(accumulate_grad_batches=before)
+    first = Line(config, at=2 * before + before - 1, act=lambda: signal.raise_signal(signal.SIGTERM))  # in step 3
+    with pytest.raises(Stopped), SIGNALS:
+        carried_out(config, first, samples(*values))
+    assert saved(run)["global_step"] == 3 and first.validated == [2]
+    again = configured(accumulate_grad_batches=after, max_steps=6)
+    again.resume = str(run)
+    second = Line(again)
+    with SIGNALS:
+        carried_out(again, second, samples(*values))
+    assert (len(first.seen), len(second.seen)) == (3 * before, 3 * after)
+    assert len({*first.seen, *second.seen}) == 3 * before + 3 * after
+    assert second.validated == [4, 6] and saved(run)["global_step"] == 6
+
+
 def test_a_run_that_early_stopping_ended_goes_on_as_if_it_had_not_been(run: Path) -> None:
     """Its last checkpoint is its end, between two of every so many steps."""
     values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
