@@ -80,6 +80,8 @@ def with_choices_of_the_run(words: list[str]) -> list[str]:
 
     So `resume=RUN` is a whole command line, and an override may name a key that only those choices have.
     """
+    if not any(word.lstrip("+").startswith("resume=") for word in words):
+        return words
     parsed = OverridesParser.create().parse_overrides(overrides_in(words))
     given = {one.key_or_group: "" if one.is_sweep_override() else str(one.value()) for one in parsed}
     folder = _folder_of(given)
