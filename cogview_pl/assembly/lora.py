@@ -37,15 +37,6 @@ def check_lora(options: LoRAConfig, hidden_size: int, *, starts_from_weights: bo
         raise UserError(f"lora.targets={_names(options)} must hold at least one of {names}, and none of them twice")
 
 
-def check_image_tokenizer_of_adapter(options: LoRAConfig, start: SequenceModel, image_tokenizer: str) -> None:
-    """Raises UserError if a run without `model/` would lose its image tokenizer, because its base has another one."""
-    if options.rank and not options.merge and start.image_tokenizer.identity != image_tokenizer:
-        raise UserError(
-            "lora.merge=false leaves an adapter, which uses the image tokenizer of the model in init_from, and the "
-            "token store was made with another one; set lora.merge=true"
-        )
-
-
 def lora_identity(options: LoRAConfig, start: SequenceModel) -> dict[str, Any]:
     """Settings that a resumed run compares, besides those of the model."""
     return {

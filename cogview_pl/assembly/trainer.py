@@ -138,8 +138,7 @@ def train(
         found = trainer.callback_metrics
         metrics |= found
         # A run that was stopped after its last step has not been validated in this process.
-        steps = _validation_interval(options.trainer) // options.trainer["accumulate_grad_batches"]
-        if trainer.global_step % steps or not any(name.startswith("val/") for name in found):
+        if not any(name.startswith("val/") for name in found):
             trainer.validate(module, datamodule=data, verbose=False)
             metrics |= trainer.callback_metrics
     return {name: float(value) for name, value in metrics.items()}

@@ -17,6 +17,10 @@ from cogview_pl.vqvae.config import Reconstruction
 from cogview_pl.vqvae.losses import psnr, reconstruction_loss
 from cogview_pl.vqvae.model import VQVAE
 
+_MEANS = ("val/loss_reconstruction", "val/loss_commitment", "eval/psnr")
+VALIDATION_METRICS = (*_MEANS, "codebook/usage", "codebook/perplexity")
+"""Names of the metrics that a validation logs."""
+
 
 class ImageTokenizerModule(LightningModule):
     """Trains a VQ-VAE on batches of images.
@@ -123,8 +127,7 @@ class ImageTokenizerModule(LightningModule):
         self._val_sums = None
         if sums[-1] == 0:
             return
-        names = ("val/loss_reconstruction", "val/loss_commitment", "eval/psnr")
-        self.log_dict(dict(zip(names, sums[:-1] / sums[-1], strict=True)))
+        self.log_dict(dict(zip(_MEANS, sums[:-1] / sums[-1], strict=True)))
         share = counts / counts.sum()
         entropy = -(share * share.clamp(min=1e-12).log()).sum()
         self.log("codebook/usage", (counts > 0).float().mean())

@@ -5,11 +5,13 @@ Each name says what breaks without it. Checked against Lightning 2.6.6, torch 2.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils._pytree import tree_map as tree_map  # else gathering optimizer states needs a recursion of our own
 
 
@@ -29,19 +31,66 @@ def stops_early(trainer: Trainer) -> bool:
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Can write `last.ckpt` alone; else a run's last steps have no checkpoint, and each stop leaves a file more."""
+    """Saves when it is told to; else a run's last steps have no checkpoint, and each stop leaves a file more.
+
+    Files that drop out of the best are deleted after `last.ckpt` is written. A run that is killed in between goes on
+    from the earlier `last.ckpt`, which still names them.
+    """
+
+    _dropped: list[str] | None = None
 
     def save_last_checkpoint(self, trainer: Trainer) -> None:
         """Write `last.ckpt`."""
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
+    def save_best_and_last(self, trainer: Trainer) -> None:
+        """Write the checkpoint of this step if it is among the best by the monitored metric, then `last.ckpt`."""
+        candidates = self._monitor_candidates(trainer)
+        self._dropped = []
+        self._save_topk_checkpoint(trainer, candidates)
+        self._save_last_checkpoint(trainer, candidates)
+        dropped, self._dropped = self._dropped, None
+        for file in dropped:
+            self._remove_checkpoint(trainer, file)
+
+    def has_metric(self, trainer: Trainer) -> bool:
+        """Whether the monitored metric was logged."""
+        return self.monitor in self._monitor_candidates(trainer)
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether `every_n_train_steps` or `train_time_interval` asks for a checkpoint after this step."""
+        if self._train_time_interval is None:
+            return self._every_n_train_steps >= 1 and trainer.global_step % self._every_n_train_steps == 0
+        now = time.monotonic()
+        passed = now - (self._last_time_checked or now) >= self._train_time_interval.total_seconds()
+        if trainer.strategy.broadcast(passed):
+            self._last_time_checked = now
+            return True
+        return False
+
     def is_saved(self, trainer: Trainer) -> bool:
         """Whether this step has its checkpoint, or gets none outside of training."""
         return self._should_skip_saving_checkpoint(trainer)
 
+    def is_over(self, trainer: Trainer) -> bool:
+        """Whether checkpoints are not saved now, in any step."""
+        return trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
     def saves_on_exception(self, trainer: Trainer) -> bool:
         """Whether an exception in this step makes a checkpoint."""
         return self._should_save_on_exception(trainer)
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        if self._dropped is None:
+            super()._remove_checkpoint(trainer, filepath)
+        else:
+            self._dropped.append(filepath)
+
+
+def validates_next(trainer: Trainer) -> bool:
+    """Whether a validation follows this step; else a checkpoint is written before the validation of its step."""
+    loop = trainer.fit_loop
+    return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
 def set_mesh_sizes(strategy: ModelParallelStrategy, *, data_parallel: int, tensor_parallel: int) -> None:

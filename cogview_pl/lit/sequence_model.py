@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -155,6 +156,11 @@ class SequenceModule(LightningModule):
         return sequence_loss(
             self.model, batch.tokens, batch.positions, batch.weights, batch.slots, slots, self.slot_ids, inputs
         )
+
+
+def validation_metrics(slot_names: Iterable[str]) -> list[str]:
+    """Names of the metrics that a validation logs."""
+    return ["val/loss", *(f"val/loss_{name}" for name in slot_names)]
 
 
 def with_noise(batch: SequenceBatch, slot: int, share: float) -> Tensor:

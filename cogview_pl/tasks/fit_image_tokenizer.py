@@ -6,6 +6,7 @@ from torchvision.utils import save_image
 
 from cogview_pl.assembly.checks import check_training, prepare_compiler
 from cogview_pl.assembly.image_data import image_inputs, open_images
+from cogview_pl.assembly.kept_checkpoints import check_kept
 from cogview_pl.assembly.model_specs import vqvae_settings
 from cogview_pl.assembly.models import open_image_tokenizer, require_same
 from cogview_pl.assembly.trainer import data_module, optimizer_factory, seed_all, train
@@ -17,7 +18,7 @@ from cogview_pl.data.bad_samples import collate_images
 from cogview_pl.durable.write import replacing
 from cogview_pl.errors import UserError
 from cogview_pl.lit.config import StrategyConfig
-from cogview_pl.lit.image_tokenizer import ImageTokenizerModule, reconstruction_grid
+from cogview_pl.lit.image_tokenizer import VALIDATION_METRICS, ImageTokenizerModule, reconstruction_grid
 from cogview_pl.runs.run_folder import RunFolder
 
 _SHEET_IMAGES = 16  # validation images in reconstructions.png
@@ -31,6 +32,7 @@ def check(config: Config) -> None:
         raise UserError("precision=bf16_true: the averages of a codebook need fp32; use precision=bf16 for task=vqvae")
     options = training_options(config)
     check_training(options, shardable=False)
+    check_kept(options.callbacks, VALIDATION_METRICS)
     prepare_compiler(options)
     optimizer_factory(options)
 

@@ -6,12 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cogview_pl.assembly.checks import check_training, prepare_compiler
-from cogview_pl.assembly.lora import (
-    check_image_tokenizer_of_adapter,
-    check_lora,
-    lora_identity,
-    save_lora,
-)
+from cogview_pl.assembly.kept_checkpoints import check_kept
+from cogview_pl.assembly.lora import check_lora, lora_identity, save_lora
 from cogview_pl.assembly.model_specs import predicted_ids, transformer_settings
 from cogview_pl.assembly.models import (
     check_positions,
@@ -44,13 +40,13 @@ from cogview_pl.config.schema import Config
 from cogview_pl.data.sequence_dataset import SequenceCollator
 from cogview_pl.errors import UserError
 from cogview_pl.generation.pipeline import CogView
-from cogview_pl.lit.sequence_model import SequenceModule
+from cogview_pl.lit.sequence_model import SequenceModule, validation_metrics
 from cogview_pl.runs.run_folder import RunFolder, predecessor
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary, is_text_to_image
 from cogview_pl.vocab.config import TemplateConfig
-from cogview_pl.vocab.roles import check_trainable
+from cogview_pl.vocab.roles import check_trainable, slot_names
 
 _OF_THE_WEIGHTS = ("vocab_size", "num_layers", "hidden_size", "num_heads", "num_positions", "norm")
 """Settings that a finetuned model shares with its base model."""
@@ -81,6 +77,7 @@ def check(config: Config) -> None:
     check_trainable(config.template)
     check_lora(config.lora, config.model.hidden_size, starts_from_weights=options.starts_from_weights)
     check_training(options, shardable=True)
+    check_kept(options.callbacks, validation_metrics(slot_names(config.template.layout)))
     prepare_compiler(options)
     optimizer_factory(options)
 
@@ -105,7 +102,6 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     model = build_transformer(layout.transformer_settings)
     if base is not None:
         _require_tokenizers(base, tokens, vocabulary)
-        check_image_tokenizer_of_adapter(config.lora, base.model, tokens.image_tokenizer.identity)
         model.load_state_dict(base.model.model.state_dict(), assign=config.lora.rank > 0)  # share frozen weights
         base = base if config.lora.rank else None  # without LoRA, free its weights before training
     if config.lora.rank:
@@ -172,6 +168,11 @@ def _require_tokenizers(base: Base, tokens: Tokens, vocabulary: Vocabulary) -> N
     if base.model.text.identity != tokens.text.identity:
         raise UserError(
             f"{base.name} has another text tokenizer than the token store; tokenise with the tokenizer of that model"
+        )
+    if base.model.image_tokenizer.identity != tokens.image_tokenizer.identity:
+        raise UserError(
+            f"{base.name} has another image tokenizer than the token store, so their codes mean other images; tokenise "
+            "with the tokenizer of that model, or give a model that was trained on this token store"
         )
 
 

@@ -10,6 +10,11 @@ CAPTION = "text"
 """Name of the text that is the caption of an image: a slot `{text}` and the text field of a sample."""
 
 
+def slot_names(layout: str) -> list[str]:
+    """Names of the slots of a layout, in order."""
+    return [slot.name for slot in parse_slots(layout, text_length=1)]
+
+
 def text_fields(layout: str) -> tuple[str, ...]:
     """Names of the texts that samples need for a layout.
 

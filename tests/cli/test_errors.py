@@ -142,6 +142,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["init_from", "image_tokenizer", "task=pretrain"],
     ),
     "init_from_other_stage_1": ([*FIRST_TASK, "init_from={pretrain}"], ["init_from", "sequence_model", "task=vqvae"]),
+    "init_from_other_codes": (
+        ["task=pretrain", "init_from={other_codes}", "data.token_store={tokenize}"],
+        ["init_from={other_codes}", "another image tokenizer than the token store"],
+    ),
     "init_from_other_size": (
         ["task=pretrain", "init_from={pretrain}", "model.num_layers=1"],
         ["init_from", "num_layers"],
@@ -203,6 +207,15 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "resume_auto": (["task=vqvae", "resume=auto"], ["resume=auto", "run_dir"]),
     "run_dir_of_another_run": ([*FIRST_TASK, "run_dir={pretrain}"], ["run_dir={pretrain}", "last.ckpt", "resume="]),
     "resume_flipped": (["task=vqvae", "resume={flipped_checkpoint}"], ["last.ckpt", "damaged", "checksum"]),
+    "monitor": (
+        [*FIRST_TASK, "callbacks.checkpoint.monitor=val/loss"],
+        ["callbacks.checkpoint.monitor=val/loss", "no such metric", "val/loss_reconstruction"],
+    ),
+    "monitor_of_stage_2": (
+        ["task=pretrain", "callbacks.checkpoint.monitor=val/los"],
+        ["callbacks.checkpoint.monitor=val/los", "val/loss, val/loss_text, val/loss_image"],
+    ),
+    "monitor_mode": ([*FIRST_TASK, "callbacks.checkpoint.mode=least"], ["callbacks.checkpoint.mode=least", "min"]),
     "patience": ([*FIRST_TASK, "callbacks.nan_guard.patience=0"], ["callbacks.nan_guard.patience", "0"]),
     "endless_steps": ([*FIRST_TASK, "trainer.max_steps=inf"], ["trainer.max_steps", "inf"]),
     "run_dir_is_file": ([*FIRST_TASK, "run_dir={plain}/00.png"], ["run_dir={plain}/00.png"]),
@@ -244,6 +257,10 @@ def places(chain, tmp_path_factory) -> dict[str, Path]:
     file = copy("other_vqvae", "vqvae") / "model" / "weights.safetensors"
     save_file({key: value + 1 for key, value in load_file(file).items()}, file)
     forge_manifest(file.parent)
+    file = copy("other_codes", "pretrain") / "model" / "image_tokenizer" / "weights.safetensors"
+    save_file({key: value + 1 for key, value in load_file(file).items()}, file)
+    forge_manifest(file.parent)
+    forge_manifest(file.parents[1])
     file = copy("truncated", "tokenize") / "token_store" / "train.bin"
     file.write_bytes(file.read_bytes()[:-1])
     file = copy("unfinished", "tokenize") / "token_store" / "header.json"

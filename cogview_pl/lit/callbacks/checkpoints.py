@@ -1,4 +1,4 @@
-"""Checkpoints of a run: Lightning's ModelCheckpoint, except at a stop and at the end."""
+"""Checkpoints of a run: Lightning's ModelCheckpoint, which saves at other moments here."""
 
 from __future__ import annotations
 
@@ -8,17 +8,49 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from cogview_pl.lit.lightning_internals import LastCheckpoint, stops_early
+from cogview_pl.errors import UserError
+from cogview_pl.lit.lightning_internals import LastCheckpoint, stops_early, validates_next
+
+STEP = "step"
+"""The metric that keeps the newest checkpoint."""
+
+_MORE_IS_BETTER = (STEP, "eval/psnr", "codebook/usage", "codebook/perplexity")
+
+
+def mode_of(metric: str) -> str | None:
+    """`max` if a metric is better when it is larger, `min` for losses; None for metrics of other programs."""
+    if metric in _MORE_IS_BETTER:
+        return "max"
+    return "min" if "loss" in metric else None
 
 
 class Checkpoints(LastCheckpoint):
-    """Writes `last.ckpt` after the last step too, and only that file when a run is stopped.
+    """Keeps the newest checkpoint, or the best by a metric of the validation, and `last.ckpt`.
 
-    Lightning leaves out the steps after the last multiple of `every_n_train_steps`, also where early stopping or
-    `max_time` ends a run. When a run is stopped it would also
-    write `step_N.ckpt`. That takes twice the time of the few seconds that are left, and Lightning neither counts nor
-    deletes that file, so each stop would leave one more.
+    Lightning saves a step before its validation, and compares the metric of the validation before. It puts off the
+    checkpoint of the last batch of an epoch until the next validation, which may be thousands of steps later. It leaves
+    out the steps after the last multiple of `every_n_train_steps`, also where early stopping or `max_time` ends a run.
+    When a run is stopped it would also write `step_N.ckpt`. That takes twice the time of the few seconds that are left,
+    and Lightning neither counts nor deletes that file, so each stop would leave one more.
+
+    Args:
+        monitor: `step`, or a metric of the validation; then a step is saved after its validation.
+        mode: `min` or `max`; None: as `mode_of` says.
+        options: arguments of Lightning's ModelCheckpoint.
     """
+
+    def __init__(self, *, monitor: str = STEP, mode: str | None = None, **options: Any) -> None:
+        super().__init__(monitor=monitor, mode=mode or mode_of(monitor) or "min", **options)
+
+    @property
+    def state_key(self) -> str:
+        """Name of the state in checkpoints; a run that goes on may save at other steps."""
+        return self._generate_state_key(monitor=self.monitor, mode=self.mode)
+
+    @property
+    def follows_validation(self) -> bool:
+        """Whether the best checkpoints are chosen by a metric of the validation."""
+        return self.monitor not in (None, STEP)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take file names from a checkpoint, not their folders: old files get deleted, and a path may lead anywhere.
@@ -48,14 +80,34 @@ class Checkpoints(LastCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.global_step >= trainer.max_steps or stops_early(trainer):
+        """Save what is due, and the last step of the run; a step that is validated next is saved after that."""
+        due = self.is_due(trainer)
+        ends = trainer.global_step >= trainer.max_steps or stops_early(trainer)
+        if self.follows_validation:
+            if (due or ends) and not validates_next(trainer):
+                self._save_end(trainer)
+        elif due and not self.is_saved(trainer):
+            self.save_best_and_last(trainer)
+        elif ends:
             self._save_end(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_end(trainer, pl_module)
-        if stops_early(trainer):  # EarlyStopping has just decided
-            self._save_end(trainer)
+        """Save the step if its validation is among the best, and `last.ckpt`, which then knows of it."""
+        if not self.follows_validation:
+            if stops_early(trainer):  # EarlyStopping has just decided
+                self._save_end(trainer)
+            return
+        if self.is_over(trainer):
+            return
+        if not self.has_metric(trainer):
+            found = ", ".join(sorted(name for name in trainer.callback_metrics if not name.startswith("train/")))
+            raise UserError(
+                f"callbacks.checkpoint.monitor={self.monitor}: the validation has no such metric; choose one of {found}"
+            )
+        self.save_best_and_last(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Runs have no epochs."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save_end(trainer)  # a hook after those above may have ended the run

@@ -44,7 +44,12 @@ class StopAtStepEnd(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Lightning ends the run after it has logged this step, unless a validation comes first."""
+        """Lightning ends the run after it has logged this step, unless a validation comes first.
+
+        The last step is validated, wherever it lies: Lightning validates before a stop that is asked for.
+        """
+        if trainer.global_step >= trainer.max_steps:
+            trainer.should_stop = True
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._stops = trainer.strategy.reduce_boolean_decision(self._asked(), all=False)
             end_after_this_step(trainer, self._stops)
