@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,37 @@ def lora_identity(options: LoRAConfig, start: SequenceModel) -> dict[str, Any]:
     }
 
 
-def save_lora(
+def describe_adapter(
     options: LoRAConfig,
-    folder: RunFolder,
-    model: Transformer,
     *,
     start: SequenceModel,
     base: Path,
     transformer: Mapping[str, Any],
     template: Mapping[str, Any],
     image_tokenizer: str,
+) -> Adapter:
+    """An adapter before its training, without weights.
+
+    Args:
+        options: options of the adapters.
+        start: base model, as it was read from `base`.
+        base: folder or file of the base model.
+        transformer, template: constructor arguments.
+        image_tokenizer: identity of the image tokenizer.
+    """
+    return Adapter(
+        weights={},
+        lora=options,
+        transformer=transformer,
+        template=template,
+        base=str(base.resolve()),
+        base_identity=start.identity,
+        image_tokenizer=image_tokenizer,
+    )
+
+
+def save_lora(
+    options: LoRAConfig, folder: RunFolder, model: Transformer, adapter: Adapter, start: SequenceModel
 ) -> Transformer | None:
     """Write `adapter/`; with `lora.merge` return the base model with the adapter merged into its weights.
 
@@ -67,22 +89,11 @@ def save_lora(
         options: options of the adapters.
         folder: folder of the run.
         model: trained model with adapters.
-        start: base model, as it was read from `base`.
-        base: folder of the base model.
-        transformer, template: constructor arguments.
-        image_tokenizer: identity of the image tokenizer.
+        adapter: what `describe_adapter` gave.
+        start: base model.
     """
     weights = {name: tensor.cpu() for name, tensor in adapter_state(model).items()}
-    adapter = Adapter(
-        weights=weights,
-        lora=options,
-        transformer=transformer,
-        template=template,
-        base=str(base.resolve()),
-        base_identity=start.identity,
-        image_tokenizer=image_tokenizer,
-    )
-    save_adapter(folder / FOLDER, adapter)
+    save_adapter(folder / FOLDER, replace(adapter, weights=weights))
     if not options.merge:
         return None
     merge(start.model, weights, options.alpha)

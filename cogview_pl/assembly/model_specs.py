@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from cogview_pl.checkpoints.model_folder import (
 )
 from cogview_pl.checkpoints.released import is_released
 from cogview_pl.checkpoints.settings import CONFIG, plain, unfit_named
+from cogview_pl.checkpoints.training_checkpoint import find_checkpoint, read_checkpoint, text_in
 from cogview_pl.data.config import TokenSource
 from cogview_pl.data.token_store.header import TokenStoreHeader
 from cogview_pl.errors import UserError
@@ -50,8 +52,8 @@ class SequenceModelSpec:
     settings: dict[str, Any]
     template: Template
     images: ImageTokenizerSpec
-    text_model: Path | None = None
-    """SentencePiece file of a trained model; None for a configured one."""
+    text: Callable[[], TextTokenizer] | None = None
+    """Reads the text tokenizer of a trained model; None for a configured one."""
 
 
 def vqvae_settings(config: ImageTokenizerConfig) -> dict[str, Any]:
@@ -132,10 +134,9 @@ def role_spec(role: Role, options: ModelOptions, given: str | None, template: Te
             build_template(options.layout(template), vocabulary),
             images,
         )
-    with unfit_named(saved.folder / CONFIG):
+    with unfit_named(saved.file):
         built = build_template(saved.settings["template"], Vocabulary(**saved.settings["vocabulary"]))
-    images = _saved_images(options, saved.folder, role.key, "image_tokenizer")
-    return SequenceModelSpec(saved.settings["transformer"], built, images, saved.folder / "text.model")
+    return SequenceModelSpec(saved.settings["transformer"], built, saved.images, saved.text)
 
 
 def _of_tokens(
@@ -151,8 +152,7 @@ def _of_tokens(
     base = None if start is None else _existing(options.outputs, *start)
     saved = None if base is None else _saved_model(options, base, "init_from")
     if saved is not None:
-        images = _saved_images(options, saved.folder, "init_from", "image_tokenizer")
-        return images, Vocabulary(**saved.settings["vocabulary"])
+        return saved.images, Vocabulary(**saved.settings["vocabulary"])
     images = existing_images(options)
     vocab_size = options.text.vocab_size
     if options.text.model is not None:
@@ -181,11 +181,13 @@ def _existing(outputs: str, task: str, given: str | None) -> Path | None:
 
 
 class _Saved(NamedTuple):
-    """Settings of a saved sequence model."""
+    """Settings of a saved sequence model; an adapter has the tokenizers of its base."""
 
     settings: dict[str, Any]
-    folder: Path
-    """Model folder with the tokenizers; for an adapter, the folder of its base."""
+    images: ImageTokenizerSpec
+    text: Callable[[], TextTokenizer]
+    file: Path
+    """File of the settings."""
 
 
 def _saved_model(options: ModelOptions, path: Path, key: str) -> _Saved | None:
@@ -193,15 +195,35 @@ def _saved_model(options: ModelOptions, path: Path, key: str) -> _Saved | None:
     if is_released(path):
         return None
     adapter = find_adapter(path)
-    if adapter is None:
-        settings = read_model_settings(path, SEQUENCE_MODEL, key, verify=options.verify)
-        return _Saved(settings, find_model_folder(path, key))
-    own = read_adapter_settings(adapter, verify=options.verify)
-    found = _saved_model(options, Path(find_base(adapter, key)), key)
-    return found and _Saved({**found.settings, **own}, found.folder)
+    if adapter is not None:
+        own = read_adapter_settings(adapter, verify=options.verify)
+        found = _saved_model(options, Path(find_base(adapter, key)), key)
+        return found and found._replace(settings={**found.settings, **own})
+    if find_checkpoint(path) is not None:
+        return _in_checkpoint(path, key)
+    settings = read_model_settings(path, SEQUENCE_MODEL, key, verify=options.verify)
+    folder = find_model_folder(path, key)
+    images = _saved_images(options, folder, key, "image_tokenizer")
+    return _Saved(settings, images, partial(TextTokenizer.load, folder / "text.model"), folder / CONFIG)
+
+
+def _in_checkpoint(path: Path, key: str) -> _Saved:
+    """Settings of the model in a checkpoint of training."""
+    checkpoint = read_checkpoint(path, key, SEQUENCE_MODEL, verify=False)
+    with unfit_named(checkpoint.file, "file"):
+        images = _images_of(checkpoint.parts["image_tokenizer"]["config"])
+    return _Saved(checkpoint.config, images, partial(text_in, checkpoint), checkpoint.file)
 
 
 def _saved_images(options: ModelOptions, path: Path, key: str, inner: str = "") -> ImageTokenizerSpec:
+    if find_checkpoint(path) is not None:
+        checkpoint = read_checkpoint(path, key, IMAGE_TOKENIZER, verify=False)
+        with unfit_named(checkpoint.file, "file"):
+            return _images_of(checkpoint.config)
     found = read_model_settings(path, IMAGE_TOKENIZER, key, inner, verify=options.verify)
     with unfit_named(find_model_folder(path, key) / inner / CONFIG):
-        return ImageTokenizerSpec(found["vqvae"], found["image_size"])
+        return _images_of(found)
+
+
+def _images_of(config: dict[str, Any]) -> ImageTokenizerSpec:
+    return ImageTokenizerSpec(config["vqvae"], config["image_size"])

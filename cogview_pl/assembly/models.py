@@ -19,6 +19,7 @@ from cogview_pl.checkpoints.model_folder import (
 )
 from cogview_pl.checkpoints.released import is_released, load_transformer, load_vqvae, vqvae_settings
 from cogview_pl.checkpoints.settings import plain
+from cogview_pl.checkpoints.training_checkpoint import find_checkpoint, image_tokenizer_in
 from cogview_pl.errors import UserError
 from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
@@ -52,7 +53,9 @@ def check_positions(template: Template, num_positions: int) -> None:
 
 
 def open_image_tokenizer(options: ModelOptions, path: str | Path, key: str) -> ImageTokenizer:
-    """An image tokenizer from a run folder or a released file; raises UserError naming the config `key`."""
+    """An image tokenizer from a run folder, a checkpoint or a released file; raises UserError naming the `key`."""
+    if find_checkpoint(path) is not None:
+        return image_tokenizer_in(path, key, verify=options.verify)
     if not is_released(path):
         return load_image_tokenizer(path, key, verify=options.verify)
     model = load_vqvae(path, key, verify=options.verify)
@@ -66,7 +69,7 @@ def newest_image_tokenizer(options: ModelOptions) -> ImageTokenizer:
 
 
 def open_sequence_model(options: ModelOptions, path: str | Path, key: str, template: TemplateConfig) -> SequenceModel:
-    """A sequence model from a run folder (an adapter is merged into its base), or a released one.
+    """A sequence model from a run folder or a checkpoint (an adapter is merged into its base), or a released one.
 
     `template` is the layout of released weights.
 

@@ -153,18 +153,33 @@ def load_model(
         require_undamaged(folder, (CONFIG, _WEIGHTS))
     settings = _settings_of(folder, kind, key)
     with unfit_named(folder / CONFIG):
-        _require_few_parts(settings, number_of_tensors(folder / _WEIGHTS))
-        with torch.device("meta"):  # no random weights, since the saved ones replace them
-            model = build(settings)
+        model = build_empty(settings, number_of_tensors(folder / _WEIGHTS), build)
     load_weights(model, folder / _WEIGHTS, finite=verify)
     return model, settings
 
 
+def build_empty(settings: dict[str, Any], tensors: int, build: Callable[[dict[str, Any]], M]) -> M:
+    """A model without memory for weights, which are assigned next; raises ValueError if it has more parts than these.
+
+    Args:
+        settings: values of `config.yaml`.
+        tensors: number of saved weights.
+        build: makes the model from the settings.
+    """
+    _require_few_parts(settings, tensors)
+    with torch.device("meta"):  # no random weights, since the saved ones replace them
+        return build(settings)
+
+
 def save_image_tokenizer(folder: Path, tokenizer: ImageTokenizer) -> None:
     """Write the model folder of an image tokenizer."""
-    settings = dict(tokenizer.settings)
-    image_size = settings.pop("image_size")
-    save_model(folder, tokenizer.model, IMAGE_TOKENIZER, {"image_size": image_size, "vqvae": settings})
+    save_model(folder, tokenizer.model, IMAGE_TOKENIZER, image_tokenizer_config(tokenizer.settings))
+
+
+def image_tokenizer_config(settings: Settings) -> dict[str, Any]:
+    """Values of `config.yaml` for an image tokenizer with the given `ImageTokenizer.settings`."""
+    vqvae = dict(settings)
+    return {"image_size": vqvae.pop("image_size"), "vqvae": vqvae}
 
 
 def load_image_tokenizer(path: str | Path, key: str = "image_tokenizer.path", *, verify: bool = True) -> ImageTokenizer:
@@ -172,7 +187,12 @@ def load_image_tokenizer(path: str | Path, key: str = "image_tokenizer.path", *,
     folder = find_model_folder(path, key)
     model, config = load_model(folder, IMAGE_TOKENIZER, key, lambda config: build_vqvae(config["vqvae"]), verify=verify)
     with unfit_named(folder / CONFIG):
-        return ImageTokenizer(model, {**config["vqvae"], "image_size": _whole(config["image_size"])})
+        return image_tokenizer_of(model, config)
+
+
+def image_tokenizer_of(model: VQVAE, config: Settings) -> ImageTokenizer:
+    """An image tokenizer from its model and the values of its `config.yaml`."""
+    return ImageTokenizer(model, {**config["vqvae"], "image_size": _whole(config["image_size"])})
 
 
 def save_sequence_model(
@@ -186,15 +206,20 @@ def save_sequence_model(
     image_tokenizer: ImageTokenizer,
 ) -> None:
     """Write the model folder of a sequence model, with its image tokenizer and text tokenizer."""
-    settings = {
-        "transformer": dict(transformer),
-        "template": dict(template),
-        "vocabulary": {"codebook_size": vocabulary.codebook_size, "text_vocab_size": vocabulary.text_vocab_size},
-    }
+    settings = sequence_model_config(transformer, template, vocabulary)
     folder.mkdir(parents=True, exist_ok=True)
     text.save(folder / _TEXT)
     save_image_tokenizer(folder / _IMAGES, image_tokenizer)
     save_model(folder, model, SEQUENCE_MODEL, settings, others=_TOKENIZERS)
+
+
+def sequence_model_config(transformer: Settings, template: Settings, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Values of `config.yaml` for a sequence model."""
+    return {
+        "transformer": dict(transformer),
+        "template": dict(template),
+        "vocabulary": {"codebook_size": vocabulary.codebook_size, "text_vocab_size": vocabulary.text_vocab_size},
+    }
 
 
 def load_sequence_model(path: str | Path, key: str = "init_from", *, verify: bool = True) -> SequenceModel:
@@ -207,17 +232,41 @@ def load_sequence_model(path: str | Path, key: str = "init_from", *, verify: boo
         require_undamaged(folder, _TOKENIZERS)
     text = TextTokenizer.load(folder / _TEXT)
     image_tokenizer = load_image_tokenizer(folder / _IMAGES, key, verify=verify)
-    with unfit_named(folder / CONFIG):
+    return sequence_model_of(model, config, text, image_tokenizer, named=f"{key}={path}", file=folder / CONFIG)
+
+
+def sequence_model_of(
+    model: Transformer,
+    config: Settings,
+    text: TextTokenizer,
+    image_tokenizer: ImageTokenizer,
+    *,
+    named: str,
+    file: Path,
+) -> SequenceModel:
+    """A sequence model from its parts.
+
+    Args:
+        model: the transformer.
+        config: values of its `config.yaml`.
+        text, image_tokenizer: its tokenizers.
+        named: `KEY=PATH`, for messages.
+        file: file of the values.
+
+    Raises:
+        UserError: the parts do not fit each other.
+    """
+    with unfit_named(file):
         vocabulary = Vocabulary(**require_types(Vocabulary, config["vocabulary"]))
         template = build_template(config["template"], vocabulary)
     if vocabulary.codebook_size != image_tokenizer.model.codebook_size:
         raise UserError(
-            f"{key}={path}: the sequence model knows {vocabulary.codebook_size} image codes, its image tokenizer has "
+            f"{named}: the sequence model knows {vocabulary.codebook_size} image codes, its image tokenizer has "
             f"{image_tokenizer.model.codebook_size}; the folder was put together from different runs"
         )
     if text.vocab_size != vocabulary.text_vocab_size:
         raise UserError(
-            f"{key}={path}: the sequence model knows {vocabulary.text_vocab_size} text tokens, its text.model has "
+            f"{named}: the sequence model knows {vocabulary.text_vocab_size} text tokens, its text.model has "
             f"{text.vocab_size}; the folder was put together from different runs"
         )
     for needed, has, what in (
@@ -225,8 +274,8 @@ def load_sequence_model(path: str | Path, key: str = "init_from", *, verify: boo
         (template.num_positions, model.num_positions, "positions"),
     ):
         if needed > has:
-            raise UserError(f"{folder / CONFIG} needs {needed} {what}, the weights have {has}; copy the folder again")
-    return SequenceModel(model=model, template=template, text=text, image_tokenizer=image_tokenizer, settings=config)
+            raise UserError(f"{file} needs {needed} {what}, the weights have {has}; copy the folder again")
+    return SequenceModel(model, template, text, image_tokenizer, settings=dict(config))
 
 
 def read_model_settings(
@@ -270,25 +319,30 @@ def find_model_folder(path: str | Path, key: str) -> Path:
 
 def _settings_of(folder: Path, kind: str, key: str) -> dict[str, Any]:
     settings = read_settings(folder)
-    found = settings.get("kind")
-    if found != kind:
-        raise UserError(
-            f"{key}={folder} holds a model of kind {found}, needed is {kind}; give the run of {_MADE_BY[kind]}"
-        )
+    require_kind(settings, kind, folder, key)
     if kind == IMAGE_TOKENIZER:
-        _require_quantizer(settings, folder, key)
+        require_quantizer(settings, folder, key)
     return settings
 
 
-def _require_quantizer(settings: Mapping[str, Any], folder: Path, key: str) -> None:
+def require_kind(settings: Mapping[str, Any], kind: str, path: Path, key: str) -> None:
+    """Raises UserError if the `kind` of a saved model is another one."""
+    found = settings.get("kind")
+    if found != kind:
+        raise UserError(
+            f"{key}={path} holds a model of kind {found}, needed is {kind}; give the run of {_MADE_BY[kind]}"
+        )
+
+
+def require_quantizer(settings: Mapping[str, Any], folder: Path, key: str, described_by: str = CONFIG) -> None:
     """Raises UserError for a quantizer whose class is not imported: a folder may not import anything."""
-    with unfit_named(folder / CONFIG):
+    with unfit_named(folder / described_by):
         target = str(settings["vqvae"]["quantizer"]["_target_"])
     try:
         quantizer_class(target)
     except UserError as error:
         raise UserError(
-            f"{key}={folder}: {CONFIG} names the quantizer {target[:100]!r}, which is not imported; name it in "
+            f"{key}={folder}: {described_by} names the quantizer {target[:100]!r}, which is not imported; name it in "
             "image_tokenizer.quantizer._target_ if you trust its file (in Python: import its module first)"
         ) from error
 

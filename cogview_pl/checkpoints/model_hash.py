@@ -6,13 +6,18 @@ from pathlib import Path
 
 import xxhash
 
-from cogview_pl.checkpoints.adapter_folder import BASE, find_adapter
+from cogview_pl.checkpoints.adapter_folder import BASE, find_adapter, find_base
 from cogview_pl.checkpoints.manifest import MANIFEST
+from cogview_pl.checkpoints.training_checkpoint import checkpoint_hash, find_checkpoint
 
 
 def model_hash(path: str | Path) -> str:
-    """A hash that changes with the weights at a path, without reading them: of their manifests, or sizes and times."""
+    """A hash that changes with the weights at a path, without reading them: of checksums, or sizes and times."""
     digest = xxhash.xxh3_128()
+    checkpoint = find_checkpoint(path)
+    if checkpoint is not None and checkpoint.is_file():
+        base = model_hash(find_base(checkpoint, "base")) if find_adapter(checkpoint) else ""
+        return xxhash.xxh3_128(f"{checkpoint_hash(checkpoint)} {base}".encode()).hexdigest()
     for file in sorted(_files_of_model(Path(path))):
         if file.name == MANIFEST:
             digest.update(file.read_bytes())

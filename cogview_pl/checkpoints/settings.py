@@ -76,16 +76,16 @@ def _require_plain(text: str) -> None:
 
 
 @contextmanager
-def unfit_named(file: Path) -> Iterator[None]:
-    """Context that turns errors of wrong settings into a UserError that names their file."""
+def unfit_named(file: Path, copied: str = "folder") -> Iterator[None]:
+    """Context that turns errors of wrong settings into a UserError that names their file, and what to copy again."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{file} is damaged ({error}); copy the folder again") from error
+        raise UserError(f"{file} is damaged ({error}); copy the {copied} again") from error
     except _UNFIT as error:
         words = f"no {error}" if isinstance(error, KeyError) else str(error)
         reason = " ".join(words.split())[:300] or type(error).__name__
-        raise UserError(f"{file} is damaged ({reason}); copy the folder again") from error
+        raise UserError(f"{file} is damaged ({reason}); copy the {copied} again") from error
 
 
 def plain(value: Any) -> Any:

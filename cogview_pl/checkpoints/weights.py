@@ -100,11 +100,21 @@ def load_weights(model: nn.Module, file: Path, *, finite: bool) -> None:
     Raises:
         UserError: the file is damaged or does not fit, or see `read_weights`.
     """
-    weights = {name: _float32(tensor) for name, tensor in read_weights(file, finite=finite).items()}
+    assign_weights(model, read_weights(file, finite=finite), file)
+
+
+def assign_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], file: Path, described_by: str = "config.yaml"
+) -> None:
+    """Put weights into a model, in fp32, in evaluation mode; fp32 weights are shared.
+
+    Raises:
+        UserError: the weights do not fit; the message names their file, and what describes the model.
+    """
     try:
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict({name: _float32(tensor) for name, tensor in weights.items()}, assign=True)
     except RuntimeError as error:
-        raise UserError(f"{file} does not fit its config.yaml or is damaged: {_reason(error)}") from error
+        raise UserError(f"{file} does not fit its {described_by} or is damaged: {_reason(error)}") from error
     model.eval()
 
 

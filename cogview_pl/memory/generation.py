@@ -13,7 +13,7 @@ from cogview_pl.assembly.strategy import tensor_parts
 from cogview_pl.generation.config import Algorithm
 from cogview_pl.memory.inference import InferenceModel, decode_images, encode_images, image_tokenizer_bytes
 from cogview_pl.memory.phases import FP32, RGB, Phases
-from cogview_pl.vocab import TextSlot, TextTokenizer
+from cogview_pl.vocab import TextSlot
 
 
 def model_of_role(role: Role, options: GenerationOptions) -> SequenceModelSpec:
@@ -106,7 +106,7 @@ def _model(role: Role, options: GenerationOptions, on_gpu: bool) -> InferenceMod
 
 def _longest(prompts: Sequence[str], spec: SequenceModelSpec) -> int | None:
     """Tokens of the longest prompt; None without a text tokenizer."""
-    if not prompts or spec.text_model is None:
+    if not prompts or spec.text is None:
         return None
-    text = TextTokenizer.load(spec.text_model)
+    text = spec.text()
     return max(len(text.encode(prompt)) for prompt in prompts)

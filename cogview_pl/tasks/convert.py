@@ -1,4 +1,4 @@
-"""task=convert: released CogView checkpoints → model folders, and back; adapters → model folders."""
+"""task=convert: released CogView checkpoints → model folders, and back; adapters, checkpoints → model folders."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from cogview_pl.checkpoints.model_folder import (
     save_sequence_model,
 )
 from cogview_pl.checkpoints.released import is_released, is_vqvae_file, save_transformer, save_vqvae
+from cogview_pl.checkpoints.training_checkpoint import find_checkpoint, read_checkpoint
 from cogview_pl.config.parts import model_options
 from cogview_pl.config.schema import Config
 from cogview_pl.durable.read import why_unusable
@@ -38,7 +39,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         raise UserError(f"{_SOURCE}={source} {why_unusable(source)}; give a released file or folder, or a run folder")
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"convert.target={target} exists ({why_unusable(target)}); choose another or delete it")
-    to_ours = is_released(source) or find_adapter(source) is not None
+    to_ours = is_released(source) or find_adapter(source) is not None or find_checkpoint(source) is not None
     parameters = (
         _to_ours(model_options(config), config.template, source, target)
         if to_ours
@@ -48,7 +49,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
 
 
 def _to_ours(options: ModelOptions, template: TemplateConfig, source: Path, target: Path) -> int:
-    if source.is_file() and is_vqvae_file(source, _SOURCE, verify=False):
+    if _holds_image_tokenizer(source):
         tokenizer = open_image_tokenizer(options, source, _SOURCE)
         save_image_tokenizer(target, tokenizer)
         return _size(tokenizer.model)
@@ -63,6 +64,13 @@ def _to_ours(options: ModelOptions, template: TemplateConfig, source: Path, targ
         image_tokenizer=found.image_tokenizer,
     )
     return _size(found.model)
+
+
+def _holds_image_tokenizer(source: Path) -> bool:
+    """Whether a checkpoint or a released file is of an image tokenizer."""
+    if find_checkpoint(source) is not None:
+        return read_checkpoint(source, _SOURCE, None, verify=False).config["kind"] == IMAGE_TOKENIZER
+    return source.is_file() and is_vqvae_file(source, _SOURCE, verify=False)
 
 
 def _to_released(source: Path, target: Path, verify: bool) -> int:

@@ -12,6 +12,7 @@ from cogview_pl.assembly.models import open_image_tokenizer, require_same
 from cogview_pl.assembly.trainer import data_module, optimizer_factory, seed_all, train
 from cogview_pl.checkpoints.model_folder import IMAGE_TOKENIZER, ImageTokenizer, build_vqvae, save_image_tokenizer
 from cogview_pl.checkpoints.model_hash import model_hash
+from cogview_pl.checkpoints.training_checkpoint import image_tokenizer_parts
 from cogview_pl.config.parts import model_options, training_options
 from cogview_pl.config.schema import Config
 from cogview_pl.data.bad_samples import collate_images
@@ -65,10 +66,11 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     inputs = image_inputs({"train": train_images, "val": val_images})
     if config.init_from is not None:
         inputs["init_from"] = model_hash(config.init_from)
-    identity = {"kind": IMAGE_TOKENIZER, "settings": settings}
+    saved = {**settings, "image_size": tokenizer.image_size}
+    identity = {"kind": IMAGE_TOKENIZER, "settings": settings, "model": image_tokenizer_parts(saved)}
     metrics = train(training, folder, module, data, identity=identity, settings={}, inputs=inputs)
     if folder.writes:
-        save_image_tokenizer(folder / "model", ImageTokenizer(model, {**settings, "image_size": tokenizer.image_size}))
+        save_image_tokenizer(folder / "model", ImageTokenizer(model, saved))
         with replacing(folder / "reconstructions.png") as draft:
             save_image(reconstruction_grid(model, data.val, _SHEET_IMAGES), draft, format="png")
     return metrics

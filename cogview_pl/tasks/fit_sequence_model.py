@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from cogview_pl.assembly.checks import check_training, prepare_compiler
 from cogview_pl.assembly.kept_checkpoints import check_kept
-from cogview_pl.assembly.lora import check_lora, lora_identity, save_lora
+from cogview_pl.assembly.lora import check_lora, describe_adapter, lora_identity, save_lora
 from cogview_pl.assembly.model_specs import predicted_ids, transformer_settings
 from cogview_pl.assembly.models import (
     check_positions,
@@ -27,6 +27,7 @@ from cogview_pl.assembly.token_data import (
 )
 from cogview_pl.assembly.tokenization import Tokenization
 from cogview_pl.assembly.trainer import data_module, optimizer_factory, seed_all, train
+from cogview_pl.checkpoints.adapter_folder import Adapter, adapter_parts
 from cogview_pl.checkpoints.model_folder import (
     SEQUENCE_MODEL,
     SequenceModel,
@@ -35,6 +36,7 @@ from cogview_pl.checkpoints.model_folder import (
     save_sequence_model,
 )
 from cogview_pl.checkpoints.model_hash import model_hash
+from cogview_pl.checkpoints.training_checkpoint import sequence_model_parts
 from cogview_pl.config.parts import model_options, training_options
 from cogview_pl.config.schema import Config
 from cogview_pl.data.sequence_dataset import SequenceCollator
@@ -42,6 +44,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation.pipeline import CogView
 from cogview_pl.lit.sequence_model import SequenceModule, validation_metrics
 from cogview_pl.runs.run_folder import RunFolder, predecessor
+from cogview_pl.transformer.config import LoRAConfig
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary, is_text_to_image
@@ -122,20 +125,23 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         config.data,
         config.seed,
     )
+    adapter = _adapter(config.lora, base, layout, tokens) if base else None
     identity = {**layout.transformer_settings, **(lora_identity(config.lora, base.model) if base else {})}
     metrics = train(
         training,
         folder,
         module,
         data,
-        identity={"kind": SEQUENCE_MODEL, "settings": identity},
+        identity={"kind": SEQUENCE_MODEL, "settings": identity, "model": _parts(layout, tokens, adapter)},
         settings=sequence_settings(config.template, config.sequences),
         inputs=inputs | tokens.inputs,
         num_heads=config.model.num_heads,
     )
     gather_full_weights(config.strategy, model, keep=folder.writes)
     if folder.writes:
-        _save(training, folder, model, layout, tokens, base)
+        full = save_lora(config.lora, folder, model, adapter, base.model) if base and adapter else model
+        if full is not None:
+            _save(folder, full, layout, tokens)
     return tokens.metrics | metrics
 
 
@@ -201,29 +207,38 @@ def _module(
     )
 
 
-def _save(
-    options: TrainingOptions, folder: RunFolder, model: Transformer, layout: Layout, tokens: Tokens, base: Base | None
-) -> None:
-    """Write the trained model; `base` is the base model of the adapters, None without LoRA."""
-    full: Transformer | None = model
-    if base is not None:
-        full = save_lora(
-            options.lora,
-            folder,
-            model,
-            start=base.model,
-            base=base.path,
-            transformer=layout.transformer_settings,
-            template=layout.template_settings,
-            image_tokenizer=tokens.image_tokenizer.identity,
-        )
-    if full is not None:
-        save_sequence_model(
-            folder / "model",
-            full,
-            transformer=layout.transformer_settings,
-            template=layout.template_settings,
-            vocabulary=layout.template.vocabulary,
-            text=tokens.text,
-            image_tokenizer=tokens.image_tokenizer,
-        )
+def _adapter(options: LoRAConfig, base: Base, layout: Layout, tokens: Tokens) -> Adapter:
+    return describe_adapter(
+        options,
+        start=base.model,
+        base=base.path,
+        transformer=layout.transformer_settings,
+        template=layout.template_settings,
+        image_tokenizer=tokens.image_tokenizer.identity,
+    )
+
+
+def _parts(layout: Layout, tokens: Tokens, adapter: Adapter | None) -> dict[str, Any]:
+    """What checkpoints keep besides weights, so that they are models."""
+    if adapter is not None:
+        return adapter_parts(adapter, layout.template.vocabulary)
+    return sequence_model_parts(
+        layout.transformer_settings,
+        layout.template_settings,
+        layout.template.vocabulary,
+        tokens.text,
+        tokens.image_tokenizer,
+    )
+
+
+def _save(folder: RunFolder, model: Transformer, layout: Layout, tokens: Tokens) -> None:
+    """Write `model/`."""
+    save_sequence_model(
+        folder / "model",
+        model,
+        transformer=layout.transformer_settings,
+        template=layout.template_settings,
+        vocabulary=layout.template.vocabulary,
+        text=tokens.text,
+        image_tokenizer=tokens.image_tokenizer,
+    )
