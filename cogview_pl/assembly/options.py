@@ -8,7 +8,7 @@ from typing import Any
 
 from cogview_pl.data.config import SequencesConfig
 from cogview_pl.generation.config import Quantization, Sampling
-from cogview_pl.lit.config import OptimizerConfig, StrategyConfig
+from cogview_pl.lit.config import ModelFrom, OptimizerConfig, StrategyConfig
 from cogview_pl.transformer.config import LoRAConfig, TransformerConfig
 from cogview_pl.vocab.config import CompatConfig, TemplateConfig, TextConfig
 from cogview_pl.vqvae.config import ImageTokenizerConfig
@@ -48,6 +48,7 @@ class TrainingOptions:
     task: str
     seed: int
     resume: Any
+    model_from: ModelFrom
     verify: bool
     compile: bool
     precision: Mapping[str, Any]

@@ -16,13 +16,14 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cogview_pl.assembly.instantiate import instantiate
+from cogview_pl.assembly.kept_checkpoints import ema_decay, take_final_weights
 from cogview_pl.assembly.options import TrainingOptions
 from cogview_pl.assembly.strategy import DEEPSPEED, check_heads, lightning_strategy
 from cogview_pl.data.config import DataConfig
 from cogview_pl.durable.write import disk_full_named
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS, Stopped
-from cogview_pl.lit.callbacks import StopAtStepEnd
+from cogview_pl.lit.callbacks import EMA, StopAtStepEnd
 from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.lit.data_module import DataModule
@@ -100,6 +101,8 @@ def train(
 ) -> dict[str, float]:
     """Train, validate at the end, and return the last value of every logged metric.
 
+    The module then has the weights that become `model/`; `model/step` says of which step.
+
     Args:
         options: options of the run.
         folder: folder of the run; with `resume` it holds the checkpoint to resume from.
@@ -130,6 +133,7 @@ def train(
         if first:
             # Not the batch size: it may change with the number of devices.
             own = {"seed": options.seed, OPTIMIZER: options.optimizer.optimizer["_target_"]}
+            own["callbacks.ema.decay"] = ema_decay(options.callbacks)
             folder.require_same(own | settings, inputs, options.verify)
             folder.begin()
     SIGNALS.check()
@@ -141,6 +145,7 @@ def train(
         if not any(name.startswith("val/") for name in found):
             trainer.validate(module, datamodule=data, verbose=False)
             metrics |= trainer.callback_metrics
+        metrics |= take_final_weights(options, trainer, module, writes=folder.writes)
     return {name: float(value) for name, value in metrics.items()}
 
 
@@ -163,7 +168,11 @@ def _fit(trainer: Trainer, module: LightningModule, data: DataModule, checkpoint
 
 
 def _trainer(options: TrainingOptions, folder: RunFolder) -> Trainer:
-    callbacks = [instantiate(node, f"callbacks.{name}") for name, node in options.callbacks.items()]
+    nodes = dict(options.callbacks)
+    if ema_decay(nodes) is None:
+        nodes.pop("ema", None)
+    callbacks = [instantiate(node, f"callbacks.{name}") for name, node in nodes.items()]
+    callbacks.sort(key=lambda callback: isinstance(callback, EMA))  # after those that use the model in a validation
     # It must be first, because it sets the step that other callbacks log.
     callbacks.insert(0, StopAtStepEnd(lambda: SIGNALS.asked, SIGNALS.listen, _defer_signals))
     if not options.logger:  # LearningRateMonitor refuses to run without a logger

@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig, OmegaConf
 
 from cogview_pl.errors import UserError
-from cogview_pl.limits import ABOVE_0, COUNT, out_of_range
+from cogview_pl.limits import ABOVE_0, COUNT, SHARE_BELOW_1, out_of_range
 
 _OPEN_NODES = {
     "trainer.max_steps": COUNT,
@@ -14,6 +14,7 @@ _OPEN_NODES = {
     "trainer.log_every_n_steps": COUNT,
     "callbacks.nan_guard.patience": COUNT,
     "callbacks.checkpoint.every_n_train_steps": COUNT,
+    "callbacks.ema.decay": SHARE_BELOW_1,
     "callbacks.throughput.peak_tflops": ABOVE_0,
 }
 """Limits of keys that are in no dataclass, because they are arguments of Lightning's classes or of callbacks."""

@@ -17,7 +17,7 @@ from cogview_pl.data.config import DataConfig, FolderDataConfig, SequencesConfig
 from cogview_pl.evaluation.config import EvaluateConfig, FeaturesConfig
 from cogview_pl.generation.config import Quantization, Sampling
 from cogview_pl.limits import MISSING, count, seed_number
-from cogview_pl.lit.config import OptimizerConfig, StrategyConfig
+from cogview_pl.lit.config import ModelFrom, OptimizerConfig, StrategyConfig
 from cogview_pl.memory.config import PlanConfig
 from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.transformer.config import ActivationCheckpointing, LoRAConfig, TransformerConfig
@@ -64,6 +64,7 @@ class Config:
     rerank_with: str | None = None
     upscale_with: str | None = None
     resume: Any = None
+    model_from: ModelFrom = MISSING
     objective: str | None = None
     sweep: SweepConfig = field(default_factory=SweepConfig)
     prompts: Any = None

@@ -26,6 +26,13 @@ class StrategyKind(Enum):
         return self not in (StrategyKind.single, StrategyKind.ddp)
 
 
+class ModelFrom(Enum):
+    """Checkpoint of a run that becomes `model/`."""
+
+    last = "last"
+    best = "best"
+
+
 @dataclass
 class OptimizerConfig:
     """Optimizer, learning-rate schedule and gradient clipping."""

@@ -33,7 +33,7 @@ def check(config: Config) -> None:
         raise UserError("precision=bf16_true: the averages of a codebook need fp32; use precision=bf16 for task=vqvae")
     options = training_options(config)
     check_training(options, shardable=False)
-    check_kept(options.callbacks, VALIDATION_METRICS)
+    check_kept(options, VALIDATION_METRICS)
     prepare_compiler(options)
     optimizer_factory(options)
 

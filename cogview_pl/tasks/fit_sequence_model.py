@@ -80,7 +80,7 @@ def check(config: Config) -> None:
     check_trainable(config.template)
     check_lora(config.lora, config.model.hidden_size, starts_from_weights=options.starts_from_weights)
     check_training(options, shardable=True)
-    check_kept(options.callbacks, validation_metrics(slot_names(config.template.layout)))
+    check_kept(options, validation_metrics(slot_names(config.template.layout)))
     prepare_compiler(options)
     optimizer_factory(options)
 
