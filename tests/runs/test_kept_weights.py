@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def averages(weights: list[float]) -> list[float]:
 class Looks(Callback):
     """Uses the model after a validation, as callbacks do that generate images."""
 
-    seen: list[float] = []
+    seen: ClassVar[list[float]] = []
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Line)
