@@ -90,6 +90,8 @@ def run_composed(
 def _dispatch(config: Config, folder: RunFolder, words: list[str], job: str | None) -> Metrics:
     """Run the verb in all its processes; returns its metrics."""
     verb = _verb(config.verb.value)
+    if config.verb.trains_in_parallel or config.verb.shares_batches:
+        _check_devices(config)
     if config.verb.trains_in_parallel:
         verb.check(config)
     if config.verb.must_fit:
@@ -99,12 +101,33 @@ def _dispatch(config: Config, folder: RunFolder, words: list[str], job: str | No
                 _verb("plan").require_fit(config, _recompose(words, job))
     if config.verb == Verb.chain:
         return verb.run(config, folder, _run_stage)  # type: ignore[no-any-return]
-    shares_a_model = config.verb == Verb.generate and config.strategy.kind == StrategyKind.tp
-    if config.verb.trains_in_parallel or shares_a_model:
-        with RANKS.launching([*words, f"run_dir={quoted(str(folder.path))}"]):
+    command = [*words, f"run_dir={quoted(str(folder.path))}"]
+    if config.verb.trains_in_parallel:
+        with RANKS.launching(command):
             return verb.run(config, folder)  # type: ignore[no-any-return]
+    if config.verb.shares_batches:
+        return _share_batches(config, folder, verb, command)
     with RANKS.first_goes_ahead() as first:
         return verb.run(config, folder) if first else {}
+
+
+def _check_devices(config: Config) -> None:
+    from cogview_pl.assembly.devices import check_devices  # imports torch
+
+    check_devices(config.trainer)
+
+
+def _share_batches(config: Config, folder: RunFolder, verb: Any, command: list[str]) -> Metrics:
+    """Run a verb whose prompts or images the devices share; with tensor parallelism they share the model instead."""
+    from cogview_pl.assembly.strategy import num_devices  # imports torch
+    from cogview_pl.data.sharing import Team
+    from cogview_pl.runs.team import working_together
+
+    if config.verb == Verb.generate and config.strategy.kind == StrategyKind.tp:
+        with RANKS.launching(command):
+            return verb.run(config, folder, Team())  # type: ignore[no-any-return]
+    with working_together(num_devices(config.trainer), config.trainer["num_nodes"], command) as team:
+        return {} if team is None else verb.run(config, folder, team)
 
 
 def _run_stage(overrides: list[str]) -> tuple[Path, Metrics]:

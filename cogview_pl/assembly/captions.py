@@ -13,8 +13,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from cogview_pl.assembly.image_data import validation_samples
 from cogview_pl.checkpoints.model_folder import ImageTokenizer
 from cogview_pl.data.config import DataConfig
-from cogview_pl.data.records import record_line
-from cogview_pl.durable.write import replacing
+from cogview_pl.data.sharing import Team
 from cogview_pl.generation.codes import encode_images
 from cogview_pl.generation.config import Sampling
 from cogview_pl.generation.contact_sheet import contact_sheet
@@ -61,27 +60,30 @@ def write_captions(
     images: Sequence[NamedImage],
     skipped: Sequence[dict[str, str]],
     *,
+    team: Team,
     sampling: Sampling,
     seed: int,
     font: str | None,
 ) -> tuple[list[str], dict[str, float]]:
-    """Write a caption for every image; returns captions and metrics."""
-    if skipped:
+    """Write a caption for every image; returns captions and metrics, none in all processes but the first."""
+    if skipped and team.first:
         write_records(folder / "skipped.jsonl", skipped)
         _log.warning("left out: %d images that cannot be read, listed in %s", len(skipped), folder / "skipped.jsonl")
     started = time.perf_counter()
-    codes = encode_images([image.image for image in images], tokenizer.model, sampling.batch_size)
+
+    def describe(batch: range) -> list[str]:
+        codes = encode_images([images[number].image for number in batch], tokenizer.model, len(batch))
+        return list(captioner.captions(codes, seeds=[seed] * len(codes), sampling=sampling.plain()))
+
     captions: list[str] = []
-    with (
-        replacing(folder / SAMPLES) as draft,
-        draft.open("wb") as records,
-        Bar("describe", len(codes), "images") as bar,
-    ):
-        made = captioner.captions(codes, seeds=[seed] * len(codes), sampling=sampling.plain())
-        for image, caption in zip(images, made, strict=True):
-            records.write(record_line({"file": image.name, "caption": caption}))
-            captions.append(caption)
-            bar.update()
+    with Bar("describe", len(images), "images") as bar:
+        for found in team.in_order(describe, team.batches(len(images), sampling.batch_size)):
+            captions += found
+            bar.update(len(found))
+    if not team.first:
+        return [], {}
+    records = [{"file": image.name, "caption": caption} for image, caption in zip(images, captions, strict=True)]
+    write_records(folder / SAMPLES, records)
     seconds = time.perf_counter() - started
     (folder / "samples").mkdir(exist_ok=True)
     rows = [(c, [to_pil_image(i.image)]) for c, i in zip(captions, images[:_SHEET_IMAGES], strict=False)]

@@ -27,9 +27,9 @@ ADAMW_OFFLOAD = f"{_LOW_MEMORY}adamw_offload"
 _ROUNDS_AT_RANDOM = ("adamw_bf16", "adamw_8bit")
 
 
-def check_precision(precision: Mapping[str, Any]) -> None:
+def check_precision(precision: Mapping[str, Any], *, on_gpu: bool) -> None:
     """Raises UserError for fp16 without a GPU: CPUs have no fast fp16 arithmetic."""
-    if precision.get("precision") == "16-mixed" and not torch.cuda.is_available():
+    if precision.get("precision") == "16-mixed" and not on_gpu:
         raise UserError("precision=fp16 needs a CUDA GPU and none was found; use precision=fp32 or precision=bf16")
 
 
@@ -43,7 +43,7 @@ def check_training(options: TrainingOptions, *, shardable: bool) -> None:
     Raises:
         UserError: two options exclude each other; the message names the key to change.
     """
-    check_precision(options.precision)
+    check_precision(options.precision, on_gpu=uses_gpu(options.trainer))
     _check_optimizer(options)
     _check_schedule(options)
     _check_strategy(options, shardable=shardable)
@@ -59,9 +59,9 @@ def _check_schedule(options: TrainingOptions) -> None:
         )
 
 
-def trains_on_gpu(trainer: Mapping[str, Any]) -> bool:
-    """Whether a training run uses a CUDA GPU."""
-    return trainer["accelerator"] != "cpu" and torch.cuda.is_available()
+def uses_gpu(trainer: Mapping[str, Any]) -> bool:
+    """Whether a run uses a CUDA GPU."""
+    return trainer["accelerator"] not in ("cpu", "mps") and torch.cuda.is_available()
 
 
 def prepare_compiler(options: TrainingOptions) -> None:
@@ -72,7 +72,7 @@ def prepare_compiler(options: TrainingOptions) -> None:
     """
     if not options.compile:
         return
-    missing = missing_for_triton() if trains_on_gpu(options.trainer) else _missing_on_cpu()
+    missing = missing_for_triton() if uses_gpu(options.trainer) else _missing_on_cpu()
     if missing is not None:
         raise UserError(f"compile=true: {missing}, or set compile=false")
     torch.compiler.reset()
@@ -99,7 +99,7 @@ def _check_optimizer(options: TrainingOptions) -> None:
         )
     if optimizer == "adamw_offload":
         _check_offload(options)
-    if optimizer in _ROUNDS_AT_RANDOM and trains_on_gpu(options.trainer):
+    if optimizer in _ROUNDS_AT_RANDOM and uses_gpu(options.trainer):
         missing = missing_for_triton()
         if missing is not None:
             raise UserError(f"optimizer={optimizer}: {missing}, or use optimizer=adamw")

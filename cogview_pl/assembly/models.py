@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cogview_pl.assembly.checks import check_precision
 from cogview_pl.assembly.options import ModelOptions
 from cogview_pl.checkpoints.adapter_folder import load_adapted
 from cogview_pl.checkpoints.model_folder import (
@@ -27,19 +24,6 @@ from cogview_pl.vocab.config import TemplateConfig
 
 _ROLES = {"cogview-base": "init_from", "cogview-sr": "upscale_with", "cogview-caption": "rerank_with"}
 """Name of a released folder → key that it is made for; its files do not tell. `init_from` takes any of them."""
-
-_WEIGHTS = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
-
-
-def weights_dtype(precision: Mapping[str, Any]) -> torch.dtype:
-    """Precision of the weights in inference: 16 bits with `precision=fp16` or `bf16`, though training keeps fp32."""
-    return _WEIGHTS.get(precision["precision"], torch.float32)
-
-
-def inference_device(precision: Mapping[str, Any]) -> tuple[str, torch.dtype]:
-    """Device and precision of the weights in inference; raises UserError for fp16 without a GPU."""
-    check_precision(precision)
-    return "cuda" if torch.cuda.is_available() else "cpu", weights_dtype(precision)
 
 
 def check_positions(template: Template, num_positions: int) -> None:

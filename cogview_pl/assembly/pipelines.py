@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cogview_pl.assembly.models import inference_device
+from cogview_pl.assembly.devices import inference_device
 from cogview_pl.assembly.options import GenerationOptions
 from cogview_pl.assembly.roles import CAPTIONER, GENERATOR, UPSCALER, Role, open_role
 from cogview_pl.assembly.strategy import inference_sharding
@@ -94,7 +94,7 @@ def open_pipeline(options: GenerationOptions, generator: SequenceModel) -> Gener
         UserError: a model is missing or has another layout; its image tokenizer differs from the generator's; the
             generator does not support guidance; quantization is not available.
     """
-    device, dtype = inference_device(options.precision)
+    device, dtype = inference_device(options.trainer, options.precision)
     if options.top_n is not None and options.rerank_with is None:
         raise UserError(f"top_n={options.top_n} keeps the best images, and nothing ranks them; set rerank_with")
     sampling = options.sampler

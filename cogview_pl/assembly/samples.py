@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from cogview_pl.assembly.options import GenerationOptions
 from cogview_pl.assembly.pipelines import GenerationPipeline
 from cogview_pl.assembly.roles import GENERATOR
 from cogview_pl.checkpoints.model_hash import model_hash
 from cogview_pl.checkpoints.settings import plain
+from cogview_pl.data.sharing import Team
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.generation.contact_sheet import contact_sheet
 from cogview_pl.lit.bars import Bar
@@ -21,37 +23,44 @@ _SHEET_WIDTH = 8  # images across the contact sheet
 
 
 def write_samples(
-    options: GenerationOptions, folder: RunFolder, pipeline: GenerationPipeline, prompts: Sequence[str]
+    options: GenerationOptions, folder: RunFolder, pipeline: GenerationPipeline, prompts: Sequence[str], team: Team
 ) -> list[GeneratedImage]:
-    """Generate and save images in order, then write the contact sheet.
+    """Generate and save images in order, then write the contact sheet; returns all images in the first process.
 
     With `resume`, images of finished groups are read from the folder and not generated again.
     """
-    prompts_at_once = max(1, options.sampler.batch_size // options.num_images_per_prompt)
+    groups = team.batches(len(prompts), max(1, options.sampler.batch_size // options.num_images_per_prompt))
     writer = SamplesWriter(
         folder, options.kept, settings=_settings(options), inputs=_inputs(options), verify=options.models.verify
     )
     images: list[GeneratedImage] = []
-    if options.resume:
-        images = writer.go_on(prompts, prompts_at_once)
-    else:
+    if team.first and options.resume:
+        images = writer.go_on(prompts, len(groups[0]))
+    elif team.first:
         writer.start()
-    finished = len(images) // options.kept
+    finished = team.tell(len(images) // options.kept)
     y, x = pipeline.generator.grid
     codes_of_prompt = y * x * options.num_images_per_prompt
+
+    def generate(group: range) -> list[GeneratedImage]:
+        SIGNALS.check()
+        found = pipeline.generate(
+            [prompts[number] for number in group],
+            num_images_per_prompt=options.num_images_per_prompt,
+            top_n=options.top_n,
+            seed=options.seed,
+            on_codes=bar.update,
+        )
+        return list(found)
+
+    def count(group: range) -> None:
+        bar.update(len(group) * codes_of_prompt)
+
     with Bar("generate", len(prompts) * codes_of_prompt, "codes", done=finished * codes_of_prompt) as bar:
-        for first in range(finished, len(prompts), prompts_at_once):
-            SIGNALS.check()
-            group = prompts[first : first + prompts_at_once]
-            for image in pipeline.generate(
-                group,
-                num_images_per_prompt=options.num_images_per_prompt,
-                top_n=options.top_n,
-                seed=options.seed,
-                on_codes=bar.update,
-            ):
-                writer.add(image)
-                images.append(image)
+        left = [group for group in groups if group.start >= finished]
+        for image in chain.from_iterable(team.in_order(generate, left, on_other=count)):
+            writer.add(image)
+            images.append(image)
     if folder.writes:
         _save_sheet(options, folder, prompts, images)
     return images

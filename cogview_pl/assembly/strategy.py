@@ -22,12 +22,12 @@ DEEPSPEED = (StrategyKind.deepspeed_2, StrategyKind.deepspeed_3)
 
 
 def num_devices(trainer: Mapping[str, Any]) -> int:
-    """Number of devices that a run trains on; `auto` and `-1` mean all devices of this machine."""
+    """Number of devices that a run uses; `auto` and `-1` mean all devices of this machine."""
     devices = trainer.get("devices", 1)
     if isinstance(devices, (list, tuple)):
         devices = len(devices)
     if not isinstance(devices, int) or devices < 1:
-        devices = max(1, torch.cuda.device_count())
+        devices = 1 if trainer.get("accelerator") == "cpu" else max(1, torch.cuda.device_count())
     return devices * int(trainer.get("num_nodes", 1))
 
 

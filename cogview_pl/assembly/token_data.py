@@ -14,6 +14,7 @@ from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel
 from cogview_pl.data.config import SequencesConfig, TokenSource
 from cogview_pl.data.mixing import mixed
 from cogview_pl.data.sequence_dataset import SequenceDataset, fields_of_slots
+from cogview_pl.data.sharing import Team
 from cogview_pl.data.token_store.cogview_bin import ReleasedFile, refuse_lmdb
 from cogview_pl.data.token_store.rows import TokenRows, WithoutText
 from cogview_pl.data.token_store.store import TokenStore
@@ -59,7 +60,7 @@ def open_tokens(
             if first:
                 path.mkdir(exist_ok=True)
                 images = start.image_tokenizer if start else newest_image_tokenizer(models)
-                metrics = tokenise(options, images, start.text if start else None, folder, path)
+                metrics = tokenise(options, images, start.text if start else None, folder, path, Team())
     else:
         path = predecessor(models.outputs, "tokenize", "data.token_store", given)
     refuse_lmdb(path)

@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
@@ -18,7 +18,8 @@ from cogview_pl.checkpoints.model_folder import ImageTokenizer, save_image_token
 from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, collate_images, enough_to_judge
 from cogview_pl.data.config import DataConfig, StoreFormat, TokenStoreConfig
 from cogview_pl.data.loader import Loader
-from cogview_pl.data.samples import CaptionedImages
+from cogview_pl.data.samples import CaptionedImages, Skipped
+from cogview_pl.data.sharing import Team
 from cogview_pl.data.token_store.cogview_bin import TEXT_LENGTH
 from cogview_pl.data.token_store.store import TokenStoreWriter
 from cogview_pl.errors import UserError
@@ -45,10 +46,12 @@ class Tokenization:
     layout: str
     verify: bool
     """Whether a resumed run checks that its data have not changed."""
+    device: str
+    """Device of the image tokenizer."""
 
 
 def tokenise(
-    options: Tokenization, images: ImageTokenizer, text: TextTokenizer | None, run: RunFolder, folder: Path
+    options: Tokenization, images: ImageTokenizer, text: TextTokenizer | None, run: RunFolder, folder: Path, team: Team
 ) -> dict[str, float]:
     """Write `token_store/`, `text.model`, `image_tokenizer/` and `skipped.jsonl` into a folder, or continue them.
 
@@ -58,9 +61,10 @@ def tokenise(
         text: text tokenizer; None: `text.model`, or one that is learned from the texts.
         run: folder of the run; it begins after all checks.
         folder: existing folder to write into.
+        team: the processes that encode images; the first one writes.
 
     Returns:
-        Counts and speed.
+        Counts and speed; empty in all processes but the first.
 
     Raises:
         UserError: the images, the tokenizers or an unfinished token store do not fit each other.
@@ -69,6 +73,13 @@ def tokenise(
     _check(options, images, fields)
     data = options.data.at_twice_the_size() if options.rows.large else options.data
     sources = {split: open_images(data, split, fields) for split in _SPLITS}
+    encoder = _Encoder(options, images, fields, team)
+    if not team.first:
+        encoder.text = TextTokenizer(team.tell(b""))
+        for split, source in sources.items():
+            for _ in encoder.encoded(split, source, team.tell(0)):
+                pass
+        return {}
     run.require_same({}, image_inputs(sources), options.verify)
     text = text or _text_tokenizer(options.text, folder / TEXT_MODEL, _texts(sources["train"], fields))
     cogview = options.rows.format == StoreFormat.cogview
@@ -92,10 +103,14 @@ def tokenise(
     bad_samples = BadSampleLog(folder / "skipped.jsonl", options.data.max_skipped_share, enough_to_judge(total))
     seen_before = sum(writer.resume_index(split) for split in _SPLITS)
     bad_samples.load_state({"seen": seen_before, "skipped": bad_samples.count})
+    encoder.text = TextTokenizer(team.tell(text.serialized))
     started = time.perf_counter()
+    for split, source in sources.items():
+        for batch in encoder.encoded(split, source, team.tell(writer.resume_index(split))):
+            bad_samples.add(batch.skipped, batch.seen)
+            next_index = writer.resume_index(split) + batch.seen
+            writer.append(split, batch.text_tokens, batch.codes, batch.keys, next_index, batch.large)
     if not writer.header.complete:
-        for split, source in sources.items():
-            _tokenise_split(options.data, split, source, images, text, writer, bad_samples)
         writer.finish()
     return {
         **{f"tokenize/rows_{name}": split.rows for name, split in writer.header.splits.items()},
@@ -106,40 +121,65 @@ def tokenise(
     }
 
 
-def _tokenise_split(
-    options: DataConfig,
-    split: str,
-    source: CaptionedImages,
-    tokenizer: ImageTokenizer,
-    text: TextTokenizer,
-    writer: TokenStoreWriter,
-    bad_samples: BadSampleLog,
-) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer.model.to(device).to(memory_format=torch.channels_last)
-    size = tokenizer.settings["image_size"]
-    start = writer.resume_index(split)
-    loader: Loader[ImageBatch] = Loader(
-        Subset(source, range(start, len(source))),
-        batch_size=options.batch_size,
-        num_workers=options.num_workers,
-        collate_fn=collate_images,
-        patience=options.worker_timeout,
-        look=SIGNALS.check,
-    )
-    with Bar(f"tokenize {split}", len(source), "images", done=start) as bar:
-        for batch in loader:
-            SIGNALS.check()
-            seen = len(batch.images) + len(batch.skipped)
-            bad_samples.add(batch.skipped, seen)
-            start += seen
-            images = batch.images.to(device)
-            codes = _codes(tokenizer, images, size)
-            large = _codes(tokenizer, images, 2 * size) if writer.header.large else None
-            fields = writer.header.text_fields
-            text_tokens = {field: [text.encode(one) for one in batch.texts_of(field)] for field in fields}
-            writer.append(split, text_tokens, codes, batch.keys, start, large)
-            bar.update(seen)
+class Encoded(NamedTuple):
+    """A batch of samples as rows of the store, and the samples that were skipped."""
+
+    text_tokens: dict[str, list[list[int]]]
+    codes: Tensor
+    large: Tensor | None
+    keys: list[str]
+    skipped: list[Skipped]
+
+    @property
+    def seen(self) -> int:
+        """Number of samples that were read."""
+        return len(self.keys) + len(self.skipped)
+
+
+@dataclass
+class _Encoder:
+    """Reads and encodes images; the processes of a team take turns."""
+
+    options: Tokenization
+    tokenizer: ImageTokenizer
+    fields: Sequence[str]
+    team: Team
+    text: TextTokenizer | None = None
+
+    def encoded(self, split: str, source: CaptionedImages, start: int) -> Iterator[Encoded]:
+        """The samples from `start` on, in batches and in order, in the first process; nothing in the others."""
+        data = self.options.data
+        batches = [
+            range(first, min(first + data.batch_size, len(source)))
+            for first in range(start, len(source), data.batch_size)
+        ]
+        loader: Loader[ImageBatch] = Loader(
+            source,
+            batch_sampler=self.team.own(batches),
+            num_workers=data.num_workers,
+            collate_fn=collate_images,
+            patience=data.worker_timeout,
+            look=SIGNALS.check,
+        )
+        self.tokenizer.model.to(self.options.device).to(memory_format=torch.channels_last)
+        read = iter(loader) if len(batches) > self.team.rank else iter(())
+        with Bar(f"tokenize {split}", len(source), "images", done=start) as bar:
+            for found in self.team.in_order(lambda _: self._encode(next(read)), batches):
+                yield found
+                bar.update(found.seen)
+
+    def _encode(self, batch: ImageBatch) -> Encoded:
+        SIGNALS.check()
+        assert self.text is not None
+        size = self.tokenizer.settings["image_size"]
+        images = batch.images.to(self.options.device)
+        return Encoded(
+            {field: [self.text.encode(one) for one in batch.texts_of(field)] for field in self.fields},
+            _codes(self.tokenizer, images, size),
+            _codes(self.tokenizer, images, 2 * size) if self.options.rows.large else None,
+            batch.keys,
+            batch.skipped,
+        )
 
 
 def _codes(tokenizer: ImageTokenizer, images: Tensor, edge: int) -> Tensor:

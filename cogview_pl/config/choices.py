@@ -21,8 +21,13 @@ class Verb(Enum):
 
     @property
     def trains_in_parallel(self) -> bool:
-        """Whether all processes of a run take part; for other verbs the first process does all work."""
+        """Whether all processes of a run take part; see `shares_batches` for other verbs."""
         return self in (Verb.fit_image_tokenizer, Verb.fit_sequence_model)
+
+    @property
+    def shares_batches(self) -> bool:
+        """Whether the devices of a run share its prompts or images."""
+        return self in (Verb.tokenize, Verb.generate, Verb.rerank, Verb.magnify, Verb.evaluate)
 
     @property
     def must_fit(self) -> bool:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from cogview_pl.checkpoints.model_folder import ImageTokenizer
+from cogview_pl.data.bad_samples import ImageBatch
 from cogview_pl.evaluation.config import EvaluateConfig
-from cogview_pl.evaluation.features import RESIZE_FILTER, FeatureNetwork
+from cogview_pl.evaluation.features import RESIZE_FILTER, FeatureNetwork, Features
 from cogview_pl.evaluation.image_files import ImageFiles
 from cogview_pl.evaluation.lpips import LPIPS
-from cogview_pl.evaluation.measure import Images, Reader, views
-from cogview_pl.evaluation.metrics import FID, ReconstructionMetrics, inception_score
+from cogview_pl.evaluation.measure import Images, Reader, View, view
+from cogview_pl.evaluation.metrics import FID, Comparison, ReconstructionMetrics, inception_score
 from cogview_pl.evaluation.protocol import PROTOCOL, digest_of_prompts, digest_of_weights
 from cogview_pl.evaluation.requirements import require_enough
 from cogview_pl.generation.codes import encode_images
@@ -87,6 +88,8 @@ class Evaluation:
     def measure(self, candidates: Candidates, reader: Reader) -> dict[str, float | str]:
         """Metrics of generated images, and under `protocol/` the values that they depend on.
 
+        Empty in all processes but the first.
+
         Raises:
             UserError: too few images can be read.
         """
@@ -100,11 +103,13 @@ class Evaluation:
         if candidates.files:
             generated, found = self._generated(candidates, reader, fids, real.count if real else None)
             metrics |= found
-        metrics |= {f"eval/fid_{radius:g}": fid.compute() for radius, fid in fids.items()}
         if self.tools.captioner is not None and self.tools.captioner_codes is not None:
             metrics["eval/caption_loss"] = self._caption_loss(
                 self.tools.captioner, self.tools.captioner_codes, candidates, reader
             )
+        if not reader.team.first:
+            return {}
+        metrics |= {f"eval/fid_{radius:g}": fid.compute() for radius, fid in fids.items()}
         if network is not None and fids:
             _warn_of_few(network, real, generated)
         return metrics | {f"{PROTOCOL}{key}": value for key, value in self._protocol(real, generated).items()}
@@ -118,14 +123,24 @@ class Evaluation:
             reconstruction = ReconstructionMetrics(self.tools.tokenizer.model.to(network.device), self.tools.lpips)
         rfid = FID(network.num_features)
         digest, count = hashlib.sha256(), 0
-        for view in views(images, reader, "reference", network, fids):
-            digest.update(view.images.numpy().tobytes())
-            count += len(view.images)
+
+        def look(batch: ImageBatch) -> tuple[View, tuple[Features, Comparison] | None]:
+            if reconstruction is None:
+                return view(batch, network, fids), None
+            decoded, comparison = reconstruction.compare(batch.images.float() / 255)
+            return view(batch, network, fids), (network(decoded), comparison)
+
+        for seen, compared in reader.each(images, "reference", look):
+            digest.update(seen.images.numpy().tobytes())
+            count += len(seen.images)
             for radius, fid in fids.items():
-                fid.add_real(view.features[radius].features)
-            if reconstruction is not None:
-                rfid.add_real(view.features[0].features)
-                rfid.add_generated(network(reconstruction.add(view.pixels)).features)
+                fid.add_real(seen.features[radius].features)
+            if reconstruction is not None and compared is not None:
+                rfid.add_real(seen.features[0].features)
+                rfid.add_generated(compared[0].features)
+                reconstruction.add(compared[1])
+        if not reader.team.first:
+            return Reference(0, ""), {}
         require_enough(self.wanted & {"reconstruction"}, self.options.is_splits, 0, count)
         metrics = {} if reconstruction is None else {**reconstruction.compute(), "eval/rfid": rfid.compute()}
         return Reference(count, digest.hexdigest()), metrics
@@ -142,16 +157,18 @@ class Evaluation:
         images = ImageFiles(candidates.files, candidates.prompts, self.image_size)
         prompts: list[str] = []
         logits: list[Tensor] = []
-        for view in views(images, reader, "generated", network, fids):
-            prompts += view.prompts
+        for seen in reader.each(images, "generated", lambda batch: view(batch, network, fids)):
+            prompts += seen.prompts
             for radius, fid in fids.items():
-                fid.add_generated(view.features[radius].features)
-            if view.features and view.features[0].logits is not None:
-                logits.append(view.features[0].logits)
+                fid.add_generated(seen.features[radius].features)
+            if seen.features and seen.features[0].logits is not None:
+                logits.append(seen.features[0].logits)
                 if style is not None:
-                    style.add(logits[-1], view.prompts)
+                    style.add(logits[-1], seen.prompts)
             if attributes is not None:
-                attributes.add(view.images, view.prompts)
+                attributes.add(seen.images, seen.prompts)
+        if not reader.team.first:
+            return [], {}
         require_enough(self.wanted, self.options.is_splits, len(prompts), num_real)
         metrics: dict[str, float] = {}
         for judge in (attributes, style):
@@ -164,11 +181,13 @@ class Evaluation:
         self, captioner: Captioner, tokenizer: ImageTokenizer, candidates: Candidates, reader: Reader
     ) -> float:
         images = ImageFiles(candidates.files, candidates.prompts, tokenizer.settings["image_size"])
-        losses: list[float] = []
-        for batch in reader.batches(images, "caption loss"):
+
+        def score(batch: ImageBatch) -> list[float]:
             codes = encode_images(list(batch.images), tokenizer.model, self.batch_size)
-            losses += captioner.losses(batch.texts, codes, self.batch_size)
-        return fmean(losses)
+            return captioner.losses(batch.texts, codes, self.batch_size)
+
+        losses = [loss for part in reader.each(images, "caption loss", score) for loss in part]
+        return fmean(losses) if reader.team.first else 0.0
 
     def _protocol(self, real: Reference | None, generated: list[str] | None) -> dict[str, float | str]:
         """Values that the numbers depend on, besides the generator: those of two protocols cannot be compared."""

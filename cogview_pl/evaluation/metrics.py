@@ -6,6 +6,7 @@ Shapes: B images, F features, K codes or classes.
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,19 @@ def inception_score(logits: Tensor, splits: int, seed: int) -> float:
         return float(metric.compute()[0])
 
 
+class Comparison(NamedTuple):
+    """Sums over a batch of B images and their reconstructions."""
+
+    images: int
+    psnr: float
+    ssim: Tensor
+    """Scalar, on the CPU."""
+    distance: float
+    """LPIPS; 0 without it."""
+    counts_K: Tensor
+    """Number of times that each code is used, float32, on the CPU."""
+
+
 class ReconstructionMetrics:
     """PSNR, SSIM, LPIPS and use of the codebook, over images given batch by batch.
 
@@ -84,26 +98,35 @@ class ReconstructionMetrics:
     def __init__(self, model: VQVAE, lpips: LPIPS | None = None) -> None:
         self._model = model
         self._lpips = lpips
-        self._distance = 0.0
-        device = next(model.parameters()).device
-        self._ssim = StructuralSimilarityIndexMeasure(data_range=1.0).to(device)
-        self._counts = torch.zeros(model.codebook_size, device=device)
-        self._psnr = 0.0
+        self._distance = self._psnr = 0.0
+        self._ssim = torch.tensor(0.0)
+        self._counts = torch.zeros(model.codebook_size)
         self._seen = 0
 
     @torch.no_grad()
-    def add(self, images: Tensor) -> Tensor:
-        """Add images, float `(B, 3, Y, X)` in 0 … 1; returns their reconstructions, clipped to 0 … 1."""
-        images = images.to(self._counts.device)
+    def compare(self, images: Tensor) -> tuple[Tensor, Comparison]:
+        """Reconstructions, clipped to 0 … 1, of images, float `(B, 3, Y, X)` in 0 … 1, and how they differ."""
+        device = next(self._model.parameters()).device
+        images = images.to(device)
         codes = self._model.encode(images)
         decoded = self._model.decode(codes).clamp(0, 1)
-        self._counts += count_codes(codes.flatten(), len(self._counts))
-        self._psnr += float(psnr(decoded, images)) * len(images)
-        if self._lpips is not None:
-            self._distance += float(self._lpips(decoded, images).sum())
-        self._seen += len(images)
-        self._ssim.update(decoded, images)
-        return decoded
+        ssim = StructuralSimilarityIndexMeasure(data_range=1.0).to(device)
+        ssim.update(decoded, images)
+        return decoded, Comparison(
+            len(images),
+            float(psnr(decoded, images)) * len(images),
+            torch.as_tensor(ssim.similarity).cpu(),
+            0.0 if self._lpips is None else float(self._lpips(decoded, images).sum()),
+            count_codes(codes.flatten(), len(self._counts)).cpu(),
+        )
+
+    def add(self, found: Comparison) -> None:
+        """Add the sums of a batch."""
+        self._counts += found.counts_K
+        self._psnr += found.psnr
+        self._distance += found.distance
+        self._ssim += found.ssim
+        self._seen += found.images
 
     def compute(self) -> dict[str, float]:
         """Means over the images: `eval/psnr` (dB), `eval/ssim`, `codebook/usage`, `codebook/perplexity`.
@@ -114,7 +137,7 @@ class ReconstructionMetrics:
         distance = {} if self._lpips is None else {"eval/lpips": self._distance / self._seen}
         return distance | {
             "eval/psnr": self._psnr / self._seen,
-            "eval/ssim": float(torch.as_tensor(self._ssim.compute())),
+            "eval/ssim": float(self._ssim / self._seen),
             "codebook/usage": float(usage),
             "codebook/perplexity": float(perplexity),
         }

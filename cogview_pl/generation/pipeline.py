@@ -18,6 +18,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation.config import Algorithm, Sampling
 from cogview_pl.generation.decode import decode
 from cogview_pl.generation.speculative import decode_jacobi
+from cogview_pl.kernels.availability import best_device
 from cogview_pl.transformer.config import NormScope
 from cogview_pl.vocab import CodeSlot, is_text_to_image
 
@@ -54,8 +55,7 @@ class CogView:
 
         `verify` compares the files with their hashes; a damaged or incomplete folder raises UserError.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(load_adapted(path, verify=verify), device)
+        return cls(load_adapted(path, verify=verify), device or best_device())
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cogview_pl.generation.config import Sampling
+from cogview_pl.kernels.availability import widest_float
 
 
 def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
@@ -41,6 +42,10 @@ def sample(probabilities: Tensor, uniform: Tensor) -> Tensor:
         probabilities: `(B, n)`; need not be normalised.
         uniform: one number in [0, 1) per row, `(B,)`: the only source of randomness.
     """
-    cumulative = probabilities.double().cumsum(-1)  # fp64: the product below must stay under the total
-    point = uniform.double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, point, right=True).squeeze(-1)
+    precise = widest_float(probabilities.device)  # in fp64 the product below stays under the total
+    cumulative = probabilities.to(precise).cumsum(-1)
+    total = cumulative[:, -1:].contiguous()
+    columns = torch.searchsorted(cumulative, uniform.to(precise)[:, None] * total, right=True)
+    if precise != torch.float64:
+        columns = columns.minimum(torch.searchsorted(cumulative, total))  # the last column that can be sampled
+    return columns.squeeze(-1)

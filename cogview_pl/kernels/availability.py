@@ -1,4 +1,4 @@
-"""Devices that can run the project's Triton kernels."""
+"""Abilities of devices: the project's Triton kernels, float64."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ from functools import cache
 import torch
 
 _FROM = (8, 0)  # first compute capability with bf16 matmuls
+WITHOUT_FLOAT64 = ("mps",)
+"""Types of devices that have no float64."""
+
+
+def best_device() -> str:
+    """`cuda`, `mps` or `cpu`: the first that this machine has."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has nothing wider."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
 @cache

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.utils import make_grid
 
 from cogview_pl.data.bad_samples import ImageBatch, collate_images
+from cogview_pl.kernels.availability import widest_float
 from cogview_pl.lit.config import OptimizerConfig
 from cogview_pl.lit.optimizers import BuildOptimizer, ParameterGroup, configure_optimizers, log_gradient_norm
 from cogview_pl.vqvae.config import Reconstruction
@@ -123,12 +124,12 @@ class ImageTokenizerModule(LightningModule):
         """Log means per image, and usage and perplexity of the codebook, over the validation set of all devices."""
         if self._val_sums is None:
             return
-        sums, counts = self._total(self._val_sums), self._total(self._code_counts).double()
+        sums, counts = self._total(self._val_sums), self._total(self._code_counts)
         self._val_sums = None
         if sums[-1] == 0:
             return
         self.log_dict(dict(zip(_MEANS, sums[:-1] / sums[-1], strict=True)))
-        share = counts / counts.sum()
+        share = counts.to(widest_float(counts.device)) / counts.sum()
         entropy = -(share * share.clamp(min=1e-12).log()).sum()
         self.log("codebook/usage", (counts > 0).float().mean())
         self.log("codebook/perplexity", entropy.exp().float())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cogview_pl.data.sequence_dataset import SequenceBatch
 from cogview_pl.generation.pipeline import CogView
+from cogview_pl.kernels.availability import widest_float
 from cogview_pl.lit.config import OptimizerConfig
 from cogview_pl.lit.optimizers import (
     BuildOptimizer,
@@ -106,7 +107,8 @@ class SequenceModule(LightningModule):
         """Add up the cross-entropies and token counts of one batch."""
         result = self._loss(batch)
         weight = batch.weights[:, 1:].float().sum()
-        sums = torch.stack([*result.slot_sums_S, *result.slot_counts_S, result.loss * weight, weight]).double()
+        sums = torch.stack([*result.slot_sums_S, *result.slot_counts_S, result.loss * weight, weight])
+        sums = sums.to(widest_float(sums.device))
         self._val_sums = sums if self._val_sums is None else self._val_sums + sums
 
     def on_validation_epoch_end(self) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from cogview_pl.assembly.devices import weights_dtype
 from cogview_pl.assembly.model_specs import ImageTokenizerSpec, SequenceModelSpec, role_spec
-from cogview_pl.assembly.models import weights_dtype
 from cogview_pl.assembly.options import GenerationOptions
 from cogview_pl.assembly.roles import CAPTION_WRITER, CAPTIONER, GENERATOR, UPSCALER, Role
 from cogview_pl.assembly.strategy import tensor_parts

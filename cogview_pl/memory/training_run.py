@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from cogview_pl.assembly.checks import ADAMW_OFFLOAD
+from cogview_pl.assembly.devices import weights_dtype
 from cogview_pl.assembly.instantiate import instantiate
 from cogview_pl.assembly.model_specs import SequenceModelSpec
-from cogview_pl.assembly.models import weights_dtype
 from cogview_pl.assembly.options import TrainingOptions
 from cogview_pl.assembly.strategy import num_devices, tensor_parts
 from cogview_pl.assembly.trainer import optimizer_node

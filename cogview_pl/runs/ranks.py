@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 _PATIENCE = timedelta(days=7)  # longest time that other processes wait while the first one tokenises
 _TO_MEET = timedelta(minutes=10)  # longest time until all processes have started
-_LAUNCHER = "COGVIEW_PL_LAUNCHER"  # id of the process that started this one for another device of its run
 _INTERACTIVE = ("bash", "interactive")  # names of interactive SLURM jobs; a run in one starts as a single process
 _FAILED = "failed"
 _SET_BY_LIGHTNING = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
+
+LAUNCHER = "COGVIEW_PL_LAUNCHER"
+"""Variable with the id of the process that started this one for another device of its run."""
 
 
 class Processes:
@@ -46,6 +48,12 @@ class Processes:
     def first(self) -> bool:
         """Whether this process writes the files of the run."""
         return self.rank == 0
+
+    @property
+    def local_rank(self) -> int:
+        """Number of this process among those on its machine."""
+        slurm = self.size > 1 and "TORCHELASTIC_RUN_ID" not in os.environ
+        return _number("SLURM_LOCALID" if slurm else "LOCAL_RANK")
 
     def agree(self, value: str | None) -> str | None:
         """Return the first process's `value` in all processes; the others wait for it.
@@ -87,9 +95,9 @@ class Processes:
         Lightning repeats `sys.argv`, but in a sweep or a chain that names more than the current job. It also leaves its
         process group and environment variables, and they would disturb the next job.
         """
-        argv, variables = sys.argv, {name: os.environ.get(name) for name in (*_SET_BY_LIGHTNING, _LAUNCHER)}
+        argv, variables = sys.argv, {name: os.environ.get(name) for name in (*_SET_BY_LIGHTNING, LAUNCHER)}
         sys.argv = [argv[0], *command]
-        os.environ[_LAUNCHER] = str(os.getpid())
+        os.environ[LAUNCHER] = str(os.getpid())
         try:
             yield
         finally:
@@ -109,7 +117,7 @@ def _these() -> Processes:
     if "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in _INTERACTIVE:
         rank, size = _number("SLURM_PROCID"), _number("SLURM_NTASKS", 1)
         return Processes(rank, size) if rank < size else Processes(0, 1)
-    launched = os.environ.get(_LAUNCHER) == str(os.getppid())
+    launched = os.environ.get(LAUNCHER) == str(os.getppid())
     return Processes(_number("LOCAL_RANK") if launched else 0, 1)
 
 
@@ -123,7 +131,7 @@ def forget_stale_variables() -> None:
 
     With them Lightning would treat this process as one of several, and would let another process write the results.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get(_LAUNCHER) == str(os.getppid()):
+    if "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get(LAUNCHER) == str(os.getppid()):
         return
     stale = [name for name in ("LOCAL_RANK",) if name in os.environ]
     if _number("SLURM_PROCID") >= _number("SLURM_NTASKS", 1) > 0 and "SLURM_PROCID" in os.environ:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from cogview_pl.assembly.devices import inference_device
 from cogview_pl.assembly.image_data import open_images
-from cogview_pl.assembly.models import inference_device, newest_image_tokenizer
+from cogview_pl.assembly.models import newest_image_tokenizer
 from cogview_pl.assembly.options import ModelOptions
 from cogview_pl.assembly.pipelines import open_generator, open_pipeline
 from cogview_pl.assembly.prompts import prompts_or_captions
@@ -18,6 +19,7 @@ from cogview_pl.config.parts import generation_options, model_options
 from cogview_pl.config.schema import Config
 from cogview_pl.data.bad_samples import BadSampleLog
 from cogview_pl.data.images import find_images
+from cogview_pl.data.sharing import Team
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.config import EvaluateConfig
 from cogview_pl.evaluation.evaluation import Candidates, Evaluation, Tools
@@ -44,26 +46,31 @@ from cogview_pl.toy_world.captions import STYLES
 _WITHOUT_EFFECT = {"batch_size", "cuda_graphs"}  # keys of the sampler that images do not depend on
 
 
-def run(config: Config, folder: RunFolder) -> Metrics:
+def run(config: Config, folder: RunFolder, team: Team) -> Metrics:
     """Measure the metrics in `evaluate.metrics`, or compare two evaluations."""
     options = config.evaluate
     assert options is not None
     if options.compare is not None:
         for path in options.compare:
             require_metrics(Path(path))
+        if not team.first:
+            return {}
         found = compare(options.compare)
         print(table(found))
         return found
     wanted = wanted_metrics(options)
     tools = _open_tools(config, options, wanted)
-    candidates = _candidates(config, options, wanted, tools, folder)
+    candidates = _candidates(config, options, wanted, tools, folder, team)
     started = time.perf_counter()
     evaluation = Evaluation(
         options, wanted, tools, config.data.image_size, config.seed, batch_size=config.sampler.batch_size
     )
-    bad_samples = BadSampleLog(folder / "skipped.jsonl", max_share=1.0)  # require_enough limits unreadable images
-    reader = Reader(config.data.batch_size, config.data.num_workers, config.data.worker_timeout, bad_samples)
+    # `require_enough` limits unreadable images.
+    bad_samples = BadSampleLog(folder / "skipped.jsonl", max_share=1.0) if team.first else None
+    reader = Reader(config.data.batch_size, config.data.num_workers, config.data.worker_timeout, bad_samples, team)
     metrics = evaluation.measure(candidates, reader)
+    if not team.first:
+        return {}
     if candidates.files and config.images is None and config.pairs is None:
         metrics |= {f"{PROTOCOL}{key}": value for key, value in _sampling_protocol(config).items()}
     metrics["perf/evaluate_s"] = round(time.perf_counter() - started, 1)
@@ -72,7 +79,7 @@ def run(config: Config, folder: RunFolder) -> Metrics:
 
 def _open_tools(config: Config, options: EvaluateConfig, wanted: set[str]) -> Tools:
     models, size = model_options(config), config.data.image_size
-    device, dtype = inference_device(config.precision)
+    device, dtype = inference_device(config.trainer, config.precision)
     network = None
     if need_network(wanted):
         network = _open_network(models, options, wanted, device)
@@ -143,7 +150,7 @@ def _folder_of_images(root: Path, image_size: int) -> ImageFiles:
 
 
 def _candidates(
-    config: Config, options: EvaluateConfig, wanted: set[str], tools: Tools, folder: RunFolder
+    config: Config, options: EvaluateConfig, wanted: set[str], tools: Tools, folder: RunFolder, team: Team
 ) -> Candidates:
     """Images that the user names, or newly generated images. All checks come before generation."""
     if wanted <= {"reconstruction"}:
@@ -160,24 +167,24 @@ def _candidates(
         files = image_files(config.images)
         candidates = Candidates(files, [""] * len(files))
     else:
-        return _generated(config, options, wanted, tools, folder)
+        return _generated(config, options, wanted, tools, folder, team)
     readable = sum(file.is_file() for file in candidates.files)
     require_enough(wanted, options.is_splits, readable, tools.num_reference)
     return candidates
 
 
 def _generated(
-    config: Config, options: EvaluateConfig, wanted: set[str], tools: Tools, folder: RunFolder
+    config: Config, options: EvaluateConfig, wanted: set[str], tools: Tools, folder: RunFolder, team: Team
 ) -> Candidates:
     generation = generation_options(config)
     pipeline = open_pipeline(generation, open_generator(generation))
-    prompts = prompts_or_captions(config.prompts, config.data, config.num_prompts)
+    prompts = team.tell(prompts_or_captions(config.prompts, config.data, config.num_prompts) if team.first else [])
     pipeline.generator.tokenise(prompts)
     load_font(config.font, 12)
     check_prompts(wanted, tools.captioner, options.base_style, prompts)
     require_enough(wanted, options.is_splits, len(prompts) * generation.kept, tools.num_reference)
-    write_samples(generation, folder, pipeline, prompts)
-    return _listed(folder / SAMPLES)
+    write_samples(generation, folder, pipeline, prompts, team)
+    return team.tell(_listed(folder / SAMPLES) if team.first else Candidates([], []))
 
 
 def _listed(file: Path) -> Candidates:

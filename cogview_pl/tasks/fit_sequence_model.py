@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cogview_pl.assembly.checks import check_training, prepare_compiler
+from cogview_pl.assembly.devices import inference_device, weights_dtype
 from cogview_pl.assembly.kept_checkpoints import check_kept
 from cogview_pl.assembly.lora import check_lora, describe_adapter, lora_identity, save_lora
 from cogview_pl.assembly.model_specs import predicted_ids, transformer_settings
@@ -13,7 +14,6 @@ from cogview_pl.assembly.models import (
     check_positions,
     open_sequence_model,
     require_same,
-    weights_dtype,
 )
 from cogview_pl.assembly.options import ModelOptions, TrainingOptions, sequence_settings
 from cogview_pl.assembly.strategy import gather_full_weights
@@ -97,7 +97,10 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     with folder.processes.first_goes_ahead() as first:
         if first:  # recorded now, because a run that is stopped while it tokenises must resume with the same inputs
             folder.require_same({}, inputs, config.verify)
-    tokenization = Tokenization(config.data, config.token_store, config.text, config.template.layout, config.verify)
+    device, _ = inference_device(config.trainer, config.precision)
+    tokenization = Tokenization(
+        config.data, config.token_store, config.text, config.template.layout, config.verify, device
+    )
     tokens = open_tokens(tokenization, config.sequences, models, folder, base and base.model)
     vocabulary = Vocabulary(tokens.store.header.codebook_size, tokens.text.vocab_size)
     layout = _layout(models, config.template, vocabulary)

@@ -11,8 +11,8 @@ import torch
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from cogview_pl.assembly.captions import images_to_describe, judge_captions, write_captions
+from cogview_pl.assembly.devices import inference_device
 from cogview_pl.assembly.image_data import is_toy_world
-from cogview_pl.assembly.models import inference_device
 from cogview_pl.assembly.options import GenerationOptions
 from cogview_pl.assembly.pipelines import open_generator, open_pipeline
 from cogview_pl.assembly.prompts import prompts_or_captions
@@ -21,6 +21,7 @@ from cogview_pl.assembly.samples import write_samples
 from cogview_pl.checkpoints.model_folder import SequenceModel
 from cogview_pl.config.parts import generation_options
 from cogview_pl.config.schema import Config
+from cogview_pl.data.sharing import Team
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.retrieval import Ranked, best_of
 from cogview_pl.generation.contact_sheet import load_font
@@ -32,7 +33,7 @@ from cogview_pl.toy_world.judge import Judge, score_detected
 from cogview_pl.vocab import TextSlot
 
 
-def run(config: Config, folder: RunFolder) -> dict[str, float]:
+def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
     """Generate images of every prompt, and rank and upscale them if asked; with a captioner, describe images instead.
 
     Images of held-out captions of the toy world are judged.
@@ -41,14 +42,16 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     model = open_generator(options, GENERATOR if config.images is None else CAPTION_WRITER)
     load_font(config.font, 12)
     if isinstance(model.template.target, TextSlot):
-        return _describe(config, folder, model)
+        return _describe(config, folder, model, team)
     if config.images is not None:
         raise UserError("images: this model generates from text; set prompts, or init_from to a run of task=caption")
     pipeline = open_pipeline(options, model)
-    prompts = prompts_or_captions(config.prompts, config.data, config.num_prompts)
+    prompts = team.tell(prompts_or_captions(config.prompts, config.data, config.num_prompts) if team.first else [])
     pipeline.generator.tokenise(prompts)  # refuse long prompts now, not after an hour
     started = time.perf_counter()
-    images = write_samples(options, folder, pipeline, prompts)
+    images = write_samples(options, folder, pipeline, prompts, team)
+    if not team.first:
+        return {}
     seconds = time.perf_counter() - started
     length = model.template.target.length
     metrics = {
@@ -63,7 +66,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     return metrics
 
 
-def _describe(config: Config, folder: RunFolder, model: SequenceModel) -> dict[str, float]:
+def _describe(config: Config, folder: RunFolder, model: SequenceModel, team: Team) -> dict[str, float]:
     """Write captions of images; captions of the toy world are compared with the true ones."""
     if config.strategy.kind == StrategyKind.tp:
         raise UserError("strategy=tp: captions are written on one device; set strategy=single")
@@ -71,7 +74,7 @@ def _describe(config: Config, folder: RunFolder, model: SequenceModel) -> dict[s
         raise UserError("resume: captions are written anew each time; start it without resume")
     if config.prompts is not None:
         raise UserError("prompts: this model writes captions of images; set images, or init_from to a pretrain run")
-    device, dtype = inference_device(config.precision)
+    device, dtype = inference_device(config.trainer, config.precision)
     captioner = Captioner(model, device, dtype, config.quantization)
     tokenizer = model.image_tokenizer
     tokenizer.model.to(device)
@@ -84,11 +87,12 @@ def _describe(config: Config, folder: RunFolder, model: SequenceModel) -> dict[s
         tokenizer,
         images,
         skipped,
+        team=team,
         sampling=config.sampler,
         seed=config.seed,
         font=config.font,
     )
-    if config.images is None and is_toy_world(config.data):
+    if team.first and config.images is None and is_toy_world(config.data):
         metrics |= judge_captions(captions, images)
     return metrics
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize, to_pil_image
 
+from cogview_pl.assembly.devices import inference_device
 from cogview_pl.assembly.image_data import is_toy_world, validation_samples
-from cogview_pl.assembly.models import inference_device
 from cogview_pl.assembly.roles import UPSCALER, open_role
 from cogview_pl.config.parts import model_options
 from cogview_pl.config.schema import Config
 from cogview_pl.data.config import DataConfig
+from cogview_pl.data.sharing import Team
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.upscaling import judge_upscaling
@@ -48,10 +49,10 @@ class Originals:
     skipped: list[dict[str, str]]
 
 
-def run(config: Config, folder: RunFolder) -> dict[str, float]:
+def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
     """Write images of twice the edge, `samples.jsonl` and a contact sheet; compare them with true images if known."""
     model = open_role(UPSCALER, model_options(config), config.upscale_with, config.upscale_template)
-    device, dtype = inference_device(config.precision)
+    device, dtype = inference_device(config.trainer, config.precision)
     upscaler = Upscaler(model, device, dtype, config.quantization)
     tokenizer = model.image_tokenizer.model.to(device)
     load_font(config.font, 12)
@@ -60,27 +61,35 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         originals = _files(config.pairs, config.images, size)
     else:
         originals = _validation_images(config.data, config.num_prompts, size)
-    if originals.skipped:
+    if originals.skipped and team.first:
         write_records(folder / "skipped.jsonl", originals.skipped)
-    batch_size = config.sampler.batch_size
-    started = time.perf_counter()
-    codes = encode_images(originals.images, tokenizer, batch_size)
-    with Bar("magnify", upscaler.num_steps(len(codes), batch_size), "windows") as bar:
+
+    def double(batch: range) -> tuple[Tensor, Tensor]:
+        """Images of a batch as decoded from their codes, and at twice the edge."""
+        codes = encode_images([originals.images[number] for number in batch], tokenizer, len(batch))
         large = upscaler.double(
-            originals.prompts,
+            [originals.prompts[number] for number in batch],
             codes,
             seeds=[config.seed] * len(codes),
             sampling=config.sampler.plain(),
             on_window=bar.update,
         )
-    images = decode_codes(large, tokenizer, batch_size)
+        return decode_codes(codes, tokenizer, len(batch)), decode_codes(large, tokenizer, len(batch))
+
+    batches = team.batches(len(originals.images), config.sampler.batch_size)
+    steps = {batch: upscaler.num_steps(len(batch), len(batch)) for batch in batches}
+    started = time.perf_counter()
+    with Bar("magnify", sum(steps.values()), "windows") as bar:
+        found = list(team.in_order(double, batches, on_other=lambda batch: bar.update(steps[batch])))
+    if not team.first:
+        return {}
     seconds = time.perf_counter() - started
-    before = decode_codes(codes, tokenizer, batch_size)
+    before, images = (torch.cat(parts) for parts in zip(*found, strict=True))
     _write(folder, originals, before, images, config.font)
     metrics = {"magnify/images": float(len(images)), "magnify/skipped": float(len(originals.skipped))}
     metrics |= {"perf/images_per_s": len(images) / seconds}
     if originals.truth is not None:
-        metrics |= _compare(torch.stack(originals.truth) / 255, before, images, owners(codes.shape[-1]))
+        metrics |= _compare(torch.stack(originals.truth) / 255, before, images, owners(upscaler.grid[-1]))
     if originals.truth is not None and is_toy_world(config.data):
         for name, judged in (("before", before), ("after", images)):
             metrics[f"magnify/all_right_{name}"] = score(_at(judged, before.shape[-1]), originals.prompts).all_right

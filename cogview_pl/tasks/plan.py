@@ -8,9 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cogview_pl.assembly.checks import check_training
+from cogview_pl.assembly.checks import check_training, uses_gpu
 from cogview_pl.assembly.model_specs import (
     SequenceModelSpec,
     configured_images,
@@ -161,8 +159,7 @@ def _inference(config: Config, on_gpu: bool) -> Phases:
 
 
 def _device(verb: Verb, trainer: Mapping[str, Any]) -> Device:
-    trains_on_cpu = verb.trains_in_parallel and trainer["accelerator"] == "cpu"
-    return this_device(torch.cuda.is_available() and not trains_on_cpu and verb != Verb.convert)
+    return this_device(uses_gpu(trainer) and verb != Verb.convert)
 
 
 def advise(config: Config, recompose: Recompose, *, on_gpu: bool, available: dict[str, int]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cogview_pl.kernels.availability import current, runs_kernels
+from cogview_pl.kernels.availability import current, runs_kernels, widest_float
 from cogview_pl.kernels.cpu_linear import matmul
 from cogview_pl.transformer.model import Transformer
 
@@ -93,7 +93,7 @@ def over_devices(own: SequenceLoss, total: Callable[[Tensor], Tensor], devices: 
         devices: number of devices.
     """
     numbers = torch.stack([(own.loss * own.weight).detach(), own.weight])
-    sums = total(torch.cat([numbers, own.slot_sums_S, own.slot_counts_S]).double())
+    sums = total(torch.cat([numbers, own.slot_sums_S, own.slot_counts_S]).to(widest_float(numbers.device)))
     loss_sum, weight, slots = sums[0], sums[1].clamp(min=_SMALLEST_WEIGHT), sums[2:].view(2, -1)
     share = own.loss * (devices * own.weight / weight).to(own.loss.dtype)
     value = (loss_sum / weight).to(own.loss.dtype)

@@ -1,7 +1,7 @@
 """Imports the package and runs command lines on a system without the POSIX parts of Python: `other_systems.py CASES`.
 
-CASES is a JSON list of lists of arguments. Prints the exit code of each. Libraries are imported first, because they
-look at the name of the system and not at what it has.
+CASES is a JSON list of lists of arguments. Prints the exit code of each. The CPU stands for an Apple GPU. Libraries are
+imported first, because they look at the name of the system and not at what it has.
 """
 
 from __future__ import annotations
@@ -61,11 +61,13 @@ if __name__ == "__main__":
     for module in pkgutil.walk_packages(package.__path__, "cogview_pl."):
         importlib.import_module(module.name)
     signal.SIGUSR1 = USR1  # Lightning asks for the name of the system before it uses it
+    no_float64 = importlib.import_module("tests.kernels.no_float64").NoFloat64
     main = importlib.import_module("cogview_pl.run").main
     for words in json.loads(sys.argv[1]):
         sys.argv = ["cogview_pl", *words]
         try:
-            main()
+            with no_float64():
+                main()
             code: object = 0
         except SystemExit as stop:
             code = stop.code
