@@ -11,7 +11,7 @@ FORWARD, BACKWARD, UPDATE = "forward pass", "backward pass", "optimizer step"
 """Phases of a training step."""
 
 WEIGHTS, GRADIENTS, OPTIMIZER, OPTIMIZER_STEP = "weights", "gradients", "optimizer", "optimizer_step"
-ACTIVATIONS, LOGITS, BATCH = "activations", "logits", "batch"
+ACTIVATIONS, LOGITS, BATCH, AVERAGES = "activations", "logits", "batch", "averages"
 """Parts of a training step."""
 
 FP32, RGB = 4, 3

@@ -14,6 +14,7 @@ _NAMES = {
     "kv_cache": "KV cache",
     "packed_weights": "packed copy of the weights",
     "optimizer": "optimizer state",
+    "averages": "averages of the weights",
     "base_in_fp32": "frozen weights in fp32",
     "workspace": "cuBLAS workspace",
 }

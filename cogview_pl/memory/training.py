@@ -24,6 +24,7 @@ from cogview_pl.data.sequence_dataset import SequenceBatch, SequenceCollator
 from cogview_pl.kernels.cpu_linear import Linear
 from cogview_pl.memory.phases import (
     ACTIVATIONS,
+    AVERAGES,
     BACKWARD,
     BATCH,
     FORWARD,
@@ -64,6 +65,7 @@ class StepOptions:
         frees_gradients: whether each gradient is freed as soon as it is made (`optimizer=adamw_offload`).
         compiled: whether torch.compile runs the blocks of a sequence model. Each then keeps a (B, L, D) tensor less:
             the backward pass computes the scaled input of a LayerNorm anew.
+        averaged: whether there is a moving average of each trained weight, in fp32.
         on_gpu: count what a GPU allocates.
     """
 
@@ -72,6 +74,7 @@ class StepOptions:
     accumulates: bool = False
     frees_gradients: bool = False
     compiled: bool = False
+    averaged: bool = False
     on_gpu: bool = False
 
 
@@ -178,6 +181,8 @@ def _play(build: Callable[[], Any], loss: Callable[[Any, LiveBytes], Tensor], op
         if options.on_gpu:
             _behave_as_on_gpu(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with live.label(AVERAGES):
+            averages = [parameter.detach().float().clone() for parameter in trained if options.averaged]
         with live.label(GRADIENTS):
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
@@ -214,6 +219,7 @@ def _play(build: Callable[[], Any], loss: Callable[[Any, LiveBytes], Tensor], op
             with live.label(OPTIMIZER_STEP):
                 optimizer.step()
             phases[UPDATE] = live.restart()
+        del averages  # they were there in all phases
     return phases
 
 

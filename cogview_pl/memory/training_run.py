@@ -12,13 +12,14 @@ import torch
 from cogview_pl.assembly.checks import ADAMW_OFFLOAD
 from cogview_pl.assembly.devices import weights_dtype
 from cogview_pl.assembly.instantiate import instantiate
+from cogview_pl.assembly.kept_checkpoints import ema_decay
 from cogview_pl.assembly.model_specs import SequenceModelSpec
 from cogview_pl.assembly.options import TrainingOptions
 from cogview_pl.assembly.strategy import num_devices, tensor_parts
 from cogview_pl.assembly.trainer import optimizer_node
 from cogview_pl.checkpoints.model_folder import build_transformer, build_vqvae
 from cogview_pl.memory.inference import InferenceModel, decode_images, encode_images, image_tokenizer_bytes
-from cogview_pl.memory.phases import FORWARD, FP32, Phases
+from cogview_pl.memory.phases import AVERAGES, FORWARD, FP32, OPTIMIZER, WEIGHTS, Phases
 from cogview_pl.memory.sharding import narrow, shard
 from cogview_pl.memory.trace import default_dtype
 from cogview_pl.memory.training import StepOptions, image_tokenizer_step, longest_sequences, sequence_step
@@ -98,7 +99,8 @@ def sequence_model_phases(
             frozen = [parameter for parameter in build(layers).parameters() if parameter.dtype != torch.float32]
         host += Counter(image_tokenizer=tokenizer, base_in_fp32=sum(parameter.numel() * FP32 for parameter in frozen))
     phases = {name: held + host for name, held in phases.items()}
-    between = Counter({part: phases[FORWARD][part] for part in ("weights", "optimizer")}) + host
+    between = Counter({part: phases[FORWARD][part] for part in (WEIGHTS, OPTIMIZER, AVERAGES)}) + host
+    between += Counter({AVERAGES: phases[FORWARD][AVERAGES]})  # copies of the weights, whose place averages take
     model = InferenceModel(spec, weights, parts, on_gpu=on_gpu)
     if "samples" in options.callbacks and is_text_to_image(spec.template) and not options.strategy.kind.sharded:
         rows = options.callbacks["samples"]["num_prompts"]
@@ -123,6 +125,7 @@ def _step_options(options: TrainingOptions, on_gpu: bool) -> StepOptions:
         autocast=_PRECISIONS[options.precision["precision"]][1],
         accumulates=options.trainer["accumulate_grad_batches"] > 1,
         frees_gradients=offloads and bool(node["offload_gradients"]),
+        averaged=ema_decay(options.callbacks) is not None,
         on_gpu=on_gpu,
     )
 

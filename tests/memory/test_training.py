@@ -123,6 +123,13 @@ def test_adapters_are_counted_as_they_train(
     check(builder(recompute, lora, autocast or torch.float32), 4, options=replace(SGD, autocast=autocast))
 
 
+def test_averages_of_the_weights_take_fp32_of_each_trained_weight() -> None:
+    plain, averaged = (sequence_step(builder(), 2, BATCH, replace(SGD, averaged=on))[0] for on in (False, True))
+    for phase, parts in averaged.items():
+        assert parts["averages"] == parts[WEIGHTS]
+        assert parts - Counter(averages=parts["averages"]) == plain[phase]
+
+
 def test_a_gpu_keeps_less_of_attention_and_dropout() -> None:
     cpu, gpu = (
         sequence_step(builder(), 4, BATCH, replace(SGD, on_gpu=on_gpu))[0][FORWARD]["activations"]
