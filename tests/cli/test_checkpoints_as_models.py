@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from cogview_pl import CogView
+from cogview_pl.checkpoints.model_hash import model_hash
 
 from .forked import Ended
 from .rewound import last_checkpoint
 
 ALL = ("callbacks.checkpoint.every_n_train_steps=3", "callbacks.checkpoint.save_top_k=-1", "logger=none")
-LORA = ("task=style", "data.styles=[oil,ink]", "init_from=pretrain", "lora.rank=4", "lora.merge=false")
+LORA = ("task=style", "data.styles=[oil,ink]", "init_from=pretrain", "lora.rank=4")
 PROMPT = "左边有一个大的红色圆形"
 GENERATE = ("task=generate", f"prompts=[{PROMPT}]", "threads=1")
 
@@ -45,18 +46,17 @@ def ended(cli, home: Path, chain, tiny) -> dict[str, Ended]:
         "of_model": (*GENERATE, "init_from=pretrain"),
         "of_last": (*GENERATE, "init_from=pretrain/checkpoints/last.ckpt"),
         "of_step_3": (*GENERATE, "init_from=pretrain/checkpoints/step_3.ckpt"),
-        "of_adapter": (*GENERATE, "init_from=style"),
+        "of_merged": (*GENERATE, "init_from=style"),
         "of_lora": (*GENERATE, "init_from=style/checkpoints/last.ckpt"),
-        "ranked": (*GENERATE, "init_from=pretrain", f"rerank_with={chain.run_folder('caption')}/checkpoints/last.ckpt"),
-        "enlarged": (
+        "ranked_and_enlarged": (
             *(*GENERATE, "init_from=pretrain"),
+            f"rerank_with={chain.run_folder('caption')}/checkpoints/last.ckpt",
             f"upscale_with={chain.run_folder('super_resolution')}/checkpoints/last.ckpt",
         ),
         "tokens": ("task=tokenize", "data.train_size=8", f"image_tokenizer.path={images}/checkpoints/last.ckpt"),
         "to_sequence_model": ("task=convert", "convert.source=pretrain/checkpoints/last.ckpt", "convert.target=m1"),
         "to_tokenizer": ("task=convert", "convert.source=vqvae/checkpoints/last.ckpt", "convert.target=m2"),
         "to_merged": ("task=convert", "convert.source=style/checkpoints/last.ckpt", "convert.target=m3"),
-        "adapter_merged": ("task=convert", "convert.source=style", "convert.target=m4"),
     }
     found = cli.run_many([([*words, f"run_dir={name}"], home) for name, words in commands.items()], home)
     done = dict(zip(commands, found, strict=True))
@@ -85,16 +85,15 @@ def require_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) 
 
 def test_the_last_checkpoint_generates_what_the_model_generates(ended, home: Path) -> None:
     assert image(home / "of_last") == image(home / "of_model")
-    assert image(home / "of_lora") == image(home / "of_adapter")
+    assert image(home / "of_lora") == image(home / "of_merged")
     assert image(home / "of_step_3") != image(home / "of_model")
     by_python = CogView.load(home / "pretrain" / "checkpoints" / "last.ckpt", "cpu").generate(PROMPT)
     assert by_python[0].tobytes() == CogView.load(home / "pretrain", "cpu").generate(PROMPT)[0].tobytes()
 
 
 def test_a_checkpoint_ranks_and_enlarges(ended, home: Path) -> None:
-    [ranked] = [json.loads(line) for line in (home / "ranked" / "samples.jsonl").read_text("utf-8").splitlines()]
-    [enlarged] = [json.loads(line) for line in (home / "enlarged" / "samples.jsonl").read_text("utf-8").splitlines()]
-    assert ranked["caption_loss"] > 0 and enlarged["width"] == 128
+    sample = json.loads((home / "ranked_and_enlarged" / "samples.jsonl").read_text("utf-8"))
+    assert sample["caption_loss"] > 0 and sample["width"] == 128
 
 
 def test_a_finetune_starts_with_the_weights_of_the_checkpoint(ended, home: Path) -> None:
@@ -104,12 +103,10 @@ def test_a_finetune_starts_with_the_weights_of_the_checkpoint(ended, home: Path)
     record = json.loads((home / "finetuned" / ".cogview_pl.json").read_text())
     other = home / "moved.ckpt"
     shutil.copyfile(home / "pretrain" / "checkpoints" / "step_3.ckpt", other)  # another place and time
-    from cogview_pl.checkpoints.model_hash import model_hash
-
     assert record["inputs"]["init_from"] == model_hash(other) != model_hash(home / "pretrain" / "checkpoints/last.ckpt")
 
 
-@pytest.mark.parametrize(("target", "model"), [("m1", "pretrain/model"), ("m2", "vqvae/model"), ("m3", "m4")])
+@pytest.mark.parametrize(("target", "model"), [("m1", "pretrain/model"), ("m2", "vqvae/model"), ("m3", "style/model")])
 def test_a_converted_checkpoint_is_the_model(ended, home: Path, target: str, model: str) -> None:
     files = {file.relative_to(home / model) for file in (home / model).rglob("*") if file.is_file()}
     assert len(files) >= 3
@@ -147,7 +144,7 @@ def test_a_killed_run_is_a_model(ended, cli, home: Path, tmp_path: Path) -> None
         (*GENERATE, "init_from=killed_style", f"run_dir={tmp_path}/style"),
     ]
     for (name, expected), result in zip(
-        {"pretrain": "of_model", "style": "of_adapter"}.items(),
+        {"pretrain": "of_model", "style": "of_merged"}.items(),
         cli.run_many([(case, home) for case in cases], tmp_path),
         strict=True,
     ):
