@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from cogview_pl.cli import command_line
 from cogview_pl.cli.help import help_or_version
 from cogview_pl.cli.messages import errors_in_one_line
-from cogview_pl.cli.overrides import quoted
+from cogview_pl.cli.overrides import quote_override, quoted
 from cogview_pl.cli.process import prepare_process
-from cogview_pl.cli.resume import choices_in, compose, continued, with_choices_of_the_run
+from cogview_pl.cli.resume import Composed, choices_in, compose, continued, with_choices_of_the_run
 from cogview_pl.cli.sweep import run_job_of_sweep, table_at_the_end
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.experiments import register_experiments
@@ -33,7 +33,7 @@ from cogview_pl.config.shipped import shipped
 from cogview_pl.lit.bars import status
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.command import config_flags
-from cogview_pl.runs.interrupted import finished_metrics
+from cogview_pl.runs.interrupted import can_go_on, finished_metrics
 from cogview_pl.runs.lifetime import run_folder
 from cogview_pl.runs.ranks import RANKS
 from cogview_pl.runs.run_folder import Metrics, RunFolder
@@ -50,7 +50,11 @@ def _main(composed: DictConfig) -> Metrics | float | None:
 
 
 def run_composed(
-    composed: DictConfig, words: list[str], job: str | None = None, choices: dict[str, str] | None = None
+    composed: DictConfig,
+    words: list[str],
+    job: str | None = None,
+    choices: dict[str, str] | None = None,
+    begun: Callable[[Path], None] = lambda path: None,
 ) -> tuple[Path, Metrics]:
     """Run the configuration that `words` compose; returns its folder and its metrics.
 
@@ -61,10 +65,12 @@ def run_composed(
         words: words of the command line that compose it.
         job: name of the run in a sweep.
         choices: group → choice, of `composed`.
+        begun: called with the folder once it is known.
     """
     resolve_paths(composed)
     found = continued(composed, words, job, choices or {})
     if found.finished is not None:
+        begun(found.finished)
         return found.finished, finished_metrics(found.finished)
     composed, words = found.config, found.words
     check_keys(composed)
@@ -75,19 +81,20 @@ def run_composed(
     import_quantizer(composed.image_tokenizer.quantizer)
     if composed.plan.only:
         plan, recompose = _verb("plan"), _recompose(words, job)
-        return Path(), plan.run(OmegaConf.to_object(composed), _run_stage, recompose) if RANKS.first else {}
+        return Path(), plan.run(OmegaConf.to_object(composed), _plan_stage, recompose) if RANKS.first else {}
     if composed.threads is not None:
         import torch
 
         torch.set_num_threads(composed.threads)
     with run_folder(composed, job, found.choices, found.comment) as folder:
+        begun(folder.path)
         config: Any = OmegaConf.to_object(composed)
-        metrics = _dispatch(config, folder, words, job)
+        metrics = _dispatch(config, folder, found, job)
         folder.finish(metrics)
     return folder.path, metrics
 
 
-def _dispatch(config: Config, folder: RunFolder, words: list[str], job: str | None) -> Metrics:
+def _dispatch(config: Config, folder: RunFolder, found: Composed, job: str | None) -> Metrics:
     """Run the verb in all its processes; returns its metrics."""
     verb = _verb(config.verb.value)
     if config.verb.trains_in_parallel or config.verb.shares_batches:
@@ -98,10 +105,11 @@ def _dispatch(config: Config, folder: RunFolder, words: list[str], job: str | No
         with RANKS.first_goes_ahead() as first:
             if first:
                 status("estimating the memory of the run …")
-                _verb("plan").require_fit(config, _recompose(words, job))
+                _verb("plan").require_fit(config, _recompose(found.words, job))
     if config.verb == Verb.chain:
-        return verb.run(config, folder, _run_stage)  # type: ignore[no-any-return]
-    command = [*words, f"run_dir={quoted(str(folder.path))}"]
+        given = command_line.words_for_stages(found.choices if config.resume else {})
+        return verb.run(config, folder, _run_stage, given)  # type: ignore[no-any-return]
+    command = [*found.words, f"run_dir={quoted(str(folder.path))}"]
     if config.verb.trains_in_parallel:
         with RANKS.launching(command):
             return verb.run(config, folder)  # type: ignore[no-any-return]
@@ -130,11 +138,21 @@ def _share_batches(config: Config, folder: RunFolder, verb: Any, command: list[s
         return {} if team is None else verb.run(config, folder, team)
 
 
-def _run_stage(overrides: list[str]) -> tuple[Path, Metrics]:
-    """Run one task of a chain."""
-    found = command_line.stage_overrides(overrides)
-    composed, choices = compose(found)
-    return run_composed(composed, [*config_flags(), *found], choices=choices)
+def _run_stage(
+    overrides: list[str], given: Sequence[str], begun: Callable[[Path], None], interrupted: Path | None
+) -> tuple[Path, Metrics]:
+    """Run one task of a chain, or go on with it (see `tasks.chain.RunStage`)."""
+    words = [*map(quote_override, overrides), *given]
+    composed, choices = compose(words)
+    if interrupted is not None and can_go_on(interrupted, composed.verb.value):
+        words.append(f"resume={quoted(str(interrupted))}")
+        composed.resume = str(interrupted)
+    return run_composed(composed, [*config_flags(), *words], choices=choices, begun=begun)
+
+
+def _plan_stage(overrides: list[str]) -> tuple[Path, Metrics]:
+    """Plan one task of a chain."""
+    return _run_stage(overrides, command_line.words_for_stages({}), lambda path: None, None)
 
 
 def _recompose(words: list[str], job: str | None) -> Callable[[str], Any]:

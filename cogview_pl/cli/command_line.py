@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -10,7 +11,14 @@ from hydra.types import RunMode
 from cogview_pl.cli.overrides import quote_override
 from cogview_pl.runs.command import config_flags
 
-_CHAIN_KEYS = ("experiment", "task", "stages", "common", "run_dir")  # a chain does not hand these on to its stages
+_CHAIN_KEYS = (
+    "experiment",
+    "task",
+    "stages",
+    "common",
+    "run_dir",
+    "resume",
+)  # a chain does not hand these on to its stages
 _MULTIRUN = ("-m", "--multirun")
 
 
@@ -33,10 +41,12 @@ def job_words() -> list[str]:
     return sys.argv[1:] if job_name() is None else [*config_flags(), *HydraConfig.get().overrides.task]
 
 
-def stage_overrides(overrides: list[str]) -> list[str]:
-    """Overrides of one stage of a chain: its own, then those that the user gave for the whole chain."""
-    given = HydraConfig.get().overrides.task
-    return [
-        *map(quote_override, overrides),
-        *(word for word in given if word.lstrip("+~").split("=")[0].split(".")[0] not in _CHAIN_KEYS),
-    ]
+def words_for_stages(of_the_run: Mapping[str, str]) -> list[str]:
+    """Overrides that the user gave for all stages of a chain.
+
+    Args:
+        of_the_run: choices that a resumed chain has from its run, so that they were not given now.
+    """
+    kept = {f"{name}={value}" for name, value in of_the_run.items()}
+    given = [word for word in HydraConfig.get().overrides.task if word not in kept]
+    return [word for word in given if word.lstrip("+~").split("=")[0].split(".")[0] not in _CHAIN_KEYS]

@@ -145,7 +145,7 @@ def newest_interrupted(home: Path, proofs: Sequence[str] = _EVERY_PROOF) -> Path
         if not is_finished(path):
             return path
     words = f"resume=true: no interrupted run (with {proofs[0]}) under {home}; start one without resume"
-    if runs:
+    if runs and CHAIN not in proofs:
         words += f", or name a finished run to extend it: resume={max(runs, key=str)} trainer.max_steps=…"
     raise UserError(words)
 

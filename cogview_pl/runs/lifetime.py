@@ -35,18 +35,20 @@ def run_folder(
     """
     folder, composed.resume = open_run(composed, job)
     composed.run_dir = str(folder.path)
+    is_chain = composed.verb.value == "chain"
     try:
         with SIGNALS:
             folder.describe(composed, choices, comment)
             yield folder
     except (UserError, OmegaConfBaseException) as error:
         if isinstance(error, UserError) and folder.has_begun and can_go_on(folder.path, composed.verb.value):
-            error.advice = error.advice or how_to_resume(folder.path, error.overrides)
+            # The whole chain goes on, not only the stage that has failed.
+            error.advice = how_to_resume(folder.path, () if is_chain else error.overrides)
         folder.undo()
         raise
     except Stopped as stop:
         goes_on = can_go_on(folder.path, composed.verb.value)
-        stop.advice = stop.advice or (how_to_resume(folder.path) if goes_on else "start it again")
+        stop.advice = how_to_resume(folder.path) if goes_on else stop.advice or "start it again"
         if not goes_on:
             folder.undo()
         raise

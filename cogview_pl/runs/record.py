@@ -46,7 +46,7 @@ class RunRecord:
     def save(self, folder: Path) -> None:
         """Replace the record of a run folder."""
         values = asdict(self)
-        write_text(folder / RECORD, json.dumps({**values, "crc32": _checksum(values)}, ensure_ascii=False) + "\n")
+        write_text(folder / RECORD, json.dumps({**values, "crc32": checksum(values)}, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> RunRecord:
@@ -60,7 +60,7 @@ class RunRecord:
             raise UserError(f"{folder} is not the folder of a run: it has no {RECORD}; give one that a task has made")
         try:
             values = json.loads(read_file(file, _LARGEST))
-            if values.pop("crc32") != _checksum(values):
+            if values.pop("crc32") != checksum(values):
                 raise ValueError("its checksum is wrong")
             return cls(**require_types(cls, values))
         except (UnreadableError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -100,5 +100,6 @@ def is_run(folder: Path) -> bool:
     return (folder / RECORD).is_file()
 
 
-def _checksum(values: Mapping[str, Any]) -> int:
+def checksum(values: Mapping[str, Any]) -> int:
+    """CRC-32 of plain values."""
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())

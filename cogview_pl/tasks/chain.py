@@ -4,43 +4,71 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from cogview_pl.config.schema import Config
 from cogview_pl.durable.write import write_bytes
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
+from cogview_pl.runs.chain_progress import ChainProgress, StageProgress, chain_progress
 from cogview_pl.runs.report.page import Stage, write_report
 from cogview_pl.runs.run_folder import Metrics, RunFolder
 
 _log = logging.getLogger(__name__)
 
-RunStage = Callable[[list[str]], tuple[Path, Metrics]]
-"""Runs one task from its overrides; returns its folder and metrics."""
+
+class RunStage(Protocol):
+    """Runs one task, and returns its folder and metrics."""
+
+    def __call__(
+        self, overrides: list[str], given: Sequence[str], begun: Callable[[Path], None], interrupted: Path | None
+    ) -> tuple[Path, Metrics]:
+        """Run it.
+
+        Args:
+            overrides: overrides of the stage.
+            given: overrides of the user for all stages.
+            begun: called with the folder once it is known.
+            interrupted: folder of the stage's run before the chain was stopped.
+        """
 
 
-def run(config: Config, folder: RunFolder, run_stage: RunStage) -> Metrics:
+def run(config: Config, folder: RunFolder, run_stage: RunStage, words: Sequence[str]) -> Metrics:
     """Run every stage of `stages` and write `report.html`; returns the union of their metrics (later stages win).
 
-    Metrics under `perf/` get the name of their stage: `perf/pretrain_tokens_per_s`, `perf/pretrain_s`.
+    A resumed chain goes on in the stage where it was stopped, and repeats no finished stage. Metrics under `perf/` get
+    the name of their stage: `perf/pretrain_tokens_per_s`, `perf/pretrain_s`.
 
-    Raises UserError if there are no stages.
+    Args:
+        config: configuration of the chain.
+        folder: its folder.
+        run_stage: runs one task.
+        words: overrides of the user for all stages.
+
+    Raises:
+        UserError: there are no stages.
     """
     if not config.stages:
         raise UserError("stages is empty; choose a recipe (experiment=quickstart), or list stages in a file of yours")
+    progress = chain_progress(folder, words)
     metrics: dict[str, float | str] = {}
     finished: dict[str, Stage] = {}
     for number, (name, overrides) in enumerate(config.stages.items(), start=1):
         SIGNALS.check()
-        _log.info("[%d/%d] %s", number, len(config.stages), name)
-        started = time.perf_counter()
-        stage, found = run_stage([*config.common, *overrides])
-        seconds = time.perf_counter() - started
+        title = f"[{number}/{len(config.stages)}] {name}"
+        done = progress.stages.get(name)
+        if done is not None and done.metrics is not None and Path(done.folder).is_dir():
+            _log.info("%s had finished: %s", title, done.folder)
+        else:
+            _log.info("%s", title)
+            done = _run(folder, progress, name, [*config.common, *overrides], run_stage)
+            _log.info("%s took %.0f s: %s", title, done.seconds, done.folder)
+        found, stage = done.metrics or {}, Path(done.folder)
         metrics |= {key.replace("perf/", f"perf/{name}_", 1): value for key, value in found.items()}
-        metrics[f"perf/{name}_s"] = round(seconds, 1)
-        finished[name] = Stage(stage, found, seconds)
-        _log.info("[%d/%d] %s took %.0f s: %s", number, len(config.stages), name, seconds, stage)
+        metrics[f"perf/{name}_s"] = round(done.seconds, 1)
+        finished[name] = Stage(stage, found, done.seconds)
         for sheet in (stage / "reconstructions.png", stage / "samples" / "grid.png"):
             if folder.writes and sheet.exists():
                 write_bytes(folder / f"{name}.png", sheet.read_bytes())
@@ -48,3 +76,23 @@ def run(config: Config, folder: RunFolder, run_stage: RunStage) -> Metrics:
     if folder.writes:
         _log.info("report: %s", write_report(folder.path, config.task, finished))
     return metrics
+
+
+def _run(
+    folder: RunFolder, progress: ChainProgress, name: str, overrides: list[str], run_stage: RunStage
+) -> StageProgress:
+    """Run a stage, or go on with it."""
+    before = progress.stages.get(name)
+    started = time.perf_counter()
+    try:
+        _, metrics = run_stage(
+            overrides,
+            progress.words,
+            lambda path: progress.begin(folder, name, path),
+            Path(before.folder) if before is not None else None,
+        )
+    except BaseException:
+        progress.forget_what_is_gone(folder)
+        raise
+    progress.finish(folder, name, time.perf_counter() - started, metrics)
+    return progress.stages[name]

@@ -14,7 +14,7 @@ from cogview_pl.cli.command_line import (
     hydra_words,
     job_name,
     job_words,
-    stage_overrides,
+    words_for_stages,
 )
 
 
@@ -64,14 +64,9 @@ def test_words_of_a_run_and_of_a_job_of_a_sweep(monkeypatch: pytest.MonkeyPatch,
     assert (job_name(), job_words()) == ("seed=1", ["--config-dir", "mine", "seed=1"])
 
 
-def test_a_stage_gets_what_was_given_for_the_chain_after_its_own_overrides(hydra_config) -> None:
+def test_the_stages_of_a_chain_get_what_was_given_for_all_of_them(hydra_config) -> None:
     given = ["experiment=quickstart", "seed=3", "+trainer.benchmark=true", "~callbacks.progress", "task=chain"]
-    hydra_config(RunMode.RUN, [*given, "stages.first=[]", "common=[]", "run_dir=here", "outputs=there"])
-    assert stage_overrides(["task=vqvae", "prompts=[红色]"]) == [
-        "task=vqvae",
-        "prompts=['红色']",
-        "seed=3",
-        "+trainer.benchmark=true",
-        "~callbacks.progress",
-        "outputs=there",
-    ]
+    hydra_config(RunMode.RUN, [*given, "stages.first=[]", "common=[]", "run_dir=here", "outputs=there", "resume=true"])
+    words = ["seed=3", "+trainer.benchmark=true", "~callbacks.progress", "outputs=there"]
+    assert words_for_stages({}) == words
+    assert words_for_stages({"seed": "3"}) == words[1:]
