@@ -10,6 +10,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hydra
@@ -21,6 +22,7 @@ from cogview_pl.cli.help import help_or_version
 from cogview_pl.cli.messages import errors_in_one_line
 from cogview_pl.cli.overrides import quote_override, quoted
 from cogview_pl.cli.process import prepare_process
+from cogview_pl.cli.python import nothing_left, with_configuration
 from cogview_pl.cli.resume import Composed, choices_in, compose, continued, with_choices_of_the_run
 from cogview_pl.cli.sweep import run_job_of_sweep, table_at_the_end
 from cogview_pl.config.choices import Verb
@@ -30,6 +32,7 @@ from cogview_pl.config.limits import check_limits
 from cogview_pl.config.paths import resolve_paths
 from cogview_pl.config.schema import Config, register_schemas
 from cogview_pl.config.shipped import shipped
+from cogview_pl.errors import UserError
 from cogview_pl.lit.bars import status
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.command import config_flags
@@ -40,13 +43,36 @@ from cogview_pl.runs.run_folder import Metrics, RunFolder
 from cogview_pl.vqvae.config import import_quantizer
 
 
+def run(*overrides: str) -> dict[str, float | str]:
+    """Run a task from Python, as `python -m cogview_pl.run` does with these overrides; returns its metrics.
+
+    `run("task=pretrain", "trainer.max_steps=100")` trains in this process and leaves no settings behind.
+
+    Raises:
+        UserError: bad input or configuration; the message says what to mend.
+        Stopped: by a signal, such as Ctrl-C; its advice says how the run goes on.
+    """
+    register_schemas()
+    register_experiments()
+    with nothing_left():
+        words = with_choices_of_the_run(command_line.hydra_words(list(overrides)))
+        if not command_line.is_one_run(words):
+            raise UserError(f"run{overrides} takes overrides of one run (task=vqvae), no options; call it once per run")
+        return dict(with_configuration(words, lambda composed: _run_one(composed, words), logs=False))
+
+
+def _run_one(composed: DictConfig, words: list[str]) -> Metrics:
+    return run_composed(composed, words, choices=choices_in(HydraConfig.get()))[1]
+
+
 @hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
 def _main(composed: DictConfig) -> Metrics | float | None:
-    job, words, choices = command_line.job_name(), command_line.job_words(), choices_in(HydraConfig.get())
+    job, words = command_line.job_name(), command_line.job_words()
     if job is not None:
+        choices = choices_in(HydraConfig.get())
         return run_job_of_sweep(composed, lambda: run_composed(composed, words, job, choices)[1])
     with errors_in_one_line():  # here, because Hydra would print a line of its own first
-        return run_composed(composed, words, choices=choices)[1]
+        return _run_one(composed, words)
 
 
 def run_composed(
@@ -179,9 +205,21 @@ def main() -> None:
             return
         register_schemas()
         register_experiments()
-        sys.argv[1:] = with_choices_of_the_run(command_line.hydra_words(sys.argv[1:]))
-        _main()
+        words = sys.argv[1:] = with_choices_of_the_run(command_line.hydra_words(sys.argv[1:]))
+        if command_line.is_one_run(words):
+            with_configuration(words, lambda composed: _run_one(composed, words), logs=True)
+        else:
+            _main()
 
+
+class _CallableModule(ModuleType):
+    """This module, called as its function `run`: `from cogview_pl import run` finds the module once it is imported."""
+
+    def __call__(self, *overrides: str) -> dict[str, float | str]:
+        return run(*overrides)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     # By its name, because a launcher of remote jobs sends the functions of `__main__` with copies of all their globals.

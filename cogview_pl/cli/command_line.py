@@ -30,6 +30,11 @@ def hydra_words(words: list[str]) -> list[str]:
     return [*flags, *(quote_override(word, sweeps=bool(flags)) for word in words if word not in _MULTIRUN)]
 
 
+def is_one_run(words: list[str]) -> bool:
+    """Whether the words ask for one run, by overrides only."""
+    return not any(word.startswith(("-", "hydra.mode=")) for word in words)
+
+
 def job_name() -> str | None:
     """Name of this job in a sweep, None outside of one."""
     hydra = HydraConfig.get()

@@ -27,6 +27,7 @@ from cogview_pl.cli.messages import errors_in_one_line, one_line
 from cogview_pl.cli.overrides import quoted
 from cogview_pl.cli.sweep_jobs import Job, State, configuration_hash, fixed_keys, job_name, run_job, saved_jobs, varying
 from cogview_pl.cli.sweep_table import print_best, print_table, write_csv
+from cogview_pl.config.objectives import check_objective
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS, Stopped
 from cogview_pl.runs.ranks import RANKS
@@ -44,6 +45,8 @@ class Sweep(Callback):
         launcher, sweeper = hydra_node.launcher._target_, hydra_node.sweeper._target_
         with errors_in_one_line():  # here, because Hydra turns exceptions of a callback into warnings
             _require_launcher(launcher)
+            if not OmegaConf.is_missing(config, "verb"):  # else the task varies, and each job checks it
+                check_objective(config)
             folder = Path(str(RANKS.agree(str(_folder(config)) if RANKS.first else None)))
         hydra_node.sweep.dir = str(folder)
         hydra: Any = GlobalHydra.instance().hydra
@@ -150,6 +153,7 @@ def run_job_of_sweep(composed: DictConfig, run: Callable[[], Metrics]) -> float 
     def composes_and_runs() -> Metrics:
         if "not_composed" in ours:
             raise UserError(ours.not_composed)
+        check_objective(composed)
         return run()
 
     ended = run_job(job, Path(hydra.sweep.dir), objective, composes_and_runs)

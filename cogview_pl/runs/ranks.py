@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from cogview_pl.errors import UserError
@@ -23,6 +24,7 @@ _PATIENCE = timedelta(days=7)  # longest time that other processes wait while th
 _TO_MEET = timedelta(minutes=10)  # longest time until all processes have started
 _INTERACTIVE = ("bash", "interactive")  # names of interactive SLURM jobs; a run in one starts as a single process
 _FAILED = "failed"
+_PROGRAM = "cogview_pl.run"
 _SET_BY_LIGHTNING = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
 
@@ -92,16 +94,20 @@ class Processes:
     def launching(self, command: list[str]) -> Iterator[None]:
         """Inside the block, processes that Lightning starts run `command`; afterwards its process group is removed.
 
-        Lightning repeats `sys.argv`, but in a sweep or a chain that names more than the current job. It also leaves its
-        process group and environment variables, and they would disturb the next job.
+        Lightning repeats the main module with `sys.argv`. But in a sweep or a chain these name more than the current
+        job, and in a script of the user or under submitit another program. Lightning also leaves its process group and
+        environment variables, and they would disturb the next job.
         """
+        main: Any = sys.modules["__main__"]
+        program = main.__spec__
         argv, variables = sys.argv, {name: os.environ.get(name) for name in (*_SET_BY_LIGHTNING, LAUNCHER)}
         sys.argv = [argv[0], *command]
         os.environ[LAUNCHER] = str(os.getpid())
+        main.__spec__ = find_spec(_PROGRAM)
         try:
             yield
         finally:
-            sys.argv = argv
+            sys.argv, main.__spec__ = argv, program
             if self.size == 1:  # processes of torchrun or SLURM keep their group for the next job
                 _leave_group()
             for name, value in variables.items():

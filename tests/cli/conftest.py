@@ -61,6 +61,10 @@ class CommandLine:
         """Run to the end, with any exit code."""
         return self._server.run([*COMMAND[1:], *args], cwd, stdin)
 
+    def run_script(self, script: Path, cwd: Path) -> Ended:
+        """Run a Python script to the end, with any exit code."""
+        return self._server.run([script], cwd)
+
     def succeed(self, args: Sequence[str], cwd: Path, stdin: str = "") -> Ended:
         """Run to the end; the exit code must be 0."""
         ended = self.run(args, cwd, stdin)
