@@ -19,6 +19,7 @@ from cogview_pl.lit.config import ModelFrom
 from cogview_pl.transformer.parallel import load_weights
 
 _MONITOR = "callbacks.checkpoint.monitor"
+_DECAY = "callbacks.ema.decay"
 _MODES = ("min", "max")
 _KNOWN = ("cogview_pl.", "lightning.")  # packages whose callbacks log no metrics of a validation
 
@@ -37,14 +38,20 @@ def check_kept(options: TrainingOptions, metrics: Sequence[str]) -> None:
     decay = ema_decay(options.callbacks)
     if decay is not None and options.strategy.kind.sharded:
         raise UserError(
-            f"callbacks.ema.decay={decay} averages full weights, and strategy={options.strategy.kind.value} divides "
-            "them; set strategy=ddp, or callbacks.ema.decay=null"
+            f"{_DECAY}={decay} averages full weights, and strategy={options.strategy.kind.value} divides them; set "
+            f"strategy=ddp, or {_DECAY}=null"
         )
 
 
 def ema_decay(callbacks: Mapping[str, Any]) -> float | None:
     """`callbacks.ema.decay`; None: the run has no averages."""
     return (callbacks.get("ema") or {}).get("decay")
+
+
+def settings_of_kept(callbacks: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without which a resumed run would have other averages, or would forget the best step."""
+    monitor = (callbacks.get("checkpoint") or {}).get("monitor")
+    return {_DECAY: ema_decay(callbacks), _MONITOR: monitor}
 
 
 def take_final_weights(
@@ -65,7 +72,7 @@ def take_final_weights(
         UserError: the file of the best checkpoint is gone.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    if options.model_from == ModelFrom.last:
+    if options.model_from == ModelFrom.last or trainer.fast_dev_run:  # type: ignore[attr-defined]  # a trial saves none
         for ema in (callback for callback in callbacks if isinstance(callback, EMA)):
             ema.use_averages(module)
         return {"model/step": trainer.global_step}

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cogview_pl.assembly.instantiate import instantiate
-from cogview_pl.assembly.kept_checkpoints import ema_decay, take_final_weights
+from cogview_pl.assembly.kept_checkpoints import ema_decay, settings_of_kept, take_final_weights
 from cogview_pl.assembly.options import TrainingOptions
 from cogview_pl.assembly.strategy import DEEPSPEED, check_heads, lightning_strategy
 from cogview_pl.data.config import DataConfig
@@ -133,7 +133,7 @@ def train(
         if first:
             # Not the batch size: it may change with the number of devices.
             own = {"seed": options.seed, OPTIMIZER: options.optimizer.optimizer["_target_"]}
-            own["callbacks.ema.decay"] = ema_decay(options.callbacks)
+            own |= settings_of_kept(options.callbacks)
             folder.require_same(own | settings, inputs, options.verify)
             folder.begin()
     SIGNALS.check()

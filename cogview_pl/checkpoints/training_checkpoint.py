@@ -56,6 +56,8 @@ _LAST = Path("checkpoints", "last.ckpt")
 _MODULE = "model."  # the model in the LightningModule
 _DESCRIBED_BY = "entry cogview_pl"
 
+_MOST_LAYERS = 1000  # of the base of an adapter; the largest model has 48
+
 _log = logging.getLogger(__name__)
 
 
@@ -139,6 +141,7 @@ def read_checkpoint(path: str | Path, key: str, kind: str | None, *, verify: boo
         config = checkpoint.config
     if kind is not None:
         require_kind(config, kind, file, key)
+    _check_settings(checkpoint, key)
     if verify:
         require_finite(checkpoint.weights, file)
     return checkpoint
@@ -191,6 +194,19 @@ def checkpoint_hash(file: Path) -> str:
     return digest.hexdigest()
 
 
+def _check_settings(checkpoint: TrainingCheckpoint, key: str) -> None:
+    """Raises UserError for settings from which no model can be built; a checkpoint has no manifest of them."""
+    file, config, tensors = checkpoint.file, checkpoint.config, len(checkpoint.weights)
+    if config["kind"] == IMAGE_TOKENIZER:
+        require_quantizer(config, file, key, _DESCRIBED_BY)
+    with unfit_named(file, "file"):
+        if config["kind"] == IMAGE_TOKENIZER:
+            build_empty(config, tensors, lambda config: build_vqvae(config["vqvae"]))
+        else:  # an adapter may have fewer tensors than the model has layers
+            tensors = _MOST_LAYERS if "adapter" in checkpoint.parts else tensors
+            build_empty(config, tensors, lambda config: build_transformer(config["transformer"]))
+
+
 def _image_tokenizer(config: dict[str, Any], weights: Mapping[str, Tensor], file: Path, key: str) -> ImageTokenizer:
     require_quantizer(config, file, key, _DESCRIBED_BY)
     with unfit_named(file, "file"):
@@ -202,9 +218,11 @@ def _image_tokenizer(config: dict[str, Any], weights: Mapping[str, Tensor], file
 
 def _weights(found: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Weights of the model in Lightning's dictionary; raises ValueError if they are none."""
+    state = found["state_dict"]
+    averages = {name: value.to(state[name].dtype) for name, value in found.get(AVERAGES, {}).items()}
     weights = {
         str(name).removeprefix(_MODULE): value
-        for name, value in {**found["state_dict"], **found.get(AVERAGES, {})}.items()
+        for name, value in {**state, **averages}.items()
         if str(name).startswith(_MODULE)
     }
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):

@@ -80,12 +80,13 @@ class RunRecord:
         """
         for key, value in settings.items():
             if key in self.settings and self.settings[key] != value and (verify or key == OPTIMIZER):
+                begun, now = _typed(self.settings[key]), _typed(value)
                 remedy = f"start anew from its weights with init_from={folder}"
                 if key != OPTIMIZER:
                     remedy = "set verify=false to go on with the present value"
                 raise UserError(
-                    f"resume: {folder} was begun with {key}={self.settings[key]}, this run has {value}; go on with "
-                    f"{key}={self.settings[key]}, or {remedy}"
+                    f"resume: {folder} was begun with {key}={begun}, this run has {now}; go on with {key}={begun}, or "
+                    f"{remedy}"
                 )
         for key, value in inputs.items() if verify else ():
             if key in self.inputs and self.inputs[key] != value:
@@ -93,6 +94,11 @@ class RunRecord:
                     f"resume: {key} has changed since {folder} was begun; restore it, start anew without resume, or "
                     "set verify=false to go on with the present one"
                 )
+
+
+def _typed(value: Any) -> Any:
+    """A value as it is typed on the command line."""
+    return "null" if value is None else value
 
 
 def is_run(folder: Path) -> bool:

@@ -130,7 +130,7 @@ def test_averages_are_the_model_and_not_what_training_goes_on_from(ended, home: 
 def test_the_model_is_of_the_step_that_the_metrics_name(ended, home: Path) -> None:
     metrics = json.loads((home / "best" / "metrics.json").read_text())
     assert metrics["model/step"] in (3, 6)
-    require_equal(weights(home / "best" / "model"), of_step(home / "best", metrics["model/step"]))
+    require_equal(weights(home / "best" / "model"), of_step(home / "best", int(metrics["model/step"])))
     require_equal(weights(home / "pretrain" / "model"), of_step(home / "pretrain", 6))
     assert metrics["model/val/loss"] <= metrics["val/loss"]
 

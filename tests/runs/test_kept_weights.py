@@ -113,13 +113,17 @@ def test_a_validation_that_fails_leaves_no_averages_in_the_checkpoint(run: Path)
     assert saved(run)["state_dict"]["layer.weight"].item() == module.after[-1]
 
 
-def test_a_run_does_not_go_on_without_its_averages(run: Path) -> None:
+def test_a_run_does_not_go_on_with_other_averages_or_another_best(run: Path) -> None:
     config = configured(*EMA)
     with pytest.raises(Stopped), SIGNALS:
         carried_out(config, Line(config, at=1, act=lambda: signal.raise_signal(signal.SIGTERM)))
     other = configured()
     other.resume = str(run)
-    with pytest.raises(UserError, match=r"callbacks.ema.decay=0.2, this run has None"):
+    with pytest.raises(UserError, match=r"callbacks.ema.decay=0.2, this run has null; go on with .*=0.2"):
+        carried_out(other, Line(other))
+    other = configured(*EMA, "callbacks.checkpoint.monitor=val/loss")
+    other.resume = str(run)
+    with pytest.raises(UserError, match=r"callbacks.checkpoint.monitor=step, this run has val/loss"):
         carried_out(other, Line(other))
 
 
