@@ -25,6 +25,7 @@ from cogview_pl.cli.resume import Composed, choices_in, compose, continued, with
 from cogview_pl.cli.sweep import run_job_of_sweep, table_at_the_end
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.experiments import register_experiments
+from cogview_pl.config.ignored_keys import refuse_ignored_keys
 from cogview_pl.config.keys import check_keys
 from cogview_pl.config.limits import check_limits
 from cogview_pl.config.paths import resolve_paths
@@ -43,10 +44,15 @@ from cogview_pl.vqvae.config import import_quantizer
 @hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
 def _main(composed: DictConfig) -> Metrics | float | None:
     job, words, choices = command_line.job_name(), command_line.job_words(), choices_in(HydraConfig.get())
+
+    def run() -> Metrics:
+        refuse_ignored_keys(composed, words)
+        return run_composed(composed, words, job, choices)[1]
+
     if job is not None:
-        return run_job_of_sweep(composed, lambda: run_composed(composed, words, job, choices)[1])
+        return run_job_of_sweep(composed, run)
     with errors_in_one_line():  # here, because Hydra would print a line of its own first
-        return run_composed(composed, words, choices=choices)[1]
+        return run()
 
 
 def run_composed(

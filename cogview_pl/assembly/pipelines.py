@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogview_pl.assembly.devices import inference_device
+from cogview_pl.assembly.guidance import warn_of_guidance
 from cogview_pl.assembly.options import GenerationOptions
 from cogview_pl.assembly.roles import CAPTIONER, GENERATOR, UPSCALER, Role, open_role
 from cogview_pl.assembly.strategy import inference_sharding
@@ -23,6 +24,7 @@ from cogview_pl.generation.rerank import Captioner
 from cogview_pl.generation.super_resolution.upscale import Upscaler
 from cogview_pl.lit.bars import Bar
 from cogview_pl.lit.config import StrategyKind
+from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.runs.samples_writer import GeneratedImage
 from cogview_pl.vocab.config import TemplateConfig
 
@@ -99,6 +101,7 @@ def open_pipeline(options: GenerationOptions, generator: SequenceModel) -> Gener
         raise UserError(f"top_n={options.top_n} keeps the best images, and nothing ranks them; set rerank_with")
     sampling = options.sampler
     check_sampling(generator.model, sampling)
+    warn_of_guidance(sampling, predecessor(options.models.outputs, GENERATOR.task, GENERATOR.key, options.init_from))
     _check_tensor_parallel(options)
     shard = inference_sharding(options.strategy, options.trainer)
 
