@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cogview_pl.generation.pipeline import CogView
+    from cogview_pl.assembly.cogview import CogView
+    from cogview_pl.generation.config import Sampling
 
-__all__ = ["CogView"]
+__version__ = "0.1.0"
+
+__all__ = ["CogView", "Sampling", "__version__"]
+
+_OFFERED = {"CogView": "cogview_pl.assembly.cogview", "Sampling": "cogview_pl.generation.config"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import `CogView` on first use, so that `--help` does not wait for torch."""
-    if name == "CogView":
-        from cogview_pl.generation.pipeline import CogView
-
-        return CogView
+    """Import a class on first use, so that `--help` does not wait for torch."""
+    if name in _OFFERED:
+        return getattr(importlib.import_module(_OFFERED[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
