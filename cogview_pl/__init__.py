@@ -16,6 +16,10 @@ __all__ = ["CogView", "Sampling", "__version__"]
 _OFFERED = {"CogView": "cogview_pl.assembly.cogview", "Sampling": "cogview_pl.generation.config"}
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Import a class on first use, so that `--help` does not wait for torch."""
     if name in _OFFERED:

@@ -16,7 +16,6 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation.config import Algorithm, Sampling
 from cogview_pl.generation.decode import decode
 from cogview_pl.generation.speculative import decode_jacobi
-from cogview_pl.kernels.availability import best_device
 from cogview_pl.transformer.config import NormScope
 from cogview_pl.vocab import CodeSlot, is_text_to_image
 

@@ -87,10 +87,14 @@ def test_a_path_may_name_another_key() -> None:
 
 def test_what_a_run_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    words = ("data.styles={油画: ~/a b=c, 'it\\'s, \"x\"': ~/d\\\\}", "prompts=[${seed}, a \\'b\\' \\\\]", "outputs=~/o")
+    words = (
+        "data.styles={油画: ~/a b=c, 'it\\'s, \"x\"': ~/d\\\\}",
+        "prompts=[${seed}, a \\'b\\' \\\\]",
+        "outputs=~/o",
+    )
     config = composition("task=vqvae", "data=folder", *words, "init_from=${outputs}/it's")
     expand_home(config)
-    assert config.data.styles == {"油画": "/home/me/a b=c", "it's, \"x\"": "/home/me/d\\\\"}
+    assert config.data.styles == {"油画": "/home/me/a b=c", 'it\'s, "x"': "/home/me/d\\\\"}
     assert list(config.prompts) == ["${seed}", "a \\'b\\' \\\\"]
     assert config.init_from == "/home/me/o/it's"
 
