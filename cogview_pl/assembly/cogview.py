@@ -30,6 +30,7 @@ from cogview_pl.generation.pipeline import ImageGenerator
 from cogview_pl.generation.quantization import quantize
 from cogview_pl.generation.rerank import Captioner
 from cogview_pl.generation.super_resolution.upscale import Upscaler
+from cogview_pl.kernels.availability import best_device
 from cogview_pl.limits import COUNT, SEED, Limit
 from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.runs.samples_writer import SampleFiles
@@ -124,7 +125,7 @@ class CogView:
             role.require(models[role].template)
         made = cls(
             *(models.get(role) for role in (GENERATOR, CAPTIONER, UPSCALER)),
-            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            device=device or best_device(),
             dtype=dtype,
             quantization=None if quantization is None else Quantization(quantization),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 
-from cogview_pl import __version__
+import cogview_pl
 from cogview_pl.config.shipped import experiments, shipped
 
 _TEXT = "help.txt"
@@ -35,4 +35,4 @@ def help_text() -> str:
 
 def version_text() -> str:
     """Name and version of this package."""
-    return f"cogview_pl {__version__}"
+    return f"cogview_pl {cogview_pl.__version__}"

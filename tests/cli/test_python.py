@@ -35,11 +35,11 @@ def home(tmp_path_factory: pytest.TempPathFactory, chain) -> Path:
 def runs(cli, home, tmp_path_factory) -> None:
     """The same by the command line."""
     roles = ("rerank_with=outputs/caption/latest", "upscale_with=outputs/super_resolution/latest")
+    given = ("images=outputs/generate/latest/samples/0000", "seed=3", "threads=1")
     commands = [
         ("task=generate", *ASKED, *roles, "run_dir=generated"),
-        ("task=generate", "init_from=outputs/caption/latest", "images=outputs/generate/latest/samples/0000", "seed=3")
-        + ("threads=1", "run_dir=described"),
-        ("task=magnify", "images=outputs/generate/latest/samples/0000", "seed=3", "threads=1", "run_dir=magnified"),
+        ("task=generate", "init_from=outputs/caption/latest", *given, "run_dir=described"),
+        ("task=magnify", *given, "run_dir=magnified"),
     ]
     for ended in cli.run_many([(words, home) for words in commands], tmp_path_factory.mktemp("cases")):
         assert ended.code == 0, ended.stderr[-3000:]
@@ -105,12 +105,12 @@ def test_a_folder_of_any_task(home) -> None:
     captioner = CogView.load(home / "outputs/caption/latest", "cpu")
     file = home / "outputs/generate/latest/samples/0000/00.png"
     assert isinstance(captioner.caption(file, progress=False), str)
-    with pytest.raises(UserError, match="^path: this needs a model of task=pretrain"):
+    with pytest.raises(UserError, match=r"^path: this needs a model of task=pretrain"):
         captioner.generate("红")
     with pytest.raises(UserError, match=r"^upscale_with: this needs a model of task=super_resolution"):
         captioner.upscale(file)
     newest = CogView.load(device="cpu", outputs=home / "outputs")
-    with pytest.raises(UserError, match="^rerank_with: this needs a model of task=caption"):
+    with pytest.raises(UserError, match=r"^rerank_with: this needs a model of task=caption"):
         newest.generate("红", top_n=1)
     with pytest.raises(UserError, match="num_images_per_prompt=0 must be a whole number"):
         newest.generate("红", num_images_per_prompt=0)
