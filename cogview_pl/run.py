@@ -27,6 +27,7 @@ from cogview_pl.cli.resume import Composed, choices_in, compose, continued, with
 from cogview_pl.cli.sweep import run_job_of_sweep, table_at_the_end
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.experiments import register_experiments
+from cogview_pl.config.ignored_keys import refuse_ignored_keys
 from cogview_pl.config.keys import check_keys
 from cogview_pl.config.limits import check_limits
 from cogview_pl.config.paths import resolve_paths
@@ -61,16 +62,16 @@ def run(*overrides: str) -> dict[str, float | str]:
         return dict(with_configuration(words, lambda composed: _run_one(composed, words), logs=False))
 
 
-def _run_one(composed: DictConfig, words: list[str]) -> Metrics:
-    return run_composed(composed, words, choices=choices_in(HydraConfig.get()))[1]
+def _run_one(composed: DictConfig, words: list[str], job: str | None = None) -> Metrics:
+    refuse_ignored_keys(composed, words)
+    return run_composed(composed, words, job, choices_in(HydraConfig.get()))[1]
 
 
 @hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
 def _main(composed: DictConfig) -> Metrics | float | None:
     job, words = command_line.job_name(), command_line.job_words()
     if job is not None:
-        choices = choices_in(HydraConfig.get())
-        return run_job_of_sweep(composed, lambda: run_composed(composed, words, job, choices)[1])
+        return run_job_of_sweep(composed, lambda: _run_one(composed, words, job))
     with errors_in_one_line():  # here, because Hydra would print a line of its own first
         return _run_one(composed, words)
 

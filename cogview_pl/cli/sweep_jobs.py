@@ -172,6 +172,11 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def _as_given(sweep: DictConfig) -> list[str]:
+    """The overrides of a sweep; access through OmegaConf would replace `${…}` in them."""
+    return OmegaConf.to_container(sweep.hydra.overrides, resolve=False)["task"]  # type: ignore
+
+
 def fixed_keys(sweep: DictConfig) -> frozenset[str]:
     """Keys, as overrides spell them, that have one value in all jobs of a sweep.
 
@@ -179,7 +184,7 @@ def fixed_keys(sweep: DictConfig) -> frozenset[str]:
         sweep: configuration of the whole sweep, with the node `hydra`.
     """
     params = sweep.hydra.sweeper.get("params") or {}
-    words = [*(f"{key}={value}" for key, value in params.items()), *sweep.hydra.overrides.task]
+    words = [*(f"{key}={value}" for key, value in params.items()), *_as_given(sweep)]
     given = OverridesParser.create().parse_overrides(words)
     swept = {word.get_key_element() for word in given if word.is_sweep_override()}
     return frozenset(word.get_key_element() for word in given if word.get_key_element() not in swept)

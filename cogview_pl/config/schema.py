@@ -129,9 +129,10 @@ def _grid(divisor: int, *, _root_: DictConfig) -> str:
     return f"{edge}x{edge}"
 
 
-# Resolvers for `conf/`. They are registered on import, because a launcher of remote jobs sends schemas to a job but no
-# resolvers.
+# Resolvers for `conf/`, and `mapping` for the command line. They are registered on import, because a launcher of remote
+# jobs sends schemas to a job but no resolvers.
 OmegaConf.register_new_resolver("grid", _grid, replace=True)
+OmegaConf.register_new_resolver("mapping", lambda *parts: dict(zip(parts[::2], parts[1::2], strict=True)), replace=True)
 OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
 
 _QUANTIZERS = {
