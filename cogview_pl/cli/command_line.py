@@ -16,6 +16,7 @@ _CHAIN_KEYS = (
     "task",
     "stages",
     "common",
+    "aims",
     "run_dir",
     "resume",
 )  # a chain does not hand these on to its stages
