@@ -80,6 +80,7 @@ def write_report(folder: Path, title: str, stages: Mapping[str, Stage], aims: Se
     sheets = sum((stage.folder / sheet).exists() for stage in stages.values() for sheet in (_RECONSTRUCTIONS, _GRID))
     most_bytes = _SHEETS_BYTES // max(1, sheets)
     sections = [_section(number, name, stage, most_bytes) for number, (name, stage) in enumerate(stages.items(), 1)]
+    reached = outcomes(aims, {name: stage.metrics for name, stage in stages.items()})
     total = sum(stage.seconds for stage in stages.values())
     page = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -88,8 +89,8 @@ def write_report(folder: Path, title: str, stages: Mapping[str, Stage], aims: Se
         f"<style>\n{Path(__file__).with_name('report.css').read_text(encoding='utf-8')}</style>\n</head>\n<body>",
         f"<h1>{escape(title)}</h1>",
         f'<p class="facts">{len(stages)} stages, {duration(total)} · {escape(str(folder))}</p>',
-        _contents(stages),
-        *_aims(outcomes(aims, {name: stage.metrics for name, stage in stages.items()})),
+        _contents(stages, with_aims=bool(reached)),
+        *_aims(reached),
         '<h2 id="metrics">Metrics</h2>',
         _main_metrics(stages),
         *sections,
@@ -104,12 +105,13 @@ def write_report(folder: Path, title: str, stages: Mapping[str, Stage], aims: Se
 # --- head of the page -------------------------------------------------------------------------------
 
 
-def _contents(stages: Mapping[str, Stage]) -> str:
+def _contents(stages: Mapping[str, Stage], *, with_aims: bool) -> str:
     links = [
         f'<li><a href="#stage-{number}">{escape(name)}</a> ({duration(stage.seconds)})</li>'
         for number, (name, stage) in enumerate(stages.items(), 1)
     ]
-    return "\n".join(["<nav>", '<a href="#metrics">Metrics</a>', "<ol>", *links, "</ol>", "</nav>"])
+    aims = ['<a href="#aims">Aims</a>'] if with_aims else []
+    return "\n".join(["<nav>", *aims, '<a href="#metrics">Metrics</a>', "<ol>", *links, "</ol>", "</nav>"])
 
 
 def _aims(found: Sequence[Outcome]) -> list[str]:
