@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ from cogview_pl.cli.overrides import quote_override, quoted
 from cogview_pl.cli.process import prepare_process
 from cogview_pl.cli.python import nothing_left, with_configuration
 from cogview_pl.cli.resume import Composed, choices_in, compose, continued, with_choices_of_the_run
+from cogview_pl.cli.summary import print_summary
 from cogview_pl.cli.sweep import run_job_of_sweep, table_at_the_end
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.experiments import register_experiments
@@ -82,6 +84,8 @@ def run_composed(
     job: str | None = None,
     choices: dict[str, str] | None = None,
     begun: Callable[[Path], None] = lambda path: None,
+    *,
+    alone: bool = True,
 ) -> tuple[Path, Metrics]:
     """Run the configuration that `words` compose; returns its folder and its metrics.
 
@@ -93,7 +97,9 @@ def run_composed(
         job: name of the run in a sweep.
         choices: group → choice, of `composed`.
         begun: called with the folder once it is known.
+        alone: whether it is no stage of a chain.
     """
+    started = time.monotonic()
     resolve_paths(composed)
     found = continued(composed, words, job, choices or {})
     if found.finished is not None:
@@ -118,6 +124,8 @@ def run_composed(
         config: Any = OmegaConf.to_object(composed)
         metrics = _dispatch(config, folder, found, job)
         folder.finish(metrics)
+    next_words = words if alone and job is None else []
+    print_summary(folder, composed.task, composed.outputs, metrics, next_words, time.monotonic() - started)
     return folder.path, metrics
 
 
@@ -174,7 +182,7 @@ def _run_stage(
     if interrupted is not None and can_go_on(interrupted, composed.verb.value):
         words.append(f"resume={quoted(str(interrupted))}")
         composed.resume = str(interrupted)
-    return run_composed(composed, [*config_flags(), *words], choices=choices, begun=begun)
+    return run_composed(composed, [*config_flags(), *words], choices=choices, begun=begun, alone=False)
 
 
 def _plan_stage(overrides: list[str]) -> tuple[Path, Metrics]:

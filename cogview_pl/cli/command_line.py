@@ -17,6 +17,7 @@ _CHAIN_KEYS = (
     "task",
     "stages",
     "common",
+    "aims",
     "run_dir",
     "resume",
 )  # a chain does not hand these on to its stages

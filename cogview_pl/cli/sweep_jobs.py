@@ -10,6 +10,7 @@ import gc
 import hashlib
 import json
 import math
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -199,7 +200,7 @@ def varying(overrides: Sequence[str], fixed: frozenset[str]) -> dict[str, str]:
 def job_name(varies: Mapping[str, str]) -> str:
     """Name of a job, which is the name of its folder: `optimizer.optimizer.lr=0.001,seed=1`."""
     name = ",".join(f"{key}={value}" for key, value in sorted(varies.items())) or "job"
-    name = name.replace("/", "_").replace("\0", "")
+    name = re.sub(r'[/\\:*?"<>|]', "_", name.replace("\0", ""))  # signs that no folder has on Windows
     if len(name.encode()) <= _LONGEST:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:_DIGITS]

@@ -19,6 +19,7 @@ from cogview_pl.generation.config import Quantization, Sampling
 from cogview_pl.limits import MISSING, count, seed_number
 from cogview_pl.lit.config import ModelFrom, OptimizerConfig, StrategyConfig
 from cogview_pl.memory.config import PlanConfig
+from cogview_pl.runs.aims import Aim
 from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.transformer.config import ActivationCheckpointing, LoRAConfig, TransformerConfig
 from cogview_pl.vocab.config import CompatConfig, TemplateConfig, TextConfig
@@ -105,6 +106,7 @@ class Config:
     logger: dict[str, Any] = field(default_factory=dict)
     common: list[str] = field(default_factory=list)
     stages: dict[str, list[str]] = field(default_factory=dict)
+    aims: list[Aim] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if isinstance(self.data, dict):
