@@ -22,19 +22,27 @@ class Limit(NamedTuple):
 
 
 def limited(limit: Limit, default: Any = MISSING) -> Any:
-    """A field whose number, or whose numbers in a list, must lie in a range; `None` passes if the type allows it."""
+    """A field whose number, or numbers in a list or mapping, must lie in a range; `None` passes if allowed."""
     return field(default=default, metadata={_KEY: limit})
 
 
-COUNT = Limit("a whole number, at least 1", lambda value: value >= 1 and value % 1 == 0)
+# Numbers at the far ends of floats overflow in fp32, or vanish there; no key has a use for them.
+_SMALL, _LARGE = 1e-9, 1e9
+
+COUNT = Limit("a whole number from 1 to 2147483647", lambda value: 1 <= value < 2**31 and value % 1 == 0)
 WHOLE = Limit("a whole number, at least 0", lambda value: value >= 0 and value % 1 == 0)
 SEED = Limit("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32 and value % 1 == 0)
-AT_LEAST_0 = Limit("at least 0", lambda value: 0 <= value < math.inf)
-ABOVE_0 = Limit("above 0", lambda value: 0 < value < math.inf)
+AT_LEAST_0 = Limit("0, or from 1e-9 to 1e9", lambda value: value == 0 or _SMALL <= value <= _LARGE)
+ABOVE_0 = Limit("from 1e-9 to 1e9", lambda value: _SMALL <= value <= _LARGE)
 SHARE = Limit("between 0 and 1", lambda value: 0 <= value <= 1)
 SHARE_BELOW_1 = Limit("at least 0, below 1", lambda value: 0 <= value < 1)
-SHARE_ABOVE_0 = Limit("above 0, at most 1", lambda value: 0 < value <= 1)
+SHARE_ABOVE_0 = Limit("from 1e-9 to 1", lambda value: _SMALL <= value <= 1)
 FINITE = Limit("a finite number", lambda value: -math.inf < value < math.inf)
+
+# Sampling; logits in fp32 differ by about 100 at most.
+TEMPERATURE = Limit("0, or from 1e-6 to 1e6", lambda value: value == 0 or 1e-6 <= value <= 1e6)
+TOP_P = Limit("from 1e-6 to 1", lambda value: 1e-6 <= value <= 1)
+GUIDANCE = Limit("from 0 to 100", lambda value: 0 <= value <= 100)
 
 # Fields with these limits; the argument is the default.
 count = partial(limited, COUNT)
@@ -58,7 +66,15 @@ def out_of_range(values: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]
             yield from out_of_range(value, f"{key}.")
             continue
         limit = item.metadata.get(_KEY, FINITE)
-        numbers = enumerate(value) if isinstance(value, list) else [(None, value)]
-        for place, number in numbers:
+        for place, number in _numbers(value, named=_KEY in item.metadata):
             if isinstance(number, (int, float)) and not limit.holds(number):
-                yield key if place is None else f"{key}[{place}]", number, limit.words
+                yield f"{key}{place}", number, limit.words
+
+
+def _numbers(value: Any, *, named: bool) -> list[tuple[str, Any]]:
+    """A value, or those in a list and, if `named`, in a mapping, with their places."""
+    if isinstance(value, list):
+        return [(f"[{place}]", number) for place, number in enumerate(value)]
+    if isinstance(value, dict) and named:
+        return [(f".{name}", number) for name, number in value.items()]
+    return [("", value)]

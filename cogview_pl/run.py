@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -24,9 +25,11 @@ from cogview_pl.cli.overrides import quote_override, quoted
 from cogview_pl.cli.process import prepare_process
 from cogview_pl.cli.python import nothing_left, with_configuration
 from cogview_pl.cli.resume import Composed, choices_in, compose, continued, with_choices_of_the_run
+from cogview_pl.cli.summary import print_summary
 from cogview_pl.cli.sweep import run_job_of_sweep, table_at_the_end
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.experiments import register_experiments
+from cogview_pl.config.ignored_keys import refuse_ignored_keys
 from cogview_pl.config.keys import check_keys
 from cogview_pl.config.limits import check_limits
 from cogview_pl.config.paths import resolve_paths
@@ -61,16 +64,16 @@ def run(*overrides: str) -> dict[str, float | str]:
         return dict(with_configuration(words, lambda composed: _run_one(composed, words), logs=False))
 
 
-def _run_one(composed: DictConfig, words: list[str]) -> Metrics:
-    return run_composed(composed, words, choices=choices_in(HydraConfig.get()))[1]
+def _run_one(composed: DictConfig, words: list[str], job: str | None = None) -> Metrics:
+    refuse_ignored_keys(composed, words)
+    return run_composed(composed, words, job, choices_in(HydraConfig.get()))[1]
 
 
 @hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="config")
 def _main(composed: DictConfig) -> Metrics | float | None:
     job, words = command_line.job_name(), command_line.job_words()
     if job is not None:
-        choices = choices_in(HydraConfig.get())
-        return run_job_of_sweep(composed, lambda: run_composed(composed, words, job, choices)[1])
+        return run_job_of_sweep(composed, lambda: _run_one(composed, words, job))
     with errors_in_one_line():  # here, because Hydra would print a line of its own first
         return _run_one(composed, words)
 
@@ -81,6 +84,8 @@ def run_composed(
     job: str | None = None,
     choices: dict[str, str] | None = None,
     begun: Callable[[Path], None] = lambda path: None,
+    *,
+    alone: bool = True,
 ) -> tuple[Path, Metrics]:
     """Run the configuration that `words` compose; returns its folder and its metrics.
 
@@ -92,7 +97,9 @@ def run_composed(
         job: name of the run in a sweep.
         choices: group → choice, of `composed`.
         begun: called with the folder once it is known.
+        alone: whether it is no stage of a chain.
     """
+    started = time.monotonic()
     resolve_paths(composed)
     found = continued(composed, words, job, choices or {})
     if found.finished is not None:
@@ -117,6 +124,8 @@ def run_composed(
         config: Any = OmegaConf.to_object(composed)
         metrics = _dispatch(config, folder, found, job)
         folder.finish(metrics)
+    next_words = words if alone and job is None else []
+    print_summary(folder, composed.task, composed.outputs, metrics, next_words, time.monotonic() - started)
     return folder.path, metrics
 
 
@@ -173,7 +182,7 @@ def _run_stage(
     if interrupted is not None and can_go_on(interrupted, composed.verb.value):
         words.append(f"resume={quoted(str(interrupted))}")
         composed.resume = str(interrupted)
-    return run_composed(composed, [*config_flags(), *words], choices=choices, begun=begun)
+    return run_composed(composed, [*config_flags(), *words], choices=choices, begun=begun, alone=False)
 
 
 def _plan_stage(overrides: list[str]) -> tuple[Path, Metrics]:

@@ -87,8 +87,8 @@ def may_import(room: str, other: str) -> bool:
         return True
     if room in FOR_ALL:
         return False
-    if not room:  # cogview_pl/__init__.py offers CogView and run
-        return other in ("generation", "run")
+    if not room:  # cogview_pl/__init__.py offers CogView, Sampling and run
+        return other in {"assembly", "generation", "run"}
     return floor(room) < floor(other)
 
 

@@ -17,7 +17,15 @@ DOCUMENTS = [
 OURS = ("cogview_pl", "conf", "tests", "docs", "benchmarks", "experiments")
 PLACEHOLDER = re.compile(r"[A-Z]{2,}|[…*]|^(my_|outputs/|model/|\.)")
 """Paths that a reader fills in, and files that a reader or a run makes."""
-MADE_BY_RUNS = {"config.yaml", "metrics.json", "manifest.json", "bad_batch.json", "cogview_pl.json"}
+MADE_BY_RUNS = {
+    "config.yaml",
+    "config.resumed-2.yaml",
+    "config.resumed-3.yaml",
+    "metrics.json",
+    "manifest.json",
+    "bad_batch.json",
+    "cogview_pl.json",
+}
 
 
 def name_of(file: Path) -> str:

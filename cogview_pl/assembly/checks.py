@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import sys
 import sysconfig
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ _LOW_MEMORY = f"{_OURS}low_memory."
 ADAMW_OFFLOAD = f"{_LOW_MEMORY}adamw_offload"
 """`_target_` of the optimizer that keeps its states on the host."""
 _ROUNDS_AT_RANDOM = ("adamw_bf16", "adamw_8bit")
+_OF_VALIDATION = ("val/", "eval/", "codebook/usage", "codebook/perplexity")  # beginnings of metrics
+
+_log = logging.getLogger(__name__)
 
 
 def check_precision(precision: Mapping[str, Any], *, on_gpu: bool) -> None:
@@ -57,6 +62,27 @@ def _check_schedule(options: TrainingOptions) -> None:
             f"optimizer.schedule_start={start} must be below the end of the schedule, step {end}; raise "
             "optimizer.schedule_steps, or trainer.max_steps where that is null"
         )
+
+
+def check_validation(callbacks: Mapping[str, Any], samples: int) -> None:
+    """Say that a run without validation samples measures less; raises UserError where a callback needs a metric of it.
+
+    Args:
+        callbacks: nodes of the callbacks.
+        samples: number of validation samples.
+    """
+    if samples:
+        return
+    for name, node in callbacks.items():
+        metric = str(node.get("monitor", ""))
+        if metric.startswith(_OF_VALIDATION):
+            raise UserError(
+                f"callbacks.{name}.monitor={metric}: the validation split has no samples; raise data.val_fraction, or "
+                "monitor a metric of training"
+            )
+    warnings.filterwarnings("ignore", message="Total length of `Loader` across ranks is zero.*")
+    if RANKS.first:
+        _log.warning("the validation split has no samples: nothing is measured at validation, and no images are shown")
 
 
 def uses_gpu(trainer: Mapping[str, Any]) -> bool:

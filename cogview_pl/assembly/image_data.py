@@ -52,15 +52,36 @@ def is_toy_world(data: DataConfig) -> bool:
     return issubclass(_class_of(data), ToyDataset)
 
 
+def validation_images(data: DataConfig) -> CaptionedImages:
+    """The validation split; raises UserError if it is empty."""
+    images = open_images(data, "val")
+    if not len(images):
+        keys = [f"data.{name}" for name in ("val_fraction", "val_urls") if hasattr(data, name)]
+        more = f"set {' or '.join(keys)}" if keys else "add validation samples"
+        raise UserError(f"data: the validation split has no images; {more}, or give the images or prompts of this task")
+    return images
+
+
 def validation_samples(data: DataConfig, count: int) -> tuple[list[ImageSample], list[Skipped]]:
-    """The first `count` samples of the validation split: the readable ones, and the skipped ones."""
-    source = open_images(data, "val")
+    """The first `count` samples of the validation split: the readable ones, and the skipped ones.
+
+    Raises:
+        UserError: there are none, or none of them can be read.
+    """
+    source = validation_images(data)
     samples = []
     for index in range(min(count, len(source))):
         SIGNALS.check()
         samples.append(source[index])
     good = [sample for sample in samples if isinstance(sample, ImageSample)]
-    return good, [sample for sample in samples if isinstance(sample, Skipped)]
+    bad = [sample for sample in samples if isinstance(sample, Skipped)]
+    if not good:
+        first = f"{bad[0].key}: {bad[0].reason}"
+        raise UserError(
+            f"data: none of the first {len(bad)} validation images can be used (first: {first}); mend them, or give "
+            "the images of this task"
+        )
+    return good, bad
 
 
 def image_inputs(splits: Mapping[str, CaptionedImages]) -> dict[str, str]:

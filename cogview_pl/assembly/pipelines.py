@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogview_pl.assembly.devices import inference_device
+from cogview_pl.assembly.guidance import warn_of_guidance
 from cogview_pl.assembly.options import GenerationOptions
 from cogview_pl.assembly.roles import CAPTIONER, GENERATOR, UPSCALER, Role, open_role
 from cogview_pl.assembly.strategy import inference_sharding
@@ -17,12 +18,13 @@ from cogview_pl.checkpoints.model_folder import SequenceModel
 from cogview_pl.errors import UserError
 from cogview_pl.generation.config import Sampling
 from cogview_pl.generation.engine.decode_state import check_sampling
-from cogview_pl.generation.pipeline import CogView
+from cogview_pl.generation.pipeline import ImageGenerator
 from cogview_pl.generation.quantization import quantize
 from cogview_pl.generation.rerank import Captioner
 from cogview_pl.generation.super_resolution.upscale import Upscaler
 from cogview_pl.lit.bars import Bar
 from cogview_pl.lit.config import StrategyKind
+from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.runs.samples_writer import GeneratedImage
 from cogview_pl.vocab.config import TemplateConfig
 
@@ -31,7 +33,7 @@ from cogview_pl.vocab.config import TemplateConfig
 class GenerationPipeline:
     """Generator, captioner, upscaler and sampling options; guidance applies to the generator alone."""
 
-    generator: CogView
+    generator: ImageGenerator
     captioner: Captioner | None
     upscaler: Upscaler | None
     sampling: Sampling
@@ -99,6 +101,7 @@ def open_pipeline(options: GenerationOptions, generator: SequenceModel) -> Gener
         raise UserError(f"top_n={options.top_n} keeps the best images, and nothing ranks them; set rerank_with")
     sampling = options.sampler
     check_sampling(generator.model, sampling)
+    warn_of_guidance(sampling, predecessor(options.models.outputs, GENERATOR.task, GENERATOR.key, options.init_from))
     _check_tensor_parallel(options)
     shard = inference_sharding(options.strategy, options.trainer)
 
@@ -106,30 +109,39 @@ def open_pipeline(options: GenerationOptions, generator: SequenceModel) -> Gener
         if given is None:
             return None
         model = open_role(role, options.models, given, template)
-        if generator.image_tokenizer.identity != model.image_tokenizer.identity:
-            raise UserError(
-                f"{role.key}: that model was trained with another image tokenizer than the generator; give "
-                "one that was trained on the same tokenize run"
-            )
+        require_same_tokenizer(role.key, model, generator)
         shard(model.model.to(dtype))
         return model
 
     shard(generator.model.to(dtype))
-    cogview = CogView(generator, device)
-    quantize(cogview.transformer, options.quantization)
+    images = ImageGenerator(generator, device)
+    quantize(images.transformer, options.quantization)
     captioner = in_place(CAPTIONER, options.rerank_with, options.rerank_template)
     upscaler = in_place(UPSCALER, options.upscale_with, options.upscale_template)
     pipeline = GenerationPipeline(
-        cogview,
+        images,
         None if captioner is None else Captioner(captioner, device, dtype, options.quantization),
         None if upscaler is None else Upscaler(upscaler, device, dtype, options.quantization),
         sampling,
     )
-    if pipeline.upscaler is not None and pipeline.upscaler.grid != cogview.grid:
-        raise UserError(
-            f"upscale_with: the model takes {pipeline.upscaler.grid} codes, the generator makes {cogview.grid}"
-        )
+    if pipeline.upscaler is not None:
+        require_grid(pipeline.upscaler, pipeline.generator)
     return pipeline
+
+
+def require_same_tokenizer(key: str, model: SequenceModel, generator: SequenceModel) -> None:
+    """Raises UserError if the model of a key was trained with another image tokenizer than the generator."""
+    if generator.image_tokenizer.identity != model.image_tokenizer.identity:
+        raise UserError(
+            f"{key}: that model was trained with another image tokenizer than the generator; give one that was trained "
+            "on the same tokenize run"
+        )
+
+
+def require_grid(upscaler: Upscaler, generator: ImageGenerator) -> None:
+    """Raises UserError if an upscaler takes images of another size than the generator makes."""
+    if upscaler.grid != generator.grid:
+        raise UserError(f"upscale_with: the model takes {upscaler.grid} codes, the generator makes {generator.grid}")
 
 
 def _check_tensor_parallel(options: GenerationOptions) -> None:

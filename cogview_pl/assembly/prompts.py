@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cogview_pl.assembly.image_data import open_images
+from cogview_pl.assembly.image_data import validation_images
 from cogview_pl.data.config import DataConfig
 from cogview_pl.durable.read import UnreadableError, find, why_unusable
 from cogview_pl.errors import UserError
@@ -29,7 +29,7 @@ def prompts_or_captions(given: object, data: DataConfig, count: int) -> list[str
         if RANKS.first:
             _log.info(_said(given, prompts))
         return prompts
-    source = open_images(data, "val")
+    source = validation_images(data)
     return [source.text(index) for index in range(min(count, len(source)))]
 
 

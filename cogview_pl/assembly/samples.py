@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
+
+from PIL import Image
 
 from cogview_pl.assembly.options import GenerationOptions
 from cogview_pl.assembly.pipelines import GenerationPipeline
@@ -62,20 +65,19 @@ def write_samples(
             writer.add(image)
             images.append(image)
     if folder.writes:
-        _save_sheet(options, folder, prompts, images)
+        rows = [
+            [sample.image for sample in images[start : start + options.kept]]
+            for start in range(0, len(images), options.kept)
+        ]
+        save_sheet(folder.path, prompts, rows, options.font)
     return images
 
 
-def _save_sheet(
-    options: GenerationOptions, folder: RunFolder, prompts: Sequence[str], images: Sequence[GeneratedImage]
-) -> None:
-    kept = options.kept
-    rows = [
-        (prompt, [generated.image for generated in images[i * kept : (i + 1) * kept]])
-        for i, prompt in enumerate(prompts[:_SHEET_ROWS])
-    ]
-    cell = max(96, min(images[0].image.width, 256))
-    sheet = contact_sheet(rows, columns=max(1, _SHEET_WIDTH // kept), cell=cell, font=options.font)
+def save_sheet(folder: Path, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], font: str | None) -> None:
+    """Write `samples/grid.png` of the first prompts and their images."""
+    cell = max(96, min(images[0][0].width, 256))
+    rows = list(zip(prompts, images, strict=True))[:_SHEET_ROWS]
+    sheet = contact_sheet(rows, columns=max(1, _SHEET_WIDTH // len(images[0])), cell=cell, font=font)
     save_image(sheet, folder / "samples" / "grid.png")
 
 

@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from cogview_pl.assembly.checks import check_validation
 from cogview_pl.assembly.instantiate import instantiate
 from cogview_pl.assembly.kept_checkpoints import ema_decay, settings_of_kept, take_final_weights
 from cogview_pl.assembly.options import TrainingOptions
@@ -126,6 +127,7 @@ def train(
     remember_in_checkpoints(module, identity, metrics)
     fit_to_accumulation(module, options.trainer["accumulate_grad_batches"])
     require_node(options.trainer.get("num_nodes", 1))
+    check_validation(options.callbacks, len(data.val))  # type: ignore[arg-type]
     trainer = _trainer(options, folder)
     if num_heads is not None:
         check_heads(options.strategy, num_heads, trainer)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from cogview_pl.cli.overrides import quote_override
 from cogview_pl.runs.command import config_flags
@@ -16,6 +17,7 @@ _CHAIN_KEYS = (
     "task",
     "stages",
     "common",
+    "aims",
     "run_dir",
     "resume",
 )  # a chain does not hand these on to its stages
@@ -43,7 +45,7 @@ def job_name() -> str | None:
 
 def job_words() -> list[str]:
     """Words that start this run, or this job of a sweep, once more."""
-    return sys.argv[1:] if job_name() is None else [*config_flags(), *HydraConfig.get().overrides.task]
+    return sys.argv[1:] if job_name() is None else [*config_flags(), *_words_of_hydra()]
 
 
 def words_for_stages(of_the_run: Mapping[str, str]) -> list[str]:
@@ -53,5 +55,10 @@ def words_for_stages(of_the_run: Mapping[str, str]) -> list[str]:
         of_the_run: choices that a resumed chain has from its run, so that they were not given now.
     """
     kept = {f"{name}={value}" for name, value in of_the_run.items()}
-    given = [word for word in HydraConfig.get().overrides.task if word not in kept]
+    given = [word for word in _words_of_hydra() if word not in kept]
     return [word for word in given if word.lstrip("+~").split("=")[0].split(".")[0] not in _CHAIN_KEYS]
+
+
+def _words_of_hydra() -> list[str]:
+    """The overrides as they were given: access through Hydra would replace `${…}` in them."""
+    return OmegaConf.to_container(HydraConfig.get().overrides, resolve=False)["task"]  # type: ignore

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
+import cogview_pl
 from cogview_pl.config.shipped import experiments, shipped
 
 _TEXT = "help.txt"
@@ -35,7 +35,4 @@ def help_text() -> str:
 
 def version_text() -> str:
     """Name and version of this package."""
-    try:
-        return f"cogview_pl {version('cogview_pl')}"
-    except PackageNotFoundError:
-        return "cogview_pl (a checkout that is not installed)"
+    return f"cogview_pl {cogview_pl.__version__}"

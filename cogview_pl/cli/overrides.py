@@ -3,12 +3,11 @@
 Outside of quotes that grammar takes ASCII letters and a few signs only, and turns `1e3` or `null` into numbers and
 constants. The values of texts and paths (`config/text_keys.py`) are therefore always quoted; those of other keys only
 where the grammar cannot read them. Quotes that a user types around a whole text are kept. Keys of a mapping cannot be
-quoted, so `{油画: DIR}` becomes a call of OmegaConf's resolver `oc.create`, which reads YAML.
+quoted, so `{油画: DIR}` becomes a call of the resolver `mapping` (`config/schema.py`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 
@@ -88,18 +87,14 @@ def _escaped_once(found: re.Match[str]) -> str:
 
 
 def _mapping(inside: str, form: TextKey) -> str:
-    """`NAME: TEXT, NAME: TEXT` as a call that makes the mapping from YAML."""
+    """`NAME: TEXT, NAME: TEXT` as a call that makes the mapping."""
     made = []
-    for part in _parts(inside, "{}", ",:"):
+    for part in filter(None, _parts(inside, "{}", ",:")):
         colon = next((place for place in _outside_of_quotes(part, ",") if part[place] == ":"), len(part))
-        name, text = part[:colon], part[colon + 1 :].strip()
-        made.append(f"{_yaml(name)}: {text if form is _OTHER else _yaml(text)}" if part else "")
-    return _in_quotes("${oc.create:'{" + ", ".join(made) + "}'}")
-
-
-def _yaml(text: str) -> str:
-    text = _without_quotes(text.strip())
-    return json.dumps(text, ensure_ascii=False).replace("'", r"\u0027")
+        name, text = _without_quotes(part[:colon].strip()), part[colon + 1 :].strip()
+        made += [_in_quotes(name), text if form is _OTHER else _in_quotes(_without_quotes(text))]
+    # Double quotes, because Hydra also keeps the word as it is, and OmegaConf must be able to parse that.
+    return str(QuotedString(f"${{mapping:{','.join(made)}}}", Quote.double).with_quotes())
 
 
 def _without_quotes(text: str) -> str:

@@ -213,14 +213,14 @@ def _folder(config: DictConfig) -> Path:
         UserError: the folder holds another sweep, or it cannot be made.
     """
     if config.run_dir is not None:
-        folder = Path(config.run_dir)
+        folder = Path(config.run_dir).expanduser()
         if saved_jobs(folder) and config.resume != "auto":
             raise UserError(
                 f"run_dir={folder} holds an earlier sweep; go on with it by resume=auto, or choose another run_dir"
             )
     else:
         task = "sweep" if OmegaConf.is_missing(config, "task") else config.task
-        folder = dated_folder(Path(config.outputs) / task, SWEEP)
+        folder = dated_folder(Path(config.outputs).expanduser() / task, SWEEP)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,6 +10,7 @@ import gc
 import hashlib
 import json
 import math
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -172,6 +173,11 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def _as_given(sweep: DictConfig) -> list[str]:
+    """The overrides of a sweep; access through OmegaConf would replace `${…}` in them."""
+    return OmegaConf.to_container(sweep.hydra.overrides, resolve=False)["task"]  # type: ignore
+
+
 def fixed_keys(sweep: DictConfig) -> frozenset[str]:
     """Keys, as overrides spell them, that have one value in all jobs of a sweep.
 
@@ -179,7 +185,7 @@ def fixed_keys(sweep: DictConfig) -> frozenset[str]:
         sweep: configuration of the whole sweep, with the node `hydra`.
     """
     params = sweep.hydra.sweeper.get("params") or {}
-    words = [*(f"{key}={value}" for key, value in params.items()), *sweep.hydra.overrides.task]
+    words = [*(f"{key}={value}" for key, value in params.items()), *_as_given(sweep)]
     given = OverridesParser.create().parse_overrides(words)
     swept = {word.get_key_element() for word in given if word.is_sweep_override()}
     return frozenset(word.get_key_element() for word in given if word.get_key_element() not in swept)
@@ -194,7 +200,7 @@ def varying(overrides: Sequence[str], fixed: frozenset[str]) -> dict[str, str]:
 def job_name(varies: Mapping[str, str]) -> str:
     """Name of a job, which is the name of its folder: `optimizer.optimizer.lr=0.001,seed=1`."""
     name = ",".join(f"{key}={value}" for key, value in sorted(varies.items())) or "job"
-    name = name.replace("/", "_").replace("\0", "")
+    name = re.sub(r'[/\\:*?"<>|]', "_", name.replace("\0", ""))  # signs that no folder has on Windows
     if len(name.encode()) <= _LONGEST:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:_DIGITS]

@@ -5,13 +5,15 @@ from __future__ import annotations
 from omegaconf import DictConfig, OmegaConf
 
 from cogview_pl.errors import UserError
-from cogview_pl.limits import ABOVE_0, COUNT, SHARE_BELOW_1, out_of_range
+from cogview_pl.limits import ABOVE_0, AT_LEAST_0, COUNT, SHARE_BELOW_1, out_of_range
 
 _OPEN_NODES = {
     "trainer.max_steps": COUNT,
     "trainer.val_check_interval": COUNT,
     "trainer.accumulate_grad_batches": COUNT,
     "trainer.log_every_n_steps": COUNT,
+    "optimizer.optimizer.lr": AT_LEAST_0,
+    "optimizer.optimizer.matrix_lr": AT_LEAST_0,
     "callbacks.nan_guard.patience": COUNT,
     "callbacks.checkpoint.every_n_train_steps": COUNT,
     "callbacks.ema.decay": SHARE_BELOW_1,

@@ -19,6 +19,7 @@ from cogview_pl.generation.config import Quantization, Sampling
 from cogview_pl.limits import MISSING, count, seed_number
 from cogview_pl.lit.config import ModelFrom, OptimizerConfig, StrategyConfig
 from cogview_pl.memory.config import PlanConfig
+from cogview_pl.runs.aims import Aim
 from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.transformer.config import ActivationCheckpointing, LoRAConfig, TransformerConfig
 from cogview_pl.vocab.config import CompatConfig, TemplateConfig, TextConfig
@@ -105,6 +106,7 @@ class Config:
     logger: dict[str, Any] = field(default_factory=dict)
     common: list[str] = field(default_factory=list)
     stages: dict[str, list[str]] = field(default_factory=dict)
+    aims: list[Aim] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if isinstance(self.data, dict):
@@ -129,9 +131,10 @@ def _grid(divisor: int, *, _root_: DictConfig) -> str:
     return f"{edge}x{edge}"
 
 
-# Resolvers for `conf/`. They are registered on import, because a launcher of remote jobs sends schemas to a job but no
-# resolvers.
+# Resolvers for `conf/`, and `mapping` for the command line. They are registered on import, because a launcher of remote
+# jobs sends schemas to a job but no resolvers.
 OmegaConf.register_new_resolver("grid", _grid, replace=True)
+OmegaConf.register_new_resolver("mapping", lambda *parts: dict(zip(parts[::2], parts[1::2], strict=True)), replace=True)
 OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
 
 _QUANTIZERS = {

@@ -73,14 +73,15 @@ def expand_home(config: DictConfig) -> None:
     """Replace `~` and `~USER` at the start of paths by the home folder."""
     for key, form in TEXT_KEYS.items():
         value = OmegaConf.select(config, key) if form.path else None
-        if value is not None:
-            parent = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
-            _expand(parent, key.rpartition(".")[2], value)
+        plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        expanded = _expanded(plain)
+        if expanded != plain:
+            OmegaConf.update(config, key, expanded, merge=False)
 
 
-def _expand(parent: Any, name: str | int, value: Any) -> None:
-    if OmegaConf.is_config(value):
-        for inner in range(len(value)) if OmegaConf.is_list(value) else list(value):
-            _expand(value, inner, value[inner])
-    elif isinstance(value, str) and value.startswith("~"):
-        parent[name] = os.path.expanduser(value)
+def _expanded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _expanded(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_expanded(inner) for inner in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value

@@ -30,7 +30,7 @@ class EvaluateConfig:
     resolution: int | None = count(None)
     lpips: list[str] | None = None
     reference: str | None = None
-    blur: list[float] = MISSING
+    blur: list[float] = at_least_0()
     is_splits: int = count()
     base_style: str = MISSING
     compare: list[str] | None = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from cogview_pl.errors import UserError
-from cogview_pl.limits import at_least_0, count, out_of_range, share_above_0
+from cogview_pl.limits import GUIDANCE, TEMPERATURE, TOP_P, at_least_0, count, limited, out_of_range
 
 
 class Algorithm(Enum):
@@ -44,10 +44,10 @@ class Sampling:
         UserError: a value is outside its range.
     """
 
-    temperature: float = at_least_0(1.0)
+    temperature: float = limited(TEMPERATURE, 1.0)
     top_k: int = at_least_0(200)
-    top_p: float = share_above_0(1.0)
-    guidance: float = at_least_0(1.0)
+    top_p: float = limited(TOP_P, 1.0)
+    guidance: float = limited(GUIDANCE, 1.0)
     algorithm: Algorithm = Algorithm.sequential
     drafts: int = count(16)
     cuda_graphs: bool = True

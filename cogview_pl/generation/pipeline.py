@@ -1,10 +1,9 @@
-"""From prompts to images: the class of the Python API, which `task=generate` uses too."""
+"""From prompts to images by one sequence model; `assembly/cogview.py` is the Python API."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,18 +11,16 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from cogview_pl.checkpoints.adapter_folder import load_adapted
 from cogview_pl.checkpoints.model_folder import SequenceModel
 from cogview_pl.errors import UserError
 from cogview_pl.generation.config import Algorithm, Sampling
 from cogview_pl.generation.decode import decode
 from cogview_pl.generation.speculative import decode_jacobi
-from cogview_pl.kernels.availability import best_device
 from cogview_pl.transformer.config import NormScope
 from cogview_pl.vocab import CodeSlot, is_text_to_image
 
 
-class CogView:
+class ImageGenerator:
     """A trained sequence model with its tokenizers.
 
     Args:
@@ -49,41 +46,11 @@ class CogView:
                 "task=pretrain or task=style (a super-resolution model goes into upscale_with= or task=magnify)"
             )
 
-    @classmethod
-    def load(cls, path: str | Path, device: torch.device | str | None = None, *, verify: bool = True) -> CogView:
-        """Load a run, model or adapter folder, such as `outputs/pretrain/latest`; default device: the GPU if any.
-
-        `verify` compares the files with their hashes; a damaged or incomplete folder raises UserError.
-        """
-        return cls(load_adapted(path, verify=verify), device or best_device())
-
     @property
     def grid(self) -> tuple[int, int]:
         """`(y, x)` codes of an image."""
         assert isinstance(self.template.target, CodeSlot)
         return self.template.target.grid
-
-    def generate(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        num_images_per_prompt: int = 1,
-        seed: int = 0,
-        sampling: Sampling | None = None,
-    ) -> list[Image.Image] | list[list[Image.Image]]:
-        """Images for one prompt, or a list of images for each of several prompts.
-
-        The k-th image of a prompt is sampled with `seed + k` and does not depend on the other prompts. `sampling`: the
-        defaults of `Sampling`.
-
-        Raises:
-            UserError: a prompt is longer than the model's text slot.
-        """
-        several = [prompts] if isinstance(prompts, str) else list(prompts)
-        codes = self.codes(several, num_images_per_prompt, seed=seed, sampling=sampling or Sampling())
-        rows = [image for batch in codes for image in self.images(batch)]
-        images = [rows[i : i + num_images_per_prompt] for i in range(0, len(rows), num_images_per_prompt)]
-        return images[0] if isinstance(prompts, str) else images
 
     def codes(
         self,

@@ -58,6 +58,8 @@ class ImageTokenizerModule(LightningModule):
         self._seen = 0  # images since the last step of the optimizer
         self._val_sums: Tensor | None = None
         self._code_counts = torch.zeros(0, dtype=torch.long)
+        self.codes_counted = 0
+        """Codes of the images of the last validation, on all devices."""
 
     @property
     def shown_metrics(self) -> tuple[str, ...]:
@@ -129,6 +131,7 @@ class ImageTokenizerModule(LightningModule):
         if sums[-1] == 0:
             return
         self.log_dict(dict(zip(_MEANS, sums[:-1] / sums[-1], strict=True)))
+        self.codes_counted = int(counts.sum())
         share = counts.to(widest_float(counts.device)) / counts.sum()
         entropy = -(share * share.clamp(min=1e-12).log()).sum()
         self.log("codebook/usage", (counts > 0).float().mean())

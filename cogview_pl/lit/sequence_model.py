@@ -10,7 +10,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from cogview_pl.data.sequence_dataset import SequenceBatch
-from cogview_pl.generation.pipeline import CogView
+from cogview_pl.generation.pipeline import ImageGenerator
 from cogview_pl.kernels.availability import widest_float
 from cogview_pl.lit.config import OptimizerConfig
 from cogview_pl.lit.optimizers import (
@@ -51,7 +51,7 @@ class SequenceModule(LightningModule):
         token_noise: float,
         optimizer: OptimizerConfig,
         build_optimizer: BuildOptimizer,
-        generator: CogView | None,
+        generator: ImageGenerator | None,
         val_prompts: list[str],
     ) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The command line that resumes a run, as a user can paste it into a shell."""
+"""Command lines of this program, as a user can paste them into a shell."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def how_to_resume(run: Path, overrides: Sequence[str] = ()) -> str:
     if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:  # the words of the launcher are unknown
         return f"go on with the same launcher and: {shlex.join([*_MODULE, *words])}"
     return f"go on with: {shlex.join([*_program(), *words])}"
+
+
+def command(words: Sequence[str]) -> str:
+    """The command line that calls this program with other words, as a user can paste it into a shell."""
+    return shlex.join([*_program(), *config_flags(), *words])
 
 
 def _program() -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -14,8 +13,6 @@ from cogview_pl.errors.signals import SIGNALS, Stopped
 from cogview_pl.runs.command import how_to_resume
 from cogview_pl.runs.interrupted import can_go_on, open_run
 from cogview_pl.runs.run_folder import RunFolder
-
-_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -54,5 +51,3 @@ def run_folder(
         raise
     finally:
         folder.unlock()
-    if folder.writes:
-        _log.info("done: %s", folder.path)

@@ -95,8 +95,8 @@ def require_same_run(file: Path, identity: Mapping[str, Any], verify: bool) -> P
         before, now = found["settings"].get(key), identity["settings"].get(key)
         if before != now:
             raise UserError(
-                f"resume: {file} was trained with {key}={before}, this run has {now}; resume with the same model (see "
-                "config.yaml in its run folder)"
+                f"resume: {file} was trained with {key}={before}, this run has {now}; go on with {key}={before}, or "
+                "start a new run"
             )
     for key, now in identity["inputs"].items() if verify else ():
         if found["inputs"].get(key, now) != now:

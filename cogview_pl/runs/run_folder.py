@@ -38,6 +38,7 @@ STORE_HEADER = "token_store/header.json"
 SAMPLES = "samples.jsonl"
 CHAIN = "chain.json"
 """Progress of a chain."""
+REPORT = "report.html"
 
 SWEEP = "_sweep"
 """End of the name of a sweep's folder."""
@@ -67,6 +68,8 @@ class RunFolder:
     def __init__(self, path: Path, link: Path | None, processes: Processes = RANKS, *, goes_on: bool = False) -> None:
         self.path = path
         self.processes = processes
+        self.remarks: list[str] = []
+        """Sentences that the end of the run shows below its numbers, such as a warning with the override to try."""
         self._link = link
         self._goes_on = goes_on
         self._lock: RunLock | None = None

@@ -33,6 +33,39 @@ class GeneratedImage:
     """Nats per text token, lower is better; None without a captioner."""
 
 
+class SampleFiles:
+    """Images of a folder, and their list.
+
+    Args:
+        folder: the folder.
+        kept: number of images kept per prompt.
+    """
+
+    def __init__(self, folder: Path, kept: int) -> None:
+        self.folder = folder
+        self._kept = kept
+
+    def name(self, number: int) -> Path:
+        """Image file with a number, relative to the folder."""
+        return Path("samples", f"{number // self._kept:04d}", f"{number % self._kept:02d}.png")
+
+    def write(self, number: int, generated: GeneratedImage) -> None:
+        """Write an image, then its line."""
+        file = self.folder / self.name(number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_image(generated.image, file)
+        record: dict[str, object] = {
+            "prompt": generated.prompt,
+            "file": str(self.name(number)),
+            "seed": generated.seed,
+            "width": generated.image.width,
+            "height": generated.image.height,
+        }
+        if generated.caption_loss is not None:
+            record["caption_loss"] = generated.caption_loss
+        append(self.folder / SAMPLES, record_line({**record, "file_crc32": zlib.crc32(file.read_bytes())}))
+
+
 class SamplesWriter:
     """Writes images, numbered in the order of their generation.
 
@@ -60,6 +93,7 @@ class SamplesWriter:
     ) -> None:
         self._run, self._folder = folder, folder.path
         self._kept = kept
+        self._files = SampleFiles(folder.path, kept)
         self._count = 0
         if folder.writes:
             folder.require_same(settings, inputs, verify)
@@ -106,30 +140,13 @@ class SamplesWriter:
     def add(self, generated: GeneratedImage) -> None:
         """Write the next image, then its line."""
         number, self._count = self._count, self._count + 1
-        if not self._run.writes:
-            return
-        file = self._folder / self._name(number)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_image(generated.image, file)
-        record: dict[str, object] = {
-            "prompt": generated.prompt,
-            "file": self._name(number).as_posix(),
-            "seed": generated.seed,
-            "width": generated.image.width,
-            "height": generated.image.height,
-        }
-        if generated.caption_loss is not None:
-            record["caption_loss"] = generated.caption_loss
-        append(self._folder / SAMPLES, record_line({**record, "file_crc32": zlib.crc32(file.read_bytes())}))
-
-    def _name(self, number: int) -> Path:
-        """Image file with a number, relative to the run folder."""
-        return Path("samples", f"{number // self._kept:04d}", f"{number % self._kept:02d}.png")
+        if self._run.writes:
+            self._files.write(number, generated)
 
     def _read(self, number: int, record: dict[str, Any]) -> GeneratedImage:
-        if "file_crc32" not in record or record["file"] != self._name(number).as_posix():
+        if "file_crc32" not in record or record["file"] != self._files.name(number).as_posix():
             raise ValueError("the line is of another image")
-        file = self._folder / self._name(number)
+        file = self._folder / self._files.name(number)
         if not file.is_file() or zlib.crc32(file.read_bytes()) != record["file_crc32"]:
             raise ValueError("the image is damaged")
         with Image.open(file, formats=["PNG"]) as stored:

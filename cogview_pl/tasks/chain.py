@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from cogview_pl.cli.summary import print_aims
 from cogview_pl.config.schema import Config
 from cogview_pl.durable.write import write_bytes
 from cogview_pl.errors import UserError
@@ -64,7 +65,6 @@ def run(config: Config, folder: RunFolder, run_stage: RunStage, words: Sequence[
         else:
             _log.info("%s", title)
             done = _run(folder, progress, name, [*config.common, *overrides], run_stage)
-            _log.info("%s took %.0f s: %s", title, done.seconds, done.folder)
         found, stage = done.metrics or {}, Path(done.folder)
         metrics |= {key.replace("perf/", f"perf/{name}_", 1): value for key, value in found.items()}
         metrics[f"perf/{name}_s"] = round(done.seconds, 1)
@@ -72,9 +72,9 @@ def run(config: Config, folder: RunFolder, run_stage: RunStage, words: Sequence[
         for sheet in (stage / "reconstructions.png", stage / "samples" / "grid.png"):
             if folder.writes and sheet.exists():
                 write_bytes(folder / f"{name}.png", sheet.read_bytes())
-                _log.info("images: %s", folder / f"{name}.png")
     if folder.writes:
-        _log.info("report: %s", write_report(folder.path, config.task, finished))
+        write_report(folder.path, config.task, finished, config.aims)
+        print_aims(config.aims, {name: stage.metrics for name, stage in finished.items()})
     return metrics
 
 

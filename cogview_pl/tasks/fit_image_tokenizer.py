@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from torchvision.utils import save_image
 
 from cogview_pl.assembly.checks import check_training, prepare_compiler
+from cogview_pl.assembly.collapse import collapse
 from cogview_pl.assembly.image_data import image_inputs, open_images
 from cogview_pl.assembly.kept_checkpoints import check_kept
 from cogview_pl.assembly.model_specs import vqvae_settings
@@ -21,8 +24,13 @@ from cogview_pl.errors import UserError
 from cogview_pl.lit.config import StrategyConfig
 from cogview_pl.lit.image_tokenizer import VALIDATION_METRICS, ImageTokenizerModule, reconstruction_grid
 from cogview_pl.runs.run_folder import RunFolder
+from cogview_pl.vqvae.config import ImageTokenizerConfig
 
 _SHEET_IMAGES = 16  # validation images in reconstructions.png
+_USUAL_CONTINUOUS_STEPS = 100  # steps without quantization
+_CONTINUOUS_PART = 4  # they are at most this part of all steps
+
+_log = logging.getLogger(__name__)
 
 
 def check(config: Config) -> None:
@@ -36,6 +44,7 @@ def check(config: Config) -> None:
     check_kept(options, VALIDATION_METRICS)
     prepare_compiler(options)
     optimizer_factory(options)
+    _steps_without_quantization(config.image_tokenizer, config.trainer["max_steps"])
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
@@ -51,13 +60,20 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     if config.compile:
         model.encoder.compile()
         model.decoder.compile()
-    if tokenizer.quantize_after_steps and any(True for _ in model.quantizer.parameters()):
+    max_steps = config.trainer["max_steps"]
+    continuous = _steps_without_quantization(tokenizer, max_steps)
+    if tokenizer.quantize_after_steps is None and continuous < _USUAL_CONTINUOUS_STEPS and folder.writes:
+        _log.info(
+            f"trainer.max_steps={max_steps}: the first {continuous} steps run without quantization instead of "
+            f"{_USUAL_CONTINUOUS_STEPS}; image_tokenizer.quantize_after_steps chooses another number"
+        )
+    if continuous and any(True for _ in model.quantizer.parameters()):
         _expect_unused(config.strategy)
     module = ImageTokenizerModule(
         model,
         reconstruction=tokenizer.reconstruction,
         reconstruction_weight=tokenizer.reconstruction_weight,
-        quantize_after_steps=tokenizer.quantize_after_steps,
+        quantize_after_steps=continuous,
         optimizer=config.optimizer,
         build_optimizer=optimizer_factory(training),
     )
@@ -70,10 +86,33 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     identity = {"kind": IMAGE_TOKENIZER, "settings": settings, "model": image_tokenizer_parts(saved)}
     metrics = train(training, folder, module, data, identity=identity, settings={}, inputs=inputs)
     if folder.writes:
+        warning = collapse(
+            metrics,
+            tokenizer,
+            codes_counted=module.codes_counted,
+            steps=max_steps - continuous,
+            optimizer=config.optimizer.optimizer,
+        )
+        if warning is not None:
+            _log.warning(warning)
         save_image_tokenizer(folder / "model", ImageTokenizer(model, saved))
-        with replacing(folder / "reconstructions.png") as draft:
-            save_image(reconstruction_grid(model, data.val, _SHEET_IMAGES), draft, format="png")
+        if len(val_images):
+            with replacing(folder / "reconstructions.png") as draft:
+                save_image(reconstruction_grid(model, data.val, _SHEET_IMAGES), draft, format="png")
     return metrics
+
+
+def _steps_without_quantization(options: ImageTokenizerConfig, max_steps: int) -> int:
+    """First steps without quantization; raises UserError if they leave none to train the codebook."""
+    given = options.quantize_after_steps
+    if given is None:
+        return min(_USUAL_CONTINUOUS_STEPS, max_steps // _CONTINUOUS_PART)
+    if given >= max_steps:
+        raise UserError(
+            f"image_tokenizer.quantize_after_steps={given} leaves none of trainer.max_steps={max_steps} to train the "
+            "codebook; lower it (null: a quarter), or raise trainer.max_steps"
+        )
+    return given
 
 
 def _expect_unused(strategy: StrategyConfig) -> None:

@@ -41,7 +41,7 @@ from cogview_pl.config.parts import model_options, training_options
 from cogview_pl.config.schema import Config
 from cogview_pl.data.sequence_dataset import SequenceCollator
 from cogview_pl.errors import UserError
-from cogview_pl.generation.pipeline import CogView
+from cogview_pl.generation.pipeline import ImageGenerator
 from cogview_pl.lit.sequence_model import SequenceModule, validation_metrics
 from cogview_pl.runs.run_folder import RunFolder, predecessor
 from cogview_pl.transformer.config import LoRAConfig
@@ -205,7 +205,7 @@ def _module(
         token_noise=token_noise,
         optimizer=options.optimizer,
         build_optimizer=optimizer_factory(options),
-        generator=CogView(loaded) if generates else None,
+        generator=ImageGenerator(loaded) if generates else None,
         val_prompts=validation_captions(tokens, template, _LOGGED_PROMPTS) if generates else [],
     )
 

@@ -20,7 +20,6 @@ from cogview_pl.config.parts import model_options
 from cogview_pl.config.schema import Config
 from cogview_pl.data.config import DataConfig
 from cogview_pl.data.sharing import Team
-from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.upscaling import judge_upscaling
 from cogview_pl.generation.codes import decode_codes, encode_images
@@ -106,8 +105,6 @@ def _files(pairs_path: str | None, images_given: object, size: int) -> Originals
 def _validation_images(data: DataConfig, count: int, size: int) -> Originals:
     """Images of the validation split in both sizes."""
     good, bad = validation_samples(data.at_twice_the_size(), count)
-    if not good:
-        raise UserError("images: none of the validation images has twice the size of the model's; set images or pairs")
     small = [resize(sample.image, [size, size], InterpolationMode.BICUBIC, antialias=True) for sample in good]
     skipped = [{"file": sample.key, "reason": sample.reason} for sample in bad]
     return Originals([s.text for s in good], [s.key for s in good], small, [s.image for s in good], skipped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cogview_pl.data.config import DataConfig
-from cogview_pl.limits import MISSING, count
+from cogview_pl.limits import MISSING, at_least_0, count, seed_number
 
 
 @dataclass
@@ -14,8 +14,8 @@ class ToyDataConfig(DataConfig):
 
     train_size: int = count()
     val_size: int = count()
-    seed: int = MISSING
+    seed: int = seed_number()
     language: str = MISSING
     styles: list[str] = MISSING
     style_patterns: list[str] = MISSING
-    object_probabilities: list[float] = MISSING
+    object_probabilities: list[float] = at_least_0()

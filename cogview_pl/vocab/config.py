@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cogview_pl.limits import MISSING, count, share_above_0
+from cogview_pl.limits import MISSING, at_least_0, count, share_above_0
 
 
 @dataclass
@@ -24,7 +24,7 @@ class TemplateConfig:
 
     layout: str = MISSING
     target: str = MISSING
-    loss: dict[str, float] = MISSING
+    loss: dict[str, float] = at_least_0()
     restart_positions_at: str | None = None
 
 

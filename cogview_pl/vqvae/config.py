@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from cogview_pl.errors import UserError
-from cogview_pl.limits import MISSING, at_least_0, count
+from cogview_pl.limits import MISSING, above_0, at_least_0, count, share
 
 BUILT_IN = "cogview_pl.vqvae.quantizer"
 """Module of the built-in quantizers."""
@@ -66,7 +66,7 @@ class VQVAEConfig:
     codebook_dim: int = count()
     codebook_size: int = count()
     mean: list[float] = MISSING
-    std: list[float] = MISSING
+    std: list[float] = above_0()
     quantizer: Any = MISSING
     """A `QuantizerConfig`, or a dictionary with `_target_` and the arguments of the user's own quantizer."""
 
@@ -78,8 +78,9 @@ class ImageTokenizerConfig(VQVAEConfig):
     path: str | None = None
     image_size: int = count()
     reconstruction: Reconstruction = MISSING
-    reconstruction_weight: float = MISSING
-    quantize_after_steps: int = at_least_0()
+    reconstruction_weight: float = above_0()
+    quantize_after_steps: int | None = at_least_0()
+    min_codebook_share: float = share()
 
 
 def import_quantizer(quantizer: Any) -> None:

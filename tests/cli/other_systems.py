@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import os
 import pkgutil
 import signal
@@ -44,6 +45,7 @@ def become_another_system() -> None:
             if hasattr(module, name):
                 delattr(module, name)
     os.symlink = no_links
+    multiprocessing.set_start_method("spawn")  # loader processes, on Windows and macOS
     opened = os.open
 
     def open_no_folder(path: str, flags: int, mode: int = 0o777, **options: int) -> int:

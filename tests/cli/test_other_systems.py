@@ -17,7 +17,7 @@ def test_every_module_and_a_run_work_without_posix(cli, chain, tiny, tmp_path) -
     cases = [
         ["task=vqvae", *trains],
         ["task=vqvae", "+trainer.fast_dev_run=true", *trains],
-        ["task=tokenize", *tiny, "image_tokenizer.path=outputs/vqvae/latest/model"],
+        ["task=tokenize", *tiny, "image_tokenizer.path=outputs/vqvae/latest/model", "data.num_workers=1"],
         ["task=pretrain", store, *trains],
         ["task=generate", "init_from=outputs/pretrain/latest", "prompts=[红色]", "threads=1"],
         ["task=generate", "init_from=outputs/gone/latest", "prompts=[红色]", "threads=1"],

@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 from cogview_pl.cli.overrides import quote_override, quoted
 from cogview_pl.config.text_keys import TEXT_KEYS, expand_home
 
+from ..composed import composition
+
 PARSER = OverridesParser.create()
 
 
@@ -18,6 +20,7 @@ def value(word: str) -> object:
     """Value that a run gets from a word. Another process of the run quotes the word once more."""
     once = quote_override(word)
     assert quote_override(once) == once
+    OmegaConf.create([once])  # Hydra keeps the word, so OmegaConf must be able to parse it
     return OmegaConf.to_object(OmegaConf.create({"key": PARSER.parse_override(once).value()}))["key"]  # type: ignore
 
 
@@ -80,6 +83,20 @@ def test_a_path_may_name_another_key() -> None:
     word = quote_override("init_from=${outputs}/style/my run")
     config = OmegaConf.create({"outputs": "o", "init_from": PARSER.parse_override(word).value()})
     assert config.init_from == "o/style/my run"
+
+
+def test_what_a_run_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    words = (
+        "data.styles={油画: ~/a b=c, 'it\\'s, \"x\"': ~/d\\\\}",
+        "prompts=[${seed}, a \\'b\\' \\\\]",
+        "outputs=~/o",
+    )
+    config = composition("task=vqvae", "data=folder", *words, "init_from=${outputs}/it's")
+    expand_home(config)
+    assert config.data.styles == {"油画": "/home/me/a b=c", 'it\'s, "x"': "/home/me/d\\\\"}
+    assert list(config.prompts) == ["${seed}", "a \\'b\\' \\\\"]
+    assert config.init_from == "/home/me/o/it's"
 
 
 _TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20) | st.text(

@@ -19,13 +19,16 @@ HUGE = 10**400
 """A whole number that no float can hold."""
 
 INSIDE: dict[str, tuple[Limit, list[float], list[float]]] = {
-    "count": (limits.COUNT, [1, 1.0, 2, HUGE], [0, -1, 0.5, 1.5, -HUGE]),
+    "count": (limits.COUNT, [1, 1.0, 2, 2**31 - 1], [0, -1, 0.5, 1.5, 2**31, HUGE, -HUGE]),
     "seed_number": (limits.SEED, [0, 1, 4294967295], [-1, 4294967296, 0.5, HUGE]),
-    "at_least_0": (limits.AT_LEAST_0, [0, 0.0, TINY, 1, 1e300, HUGE], [-TINY, -1]),
-    "above_0": (limits.ABOVE_0, [TINY, 1, HUGE], [0, 0.0, -0.0, -TINY, -1]),
+    "at_least_0": (limits.AT_LEAST_0, [0, 0.0, 1e-9, 1, 1e9], [-TINY, TINY, 1e-310, -1, 1e38, HUGE]),
+    "above_0": (limits.ABOVE_0, [1e-9, 1, 1e9], [0, 0.0, -0.0, TINY, -TINY, -1, 1e38, HUGE]),
     "share": (limits.SHARE, [0, 0.5, 1, 1.0], [-TINY, OVER_1, 2, -1]),
     "share_below_1": (limits.SHARE_BELOW_1, [0, 0.5, NEARLY_1], [-TINY, 1, 1.0, OVER_1]),
-    "share_above_0": (limits.SHARE_ABOVE_0, [TINY, 0.5, 1], [0, 0.0, OVER_1, -1]),
+    "share_above_0": (limits.SHARE_ABOVE_0, [1e-9, 0.5, 1], [0, 0.0, TINY, OVER_1, -1]),
+    "temperature": (limits.TEMPERATURE, [0, 1e-6, 1, 1e6], [-1, TINY, 1e-310, 1e7, 1e38, HUGE]),
+    "top_p": (limits.TOP_P, [1e-6, 0.5, 1], [0, TINY, 1e-320, OVER_1, -1]),
+    "guidance": (limits.GUIDANCE, [0, 1, 3.5, 100], [-TINY, -1, 101, 1e38, HUGE]),
     "finite": (limits.FINITE, [0, -1, 1.5, -1e300, HUGE, -HUGE], []),
 }
 """Limit, numbers inside and numbers outside of it."""
@@ -38,7 +41,7 @@ def test_ends_of_a_range(name: str) -> None:
     assert [number for number in (*outside, math.nan, math.inf, -math.inf) if limit.holds(number)] == []
 
 
-@pytest.mark.parametrize("name", [name for name in INSIDE if name != "finite"])
+@pytest.mark.parametrize("name", [name for name in INSIDE if hasattr(limits, name)])
 def test_a_field_carries_its_limit(name: str) -> None:
     made = getattr(limits, name)()
 
@@ -86,7 +89,7 @@ def test_lists_dataclasses_and_what_is_no_number() -> None:
     ]
     assert list(out_of_range(Outer(optional=-1, plain=math.inf, inner=Inner(rates=[])))) == [
         ("plain", math.inf, "a finite number"),
-        ("optional", -1, "above 0"),
+        ("optional", -1, "from 1e-9 to 1e9"),
     ]
     assert list(out_of_range(Outer(anything={"lr": math.nan}, inner=Inner(rates=[])))) == []
 
@@ -95,21 +98,34 @@ def test_lists_dataclasses_and_what_is_no_number() -> None:
     ("overrides", "message"),
     [
         (["seed=-1"], "seed=-1 must be a whole number from 0 to 4294967295"),
-        (["data.batch_size=0"], "data.batch_size=0 must be a whole number, at least 1"),
+        (["data.batch_size=0"], "data.batch_size=0 must be a whole number from 1 to 2147483647"),
         (["model.dropout=nan"], "model.dropout=nan must be at least 0, below 1"),
-        (["sampler.temperature=inf"], "sampler.temperature=inf must be at least 0"),
+        (["sampler.temperature=inf"], "sampler.temperature=inf must be 0, or from 1e-6 to 1e6"),
+        (["sampler.temperature=1e-310"], "sampler.temperature=1e-310 must be 0, or from 1e-6 to 1e6"),
+        (["sampler.guidance=1e38"], "sampler.guidance=1e+38 must be from 0 to 100"),
+        (["sampler.top_p=1e-320"], "sampler.top_p=1e-320 must be from 1e-6 to 1"),
+        (["template.loss.text=nan"], "template.loss.text=nan must be 0, or from 1e-9 to 1e9"),
+        (["image_tokenizer.std=[1,0,1]"], "image_tokenizer.std[1]=0.0 must be from 1e-9 to 1e9"),
+        (["optimizer.optimizer.lr=inf"], "optimizer.optimizer.lr=inf must be 0, or from 1e-9 to 1e9"),
+        (["optimizer.weight_decay=1e300"], "optimizer.weight_decay=1e+300 must be 0, or from 1e-9 to 1e9"),
         (["optimizer.warmup=1.5"], "optimizer.warmup=1.5 must be between 0 and 1"),
         (["image_tokenizer.quantizer.decay=nan"], "image_tokenizer.quantizer.decay=nan must be a finite number"),
         (["image_tokenizer.mean=[0.5,nan,0.5]"], r"image_tokenizer.mean[1]=nan must be a finite number"),
-        (["trainer.max_steps=0"], "trainer.max_steps=0 must be a whole number, at least 1"),
-        (["trainer.max_steps=true"], "trainer.max_steps=True must be a whole number, at least 1"),
-        (["trainer.max_steps=inf"], "trainer.max_steps=inf must be a whole number, at least 1"),
-        (["trainer.max_steps=nan"], "trainer.max_steps=nan must be a whole number, at least 1"),
-        (["trainer.max_steps=[1]"], "trainer.max_steps=[1] must be a whole number, at least 1"),
-        (["trainer.val_check_interval=0.5"], "trainer.val_check_interval=0.5 must be a whole number, at least 1"),
-        (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0 must be a whole number, at least 1"),
-        (["callbacks.throughput.peak_tflops=inf"], "callbacks.throughput.peak_tflops=inf must be above 0"),
-        (["callbacks.nan_guard.patience=x"], "callbacks.nan_guard.patience=x must be a whole number, at least 1"),
+        (["trainer.max_steps=0"], "trainer.max_steps=0 must be a whole number from 1 to 2147483647"),
+        (["trainer.max_steps=true"], "trainer.max_steps=True must be a whole number from 1 to 2147483647"),
+        (["trainer.max_steps=inf"], "trainer.max_steps=inf must be a whole number from 1 to 2147483647"),
+        (["trainer.max_steps=nan"], "trainer.max_steps=nan must be a whole number from 1 to 2147483647"),
+        (["trainer.max_steps=[1]"], "trainer.max_steps=[1] must be a whole number from 1 to 2147483647"),
+        (
+            ["trainer.val_check_interval=0.5"],
+            "trainer.val_check_interval=0.5 must be a whole number from 1 to 2147483647",
+        ),
+        (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0 must be a whole number from 1 to 2147483647"),
+        (["callbacks.throughput.peak_tflops=inf"], "callbacks.throughput.peak_tflops=inf must be from 1e-9 to 1e9"),
+        (
+            ["callbacks.nan_guard.patience=x"],
+            "callbacks.nan_guard.patience=x must be a whole number from 1 to 2147483647",
+        ),
     ],
 )
 def test_one_line_for_a_number_out_of_range(overrides: list[str], message: str) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from cogview_pl import CogView
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel, build_vqvae
 from cogview_pl.errors import UserError
 from cogview_pl.generation.config import Sampling
 from cogview_pl.generation.decode import TO_SAMPLE, decode
+from cogview_pl.generation.pipeline import ImageGenerator
 from cogview_pl.generation.sampling import guide
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
@@ -194,10 +195,15 @@ def test_a_prompt_without_text_is_needed_for_each() -> None:
             )
 
 
+def images_of(generator: ImageGenerator, sampling: Sampling) -> list[Image.Image]:
+    """Two images of a prompt."""
+    return [image for codes in generator.codes(["红色"], 2, sampling=sampling) for image in generator.images(codes)]
+
+
 @pytest.fixture(scope="module")
-def generator() -> CogView:
+def generator() -> ImageGenerator:
     """Random weights; guidance shows all the same, since texts change the logits."""
-    return CogView(sequence_model())
+    return ImageGenerator(sequence_model())
 
 
 def sequence_model(**changes: Any) -> SequenceModel:
@@ -223,16 +229,16 @@ def sequence_model(**changes: Any) -> SequenceModel:
 
 
 class TestImages:
-    def test_depend_on_guidance(self, generator: CogView) -> None:
+    def test_depend_on_guidance(self, generator: ImageGenerator) -> None:
         images = [
-            [np.asarray(image) for image in generator.generate("红色", num_images_per_prompt=2, sampling=sampling)]
+            [np.asarray(image) for image in images_of(generator, sampling)]
             for sampling in (Sampling(guidance=4.0), Sampling(guidance=4.0), Sampling())
         ]
         assert images[0][0].shape == (16, 16, 3)
         assert all(map(np.array_equal, images[0], images[1]))
         assert not any(map(np.array_equal, images[0], images[2]))
 
-    def test_the_prompt_without_text_is_that_of_training(self, generator: CogView) -> None:
+    def test_the_prompt_without_text_is_that_of_training(self, generator: ImageGenerator) -> None:
         # Guidance of 0 ignores the text, and the likeliest codes are then the same for every prompt.
         sampling = Sampling(GREEDY, guidance=0.0)
         codes = torch.cat(list(generator.codes(["红色", "蓝色的心形"], sampling=replace(sampling, batch_size=2))))
@@ -241,7 +247,7 @@ class TestImages:
         assert torch.equal(codes, empty.expand_as(codes))
 
     def test_refused_where_lengths_must_agree(self) -> None:
-        compat = CogView(sequence_model(norm_scope="tensor"))
+        compat = ImageGenerator(sequence_model(norm_scope="tensor"))
         with pytest.raises(UserError, match=r"sampler\.guidance=2 .*compat=official"):
-            compat.generate("红色", sampling=Sampling(guidance=2.0))
-        assert len(compat.generate("红色", num_images_per_prompt=2)) == 2
+            images_of(compat, Sampling(guidance=2.0))
+        assert len(images_of(compat, Sampling())) == 2

@@ -50,6 +50,27 @@ def test_a_run_marks_its_folder_and_leaves_configuration_metrics_and_the_latest_
     assert sorted(os.listdir(tmp_path / "pretrain")) == ["latest", "new"]
 
 
+def test_only_a_run_that_went_to_its_end_in_earnest_becomes_the_latest_one(tmp_path: Path) -> None:
+    """Not a trial (`fast_dev_run`), and not a run that is refused or interrupted."""
+    link = tmp_path / "pretrain" / "latest"
+    ends: dict[str, tuple[dict[str, object], bool]] = {
+        "first": ({}, True),
+        "trial": ({"trainer": {"fast_dev_run": True}}, True),
+        "of three steps": ({"trainer": {"fast_dev_run": 3}}, True),
+        "interrupted": ({}, False),
+        "second": ({"trainer": {"fast_dev_run": False}}, True),
+    }
+    for name, (settings, finishes) in ends.items():
+        folder = RunFolder(tmp_path / "pretrain" / name, link)
+        folder.describe(run(**settings))
+        if finishes:
+            folder.finish({})
+        else:
+            folder.undo()
+        folder.unlock()
+        assert os.readlink(link) == ("second" if name == "second" else "first")
+
+
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", None, Processes(1, 2))
     folder.lock()

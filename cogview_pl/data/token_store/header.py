@@ -40,7 +40,8 @@ class SplitHeader:
     """Checksum of `SPLIT.crc32`; None in stores of earlier versions."""
 
     def __post_init__(self) -> None:
-        require_counts({name: value for name, value in vars(self).items() if value is not None}, least=0)
+        absent = {name for name in ("keys_crc32", "sums_crc32") if getattr(self, name) is None}
+        require_counts({name: value for name, value in vars(self).items() if name not in absent}, least=0)
         if not self.truncated <= self.rows <= self.next <= self.source:
             raise ValueError(f"{self.truncated} cut, {self.rows} rows, {self.next} done of {self.source}")
 

@@ -342,7 +342,7 @@ def _require_same(folder: Path, found: dict[str, object], wanted: dict[str, obje
         if found.get(name) != wanted.get(name):
             raise UserError(
                 f"{folder} holds a token store with {name} {found.get(name)}, this run has "
-                f"{wanted.get(name)}; delete the folder or choose another run_dir"
+                f"{wanted.get(name)}; go on with that one, or start anew in another run_dir"
             )
 
 

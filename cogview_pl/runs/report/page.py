@@ -10,7 +10,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -22,11 +22,11 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from cogview_pl.data.images import ImageError, load_image
 from cogview_pl.durable.write import write_bytes
+from cogview_pl.runs.aims import Aim, Outcome, outcomes
 from cogview_pl.runs.history import newest_config
+from cogview_pl.runs.main_metrics import duration, main_metrics, rounded
 from cogview_pl.runs.report.curves import draw_curve, read_curves
-from cogview_pl.runs.run_folder import SAMPLES, Metrics
-
-REPORT = "report.html"
+from cogview_pl.runs.run_folder import REPORT, SAMPLES, Metrics
 
 _SENTENCES = {
     "vqvae": "Learned to encode an image as a grid of codes, and to decode it.",
@@ -53,18 +53,6 @@ _THUMBNAIL = 128  # edge in pixels
 _IN_STRIP = 6  # number of best, and of worst, images by caption loss
 _TEXTS = 24  # number of prompts or captions in a list
 _REASONS = 5  # number of skipped samples in the list
-_MINOR = (
-    "perf/",
-    "lr-",
-    "activations/",
-    "train/",
-    "data/",
-    "protocol/",
-    "codebook/batch_",
-    "codebook/dead",
-    "codebook/revived",
-)
-"""Prefixes of metrics about speed, settings or single batches; the main table leaves them out."""
 
 
 class Stage(NamedTuple):
@@ -75,7 +63,7 @@ class Stage(NamedTuple):
     seconds: float
 
 
-def write_report(folder: Path, title: str, stages: Mapping[str, Stage]) -> Path:
+def write_report(folder: Path, title: str, stages: Mapping[str, Stage], aims: Sequence[Aim] = ()) -> Path:
     """Write `report.html`.
 
     The page contains its images, and makes large ones smaller, so that it has about 5 MB at most.
@@ -84,6 +72,7 @@ def write_report(folder: Path, title: str, stages: Mapping[str, Stage]) -> Path:
         folder: run folder of the chain; the page is written there.
         title: heading of the page.
         stages: name → stage, in order. Files in the folder of a stage may be missing.
+        aims: aims of the recipe.
 
     Returns:
         Path of the page.
@@ -91,6 +80,7 @@ def write_report(folder: Path, title: str, stages: Mapping[str, Stage]) -> Path:
     sheets = sum((stage.folder / sheet).exists() for stage in stages.values() for sheet in (_RECONSTRUCTIONS, _GRID))
     most_bytes = _SHEETS_BYTES // max(1, sheets)
     sections = [_section(number, name, stage, most_bytes) for number, (name, stage) in enumerate(stages.items(), 1)]
+    reached = outcomes(aims, {name: stage.metrics for name, stage in stages.items()})
     total = sum(stage.seconds for stage in stages.values())
     page = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -98,8 +88,9 @@ def write_report(folder: Path, title: str, stages: Mapping[str, Stage]) -> Path:
         f"<title>{escape(title)}</title>",
         f"<style>\n{Path(__file__).with_name('report.css').read_text(encoding='utf-8')}</style>\n</head>\n<body>",
         f"<h1>{escape(title)}</h1>",
-        f'<p class="facts">{len(stages)} stages, {_duration(total)} · {escape(str(folder))}</p>',
-        _contents(stages),
+        f'<p class="facts">{len(stages)} stages, {duration(total)} · {escape(str(folder))}</p>',
+        _contents(stages, with_aims=bool(reached)),
+        *_aims(reached),
         '<h2 id="metrics">Metrics</h2>',
         _main_metrics(stages),
         *sections,
@@ -114,43 +105,41 @@ def write_report(folder: Path, title: str, stages: Mapping[str, Stage]) -> Path:
 # --- head of the page -------------------------------------------------------------------------------
 
 
-def _contents(stages: Mapping[str, Stage]) -> str:
+def _contents(stages: Mapping[str, Stage], *, with_aims: bool) -> str:
     links = [
-        f'<li><a href="#stage-{number}">{escape(name)}</a> ({_duration(stage.seconds)})</li>'
+        f'<li><a href="#stage-{number}">{escape(name)}</a> ({duration(stage.seconds)})</li>'
         for number, (name, stage) in enumerate(stages.items(), 1)
     ]
-    return "\n".join(["<nav>", '<a href="#metrics">Metrics</a>', "<ol>", *links, "</ol>", "</nav>"])
+    aims = ['<a href="#aims">Aims</a>'] if with_aims else []
+    return "\n".join(["<nav>", *aims, '<a href="#metrics">Metrics</a>', "<ol>", *links, "</ol>", "</nav>"])
+
+
+def _aims(found: Sequence[Outcome]) -> list[str]:
+    """A table of the aims, each with the value and the bound."""
+    if not found:
+        return []
+    rows = []
+    for one in found:
+        bound = f"{'≤' if one.aim.at_least is None else '≥'} {rounded(one.bound)}"
+        cells = (one.aim.stage, one.aim.metric, rounded(one.value), bound, "reached" if one.reached else "missed")
+        rows.append(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+    return ['<h2 id="aims">Aims</h2>', "<table>", *rows, "</table>"]
 
 
 def _main_metrics(stages: Mapping[str, Stage]) -> str:
     """One table per stage that has main metrics."""
     tables = []
     for number, (name, stage) in enumerate(stages.items(), 1):
-        main = {key: value for key, value in stage.metrics.items() if not key.startswith(_MINOR)}
+        main = main_metrics(stage.metrics)
         if main:
             caption = f'<caption><a href="#stage-{number}">{escape(name)}</a></caption>'
-            tables.append(_table({key: _rounded(value) for key, value in main.items()}, caption))
+            tables.append(_table({key: rounded(value) for key, value in main.items()}, caption))
     return "\n".join(['<div class="metrics">', *tables, "</div>"])
 
 
 def _table(metrics: Mapping[str, str], caption: str = "") -> str:
-    rows = [
-        f'<tr><td>{escape(key)}</td><td class="number">{escape(value)}</td></tr>'
-        for key, value in sorted(metrics.items())
-    ]
+    rows = [f'<tr><td>{escape(key)}</td><td class="number">{escape(value)}</td></tr>' for key, value in metrics.items()]
     return "\n".join([f"<table>{caption}", *rows, "</table>"])
-
-
-def _rounded(value: float | str) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 # --- one stage --------------------------------------------------------------------------------------
@@ -163,7 +152,7 @@ def _section(number: int, name: str, stage: Stage, most_bytes: int) -> str:
     records = _read_records(stage.folder / SAMPLES)
     parts = [
         f'<section>\n<h2 id="stage-{number}">{escape(name)}</h2>',
-        f"<p>{_sentence(config, records)} It took {_duration(stage.seconds)}.</p>",
+        f"<p>{_sentence(config, records)} It took {duration(stage.seconds)}.</p>",
         f'<p class="facts">{escape(_facts(config, stage.folder))}</p>',
         *_sheets(stage.folder, records, most_bytes),
         *_texts(records),
@@ -277,7 +266,7 @@ def _skipped(records: list[dict[str, Any]]) -> list[str]:
 
 
 def _all_metrics(metrics: Metrics) -> str:
-    exact = {key: json.dumps(value, ensure_ascii=False) for key, value in metrics.items()}
+    exact = {key: json.dumps(value, ensure_ascii=False) for key, value in sorted(metrics.items())}
     return f"<details><summary>All {len(exact)} metrics</summary>{_table(exact)}</details>"
 
 

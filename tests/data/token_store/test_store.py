@@ -295,7 +295,7 @@ def test_a_finished_store_is_left_alone(store: Path) -> None:
 )
 def test_another_run_does_not_go_on_with_the_store(store: Path, change: dict[str, Any], message: str) -> None:
     before = content(store)
-    with pytest.raises(UserError, match=message + "; delete the folder or choose another run_dir$") as error:
+    with pytest.raises(UserError, match=message + "; go on with that one, or start anew in another run_dir$") as error:
         TokenStoreWriter(store, **SETTINGS | change)
     assert str(store) in str(error.value) and "\n" not in str(error.value)
     assert content(store) == before

@@ -1,0 +1,323 @@
+"""`CogView`: trained models for use in Python. `task=generate`, `rerank` and `magnify` give the same results."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+from tqdm.auto import tqdm
+
+from cogview_pl.assembly.guidance import warn_of_guidance
+from cogview_pl.assembly.pipelines import GenerationPipeline, require_grid, require_same_tokenizer
+from cogview_pl.assembly.prompts import read_prompts
+from cogview_pl.assembly.roles import CAPTIONER, GENERATOR, UPSCALER, Role
+from cogview_pl.assembly.samples import save_sheet
+from cogview_pl.checkpoints.adapter_folder import load_adapted
+from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel
+from cogview_pl.data.images import SampleError, load_image
+from cogview_pl.errors import UserError
+from cogview_pl.generation.codes import decode_codes, encode_images
+from cogview_pl.generation.config import Quantization, Sampling
+from cogview_pl.generation.engine.decode_state import check_sampling
+from cogview_pl.generation.pipeline import ImageGenerator
+from cogview_pl.generation.quantization import quantize
+from cogview_pl.generation.rerank import Captioner
+from cogview_pl.generation.super_resolution.upscale import Upscaler
+from cogview_pl.kernels.availability import best_device
+from cogview_pl.limits import COUNT, SEED, Limit
+from cogview_pl.runs.run_folder import predecessor
+from cogview_pl.runs.samples_writer import SampleFiles
+from cogview_pl.vocab import TextSlot, is_text_to_image
+
+AnyImage = str | Path | Image.Image
+"""The path of an image file, or an image."""
+
+_Model = TypeVar("_Model", ImageGenerator, Captioner, Upscaler)
+
+
+class RankedImage(NamedTuple):
+    """An image and how well its text fits it."""
+
+    image: AnyImage
+    caption_loss: float
+    """Nats per text token, lower is better."""
+
+
+class CogView:
+    """A generator, a captioner and an upscaler, each of them optional.
+
+    Make it with `load`. Options have the defaults of the command line; the same prompts, seeds and options give the
+    same images as there.
+    """
+
+    def __init__(
+        self,
+        generator: SequenceModel | None = None,
+        captioner: SequenceModel | None = None,
+        upscaler: SequenceModel | None = None,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        quantization: Quantization | None = None,
+    ) -> None:
+        self._tokenizers: dict[Role, ImageTokenizer] = {}
+        for role, model in ((GENERATOR, generator), (CAPTIONER, captioner), (UPSCALER, upscaler)):
+            if model is None:
+                continue
+            if generator is not None:
+                require_same_tokenizer(role.key, model, generator)
+            self._tokenizers[role] = model.image_tokenizer
+            model.image_tokenizer.model.to(device)
+            model.model.to(dtype)
+        self._generator = None if generator is None else ImageGenerator(generator, device)
+        if self._generator is not None:
+            quantize(self._generator.transformer, quantization)
+        self._captioner = None if captioner is None else Captioner(captioner, device, dtype, quantization)
+        self._upscaler = None if upscaler is None else Upscaler(upscaler, device, dtype, quantization)
+        if self._generator is not None and self._upscaler is not None:
+            require_grid(self._upscaler, self._generator)
+        self._path: Path | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | None = None,
+        device: str | None = None,
+        *,
+        rerank_with: str | Path | None = None,
+        upscale_with: str | Path | None = None,
+        outputs: str | Path = "outputs",
+        dtype: torch.dtype = torch.float32,
+        quantization: Quantization | str | None = None,
+        verify: bool = True,
+    ) -> CogView:
+        """Load models from run, model or adapter folders; `~` is the home folder.
+
+        Args:
+            path: a generator, captioner or upscaler, such as `outputs/pretrain/latest`; None: the newest pretrain run.
+            device: such as `cuda`; None: the GPU if there is one.
+            rerank_with: captioner that ranks the images of `generate`, such as `outputs/caption/latest`.
+            upscale_with: model that doubles their edge, such as `outputs/super_resolution/latest`.
+            outputs: folder of the runs of all tasks, for `path=None`.
+            dtype: precision of the transformers.
+            quantization: `int8` or `int4` for the transformers' matrices.
+            verify: compare the files with their checksums.
+
+        Raises:
+            UserError: a folder is missing, damaged or incomplete, or the models do not fit each other.
+        """
+        first = predecessor(_home(outputs), GENERATOR.task, "path", None if path is None else _home(path))
+        loaded = load_adapted(first, "path", verify=verify)
+        models = {_role_of(loaded): loaded}
+        for role, given in ((CAPTIONER, rerank_with), (UPSCALER, upscale_with)):
+            if given is None:
+                continue
+            if role in models:
+                raise UserError(f"path={first} and {role.key}={given} are models for the same use; give one of them")
+            models[role] = load_adapted(predecessor("", role.task, role.key, _home(given)), role.key, verify=verify)
+            role.require(models[role].template)
+        made = cls(
+            *(models.get(role) for role in (GENERATOR, CAPTIONER, UPSCALER)),
+            device=device or best_device(),
+            dtype=dtype,
+            quantization=None if quantization is None else Quantization(quantization),
+        )
+        made._path = first
+        return made
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        num_images_per_prompt: int = 1,
+        top_n: int | None = None,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        folder: str | Path | None = None,
+        font: str | None = None,
+        progress: bool = True,
+    ) -> list[Image.Image] | list[list[Image.Image]]:
+        """Images of one prompt, or a list of images for each of several prompts.
+
+        With a captioner the images of a prompt are ordered by caption loss, best first; with an upscaler their edge is
+        doubled. The k-th image of a prompt is sampled with `seed + k` and does not depend on the other prompts.
+
+        Args:
+            prompts: a text, or several.
+            num_images_per_prompt: images to sample for each prompt.
+            top_n: images to keep for each prompt, best first; None: all.
+            seed: seed of the first image of each prompt.
+            sampling: temperature, top-k and other options; None: the defaults of `Sampling`.
+            folder: new or empty folder that gets the images, `samples.jsonl` and a contact sheet (`samples/grid.png`),
+                as `task=generate` writes them.
+            font: font file for the captions on the contact sheet; None: an installed font with Chinese characters.
+            progress: show a progress bar.
+
+        Raises:
+            UserError: no generator, a prompt that is too long, an option out of its range, or a folder with files.
+        """
+        sampling = sampling or Sampling()
+        generator = _given(self._generator, GENERATOR)
+        texts = read_prompts([prompts] if isinstance(prompts, str) else list(prompts))
+        _require_number("num_images_per_prompt", num_images_per_prompt, COUNT)
+        _require_number("seed", seed, SEED)
+        if top_n is not None:
+            _require_number("top_n", top_n, COUNT)
+            _given(self._captioner, CAPTIONER)
+        check_sampling(generator.transformer, sampling)
+        if self._path is not None:
+            warn_of_guidance(sampling, self._path)
+        generator.tokenise(texts)  # refuses long prompts
+        kept = min(top_n or num_images_per_prompt, num_images_per_prompt)
+        files = None if folder is None else SampleFiles(_new_folder(folder), kept)
+        pipeline = GenerationPipeline(generator, self._captioner, self._upscaler, sampling)
+        at_once = max(1, sampling.batch_size // num_images_per_prompt)
+        y, x = generator.grid
+        images: list[Image.Image] = []
+        with tqdm(total=len(texts) * num_images_per_prompt * y * x, unit="code", disable=not progress) as bar:
+            for start in range(0, len(texts), at_once):
+                for sample in pipeline.generate(
+                    texts[start : start + at_once],
+                    num_images_per_prompt=num_images_per_prompt,
+                    top_n=top_n,
+                    seed=seed,
+                    on_codes=bar.update,
+                ):
+                    if files is not None:
+                        files.write(len(images), sample)
+                    images.append(sample.image)
+        rows = [images[start : start + kept] for start in range(0, len(images), kept)]
+        if files is not None:
+            save_sheet(files.folder, texts, rows, font)
+        return rows[0] if isinstance(prompts, str) else rows
+
+    def caption(
+        self,
+        images: AnyImage | Sequence[AnyImage],
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: bool = True,
+    ) -> str | list[str]:
+        """A caption of one image, or captions of several; images are resized and cropped to the model's size.
+
+        Raises:
+            UserError: no captioner, or an image that cannot be read.
+        """
+        sampling, captioner = (sampling or Sampling()).plain(), _given(self._captioner, CAPTIONER)
+        codes = self._codes(images, CAPTIONER, sampling.batch_size)
+        made = captioner.captions(codes, seeds=[seed] * len(codes), sampling=sampling)
+        captions = list(tqdm(made, total=len(codes), unit="image", disable=not progress))
+        return captions if _several(images) else captions[0]
+
+    def rank(self, prompt: str, images: Sequence[AnyImage], *, batch_size: int = 64) -> list[RankedImage]:
+        """The images with their caption losses, the one that the prompt fits best first.
+
+        Raises:
+            UserError: no captioner, an image that cannot be read, or a prompt that is too long.
+        """
+        captioner = _given(self._captioner, CAPTIONER)
+        codes = self._codes(images, CAPTIONER, batch_size)
+        losses = captioner.losses([prompt] * len(codes), codes, batch_size)
+        ranked = [RankedImage(image, loss) for image, loss in zip(images, losses, strict=True)]
+        return sorted(ranked, key=lambda found: found.caption_loss)
+
+    def upscale(
+        self,
+        images: AnyImage | Sequence[AnyImage],
+        prompts: str | Sequence[str] = "",
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: bool = True,
+    ) -> Image.Image | list[Image.Image]:
+        """The images with twice the edge; before that they are resized and cropped to the model's size.
+
+        Args:
+            images: an image, or several.
+            prompts: their text, or one for each of them.
+            seed: seed of every image.
+            sampling: temperature and filters; None: the defaults of `Sampling`.
+            progress: show a progress bar.
+
+        Raises:
+            UserError: no upscaler, an image that cannot be read, or another number of prompts.
+        """
+        sampling, upscaler = (sampling or Sampling()).plain(), _given(self._upscaler, UPSCALER)
+        codes = self._codes(images, UPSCALER, sampling.batch_size)
+        texts = [prompts] * len(codes) if isinstance(prompts, str) else list(prompts)
+        if len(texts) != len(codes):
+            raise UserError(f"prompts: {len(texts)} for {len(codes)} images; give one for each of them")
+        steps = upscaler.num_steps(len(codes), sampling.batch_size)
+        with tqdm(total=steps, unit="window", disable=not progress) as bar:
+            seeds = [seed] * len(codes)
+            large = upscaler.double(texts, codes, seeds=seeds, sampling=sampling, on_window=lambda: bar.update())
+        decoded = decode_codes(large, self._tokenizers[UPSCALER].model, sampling.batch_size)
+        found = [to_pil_image((image * 255).round().to(torch.uint8)) for image in decoded]
+        return found if _several(images) else found[0]
+
+    def _codes(self, images: AnyImage | Sequence[AnyImage], role: Role, batch_size: int) -> Tensor:
+        """Codes `(B, y, x)` of images by the image tokenizer of a role."""
+        tokenizer = self._tokenizers[role]
+        given: list[AnyImage] = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
+        if not given:
+            raise UserError("images: there are none; give one at least")
+        pixels = [_pixels(image, tokenizer.settings["image_size"]) for image in given]
+        return encode_images(pixels, tokenizer.model, batch_size)
+
+
+def _home(path: str | Path) -> str:
+    return os.path.expanduser(path)
+
+
+def _role_of(model: SequenceModel) -> Role:
+    if is_text_to_image(model.template):
+        return GENERATOR
+    role = CAPTIONER if isinstance(model.template.target, TextSlot) else UPSCALER
+    role.require(model.template)
+    return role
+
+
+def _given(model: _Model | None, role: Role) -> _Model:
+    if model is None:
+        key = "path" if role == GENERATOR else role.key
+        raise UserError(f"{key}: this needs a model of task={role.task}; give it to CogView.load")
+    return model
+
+
+def _require_number(name: str, value: int, limit: Limit) -> None:
+    if not limit.holds(value):
+        raise UserError(f"{name}={value} must be {limit.words}")
+
+
+def _new_folder(folder: str | Path) -> Path:
+    path = Path(_home(folder))
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"folder={path} exists and is not empty; choose another one")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _several(images: object) -> bool:
+    return not isinstance(images, (str, Path, Image.Image))
+
+
+def _pixels(image: AnyImage, size: int) -> Tensor:
+    """uint8 `(3, size, size)`; an image in memory is read as its PNG file would be."""
+    try:
+        if isinstance(image, Image.Image):
+            stream = io.BytesIO()
+            image.save(stream, "PNG")
+            stream.seek(0)
+            return load_image(stream, size)
+        return load_image(_home(image), size)
+    except SampleError as error:
+        name = "an image in memory" if isinstance(image, Image.Image) else str(image)
+        raise UserError(f"images: {name}: {error}; give images that can be read") from None

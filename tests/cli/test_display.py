@@ -1,0 +1,91 @@
+"""What a run shows: its numbers, its images and the next command at the end, and no noise of libraries."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from cogview_pl.cli.summary import table
+from cogview_pl.runs.aims import Aim, outcomes
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def next_words(stdout: str) -> list[str]:
+    """Arguments of the command that the end of a run prints."""
+    (command,) = re.findall(r"^  next  .*cogview_pl\.run (.*)$", stdout, re.MULTILINE)
+    return shlex.split(command)
+
+
+def test_a_chain_ends_with_its_aims_and_its_page(chain) -> None:
+    """The values are those of the stages, and the bounds those of the recipe."""
+    shown = chain.stdout[chain.stdout.index("aims reached") :].splitlines()[1:]
+    aims = OmegaConf.load(REPOSITORY / "experiments" / "quickstart" / "config.yaml").aims
+    rows = [line.split() for line in shown if re.search(r" (reached|missed)$", line)]
+    assert [(row[0], row[1]) for row in rows] == [(aim.stage, aim.metric) for aim in aims]
+    found = json.loads((chain.run_folder("rerank") / "metrics.json").read_text())
+    (captions,) = [row for row in rows if row[0] == "found_captions"]
+    assert captions[2:] == [f"{found['rerank/own_caption_top1']:.4g}", "≥", "0.95", captions[-1]]
+    folder = chain.run_folder("quickstart").relative_to(chain.home)
+    assert f"  open  {folder}/report.html" in shown
+    assert next_words(chain.stdout)[0] == "task=generate"
+
+
+def test_a_stage_shows_its_numbers_and_images_once(chain) -> None:
+    folder = chain.run_folder("vqvae").relative_to(chain.home)
+    assert chain.stdout.count(f"done: {folder} (") == 1
+    assert chain.stdout.count(f"  open  {folder}/reconstructions.png") == 1
+    stage = chain.stdout.split("done: ")[1]
+    found = json.loads((chain.run_folder("vqvae") / "metrics.json").read_text())
+    shown = dict(re.findall(r"(\w+/\w+) +([\d.e-]+)", stage))
+    assert float(shown["eval/psnr"]) == float(f"{found['eval/psnr']:.4g}")
+    assert not {name for name in shown if name.startswith(("lr-", "activations/", "train/", "codebook/batch_"))}
+
+
+def test_no_noise_in_a_pipe(chain) -> None:
+    """Neither carriage returns of progress bars nor messages of TensorBoard and Lightning."""
+    assert "\r" not in chain.stdout
+    assert "No path found" not in chain.stdout and "Epoch" not in chain.stdout
+    statuses = [line for line in chain.stdout.splitlines() if line.endswith(" …")]
+    assert len(statuses) == len(set(statuses))
+
+
+def test_the_next_command_works_when_pasted(cli, tiny, tmp_path) -> None:
+    """From the image tokenizer to images, with a run folder of its own on the way."""
+    ended = cli.succeed(["task=vqvae", *tiny, "run_dir=first run"], tmp_path)
+    for task in ("tokenize", "pretrain", "generate"):
+        words = next_words(ended.stdout)
+        assert words[0] == f"task={task}"
+        training = [word for word in tiny if word.startswith("trainer.")] if task == "pretrain" else []
+        ended = cli.succeed([*words, *training], tmp_path)
+    assert (tmp_path / "outputs" / "generate" / "latest" / "samples" / "grid.png").exists()
+
+
+def test_the_table_fits_the_terminal() -> None:
+    metrics = {f"eval/metric_{number}": number / 7 for number in range(9)}
+    for width in (20, 80, 120):
+        lines = table(metrics, width)
+        assert all(len(line) <= max(width, 2 + 13 + 2 + 6) for line in lines)
+        assert re.findall(r"eval/metric_\d", "\n".join(lines)).__len__() == 9
+    assert len(table(metrics, 120)) < len(table(metrics, 80)) < len(table(metrics, 20)) == 9
+
+
+def test_bounds_of_aims() -> None:
+    stages = {"ranked": {"best_of_1": 0.8, "oracle": 1.0, "best_of_8": 0.9}, "large": {"error": float("nan")}}
+    aims = [
+        Aim("ranked", "best_of_8", at_least=0.0, plus={"best_of_1": 0.5, "oracle": 0.5}),
+        Aim("ranked", "best_of_8", at_most=0.5),
+        Aim("large", "error", at_most=1.0),
+        Aim("ranked", "not measured", at_least=1.0),
+        Aim("no such stage", "error", at_least=1.0),
+    ]
+    found = outcomes(aims, stages)
+    assert [(one.value == 0.9, one.bound, one.reached) for one in found] == [
+        (True, 0.9, True),
+        (True, 0.5, False),
+        (False, 1.0, False),
+    ]
