@@ -146,6 +146,6 @@ def test_the_snippet_of_the_readme_works(cli, home, tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").symlink_to(home / "outputs/generate/latest/samples/0000/00.png")
     script = tmp_path / "snippet.py"
     script.write_text(snippet, encoding="utf-8")
-    ended = cli._server.run([script], tmp_path)
+    ended = cli.run_script(script, tmp_path)
     assert ended.code == 0, ended.stderr[-3000:]
     assert len(list((tmp_path / "circles" / "samples").rglob("0?.png"))) == 2

@@ -26,7 +26,7 @@ HASH = re.compile("[0-9a-f]{64}")
 STEPS, STOP, BATCH = 8, 4, 2
 SMALL = ("image_tokenizer.image_size=32", "logger=none", "threads=1", "plan.strict=false", "~callbacks.progress")
 VQVAE = (
-    *("task=vqvae", "trainer.max_steps=1", "trainer.val_check_interval=1", "image_tokenizer.quantize_after_steps=1"),
+    *("task=vqvae", "trainer.max_steps=2", "trainer.val_check_interval=2", "image_tokenizer.quantize_after_steps=1"),
     *("image_tokenizer.quantizer.kmeans_iters=1", "data.train_size=8", "data.val_size=4", "data.batch_size=4", *SMALL),
 )
 PRETRAIN = (

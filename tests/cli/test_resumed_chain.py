@@ -13,7 +13,7 @@ defaults:
 task: mini
 common: [data.batch_size=4, data.val_size=4, data.train_size=16, image_tokenizer.quantize_after_steps=1, seed=7]
 stages:
-  first: [task=vqvae, trainer.max_steps=1, optimizer=muon]
+  first: [task=vqvae, trainer.max_steps=2, optimizer=muon]
   second: [task=vqvae, trainer.max_steps=4, trainer.val_check_interval=4]
 """
 GIVEN = ("logger=none", "threads=1", "plan.strict=false")

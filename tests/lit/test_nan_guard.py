@@ -124,6 +124,7 @@ def test_bad_steps_in_a_row_end_the_run(tmp_path: Path, accumulate: int, batch: 
         fit(tmp_path, Model(), data(bad, batch), accumulate=accumulate, steps=8, every=3)
     keys = [f"数字 {index}" for index in samples.samples_of_batch(first)]
     assert "3 steps in a row" in str(error.value) and "from step 5 on" in str(error.value)
+    assert error.value.overrides == ("optimizer.optimizer.lr=0.001",)  # a tenth, for the command that goes on
     some = ", ".join(keys[:4]) + (", …" if batch > 4 else "")
     assert f"first bad layer: first; samples of that batch: {some} (all in " in str(error.value)
     text = (tmp_path / "bad_batch.json").read_text()
