@@ -20,7 +20,7 @@ LIBRARIES = (
     "sentencepiece", "tensorboard.backend.event_processing.event_accumulator", "torch.utils.data",
     "torch.utils.tensorboard", "torchmetrics", "torchvision", "tqdm", "xxhash",
 )  # fmt: skip
-USR1 = signal.SIGUSR1
+OF_LIBRARIES = {"SIGUSR1": signal.SIGUSR1, "SIGCHLD": signal.SIGCHLD}
 MODULES = ("fcntl", "grp", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty")
 SIGNALS = ("SIGALRM", "SIGCHLD", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 CALLS = (
@@ -62,7 +62,8 @@ if __name__ == "__main__":
     package = importlib.import_module("cogview_pl")
     for module in pkgutil.walk_packages(package.__path__, "cogview_pl."):
         importlib.import_module(module.name)
-    signal.SIGUSR1 = USR1  # Lightning asks for the name of the system before it uses it
+    for name, number in OF_LIBRARIES.items():  # Lightning and torch ask for the name of the system before they use them
+        setattr(signal, name, number)
     no_float64 = importlib.import_module("tests.kernels.no_float64").NoFloat64
     main = importlib.import_module("cogview_pl.run").main
     for words in json.loads(sys.argv[1]):
