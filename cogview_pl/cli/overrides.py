@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from cogview_pl.config.text_keys import TEXT_KEYS, TextKey
+from cogview_pl.config.text_keys import TEXT_KEYS, TextKey, literal
 
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 _QUOTED_PART = re.compile(rf"({_QUOTED.pattern})\s*(?=[,:\]}}]|$)", re.DOTALL)
@@ -52,7 +52,7 @@ def quote_override(word: str, *, sweeps: bool = False) -> str:
 
 def quoted(text: str) -> str:
     """A text in quotes: the grammar and OmegaConf read exactly this text."""
-    return _in_quotes(_REFERENCE.sub(lambda found: rf"{2 * found[1]}\${{", text))
+    return _in_quotes(literal(text))
 
 
 def _in_quotes(text: str) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from cogview_pl.config.text_keys import literal
+
 _OF_THIS_CALL = ("resume", "run_dir", "plan", "verify")
 """Keys that hold for one part of a run."""
 
@@ -24,7 +26,7 @@ def take_over(composed: DictConfig, saved: dict[str, Any], own: Sequence[str]) -
         own: dotted keys that keep the value in `composed`.
     """
     with open_dict(composed):
-        _take_over(composed, saved, (*_OF_THIS_CALL, *own), "", OmegaConf.create(saved))
+        _take_over(composed, saved, (*_OF_THIS_CALL, *own), "", OmegaConf.create(literal(saved)))
 
 
 def keep_schedule(composed: DictConfig, saved: dict[str, Any], own: Sequence[str]) -> None:
@@ -80,19 +82,19 @@ def _take_over(node: DictConfig, saved: dict[str, Any], own: tuple[str, ...], pr
             del node[name]
     for name in () if closed else saved.keys() - node.keys():
         if not _covered(f"{prefix}{name}", own):
-            node[name] = saved[name]
+            node[name] = literal(saved[name])
 
 
 def _set(node: DictConfig, name: str, value: Any, own: tuple[str, ...], key: str, root: DictConfig) -> None:
     if OmegaConf.is_interpolation(node, name):
         if not _gives(root, key, OmegaConf.to_container(node)[name], value):  # type: ignore[index, call-overload]
-            node[name] = value
+            node[name] = literal(value)
         return
     inner = None if OmegaConf.is_missing(node, name) else node[name]
     if isinstance(inner, DictConfig) and isinstance(value, dict) and _fits(inner, value, own, key):
         _take_over(inner, value, own, f"{key}.", root)
     else:
-        node[name] = value
+        node[name] = literal(value)
 
 
 def _fits(node: DictConfig, saved: dict[str, Any], own: tuple[str, ...], key: str) -> bool:
@@ -109,7 +111,7 @@ def _gives(root: DictConfig, key: str, interpolation: str, value: Any) -> bool:
     except OmegaConfBaseException:
         return False
     finally:
-        OmegaConf.update(root, key, value)
+        OmegaConf.update(root, key, literal(value))
 
 
 def _covered(key: str, own: tuple[str, ...]) -> bool:

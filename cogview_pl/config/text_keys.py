@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+_REFERENCE = re.compile(r"(\\*)\$\{")
 
 
 @dataclass(frozen=True)
@@ -85,3 +88,12 @@ def _expanded(value: Any) -> Any:
     if isinstance(value, list):
         return [_expanded(inner) for inner in value]
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+
+
+def literal(value: Any) -> Any:
+    """The value with `${` in its texts escaped, so that OmegaConf reads the texts as they are."""
+    if isinstance(value, dict):
+        return {name: literal(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [literal(inner) for inner in value]
+    return _REFERENCE.sub(lambda found: rf"{2 * found[1]}\${{", value) if isinstance(value, str) else value

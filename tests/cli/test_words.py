@@ -45,6 +45,7 @@ def runs(cli, chain, home, tmp_path_factory) -> dict[str, object]:
         "paths": (*generate, f"init_from=~/{ODD_FOLDER}", "prompts=红", f"run_dir={ODD_FOLDER}/run"),
         "read_back": ("task=rerank", f"rerank_with={chain.run_folder('caption')}", "pairs=~/file", "run_dir=read_back"),
         "resumed": (*generate, model, "prompts=~/my prompts.txt", "resume=file"),
+        "resumed_by_name": ("resume=dollars",),
         "sweep": ("-m", *generate, model, "prompts=[a,b],it's", "outputs=~/swept"),
     }
     ended = cli.run_many([(words, home) for words in commands.values()], tmp_path_factory.mktemp("cases"))
@@ -70,7 +71,7 @@ def test_paths_may_hold_any_sign_and_home(runs, home) -> None:
 
 
 def test_samples_with_any_prompt_are_read_back(runs, home) -> None:
-    for name in ("read_back", "resumed"):
+    for name in ("read_back", "resumed", "resumed_by_name"):
         assert runs[name].code == 0, runs[name].stderr[-3000:]
     assert sorted(prompts_of(home / "read_back")) == sorted(prompts_of(home / "file")) == sorted([ODD_PROMPT, "蓝色"])
     # a reader that splits lines as str.splitlines does reads the same list
