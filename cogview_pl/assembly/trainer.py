@@ -14,6 +14,7 @@ from lightning import LightningModule, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import OmegaConf
 
 from cogview_pl.assembly.checks import check_validation
 from cogview_pl.assembly.instantiate import instantiate
@@ -25,17 +26,24 @@ from cogview_pl.durable.write import disk_full_named
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS, Stopped
 from cogview_pl.lit.callbacks import EMA, StopAtStepEnd
+from cogview_pl.lit.callbacks.hyperparameters import Hyperparameters
 from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.lit.data_module import DataModule
 from cogview_pl.lit.optimizers import BuildOptimizer
 from cogview_pl.lit.restoring import fit_to_accumulation
+from cogview_pl.runs.history import newest_config
 from cogview_pl.runs.ranks import require_node
 from cogview_pl.runs.record import OPTIMIZER
 from cogview_pl.runs.resume import checkpoint_of, remember_in_checkpoints, require_same_run, require_steps_left
 from cogview_pl.runs.run_folder import RunFolder
 
 _LOG = "tensorboard"
+_HYPERPARAMETERS = (
+    *("seed", "init_from", "compile", "activation_checkpointing", "precision", "strategy", "trainer", "optimizer"),
+    *("data", "image_tokenizer", "text", "model", "template", "sequences", "lora"),
+)
+"""Groups and keys of the configuration that loggers get."""
 _HIDES = "Please call `iter(combined_loader)` first"
 """Message of an error in Lightning's clean-up that hides the first error, which started a loader raised."""
 
@@ -63,8 +71,9 @@ def optimizer_factory(options: TrainingOptions) -> BuildOptimizer:
 
 def seed_all(seed: int) -> None:
     """Seed every random generator, and silence warnings about deliberate choices."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)  # "Experiment not found. Creating it"
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -179,6 +188,8 @@ def _trainer(options: TrainingOptions, folder: RunFolder) -> Trainer:
     callbacks.insert(0, StopAtStepEnd(lambda: SIGNALS.asked, SIGNALS.listen, _defer_signals))
     if not options.logger:  # LearningRateMonitor refuses to run without a logger
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+    elif folder.writes:
+        callbacks.append(Hyperparameters(_hyperparameters(folder)))
     loggers = [instantiate(node, f"logger.{name}") for name, node in options.logger.items()]
     try:
         return Trainer(
@@ -199,6 +210,24 @@ def _trainer(options: TrainingOptions, folder: RunFolder) -> Trainer:
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer, precision or strategy: {error}") from error
+
+
+def _hyperparameters(folder: RunFolder) -> dict[str, Any]:
+    """Dotted key → plain value, of the configuration of the run; values that are not set are left out."""
+    file = newest_config(folder.path)
+    found = OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else {}
+    flat: dict[str, Any] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                add(f"{prefix}.{key}" if prefix else str(key), inner)
+        elif value is not None:
+            flat[prefix] = value if isinstance(value, (int, float, str)) else str(value)
+
+    assert isinstance(found, dict)
+    add("", {key: value for key, value in found.items() if key in _HYPERPARAMETERS})
+    return flat
 
 
 def _validation_interval(trainer: Mapping[str, Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 _SPEEDS = ("perf/samples_per_s", "perf/tokens_per_s", "perf/images_per_s")
 _TO_OPEN = ("reconstructions.png", "samples/grid.png", "generate.png", REPORT)
+_PLAIN = re.compile(r"([\w.]+=)'([\w./-]+)'")  # quoted for Hydra, though it needs no quotes
 _GAP = 3  # blanks between two columns of the table
 _PROMPT = "prompts=[左上角有一个大的红色圆形]"
 _STYLED_PROMPT = "prompts=[左上角有一个大的红色圆形的油画图像]"
@@ -136,7 +138,7 @@ def _next_command(folder: Path, task: str, outputs: str, words: Sequence[str]) -
     is_newest = newest(runs / task / LATEST) == folder.resolve()
     if following.key and (following.always or not is_newest):
         given.append(f"{following.key}={folder}")
-    return command([*given[:1], *kept, *given[1:]])
+    return command([*given[:1], *(_PLAIN.sub(r"\1\2", word) for word in kept), *given[1:]])
 
 
 def _is_chain(folder: Path) -> bool:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
@@ -135,6 +136,7 @@ def _grid(divisor: int, *, _root_: DictConfig) -> str:
 # jobs sends schemas to a job but no resolvers.
 OmegaConf.register_new_resolver("grid", _grid, replace=True)
 OmegaConf.register_new_resolver("mapping", lambda *parts: dict(zip(parts[::2], parts[1::2], strict=True)), replace=True)
+OmegaConf.register_new_resolver("folder_name", lambda path: Path(str(path)).name, replace=True)
 OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
 
 _QUANTIZERS = {

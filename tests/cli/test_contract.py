@@ -48,16 +48,16 @@ METRICS = {
     "quickstart": {"eval/psnr", "val/loss_image", "toy/colour_accuracy", "perf/vqvae_s", "perf/generate_s"},
 }
 TAGS = {
-    "vqvae": {"train/loss", "train/psnr", "eval/psnr", "codebook/usage", "codebook/revived", "lr-Muon/filters"},
+    "vqvae": {"train/loss", "train/psnr", "val/psnr", "watch-codebook/usage", "watch-lr-Muon/filters"},
     "pretrain": {
         "train/loss",
         "train/loss_text",
         "train/loss_image",
-        "train/gradient_norm",
+        "watch-train/gradient_norm",
         "val/loss",
         "val/loss_image",
     }
-    | {"activations/group0_max", "perf/tokens_per_s"},
+    | {"watch-activations/group0_max", "watch-perf/tokens_per_s"},
 }
 IMAGES = {"vqvae": "val/originals_over_reconstructions", "pretrain": "val/samples"}
 

@@ -168,7 +168,9 @@ def require_same_training(several: Path, one: Path, slots: tuple[str, ...] = ("t
         expected = curve(one, tag)
         assert len(expected) == (2 if tag == "val/loss" else STEPS)
         assert curve(several, tag) == pytest.approx(expected, abs=1e-5)
-    assert curve(several, "train/gradient_norm") == pytest.approx(curve(one, "train/gradient_norm"), rel=1e-4)
+    assert curve(several, "watch-train/gradient_norm") == pytest.approx(
+        curve(one, "watch-train/gradient_norm"), rel=1e-4
+    )
     torch.testing.assert_close(weights(several), weights(one), atol=1e-4, rtol=0)
     found, wanted = last_checkpoint(several), last_checkpoint(one)
     torch.testing.assert_close(found["state_dict"], wanted["state_dict"], atol=1e-4, rtol=0)
@@ -179,8 +181,8 @@ def require_same_training(several: Path, one: Path, slots: tuple[str, ...] = ("t
 
 
 def test_two_processes_train_stage_1_as_one_does(on_one: Path) -> None:
-    assert sum(curve(on_one / "vqvae_one", "codebook/revived").values()) > 0
-    for tag in ("train/loss", "train/loss_reconstruction", "train/loss_commitment", "codebook/revived"):
+    assert sum(curve(on_one / "vqvae_one", "watch-codebook/revived").values()) > 0
+    for tag in ("train/loss", "train/loss_reconstruction", "train/loss_commitment", "watch-codebook/revived"):
         assert curve(on_one / "vqvae_ddp", tag) == pytest.approx(curve(on_one / "vqvae_one", tag), abs=1e-5)
     codebooks = [weights(on_one / run)["quantizer.codebook"] for run in ("vqvae_one", "vqvae_ddp")]
     torch.testing.assert_close(*codebooks, atol=1e-4, rtol=0)

@@ -8,8 +8,11 @@ import shlex
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from cogview_pl.cli.summary import table
+from cogview_pl.cli.tensorboard import event_folders, link_runs
 from cogview_pl.runs.aims import Aim, outcomes
 
 REPOSITORY = Path(__file__).parents[2]
@@ -89,3 +92,27 @@ def test_bounds_of_aims() -> None:
         (True, 0.5, False),
         (False, 1.0, False),
     ]
+
+
+def test_tensorboard_has_every_run_once(chain, tmp_path) -> None:
+    """TensorBoard follows `latest`; the view of the runs does not have it."""
+    found = event_folders(chain.home / "outputs")
+    tasks = ("vqvae", "pretrain", "super_resolution", "style", "caption")
+    assert found == {f"{task}/{chain.run_folder(task).name}": chain.run_folder(task) / "tensorboard" for task in tasks}
+    for _ in range(2):  # as new runs come
+        link_runs(chain.home / "outputs", tmp_path)
+    assert len(list(tmp_path.glob("*/*/events.*"))) == len(tasks)
+
+
+def test_tensorboard_has_hyperparameters_and_captions(chain) -> None:
+    events = EventAccumulator(str(chain.run_folder("pretrain") / "tensorboard"))
+    events.Reload()
+    contents = events.PluginTagToContent("hparams")
+    values = HParamsPluginData.FromString(contents["_hparams_/session_start_info"]).session_start_info.hparams
+    assert values["optimizer.optimizer.lr"].number_value == 8e-3 and values["trainer.max_steps"].number_value == 6
+    names = {
+        info.name.tag for info in HParamsPluginData.FromString(contents["_hparams_/experiment"]).experiment.metric_infos
+    }
+    assert names >= {"val/loss", "val/loss_image"}
+    (text, *_) = events.Tensors("val/samples_captions/text_summary")
+    assert text.step == 3 and text.tensor_proto.string_val[0].decode().startswith("1. ")

@@ -57,7 +57,7 @@ def test_a_run_that_was_stopped_before_a_validation_logs_each_step_once(run: Pat
     for file in (run / "tensorboard").glob("events.*"):
         events = EventAccumulator(str(file))
         events.Reload()
-        tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("lr-SGD")]
+        tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("watch-lr-SGD")]
         steps += [event.step for tag in tags for event in events.Scalars(tag)]
     assert sorted(steps) == [0, 1, 2, 3]
 

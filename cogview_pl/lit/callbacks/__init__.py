@@ -3,6 +3,7 @@
 from cogview_pl.lit.callbacks.activations import Activations
 from cogview_pl.lit.callbacks.checkpoints import Checkpoints
 from cogview_pl.lit.callbacks.ema import EMA
+from cogview_pl.lit.callbacks.hyperparameters import Hyperparameters
 from cogview_pl.lit.callbacks.images import Reconstructions, Samples
 from cogview_pl.lit.callbacks.nan_guard import NanGuard
 from cogview_pl.lit.callbacks.precision import LossScale
@@ -15,6 +16,7 @@ __all__ = [
     "Activations",
     "BadSamples",
     "Checkpoints",
+    "Hyperparameters",
     "LossScale",
     "NanGuard",
     "RandomState",
