@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cogview_pl.cli.overrides import quoted
+from cogview_pl.config.choices import Verb
 from cogview_pl.config.continuation import changed_values, differing_keys, keep_schedule, leaves, take_over
 from cogview_pl.config.shipped import shipped
 from cogview_pl.durable.latest import through_latest
@@ -44,7 +45,7 @@ class Composed(NamedTuple):
     changes: dict[str, tuple[Any, Any]]
     """Key that differs from the run that is resumed → value there, value here."""
     finished: Path | None = None
-    """Folder of the run, if it has finished and nothing changes."""
+    """Folder of the run, if its training has finished and nothing changes."""
 
     @property
     def comment(self) -> str:
@@ -80,14 +81,25 @@ def with_choices_of_the_run(words: list[str]) -> list[str]:
 
     So `resume=RUN` is a whole command line, and an override may name a key that only those choices have.
     """
+    record, given = _resumed(words)
+    return words if record is None else [*_missing_choices(record, given), *words]
+
+
+def without_choices_of_the_run(words: list[str]) -> list[str]:
+    """The words, without choices that the run has that they resume."""
+    record, _ = _resumed(words)
+    kept = [] if record is None else _missing_choices(record, [])
+    return [word for word in words if word not in kept]
+
+
+def _resumed(words: list[str]) -> tuple[RunRecord | None, dict[str, str]]:
+    """The record of the run that the words resume, and the values that they give by key."""
     if not any(word.lstrip("+").startswith("resume=") for word in words):
-        return words
+        return None, {}
     parsed = OverridesParser.create().parse_overrides(overrides_in(words))
     given = {one.key_or_group: "" if one.is_sweep_override() else str(one.value()) for one in parsed}
     folder = _folder_of(given)
-    if folder is None or not is_run(folder):
-        return words
-    return [*_missing_choices(RunRecord.load(folder), given), *words]
+    return (RunRecord.load(folder) if folder is not None and is_run(folder) else None), given
 
 
 def continued(composed: DictConfig, words: list[str], job: str | None, choices: dict[str, str]) -> Composed:
@@ -124,7 +136,9 @@ def continued(composed: DictConfig, words: list[str], job: str | None, choices: 
     if RANKS.first and changes:
         _log.info("resumed with other values: %s", _changes_in_words(changes))
     choices = record.choices | choices | _added(words)
-    return Composed(composed, words, choices, changes, folder if finished and not changes else None)
+    # Other tasks look for changed inputs and missing files, which takes them no time.
+    nothing_left = finished and not changes and (composed.verb.trains_in_parallel or composed.verb == Verb.chain)
+    return Composed(composed, words, choices, changes, folder if nothing_left else None)
 
 
 def _agreed(composed: DictConfig, job: str | None) -> tuple[Path, str, str, bool] | None:

@@ -120,7 +120,8 @@ def middle_of(run: Path, name: str) -> Path:
     """A copy of a run, reduced to its state after half of its steps."""
     copy = run.with_name(name)
     (copy / "checkpoints").mkdir(parents=True)
-    shutil.copy(run / RECORD, copy / RECORD)
+    for file in (RECORD, "config.yaml"):
+        shutil.copy(run / file, copy / file)
     shutil.copy(run / "checkpoints" / f"step_{HALF}.ckpt", copy / "checkpoints" / "last.ckpt")
     return copy
 
