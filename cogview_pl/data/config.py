@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from cogview_pl.limits import MISSING, above_0, at_least_0, count, share, share_below_1
+from cogview_pl.limits import MISSING, above_0, count, share, share_below_1, whole
 
 _OF_THE_LOADER = ("_target_", "batch_size", "num_workers", "worker_timeout", "max_skipped_share", "token_store")
 
@@ -35,7 +35,7 @@ class DataConfig:
     _target_: str = MISSING
     image_size: int = count()
     batch_size: int = count()
-    num_workers: int = at_least_0()
+    num_workers: int = whole()
     worker_timeout: float | None = above_0()
     max_skipped_share: float = share()
     token_store: str | None = None
@@ -72,7 +72,7 @@ class FolderDataConfig(DataConfig):
 
     root: str | None = None
     val_fraction: float = share()
-    min_size: int = at_least_0()
+    min_size: int = whole()
     caption_field: str | None = None
     styles: Any = None
     style_field: str | None = None
@@ -86,7 +86,7 @@ class WebDatasetConfig(DataConfig):
     urls: Any = MISSING
     val_urls: Any = None
     val_fraction: float = share()
-    min_size: int = at_least_0()
+    min_size: int = whole()
     caption_field: str = MISSING
     style_field: str | None = None
     styles: list[str] | None = None

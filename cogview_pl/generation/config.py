@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from cogview_pl.errors import UserError
-from cogview_pl.limits import GUIDANCE, TEMPERATURE, TOP_P, at_least_0, count, limited, out_of_range
+from cogview_pl.limits import GUIDANCE, TEMPERATURE, TOP_P, count, limited, out_of_range, whole
 
 
 class Algorithm(Enum):
@@ -45,7 +45,7 @@ class Sampling:
     """
 
     temperature: float = limited(TEMPERATURE, 1.0)
-    top_k: int = at_least_0(200)
+    top_k: int = whole(200)
     top_p: float = limited(TOP_P, 1.0)
     guidance: float = limited(GUIDANCE, 1.0)
     algorithm: Algorithm = Algorithm.sequential

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from cogview_pl.limits import MISSING, above_0, at_least_0, count, share_below_1
+from cogview_pl.limits import MISSING, above_0, at_least_0, count, share_below_1, whole
 
 
 class Norm(Enum):
@@ -80,7 +80,7 @@ class TransformerConfig:
 class LoRAConfig:
     """Trained low-rank matrices added to frozen weights."""
 
-    rank: int = at_least_0()
+    rank: int = whole()
     alpha: float = above_0()
     targets: list[LoRATarget] = MISSING
     merge: bool = MISSING

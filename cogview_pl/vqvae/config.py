@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from cogview_pl.errors import UserError
-from cogview_pl.limits import MISSING, above_0, at_least_0, count, share
+from cogview_pl.limits import MISSING, above_0, count, share, whole
 
 BUILT_IN = "cogview_pl.vqvae.quantizer"
 """Module of the built-in quantizers."""
@@ -62,7 +62,7 @@ class VQVAEConfig:
 
     downsampling: int = count()
     hidden_size: int = count()
-    residual_blocks: int = at_least_0()
+    residual_blocks: int = whole()
     codebook_dim: int = count()
     codebook_size: int = count()
     mean: list[float] = MISSING
@@ -79,7 +79,7 @@ class ImageTokenizerConfig(VQVAEConfig):
     image_size: int = count()
     reconstruction: Reconstruction = MISSING
     reconstruction_weight: float = above_0()
-    quantize_after_steps: int | None = at_least_0()
+    quantize_after_steps: int | None = whole()
     min_codebook_share: float = share()
 
 

@@ -151,7 +151,7 @@ def runs(cli, chain, tiny, home, tmp_path_factory) -> dict[str, object]:
         "pretrain": (*pretrain, "seed=3", "run_dir=pretrain"),
         "dropout": (*pretrain, "seed=3", "model.dropout=0.5", "run_dir=dropout"),
         "plan": ("task=pretrain", "model=cogview_4b", "plan=true", "outputs=planned"),
-        "sweep": ("-m", *vqvae, "seed=0,1", "trainer.max_steps=2", "outputs=swept"),
+        "sweep": ("-m", *vqvae, "seed=0,1", "trainer.max_steps=3", "outputs=swept"),
         "one_corrupt": (*vqvae, "data=folder", "data.root=one_corrupt", "run_dir=skipping"),
         "half_corrupt": (*vqvae, "data=folder", "data.root=half_corrupt", "trainer.max_steps=50", "run_dir=stopped"),
         "shards": (

@@ -202,11 +202,17 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "resume_other_stage": (["task=pretrain", "resume={vqvae}"], ["resume", "task=vqvae", "task=pretrain"]),
     "resume_other_stage_1": (["task=vqvae", "resume={pretrain}"], ["resume", "task=pretrain", "task=vqvae"]),
     "resume_other_size": (["task=pretrain", "resume={pretrain}", "model.num_layers=1"], ["resume", "num_layers"]),
-    "resume_damaged": (["task=vqvae", "resume={damaged_checkpoint}"], ["resume", "last.ckpt", "damaged"]),
+    "resume_damaged": (
+        ["task=vqvae", "resume={damaged_checkpoint}", "trainer.max_steps=99"],
+        ["resume", "last.ckpt", "damaged"],
+    ),
     "resume_generate": (["task=generate", "resume=true"], ["resume", "generate"]),
     "resume_auto": (["task=vqvae", "resume=auto"], ["resume=auto", "run_dir"]),
     "run_dir_of_another_run": ([*FIRST_TASK, "run_dir={pretrain}"], ["run_dir={pretrain}", "last.ckpt", "resume="]),
-    "resume_flipped": (["task=vqvae", "resume={flipped_checkpoint}"], ["last.ckpt", "damaged", "checksum"]),
+    "resume_flipped": (
+        ["task=vqvae", "resume={flipped_checkpoint}", "trainer.max_steps=99"],
+        ["last.ckpt", "damaged", "checksum"],
+    ),
     "monitor": (
         [*FIRST_TASK, "callbacks.checkpoint.monitor=val/loss"],
         ["callbacks.checkpoint.monitor=val/loss", "no such metric", "val/loss_reconstruction"],
