@@ -121,7 +121,7 @@ def whole_runs(cli, chain, tmp_path_factory) -> dict[str, tuple[tuple[str, ...],
     generate = (*GENERATE, f"init_from={chain.run_folder('pretrain')}")
     runs: dict[str, tuple[tuple[str, ...], Path, tuple[str, ...]]] = {
         "tokenize": (tokenize, root / "tokenize", ()),
-        "vqvae": (VQVAE, root / "vqvae", ("train/loss_reconstruction", "train/gradient_norm")),
+        "vqvae": (VQVAE, root / "vqvae", ("train/loss_reconstruction", "watch-train/gradient_norm")),
         "pretrain": (pretrain, root / "pretrain", ("train/loss", "train/loss_image")),
         "generate": (generate, root / "generate", ()),
     }
@@ -210,7 +210,7 @@ def test_painting_goes_on_where_it_stopped(cli, whole_runs, tmp_path) -> None:
 
 def test_training_that_diverges_names_layer_and_samples(cli, chain, whole_runs, tmp_path) -> None:
     args, _, _ = whole_runs["pretrain"]
-    more = ("optimizer.optimizer.lr=1e30", "callbacks.nan_guard.patience=3", f"run_dir={tmp_path / 'run'}")
+    more = ("optimizer.optimizer.lr=1e9", "callbacks.nan_guard.patience=3", f"run_dir={tmp_path / 'run'}")
     (ended,) = cli.run_many([([*args, *more], tmp_path)], tmp_path)
     assert ended.code == 2 and "3 steps in a row had no finite gradient, from step 2 on" in ended.stderr
     found = json.loads((tmp_path / "run" / "bad_batch.json").read_text())
