@@ -255,7 +255,7 @@ def command_lines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[
     file = "data.token_store=tokens/token_store/train.bin"
     commands = {
         "tokenize": [*tokenize, "token_store.format=cogview", "run_dir=tokens"],
-        "resume_in_another_format": [*tokenize, "resume=tokens"],
+        "resume_in_another_format": [*tokenize, "token_store.format=native", "resume=tokens"],
         "pretrain": [*pretrain, file, "sequences.val_fraction=0.25", "run_dir=trained"],
         "lmdb": [*pretrain, "data.token_store=lmdb"],
         "short": [*pretrain, "data.token_store=short.bin"],

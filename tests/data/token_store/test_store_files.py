@@ -169,7 +169,7 @@ def test_large_codes_that_do_not_fit_are_refused(tmp_path: Path, large: torch.Te
 def test_a_store_with_large_codes_is_another_one(tmp_path: Path) -> None:
     TokenStoreWriter(tmp_path, **SETTINGS)
     with pytest.raises(
-        UserError, match=rf"^{tmp_path} holds a token store with large False, this run has True; delete"
+        UserError, match=rf"^{tmp_path} holds a token store with large False, this run has True; go on with that one"
     ):
         TokenStoreWriter(tmp_path, **SETTINGS, large=True)
 
