@@ -165,7 +165,9 @@ def test_numbers_are_those_of_metrics_json(page: Element, sections: dict[str, Se
 
 def test_training_stages_have_curves(sections: dict[str, Section]) -> None:
     for section in sections.values():
-        logged = {key.partition("/")[2] for key in section.metrics if key.startswith(("train/loss", "train/psnr", "val/"))}
+        logged = {
+            key.partition("/")[2] for key in section.metrics if key.startswith(("train/loss", "train/psnr", "val/"))
+        }
         assert {drawing.attributes["aria-label"] for drawing in section.element.all("svg")} == {
             f"{name} over steps" for name in logged
         }
