@@ -88,7 +88,7 @@ def scalars(folder: Path) -> dict[str, float]:
         events = EventAccumulator(str(file), size_guidance={SCALARS: 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:
-            if not tag.startswith("perf/"):
+            if not tag.startswith("watch-perf/"):
                 found |= {f"{tag} of step {event.step}": event.value for event in events.Scalars(tag)}
     return found
 

@@ -38,7 +38,8 @@ def test_a_run_returns_what_was_logged_last_and_leaves_a_checkpoint(
     metrics = carried_out(config, module)
     assert capfd.readouterr() == ("", "")  # without a progress bar
     assert module.layer.weight.item() == pytest.approx(2.0, abs=1e-5)
-    assert metrics == {"train/loss": pytest.approx(2.25, abs=1e-4), "val/loss": pytest.approx(1.0, abs=1e-4)}
+    losses = {"train/loss": pytest.approx(2.25, abs=1e-4), "val/loss": pytest.approx(1.0, abs=1e-4)}
+    assert metrics == {**losses, "model/step": 4.0}
     assert all(type(value) is float for value in metrics.values())
     assert module.seen == [1.0] * 4
     checkpoint = saved(run)
@@ -78,6 +79,8 @@ def test_what_must_not_change_is_noted_when_training_begins(run: Path) -> None:
         "sequences.replay_share": 0.0,
         "sequences.conditioning_dropout": 0.0,
         "sequences.token_noise": 0.0,
+        "callbacks.checkpoint.monitor": "step",
+        "callbacks.ema.decay": None,
     }
 
 
