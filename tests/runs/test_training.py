@@ -45,7 +45,7 @@ def test_a_run_returns_what_was_logged_last_and_leaves_a_checkpoint(
     checkpoint = saved(run)
     assert checkpoint["global_step"] == 4
     assert checkpoint["cogview_pl"]["kind"] == "line" and checkpoint["cogview_pl"]["inputs"] == INPUTS
-    assert checkpoint["cogview_pl"]["metrics"].keys() == metrics.keys()
+    assert checkpoint["cogview_pl"]["metrics"].keys() == losses.keys()
     assert not (run / "tensorboard").exists() and not (run / "lightning_logs").exists()
 
 
