@@ -138,7 +138,7 @@ def test_mistakes(cli, home: Path, tiny, tmp_path: Path) -> None:
         (["task=vqvae", *tiny, "lora.rank=4"], ["lora.rank=4", "sequence models"]),
         ([*style, "lora.rank=97"], ["lora.rank=97", "model.hidden_size=96"]),
         ([*style, "lora.rank=-1"], ["lora.rank=-1", "at least 0"]),
-        ([*style, "lora.rank=4", "lora.alpha=0"], ["lora.alpha=0", "above 0"]),
+        ([*style, "lora.rank=4", "lora.alpha=0"], ["lora.alpha=0", "from 1e-9"]),
         ([*style, "lora.rank=4", "lora.targets=[]"], ["lora.targets=[]", "qkv, out, up, down"]),
         ([*style, "lora.rank=4", "lora.targets=[up,up]"], ["lora.targets", "twice"]),
         ([*style, "lora.rank=4", "lora.targets=[query]"], ["lora.targets", "query", "qkv"]),

@@ -19,7 +19,7 @@ from cogview_pl.data.records import read_record
 from cogview_pl.durable.write import is_draft
 from cogview_pl.runs.lock import LOCK
 from cogview_pl.runs.record import RECORD, RunRecord
-from cogview_pl.runs.run_folder import METRICS, require_metrics
+from cogview_pl.runs.run_folder import CHAIN, METRICS, require_metrics
 from tests.faults.fork_server import Ended
 
 EVERY = 3  # steps between checkpoints, some before a validation and some not
@@ -38,6 +38,7 @@ NOT_COMPARED = {
     METRICS: "compared but for times",
     LOCK: "names a process",
     "report.html": "holds times and places",
+    CHAIN: "holds times and places",
     "checkpoints/*.ckpt": "hold times; the tensors of the last one are compared",
     f"{SCALARS_OF}/*": "events have times, and a kill loses the last ones; what there is of each step is compared",
 }

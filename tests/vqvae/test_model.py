@@ -278,7 +278,9 @@ def test_edges_must_fit_the_downsampling(size):
 def test_settings_that_do_not_fit():
     with pytest.raises(UserError, match=r"image_tokenizer\.downsampling is 5"):
         build(downsampling=5)
-    for wrong in ({"std": (0.1, 0.2, 0.0)}, {"std": (0.1,) * 4}, {"mean": (0.5, 0.5)}, {"mean": (0.5,) * 4}):
+    with pytest.raises(ValueError, match=r"^std\[2\] is 0\.0, must be from 1e-9 to 1e9$"):
+        build(std=(0.1, 0.2, 0.0))
+    for wrong in ({"std": (0.1,) * 4}, {"mean": (0.5, 0.5)}, {"mean": (0.5,) * 4}):
         with pytest.raises(UserError, match=r"image_tokenizer\.mean=.*: give three numbers each, std above 0"):
             build(**wrong)
     for codebook_size, codebook_dim in ((64, 8), (32, 4)):
