@@ -94,6 +94,7 @@ NOT_READ = {
     "config.yaml": "of runs that nothing goes on with",
     RECORD: "of runs that nothing goes on with or compares",
     "report.html": "for people",
+    "chain.json": "only a chain that was stopped reads it",
     "first.png": "for people, in the folder of a chain",
     SKIPPED: "for people, but where a run goes on",
 }
