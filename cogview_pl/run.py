@@ -24,14 +24,7 @@ from cogview_pl.cli.messages import errors_in_one_line
 from cogview_pl.cli.overrides import quote_override, quoted
 from cogview_pl.cli.process import prepare_process
 from cogview_pl.cli.python import nothing_left, with_configuration
-from cogview_pl.cli.resume import (
-    Composed,
-    choices_in,
-    compose,
-    continued,
-    with_choices_of_the_run,
-    without_choices_of_the_run,
-)
+from cogview_pl.cli.resume import Composed, choices_in, compose, continued, with_choices_of_the_run
 from cogview_pl.cli.summary import print_summary
 from cogview_pl.cli.sweep import run_job_of_sweep, table_at_the_end
 from cogview_pl.config.choices import Verb
@@ -72,7 +65,6 @@ def run(*overrides: str) -> dict[str, float | str]:
 
 
 def _run_one(composed: DictConfig, words: list[str], job: str | None = None) -> Metrics:
-    refuse_ignored_keys(composed, without_choices_of_the_run(words))
     return run_composed(composed, words, job, choices_in(HydraConfig.get()))[1]
 
 
@@ -113,6 +105,8 @@ def run_composed(
         begun(found.finished)
         return found.finished, finished_metrics(found.finished)
     composed, words = found.config, found.words
+    if alone:
+        refuse_ignored_keys(composed, found.given)
     check_keys(composed)
     check_limits(composed)
     resolve_paths(composed)

@@ -19,7 +19,7 @@ from cogview_pl.assembly.options import TrainingOptions
 from cogview_pl.assembly.strategy import DEEPSPEED, num_devices
 from cogview_pl.errors import UserError
 from cogview_pl.kernels.availability import missing_for_triton
-from cogview_pl.lit.config import StrategyKind
+from cogview_pl.lit.config import OF_VALIDATION, StrategyKind
 from cogview_pl.runs.ranks import RANKS
 
 _OURS = "cogview_pl.lit."  # optimizers of the project need full tensors, or their state cannot be gathered
@@ -27,7 +27,6 @@ _LOW_MEMORY = f"{_OURS}low_memory."
 ADAMW_OFFLOAD = f"{_LOW_MEMORY}adamw_offload"
 """`_target_` of the optimizer that keeps its states on the host."""
 _ROUNDS_AT_RANDOM = ("adamw_bf16", "adamw_8bit")
-_OF_VALIDATION = ("val/", "eval/", "codebook/usage", "codebook/perplexity")  # beginnings of metrics
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def check_validation(callbacks: Mapping[str, Any], samples: int) -> None:
         return
     for name, node in callbacks.items():
         metric = str(node.get("monitor", ""))
-        if metric.startswith(_OF_VALIDATION):
+        if metric.startswith(OF_VALIDATION):
             raise UserError(
                 f"callbacks.{name}.monitor={metric}: the validation split has no samples; raise data.val_fraction, or "
                 "monitor a metric of training"

@@ -10,9 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from cogview_pl.generation.config import Sampling
+from cogview_pl.runs.history import newest_config
 from cogview_pl.runs.ranks import RANKS
 from cogview_pl.runs.record import is_run
-from cogview_pl.runs.run_folder import CONFIG
 
 _log = logging.getLogger(__name__)
 _KEY = "sequences.conditioning_dropout"
@@ -35,11 +35,13 @@ def warn_of_guidance(sampling: Sampling, model: Path) -> None:
 
 def _conditioning_dropout(model: Path) -> float | None:
     path = model.resolve()
-    run = next((folder for folder in (path, *path.parents[:2]) if is_run(folder) and (folder / CONFIG).is_file()), None)
+    run = next(
+        (folder for folder in (path, *path.parents[:2]) if is_run(folder) and newest_config(folder).is_file()), None
+    )
     if run is None:
         return None
     try:
-        found = OmegaConf.select(OmegaConf.load(run / CONFIG), _KEY)
+        found = OmegaConf.select(OmegaConf.load(newest_config(run)), _KEY)
     except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException):
         return None  # the model does not depend on this file
     return float(found) if isinstance(found, (int, float)) else None

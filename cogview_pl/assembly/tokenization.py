@@ -19,7 +19,7 @@ from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, collate_images
 from cogview_pl.data.config import DataConfig, StoreFormat, TokenStoreConfig
 from cogview_pl.data.loader import Loader
 from cogview_pl.data.samples import CaptionedImages, Skipped
-from cogview_pl.data.sharing import Team
+from cogview_pl.data.sharing import Team, batches_of
 from cogview_pl.data.token_store.cogview_bin import TEXT_LENGTH
 from cogview_pl.data.token_store.store import TokenStoreWriter
 from cogview_pl.errors import UserError
@@ -149,10 +149,7 @@ class _Encoder:
     def encoded(self, split: str, source: CaptionedImages, start: int) -> Iterator[Encoded]:
         """The samples from `start` on, in batches and in order, in the first process; nothing in the others."""
         data = self.options.data
-        batches = [
-            range(first, min(first + data.batch_size, len(source)))
-            for first in range(start, len(source), data.batch_size)
-        ]
+        batches = batches_of(range(start, len(source)), data.batch_size)
         loader: Loader[ImageBatch] = Loader(
             source,
             batch_sampler=self.team.own(batches),

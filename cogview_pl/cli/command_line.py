@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -12,15 +13,8 @@ from omegaconf import OmegaConf
 from cogview_pl.cli.overrides import quote_override
 from cogview_pl.runs.command import config_flags
 
-_CHAIN_KEYS = (
-    "experiment",
-    "task",
-    "stages",
-    "common",
-    "aims",
-    "run_dir",
-    "resume",
-)  # a chain does not hand these on to its stages
+_CHAIN_KEYS = ("experiment", "task", "stages", "common", "aims", "run_dir", "resume")
+"""Keys that a chain does not hand on to its stages."""
 _MULTIRUN = ("-m", "--multirun")
 
 
@@ -45,7 +39,7 @@ def job_name() -> str | None:
 
 def job_words() -> list[str]:
     """Words that start this run, or this job of a sweep, once more."""
-    return sys.argv[1:] if job_name() is None else [*config_flags(), *_words_of_hydra()]
+    return sys.argv[1:] if job_name() is None else [*config_flags(), *overrides_of(HydraConfig.get())]
 
 
 def words_for_stages(of_the_run: Mapping[str, str]) -> list[str]:
@@ -55,10 +49,10 @@ def words_for_stages(of_the_run: Mapping[str, str]) -> list[str]:
         of_the_run: choices that a resumed chain has from its run, so that they were not given now.
     """
     kept = {f"{name}={value}" for name, value in of_the_run.items()}
-    given = [word for word in _words_of_hydra() if word not in kept]
+    given = [word for word in overrides_of(HydraConfig.get()) if word not in kept]
     return [word for word in given if word.lstrip("+~").split("=")[0].split(".")[0] not in _CHAIN_KEYS]
 
 
-def _words_of_hydra() -> list[str]:
-    """The overrides as they were given: access through Hydra would replace `${…}` in them."""
-    return OmegaConf.to_container(HydraConfig.get().overrides, resolve=False)["task"]  # type: ignore
+def overrides_of(node: Any) -> list[str]:
+    """The overrides in Hydra's node as they were given: access through OmegaConf would replace `${…}` in them."""
+    return OmegaConf.to_container(node.overrides, resolve=False)["task"]  # type: ignore[call-overload, index, return-value]

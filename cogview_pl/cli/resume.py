@@ -42,6 +42,8 @@ class Composed(NamedTuple):
     """Words of the command line that compose it."""
     choices: dict[str, str]
     """Group → choice, and key that an override adds, as `++KEY` → value."""
+    given: list[str]
+    """Overrides that are given now, without choices that come from the run that is resumed."""
     changes: dict[str, tuple[Any, Any]]
     """Key that differs from the run that is resumed → value there, value here."""
     finished: Path | None = None
@@ -81,25 +83,14 @@ def with_choices_of_the_run(words: list[str]) -> list[str]:
 
     So `resume=RUN` is a whole command line, and an override may name a key that only those choices have.
     """
-    record, given = _resumed(words)
-    return words if record is None else [*_missing_choices(record, given), *words]
-
-
-def without_choices_of_the_run(words: list[str]) -> list[str]:
-    """The words, without choices that the run has that they resume."""
-    record, _ = _resumed(words)
-    kept = [] if record is None else _missing_choices(record, [])
-    return [word for word in words if word not in kept]
-
-
-def _resumed(words: list[str]) -> tuple[RunRecord | None, dict[str, str]]:
-    """The record of the run that the words resume, and the values that they give by key."""
     if not any(word.lstrip("+").startswith("resume=") for word in words):
-        return None, {}
+        return words
     parsed = OverridesParser.create().parse_overrides(overrides_in(words))
     given = {one.key_or_group: "" if one.is_sweep_override() else str(one.value()) for one in parsed}
     folder = _folder_of(given)
-    return (RunRecord.load(folder) if folder is not None and is_run(folder) else None), given
+    if folder is None or not is_run(folder):
+        return words
+    return [*_missing_choices(RunRecord.load(folder), given), *words]
 
 
 def continued(composed: DictConfig, words: list[str], job: str | None, choices: dict[str, str]) -> Composed:
@@ -117,11 +108,12 @@ def continued(composed: DictConfig, words: list[str], job: str | None, choices: 
     found = _agreed(composed, job) if composed.resume else None
     if found is None:
         composed.resume = None  # `auto`, and no run has begun
-        return Composed(composed, words, choices | _added(words), {})
+        return Composed(composed, words, choices | _added(words), overrides_in(words), {})
     folder, resume, text, finished = found
     record, saved = RunRecord.load(folder), parsed_config(folder, text)
     kept = {f"{name}={value}" for name, value in record.choices.items()}
-    given = OverridesParser.create().parse_overrides([word for word in overrides_in(words) if word not in kept])
+    given_now = [word for word in overrides_in(words) if word not in kept]
+    given = OverridesParser.create().parse_overrides(given_now)
     _require_task(folder, record, given)
     names = [word.lstrip("+~").partition("=")[0] for word in overrides_in(words)]
     missing = _missing_choices(record, names) if record.choices else []
@@ -138,7 +130,7 @@ def continued(composed: DictConfig, words: list[str], job: str | None, choices: 
     choices = record.choices | choices | _added(words)
     # Other tasks look for changed inputs and missing files, which takes them no time.
     nothing_left = finished and not changes and (composed.verb.trains_in_parallel or composed.verb == Verb.chain)
-    return Composed(composed, words, choices, changes, folder if nothing_left else None)
+    return Composed(composed, words, choices, given_now, changes, folder if nothing_left else None)
 
 
 def _agreed(composed: DictConfig, job: str | None) -> tuple[Path, str, str, bool] | None:

@@ -93,13 +93,9 @@ def print_aims(aims: Sequence[Aim], stages: Mapping[str, Metrics]) -> None:
     found = outcomes(aims, stages)
     if not found:
         return
-    rows = []
-    for aim, value, bound in found:
-        sign = "≤" if aim.at_least is None else "≥"
-        rows.append((aim.stage, aim.metric, rounded(value), f"{sign} {rounded(bound)}"))
+    rows = [one.row for one in found]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines = [f"  {line}  {'reached' if one.reached else 'missed'}" for line, one in zip(lines, found, strict=True)]
+    lines = ["".join(f"  {cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     reached = sum(one.reached for one in found)
     _log.info("%s", "\n".join([f"{reached} of {len(found)} aims reached", *lines]))
 

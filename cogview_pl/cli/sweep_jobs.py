@@ -22,6 +22,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from cogview_pl.cli.command_line import overrides_of
 from cogview_pl.cli.messages import one_line
 from cogview_pl.config.keys import did_you_mean, nearest_words
 from cogview_pl.durable.write import write_text
@@ -173,11 +174,6 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _as_given(sweep: DictConfig) -> list[str]:
-    """The overrides of a sweep; access through OmegaConf would replace `${…}` in them."""
-    return OmegaConf.to_container(sweep.hydra.overrides, resolve=False)["task"]  # type: ignore
-
-
 def fixed_keys(sweep: DictConfig) -> frozenset[str]:
     """Keys, as overrides spell them, that have one value in all jobs of a sweep.
 
@@ -185,7 +181,7 @@ def fixed_keys(sweep: DictConfig) -> frozenset[str]:
         sweep: configuration of the whole sweep, with the node `hydra`.
     """
     params = sweep.hydra.sweeper.get("params") or {}
-    words = [*(f"{key}={value}" for key, value in params.items()), *_as_given(sweep)]
+    words = [*(f"{key}={value}" for key, value in params.items()), *overrides_of(sweep.hydra)]
     given = OverridesParser.create().parse_overrides(words)
     swept = {word.get_key_element() for word in given if word.is_sweep_override()}
     return frozenset(word.get_key_element() for word in given if word.get_key_element() not in swept)

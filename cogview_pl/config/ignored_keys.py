@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cogview_pl.config.choices import Verb
 from cogview_pl.errors import UserError
@@ -110,8 +110,6 @@ def refuse_ignored_keys(config: DictConfig, words: Sequence[str]) -> None:
         config: the composed configuration.
         words: words of the command line.
     """
-    if OmegaConf.is_missing(config, "verb"):  # `resume=RUN` alone takes the task of the run
-        return
     given = [word.lstrip("+").partition("=")[0] for word in words if "=" in word and not word.startswith(("-", "~"))]
     for key in given:
         for name, instead in UNUSED.get(config.verb, {}).items():

@@ -33,6 +33,11 @@ class _End:
     signal: int | None = None
 
 
+def batches_of(samples: range, batch_size: int) -> list[range]:
+    """Samples in batches of `batch_size`; the last one may be smaller."""
+    return [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+
+
 class Team:
     """The processes that share the batches of a task; a team of one does everything itself.
 
@@ -63,7 +68,7 @@ class Team:
     def batches(self, count: int, batch_size: int) -> list[range]:
         """Samples 0 … `count` - 1 in batches: of `batch_size`, or smaller ones so that each process gets one."""
         step = min(batch_size, max(1, -(-count // self.size)))
-        return [range(start, min(start + step, count)) for start in range(0, count, step)]
+        return batches_of(range(count), step)
 
     def own(self, batches: Sequence[B]) -> Sequence[B]:
         """The batches of this process."""

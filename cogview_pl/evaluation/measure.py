@@ -15,7 +15,7 @@ from torch import Tensor
 from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, collate_images
 from cogview_pl.data.loader import Loader
 from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.sharing import Team
+from cogview_pl.data.sharing import Team, batches_of
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.features import FeatureNetwork, Features
 from cogview_pl.evaluation.image_files import blur
@@ -50,7 +50,7 @@ class Reader:
         In all processes but the first it yields nothing, and computes for the first one.
         """
         size = len(source)
-        batches = [range(start, min(start + self.batch_size, size)) for start in range(0, size, self.batch_size)]
+        batches = batches_of(range(size), self.batch_size)
         loader: Loader[ImageBatch] = Loader(
             source,  # type: ignore[arg-type]
             batch_sampler=self.team.own(batches),

@@ -9,6 +9,9 @@ from typing import Any
 
 from cogview_pl.limits import MISSING, at_least_0, count, share, whole
 
+OF_VALIDATION = ("val/", "eval/", "codebook/usage", "codebook/perplexity")
+"""Beginnings of the names of metrics that a validation logs."""
+
 
 class StrategyKind(Enum):
     """How a run uses its devices."""

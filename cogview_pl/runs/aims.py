@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cogview_pl.limits import MISSING
+from cogview_pl.runs.main_metrics import rounded
 
 
 @dataclass
@@ -32,6 +33,13 @@ class Outcome(NamedTuple):
     def reached(self) -> bool:
         """Whether the value is on the right side of the bound; a value that is no number never is."""
         return self.value >= self.bound if self.aim.at_least is not None else self.value <= self.bound
+
+    @property
+    def row(self) -> tuple[str, str, str, str, str]:
+        """Cells of a table: stage, metric, value, bound, and whether it is reached."""
+        sign = "≤" if self.aim.at_least is None else "≥"
+        bound = f"{sign} {rounded(self.bound)}"
+        return self.aim.stage, self.aim.metric, rounded(self.value), bound, "reached" if self.reached else "missed"
 
 
 def outcomes(aims: Sequence[Aim], stages: Mapping[str, Mapping[str, float | str]]) -> list[Outcome]:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from lightning import LightningModule
 
+from cogview_pl.checkpoints.training_checkpoint import ENTRY
 from cogview_pl.errors import UserError
 from cogview_pl.runs.run_folder import CHECKPOINT, RunFolder
 
-_OURS = "cogview_pl"  # key of the project's entries in Lightning's checkpoints
 _PARTS = {"state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict}
 _NEVER_EMPTY = ("state_dict", "optimizer_states", "loops")
 
@@ -60,7 +60,7 @@ def _remember(
 ) -> None:
     hook(checkpoint)
     metrics = {name: float(value) for name, value in module.trainer.callback_metrics.items()}
-    checkpoint[_OURS] = {**identity, "metrics": before | metrics}
+    checkpoint[ENTRY] = {**identity, "metrics": before | metrics}
 
 
 class Progress(NamedTuple):
@@ -136,7 +136,7 @@ def _read(file: Path) -> dict[str, Any]:
         for name, kind in _PARTS.items():
             if not isinstance(checkpoint[name], kind) or (name in _NEVER_EMPTY and not checkpoint[name]):
                 raise ValueError(f"its {name} are no {kind.__name__}, or empty")
-        found = {"inputs": {}, **checkpoint[_OURS], "steps": int(checkpoint["global_step"])}
+        found = {"inputs": {}, **checkpoint[ENTRY], "steps": int(checkpoint["global_step"])}
         for name in ("settings", "inputs", "metrics"):
             if not isinstance(found[name], dict):
                 raise ValueError(f"its {name} are no dictionary")

@@ -178,7 +178,8 @@ class RunFolder:
             self._record.configurations[self._config_file.name] = text_hash(self._config)
             self._record.save(self.path)  # before its file: a kill in between leaves the earlier one as the newest
             write_text(self._config_file, self._config)
-        self._record.save(self.path)
+        else:
+            self._record.save(self.path)
 
     def undo(self) -> None:
         """Take the configuration back, or delete a folder without results: a refused run leaves no files.

@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-_FINAL = ("val/", "eval/", "codebook/usage", "codebook/perplexity")
+from cogview_pl.lit.config import OF_VALIDATION
 
 
 class Hyperparameters(Callback):
@@ -26,7 +26,9 @@ class Hyperparameters(Callback):
                 logger.log_hyperparams(self.values)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(_FINAL)}
+        found = {
+            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(OF_VALIDATION)
+        }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and found:
                 logger.log_hyperparams(self.values, found, trainer.global_step - 1)  # as the last validation

@@ -118,11 +118,7 @@ def _aims(found: Sequence[Outcome]) -> list[str]:
     """A table of the aims, each with the value and the bound."""
     if not found:
         return []
-    rows = []
-    for one in found:
-        bound = f"{'≤' if one.aim.at_least is None else '≥'} {rounded(one.bound)}"
-        cells = (one.aim.stage, one.aim.metric, rounded(one.value), bound, "reached" if one.reached else "missed")
-        rows.append(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+    rows = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in one.row)}</tr>" for one in found]
     return ['<h2 id="aims">Aims</h2>', "<table>", *rows, "</table>"]
 
 
