@@ -58,6 +58,7 @@ def measure(overrides: Sequence[str], how: str) -> Peak:
 
     from benchmarks import memory
     from benchmarks.random_runs import composed
+    from cogview_pl.data.sharing import Team
     from cogview_pl.memory.trace import LiveBytes
     from cogview_pl.runs.run_folder import RunFolder
     from cogview_pl.tasks.plan import estimate
@@ -72,7 +73,7 @@ def measure(overrides: Sequence[str], how: str) -> Peak:
         torch.cuda.reset_peak_memory_stats()
     before = memory.start() if how == "resident" and not on_gpu else 0
     with counting as live:
-        metrics = verb.run(config, folder)
+        metrics = verb.run(config, folder, Team()) if config.verb.shares_batches else verb.run(config, folder)
     if on_gpu:
         found = torch.cuda.max_memory_allocated()
     else:
