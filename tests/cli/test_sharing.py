@@ -112,7 +112,9 @@ def test_ctrl_c_ends_all_processes_and_two_devices_go_on(cli, commands, homes, t
 @pytest.mark.parametrize(
     ("kind", "code", "words"),
     [
-        pytest.param("error", 2, "sample 12 lies on a disk of the second machine; go on with: ", marks=pytest.mark.slow),
+        pytest.param(
+            "error", 2, "sample 12 lies on a disk of the second machine; go on with: ", marks=pytest.mark.slow
+        ),
         pytest.param("defect", 2, "ZeroDivisionError: a mistake", marks=pytest.mark.slow),
         ("SIGKILL", 2, "cogview_pl: process 1 of the 2 that share this task has died; the memory may be full"),
         pytest.param("SIGTERM", 143, "cogview_pl: stopped by SIGTERM; go on with", marks=pytest.mark.slow),
