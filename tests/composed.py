@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
+
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
@@ -11,6 +14,11 @@ from cogview_pl.config.schema import Config, register_schemas
 
 def composition(*overrides: str) -> DictConfig:
     """What Hydra composes from these overrides; one of them names the task."""
+    return deepcopy(_composition(*overrides))
+
+
+@cache
+def _composition(*overrides: str) -> DictConfig:
     register_schemas()
     with hydra.initialize(version_base="1.3", config_path="../conf"):
         return hydra.compose("config", overrides=[*map(quote_override, overrides)])

@@ -82,6 +82,8 @@ def _plain(base: type[Optimizer]) -> Callable[..., Optimizer]:
     """
 
     class Plain(base):  # type: ignore[misc, valid-type]
+        one_by_one = True  # updates one tensor after the other, which the estimate of memory makes use of
+
         @torch.no_grad()
         def step(self, closure: Callable[[], Any] | None = None) -> Any:
             loss = None

@@ -14,30 +14,40 @@ _HALVINGS = 6
 _IN_8_BITS = "optimizer=adamw_8bit"
 
 
+Family = list[str]
+"""Sets of overrides, separated by spaces, in the order in which they are tried; the last one needs the least memory."""
+
+
 def first_that_fits(
-    sets: Iterable[str], total: Callable[[str], int | None], available: Mapping[str, int]
+    families: Iterable[Family], total: Callable[[str], int | None], available: Mapping[str, int]
 ) -> dict[str, str]:
     """Per place the first set of overrides with which the run fits there; places where none does are missing.
 
+    A family is tried only where the set that needs the least fits, because an estimate takes a second.
+
     Args:
-        sets: overrides, separated by spaces, in the order in which they are tried.
-        total: bytes that the run needs with a set; None: the run would refuse it. It is called once per set at most.
+        families: sets of overrides.
+        total: bytes that the run needs with a set; None: the run would refuse it.
         available: bytes of each place.
     """
     found: dict[str, str] = {}
-    for overrides in sets:
+    for *others, least in filter(None, families):
         missing = [place for place in available if place not in found]
         if not missing:
             break
-        size = total(overrides)
-        if size is not None:
-            found |= {place: overrides for place in missing if size <= available[place]}
+        needed = total(least)
+        if needed is not None:
+            missing = [place for place in missing if needed <= available[place]]
+        for overrides in [*others, least] if missing else []:
+            size = total(overrides)
+            if size is not None:
+                found |= {place: overrides for place in missing if place not in found and size <= available[place]}
     return found
 
 
 def for_training(
     options: TrainingOptions, batch: int, *, sequences: bool, checkpoints: bool, on_gpu: bool
-) -> list[str]:
+) -> list[Family]:
     """Sets for training.
 
     Args:
@@ -56,20 +66,20 @@ def for_training(
     block = ["activation_checkpointing=block"] if checkpoints else []
     least = [*block, *halved[-1:]]
     half = ["precision=bf16"] if on_gpu and options.precision["precision"] == "32-true" else []
-    sets = [[words] for words in halved[:2]]
-    sets += [["activation_checkpointing=selective"], block] if block else []
-    sets += [least, half, [*half, *block], [*half, *least]]
+    selective = [["activation_checkpointing=selective"], block] if block else []
+    families = [[*([words] for words in halved[:2]), *selective, least]]
+    families.append([half, [*half, *block], [*half, *least]] if half else [])
     if sequences and options.starts_from_weights and not options.lora.rank:
-        sets += [[*half, "lora.rank=8"], [*half, "lora.rank=8", *least]]
+        families.append([[*half, "lora.rank=8"], [*half, "lora.rank=8", *least]])
     if on_gpu:
-        sets += [[*half, _IN_8_BITS, *block], [*half, _IN_8_BITS, *least]]
+        families.append([[*half, _IN_8_BITS, *block], [*half, _IN_8_BITS, *least]])
     if on_gpu and sequences:
-        sets.append(["precision=bf16_true", _IN_8_BITS, *least])
-        sets += [[*half, "strategy=fsdp", f"trainer.devices={devices}", *least] for devices in (2, 4, 8)]
-    return _joined(sets)
+        families.append([["precision=bf16_true", _IN_8_BITS, *least]])
+        families += [[[*half, "strategy=fsdp", f"trainer.devices={devices}", *least]] for devices in (2, 4, 8)]
+    return [_joined(family) for family in families]
 
 
-def for_inference(key: str, batch: int, *, halves: bool = False, quantizes: bool = False) -> list[str]:
+def for_inference(key: str, batch: int, *, halves: bool = False, quantizes: bool = False) -> list[Family]:
     """Sets for tasks that use trained models.
 
     Args:
@@ -78,10 +88,10 @@ def for_inference(key: str, batch: int, *, halves: bool = False, quantizes: bool
     """
     halved = [[f"{key}={size}"] for size in _halves(batch)]
     least, half = halved[-1] if halved else [], ["precision=bf16"] if halves else []
-    sets = [*halved, half, [*half, *least] if halves else []]
+    families = [halved, [half, [*half, *least]] if halves else []]
     if quantizes:
-        sets += [[*half, "quantization=int8"], [*half, "quantization=int8", *least]]
-    return _joined(sets)
+        families.append([[*half, "quantization=int8"], [*half, "quantization=int8", *least]])
+    return [_joined(family) for family in families]
 
 
 def _halves(size: int) -> list[int]:

@@ -71,14 +71,16 @@ class LiveBytes(TorchDispatchMode):
             self.now[name] += size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # half of what runs on fake tensors
+            return func(*args)
         if self._count_given:
-            for tensor in _tensors((args, kwargs)):
+            for tensor in plain_tensors((args, kwargs)):
                 self._add(tensor)
         result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
+        for tensor in plain_tensors(result):
             if _address(tensor) in self._known:
                 continue
-            if all(_address(other) != _address(tensor) for other in _tensors((args, kwargs))):
+            if all(_address(other) != _address(tensor) for other in plain_tensors((args, kwargs))):
                 self._add(tensor)
         return result
 
@@ -115,12 +117,12 @@ def _address(tensor: Tensor) -> int:
     return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage()._cdata
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def plain_tensors(tree: Any) -> Iterator[Tensor]:
     """Tensors in nested containers; of a wrapper (8-bit optimizer state, quantized weights) the inner ones."""
     for leaf in tree_leaves(tree):
         if not isinstance(leaf, Tensor) or leaf.device.type == "meta":
             continue
         if hasattr(leaf, "__tensor_flatten__"):
-            yield from _tensors([getattr(leaf, name) for name in leaf.__tensor_flatten__()[0]])
+            yield from plain_tensors([getattr(leaf, name) for name in leaf.__tensor_flatten__()[0]])
         else:
             yield leaf

@@ -36,7 +36,7 @@ from cogview_pl.memory.phases import (
     WEIGHTS,
     Phases,
 )
-from cogview_pl.memory.trace import LiveBytes
+from cogview_pl.memory.trace import LiveBytes, plain_tensors
 from cogview_pl.transformer.attention import fused_attention
 from cogview_pl.transformer.block import Attention, LayerNorm
 from cogview_pl.transformer.loss import linear_cross_entropy, rows_at_once, rows_of
@@ -109,15 +109,25 @@ def longest_sequences(template: Template, slot_ids: Sequence[range] | None, sequ
     return BatchSize(sequences, template.length - 1, tuple(predicted))
 
 
-def sequence_step(
-    build: Callable[[int], Transformer], layers: int, batch: BatchSize, options: StepOptions
-) -> tuple[Phases, int]:
+def block_bytes(build: Callable[[int], Transformer]) -> int:
+    """Bytes of the weights of one block; `build` as for `sequence_step`."""
+    with torch.device("meta"):
+        return sum(parameter.nbytes for parameter in build(1).blocks[0].parameters())
+
+
+def sequence_step(build: Callable[[int], Transformer], layers: int, batch: BatchSize, options: StepOptions) -> Phases:
     """Play a step of the sequence model with two blocks and with three; each further block takes as much as the third.
 
-    `build` makes the model as one device trains it, of a number of blocks; the whole model has `layers` blocks.
+    Up to three blocks are played as they are.
+
+    Args:
+        build: makes the model as one device trains it, of a number of blocks.
+        layers: blocks of the whole model.
+        batch: the sequences.
+        options: how the step runs.
 
     Returns:
-        Bytes by phase and part, and the bytes of the weights of one block.
+        Bytes by phase and part.
     """
     stream = 0
 
@@ -130,20 +140,21 @@ def sequence_step(
         with live.label(LOGITS):
             return _sequence_loss(model, hidden_BLD, batch, options)
 
-    depth = min(layers, _DEPTH)
-    few, more = (_play(partial(build, number), loss, options) for number in (depth, depth + 1))
-    phases = {
-        name: Counter(
-            {part: few[name][part] + (layers - depth) * (size - few[name][part]) for part, size in parts.items()}
-        )
-        for name, parts in more.items()
-    }
+    phases = _play(partial(build, min(layers, _DEPTH + 1)), loss, options)
+    if layers > _DEPTH + 1:
+        few = _play(partial(build, _DEPTH), loss, options)
+        phases = {
+            name: Counter(
+                {part: few[name][part] + (layers - _DEPTH) * (size - few[name][part]) for part, size in parts.items()}
+            )
+            for name, parts in phases.items()
+        }
     if options.compiled:
         for name in (FORWARD, _LATER_BLOCKS):
             phases[name][ACTIVATIONS] -= layers * stream
     later = phases.pop(_LATER_BLOCKS)  # the backward pass peaks in the last block or in the first one
     phases[BACKWARD] = max(phases[BACKWARD], later, key=Counter.total)
-    return phases, more[FORWARD][WEIGHTS] - few[FORWARD][WEIGHTS]
+    return phases
 
 
 def image_tokenizer_step(
@@ -186,11 +197,8 @@ def _play(build: Callable[[], Any], loss: Callable[[Any, LiveBytes], Tensor], op
         with live.label(GRADIENTS):
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
-        optimizer = None
-        if options.optimizer is not None:
-            with live.label(OPTIMIZER):
-                optimizer = options.optimizer(parameter_groups(model))
-                optimizer.step()
+        with live.label(OPTIMIZER):
+            optimizer, states = _after_first_step(model, options)
         if options.frees_gradients:
             model.zero_grad()
 
@@ -219,8 +227,30 @@ def _play(build: Callable[[], Any], loss: Callable[[Any, LiveBytes], Tensor], op
             with live.label(OPTIMIZER_STEP):
                 optimizer.step()
             phases[UPDATE] = live.restart()
-        del averages  # they were there in all phases
+        del averages, states  # they were there in all phases
     return phases
+
+
+def _after_first_step(model: Transformer | VQVAE, options: StepOptions) -> tuple[Optimizer | None, list[Tensor]]:
+    """The optimizer with its state, and state of parameters that it does not step.
+
+    An optimizer that updates tensors one by one takes as much memory for one tensor of each shape. Hundreds of steps of
+    torchao's take seconds even on fake tensors.
+    """
+    if options.optimizer is None:
+        return None, []
+    optimizer, twins = options.optimizer(parameter_groups(model)), list[tuple[Tensor, int]]()
+    if getattr(optimizer, "one_by_one", False):
+        for group in optimizer.param_groups:
+            of_shape: dict[Any, list[Tensor]] = {}
+            for parameter in group["params"]:
+                of_shape.setdefault((*parameter.shape, parameter.dtype), []).append(parameter)
+            group["params"] = [same[0] for same in of_shape.values()]
+            twins += [(same[0], len(same) - 1) for same in of_shape.values()]
+    optimizer.step()
+    states = [torch.empty_like(part) for one, number in twins for _ in range(number)
+              for part in plain_tensors(optimizer.state[one])]  # fmt: skip
+    return optimizer, states
 
 
 def _warm_up(build: OptimizerBuilder) -> None:

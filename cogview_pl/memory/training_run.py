@@ -22,7 +22,13 @@ from cogview_pl.memory.inference import InferenceModel, decode_images, encode_im
 from cogview_pl.memory.phases import AVERAGES, FORWARD, FP32, OPTIMIZER, WEIGHTS, Phases
 from cogview_pl.memory.sharding import narrow, shard
 from cogview_pl.memory.trace import default_dtype
-from cogview_pl.memory.training import StepOptions, image_tokenizer_step, longest_sequences, sequence_step
+from cogview_pl.memory.training import (
+    StepOptions,
+    block_bytes,
+    image_tokenizer_step,
+    longest_sequences,
+    sequence_step,
+)
 from cogview_pl.transformer.config import ActivationCheckpointing, Norm, NormScope
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
@@ -89,8 +95,8 @@ def sequence_model_phases(
     in_place = (spec.settings["norm"], spec.settings["norm_scope"]) == (Norm.sandwich.value, NormScope.token.value)
     compiled = options.compile and in_place and checkpointing == ActivationCheckpointing.none
     sizes = longest_sequences(spec.template, slot_ids, batch)
-    phases, block = sequence_step(build, layers, sizes, replace(_step_options(options, on_gpu), compiled=compiled))
-    phases = _shard(phases, options, layers, block)
+    phases = sequence_step(build, layers, sizes, replace(_step_options(options, on_gpu), compiled=compiled))
+    phases = _shard(phases, options, layers, block_bytes(build))
 
     tokenizer = image_tokenizer_bytes(images)
     host = Counter(image_tokenizer=0 if on_gpu else tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from cogview_pl.memory.generation import (
     tokenize_phases,
 )
 from cogview_pl.memory.phases import BACKWARD, FORWARD, RGB, Estimate, Phases
-from cogview_pl.memory.suggestions import first_that_fits, for_inference, for_training
+from cogview_pl.memory.suggestions import Family, first_that_fits, for_inference, for_training
 from cogview_pl.memory.table import Plan, print_plan, verdict
 from cogview_pl.transformer.config import ActivationCheckpointing
 
@@ -164,7 +164,7 @@ def _device(verb: Verb, trainer: Mapping[str, Any]) -> Device:
 
 def advise(config: Config, recompose: Recompose, *, on_gpu: bool, available: dict[str, int]) -> dict[str, str]:
     """For each place that has `available` bytes, the first suggestion with which the run fits there."""
-    sequences, sets = config.verb == Verb.fit_sequence_model, list[str]()
+    sequences, sets = config.verb == Verb.fit_sequence_model, list[Family]()
     if config.verb.trains_in_parallel:
         checkpoints = sequences and config.activation_checkpointing == ActivationCheckpointing.none
         train = partial(for_training, training_options(config), config.data.batch_size)
@@ -176,6 +176,7 @@ def advise(config: Config, recompose: Recompose, *, on_gpu: bool, available: dic
         quantizes = config.quantization is None and not config.strategy.kind.sharded
         sets = for_inference("sampler.batch_size", config.sampler.batch_size, halves=halves, quantizes=quantizes)
 
+    @cache
     def total(overrides: str) -> int | None:
         try:
             changed = recompose(overrides)

@@ -78,7 +78,7 @@ def test_frozen_weights_have_no_gradient() -> None:
 
     batch, options = BatchSize(1, 8, (Predicted(8, range(100)),)), StepOptions(optimizer=None)
     plain, some = (
-        sequence_step(build, 3, batch, options)[0][FORWARD]
+        sequence_step(build, 3, batch, options)[FORWARD]
         for build in (lambda layers: make_transformer(**SIZES, num_layers=layers), adapted)
     )
     trained = 3 * 2 * (32 + 4 * 32)

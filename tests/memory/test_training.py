@@ -93,7 +93,7 @@ def allocated(phases: dict[str, Counter[str]]) -> tuple[int, int]:
 
 
 def check(build: Build, layers: int, batch: BatchSize = BATCH, options: StepOptions = SGD) -> None:
-    played, _ = sequence_step(build, layers, batch, options)
+    played = sequence_step(build, layers, batch, options)
     assert allocated(played) == pytest.approx(allocated(real(build, layers, batch, options)), rel=0.02)
 
 
@@ -124,7 +124,7 @@ def test_adapters_are_counted_as_they_train(
 
 
 def test_averages_of_the_weights_take_fp32_of_each_trained_weight() -> None:
-    plain, averaged = (sequence_step(builder(), 2, BATCH, replace(SGD, averaged=on))[0] for on in (False, True))
+    plain, averaged = (sequence_step(builder(), 2, BATCH, replace(SGD, averaged=on)) for on in (False, True))
     for phase, parts in averaged.items():
         assert parts["averages"] == parts[WEIGHTS]
         assert parts - Counter(averages=parts["averages"]) == plain[phase]
@@ -132,7 +132,7 @@ def test_averages_of_the_weights_take_fp32_of_each_trained_weight() -> None:
 
 def test_a_gpu_keeps_less_of_attention_and_dropout() -> None:
     cpu, gpu = (
-        sequence_step(builder(), 4, BATCH, replace(SGD, on_gpu=on_gpu))[0][FORWARD]["activations"]
+        sequence_step(builder(), 4, BATCH, replace(SGD, on_gpu=on_gpu))[FORWARD]["activations"]
         for on_gpu in (False, True)
     )
     scores = 4 * 8 * 4 * 40 * 40 * 4  # layers, sequences, heads, queries, keys, bytes: kept once at least on a CPU
@@ -156,7 +156,7 @@ def test_bytes_of_an_optimizer_are_those_of_a_real_step(name: str) -> None:
         pytest.importorskip("torchao")
     optimizer, dtype = OPTIMIZERS[name]
     options = replace(SGD, optimizer=optimizer)
-    played = sequence_step(builder(dtype=dtype), 4, BATCH, options)[0][UPDATE]
+    played = sequence_step(builder(dtype=dtype), 4, BATCH, options)[UPDATE]
     found = real(builder(dtype=dtype), 4, BATCH, options)[UPDATE]
     tables = 2 * 256 * 4 * (4 * 4 + 1) if "8bit" in name else 0  # real 8-bit states share their two tables
     assert played[OPTIMIZER] - tables == pytest.approx(found[OPTIMIZER], abs=10_000)
@@ -165,7 +165,7 @@ def test_bytes_of_an_optimizer_are_those_of_a_real_step(name: str) -> None:
 
 def test_a_gpu_updates_all_tensors_of_a_group_at_once_unless_fused() -> None:
     foreach, fused = (
-        sequence_step(builder(), 4, BATCH, replace(SGD, optimizer=optimizer, on_gpu=True))[0][UPDATE]
+        sequence_step(builder(), 4, BATCH, replace(SGD, optimizer=optimizer, on_gpu=True))[UPDATE]
         for optimizer in (partial(torch.optim.AdamW, foreach=True), OPTIMIZERS["fused"][0])
     )
     assert foreach[OPTIMIZER_STEP] == 4 * 4 * 12 * 64**2  # fp32 matrices of four blocks, the largest group
@@ -201,6 +201,6 @@ def test_steps_of_large_models_take_what_an_h100_measured(
 
     batch = BatchSize(sequences, 1088, (Predicted(1088, range(58_240)),))
     options = StepOptions(optimizer=OPTIMIZERS["fused"][0], on_gpu=True, compiled=compiled)
-    phases, _ = sequence_step(build, layers, batch, options)
+    phases = sequence_step(build, layers, batch, options)
     phases[FORWARD][GRADIENTS] = 0
     assert max(sum(parts.values()) for parts in phases.values()) == pytest.approx(measured, rel=0.035)
