@@ -94,7 +94,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
             optimizer=config.optimizer.optimizer,
         )
         if warning is not None:
-            _log.warning(warning)
+            folder.remarks.append(warning)
         save_image_tokenizer(folder / "model", ImageTokenizer(model, saved))
         if len(val_images):
             with replacing(folder / "reconstructions.png") as draft:

@@ -25,6 +25,7 @@ TRAIN = (
     "trainer.log_every_n_steps=1",
     "data.val_size=9",  # processes have different numbers of samples
     "threads=1",
+    "plan.strict=false",
     "~callbacks.progress",
 )
 VQVAE = (

@@ -28,6 +28,7 @@ TRAIN = (
     "data.batch_size=8",
     "data.val_size=8",
     "threads=1",
+    "plan.strict=false",
     "seed=5",
 )
 # 40 samples in batches of 8: an epoch ends every 5 steps, checkpoints lie inside epochs.

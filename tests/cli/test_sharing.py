@@ -14,7 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.ddp
 
-FEW = ("data.train_size=64", "data.val_size=8", "data.batch_size=8", "threads=1")
+FEW = ("data.train_size=64", "data.val_size=8", "data.batch_size=8", "threads=1", "plan.strict=false")
 TWO = "trainer.devices=2"
 PROMPTS = "prompts=[红色的圆形,蓝色的心形,一个大的绿色三角形]"
 

@@ -26,6 +26,7 @@ JOB = (
     "image_tokenizer.quantize_after_steps=1",
     "image_tokenizer.quantizer.kmeans_iters=1",
     "threads=1",
+    "plan.strict=false",
     "~callbacks.progress",
 )
 
