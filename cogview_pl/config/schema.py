@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,7 @@ class Config:
             self.data = DataConfig.of_any_class(self.data)
 
 
+@cache
 def register_schemas() -> None:
     """Register the schemas with Hydra: `schema`, and one per built-in quantizer and data set.
 

@@ -27,6 +27,17 @@ GENERATE = (
     "threads=1",
 )
 
+LEFT_OUT = (
+    "super_resolution",
+    "style",
+    "features",
+    "magnified",
+    "styled",
+    "styles_evaluated",
+    "found_captions",
+    "every_style",
+)
+
 FILES = {
     "vqvae": {"checkpoints/last.ckpt", "model/config.yaml", "model/weights.safetensors", "reconstructions.png"},
     "tokenize": {"token_store/header.json", "token_store/train.bin", "token_store/val.bin", "text.model"},
@@ -150,7 +161,7 @@ def runs(cli, chain, tiny, home, tmp_path_factory) -> dict[str, object]:
         "generated_again": (*GENERATE, model, "run_dir=generated_again"),
         "pretrain": (*pretrain, "seed=3", "run_dir=pretrain"),
         "dropout": (*pretrain, "seed=3", "model.dropout=0.5", "run_dir=dropout"),
-        "plan": ("task=pretrain", "model=cogview_4b", "plan=true", "outputs=planned"),
+        "plan": ("task=pretrain", "plan=true", "outputs=planned"),
         "sweep": ("-m", *vqvae, "seed=0,1", "trainer.max_steps=3", "outputs=swept"),
         "one_corrupt": (*vqvae, "data=folder", "data.root=one_corrupt", "run_dir=skipping"),
         "half_corrupt": (*vqvae, "data=folder", "data.root=half_corrupt", "trainer.max_steps=50", "run_dir=stopped"),
@@ -225,13 +236,14 @@ class TestGenerate:
 
 class TestTraining:
     def test_same_seed_same_numbers(self, cli, chain, tmp_path) -> None:
-        """The chain again in another folder and process, where sets have another order."""
-        process = cli.start(chain.command, tmp_path)
+        """Half of the chain again in another folder and process, where sets have another order."""
+        process = cli.start([*chain.command, *(f"~stages.{stage}" for stage in LEFT_OUT)], tmp_path)
         _, stderr = process.communicate(timeout=600)
         assert process.returncode == 0, stderr[-4000:]
         again = tmp_path / "outputs"
-        assert metrics(again / "quickstart" / "latest") == metrics(chain.run_folder("quickstart"))
-        for task in ("vqvae", "pretrain"):
+        for task in ("vqvae", "tokenize", "pretrain", "caption", "generate"):
+            assert metrics(again / task / "latest") == metrics(chain.run_folder(task))
+        for task in ("vqvae", "pretrain", "caption"):
             weights = Path(task) / "latest" / "model" / "weights.safetensors"
             assert (again / weights).read_bytes() == (chain.home / "outputs" / weights).read_bytes()
 

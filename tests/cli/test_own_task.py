@@ -65,6 +65,7 @@ def test_the_tutorial_works(cli, home: Path, tiny) -> None:
     assert len(written) == 24 and all("caption" in json.loads(line) for line in written)
 
 
+@pytest.mark.slow
 def test_two_texts_are_read_from_two_columns(cli, home: Path, tiny, tmp_path: Path) -> None:
     questions = home / "questions"
     questions.mkdir()
@@ -112,6 +113,7 @@ def test_two_texts_are_read_from_two_columns(cli, home: Path, tiny, tmp_path: Pa
     )
 
 
+@pytest.mark.slow
 def test_a_data_set_of_the_users_own(cli, home: Path, tiny, tmp_path: Path) -> None:
     for step in commands("Your own data set"):
         cli.succeed([*step, *without_toy(tiny), "data.count=40"], home)

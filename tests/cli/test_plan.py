@@ -64,6 +64,7 @@ def test_quantized_weights_are_counted() -> None:
     assert int4["memory_of_gpu/kv_cache_bytes"] == plain["memory_of_gpu/kv_cache_bytes"]
 
 
+@pytest.mark.slow
 def test_released_size_has_its_published_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     figures = plan(composed(*FOUR_BILLION), pytest.fail, recomposed(*FOUR_BILLION))
     assert figures["sequence_model/parameters"] == 3_928_849_920
@@ -95,8 +96,13 @@ STYLE = ("task=style", "model=cogview_4b", "data.styles=[oil]")
     ("card", "wanted", "overrides"),
     [
         (24, "lora.rank=8", (*STYLE, "precision=bf16", "data.batch_size=1")),
-        (24, "strategy=fsdp trainer.devices=", (*FOUR_BILLION, "data.batch_size=1")),
-        (32, "precision=bf16_true optimizer=adamw_8bit", (*FOUR_BILLION[:2], "data.batch_size=1")),
+        pytest.param(
+            *(24, "strategy=fsdp trainer.devices=", (*FOUR_BILLION, "data.batch_size=1")), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            *(32, "precision=bf16_true optimizer=adamw_8bit", (*FOUR_BILLION[:2], "data.batch_size=1")),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_suggestions_are_what_a_run_accepts(card: int, wanted: str, overrides: tuple[str, ...]) -> None:

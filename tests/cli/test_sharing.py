@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -43,23 +44,37 @@ def commands(chain) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def homes(cli, commands, tmp_path_factory) -> tuple[Path, Path]:
+def both(cli, commands, names: Sequence[str], make: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The folders of the same runs in one process and in two."""
-    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    one, two = make.mktemp("one"), make.mktemp("two")
     for home, run, more in ((one, cli.run_many, ()), (two, cli.run_on_two, (TWO,))):
-        cases = [([*words, *more, f"run_dir={name}"], home) for name, words in commands.items()]
+        cases = [([*commands[name], *more, f"run_dir={name}"], home) for name in names]
         for ended in run(cases, home):
             assert ended.code == 0, ended.stderr[-4000:]
     return one, two
 
 
-RUNS = ("three", "at once", "one", "captions", "tokens", "pairs", "found", "magnified", "evaluated", "of pairs")
+RUNS, OTHER_RUNS = (
+    ("three", "captions", "tokens"),
+    ("at once", "one", "pairs", "found", "magnified", "evaluated", "of pairs"),
+)
+
+
+@pytest.fixture(scope="module")
+def homes(cli, commands, tmp_path_factory) -> tuple[Path, Path]:
+    return both(cli, commands, RUNS, tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_write_the_files_of_one(homes: tuple[Path, Path], name: str) -> None:
     require_same_files(*(home / name for home in homes))
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_files_of_one_in_other_tasks(cli, commands, tmp_path_factory) -> None:
+    found = both(cli, commands, OTHER_RUNS, tmp_path_factory)
+    for name in OTHER_RUNS:
+        require_same_files(*(home / name for home in found))
 
 
 def require_same_files(one: Path, two: Path) -> None:

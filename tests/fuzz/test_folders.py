@@ -32,6 +32,8 @@ from ..checkpoints.saved import forge_manifest, save_run, save_tokenizer
 from ..checkpoints.test_adapter_folder import finetune
 from .test_fuzz import ANY_TEXT, SHARED, TREES
 
+pytestmark = pytest.mark.slow
+
 LARGE = st.sampled_from([0, -1, 10**9, 10**12, 2**63, 1e308, "x", None, [], {}, True, "${oc.env:HOME}"])
 
 

@@ -41,6 +41,8 @@ from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 
 from ..texts import learned_text
 
+pytestmark = pytest.mark.slow
+
 SHARED = {
     "deadline": None,
     "derandomize": True,

@@ -27,6 +27,8 @@ from cogview_pl.errors import UserError
 
 from ..checkpoints.hostile import archive, name, number, raw, storage, tensor, text
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = settings(max_examples=400, deadline=None, derandomize=True, database=None)
 RECORDS = {"0": bytes(range(16)), "1": bytes(64)}
 

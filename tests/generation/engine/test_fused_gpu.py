@@ -18,6 +18,7 @@ from cogview_pl.transformer.model import Transformer
 from tests.make_models import make_transformer
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.slow  # the interpreter takes a minute
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 VOCABULARY, POSITIONS = 50, 100
