@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from hydra.utils import get_class
@@ -13,9 +15,11 @@ from cogview_pl.data.config import DataConfig
 from cogview_pl.data.samples import CaptionedImages, ImageSample, Skipped
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
-from cogview_pl.lit.bars import status
+from cogview_pl.lit.bars import Bar, status
 from cogview_pl.toy_world.dataset import ToyDataset
 from cogview_pl.vocab.roles import CAPTION
+
+_log = logging.getLogger(__name__)
 
 
 def open_images(data: DataConfig, split: str, text_fields: Sequence[str] = (CAPTION,)) -> CaptionedImages:
@@ -34,17 +38,27 @@ def open_images(data: DataConfig, split: str, text_fields: Sequence[str] = (CAPT
     takes = inspect.signature(kind)
     if "text_fields" in takes.parameters:
         arguments["text_fields"] = tuple(text_fields)
+    if "progress" in takes.parameters:
+        arguments["progress"] = Bar
     try:
         takes.bind(**arguments)
     except TypeError as error:
         raise UserError(f"data._target_={data._target_} cannot be made: {error}; mend its keys under data") from None
     status("indexing images …")
     images = kind(**arguments)
+    for note in images.notes():
+        _say(note)
     if split == "train":
         sample = require_readable(images)
         for field in text_fields:
             sample.text_of(field)
     return images
+
+
+@cache
+def _say(note: str) -> None:
+    """Log a note on a data set once: the splits of a data set, and the stages of a chain, have the same."""
+    _log.info("%s", note)
 
 
 def is_toy_world(data: DataConfig) -> bool:

@@ -70,6 +70,10 @@ class CaptionedImages(Dataset["ImageSample | Skipped"], ABC):
         """All captions, in the order of the samples."""
         return [self.text(index) for index in range(len(self))]
 
+    def notes(self) -> list[str]:
+        """What a user should know of the data set, such as which files it leaves out: a line for each."""
+        return []
+
     def fingerprint(self) -> str:
         """A digest that changes with the samples; a resumed run compares it with that of its beginning.
 

@@ -7,11 +7,14 @@ and pax headers have limits. The formats v7, ustar, GNU and pax are read.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from cogview_pl.data.left_out import LeftOut
+from cogview_pl.data.progress import Progress
 from cogview_pl.durable.read import UnreadableError, cannot_be_read, require_file
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
@@ -20,13 +23,16 @@ MAX_NAME = 2**16
 """Longest name of a member, in bytes."""
 MAX_RECORDS = 2**20
 """Largest size of a pax header in bytes."""
+MEBIBYTE = 2**20
 
 _BLOCK = 512
 _END = bytes(_BLOCK)
 _FILES = (b"0", b"\0", b"7", b"S")
-_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes, whatever size they say
+_LINKS = (b"1", b"2")
+_WITHOUT_DATA = (*_LINKS, b"3", b"4", b"5", b"6")  # links, devices, folders, pipes, whatever size they say
 _LONG_NAME, _LONG_LINK, _GLOBAL, _PAX, _SPARSE = b"L", b"K", b"g", (b"x", b"X"), b"S"
 _MORE_HOLES, _STILL_MORE_HOLES = 482, 504  # bytes that are not zero where a block with places of holes follows
+_ZEROS_AT_ONCE = 2**20  # bytes in which the next tar file is looked for after the end of one
 _DIGITS = 20  # of a size in a pax record, at most
 _SPARSE_RECORD = "sparse"  # what stands for all pax records that only sparse members have
 
@@ -41,6 +47,9 @@ class Span(NamedTuple):
 NO_MEMBER = Span(-1, 0)
 SPARSE_MEMBER = Span(-2, 0)
 """Place of a sparse file: the shard stores it without its holes, so it is not read."""
+SEVERAL_IMAGES = Span(-3, 0)
+"""Place of an image where several members could be the image of a sample."""
+_LINK = Span(-4, 0)
 
 
 class _DamagedError(Exception):
@@ -57,23 +66,47 @@ class _Header(NamedTuple):
     name: str
 
 
-def index_shard(path: Path) -> dict[str, dict[str, Span]]:
-    """The place of each member by key and extension (lower case, all after the first dot), in the order of the file.
+def index_shard(
+    path: Path, left_out: LeftOut | None = None, progress: Progress | None = None
+) -> dict[str, dict[str, Span]]:
+    """The place of each member by the parts of its base name before and after the first dot, in the order of the file.
 
-    Reads the headers only. Of two members with the same name the later counts, as it does when a tar file is unpacked.
+    Reads the headers only. The last extension is in lower case. Of two members with the same name the later counts, as
+    it does when a tar file is unpacked. Tar files that were joined (`cat a.tar b.tar`) are read to the end.
+
+    Args:
+        path: the tar file.
+        left_out: counts the members that have no place in the result.
+        progress: is told of each `MEBIBYTE` that has been passed.
 
     Raises:
-        UserError: the file is no tar file, is compressed, ends early, or has a member that is not within it.
+        UserError: the file is no tar file, is compressed, ends early, has a member that is not within it, or goes on
+            after the end of the tar file with other data.
     """
     samples: dict[str, dict[str, Span]] = {}
+    left_out = LeftOut() if left_out is None else left_out
+    passed = 0
     try:
         require_file(path)
         with path.open("rb") as stream:
             for name, place in _members(stream.fileno()):
                 folder, slash, base = name.rpartition("/")
-                stem, dot, extension = base.partition(".")
-                if stem and dot:
-                    samples.setdefault(folder + slash + stem, {})[extension.lower()] = place
+                stem, dot, rest = base.partition(".")
+                if place == _LINK:
+                    left_out.add("links", name)
+                elif not stem and dot:
+                    left_out.add("hidden files", name)
+                elif not dot:
+                    left_out.add("without an extension", name)
+                else:
+                    members = samples.setdefault(folder + slash + stem, {})
+                    rest = _lower_extension(rest)
+                    if rest in members:
+                        left_out.add("earlier members of a name that appears twice", name)
+                    members[rest] = place
+                if progress is not None and place.offset // MEBIBYTE > passed:
+                    progress.update(place.offset // MEBIBYTE - passed)
+                    passed = place.offset // MEBIBYTE
     except UnreadableError as error:
         raise UserError(f"{path} {error}; give a tar file, or leave it out of data.urls") from None
     except OSError as error:
@@ -96,8 +129,16 @@ def _members(file: int) -> Iterator[tuple[str, Span]]:
     end = os.fstat(file).st_size
     at = 0
     given: dict[str, str] = {}  # fields of the next member from GNU and pax headers
-    while (block := _read(file, at, _BLOCK, at)) != _END or given:
+    while True:
         SIGNALS.check()
+        block = _read(file, at, _BLOCK, at)
+        if block == _END and not given:
+            joined = _next_data(file, at + _BLOCK, end)
+            if joined is None:
+                return
+            at = joined
+            block = _read(file, at, _BLOCK, at)
+            _require_tar(block, at)
         header = _parse(block, at)
         start = at + _BLOCK
         size = header.size
@@ -120,8 +161,35 @@ def _members(file: int) -> Iterator[tuple[str, Span]]:
                 name = given.get("GNU.sparse.name") or given.get("path") or header.name
                 _require_short(len(name), MAX_NAME, at)
                 yield name, SPARSE_MEMBER if sparse else Span(start, size)
+            elif header.kind in _LINKS:
+                yield given.get("path") or header.name, _LINK
             given = {}
         at = start + -(-size // _BLOCK) * _BLOCK
+
+
+def _next_data(file: int, at: int, end: int) -> int | None:
+    """The next block that is not zero, from the end of a tar file on: another one may be joined to it."""
+    while at < end:
+        SIGNALS.check()
+        try:
+            at = os.lseek(file, at, os.SEEK_DATA) // _BLOCK * _BLOCK  # a hole may have terabytes
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a hole up to the end
+                return None
+            raise
+        data = os.pread(file, _ZEROS_AT_ONCE, at)
+        zeros = len(data) - len(data.lstrip(b"\0"))
+        if zeros < len(data) or not data:
+            return at + zeros // _BLOCK * _BLOCK
+        at += zeros
+    return None
+
+
+def _require_tar(block: bytes, at: int) -> None:
+    try:
+        _parse(block, at)
+    except _DamagedError:
+        raise _DamagedError(at, "what follows the end of the tar file is no tar file") from None
 
 
 def _parse(block: bytes, at: int) -> _Header:
@@ -191,6 +259,12 @@ def _number(field: bytes, at: int) -> int:
     if number < 0:
         raise _DamagedError(at, "a number that cannot be read")
     return number
+
+
+def _lower_extension(rest: str) -> str:
+    """What follows the first dot of a name, with the part after the last dot in lower case."""
+    middle, dot, extension = rest.rpartition(".")
+    return middle + dot + extension.lower()
 
 
 def _text(field: bytes) -> str:

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.images import (
     IMAGE_EXTENSIONS,
@@ -25,28 +23,27 @@ from cogview_pl.data.images import (
     field_text,
     split_indices,
 )
+from cogview_pl.data.progress import NewProgress, Silent
 from cogview_pl.data.shard_files import OpenFiles, expand_urls
+from cogview_pl.data.shard_index import IMAGE, ShardIndex
+from cogview_pl.data.shard_keys import Members
 from cogview_pl.data.styles import check_present
-from cogview_pl.data.tar_index import NO_MEMBER, SPARSE_MEMBER, Span, index_shard
+from cogview_pl.data.tar_index import NO_MEMBER, SEVERAL_IMAGES, SPARSE_MEMBER, Span
 from cogview_pl.durable.read import MAX_CAPTION, MAX_IMAGE, UnreadableError, cannot_be_read, require_size
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.vocab.roles import CAPTION
 
-_IMAGE = "image"  # stands for the extension of the image among the members of a sample
-
-FIRST_SAMPLES = 32
-"""Number of samples whose fields are checked before a run starts."""
-
 
 class ShardDataset(ImageFileDataset):
     """The samples of local WebDataset shards.
 
-    The members of a sample share a key: their path up to the first dot of the base name (WebDataset's rule). Keys must
-    be unique over all shards. The image is the first member with an extension of `IMAGE_EXTENSIONS`. The caption is
-    the field `caption_field` of `<key>.json` (of a list of texts the first counts), or all of `<key>.txt` where
-    `caption_field` is "txt"; any other text is the field of its name in `<key>.json`. A sample that lacks one of them
-    is `Skipped` when it is read. Workers may be forked or spawned: each process opens the shards at first use.
+    The members of a sample share a key: their path up to the first dot of the base name, or up to the last dot where
+    names have dots of their own (`shard_keys.py`). The image is the first member with an extension of
+    `IMAGE_EXTENSIONS`. The caption is the field `caption_field` of `<key>.json` (of a list of texts the first counts),
+    or all of `<key>.txt` where `caption_field` is "txt"; any other text is the field of its name in `<key>.json`. A
+    sample that lacks one of them is `Skipped` when it is read. Workers may be forked or spawned: each process opens the
+    shards at first use.
 
     Args:
         urls: local tar files, one or several; braces (`{000..003}`) and `*` are expanded.
@@ -59,6 +56,7 @@ class ShardDataset(ImageFileDataset):
         styles: the styles to keep; None keeps all. With styles, each `.json` is read at construction; a sample whose
             `.json` cannot be read is kept, and `Skipped` when it is read.
         style_patterns, min_size, text_fields: see `ImageFileDataset`.
+        progress: shows how much of the shards has been indexed.
 
     Raises:
         UserError: a pattern matches nothing or is remote, a shard is damaged, `urls` and `val_urls` overlap,
@@ -80,6 +78,7 @@ class ShardDataset(ImageFileDataset):
         style_patterns: Sequence[str] = (),
         min_size: int = 0,
         text_fields: Sequence[str] = (CAPTION,),
+        progress: NewProgress = Silent,
     ) -> None:
         super().__init__(image_size, min_size, style_patterns, text_fields)
         for name, given in (("style_patterns", style_patterns), ("styles", styles)):
@@ -96,21 +95,29 @@ class ShardDataset(ImageFileDataset):
         if style_field is not None:
             self._json_fields.append(("data.style_field", style_field))
         self.shards = expand_urls(urls, "data.urls")
+        self._url_key = "data.urls"
         if val_urls is not None:
+            self._url_key = "data.urls" if split == "train" else "data.val_urls"
             self.shards = _side(self.shards, expand_urls(val_urls, "data.val_urls"), split)
         self._files = OpenFiles()
-        self._read_index()
+        self._index = self._read_index(progress)
+        self._check_fields(self._index.first)
         if styles:
             self._keep_styles(styles, must_have_all=split == "train" or val_urls is None)
         if val_urls is None:
-            self._choose(split_indices([self.key(i) for i in range(len(self))], split, val_fraction))
+            self._index.choose(split_indices([self.key(i) for i in range(len(self))], split, val_fraction))
 
     def __len__(self) -> int:
-        return len(self._shard_of)
+        return len(self._index)
 
     def key(self, index: int) -> str:
-        offset, size = self._keys[index]
-        return self._key_bytes[offset : offset + size].decode("utf-8", "surrogateescape")
+        return self._index.key(index)
+
+    def notes(self) -> list[str]:
+        txt = self._caption_extension == "txt"
+        source = "the texts of the .txt members" if txt else f"the field {self.caption_field} of the .json members"
+        captions = [f"captions are {source}"] if CAPTION in self.text_fields else []
+        return [f"{self._url_key}: {note}" for note in captions + self._index.notes()]
 
     def fingerprint(self) -> str:
         found = Fingerprint("shards")
@@ -119,44 +126,17 @@ class ShardDataset(ImageFileDataset):
             found.add_file(shard, shard.name)
         return found.hexdigest()
 
-    def _read_index(self) -> None:
-        """Store the places of all members, in arrays: millions of tuples would need too much memory."""
-        keys: list[bytes] = []
-        shards: list[int] = []
-        places: dict[str, list[Span]] = {_IMAGE: []}
+    def _read_index(self, progress: NewProgress) -> ShardIndex:
+        extensions = {"json": None} if self._json_fields else {}
         if CAPTION in self.text_fields:
-            places[self._caption_extension] = []
-        if self._json_fields:
-            places["json"] = []
-        first: list[tuple[int, dict[str, Span]]] = []
-        for shard, path in enumerate(self.shards):
-            SIGNALS.check()
-            for key, members in index_shard(path).items():
-                if len(first) < FIRST_SAMPLES:
-                    first.append((shard, members))
-                keys.append(key.encode("utf-8", "surrogateescape"))
-                shards.append(shard)
-                image = next((members[e] for e in members if e in IMAGE_EXTENSIONS), NO_MEMBER)
-                for kind, found in places.items():
-                    found.append(image if kind == _IMAGE else members.get(kind, NO_MEMBER))
-        if all(span == NO_MEMBER for span in places[_IMAGE]):
+            extensions = {self._caption_extension: None} | extensions
+        index = ShardIndex(self.shards, IMAGE_EXTENSIONS, list(extensions), progress)
+        if not index.has_images():
             raise UserError(
-                f"data.urls: no images in {self.shards[0]} … ({len(self.shards)} shards in all); members "
+                f"{self._url_key}: no images in {self.shards[0]} … ({len(self.shards)} shards in all); members "
                 f"must be named KEY.EXTENSION with one of {', '.join(IMAGE_EXTENSIONS)}"
             )
-        self._check_fields(first)
-        # The keys are concatenated: an array of texts would give each the room of the longest.
-        self._key_bytes = b"".join(keys)
-        sizes = np.array([len(key) for key in keys], dtype=np.int64)
-        self._keys = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
-        self._shard_of = np.array(shards)
-        self._places = {kind: np.array(found) for kind, found in places.items()}
-
-    def _choose(self, indices: list[int]) -> None:
-        rows = np.array(indices, dtype=np.int64)
-        self._keys = self._keys[rows]
-        self._shard_of = self._shard_of[rows]
-        self._places = {kind: found[rows] for kind, found in self._places.items()}
+        return index
 
     def _keep_styles(self, styles: Sequence[str], must_have_all: bool) -> None:
         """Leave out the samples of other styles."""
@@ -173,9 +153,9 @@ class ShardDataset(ImageFileDataset):
                 kept.append(index)
         if must_have_all:
             check_present(styles, found, f"{self.style_field}")
-        self._choose(kept)
+        self._index.choose(kept)
 
-    def _check_fields(self, samples: list[tuple[int, dict[str, Span]]]) -> None:
+    def _check_fields(self, samples: list[tuple[int, Members]]) -> None:
         """Raises UserError for a field, or a kind of file, that none of the first samples has."""
         fields: dict[str, None] = {}  # in the order of the files
         for shard, members in samples:
@@ -224,16 +204,18 @@ class ShardDataset(ImageFileDataset):
         return field_text(record.get(field), name or field)
 
     def _member(self, index: int, extension: str) -> bytes:
-        place = Span(*self._places[extension][index])
+        shard, place = self._index.place(index, extension)
         if place == NO_MEMBER:
             raise CaptionError(f"no .{extension} in the shard")
-        return self._read(self._shard_of[index], place, f".{extension}", MAX_CAPTION)
+        return self._read(shard, place, f".{extension}", MAX_CAPTION)
 
     def _image(self, index: int) -> BinaryIO:
-        place = Span(*self._places[_IMAGE][index])
+        shard, place = self._index.place(index, IMAGE)
         if place == NO_MEMBER:
             raise SampleError("no image in the shard")
-        return io.BytesIO(self._read(self._shard_of[index], place, "image", MAX_IMAGE))
+        if place == SEVERAL_IMAGES:
+            raise SampleError(f"the shard has several images for this text, and none of them is {self.key(index)}.jpg")
+        return io.BytesIO(self._read(shard, place, "image", MAX_IMAGE))
 
     def _read(self, shard: int, place: Span, name: str, limit: int) -> bytes:
         if place == SPARSE_MEMBER:
@@ -244,7 +226,7 @@ class ShardDataset(ImageFileDataset):
         except UnreadableError as error:
             raise SampleError(f"the {name} {error}") from None
         try:
-            data = self._files.read(path, int(place.offset), int(place.size))
+            data = self._files.read(path, *map(int, place))
         except UnreadableError as error:
             raise SampleError(f"{path} {error}") from None
         except OSError as error:

@@ -133,7 +133,7 @@ def test_members_without_a_key_or_an_extension_are_left_out(tmp_path: Path) -> N
     names = ["README", ".hidden.png", "a/.x", "a.b/README", "a.b/c.TAR.gz", "k.", "x/k.png"]
     file = write(tmp_path / "a.tar", *(member(name, b"1") for name in names), END)
     assert index_shard(file) == {
-        "a.b/c": {"tar.gz": Span(4 * 1024 + 512, 1)},
+        "a.b/c": {"TAR.gz": Span(4 * 1024 + 512, 1)},
         "k": {"": Span(5 * 1024 + 512, 1)},
         "x/k": {"png": Span(6 * 1024 + 512, 1)},
     }

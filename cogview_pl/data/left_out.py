@@ -1,0 +1,40 @@
+"""Files that a data set does not use: counted by kind, so that one line can say so."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+_KINDS_NAMED = 6
+
+
+class LeftOut:
+    """Number of unused files by kind, and the first file of each kind."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def add(self, kind: str, file: str) -> None:
+        """Count a file.
+
+        Args:
+            kind: in words, in the plural, such as `.psd` or `links`.
+            file: its name, for an example.
+        """
+        self._counts[kind] += 1
+        self._first.setdefault(kind, file)
+
+    @property
+    def total(self) -> int:
+        """Number of files."""
+        return self._counts.total()
+
+    def line(self, what: str = "files") -> str:
+        """Such as `14 files are left out: 9 .txt (a.txt …), 3 .psd (b.psd …)`; empty where nothing is left out."""
+        if not self._counts:
+            return ""
+        kinds = self._counts.most_common()
+        named = [f"{count:,} {kind} ({self._first[kind]}{' …' * (count > 1)})" for kind, count in kinds[:_KINDS_NAMED]]
+        if rest := sum(count for _, count in kinds[_KINDS_NAMED:]):
+            named.append(f"{rest:,} of other kinds")
+        return f"{self.total:,} {what} {'are' if self.total > 1 else 'is'} left out: {', '.join(named)}"
