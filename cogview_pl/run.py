@@ -132,6 +132,8 @@ def run_composed(
 
 def _dispatch(config: Config, folder: RunFolder, found: Composed, job: str | None) -> Metrics:
     """Run the verb in all its processes; returns its metrics."""
+    if config.verb.trains_in_parallel and "lightning" not in sys.modules:
+        status("importing Lightning …")
     verb = _verb(config.verb.value)
     if config.verb.trains_in_parallel or config.verb.shares_batches:
         _check_devices(config)

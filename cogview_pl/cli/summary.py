@@ -25,7 +25,7 @@ _PROMPT = "prompts=[左上角有一个大的红色圆形]"
 _STYLED_PROMPT = "prompts=[左上角有一个大的红色圆形的油画图像]"
 _KEPT_GROUPS = ("data", "model", "image_tokenizer", "text", "outputs", "threads")
 """Keys of a run that the next task takes over."""
-_OF_TRAINING = ("image_tokenizer.path=", "text.model=", "data.token_store=")
+_OF_TRAINING = ("image_tokenizer", "text.model=", "data.token_store=")
 """Keys whose values a sequence model has in its folder."""
 _BEFORE_TRAINING = ("vqvae", "tokenize")
 """Tasks after which a sequence model is trained."""

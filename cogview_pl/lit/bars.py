@@ -97,6 +97,7 @@ class Bar:
         if self._bar is not None:
             self._bar.n, self._bar.leave = self.done, keep
             self._bar.close()
+            sys.stderr.flush()  # its last carriage return comes before what standard output says next
 
     def _line(self, note: str, now: float) -> str:
         parts = [f"{self.name}: {self.done:,}{(self.total and f' of {self.total:,}') or ''} {self.unit}", note]

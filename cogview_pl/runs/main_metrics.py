@@ -16,6 +16,7 @@ _MINOR = (
     "codebook/revived",
 )
 """Prefixes of metrics about speed, settings or single batches."""
+_MOST = 1e15  # from here on digits mean nothing
 
 
 def main_metrics(metrics: Mapping[str, float | str]) -> dict[str, float | str]:
@@ -25,10 +26,10 @@ def main_metrics(metrics: Mapping[str, float | str]) -> dict[str, float | str]:
 
 
 def rounded(value: float | str) -> str:
-    """A number with four significant digits, a whole number with all of them."""
+    """A number with four significant digits; a whole number and one above a thousand with all digits before the point."""
     if isinstance(value, str):
         return value
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+    return f"{value:,.0f}" if float(value).is_integer() or 1000 <= abs(value) < _MOST else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:

@@ -77,6 +77,12 @@ def test_the_table_fits_the_terminal() -> None:
     assert len(table(metrics, 120)) < len(table(metrics, 80)) < len(table(metrics, 20)) == 9
 
 
+def test_numbers_are_short() -> None:
+    values = {"a": 12739.64, "b": 3.14159, "c": 1e-7, "d": 2_000_000, "e": float("nan"), "f": 1.5e20}
+    cells = [row.split()[1] for row in table(values, 20)]
+    assert cells == ["12,740", "3.142", "1e-07", "2,000,000", "nan", "150,000,000,000,000,000,000"]
+
+
 def test_bounds_of_aims() -> None:
     stages = {"ranked": {"best_of_1": 0.8, "oracle": 1.0, "best_of_8": 0.9}, "large": {"error": float("nan")}}
     aims = [

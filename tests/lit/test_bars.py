@@ -52,7 +52,7 @@ def test_a_bar_fills_the_terminal(columns: int, width: int, terminal: Callable[[
     assert bars_drawn[0].startswith("tokenize  33%|") and bars_drawn[-1].startswith("tokenize 100%|")
     assert "3/3 images, loss 0.5000" in bars_drawn[-1] or columns == 40
     assert all(("images/s" in drawing) == (width == 120) for drawing in bars_drawn[1:])
-    assert not drawings[-1].strip()  # it is gone at the end
+    assert not drawings[-2].strip() and not drawings[-1]  # it is gone, and its line is free
 
 
 def test_the_bar_stays_where_an_error_came(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
