@@ -14,15 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from cogview_pl.data.decode import IMAGE_EXTENSIONS, SampleError
 from cogview_pl.data.fingerprint import Fingerprint
-from cogview_pl.data.images import (
-    IMAGE_EXTENSIONS,
-    CaptionError,
-    ImageFileDataset,
-    SampleError,
-    field_text,
-    split_indices,
-)
+from cogview_pl.data.images import CaptionError, ImageFileDataset, field_text, split_indices
 from cogview_pl.data.progress import NewProgress, Silent
 from cogview_pl.data.shard_files import OpenFiles, expand_urls
 from cogview_pl.data.shard_index import IMAGE, ShardIndex

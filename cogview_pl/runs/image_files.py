@@ -9,7 +9,8 @@ from typing import NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from cogview_pl.data.images import SampleError, find_images, load_image
+from cogview_pl.data.decode import SampleError, load_image
+from cogview_pl.data.images import find_images
 from cogview_pl.data.records import read_record, record_line
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.durable.write import replacing
