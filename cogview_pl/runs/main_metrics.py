@@ -26,7 +26,7 @@ def main_metrics(metrics: Mapping[str, float | str]) -> dict[str, float | str]:
 
 
 def rounded(value: float | str) -> str:
-    """A number with four significant digits; a whole number and one above a thousand with all digits before the point."""
+    """A number with four significant digits; above a thousand, and for whole numbers, all digits before the point."""
     if isinstance(value, str):
         return value
     return f"{value:,.0f}" if float(value).is_integer() or 1000 <= abs(value) < _MOST else f"{value:.4g}"
