@@ -37,7 +37,7 @@ class NamedImage:
     image: Tensor
     """uint8 `(3, Y, X)`."""
     caption: str
-    """Caption of the data set; empty for a file of the user."""
+    """Caption in the toy world; empty for other images."""
 
 
 def images_to_describe(
@@ -45,7 +45,7 @@ def images_to_describe(
 ) -> tuple[list[NamedImage], list[dict[str, str]]]:
     """The images that `images=` names, or validation images; and records of unreadable images, with the reason."""
     if given is None:
-        samples, bad = validation_samples(data, count)
+        samples, bad = validation_samples(data, count, text_fields=())
         return [NamedImage(sample.key, sample.image, sample.text) for sample in samples], [
             {"file": sample.key, "reason": sample.reason} for sample in bad
         ]

@@ -28,7 +28,8 @@ def open_images(data: DataConfig, split: str, text_fields: Sequence[str] = (CAPT
     Args:
         data: class of the data set and its arguments.
         split: `train` or `val`.
-        text_fields: names of the texts that samples must have; `text` is the caption.
+        text_fields: names of the texts that samples must have; `text` is the caption. None of them: images alone,
+            so that a data set may lack captions.
 
     Raises:
         UserError: the class cannot be used, no sample can be read, or samples lack a text.
@@ -66,9 +67,9 @@ def is_toy_world(data: DataConfig) -> bool:
     return issubclass(_class_of(data), ToyDataset)
 
 
-def validation_images(data: DataConfig) -> CaptionedImages:
+def validation_images(data: DataConfig, text_fields: Sequence[str] = (CAPTION,)) -> CaptionedImages:
     """The validation split; raises UserError if it is empty."""
-    images = open_images(data, "val")
+    images = open_images(data, "val", text_fields)
     if not len(images):
         keys = [f"data.{name}" for name in ("val_fraction", "val_urls") if hasattr(data, name)]
         more = f"set {' or '.join(keys)}" if keys else "add validation samples"
@@ -76,13 +77,15 @@ def validation_images(data: DataConfig) -> CaptionedImages:
     return images
 
 
-def validation_samples(data: DataConfig, count: int) -> tuple[list[ImageSample], list[Skipped]]:
+def validation_samples(
+    data: DataConfig, count: int, text_fields: Sequence[str] = (CAPTION,)
+) -> tuple[list[ImageSample], list[Skipped]]:
     """The first `count` samples of the validation split: the readable ones, and the skipped ones.
 
     Raises:
         UserError: there are none, or none of them can be read.
     """
-    source = validation_images(data)
+    source = validation_images(data, text_fields)
     samples = []
     for index in range(min(count, len(source))):
         SIGNALS.check()

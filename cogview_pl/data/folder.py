@@ -49,7 +49,7 @@ class Listed(NamedTuple):
 
 
 class FolderDataset(ImageFileDataset):
-    """An image folder with captions, or one folder per style; see `find_captions` for the forms of captions.
+    """An image folder, or one folder per style; see `find_captions` for the forms of captions.
 
     The key of a sample is its file, relative to its folder as the captions name it. With one folder per style, the
     name of the style comes first: `油画/a.png`.
@@ -95,7 +95,8 @@ class FolderDataset(ImageFileDataset):
         self._samples: list[tuple[str, Path, Listed]] = []  # key, folder, listed image
         for style, folder in folders.items():
             name = f"data.styles.{style}" if style else "data.root"
-            listed = find_captions(folder, caption_field, style_field, name, self.text_fields)
+            field = style_field if self.text_fields else None
+            listed = find_captions(folder, caption_field, field, name, self.text_fields)
             for i in split_indices([image.file for image in listed], split, val_fraction):
                 image = listed[i]._replace(style=style or listed[i].style)
                 key = f"{style}/{image.file}" if style else image.file
@@ -153,7 +154,8 @@ def find_captions(
     `.csv` and `.tsv` with a header. The file of an image is in `file_name`, `image` or `path`; the caption is in
     `caption_field` or, where that is None, in `text` or `caption` (of a list of captions the first counts); any other
     text is in the field of its name. Without such a file, each image has its caption in a `.txt` of the same name, at
-    any depth. All files are UTF-8, with or without byte-order mark. `name` is the configuration key of `root`.
+    any depth. All files are UTF-8, with or without byte-order mark. `name` is the configuration key of `root`. With no
+    `text_fields`, no captions are looked for, and a folder may lack them.
 
     Raises:
         UserError: the folder is missing or unreadable or has no captions; a line is malformed, too long or lacks a
@@ -162,6 +164,8 @@ def find_captions(
     root = Path(os.path.expanduser(root))
     _require_folder(root, name)
     listing = _listing(root)
+    if listing is None and not text_fields:
+        return _images_alone(root, name)
     if listing is None:
         found = _captions_in_txt(root, name)
         if style_field is not None:
@@ -233,6 +237,13 @@ def _require_one(listed: list[Listed], root: Path, listing: Path, name: str) -> 
         f"{listing}: none of the {len(listed)} listed images exists, the first is {root / listed[0].file}; "
         f"give files relative to {name}"
     )
+
+
+def _images_alone(root: Path, name: str) -> list[Listed]:
+    found = [Listed(image.relative_to(root).as_posix(), ()) for image in find_images(root)]
+    if not found:
+        raise UserError(f"{name}={root} holds no images; set it to a folder of images")
+    return found
 
 
 def _captions_in_txt(root: Path, name: str) -> list[Listed]:

@@ -92,6 +92,7 @@ class ImageFileDataset(CaptionedImages):
         min_size: images whose shorter edge has fewer pixels are skipped.
         style_patterns: how captions name the style (`StylePatterns`); without any, captions stay as they are.
         text_fields: names of the texts of a sample; `text` is the caption, any other a column or key of that name.
+            Without any, samples are images alone, and neither captions nor styles are read.
 
     Raises:
         UserError: a pattern is unusable.
@@ -103,7 +104,7 @@ class ImageFileDataset(CaptionedImages):
         self.image_size = image_size
         self.min_size = min_size
         self.text_fields = tuple(text_fields)
-        self._patterns = StylePatterns(style_patterns)
+        self._patterns = StylePatterns(style_patterns if text_fields else ())
         if self._patterns and CAPTION not in text_fields:
             raise UserError("data.style_patterns: they name the style in {text}, a slot that template.layout lacks")
 

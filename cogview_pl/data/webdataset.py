@@ -86,7 +86,7 @@ class ShardDataset(ImageFileDataset):
         self._chosen_by = (split, val_fraction if val_urls is None else None, list(styles or ()))
         self._caption_extension = "txt" if caption_field == "txt" else "json"
         self._json_fields = [("template.layout slot", field) for field in self.text_fields if field != CAPTION]
-        if style_field is not None:
+        if style_field is not None and (styles or self.text_fields):
             self._json_fields.append(("data.style_field", style_field))
         self.shards = expand_urls(urls, "data.urls")
         self._url_key = "data.urls"

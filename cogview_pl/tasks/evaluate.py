@@ -91,7 +91,7 @@ def _open_tools(config: Config, options: EvaluateConfig, wanted: set[str]) -> To
     reference: Images | None = None
     if need_reference(wanted):
         folder = options.reference
-        reference = open_images(config.data, "val") if folder is None else _folder_of_images(Path(folder), size)
+        reference = open_images(config.data, "val", ()) if folder is None else _folder_of_images(Path(folder), size)
     return Tools(
         network=network,
         tokenizer=_open_tokenizer(models, size) if "reconstruction" in wanted else None,

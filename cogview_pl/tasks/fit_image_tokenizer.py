@@ -77,7 +77,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         optimizer=config.optimizer,
         build_optimizer=optimizer_factory(training),
     )
-    train_images, val_images = open_images(config.data, "train"), open_images(config.data, "val")
+    train_images, val_images = (open_images(config.data, split, text_fields=()) for split in ("train", "val"))
     data = data_module(train_images, val_images, collate_images, config.data, config.seed)
     inputs = image_inputs({"train": train_images, "val": val_images})
     if config.init_from is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, chain) -> Path:
     for number in range(6):
         Image.new("RGB", (64, 64), (40 * number, 0, 0)).save(root / "images" / f"{number:02d}.png")
         (root / "images" / f"{number:02d}.txt").write_text("红色")
+    shutil.copytree(root / "images", root / "images_alone", ignore=shutil.ignore_patterns("*.txt"))
     return root
 
 
@@ -76,6 +79,10 @@ def runs(cli, home, tmp_path_factory):
         "shortened": (*VQVAE, *toy, "trainer.max_steps=8", "run_dir=shortened"),
         "used": (*VQVAE, *toy, "trainer.max_steps=4", "image_tokenizer.min_codebook_share=0", "run_dir=used"),
         "no_validation": (*VQVAE, *FOLDER, "trainer.max_steps=4", "run_dir=no_validation"),
+        "images_alone": (
+            *(*VQVAE, "data=folder", "data.root=images_alone", "data.val_fraction=0.5"),
+            *("trainer.max_steps=4", "run_dir=images_alone_run"),
+        ),
         "guided": (*guided, "run_dir=guided"),
         "project": ("task=generate", "prompts=红", "model=small", "threads=1", "run_dir=project"),
     }
@@ -111,6 +118,12 @@ def test_training_without_validation_images(runs, home) -> None:
     assert "Total length" not in runs["no_validation"].stderr
     assert (home / "no_validation" / "model" / "weights.safetensors").is_file()
     assert not (home / "no_validation" / "reconstructions.png").exists()
+
+
+def test_the_image_tokenizer_learns_from_images_without_captions(runs, home) -> None:
+    assert runs["images_alone"].code == 0, runs["images_alone"].stderr[-3000:]
+    assert json.loads((home / "images_alone_run" / "metrics.json").read_text())["data/skipped"] == 0
+    assert (home / "images_alone_run" / "reconstructions.png").is_file()
 
 
 def test_guidance_of_a_model_without_conditioning_dropout(runs) -> None:
