@@ -84,6 +84,8 @@ class CommandLine:
     def run_on_two(self, cases: Sequence[tuple[Sequence[str], Path]], scratch: Path) -> list[Ended]:
         """Like `run_many`, in two processes that are started as by torchrun; both must end with the same exit codes.
 
+        The second process says nothing about a run that ends well.
+
         The results have the output of the first process.
         """
         given, results = scratch / "cases.json", scratch / "results.json"
@@ -111,6 +113,7 @@ class CommandLine:
         )
         for one, other in zip(first, second, strict=True):
             assert one.code == other.code, f"{one.stderr[-3000:]}\n{other.stderr[-3000:]}"
+            assert one.code != 0 or not other.stdout + other.stderr, other  # no message comes twice
         return first
 
     def close(self) -> None:
