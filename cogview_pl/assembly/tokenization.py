@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import resize
 
 from cogview_pl.assembly.image_data import image_inputs, open_images
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, save_image_tokenizer
-from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, collate_images, enough_to_judge
+from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, collate_images
 from cogview_pl.data.config import DataConfig, StoreFormat, TokenStoreConfig
 from cogview_pl.data.loader import Loader
 from cogview_pl.data.samples import CaptionedImages, Skipped
@@ -100,14 +100,16 @@ def tokenise(
     text.save(folder / TEXT_MODEL)
     save_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER, images)
     total = sum(map(len, sources.values()))
-    bad_samples = BadSampleLog(folder / "skipped.jsonl", options.data.max_skipped_share, enough_to_judge(total))
+    bad_samples = BadSampleLog(folder / "skipped.jsonl", options.data.max_skipped_share)
     seen_before = sum(writer.resume_index(split) for split in _SPLITS)
-    bad_samples.load_state({"seen": seen_before, "skipped": bad_samples.count})
+    if not seen_before:
+        _look_for_bad_samples(sources, bad_samples)
     encoder.text = TextTokenizer(team.tell(text.serialized))
     started = time.perf_counter()
     for split, source in sources.items():
         for batch in encoder.encoded(split, source, team.tell(writer.resume_index(split))):
-            bad_samples.add(batch.skipped, batch.seen)
+            bad_samples.note(batch.skipped)
+            bad_samples.require_few(total)
             next_index = writer.resume_index(split) + batch.seen
             writer.append(split, batch.text_tokens, batch.codes, batch.keys, next_index, batch.large)
     if not writer.header.complete:
@@ -119,6 +121,17 @@ def tokenise(
         "tokenize/text_vocab_size": text.vocab_size,
         "perf/images_per_s": (total - seen_before) / (time.perf_counter() - started),
     }
+
+
+def _look_for_bad_samples(sources: Mapping[str, CaptionedImages], bad_samples: BadSampleLog) -> None:
+    """List what is known to be bad; raises UserError if that, or a random probe, is too much."""
+    total = sum(map(len, sources.values()))
+    status("reading the captions …")
+    for images in sources.values():
+        bad_samples.note(images.known_bad())
+    bad_samples.require_few(total)
+    status("reading a probe of the images …")
+    bad_samples.require_few_in_probe(sources["train"], SIGNALS.check)
 
 
 class Encoded(NamedTuple):

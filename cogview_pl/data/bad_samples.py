@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,18 +18,21 @@ from cogview_pl.errors import UserError
 from cogview_pl.vocab.roles import CAPTION
 
 _ENOUGH = 100
+_PROBE = 100  # random samples that are read before a data set is read in order
+_DEVIATIONS = 5  # standard deviations by which their share may be too large: a chance of one in a million
 
 
 class BadSampleLog:
     """Lists skipped samples in a file, and raises when their share is too large.
 
     Each key is written once, as a line `{"key": …, "reason": …, "crc32": …}`. An existing file is read and extended.
-    The share counts the samples that this run has seen; a resumed run passes the saved `state` to `load_state`.
+    A data set that is read once, in order, is judged by `require_few`: its bad samples may all come first. Training
+    draws samples at random, so `add` judges by those that it has seen.
 
     Args:
         path: the file, `skipped.jsonl` in the run's folder.
         max_share: largest share of skipped samples that is allowed, 0 … 1.
-        minimum: number of samples to see before the share is compared (`enough_to_judge`).
+        minimum: number of samples to see before `add` compares the share (`enough_to_judge`).
 
     Raises:
         UserError: the existing file cannot be read, or is not such a list.
@@ -54,36 +59,64 @@ class BadSampleLog:
         """Number of different samples in the file."""
         return len(self._keys)
 
-    @property
-    def state(self) -> dict[str, int]:
-        """Numbers of samples seen and skipped so far, for a checkpoint."""
-        return {"seen": self._seen, "skipped": self._skipped}
+    def note(self, skipped: Iterable[Skipped]) -> None:
+        """List the skipped samples that are not in the file."""
+        new = {sample.key: sample for sample in skipped if sample.key not in self._keys}
+        if new:
+            with disk_full_named(self.path), open(self.path, "ab", opener=no_links) as stream:
+                for sample in new.values():
+                    stream.write(record_line(sample._asdict()))
+                    self._remember(sample)
 
-    def load_state(self, state: Mapping[str, int]) -> None:
-        """Continue from a saved `state`."""
-        self._seen = state["seen"]
-        self._skipped = state["skipped"]
+    def require_few(self, total: int) -> None:
+        """Raises UserError if more than `max_share` of a data set of `total` samples are in the file."""
+        if self._first and self.count > self.max_share * total:
+            raise self._too_many(self.count, f"the {total:,} samples")
 
     def add(self, skipped: Iterable[Skipped], seen: int) -> None:
-        """Record the skipped samples among the `seen` samples that were read since the last call.
+        """List the skipped samples among the `seen` samples that were read since the last call.
 
         Raises:
             UserError: more than `max_share` of all seen samples were skipped, and at least `minimum` were seen.
         """
         met = list(skipped)
-        new = {sample.key: sample for sample in met if sample.key not in self._keys}
         self._seen += seen
         self._skipped += len(met)  # repeated samples count in `seen` too, so the share stays right
-        if new:
-            with disk_full_named(self.path), open(self.path, "ab", opener=no_links) as stream:
-                for sample in new.values():
-                    stream.write(record_line(sample._asdict()))
-                    self._note(sample)
+        self.note(met)
         if self._first and self._seen >= self.minimum and self._skipped > self.max_share * self._seen:
-            raise UserError(
-                f"{self._skipped} of {self._seen} images could not be read (first: {self._first.key}: "
-                f"{self._first.reason}); see {self.path}; raise data.max_skipped_share to go on"
-            )
+            raise self._too_many(self._skipped, f"{self._seen:,} samples")
+
+    def require_few_in_probe(self, images: CaptionedImages, look: Callable[[], None]) -> None:
+        """Read random samples of a data set, so that a hopeless run ends at once.
+
+        The same ones are read each time. The share in a probe differs from that of the set, so only a share that is
+        larger by several standard deviations ends the run.
+
+        Args:
+            images: a data set.
+            look: is called before each sample; it raises when the run was told to stop.
+
+        Raises:
+            UserError: the share of skipped samples is too large, almost surely.
+        """
+        size = min(_PROBE, len(images))
+        bad = []
+        for index in random.Random(0).sample(range(len(images)), size):
+            look()
+            sample = images[index]
+            if isinstance(sample, Skipped):
+                bad.append(sample)
+        self.note(bad)
+        deviation = math.sqrt(size * self.max_share * (1 - self.max_share))
+        if len(bad) > size * self.max_share + _DEVIATIONS * deviation:
+            raise self._too_many(len(bad), f"{size:,} samples, chosen at random,")
+
+    def _too_many(self, count: int, of: str) -> UserError:
+        assert self._first is not None
+        return UserError(
+            f"{count:,} of {of} cannot be used (first: {self._first.key}: {self._first.reason}); see {self.path}; "
+            "raise data.max_skipped_share to go on"
+        )
 
     def _read(self) -> None:
         *lines, rest = self.path.read_bytes().split(b"\n")
@@ -94,11 +127,11 @@ class BadSampleLog:
                 stream.truncate(stream.seek(0, 2) - len(rest))
         for number, line in enumerate(lines, 1):
             try:
-                self._note(Skipped(**read_record(line)))
+                self._remember(Skipped(**read_record(line)))
             except (ValueError, TypeError, RecursionError):
                 raise UserError(f"{self.path}:{number} is damaged or no skipped sample; delete the file") from None
 
-    def _note(self, sample: Skipped) -> None:
+    def _remember(self, sample: Skipped) -> None:
         self._first = self._first or sample
         self._keys.add(sample.key)
 
@@ -127,6 +160,11 @@ class ImageBatch(NamedTuple):
     fields: Mapping[str, list[str]] = {}
     """B texts of each other text field of the samples (`ImageSample.fields`)."""
 
+    @property
+    def seen(self) -> int:
+        """Number of samples that were read."""
+        return len(self.keys) + len(self.skipped)
+
     def texts_of(self, field: str) -> list[str]:
         """The B texts of a field; `text` is the caption. Raises UserError where the samples lack the field."""
         if field == CAPTION or not self.keys:
@@ -150,21 +188,23 @@ def collate_images(samples: list[ImageSample | Skipped]) -> ImageBatch:
 
 
 def require_readable(dataset: CaptionedImages, limit: int = 64) -> ImageSample:
-    """The first readable sample among the first `limit`, for checks before a run starts.
+    """A readable sample among the first one and random others, `limit` at most, for checks before a run starts.
 
     Raises:
         UserError: none can, or there are no samples.
     """
-    if len(dataset) == 0:
+    size = len(dataset)
+    if size == 0:
         raise UserError("data: the data set has no samples; check data.root, data.urls and data.val_fraction")
+    others = random.Random(0).sample(range(1, size), min(limit, size) - 1)  # bad samples may all come first
     first: Skipped | None = None
-    for index in range(min(limit, len(dataset))):
+    for index in (0, *others):
         sample = dataset[index]
         if isinstance(sample, ImageSample):
             return sample
         first = first or sample
     assert first is not None
     raise UserError(
-        f"data: none of the first {min(limit, len(dataset))} samples could be read "
-        f"(first: {first.key}: {first.reason}); check data.root, data.urls and data.caption_field"
+        f"data: none of {len(others) + 1} samples of {size:,} can be used (first: {first.key}: {first.reason}); "
+        "check data.root, data.urls and data.caption_field"
     )

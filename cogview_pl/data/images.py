@@ -20,6 +20,7 @@ from cogview_pl.data.samples import CaptionedImages, ImageSample, Skipped, fract
 from cogview_pl.data.styles import StylePatterns
 from cogview_pl.durable.read import cannot_be_read
 from cogview_pl.errors import UserError
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.vocab.roles import CAPTION
 
 _ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
@@ -124,6 +125,9 @@ class ImageFileDataset(CaptionedImages):
     def _image(self, index: int) -> Path | BinaryIO:
         """The file to read the image from, or a SampleError."""
 
+    def _require_image(self, index: int) -> None:
+        """Raises SampleError if the file of an image is known to be missing."""
+
     def _settings(self) -> tuple[object, ...]:
         """The arguments that change a sample."""
         return self.image_size, self.min_size, self._patterns.patterns, self.text_fields
@@ -143,6 +147,16 @@ class ImageFileDataset(CaptionedImages):
             return ImageSample(self.key(index), pixels, texts.pop(CAPTION, ""), texts)
         except SampleError as error:
             return Skipped(self.key(index), str(error))
+
+    def known_bad(self) -> Iterator[Skipped]:
+        for index in range(len(self)):
+            SIGNALS.check()
+            try:
+                self._require_image(index)
+                for field in self.text_fields:
+                    self._text(index, field)
+            except SampleError as error:
+                yield Skipped(self.key(index), str(error))
 
     def _text(self, index: int, field: str) -> str:
         """The complete text of a field, or a SampleError."""

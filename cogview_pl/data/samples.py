@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -69,6 +69,10 @@ class CaptionedImages(Dataset["ImageSample | Skipped"], ABC):
     def texts(self) -> list[str]:
         """All captions, in the order of the samples."""
         return [self.text(index) for index in range(len(self))]
+
+    def known_bad(self) -> Iterator[Skipped]:
+        """Samples that are known to be unusable without decoding their images, such as those without a caption."""
+        return iter(())
 
     def notes(self) -> list[str]:
         """What a user should know of the data set, such as which files it leaves out: a line for each."""

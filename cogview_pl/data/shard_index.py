@@ -17,9 +17,6 @@ from cogview_pl.errors.signals import SIGNALS
 IMAGE = "image"
 """Stands for the extension of the image among the members of a sample."""
 
-FIRST_SAMPLES = 32
-"""Number of samples whose members are kept, for checks before a run starts."""
-
 
 class ShardIndex:
     """Keys and places of the samples of tar files, in the order of the files.
@@ -43,8 +40,8 @@ class ShardIndex:
     ) -> None:
         self.shards = list(shards)
         self.left_out = LeftOut()
-        self.first: list[tuple[int, Members]] = []
-        """Shard and members of the first samples."""
+        self.extensions: set[str] = set()
+        """Extensions of all members of samples."""
         self._image_extensions = image_extensions
         self._longer_keys = 0
         self._first_longer_key = ""
@@ -62,8 +59,7 @@ class ShardIndex:
                         if key != stem:
                             self._longer_keys += 1
                             self._first_longer_key = self._first_longer_key or key
-                        if len(self.first) < FIRST_SAMPLES:
-                            self.first.append((shard, members))
+                        self.extensions.update(members)
         # The keys are concatenated: an array of texts would give each the room of the longest.
         self._key_bytes = b"".join(keys)
         sizes = np.array([len(key) for key in keys], dtype=np.int64)
@@ -89,9 +85,15 @@ class ShardIndex:
         """
         return int(self._shard_of[index]), Span(*self._places[kind][index])
 
-    def has_images(self) -> bool:
-        """Whether any sample has an image."""
-        return bool((self._places[IMAGE] != NO_MEMBER).any())
+    def having(self, kind: str, limit: int) -> list[int]:
+        """Samples that have a member, at equal distances over all of them.
+
+        Args:
+            kind: `IMAGE` or an extension.
+            limit: largest number of samples.
+        """
+        found = np.flatnonzero((self._places[kind] != NO_MEMBER).any(axis=1))
+        return found[np.unique(np.linspace(0, len(found) - 1, min(limit, len(found)), dtype=np.int64))].tolist()
 
     def choose(self, indices: Sequence[int]) -> None:
         """Keep some of the samples, in the given order."""

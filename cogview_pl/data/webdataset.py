@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,13 +21,14 @@ from cogview_pl.data.images import CaptionError, ImageFileDataset, field_text, s
 from cogview_pl.data.progress import NewProgress, Silent
 from cogview_pl.data.shard_files import OpenFiles, expand_urls
 from cogview_pl.data.shard_index import IMAGE, ShardIndex
-from cogview_pl.data.shard_keys import Members
 from cogview_pl.data.styles import check_present
 from cogview_pl.data.tar_index import NO_MEMBER, SEVERAL_IMAGES, SPARSE_MEMBER, Span
 from cogview_pl.durable.read import MAX_CAPTION, MAX_IMAGE, UnreadableError, cannot_be_read, require_size
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.vocab.roles import CAPTION
+
+_LOOKED_AT = 32  # samples whose fields are looked at before a run starts
 
 
 class ShardDataset(ImageFileDataset):
@@ -54,7 +56,7 @@ class ShardDataset(ImageFileDataset):
 
     Raises:
         UserError: a pattern matches nothing or is remote, a shard is damaged, `urls` and `val_urls` overlap,
-            there are no images, none of the first samples has one of the fields, no sample of `urls` has one of the
+            there are no images, no sample has one of the fields, no sample of `urls` has one of the
             styles, or there are styles or patterns but no field; see also `ImageFileDataset`.
     """
 
@@ -95,7 +97,7 @@ class ShardDataset(ImageFileDataset):
             self.shards = _side(self.shards, expand_urls(val_urls, "data.val_urls"), split)
         self._files = OpenFiles()
         self._index = self._read_index(progress)
-        self._check_fields(self._index.first)
+        self._check_fields()
         if styles:
             self._keep_styles(styles, must_have_all=split == "train" or val_urls is None)
         if val_urls is None:
@@ -125,7 +127,7 @@ class ShardDataset(ImageFileDataset):
         if CAPTION in self.text_fields:
             extensions = {self._caption_extension: None} | extensions
         index = ShardIndex(self.shards, IMAGE_EXTENSIONS, list(extensions), progress)
-        if not index.has_images():
+        if not index.having(IMAGE, 1):
             raise UserError(
                 f"{self._url_key}: no images in {self.shards[0]} … ({len(self.shards)} shards in all); members "
                 f"must be named KEY.EXTENSION with one of {', '.join(IMAGE_EXTENSIONS)}"
@@ -149,30 +151,29 @@ class ShardDataset(ImageFileDataset):
             check_present(styles, found, f"{self.style_field}")
         self._index.choose(kept)
 
-    def _check_fields(self, samples: list[tuple[int, Members]]) -> None:
-        """Raises UserError for a field, or a kind of file, that none of the first samples has."""
-        fields: dict[str, None] = {}  # in the order of the files
-        for shard, members in samples:
-            try:
-                fields |= dict.fromkeys(_json_object(self._read(shard, members["json"], ".json", MAX_CAPTION)))
-            except (KeyError, SampleError):
-                continue
+    def _check_fields(self) -> None:
+        """Raises UserError for a kind of file that no sample has, or a field that none of some samples has."""
+        if CAPTION in self.text_fields and not self._index.having(self._caption_extension, 1):
+            txt = self.caption_field == "txt"
+            advice = "in .json, set it to a field of theirs" if txt else "in .txt, set data.caption_field=txt"
+            raise UserError(
+                f"data.caption_field={self.caption_field}: no sample has a .{self._caption_extension}, only "
+                f"{', '.join(sorted(self._index.extensions))}; with captions {advice}"
+            )
         wanted = list(self._json_fields)
-        if CAPTION in self.text_fields:
-            extensions = {extension for _, members in samples for extension in members}
-            if self._caption_extension not in extensions:
-                txt = self.caption_field == "txt"
-                advice = "in .json, set it to a field of theirs" if txt else "in .txt, set data.caption_field=txt"
-                raise UserError(
-                    f"data.caption_field={self.caption_field}: the first {len(samples)} samples have no "
-                    f".{self._caption_extension}, only {', '.join(sorted(extensions))}; with captions {advice}"
-                )
-            if self._caption_extension == "json":
-                wanted.insert(0, ("data.caption_field", self.caption_field))
+        if CAPTION in self.text_fields and self._caption_extension == "json":
+            wanted.insert(0, ("data.caption_field", self.caption_field))
+        if not wanted:
+            return
+        samples = self._index.having("json", _LOOKED_AT)
+        fields: dict[str, None] = {}  # in the order of the files
+        for index in samples:
+            with suppress(SampleError):
+                fields |= dict.fromkeys(_json_object(self._member(index, "json")))
         missing = next(((key, field) for key, field in wanted if fields and field not in fields), None)
         if missing is not None:
             raise UserError(
-                f"{missing[0]}={missing[1]}: no such field in the .json of the first {len(samples)} samples; "
+                f"{missing[0]}={missing[1]}: no such field in the .json of {len(samples)} samples; "
                 f"set it to one of: {', '.join(fields)}"
             )
 
@@ -204,12 +205,16 @@ class ShardDataset(ImageFileDataset):
         return self._read(shard, place, f".{extension}", MAX_CAPTION)
 
     def _image(self, index: int) -> BinaryIO:
+        self._require_image(index)
         shard, place = self._index.place(index, IMAGE)
+        return io.BytesIO(self._read(shard, place, "image", MAX_IMAGE))
+
+    def _require_image(self, index: int) -> None:
+        _, place = self._index.place(index, IMAGE)
         if place == NO_MEMBER:
             raise SampleError("no image in the shard")
         if place == SEVERAL_IMAGES:
             raise SampleError(f"the shard has several images for this text, and none of them is {self.key(index)}.jpg")
-        return io.BytesIO(self._read(shard, place, "image", MAX_IMAGE))
 
     def _read(self, shard: int, place: Span, name: str, limit: int) -> bytes:
         if place == SPARSE_MEMBER:

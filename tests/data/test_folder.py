@@ -272,7 +272,8 @@ def test_a_data_set_without_one_readable_sample_is_refused(tmp_path: Path) -> No
     for name in names[:-1]:
         (tmp_path / name).write_bytes(b"")
     require_readable(dataset, limit=70)
-    with pytest.raises(UserError, match=r"none of the first 64 samples .*first: 000\.png: not an image") as error:
+    (tmp_path / names[-1]).write_bytes(b"")
+    with pytest.raises(UserError, match=r"none of 64 samples of 70 .*first: 000\.png: not an image") as error:
         require_readable(dataset)
     one_line(error)
     with pytest.raises(UserError, match="no samples"):

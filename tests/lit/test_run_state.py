@@ -194,7 +194,7 @@ def test_unreadable_images_are_listed_once_and_counted_in_the_logs(tmp_path: Pat
 
 def test_too_large_a_share_of_unreadable_images_ends_the_run(tmp_path: Path) -> None:
     """The run ends once it has seen as many samples as the training set has, not before."""
-    with pytest.raises(UserError, match="3 of 8 images could not be read"):
+    with pytest.raises(UserError, match="3 of 8 samples cannot be used"):
         watched(tmp_path, {1, 4, 6}, max_share=0.3)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, enough_to_judge
+from cogview_pl.data.samples import CaptionedImages, Skipped
 from cogview_pl.lit.data_module import data_share
 
 
@@ -91,26 +93,56 @@ class BadSamples(Callback):
         self._path = Path(path)
         self._max_share = max_share
         self._log: BadSampleLog | None = None
+        self._validation = _Seen()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """List what is known to be bad before any image is read."""
+        if trainer.global_rank:
+            return
+        log = self._list(trainer)
+        sets = [trainer.datamodule.train, trainer.datamodule.val]  # type: ignore[attr-defined]
+        for images in sets:
+            if isinstance(images, CaptionedImages):
+                log.note(images.known_bad())
+        log.require_few(sum(map(len, sets)))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int
     ) -> None:
-        log = self._note(trainer, batch)
+        log = self._list(trainer)
+        log.add(batch.skipped, batch.seen)
         pl_module.log("data/skipped", float(log.count), sync_dist=trainer.world_size > 1, reduce_fx="sum")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation = _Seen()
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._note(trainer, batch)
+        self._list(trainer).note(batch.skipped)
+        self._validation.skipped += batch.skipped
+        self._validation.samples += batch.seen
 
-    def _note(self, trainer: Trainer, batch: ImageBatch) -> BadSampleLog:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge the validation as a whole: its samples come in order, and bad ones may all come first."""
+        if not trainer.sanity_checking:
+            self._list(trainer).add(self._validation.skipped, self._validation.samples)
+
+    def _list(self, trainer: Trainer) -> BadSampleLog:
         if self._log is None:
             images = len(trainer.datamodule.train)  # type: ignore[attr-defined]
             self._log = BadSampleLog(
                 _of_rank(self._path, trainer.global_rank), self._max_share, enough_to_judge(images)
             )
-        self._log.add(batch.skipped, seen=len(batch.images) + len(batch.skipped))
         return self._log
+
+
+@dataclass
+class _Seen:
+    """Samples of a validation."""
+
+    samples: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
 
 
 def _of_rank(path: Path, rank: int) -> Path:

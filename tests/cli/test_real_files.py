@@ -1,0 +1,78 @@
+"""Data sets as people have them, through the command line: shards whose bad samples come first."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.data.shards import write_tar
+
+SIZES = ("data.batch_size=8", "threads=1", "plan.strict=false")
+TRAINING = ("trainer.max_steps=2", "image_tokenizer.quantize_after_steps=1", "image_tokenizer.quantizer.kmeans_iters=1")
+
+
+def png(number: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64), (number % 256, 80, 160)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def samples(count: int, bad: int) -> dict[str, bytes]:
+    """Samples with a dot in their names; the first ones lack their image, their caption, or are damaged."""
+    members = {}
+    for number in range(count):
+        key, kind = f"scan.{number:03d}", number % 3 if number < bad else None
+        caption = None if kind == 0 else f"第{number}张红色的图像"
+        members[f"{key}.json"] = json.dumps({"caption": caption}).encode()
+        if kind != 1:
+            members[f"{key}.png"] = b"" if kind == 2 else png(number)
+    return members
+
+
+@pytest.fixture(scope="module")
+def ended(cli, tmp_path_factory):
+    home = tmp_path_factory.mktemp("shards")
+    write_tar(home / "good.tar", samples(180, bad=15))
+    write_tar(home / "hopeless.tar", samples(180, bad=90))
+    data = ("data=webdataset", *SIZES)
+    tokens = ("task=tokenize", *data, "image_tokenizer.path=images", "text.vocab_size=290")
+    cases = {
+        "vqvae": ["task=vqvae", *data, *TRAINING, "data.urls=good.tar", "run_dir=images"],
+        "tokenize": [*tokens, "data.urls=good.tar", "run_dir=tokens"],
+        "hopeless": [*tokens, "data.urls=hopeless.tar", "run_dir=none"],
+    }
+    results = cli.run_many([(args, home) for args in cases.values()], home)
+    return home, dict(zip(cases, results, strict=True))
+
+
+def listed(run: Path) -> dict[str, str]:
+    lines = (run / "skipped.jsonl").read_text(encoding="utf-8").splitlines()
+    return {record["key"]: record["reason"] for record in map(json.loads, lines)}
+
+
+def test_bad_samples_that_come_first_are_skipped_with_their_reasons(ended) -> None:
+    home, results = ended
+    assert results["tokenize"].code == 0, results["tokenize"].stderr[-3000:]
+    reasons = ("the caption is empty", "no image in the shard", "not an image in a known format, or cut off")
+    assert listed(home / "tokens") == {f"scan.{number:03d}": reasons[number % 3] for number in range(15)}
+    metrics = json.loads((home / "tokens" / "metrics.json").read_text())
+    assert metrics["tokenize/rows_train"] + metrics["tokenize/rows_val"] == 165
+    assert metrics["tokenize/skipped"] == 15
+
+
+def test_stage_one_lists_what_it_knows_before_it_reads(ended) -> None:
+    home, results = ended
+    assert results["vqvae"].code == 0, results["vqvae"].stderr[-3000:]
+    assert "data.urls: 180 names have dots, such as scan.000;" in results["vqvae"].stdout
+    assert {f"scan.{number:03d}" for number in range(15) if number % 3 == 1} <= listed(home / "images").keys()
+
+
+def test_a_share_that_is_too_large_ends_the_run_and_all_that_is_known_is_listed(ended) -> None:
+    home, results = ended
+    assert results["hopeless"].code == 2
+    assert results["hopeless"].stderr.startswith("cogview_pl: 60 of the 180 samples cannot be used (first: scan.0")
+    assert listed(home / "none").keys() == {f"scan.{number:03d}" for number in range(90) if number % 3 != 2}
