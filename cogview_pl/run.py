@@ -139,7 +139,7 @@ def _dispatch(config: Config, folder: RunFolder, found: Composed, job: str | Non
         _check_devices(config)
     if config.verb.trains_in_parallel:
         verb.check(config)
-    if config.verb.must_fit:
+    if config.verb.must_fit and config.plan.strict:
         with RANKS.first_goes_ahead() as first:
             if first:
                 status("estimating the memory of the run …")
