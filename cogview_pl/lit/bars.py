@@ -23,7 +23,7 @@ TERMINAL_SECONDS = 0.25
 FILE_SECONDS = 30.0
 """Time between two lines in a file or a pipe."""
 
-_WIDE = 100  # columns from which a bar also shows the time since its start and the speed
+_WIDE = 120  # columns from which a bar also shows the time since its start and the speed
 _NARROW_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt:>DIGITS}/{total_fmt} {unit}{postfix}, {remaining} left"
 _WIDE_FORMAT = _NARROW_FORMAT.replace("{remaining} left", "{elapsed} gone, {remaining} left, {rate_fmt}")
 
