@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from cogview_pl.checkpoints.model_folder import ImageTokenizer, save_image_token
 from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, collate_images
 from cogview_pl.data.config import DataConfig, StoreFormat, TokenStoreConfig
 from cogview_pl.data.loader import Loader
+from cogview_pl.data.mended import MendedLog
 from cogview_pl.data.samples import CaptionedImages, Skipped
 from cogview_pl.data.sharing import Team, batches_of
 from cogview_pl.data.token_store.cogview_bin import TEXT_LENGTH
@@ -34,6 +36,8 @@ TOKEN_STORE = "token_store"
 TEXT_MODEL = "text.model"
 IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
 _SPLITS = ("train", "val")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ def tokenise(
     save_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER, images)
     total = sum(map(len, sources.values()))
     bad_samples = BadSampleLog(folder / "skipped.jsonl", options.data.max_skipped_share)
+    mended = MendedLog(folder / "mended.jsonl")
     seen_before = sum(writer.resume_index(split) for split in _SPLITS)
     if not seen_before:
         _look_for_bad_samples(sources, bad_samples)
@@ -110,14 +115,18 @@ def tokenise(
         for batch in encoder.encoded(split, source, team.tell(writer.resume_index(split))):
             bad_samples.note(batch.skipped)
             bad_samples.require_few(total)
+            mended.add(batch.remarks)
             next_index = writer.resume_index(split) + batch.seen
             writer.append(split, batch.text_tokens, batch.codes, batch.keys, next_index, batch.large)
     if not writer.header.complete:
         writer.finish()
+    if mended.count:
+        _log.info("%s", mended.summary())
     return {
         **{f"tokenize/rows_{name}": split.rows for name, split in writer.header.splits.items()},
         "tokenize/captions_cut": sum(split.truncated for split in writer.header.splits.values()),
         "tokenize/skipped": bad_samples.count,
+        "tokenize/mended": mended.count,
         "tokenize/text_vocab_size": text.vocab_size,
         "perf/images_per_s": (total - seen_before) / (time.perf_counter() - started),
     }
@@ -142,6 +151,7 @@ class Encoded(NamedTuple):
     large: Tensor | None
     keys: list[str]
     skipped: list[Skipped]
+    remarks: Mapping[str, str]
 
     @property
     def seen(self) -> int:
@@ -189,6 +199,7 @@ class _Encoder:
             _codes(self.tokenizer, images, 2 * size) if self.options.rows.large else None,
             batch.keys,
             batch.skipped,
+            batch.remarks,
         )
 
 

@@ -159,6 +159,8 @@ class ImageBatch(NamedTuple):
     skipped: list[Skipped]
     fields: Mapping[str, list[str]] = {}
     """B texts of each other text field of the samples (`ImageSample.fields`)."""
+    remarks: Mapping[str, str] = {}
+    """What was mended in images when they were decoded, by key."""
 
     @property
     def seen(self) -> int:
@@ -184,6 +186,7 @@ def collate_images(samples: list[ImageSample | Skipped]) -> ImageBatch:
         keys=[sample.key for sample in good],
         skipped=[sample for sample in samples if isinstance(sample, Skipped)],
         fields={name: [sample.text_of(name) for sample in good] for name in (good[0].fields if good else ())},
+        remarks={sample.key: sample.remark for sample in good if sample.remark},
     )
 
 

@@ -29,6 +29,13 @@ class TokenSource(Enum):
 
 
 @dataclass
+class Decoding:
+    """How image files are decoded."""
+
+    max_pixels: int = count(default=90_000_000)
+
+
+@dataclass
 class DataConfig:
     """Options of every data set: its class, and how samples are loaded. Other attributes are arguments of the class."""
 
@@ -41,8 +48,11 @@ class DataConfig:
     token_store: str | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the class, without `split`."""
-        return {name: value for name, value in vars(self).items() if name not in _OF_THE_LOADER}
+        """Keyword arguments of the class, without `split`; the options of decoding are one of them."""
+        given = {name: value for name, value in vars(self).items() if name not in _OF_THE_LOADER}
+        if isinstance(self, Decoding):
+            given["decoding"] = Decoding(**{option.name: given.pop(option.name) for option in fields(Decoding)})
+        return given
 
     def at_twice_the_size(self) -> DataConfig:
         """The same images with twice the edge; smaller images have no detail to learn from and are skipped."""
@@ -67,7 +77,7 @@ class DataConfig:
 
 
 @dataclass
-class FolderDataConfig(DataConfig):
+class FolderDataConfig(DataConfig, Decoding):
     """A folder of images with captions (`FolderDataset`)."""
 
     root: str | None = None
@@ -80,7 +90,7 @@ class FolderDataConfig(DataConfig):
 
 
 @dataclass
-class WebDatasetConfig(DataConfig):
+class WebDatasetConfig(DataConfig, Decoding):
     """Tar shards (`ShardDataset`)."""
 
     urls: Any = MISSING

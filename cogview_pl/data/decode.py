@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import io
+import threading
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from cogview_pl.data.colour import to_srgb
+from cogview_pl.data.config import Decoding
+from cogview_pl.data.formats import HEAD, formats_of
+from cogview_pl.data.missing_end import REMARK, with_end
 from cogview_pl.durable.read import MAX_IMAGE, UnreadableError, cannot_be_read, require_file
-
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
-
-# Raster formats only: Pillow's EPS reader, for example, would start another program on a file from a stranger.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 LONGEST_SHAPE = 32
 """Largest ratio of the edges of an image: it limits the size of the resized image before the crop."""
+
+REDUCED_PIXELS = 4
+"""A JPEG may have this many times `data.max_pixels`, because it is decoded at a fraction of its size."""
+
+_SCALES = (8, 4, 2)  # at which the JPEG library decodes
+_LEAST_DETAIL = 1.25  # pixels of a reduced JPEG per pixel of the result, along an edge
+
+_OPENING = threading.Lock()  # Pillow's own limit of pixels is a global variable
 
 
 class SampleError(ValueError):
@@ -31,33 +39,47 @@ class ImageError(SampleError):
     """An image cannot be decoded."""
 
 
+class Decoded(NamedTuple):
+    """A decoded image."""
+
+    pixels: torch.Tensor
+    """uint8 `(3, size, size)`, 0 black … 255 white."""
+    remark: str
+    """What was mended while the image was decoded; empty: nothing."""
+
+
 def load_image(file: str | Path | BinaryIO, size: int, min_size: int = 0) -> torch.Tensor:
+    """The pixels of `decode_image` with the usual options: uint8 `(3, size, size)`; raises its ImageError."""
+    return decode_image(file, size, min_size).pixels
+
+
+def decode_image(file: str | Path | BinaryIO, size: int, min_size: int = 0, options: Decoding | None = None) -> Decoded:
     """Decode an image to uint8 `(3, size, size)`, 0 black … 255 white.
 
-    The orientation in the EXIF data is applied, transparent pixels are put on white, and grey, 16-bit, palette and
-    CMYK images become RGB. Of an animation the first frame is read. The shorter edge is resized to `size` (bicubic,
-    antialiased), then the centre is cropped.
+    The orientation in the EXIF data is applied, colour profiles are converted to sRGB, transparent pixels are put on
+    white, and grey, 16-bit, palette and CMYK images become RGB. Of an animation the first frame is read. The shorter
+    edge is resized to `size` (bicubic, antialiased), then the centre is cropped.
+
+    Args:
+        file: the image.
+        size: edge of the result in pixels.
+        min_size: smallest shorter edge of the image.
+        options: limit of pixels; None: the default.
 
     Raises:
         ImageError: the file is missing, unreadable, no regular file, larger than `MAX_IMAGE`, damaged or no image; it
-            has more pixels than Pillow considers safe, or its shorter edge has fewer than `min_size`.
+            has too many pixels to decode, its shorter edge has fewer than `min_size`, or its format needs a package
+            that is not installed.
     """
+    options = options or Decoding()
     try:
         if isinstance(file, (str, Path)):
             require_file(file, MAX_IMAGE)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # on odd metadata of images that can be read
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:
-                if max(image.size) > LONGEST_SHAPE * min(image.size):
-                    raise ImageError(f"{image.width}x{image.height} is too elongated for a square crop")
-                if min(image.size) < min_size:
-                    raise ImageError(f"{image.width}x{image.height} is smaller than data.min_size={min_size}")
-                if image.format == "PNG":
-                    _verify_png(file)
-                _decode_smaller(image, 2 * size)
-                ImageOps.exif_transpose(image, in_place=True)
-                pixels = tv.pil_to_tensor(_to_rgb(image))
+            with open(file, "rb") as stream:
+                return _decode(stream, size, min_size, options)
+        return _decode(file, size, min_size, options)
+    except ImageError:
+        raise
     except UnreadableError as error:
         raise ImageError("file not found" if error.missing else str(error)) from None
     except UnidentifiedImageError:
@@ -66,41 +88,106 @@ def load_image(file: str | Path | BinaryIO, size: int, min_size: int = 0) -> tor
         if isinstance(error, OSError) and error.errno is not None:
             raise ImageError(cannot_be_read(error)) from error
         raise ImageError(" ".join(str(error).split()) or type(error).__name__) from error
-    pixels = tv.resize(pixels, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    return tv.center_crop(pixels, [size, size]).contiguous()
 
 
-def _verify_png(file: str | Path | BinaryIO) -> None:
+def _decode(stream: BinaryIO, size: int, min_size: int, options: Decoding) -> Decoded:
+    try:
+        image, remark = _srgb(stream, size, min_size, options)
+    except ImageError:
+        raise
+    except Exception:  # damaged bytes make Pillow's readers raise nearly anything
+        stream.seek(0)
+        whole = with_end(stream.read(MAX_IMAGE))
+        if whole is None:
+            raise
+        image, _ = _srgb(io.BytesIO(whole), size, min_size, options)
+        remark = REMARK
+    width, height = _fit(image.width, image.height, size)
+    fit = tv.resize(tv.pil_to_tensor(image), [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    pixels = tv.center_crop(fit, [size, size])
+    return Decoded(pixels.contiguous(), remark)
+
+
+def _srgb(stream: BinaryIO, size: int, min_size: int, options: Decoding) -> tuple[Image.Image, str]:
+    """The image upright, in sRGB, not yet resized, and a remark."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # on odd metadata of images that can be read
+        with _opened(stream) as image:
+            if max(image.size) > LONGEST_SHAPE * min(image.size):
+                raise ImageError(f"{image.width}x{image.height} is too elongated for a square crop")
+            if min(image.size) < min_size:
+                raise ImageError(f"{image.width}x{image.height} is smaller than data.min_size={min_size}")
+            if image.format == "PNG":
+                _verify_png(stream)
+            ready = _decode_smaller(image, _fit(image.width, image.height, size), options.max_pixels)
+            ImageOps.exif_transpose(ready, in_place=True)
+            return to_srgb(ready)
+
+
+def _opened(stream: BinaryIO) -> Image.Image:
+    """The image with its header read, without Pillow's limit of pixels: `_decode_smaller` has one."""
+    stream.seek(0)
+    formats = formats_of(stream.read(HEAD))
+    stream.seek(0)
+    with _OPENING:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(stream, formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _verify_png(stream: BinaryIO) -> None:
     """Compare the checksums of a PNG; decoding stops at the last pixel, before the last checksum."""
-    place = None if isinstance(file, (str, Path)) else file.tell()
-    if place is not None:
-        file.seek(0)  # type: ignore[union-attr]
-    with Image.open(file, formats=["PNG"]) as image:
+    place = stream.tell()
+    with _opened(stream) as image:
         image.verify()
-    if place is not None:
-        file.seek(place)  # type: ignore[union-attr]
+    stream.seek(place)
 
 
-def _decode_smaller(image: Image.Image, shorter: int) -> None:
-    """Decode a JPEG at 1/8, 1/4 or 1/2, several times faster, if the shorter edge keeps `shorter` pixels.
+def _decode_smaller(image: Image.Image, fit: tuple[int, int], max_pixels: int) -> Image.Image:
+    """Decode a JPEG at 1/8, 1/4 or 1/2 where enough detail is left; other images stay as they are.
 
-    The scale must divide both edges: otherwise the reduced image covers a slightly different area.
+    Args:
+        image: opened, not decoded.
+        fit: width and height to which the image is resized later.
+        max_pixels: largest number of pixels to decode.
+
+    Raises:
+        ImageError: there are more pixels.
     """
-    if image.format == "JPEG":
-        for scale in (8, 4, 2):
-            if min(image.size) >= scale * shorter and image.width % scale == image.height % scale == 0:
-                image.draft(None, (image.width // scale, image.height // scale))
-                break
+    width, height = image.size
+    is_jpeg = image.format in ("JPEG", "MPO")
+    if width * height > max_pixels * (REDUCED_PIXELS if is_jpeg else 1):
+        raise _too_large(width, height, max_pixels)
+    scale = _scale(width, height, fit) if is_jpeg else 1
+    if scale > 1:
+        image.draft(None, (width // scale, height // scale))
+    if image.width * image.height > max_pixels:
+        raise _too_large(image.width, image.height, max_pixels)
+    if width % scale == height % scale == 0:
+        return image
+    # The library rounds edges up. Only the part that the whole image covers is resized.
+    covered = (0, 0, width / scale, height / scale)
+    return image.resize(fit, Image.Resampling.BICUBIC, covered)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ImageError("floating-point pixels are not supported")
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow keeps the high byte of 16-bit colour, so do we
-        levels = np.asarray(image).clip(0, 65535) >> 8
-        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        ground = Image.new("RGBA", image.size, "white")
-        ground.alpha_composite(image.convert("RGBA"))
-        return ground.convert("RGB")
-    return image.convert("RGB")
+def _scale(width: int, height: int, fit: tuple[int, int]) -> int:
+    """The largest scale that leaves twice the pixels, best without rounding edges, else one that leaves enough."""
+    scales = [scale for scale in _SCALES if min(width, height) >= scale * _LEAST_DETAIL * min(fit)]
+    ample = [scale for scale in scales if min(width, height) >= scale * 2 * min(fit)]
+    exact = [scale for scale in ample if width % scale == height % scale == 0]
+    return next(iter(exact or ample or scales), 1)
+
+
+def _too_large(width: int, height: int, max_pixels: int) -> ImageError:
+    return ImageError(
+        f"{width}x{height} pixels are more than data.max_pixels={max_pixels} allows to decode; "
+        "make the image smaller, or raise the limit"
+    )
+
+
+def _fit(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height of the resized image, before it is cropped."""
+    shorter = min(width, height)
+    return int(size * width / shorter), int(size * height / shorter)

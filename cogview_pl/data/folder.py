@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from cogview_pl.data.config import Decoding
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.images import CaptionError, ImageFileDataset, field_text, find_images, split_indices
 from cogview_pl.durable.read import (
@@ -62,7 +63,7 @@ class FolderDataset(ImageFileDataset):
         caption_field: field or column with the caption; None takes `text` or `caption`.
         styles: the folder of each style.
         style_field: field or column with the style, instead of `styles`.
-        style_patterns, min_size, text_fields: see `ImageFileDataset`.
+        style_patterns, min_size, text_fields, decoding: see `ImageFileDataset`.
 
     Raises:
         UserError: see `find_captions`, `split_indices` and `ImageFileDataset`; neither or both of `root` and
@@ -82,8 +83,9 @@ class FolderDataset(ImageFileDataset):
         style_patterns: Sequence[str] = (),
         min_size: int = 0,
         text_fields: Sequence[str] = (CAPTION,),
+        decoding: Decoding | None = None,
     ) -> None:
-        super().__init__(image_size, min_size, style_patterns, text_fields)
+        super().__init__(image_size, min_size, style_patterns, text_fields, decoding)
         folders = _folders(root, styles)
         if styles and style_field is not None:
             raise UserError(f"data.style_field={style_field}: data.styles names the styles already; drop one of them")

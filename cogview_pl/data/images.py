@@ -10,12 +10,15 @@ import json
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from cogview_pl.data.decode import IMAGE_EXTENSIONS, SampleError, load_image
+from cogview_pl.data.config import Decoding
+from cogview_pl.data.decode import SampleError, decode_image
+from cogview_pl.data.formats import IMAGE_EXTENSIONS
 from cogview_pl.data.samples import CaptionedImages, ImageSample, Skipped, fraction_of
 from cogview_pl.data.styles import StylePatterns
 from cogview_pl.durable.read import cannot_be_read
@@ -94,17 +97,24 @@ class ImageFileDataset(CaptionedImages):
         style_patterns: how captions name the style (`StylePatterns`); without any, captions stay as they are.
         text_fields: names of the texts of a sample; `text` is the caption, any other a column or key of that name.
             Without any, samples are images alone, and neither captions nor styles are read.
+        decoding: how images are decoded; None: the defaults.
 
     Raises:
         UserError: a pattern is unusable.
     """
 
     def __init__(
-        self, image_size: int, min_size: int, style_patterns: Sequence[str], text_fields: Sequence[str]
+        self,
+        image_size: int,
+        min_size: int,
+        style_patterns: Sequence[str],
+        text_fields: Sequence[str],
+        decoding: Decoding | None = None,
     ) -> None:
         self.image_size = image_size
         self.min_size = min_size
         self.text_fields = tuple(text_fields)
+        self.decoding = decoding or Decoding()
         self._patterns = StylePatterns(style_patterns if text_fields else ())
         if self._patterns and CAPTION not in text_fields:
             raise UserError("data.style_patterns: they name the style in {text}, a slot that template.layout lacks")
@@ -129,8 +139,10 @@ class ImageFileDataset(CaptionedImages):
         """Raises SampleError if the file of an image is known to be missing."""
 
     def _settings(self) -> tuple[object, ...]:
-        """The arguments that change a sample."""
-        return self.image_size, self.min_size, self._patterns.patterns, self.text_fields
+        """The arguments that change a sample; of the options of decoding those that differ from their defaults."""
+        usual, chosen = asdict(Decoding()), asdict(self.decoding)
+        changed = tuple(f"{name}={value}" for name, value in chosen.items() if value != usual[name])
+        return self.image_size, self.min_size, self._patterns.patterns, self.text_fields, *changed
 
     def text(self, index: int, field: str = CAPTION) -> str:
         """The text of a field; empty where the sample lacks it. With patterns, the caption names its style."""
@@ -143,8 +155,8 @@ class ImageFileDataset(CaptionedImages):
         index = range(len(self))[index]
         try:
             texts = {field: self._text(index, field) for field in self.text_fields}
-            pixels = load_image(self._image(index), self.image_size, self.min_size)
-            return ImageSample(self.key(index), pixels, texts.pop(CAPTION, ""), texts)
+            image = decode_image(self._image(index), self.image_size, self.min_size, self.decoding)
+            return ImageSample(self.key(index), image.pixels, texts.pop(CAPTION, ""), texts, image.remark)
         except SampleError as error:
             return Skipped(self.key(index), str(error))
 

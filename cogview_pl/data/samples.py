@@ -28,6 +28,8 @@ class ImageSample(NamedTuple):
     """The caption; empty where the layout has no slot `{text}`."""
     fields: Mapping[str, str] = {}
     """Text of each other text slot of the layout, by the slot's name."""
+    remark: str = ""
+    """What was mended when the image was decoded; empty: nothing."""
 
     def text_of(self, field: str) -> str:
         """The text of a field; `text` is the caption. Raises UserError where the sample lacks the field."""

@@ -15,8 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from cogview_pl.data.decode import IMAGE_EXTENSIONS, SampleError
+from cogview_pl.data.config import Decoding
+from cogview_pl.data.decode import SampleError
 from cogview_pl.data.fingerprint import Fingerprint
+from cogview_pl.data.formats import IMAGE_EXTENSIONS
 from cogview_pl.data.images import CaptionError, ImageFileDataset, field_text, split_indices
 from cogview_pl.data.progress import NewProgress, Silent
 from cogview_pl.data.shard_files import OpenFiles, expand_urls
@@ -51,7 +53,7 @@ class ShardDataset(ImageFileDataset):
         style_field: field of `<key>.json` with the name of the style.
         styles: the styles to keep; None keeps all. With styles, each `.json` is read at construction; a sample whose
             `.json` cannot be read is kept, and `Skipped` when it is read.
-        style_patterns, min_size, text_fields: see `ImageFileDataset`.
+        style_patterns, min_size, text_fields, decoding: see `ImageFileDataset`.
         progress: shows how much of the shards has been indexed.
 
     Raises:
@@ -74,9 +76,10 @@ class ShardDataset(ImageFileDataset):
         style_patterns: Sequence[str] = (),
         min_size: int = 0,
         text_fields: Sequence[str] = (CAPTION,),
+        decoding: Decoding | None = None,
         progress: NewProgress = Silent,
     ) -> None:
-        super().__init__(image_size, min_size, style_patterns, text_fields)
+        super().__init__(image_size, min_size, style_patterns, text_fields, decoding)
         for name, given in (("style_patterns", style_patterns), ("styles", styles)):
             if given and style_field is None:
                 raise UserError(

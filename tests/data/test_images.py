@@ -56,7 +56,8 @@ def test_the_extreme_fractions_put_everything_on_one_side() -> None:
 
 @pytest.mark.parametrize(("name", "found"), [("a.JPG", True), ("a.jpeg", True), ("a.png", True), ("a.webp", True),
     ("a.bmp", True), ("a.gif", True), ("a.b.png", True), ("a.txt", False), ("png", False), ("a.png.txt", False),
-    (".a.png", False), ("a.tiff", False)])  # fmt: skip
+    (".a.png", False), ("a.tiff", True), ("a.jfif", True), ("a.AVIF", True), ("a.heic", True), ("a.jxl", True),
+    ("a.psd", False)])  # fmt: skip
 def test_images_are_told_by_their_names(tmp_path: Path, name: str, found: bool) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "folder.png" / name).touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,11 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, enough_to_judge
+from cogview_pl.data.mended import MendedLog
 from cogview_pl.data.samples import CaptionedImages, Skipped
 from cogview_pl.lit.data_module import data_share
+
+_log = logging.getLogger(__name__)
 
 
 class RandomState(Callback):
@@ -84,6 +88,8 @@ def _set_generators(state: dict[str, Any]) -> None:
 class BadSamples(Callback):
     """Lists samples that could not be read in `skipped.jsonl`, and ends the run if there are too many.
 
+    Images that were mended when they were decoded are listed in `mended.jsonl` in the same folder.
+
     Args:
         path: path of the list.
         max_share: largest share of unreadable samples that does not end the run.
@@ -93,6 +99,7 @@ class BadSamples(Callback):
         self._path = Path(path)
         self._max_share = max_share
         self._log: BadSampleLog | None = None
+        self._mended: MendedLog | None = None
         self._validation = _Seen()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,6 +118,7 @@ class BadSamples(Callback):
     ) -> None:
         log = self._list(trainer)
         log.add(batch.skipped, batch.seen)
+        self._note_remarks(trainer, batch)
         pl_module.log("data/skipped", float(log.count), sync_dist=trainer.world_size > 1, reduce_fx="sum")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -120,6 +128,7 @@ class BadSamples(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._list(trainer).note(batch.skipped)
+        self._note_remarks(trainer, batch)
         self._validation.skipped += batch.skipped
         self._validation.samples += batch.seen
 
@@ -128,6 +137,10 @@ class BadSamples(Callback):
         if not trainer.sanity_checking:
             self._list(trainer).add(self._validation.skipped, self._validation.samples)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._mended is not None and self._mended.count:
+            _log.info("%s", self._mended.summary())
+
     def _list(self, trainer: Trainer) -> BadSampleLog:
         if self._log is None:
             images = len(trainer.datamodule.train)  # type: ignore[attr-defined]
@@ -135,6 +148,11 @@ class BadSamples(Callback):
                 _of_rank(self._path, trainer.global_rank), self._max_share, enough_to_judge(images)
             )
         return self._log
+
+    def _note_remarks(self, trainer: Trainer, batch: ImageBatch) -> None:
+        if self._mended is None:
+            self._mended = MendedLog(_of_rank(self._path.with_name("mended.jsonl"), trainer.global_rank))
+        self._mended.add(batch.remarks)
 
 
 @dataclass
