@@ -21,6 +21,14 @@ class StoreFormat(Enum):
     cogview = "cogview"
 
 
+class Captions(Enum):
+    """Which of the captions of an image become samples."""
+
+    first = "first"
+    random = "random"
+    all = "all"
+
+
 class TokenSource(Enum):
     """Where stage 2 finds its tokens when no store is named."""
 
@@ -81,9 +89,13 @@ class FolderDataConfig(DataConfig, Decoding):
     """A folder of images with captions (`FolderDataset`)."""
 
     root: str | None = None
+    listing: str | None = None
     val_fraction: float = share()
     min_size: int = whole()
+    image_field: str | None = None
     caption_field: str | None = None
+    captions: Captions = MISSING
+    caption_seed: int = MISSING
     styles: Any = None
     style_field: str | None = None
     style_patterns: list[str] = MISSING
@@ -98,6 +110,8 @@ class WebDatasetConfig(DataConfig, Decoding):
     val_fraction: float = share()
     min_size: int = whole()
     caption_field: str = MISSING
+    captions: Captions = MISSING
+    caption_seed: int = MISSING
     style_field: str | None = None
     styles: list[str] | None = None
     style_patterns: list[str] = MISSING

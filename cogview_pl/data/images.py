@@ -1,4 +1,4 @@
-"""Image files with captions: finding, the split, and the base class of folders and shards.
+"""Image files with captions: the split, and the base class of folders and shards.
 
 One bad image raises nothing here: the data set returns a `Skipped` with the reason, and `bad_samples.py` decides when
 there are too many.
@@ -6,8 +6,6 @@ there are too many.
 
 from __future__ import annotations
 
-import json
-import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -16,48 +14,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from cogview_pl.data.config import Decoding
+from cogview_pl.data.captions import CaptionChoice, CaptionError
+from cogview_pl.data.config import Captions, Decoding
 from cogview_pl.data.decode import SampleError, decode_image
-from cogview_pl.data.formats import IMAGE_EXTENSIONS
 from cogview_pl.data.samples import CaptionedImages, ImageSample, Skipped, fraction_of
 from cogview_pl.data.styles import StylePatterns
-from cogview_pl.durable.read import cannot_be_read
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.vocab.roles import CAPTION
-
-_ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
-
-_OF_THE_SYSTEM = "lost+found"  # at the top of a disk, readable by root alone
-
-
-class CaptionError(SampleError):
-    """A caption is missing or is not text."""
-
-
-def field_text(value: object, name: str = "caption") -> str:
-    """The text in a metadata field, without the white space around it.
-
-    Of a list of texts the first counts. Null and an empty list give an empty text; data sets skip its sample.
-
-    Args:
-        value: of the field, as JSON has it.
-        name: of the field, for messages.
-
-    Raises:
-        CaptionError: the value is not text.
-    """
-    if isinstance(value, list):
-        value = value[0] if value else None
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise CaptionError(f"the {name} is not text but {json.dumps(value, ensure_ascii=False)[:40]}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise CaptionError(f"the {name} is not valid Unicode") from None
-    return value.strip()
 
 
 def split_indices(keys: Sequence[str], split: str, val_fraction: float) -> list[int]:
@@ -98,6 +62,9 @@ class ImageFileDataset(CaptionedImages):
         text_fields: names of the texts of a sample; `text` is the caption, any other a column or key of that name.
             Without any, samples are images alone, and neither captions nor styles are read.
         decoding: how images are decoded; None: the defaults.
+        captions: which of several captions of an image count: `first`, `random` (by a hash of seed and key) or `all`,
+            each as a sample of its own. Of several other texts the first counts.
+        caption_seed: of the random choice.
 
     Raises:
         UserError: a pattern is unusable.
@@ -110,7 +77,10 @@ class ImageFileDataset(CaptionedImages):
         style_patterns: Sequence[str],
         text_fields: Sequence[str],
         decoding: Decoding | None = None,
+        captions: Captions | str = Captions.first,
+        caption_seed: int = 0,
     ) -> None:
+        self.choice = CaptionChoice(captions, caption_seed)
         self.image_size = image_size
         self.min_size = min_size
         self.text_fields = tuple(text_fields)
@@ -124,8 +94,12 @@ class ImageFileDataset(CaptionedImages):
         """The name of a sample within the data set."""
 
     @abstractmethod
-    def _given_text(self, index: int, field: str) -> str:
-        """The text of a field as the data give it, maybe empty, or a SampleError."""
+    def _given_texts(self, index: int, field: str) -> Sequence[str]:
+        """The texts of a field as the data give them, maybe none, or a SampleError."""
+
+    def _caption_number(self, index: int) -> int:
+        """Which of its captions a sample takes, from 0, where each caption is a sample (`captions=all`)."""
+        return 0
 
     @abstractmethod
     def _style(self, index: int) -> str:
@@ -142,7 +116,14 @@ class ImageFileDataset(CaptionedImages):
         """The arguments that change a sample; of the options of decoding those that differ from their defaults."""
         usual, chosen = asdict(Decoding()), asdict(self.decoding)
         changed = tuple(f"{name}={value}" for name, value in chosen.items() if value != usual[name])
-        return self.image_size, self.min_size, self._patterns.patterns, self.text_fields, *changed
+        return (
+            self.image_size,
+            self.min_size,
+            self._patterns.patterns,
+            self.text_fields,
+            *changed,
+            *self.choice.settings(),
+        )
 
     def text(self, index: int, field: str = CAPTION) -> str:
         """The text of a field; empty where the sample lacks it. With patterns, the caption names its style."""
@@ -172,7 +153,11 @@ class ImageFileDataset(CaptionedImages):
 
     def _text(self, index: int, field: str) -> str:
         """The complete text of a field, or a SampleError."""
-        text = self._given_text(index, field)
+        texts = self._given_texts(index, field)
+        if field == CAPTION:
+            text = self.choice.of(texts, self.key(index))[self._caption_number(index)]
+        else:
+            text = next(iter(texts), "")
         if not text:
             raise CaptionError(f"the {'caption' if field == CAPTION else field} is empty")
         if field != CAPTION or not self._patterns:
@@ -181,39 +166,3 @@ class ImageFileDataset(CaptionedImages):
         if not style:
             raise CaptionError("the style is empty")
         return self._patterns.apply(text, style, self.key(index))
-
-
-def find_images(root: Path) -> Iterator[Path]:
-    """All image files below a folder, except hidden files, in a fixed order.
-
-    Links to folders are followed, except a link to a folder that contains the link.
-
-    Raises:
-        UserError: a folder cannot be read.
-    """
-    above = {os.fspath(root): {_identity(root)}}  # folder → its identity and those of the folders above it
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=_refuse_folder):
-        way = above.pop(folder)
-        kept = []
-        for name in sorted(folders):
-            path = os.path.join(folder, name)
-            if not name.startswith(".") and name != _OF_THE_SYSTEM and (place := _identity(path)) not in way:
-                kept.append(name)
-                above[path] = {*way, place}
-        folders[:] = kept
-        for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(_ENDINGS):
-                yield Path(folder, name)
-
-
-def _identity(folder: str | Path) -> tuple[int, int] | None:
-    """Device and inode of a folder, the same through every link; None where it cannot be read."""
-    try:
-        found = os.stat(folder)
-    except OSError:  # os.walk reports it
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise UserError(f"{error.filename} {cannot_be_read(error)}; make it readable, or move it away") from None

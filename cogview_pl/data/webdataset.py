@@ -15,11 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from cogview_pl.data.config import Decoding
+import numpy as np
+
+from cogview_pl.data.captions import CaptionError, caption_lines, field_text, field_texts
+from cogview_pl.data.config import Captions, Decoding
 from cogview_pl.data.decode import SampleError
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.formats import IMAGE_EXTENSIONS
-from cogview_pl.data.images import CaptionError, ImageFileDataset, field_text, split_indices
+from cogview_pl.data.images import ImageFileDataset, split_indices
 from cogview_pl.data.progress import NewProgress, Silent
 from cogview_pl.data.shard_files import OpenFiles, expand_urls
 from cogview_pl.data.shard_index import IMAGE, ShardIndex
@@ -53,7 +56,8 @@ class ShardDataset(ImageFileDataset):
         style_field: field of `<key>.json` with the name of the style.
         styles: the styles to keep; None keeps all. With styles, each `.json` is read at construction; a sample whose
             `.json` cannot be read is kept, and `Skipped` when it is read.
-        style_patterns, min_size, text_fields, decoding: see `ImageFileDataset`.
+        style_patterns, min_size, text_fields, decoding, captions, caption_seed: see `ImageFileDataset`. With
+            `captions=all` each caption is read at construction.
         progress: shows how much of the shards has been indexed.
 
     Raises:
@@ -77,9 +81,11 @@ class ShardDataset(ImageFileDataset):
         min_size: int = 0,
         text_fields: Sequence[str] = (CAPTION,),
         decoding: Decoding | None = None,
+        captions: Captions | str = Captions.first,
+        caption_seed: int = 0,
         progress: NewProgress = Silent,
     ) -> None:
-        super().__init__(image_size, min_size, style_patterns, text_fields, decoding)
+        super().__init__(image_size, min_size, style_patterns, text_fields, decoding, captions, caption_seed)
         for name, given in (("style_patterns", style_patterns), ("styles", styles)):
             if given and style_field is None:
                 raise UserError(
@@ -105,6 +111,9 @@ class ShardDataset(ImageFileDataset):
             self._keep_styles(styles, must_have_all=split == "train" or val_urls is None)
         if val_urls is None:
             self._index.choose(split_indices([self.key(i) for i in range(len(self))], split, val_fraction))
+        self._caption_numbers: np.ndarray | None = None
+        if self.choice.captions == Captions.all and CAPTION in self.text_fields:
+            self._take_each_caption()
 
     def __len__(self) -> int:
         return len(self._index)
@@ -124,6 +133,24 @@ class ShardDataset(ImageFileDataset):
         for shard in self.shards:
             found.add_file(shard, shard.name)
         return found.hexdigest()
+
+    def _take_each_caption(self) -> None:
+        """Make a sample of each caption."""
+        counts = np.array([self._count_captions(index) for index in range(len(self))], dtype=np.int64)
+        numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        self._index.choose(np.repeat(np.arange(len(counts)), counts).tolist())
+        self._caption_numbers = numbers
+
+    def _count_captions(self, index: int) -> int:
+        """Number of samples with the image of a sample; one where no caption can be read."""
+        SIGNALS.check()
+        try:
+            return max(1, len(self._given_texts(index, CAPTION)))
+        except SampleError:
+            return 1
+
+    def _caption_number(self, index: int) -> int:
+        return 0 if self._caption_numbers is None else int(self._caption_numbers[index])
 
     def _read_index(self, progress: NewProgress) -> ShardIndex:
         extensions = {"json": None} if self._json_fields else {}
@@ -180,19 +207,19 @@ class ShardDataset(ImageFileDataset):
                 f"set it to one of: {', '.join(fields)}"
             )
 
-    def _given_text(self, index: int, field: str) -> str:
+    def _given_texts(self, index: int, field: str) -> list[str]:
         if field != CAPTION:
-            return self._json_text(index, field)
+            return [self._json_text(index, field)]
         data = self._member(index, self._caption_extension)
         if self.caption_field == "txt":
             try:
-                return data.decode("utf-8-sig").strip()
+                return caption_lines(data.decode("utf-8-sig"))
             except UnicodeDecodeError:
                 raise CaptionError("the .txt is not UTF-8 text") from None
         record = _json_object(data)
         if self.caption_field not in record:
             raise CaptionError(f"the .json has no field {self.caption_field}")
-        return field_text(record[self.caption_field])
+        return field_texts(record[self.caption_field])
 
     def _style(self, index: int) -> str:
         return "" if self.style_field is None else self._json_text(index, self.style_field, "style")

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from cogview_pl.data.decode import SampleError, load_image
-from cogview_pl.data.images import find_images
 from cogview_pl.data.records import read_record, record_line
+from cogview_pl.data.walk import find_images
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.durable.write import replacing
 from cogview_pl.errors import UserError

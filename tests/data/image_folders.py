@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from cogview_pl.data.folder import find_captions
+from cogview_pl.data.folder_layout import read_folder
+from cogview_pl.data.listed import Fields, Listed
 
 PATTERNS = ("{text}的{style}图像", "{style}风格的{text}")
 
@@ -20,10 +22,12 @@ def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
 
 
 def captions(root: Path | str, field: str | None = None) -> list[tuple[str, str]]:
-    return [(image.file, image.texts[0]) for image in find_captions(root, field)]
+    """File and first caption of each image."""
+    return [(image.file, next(iter(image.captions), "")) for image in listed(root, caption=field)]
 
 
-# --- find_captions
+def listed(root: Path | str, listing: str | None = None, **fields: Any) -> list[Listed]:
+    return read_folder(Path(root), Fields(**fields), listing, "data.root").images
 
 
 def folder(root: Path, names: list[str]) -> Path:

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from cogview_pl.data.bad_samples import require_readable
-from cogview_pl.data.folder import FolderDataset, find_captions
+from cogview_pl.data.folder import FolderDataset
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.errors import UserError
 
-from .image_folders import PATTERNS, captioned, captions, folder, holes, linked, listing, one_line, piped
+from .image_folders import PATTERNS, captioned, captions, folder, holes, linked, listed, listing, one_line, piped
 
 JSONL = (
     '{"file_name": "a.png", "text": " 熊猫 ", "en": "panda"}\n\n{"file_name": "s/b.png", "text": "猫", "en": "cat"}\n'
@@ -91,14 +91,14 @@ def test_a_text_file_beside_each_image(tmp_path: Path, encoding: str) -> None:
         ),
         (lambda root: listing(root, "captions.csv", 'file_name,text\na.png,"t\n'), r"csv:2 is malformed"),
         (
-            lambda root: listing(root, "captions.csv", "file_name,text\na.png,熊\n", "gbk"),
-            r"csv is not UTF-8",
+            lambda root: listing(root, "captions.csv", "file_name,text\na.png,\xff\xe9\n", "latin-1"),
+            r"csv:2, text: the caption is not valid Unicode; mend the line or set data\.caption_field$",
         ),
         (
             lambda root: listing(root, "captions.csv", "file_name,text\nx.png,t\ny.png,t\n"),
             r"none of the 2 listed images exists, the first is \S*x\.png",
         ),
-        (lambda root: listing(root, "a.txt", "熊", "utf-16"), r"a\.txt is not UTF-8"),
+        (lambda root: listing(root, "a.txt", "\xff\xe9", "latin-1"), r"/a\.txt is not UTF-8 text; save it as UTF-8$"),
         (lambda root: root / ("y" * 300), r"data\.root=\S*y cannot be read \(File name too long\); set it to"),
         (
             lambda root: linked(root / "loop"),
@@ -111,7 +111,7 @@ def test_a_text_file_beside_each_image(tmp_path: Path, encoding: str) -> None:
             lambda root: folder(root, ["metadata.csv/b.png"]),
             r"metadata\.csv is a folder, not a file; mend or remove it",
         ),
-        (lambda root: piped(root, "a.txt"), r"a\.txt is a named pipe, not a file; mend or remove it"),
+        (lambda root: piped(root, "a.txt"), r"has no captions; add one of"),
         (
             lambda root: linked(root / "a.txt").parent,
             r"a\.txt cannot be read \(Too many levels of symbolic links\); mend",
@@ -139,14 +139,14 @@ def test_a_text_file_beside_each_image(tmp_path: Path, encoding: str) -> None:
 def test_what_is_wrong_with_a_folder(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
     root = make(folder(tmp_path, ["a.png"]))
     with pytest.raises(UserError, match=message) as error:
-        find_captions(root)
+        captions(root)
     one_line(error)
 
 
 def test_an_unknown_caption_field_is_named(tmp_path: Path) -> None:
     listing(folder(tmp_path, ["a.png"]), "captions.csv", CSV)
     with pytest.raises(UserError, match=r"csv:2 has no field zh; .* one of: file_name, text, en"):
-        find_captions(tmp_path, "zh")
+        captions(tmp_path, "zh")
 
 
 # --- FolderDataset
@@ -195,7 +195,7 @@ def test_what_is_no_file_is_skipped_with_a_reason_and_not_opened(tmp_path: Path)
 def test_lines_of_a_caption_beside_an_image_end_alike(tmp_path: Path) -> None:
     folder(tmp_path, ["a.png"])
     (tmp_path / "a.txt").write_bytes("一\r\n二\r三\n".encode())
-    assert captions(tmp_path) == [("a.png", "一\n二\n三")]
+    assert listed(tmp_path)[0].captions == ("一", "二", "三")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -207,7 +207,7 @@ def test_what_may_not_be_read_is_not_missing(tmp_path: Path, name: str) -> None:
         listing(root, name, CSV)
     (root / name).chmod(0)
     with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)") as error:
-        find_captions(root)
+        captions(root)
     assert str(root / name) in one_line(error)
     root.chmod(0o700)
 

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cogview_pl.data.folder import FolderDataset, Listed, find_captions
+from cogview_pl.data.folder import FolderDataset
+from cogview_pl.data.listed import Listed
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS, Stopped
+
+from .image_folders import listed
 
 UNREADABLE = Path("/proc/self/mem")
 """A file that is there and may be opened, of which the system reads nothing."""
@@ -27,40 +30,39 @@ def root(tmp_path: Path) -> Path:
 
 def refused(root: Path, **options: str) -> str:
     with pytest.raises(UserError) as error:
-        find_captions(root, **options)
+        listed(root, **options)
     assert "\n" not in str(error.value)
     return str(error.value).replace(f"{root}/", "")
 
 
 def test_the_first_of_several_lists_counts(root: Path) -> None:
     (root / "a.txt").write_text("beside")
-    assert find_captions(root) == [Listed("a.png", ("beside",)), Listed("b.png", ("",))]
+    assert listed(root) == [Listed("a.png", ("beside",)), Listed("b.png")]
     for name in reversed(
         ("metadata.jsonl", "captions.jsonl", "metadata.csv", "captions.csv", "metadata.tsv", "captions.tsv")
     ):
         separator = {"csv": ",", "tsv": "\t"}.get(name[-3:])
         rows = f'{{"path": "a.png", "text": "{name}"}}'
         (root / name).write_text(rows if separator is None else f"path,text\na.png,{name}".replace(",", separator))
-        assert find_captions(root) == [Listed("a.png", (name,))]
+        assert listed(root) == [Listed("a.png", (name,))]
 
 
 def test_the_first_of_several_fields_counts(root: Path) -> None:
     (root / "captions.csv").write_text("caption,path,text,image,file_name\n1,2,3,4,a.png\n")
-    assert find_captions(root) == [Listed("a.png", ("3",))]
-    assert find_captions(root, "caption", "image") == [Listed("a.png", ("1",), "4")]
+    assert listed(root) == [Listed("a.png", ("3",))]
+    assert listed(root, caption="caption", style="image") == [Listed("a.png", ("1",), style="4")]
     (root / "captions.csv").write_text("caption,path,image\n1,2,a.png\n")
-    assert find_captions(root) == [Listed("a.png", ("1",))]
+    assert listed(root) == [Listed("a.png", ("1",))]
 
 
 def test_an_empty_text_file_is_a_caption_that_is_empty(root: Path) -> None:
     (root / "a.txt").touch()
-    assert find_captions(root) == [Listed("a.png", ("",)), Listed("b.png", ("",))]
+    assert listed(root) == [Listed("a.png"), Listed("b.png")]
 
 
 def test_a_folder_may_be_named_from_home(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "a.txt").write_text("t")
     monkeypatch.setenv("HOME", str(root.parent))
-    assert find_captions(f"~/{root.name}")[0] == Listed("a.png", ("t",))
     for places in ({"root": f"~/{root.name}"}, {"root": None, "styles": {"油画": f"~/{root.name}"}}):
         dataset = FolderDataset(split="train", image_size=4, val_fraction=0.0, **places)  # type: ignore[arg-type]
         assert dataset[0].key == ("油画/a.png" if "styles" in places else "a.png")
@@ -75,10 +77,10 @@ def test_a_folder_may_be_named_from_home(root: Path, monkeypatch: pytest.MonkeyP
         ("captions.jsonl", "{}", "captions.jsonl:1 names no image; use file_name or image or path (fields here: n"),
         ("captions.jsonl", "[" * 10**5, "captions.jsonl:1 is not JSON (maximum recursion depth"),
         ("captions.jsonl", '{"path": "a.png", "text": 1, "caption": "t"}', "captions.jsonl:1, text: the caption is"),
-        ("captions.csv", 'path,text\na.png,"1\n2"\nb.png\n', "captions.csv:4 has 1 columns, the header has 2; put"),
+        ("captions.csv", 'path,text\nb.png\n', "captions.csv:2 has 1 columns, the header has 2; put"),
         ("captions.csv", 'path,text\n\n\na.png,"1"2\n', "captions.csv:4 is malformed ("),
         ("captions.csv", "path,text\n\n\n", "captions.csv lists no images; give one per line"),
-        ("captions.tsv", "path,text\na.png,t\n", "captions.tsv:2 names no image; use file_name or image or path"),
+        ("captions.tsv", "title,text\nred,t\n", "captions.tsv:2 names no image; use file_name or image or path"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_which_line(root: Path, name: str, content: str, reason: str) -> None:
@@ -88,7 +90,7 @@ def test_what_is_wrong_in_which_line(root: Path, name: str, content: str, reason
 
 def test_a_style_that_is_no_text_is_named_with_its_field(root: Path) -> None:
     (root / "captions.jsonl").write_text('{"path": "a.png", "text": "t", "medium": 3}')
-    assert refused(root, style_field="medium") == (
+    assert refused(root, style="medium") == (
         "captions.jsonl:1, medium: the style is not text but 3; mend the line or set data.style_field"
     )
 
@@ -107,7 +109,7 @@ def test_of_several_images_the_first_that_is_there_but_no_file_is_named(root: Pa
     (root / "captions.csv").write_text("path,text\ngone.png,t\nc.png,t\nd.png,t\n")
     assert refused(root) == ("captions.csv: none of the 3 listed images can be read; c.png is a folder, not a file")
     (root / "captions.csv").write_text("path,text\nc.png,t\ngone.png,t\nb.png,t\n")
-    assert [image.file for image in find_captions(root)] == ["c.png", "gone.png", "b.png"]
+    assert [image.file for image in listed(root)] == ["c.png", "gone.png", "b.png"]
 
 
 @pytest.mark.parametrize("styles", [["a"], "a", {"油画": 3}])
@@ -134,8 +136,8 @@ def test_a_stop_that_is_asked_for_ends_each_pass_over_the_images(root: Path, mon
         with pytest.raises(Stopped):
             dataset.fingerprint()
         with pytest.raises(Stopped):
-            find_captions(root)
+            listed(root)
         (root / "captions.csv").write_text("path,text\na.png,t\n")
         with pytest.raises(Stopped):
-            find_captions(root)
-    assert find_captions(root) == [Listed("a.png", ("t",))]
+            listed(root)
+    assert listed(root) == [Listed("a.png", ("t",))]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cogview_pl.data.images import CaptionError, field_text, find_images, split_indices
+from cogview_pl.data.captions import CaptionError, field_text
+from cogview_pl.data.images import split_indices
+from cogview_pl.data.walk import find_images
 from cogview_pl.errors import UserError
 
 

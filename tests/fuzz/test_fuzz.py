@@ -31,7 +31,8 @@ from cogview_pl.cli.overrides import quote_override
 from cogview_pl.config.limits import check_limits
 from cogview_pl.config.schema import register_schemas
 from cogview_pl.data.decode import SampleError
-from cogview_pl.data.folder import CAPTION_FILES, FolderDataset
+from cogview_pl.data.folder import FolderDataset
+from cogview_pl.data.folder_layout import LISTINGS as CAPTION_FILES
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
 from cogview_pl.data.webdataset import ShardDataset
