@@ -10,6 +10,7 @@ import torch
 
 from cogview_pl.errors import UserError
 from cogview_pl.generation.config import Quantization
+from cogview_pl.kernels.torchao import import_torchao
 from cogview_pl.transformer.model import Transformer
 
 _INT4_GROUPS = (
@@ -37,15 +38,12 @@ def quantize(model: Transformer, quantization: Quantization | None) -> None:
         _check_int4(table, hidden_size)
     elif table.dtype == torch.float16:  # products are taken before they are scaled, and leave the range of fp16
         raise UserError("quantization=int8 overflows with precision=fp16; use precision=bf16 or precision=fp32")
-    try:
-        from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
-    except ImportError as error:
-        raise UserError(f'quantization={quantization.value} needs torchao; pip install "cogview_pl[quant]"') from error
+    torchao = import_torchao("torchao.quantization", f"quantization={quantization.value}")
     if quantization == Quantization.int8:
-        quantize_(model.blocks, Int8WeightOnlyConfig(set_inductor_config=False))
+        torchao.quantize_(model.blocks, torchao.Int8WeightOnlyConfig(set_inductor_config=False))
     else:
         options = {"group_size": _group(hidden_size), "int4_packing_format": "tile_packed_to_4d"}
-        quantize_(model.blocks, Int4WeightOnlyConfig(**options, set_inductor_config=False))
+        torchao.quantize_(model.blocks, torchao.Int4WeightOnlyConfig(**options, set_inductor_config=False))
 
 
 def matrix_bytes(quantization: Quantization, hidden_size: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -12,6 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from cogview_pl.errors import UserError
+from cogview_pl.kernels.torchao import import_torchao
 from cogview_pl.lit.lightning_internals import torchao_adamw
 
 Betas = tuple[float, float]
@@ -65,12 +65,7 @@ def _as_groups(params: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def _torchao(name: str) -> Any:
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # it warns about torchao's enums
-    try:
-        import torchao.optim
-    except ImportError as error:
-        raise UserError(f'optimizer={name} needs torchao; pip install "cogview_pl[quant]"') from error
-    return torchao.optim
+    return import_torchao("torchao.optim", f"optimizer={name}")
 
 
 @cache

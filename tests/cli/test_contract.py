@@ -228,7 +228,8 @@ class TestGenerate:
     def test_quantized_weights_paint(self, cli, chain, tmp_path) -> None:
         pytest.importorskip("torchao")
         models = [f"init_from={chain.run_folder('pretrain')}", f"rerank_with={chain.run_folder('caption')}"]
-        cli.succeed([*GENERATE, *models, "quantization=int8", "run_dir=run"], tmp_path)
+        ended = cli.succeed([*GENERATE, *models, "quantization=int8", "run_dir=run"], tmp_path)
+        assert "KernelPreference" not in ended.stdout + ended.stderr
         records = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
         assert len(records) == 4
         assert all((tmp_path / "run" / record["file"]).is_file() and record["caption_loss"] > 0 for record in records)

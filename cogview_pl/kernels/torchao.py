@@ -1,0 +1,26 @@
+"""torchao (extra `quant`): imported where a key asks for it, without its noise."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any
+
+from cogview_pl.errors import UserError
+
+
+def import_torchao(module: str, asked: str) -> Any:
+    """A module of torchao, such as `torchao.optim`.
+
+    Args:
+        module: its dotted name.
+        asked: key and value that need it, such as `quantization=int8`, for the message.
+
+    Raises:
+        UserError: torchao is not installed.
+    """
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # it warns about torchao's enums
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f'{asked} needs torchao; pip install "cogview_pl[quant]"') from error
