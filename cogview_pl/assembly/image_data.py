@@ -11,8 +11,10 @@ from typing import Any
 from hydra.utils import get_class
 
 from cogview_pl.data.bad_samples import require_readable
-from cogview_pl.data.config import DataConfig
+from cogview_pl.data.config import DataConfig, Decoding
+from cogview_pl.data.images import ImageFileDataset
 from cogview_pl.data.samples import CaptionedImages, ImageSample, Skipped
+from cogview_pl.data.views import Views
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.lit.bars import Bar, status
@@ -32,9 +34,15 @@ def open_images(data: DataConfig, split: str, text_fields: Sequence[str] = (CAPT
             so that a data set may lack captions.
 
     Raises:
-        UserError: the class cannot be used, no sample can be read, or samples lack a text.
+        UserError: the class cannot be used, no sample can be read, samples lack a text, or there are several views
+            that would be the same.
     """
     arguments: dict[str, Any] = {"split": split, **data.arguments()}
+    decoding = arguments.get("decoding")
+    if isinstance(decoding, Decoding) and decoding.views > 1 and not decoding.random:
+        raise UserError(f"data.views={decoding.views}: all would be the same; set data.crop=random or data.flip=true")
+    if isinstance(decoding, Decoding) and split != "train":
+        arguments["decoding"] = decoding.of_validation()
     kind = _class_of(data)
     takes = inspect.signature(kind)
     if "text_fields" in takes.parameters:
@@ -53,6 +61,8 @@ def open_images(data: DataConfig, split: str, text_fields: Sequence[str] = (CAPT
         sample = require_readable(images)
         for field in text_fields:
             sample.text_of(field)
+        if isinstance(images, ImageFileDataset) and images.decoding.views > 1:
+            return Views(images, images.decoding.views)
     return images
 
 

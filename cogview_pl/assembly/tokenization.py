@@ -18,7 +18,7 @@ from cogview_pl.assembly.image_data import image_inputs, open_images
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, save_image_tokenizer
 from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, collate_images
 from cogview_pl.data.config import DataConfig, StoreFormat, TokenStoreConfig
-from cogview_pl.data.loader import Loader
+from cogview_pl.data.loader import Loader, suitable_workers
 from cogview_pl.data.mended import MendedLog
 from cogview_pl.data.samples import CaptionedImages, Skipped
 from cogview_pl.data.sharing import Team, batches_of
@@ -176,7 +176,7 @@ class _Encoder:
         loader: Loader[ImageBatch] = Loader(
             source,
             batch_sampler=self.team.own(batches),
-            num_workers=data.num_workers,
+            num_workers=suitable_workers(data.num_workers, len(source), self.team.size),
             collate_fn=collate_images,
             patience=data.worker_timeout,
             look=SIGNALS.check,

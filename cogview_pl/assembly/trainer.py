@@ -20,8 +20,10 @@ from cogview_pl.assembly.checks import check_validation
 from cogview_pl.assembly.instantiate import instantiate
 from cogview_pl.assembly.kept_checkpoints import ema_decay, settings_of_kept, take_final_weights
 from cogview_pl.assembly.options import TrainingOptions
-from cogview_pl.assembly.strategy import DEEPSPEED, check_heads, lightning_strategy
+from cogview_pl.assembly.strategy import DEEPSPEED, check_heads, lightning_strategy, num_devices
 from cogview_pl.data.config import DataConfig
+from cogview_pl.data.loader import suitable_workers
+from cogview_pl.data.samples import CaptionedImages
 from cogview_pl.durable.write import disk_full_named
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS, Stopped
@@ -83,16 +85,18 @@ def seed_all(seed: int) -> None:
 
 
 def data_module(
-    train_set: Any, val_set: Any, collate: Callable[[list[Any]], Any], data: DataConfig, seed: int
+    train_set: Any, val_set: Any, collate: Callable[[list[Any]], Any], data: DataConfig, options: TrainingOptions
 ) -> DataModule:
     """The data loaders of a training run."""
+    images = len(train_set) if isinstance(train_set, CaptionedImages) else 0
+    here = num_devices({**options.trainer, "num_nodes": 1})
     return DataModule(
         train_set,
         val_set,
         collate=collate,
         batch_size=data.batch_size,
-        num_workers=data.num_workers,
-        seed=seed,
+        num_workers=suitable_workers(data.num_workers, images, here),
+        seed=options.seed,
         worker_timeout=data.worker_timeout,
         look=SIGNALS.check_while_waiting,
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from cogview_pl.limits import MISSING, above_0, count, share, share_below_1, whole
+from cogview_pl.limits import MISSING, above_0, count, seed_number, share, share_below_1, whole
 
 _OF_THE_LOADER = ("_target_", "batch_size", "num_workers", "worker_timeout", "max_skipped_share", "token_store")
 
@@ -36,11 +36,40 @@ class TokenSource(Enum):
     images = "images"
 
 
+class Crop(Enum):
+    """How an image becomes a square."""
+
+    center = "center"
+    random = "random"
+    pad = "pad"
+
+
 @dataclass
 class Decoding:
     """How image files are decoded."""
 
     max_pixels: int = count(default=90_000_000)
+    crop: Crop = Crop.center
+    flip: bool = False
+    views: int = count(default=1)
+    view_seed: int = seed_number(default=0)
+
+    @property
+    def random(self) -> bool:
+        """Whether views differ."""
+        return self.flip or self.crop == Crop.random
+
+    def of_validation(self) -> Decoding:
+        """The same without chance: validation images are seen once."""
+        crop = Crop.center if self.crop == Crop.random else self.crop
+        return replace(self, crop=crop, flip=False, views=1)
+
+    def changes(self) -> tuple[str, ...]:
+        """The options that change samples: those that differ from the defaults, and the seed where chance counts."""
+        usual = vars(Decoding())
+        changed = {name for name, value in vars(self).items() if value != usual[name]} - {"view_seed"}
+        counting = changed | {"view_seed"} if self.random else changed
+        return tuple(f"{name}={value}" for name, value in vars(self).items() if name in counting)
 
 
 @dataclass
@@ -50,7 +79,7 @@ class DataConfig:
     _target_: str = MISSING
     image_size: int = count()
     batch_size: int = count()
-    num_workers: int = whole()
+    num_workers: int | None = whole()
     worker_timeout: float | None = above_0()
     max_skipped_share: float = share()
     token_store: str | None = None

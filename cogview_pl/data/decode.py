@@ -14,9 +14,10 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from cogview_pl.data.colour import to_srgb
-from cogview_pl.data.config import Decoding
+from cogview_pl.data.config import Crop, Decoding
 from cogview_pl.data.formats import HEAD, formats_of
 from cogview_pl.data.missing_end import REMARK, with_end
+from cogview_pl.data.samples import fraction_of
 from cogview_pl.durable.read import MAX_IMAGE, UnreadableError, cannot_be_read, require_file
 
 LONGEST_SHAPE = 32
@@ -27,6 +28,8 @@ REDUCED_PIXELS = 4
 
 _SCALES = (8, 4, 2)  # at which the JPEG library decodes
 _LEAST_DETAIL = 1.25  # pixels of a reduced JPEG per pixel of the result, along an edge
+
+_WHITE = 255
 
 _OPENING = threading.Lock()  # Pillow's own limit of pixels is a global variable
 
@@ -53,18 +56,22 @@ def load_image(file: str | Path | BinaryIO, size: int, min_size: int = 0) -> tor
     return decode_image(file, size, min_size).pixels
 
 
-def decode_image(file: str | Path | BinaryIO, size: int, min_size: int = 0, options: Decoding | None = None) -> Decoded:
+def decode_image(
+    file: str | Path | BinaryIO, size: int, min_size: int = 0, options: Decoding | None = None, view: str = ""
+) -> Decoded:
     """Decode an image to uint8 `(3, size, size)`, 0 black … 255 white.
 
     The orientation in the EXIF data is applied, colour profiles are converted to sRGB, transparent pixels are put on
     white, and grey, 16-bit, palette and CMYK images become RGB. Of an animation the first frame is read. The shorter
-    edge is resized to `size` (bicubic, antialiased), then the centre is cropped.
+    edge is resized to `size` (bicubic, antialiased) and the longer one cropped; or, with `Crop.pad`, the longer edge is
+    resized and the shorter one padded with white.
 
     Args:
         file: the image.
         size: edge of the result in pixels.
         min_size: smallest shorter edge of the image.
-        options: limit of pixels; None: the default.
+        options: limit of pixels, crop and flip; None: the defaults.
+        view: names the image and its view; random crops and flips follow from it.
 
     Raises:
         ImageError: the file is missing, unreadable, no regular file, larger than `MAX_IMAGE`, damaged or no image; it
@@ -76,8 +83,8 @@ def decode_image(file: str | Path | BinaryIO, size: int, min_size: int = 0, opti
         if isinstance(file, (str, Path)):
             require_file(file, MAX_IMAGE)
             with open(file, "rb") as stream:
-                return _decode(stream, size, min_size, options)
-        return _decode(file, size, min_size, options)
+                return _decode(stream, size, min_size, options, view)
+        return _decode(file, size, min_size, options, view)
     except ImageError:
         raise
     except UnreadableError as error:
@@ -90,7 +97,7 @@ def decode_image(file: str | Path | BinaryIO, size: int, min_size: int = 0, opti
         raise ImageError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _decode(stream: BinaryIO, size: int, min_size: int, options: Decoding) -> Decoded:
+def _decode(stream: BinaryIO, size: int, min_size: int, options: Decoding, view: str) -> Decoded:
     try:
         image, remark = _srgb(stream, size, min_size, options)
     except ImageError:
@@ -102,9 +109,11 @@ def _decode(stream: BinaryIO, size: int, min_size: int, options: Decoding) -> De
             raise
         image, _ = _srgb(io.BytesIO(whole), size, min_size, options)
         remark = REMARK
-    width, height = _fit(image.width, image.height, size)
-    fit = tv.resize(tv.pil_to_tensor(image), [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    pixels = tv.center_crop(fit, [size, size])
+    width, height = _fit(image.width, image.height, size, options.crop)
+    pixels = tv.resize(
+        tv.pil_to_tensor(image), [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True
+    )
+    pixels = _square(pixels, size, options, view)
     return Decoded(pixels.contiguous(), remark)
 
 
@@ -119,7 +128,7 @@ def _srgb(stream: BinaryIO, size: int, min_size: int, options: Decoding) -> tupl
                 raise ImageError(f"{image.width}x{image.height} is smaller than data.min_size={min_size}")
             if image.format == "PNG":
                 _verify_png(stream)
-            ready = _decode_smaller(image, _fit(image.width, image.height, size), options.max_pixels)
+            ready = _decode_smaller(image, _fit(image.width, image.height, size, options.crop), options.max_pixels)
             ImageOps.exif_transpose(ready, in_place=True)
             return to_srgb(ready)
 
@@ -187,7 +196,22 @@ def _too_large(width: int, height: int, max_pixels: int) -> ImageError:
     )
 
 
-def _fit(width: int, height: int, size: int) -> tuple[int, int]:
-    """Width and height of the resized image, before it is cropped."""
-    shorter = min(width, height)
-    return int(size * width / shorter), int(size * height / shorter)
+def _fit(width: int, height: int, size: int, crop: Crop) -> tuple[int, int]:
+    """Width and height of the resized image, before it is cropped or padded."""
+    edge = max(width, height) if crop == Crop.pad else min(width, height)
+    return max(1, int(size * width / edge)), max(1, int(size * height / edge))
+
+
+def _square(pixels: torch.Tensor, size: int, options: Decoding, view: str) -> torch.Tensor:
+    """uint8 `(3, Y, X)`, resized, to `(3, size, size)`; half of the views are mirrored where `options.flip` is set."""
+    down, right = pixels.shape[-2] - size, pixels.shape[-1] - size
+    if options.crop == Crop.pad:
+        above, left = -down // 2, -right // 2
+        pixels = tv.pad(pixels, [left, above, -right - left, -down - above], fill=_WHITE)
+    elif options.crop == Crop.random:
+        place = fraction_of(f"crop {options.view_seed} {view}")
+        pixels = tv.crop(pixels, int(place * (down + 1)), int(place * (right + 1)), size, size)
+    else:
+        pixels = tv.center_crop(pixels, [size, size])
+    mirrored = options.flip and fraction_of(f"flip {options.view_seed} {view}") < 0.5
+    return pixels.flip(-1) if mirrored else pixels

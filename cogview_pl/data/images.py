@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
@@ -113,15 +112,13 @@ class ImageFileDataset(CaptionedImages):
         """Raises SampleError if the file of an image is known to be missing."""
 
     def _settings(self) -> tuple[object, ...]:
-        """The arguments that change a sample; of the options of decoding those that differ from their defaults."""
-        usual, chosen = asdict(Decoding()), asdict(self.decoding)
-        changed = tuple(f"{name}={value}" for name, value in chosen.items() if value != usual[name])
+        """The arguments that change a sample."""
         return (
             self.image_size,
             self.min_size,
             self._patterns.patterns,
             self.text_fields,
-            *changed,
+            *self.decoding.changes(),
             *self.choice.settings(),
         )
 
@@ -133,10 +130,15 @@ class ImageFileDataset(CaptionedImages):
             return ""
 
     def __getitem__(self, index: int) -> ImageSample | Skipped:
-        index = range(len(self))[index]
+        return self.view(range(len(self))[index])
+
+    def view(self, index: int, number: int = 0) -> ImageSample | Skipped:
+        """A view of an image: random crops and flips follow from the key of the image and the number of the view."""
         try:
             texts = {field: self._text(index, field) for field in self.text_fields}
-            image = decode_image(self._image(index), self.image_size, self.min_size, self.decoding)
+            image = decode_image(
+                self._image(index), self.image_size, self.min_size, self.decoding, f"{self.key(index)} {number}"
+            )
             return ImageSample(self.key(index), image.pixels, texts.pop(CAPTION, ""), texts, image.remark)
         except SampleError as error:
             return Skipped(self.key(index), str(error))

@@ -9,6 +9,7 @@ pass over persistent workers cannot be repeated, so new workers then replace the
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +29,26 @@ _SLICE = 1.0  # seconds between two calls of `look`
 # Private names of DataLoader, checked against torch 2.15: its iterator with persistent workers, and the thread of that
 # iterator that pins memory. Without them hung persistent workers stay, and a dead thread is waited for.
 _ITERATOR, _PINNING = "_iterator", "_pin_memory_thread"
+
+
+_FEW_IMAGES = 1000  # loader processes take longer to start than they save
+_MOST_WORKERS = 8
+
+
+def suitable_workers(given: int | None, images: int, processes: int) -> int:
+    """The number of loader processes of one process: the given one, else as many as suit the machine.
+
+    Args:
+        given: `data.num_workers`.
+        images: number of images to decode; 0 for rows of a token store, which need no loader processes.
+        processes: processes of the run on this machine, which share its cores.
+    """
+    if given is not None:
+        return given
+    if images < _FEW_IMAGES:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(_MOST_WORKERS, cores // processes - 1))  # a core is left to the process itself
 
 
 def ignore_interrupts(worker: int) -> None:

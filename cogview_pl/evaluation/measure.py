@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from torch import Tensor
 
 from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, collate_images
-from cogview_pl.data.loader import Loader
+from cogview_pl.data.loader import Loader, suitable_workers
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.sharing import Team, batches_of
 from cogview_pl.errors.signals import SIGNALS
@@ -37,7 +37,7 @@ class Reader:
     """Reads images in batches; those that cannot be read are listed."""
 
     batch_size: int
-    num_workers: int
+    num_workers: int | None
     worker_timeout: float | None
     """Seconds without a finished sample after which waiting for loader processes ends; None: no limit."""
     skips: BadSampleLog | None
@@ -54,7 +54,7 @@ class Reader:
         loader: Loader[ImageBatch] = Loader(
             source,  # type: ignore[arg-type]
             batch_sampler=self.team.own(batches),
-            num_workers=self.num_workers,
+            num_workers=suitable_workers(self.num_workers, size, self.team.size),
             collate_fn=collate_images,
             patience=self.worker_timeout,
             look=SIGNALS.check,

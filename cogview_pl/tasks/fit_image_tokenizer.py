@@ -78,7 +78,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         build_optimizer=optimizer_factory(training),
     )
     train_images, val_images = (open_images(config.data, split, text_fields=()) for split in ("train", "val"))
-    data = data_module(train_images, val_images, collate_images, config.data, config.seed)
+    data = data_module(train_images, val_images, collate_images, config.data, training)
     inputs = image_inputs({"train": train_images, "val": val_images})
     if config.init_from is not None:
         inputs["init_from"] = model_hash(config.init_from)

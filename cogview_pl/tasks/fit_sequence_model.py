@@ -126,7 +126,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         validation_sequences(tokens, layout.template),
         SequenceCollator(vocabulary.pad),
         config.data,
-        config.seed,
+        training,
     )
     adapter = _adapter(config.lora, base, layout, tokens) if base else None
     identity = {**layout.transformer_settings, **(lora_identity(config.lora, base.model) if base else {})}
