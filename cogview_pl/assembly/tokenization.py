@@ -99,6 +99,7 @@ def tokenise(
         format=options.rows.format.value,
         large=options.rows.large,
         text_fields=fields,
+        cut=text.cut,
     )
     run.begin()
     text.save(folder / TEXT_MODEL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece as spm
@@ -13,6 +13,10 @@ from cogview_pl.durable.read import why_unusable
 from cogview_pl.durable.write import write_bytes
 from cogview_pl.errors import UserError
 from cogview_pl.vocab.config import TextConfig
+
+
+_LONGEST = 4192
+"""Longest caption in bytes that SentencePiece learns from; longer ones are given to it in parts."""
 
 
 class TextTokenizer:
@@ -53,11 +57,11 @@ class TextTokenizer:
         """Learn text tokens from captions; unknown characters become byte tokens.
 
         Args:
-            captions: the training captions.
+            captions: the training captions, of any length.
             options: `vocab_size` is the upper limit of the number of text tokens, with 256 byte tokens and 3 control
                 tokens; `model_type` is `bpe` or `unigram`; `character_coverage` is the share of the characters in the
                 captions that get a text token of their own.
-            seed_sentences: largest number of captions to read.
+            seed_sentences: largest number of captions to read; each part of a long one counts.
 
         Raises:
             UserError: there are no captions, or `vocab_size` is too small for their characters.
@@ -65,7 +69,7 @@ class TextTokenizer:
         model = io.BytesIO()
         try:
             spm.SentencePieceTrainer.train(
-                sentence_iterator=iter(captions),
+                sentence_iterator=(part for caption in captions for part in _parts(caption)),
                 model_writer=model,
                 vocab_size=options.vocab_size,
                 model_type=options.model_type,
@@ -100,6 +104,24 @@ class TextTokenizer:
         """Text token ids of a text, without begin or end marks. White space alone gives an empty list."""
         return self._processor.encode(text, out_type=int)
 
+    def cut(self, text_tokens: Sequence[int], length: int) -> Sequence[int]:
+        """The first text tokens, at most `length`, without the beginning of a character whose end is cut off.
+
+        A character that the tokenizer does not know is several tokens, one for each of its bytes.
+        """
+        if len(text_tokens) <= length or not self._continues(text_tokens[length]):
+            return text_tokens[:length]
+        end = length - 1
+        while end > 0 and self._continues(text_tokens[end]):
+            end -= 1
+        return text_tokens[:end]
+
+    def _continues(self, text_token: int) -> bool:
+        """Whether a token is a byte within a character of UTF-8, and not its first."""
+        if not self._processor.is_byte(text_token):
+            return False
+        return int(self._processor.id_to_piece(text_token)[1:-1], 16) & 0xC0 == 0x80
+
     def decode(self, text_tokens: Sequence[int]) -> str:
         """The text of text token ids."""
         return self._processor.decode(list(text_tokens))
@@ -107,3 +129,16 @@ class TextTokenizer:
     def save(self, path: str | Path) -> None:
         """Write the `.model` file."""
         write_bytes(Path(path), self.serialized)
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text in parts of at most `_LONGEST` bytes, cut between characters."""
+    data = text.encode()
+    start = 0
+    while len(data) - start > _LONGEST:
+        end = start + _LONGEST
+        while data[end] & 0xC0 == 0x80:
+            end -= 1
+        yield data[start:end].decode()
+        start = end
+    yield data[start:].decode()

@@ -153,6 +153,26 @@ def learned(tokenizer: TextTokenizer) -> set[str]:
     return {names.id_to_piece(i) for i in range(3 + 256, tokenizer.vocab_size)}
 
 
+class TestCut:
+    """Texts that are longer than a slot end with a whole character."""
+
+    @pytest.mark.parametrize("text", ["红𠮷猫龘", "龘龘龘", "é𠮷"])
+    def test_no_character_is_cut(self, tokenizer: TextTokenizer, text: str) -> None:
+        ids = tokenizer.encode(text)
+        for length in range(len(ids) + 2):
+            kept = tokenizer.cut(ids, length)
+            assert len(kept) <= length and list(kept) == ids[: len(kept)]
+            decoded = tokenizer.decode(kept)
+            assert text.startswith(decoded) and "\ufffd" not in decoded
+            assert len(kept) > length - 4 or len(kept) == len(ids)
+
+    def test_known_characters_are_cut_anywhere(self, tokenizer: TextTokenizer) -> None:
+        ids = tokenizer.encode("红红红红大大")
+        assert [list(tokenizer.cut(ids, length)) for length in range(len(ids))] == [
+            ids[:length] for length in range(len(ids))
+        ]
+
+
 class TestWhatIsLearned:
     """What a user may count on of the text tokens of a new tokenizer."""
 
@@ -172,6 +192,19 @@ class TestWhatIsLearned:
         captions = [*["一只猫"] * 100, "两只狗", *["白马"] * 100]
         text_tokens = learned(learned_text(captions, vocab_size=300, seed_sentences=101))
         assert {"猫", "狗"} < text_tokens and "马" not in text_tokens
+
+    def test_long_captions_count_and_are_cut_between_characters(self) -> None:
+        """SentencePiece passes over what is longer than 4,192 bytes."""
+        rare = "龘靐齉爩"
+        captions = ["红猫"] * 50 + [start + rare * 900 for start in ("", "a", "ab")]
+        assert set(rare) < learned(learned_text(captions, vocab_size=300))
+        assert set(rare) < learned(learned_text(captions[50:51], vocab_size=300))
+
+    def test_a_caption_of_the_usual_length_is_learned_whole(self) -> None:
+        longest = "红猫" * 698 + "abcd"
+        assert len(longest.encode()) == 4192
+        whole, cut = (learned_text([text], vocab_size=400).identity for text in (longest, longest + "e"))
+        assert whole != cut
 
     def test_every_character_has_a_piece_unless_less_is_asked_for(self) -> None:
         captions = ["天" * 300 + "地"]

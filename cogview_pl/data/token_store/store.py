@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -56,6 +56,7 @@ class TokenStoreWriter:
         format: of the rows, `native` or `cogview`.
         large: whether rows hold the codes of the image at twice the size as well.
         text_fields: names of the texts of a sample.
+        cut: gives the text token ids to keep of a longer text, from its ids and the largest number.
 
     Raises:
         UserError: the folder holds a store with other sizes or identities, or a store that has lost data or cannot be
@@ -76,8 +77,10 @@ class TokenStoreWriter:
         format: str = NATIVE,
         large: bool = False,
         text_fields: Sequence[str] = (CAPTION,),
+        cut: Callable[[Sequence[int], int], Sequence[int]] = lambda ids, length: ids[:length],
     ) -> None:
         self.folder = Path(folder)
+        self._cut_text = cut
         self.header = TokenStoreHeader(
             text_length=text_length,
             grid=(grid[0], grid[1]),
@@ -137,7 +140,9 @@ class TokenStoreWriter:
             raise ValueError(f"next_index={next_index}: {now.next} done, {len(keys)} new, of {now.source}")
         self._check_ids(text_tokens, codes, large, len(keys))
         names = "".join(key.replace("\n", " ") + "\n" for key in keys).encode("utf-8", "backslashreplace")
-        rows = self.header.pack(text_tokens, codes, large)
+        length = self.header.text_length
+        kept = {name: [self._cut_text(ids, length) for ids in texts] for name, texts in text_tokens.items()}
+        rows = self.header.pack(kept, codes, large)
         append(rows_file(self.folder, split), rows.tobytes())
         append(keys_file(self.folder, split), names)
         if self.header.checksums:
