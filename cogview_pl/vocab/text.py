@@ -14,7 +14,6 @@ from cogview_pl.durable.write import write_bytes
 from cogview_pl.errors import UserError
 from cogview_pl.vocab.config import TextConfig
 
-
 _LONGEST = 4192
 """Longest caption in bytes that SentencePiece learns from; longer ones are given to it in parts."""
 
