@@ -17,7 +17,7 @@ _UTF_16 = ("utf-16", "utf-16-le", "utf-16-be")
 _BEGINNING = 2**16  # bytes at which UTF-16 is told
 _PART = 2**20  # bytes that are decoded at once
 _ZEROS = 0.05  # share of zero bytes in UTF-16: line feeds, separators, file names and digits have one each
-
+_ONE_SIDED = 3  # times as many of the zero bytes are high bytes as low ones, which 一 (U+4E00) has
 _SOME, _NEARLY_ALL = 0.5, 0.9
 """Share of usual Chinese characters in a text that is GB18030: few bytes of it may be UTF-8 by chance, and bytes of
 UTF-8 are rarely usual characters of GB18030."""
@@ -57,8 +57,8 @@ def _encoding_of(stream: BinaryIO) -> str:
         return "utf-16"
     beginning = part[:_BEGINNING]
     low, high = beginning[0::2].count(0), beginning[1::2].count(0)
-    if max(low, high) > _ZEROS * len(beginning) and min(low, high) == 0:
-        return "utf-16-be" if low else "utf-16-le"
+    if max(low, high) > _ZEROS * len(beginning) and max(low, high) > _ONE_SIDED * min(low, high):
+        return "utf-16-be" if low > high else "utf-16-le"
     decoder = codecs.getincrementaldecoder("utf-8")()
     while part:
         try:
