@@ -220,8 +220,8 @@ def test_the_files_of_chinese_clip(tmp_path: Path) -> None:
         ),
         (
             {"captions.csv": CSV.replace("file_name,text", "图片,描述")},
-            "captions.csv:2 names no image; use file_name or image or path (fields here: 图片, 描述); found 3 .png: set "
-            "data.image_field=图片 data.caption_field=描述",
+            "captions.csv:2 names no image; use file_name or image or path (fields here: 图片, 描述); found 3 .png: "
+            "set data.image_field=图片 data.caption_field=描述",
         ),
         (
             {"metadata.csv": CSV.replace("file_name,text", "image,prompt")},
