@@ -15,7 +15,15 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from cogview_pl.config.choices import Verb
-from cogview_pl.data.config import DataConfig, FolderDataConfig, SequencesConfig, TokenStoreConfig, WebDatasetConfig
+from cogview_pl.data.config import (
+    DataConfig,
+    FolderDataConfig,
+    HuggingFaceConfig,
+    ParquetConfig,
+    SequencesConfig,
+    TokenStoreConfig,
+    WebDatasetConfig,
+)
 from cogview_pl.evaluation.config import EvaluateConfig, FeaturesConfig
 from cogview_pl.generation.config import Quantization, Sampling
 from cogview_pl.limits import MISSING, count, seed_number
@@ -147,4 +155,10 @@ _QUANTIZERS = {
     "gumbel": GumbelQuantizerConfig,
     "fixed": CommitmentQuantizerConfig,
 }
-_DATA = {"toy": ToyDataConfig, "folder": FolderDataConfig, "webdataset": WebDatasetConfig}
+_DATA = {
+    "toy": ToyDataConfig,
+    "folder": FolderDataConfig,
+    "webdataset": WebDatasetConfig,
+    "parquet": ParquetConfig,
+    "hf": HuggingFaceConfig,
+}

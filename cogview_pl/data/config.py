@@ -147,6 +147,36 @@ class WebDatasetConfig(DataConfig, Decoding):
 
 
 @dataclass
+class ParquetConfig(DataConfig):
+    """Parquet files (`ParquetDataset`)."""
+
+    urls: Any = MISSING
+    val_urls: Any = None
+    val_fraction: float = share()
+    min_size: int = whole()
+    image_field: str | None = None
+    caption_field: str | None = None
+    style_field: str | None = None
+    style_patterns: list[str] = MISSING
+
+
+@dataclass
+class HuggingFaceConfig(DataConfig):
+    """Data sets of Hugging Face's `datasets` (`HuggingFaceDataset`)."""
+
+    name: str = MISSING
+    subset: str | None = None
+    train_split: str = MISSING
+    val_split: str | None = None
+    val_fraction: float = share()
+    min_size: int = whole()
+    image_field: str | None = None
+    caption_field: str | None = None
+    style_field: str | None = None
+    style_patterns: list[str] = MISSING
+
+
+@dataclass
 class TokenStoreConfig:
     """The token store that task=tokenize writes."""
 

@@ -21,25 +21,26 @@ MAX_SHARDS = 1_000_000
 """Largest number of shards that a pattern may name: braceexpand makes the complete list."""
 
 
-def expand_urls(urls: str | Sequence[str], name: str) -> list[Path]:
+def expand_urls(urls: str | Sequence[str], name: str, extension: str = "tar") -> list[Path]:
     """The local files that patterns with braces and `*` name, each once: in the order of the patterns, then sorted.
 
     Args:
         urls: one pattern or several.
         name: the configuration key, for messages.
+        extension: of the files, for messages.
 
     Raises:
         UserError: a pattern matches no file, or something that is neither file nor folder; it is remote, or has
             unbalanced braces or too long a range; or there are no patterns.
     """
     patterns = [urls] if isinstance(urls, str) else list(urls)
-    files = [file for pattern in patterns for file in _expand(pattern, name)]
+    files = [file for pattern in patterns for file in _expand(pattern, name, extension)]
     if not files:
-        raise UserError(f"{name} is empty; give at least one tar file")
+        raise UserError(f"{name} is empty; give at least one .{extension} file")
     return list(dict.fromkeys(files))
 
 
-def _expand(pattern: str, name: str) -> Iterator[Path]:
+def _expand(pattern: str, name: str, extension: str) -> Iterator[Path]:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|pipe:", pattern):
         raise UserError(f"{name}={pattern} is remote; download the shards first and give their local path")
     counts = [_count(first, last) for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)]
@@ -53,12 +54,21 @@ def _expand(pattern: str, name: str) -> Iterator[Path]:
         path = Path(os.path.expanduser(text))
         seen = _seen(path, name)
         files = [path] if seen is not None else map(Path, sorted(glob(str(path), recursive=True)))
-        found = [file for file in files if _is_file(file, name)]
+        found = [file for file in files if _is_file(file, name, extension)]
         if not found:
             is_folder = seen is not None and kind_of(seen) == "a folder"
-            advice = f"it is a folder, write {path}/*.tar" if is_folder else "check path and range"
+            advice = f"it is a folder, write {path}/*.{extension}" if is_folder else "check path and range"
             raise UserError(f"{name}={pattern}: no file matches {path}; {advice}")
         yield from found
+
+
+def files_of_split(train: list[Path], val: list[Path], split: str) -> tuple[list[Path], str]:
+    """The files of a split, and their configuration key; raises UserError if a file is in both splits."""
+    known = {path.resolve() for path in train}
+    both = next((path for path in val if path.resolve() in known), None)
+    if both is not None:
+        raise UserError(f"data.val_urls: {both} is in data.urls too; take it out of one of them")
+    return (train, "data.urls") if split == "train" else (val, "data.val_urls")
 
 
 def _count(first: str, last: str) -> int:
@@ -66,14 +76,14 @@ def _count(first: str, last: str) -> int:
     return abs(int(last) - int(first)) + 1 if len(first + last) < 100 else MAX_SHARDS + 1
 
 
-def _is_file(file: Path, name: str) -> bool:
+def _is_file(file: Path, name: str, extension: str) -> bool:
     """Whether a path is a file; False for a folder, which `*` may match; raises UserError for anything else."""
     seen = _seen(file, name)
     if seen is None:
         raise UserError(f"{name}: {file} is a link to what does not exist; mend or remove it")
     kind = kind_of(seen)
     if kind not in ("a file", "a folder"):
-        raise UserError(f"{name}: {file} is {kind}, not a file; give tar files")
+        raise UserError(f"{name}: {file} is {kind}, not a file; give .{extension} files")
     return kind == "a file"
 
 

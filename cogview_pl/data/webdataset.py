@@ -12,7 +12,6 @@ import io
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -24,7 +23,7 @@ from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.formats import IMAGE_EXTENSIONS
 from cogview_pl.data.images import ImageFileDataset, split_indices
 from cogview_pl.data.progress import NewProgress, Silent
-from cogview_pl.data.shard_files import OpenFiles, expand_urls
+from cogview_pl.data.shard_files import OpenFiles, expand_urls, files_of_split
 from cogview_pl.data.shard_index import IMAGE, ShardIndex
 from cogview_pl.data.styles import check_present
 from cogview_pl.data.tar_index import NO_MEMBER, SEVERAL_IMAGES, SPARSE_MEMBER, Span
@@ -102,8 +101,7 @@ class ShardDataset(ImageFileDataset):
         self.shards = expand_urls(urls, "data.urls")
         self._url_key = "data.urls"
         if val_urls is not None:
-            self._url_key = "data.urls" if split == "train" else "data.val_urls"
-            self.shards = _side(self.shards, expand_urls(val_urls, "data.val_urls"), split)
+            self.shards, self._url_key = files_of_split(self.shards, expand_urls(val_urls, "data.val_urls"), split)
         self._files = OpenFiles()
         self._index = self._read_index(progress)
         self._check_fields()
@@ -273,12 +271,3 @@ def _json_object(data: bytes) -> dict[str, object]:
     if not isinstance(record, dict):
         raise CaptionError("the .json is not an object")
     return record
-
-
-def _side(train: list[Path], val: list[Path], split: str) -> list[Path]:
-    """The shards of a split; raises UserError if a shard is in both splits."""
-    known = {path.resolve() for path in train}
-    both = next((path for path in val if path.resolve() in known), None)
-    if both is not None:
-        raise UserError(f"data.val_urls: {both} is in data.urls too; take it out of one of them")
-    return train if split == "train" else val

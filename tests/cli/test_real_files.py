@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -19,6 +20,17 @@ def png(number: int) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (64, 64), (number % 256, 80, 160)).save(stream, "PNG")
     return stream.getvalue()
+
+
+def write_table(file: Path) -> None:
+    """Rows of which two cannot be used."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file.parent.mkdir()
+    images = [{"bytes": b"" if number == 1 else png(number), "path": None} for number in range(40)]
+    texts = [None if number == 0 else f"第{number}张红色的图像" for number in range(40)]
+    pq.write_table(pa.table({"image": images, "caption": texts}), file, row_group_size=7)
 
 
 def samples(count: int, bad: int) -> dict[str, bytes]:
@@ -45,6 +57,11 @@ def ended(cli, tmp_path_factory):
         "tokenize": [*tokens, "data.urls=good.tar", "run_dir=tokens"],
         "hopeless": [*tokens, "data.urls=hopeless.tar", "run_dir=none"],
     }
+    if importlib.util.find_spec("datasets") is not None:
+        write_table(home / "table" / "train.parquet")
+        images = ("image_tokenizer.path=images", "text.vocab_size=290", "data.num_workers=1", *SIZES)
+        for name, data in (("parquet", "data.urls=table/*.parquet"), ("hf", "data.name=table")):
+            cases[name] = ["task=tokenize", f"data={name}", data, *images, f"run_dir={name}"]
     results = cli.run_many([(args, home) for args in cases.values()], home)
     return home, dict(zip(cases, results, strict=True))
 
@@ -76,3 +93,14 @@ def test_a_share_that_is_too_large_ends_the_run_and_all_that_is_known_is_listed(
     assert results["hopeless"].code == 2
     assert results["hopeless"].stderr.startswith("cogview_pl: 60 of the 180 samples cannot be used (first: scan.0")
     assert listed(home / "none").keys() == {f"scan.{number:03d}" for number in range(90) if number % 3 != 2}
+
+
+@pytest.mark.parametrize("name", ["parquet", "hf"])
+def test_tables_become_tokens(ended, name: str) -> None:
+    pytest.importorskip("datasets")
+    home, results = ended
+    assert results[name].code == 0, results[name].stderr[-3000:]
+    metrics = json.loads((home / name / "metrics.json").read_text())
+    assert metrics["tokenize/rows_train"] + metrics["tokenize/rows_val"] == 38
+    assert [key.rpartition(":")[2] for key in listed(home / name)] == ["0", "1"]
+    assert "images are the column image, captions the column caption" in results[name].stdout
