@@ -40,7 +40,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests that need no GPU and less than ten minutes."""
-    session.install("-e", ".[dev,eval,quant,formats]")
+    session.install("-e", ".[dev,eval,quant,formats,hf]")
     _run_tests(session)
 
 

@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cogview_pl.data.config import Decoding
 from cogview_pl.data.decode import SampleError
 from cogview_pl.data.images import ImageFileDataset, field_text
 from cogview_pl.durable.read import MAX_IMAGE, UnreadableError, require_size
@@ -39,7 +40,7 @@ class ColumnDataset(ImageFileDataset):
         image_field: the image column; None finds it by its type, else by its name.
         caption_field: the caption column; None takes `text` or `caption`.
         style_field: column with the name of the style.
-        style_patterns, min_size, text_fields: see `ImageFileDataset`.
+        style_patterns, min_size, text_fields, decoding: see `ImageFileDataset`.
 
     Raises:
         UserError: see `ImageFileDataset`; there are patterns but no `style_field`.
@@ -54,8 +55,9 @@ class ColumnDataset(ImageFileDataset):
         style_patterns: Sequence[str],
         min_size: int,
         text_fields: Sequence[str],
+        decoding: Decoding | None,
     ) -> None:
-        super().__init__(image_size, min_size, style_patterns, text_fields)
+        super().__init__(image_size, min_size, style_patterns, text_fields, decoding)
         if style_patterns and style_field is None:
             raise UserError(
                 "data.style_patterns is given without data.style_field; set that to the column that names the style"

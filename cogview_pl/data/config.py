@@ -147,7 +147,7 @@ class WebDatasetConfig(DataConfig, Decoding):
 
 
 @dataclass
-class ParquetConfig(DataConfig):
+class ParquetConfig(DataConfig, Decoding):
     """Parquet files (`ParquetDataset`)."""
 
     urls: Any = MISSING
@@ -161,7 +161,7 @@ class ParquetConfig(DataConfig):
 
 
 @dataclass
-class HuggingFaceConfig(DataConfig):
+class HuggingFaceConfig(DataConfig, Decoding):
     """Data sets of Hugging Face's `datasets` (`HuggingFaceDataset`)."""
 
     name: str = MISSING

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cogview_pl.data.columns import Column, ColumnDataset
+from cogview_pl.data.config import Decoding
 from cogview_pl.data.decode import SampleError
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.images import split_indices
@@ -43,7 +44,7 @@ class HuggingFaceDataset(ColumnDataset):
         train_split: split of the data set with the training samples; unused where it has no splits.
         val_split: split with the validation samples; None keeps `val_fraction` of `train_split`.
         image_field, caption_field, style_field: columns, see `ColumnDataset`.
-        style_patterns, min_size, text_fields: see `ImageFileDataset`.
+        style_patterns, min_size, text_fields, decoding: see `ImageFileDataset`.
         progress: shows that the data set is being opened.
 
     Raises:
@@ -66,9 +67,12 @@ class HuggingFaceDataset(ColumnDataset):
         style_patterns: Sequence[str] = (),
         min_size: int = 0,
         text_fields: Sequence[str] = (CAPTION,),
+        decoding: Decoding | None = None,
         progress: NewProgress = Silent,
     ) -> None:
-        super().__init__(image_size, image_field, caption_field, style_field, style_patterns, min_size, text_fields)
+        super().__init__(
+            image_size, image_field, caption_field, style_field, style_patterns, min_size, text_fields, decoding
+        )
         self.name = name
         self.subset = subset
         key = "data.train_split" if split == "train" or val_split is None else "data.val_split"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cogview_pl.data.columns import Column, ColumnDataset
+from cogview_pl.data.config import Decoding
 from cogview_pl.data.decode import SampleError
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.images import split_indices
@@ -50,7 +51,7 @@ class ParquetDataset(ColumnDataset):
         val_fraction: share of `val`, 0 … 1, by a hash of the key (`split_indices`); unused with `val_urls`.
         val_urls: files of `val`; `train` then has all rows of `urls`.
         image_field, caption_field, style_field: columns, see `ColumnDataset`. Paths are relative to their file.
-        style_patterns, min_size, text_fields: see `ImageFileDataset`.
+        style_patterns, min_size, text_fields, decoding: see `ImageFileDataset`.
         progress: shows how many files have been indexed.
 
     Raises:
@@ -72,9 +73,12 @@ class ParquetDataset(ColumnDataset):
         style_patterns: Sequence[str] = (),
         min_size: int = 0,
         text_fields: Sequence[str] = (CAPTION,),
+        decoding: Decoding | None = None,
         progress: NewProgress = Silent,
     ) -> None:
-        super().__init__(image_size, image_field, caption_field, style_field, style_patterns, min_size, text_fields)
+        super().__init__(
+            image_size, image_field, caption_field, style_field, style_patterns, min_size, text_fields, decoding
+        )
         self._chosen_by = (split, val_fraction if val_urls is None else None)
         self.files, self._url_key = expand_urls(urls, "data.urls", "parquet"), "data.urls"
         if val_urls is not None:
