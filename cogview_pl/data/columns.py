@@ -10,9 +10,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cogview_pl.data.config import Decoding
+import numpy as np
+
+from cogview_pl.data.captions import field_text, field_texts
+from cogview_pl.data.config import Captions, Decoding
 from cogview_pl.data.decode import SampleError
-from cogview_pl.data.images import ImageFileDataset, field_text
+from cogview_pl.data.images import ImageFileDataset
 from cogview_pl.durable.read import MAX_IMAGE, UnreadableError, require_size
 from cogview_pl.errors import UserError
 from cogview_pl.vocab.roles import CAPTION
@@ -40,7 +43,7 @@ class ColumnDataset(ImageFileDataset):
         image_field: the image column; None finds it by its type, else by its name.
         caption_field: the caption column; None takes `text` or `caption`.
         style_field: column with the name of the style.
-        style_patterns, min_size, text_fields, decoding: see `ImageFileDataset`.
+        style_patterns, min_size, text_fields, decoding, captions, caption_seed: see `ImageFileDataset`.
 
     Raises:
         UserError: see `ImageFileDataset`; there are patterns but no `style_field`.
@@ -56,8 +59,10 @@ class ColumnDataset(ImageFileDataset):
         min_size: int,
         text_fields: Sequence[str],
         decoding: Decoding | None,
+        captions: Captions | str,
+        caption_seed: int,
     ) -> None:
-        super().__init__(image_size, min_size, style_patterns, text_fields, decoding)
+        super().__init__(image_size, min_size, style_patterns, text_fields, decoding, captions, caption_seed)
         if style_patterns and style_field is None:
             raise UserError(
                 "data.style_patterns is given without data.style_field; set that to the column that names the style"
@@ -65,6 +70,15 @@ class ColumnDataset(ImageFileDataset):
         self.image_field = image_field
         self.caption_field = caption_field
         self.style_field = style_field
+        self._rows = np.arange(0)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _choose_rows(self, rows: Sequence[int]) -> None:
+        """Make these rows the samples; with `captions=all`, each as often as it has captions."""
+        self._rows = np.array(rows, dtype=np.int64)
+        self._take_each_caption(lambda indices: setattr(self, "_rows", self._rows[indices]))
 
     @abstractmethod
     def _cell(self, index: int, column: str) -> Any:
@@ -121,8 +135,8 @@ class ColumnDataset(ImageFileDataset):
         captions = self._text_columns.get(CAPTION)
         return f"images are the column {self._image_column}" + (f", captions the column {captions}" if captions else "")
 
-    def _given_text(self, index: int, field: str) -> str:
-        return field_text(self._cell(index, self._text_columns[field]), "caption" if field == CAPTION else field)
+    def _given_texts(self, index: int, field: str) -> list[str]:
+        return field_texts(self._cell(index, self._text_columns[field]), "caption" if field == CAPTION else field)
 
     def _style(self, index: int) -> str:
         return "" if self.style_field is None else field_text(self._cell(index, self.style_field), "style")

@@ -156,6 +156,8 @@ class ParquetConfig(DataConfig, Decoding):
     min_size: int = whole()
     image_field: str | None = None
     caption_field: str | None = None
+    captions: Captions = MISSING
+    caption_seed: int = MISSING
     style_field: str | None = None
     style_patterns: list[str] = MISSING
 
@@ -172,6 +174,8 @@ class HuggingFaceConfig(DataConfig, Decoding):
     min_size: int = whole()
     image_field: str | None = None
     caption_field: str | None = None
+    captions: Captions = MISSING
+    caption_seed: int = MISSING
     style_field: str | None = None
     style_patterns: list[str] = MISSING
 

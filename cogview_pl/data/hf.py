@@ -12,10 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cogview_pl.data.columns import Column, ColumnDataset
-from cogview_pl.data.config import Decoding
+from cogview_pl.data.config import Captions, Decoding
 from cogview_pl.data.decode import SampleError
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.images import split_indices
@@ -44,7 +42,7 @@ class HuggingFaceDataset(ColumnDataset):
         train_split: split of the data set with the training samples; unused where it has no splits.
         val_split: split with the validation samples; None keeps `val_fraction` of `train_split`.
         image_field, caption_field, style_field: columns, see `ColumnDataset`.
-        style_patterns, min_size, text_fields, decoding: see `ImageFileDataset`.
+        style_patterns, min_size, text_fields, decoding, captions, caption_seed: see `ImageFileDataset`.
         progress: shows that the data set is being opened.
 
     Raises:
@@ -68,10 +66,21 @@ class HuggingFaceDataset(ColumnDataset):
         min_size: int = 0,
         text_fields: Sequence[str] = (CAPTION,),
         decoding: Decoding | None = None,
+        captions: Captions | str = Captions.first,
+        caption_seed: int = 0,
         progress: NewProgress = Silent,
     ) -> None:
         super().__init__(
-            image_size, image_field, caption_field, style_field, style_patterns, min_size, text_fields, decoding
+            image_size,
+            image_field,
+            caption_field,
+            style_field,
+            style_patterns,
+            min_size,
+            text_fields,
+            decoding,
+            captions,
+            caption_seed,
         )
         self.name = name
         self.subset = subset
@@ -90,13 +99,8 @@ class HuggingFaceDataset(ColumnDataset):
         self._source = None if self._local.exists() else [str(rows.info.version), *(rows.info.download_checksums or {})]
         # One view per column: otherwise a caption would cost the reading of its image.
         self._columns = {column: rows.select_columns([column]) for column in dict.fromkeys(chosen)}
-        self._rows = np.arange(len(rows))
-        if val_split is None:
-            keys = [f"{self.split}:{row}" for row in range(len(rows))]
-            self._rows = np.array(split_indices(keys, split, val_fraction), dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._rows)
+        keys = [f"{self.split}:{row}" for row in range(len(rows))]
+        self._choose_rows(range(len(keys)) if val_split is not None else split_indices(keys, split, val_fraction))
 
     def key(self, index: int) -> str:
         return f"{self.split}:{self._rows[index]}"

@@ -7,7 +7,7 @@ there are too many.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -80,6 +80,7 @@ class ImageFileDataset(CaptionedImages):
         caption_seed: int = 0,
     ) -> None:
         self.choice = CaptionChoice(captions, caption_seed)
+        self._caption_numbers: np.ndarray | None = None
         self.image_size = image_size
         self.min_size = min_size
         self.text_fields = tuple(text_fields)
@@ -98,7 +99,27 @@ class ImageFileDataset(CaptionedImages):
 
     def _caption_number(self, index: int) -> int:
         """Which of its captions a sample takes, from 0, where each caption is a sample (`captions=all`)."""
-        return 0
+        return 0 if self._caption_numbers is None else int(self._caption_numbers[index])
+
+    def _take_each_caption(self, choose: Callable[[list[int]], None]) -> None:
+        """Make a sample of each caption, if that is wanted; reads all captions.
+
+        Args:
+            choose: makes samples with the given indices the only ones; indices repeat.
+        """
+        if self.choice.captions != Captions.all or CAPTION not in self.text_fields:
+            return
+        counts = np.array([self._count_captions(index) for index in range(len(self))], dtype=np.int64)
+        choose(np.repeat(np.arange(len(counts)), counts).tolist())
+        self._caption_numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+
+    def _count_captions(self, index: int) -> int:
+        """Number of samples with the image of a sample; one where no caption can be read."""
+        SIGNALS.check()
+        try:
+            return max(1, len(self._given_texts(index, CAPTION)))
+        except SampleError:
+            return 1
 
     @abstractmethod
     def _style(self, index: int) -> str:

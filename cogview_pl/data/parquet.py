@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cogview_pl.data.columns import Column, ColumnDataset
-from cogview_pl.data.config import Decoding
+from cogview_pl.data.config import Captions, Decoding
 from cogview_pl.data.decode import SampleError
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.images import split_indices
@@ -51,7 +49,7 @@ class ParquetDataset(ColumnDataset):
         val_fraction: share of `val`, 0 … 1, by a hash of the key (`split_indices`); unused with `val_urls`.
         val_urls: files of `val`; `train` then has all rows of `urls`.
         image_field, caption_field, style_field: columns, see `ColumnDataset`. Paths are relative to their file.
-        style_patterns, min_size, text_fields, decoding: see `ImageFileDataset`.
+        style_patterns, min_size, text_fields, decoding, captions, caption_seed: see `ImageFileDataset`.
         progress: shows how many files have been indexed.
 
     Raises:
@@ -74,10 +72,21 @@ class ParquetDataset(ColumnDataset):
         min_size: int = 0,
         text_fields: Sequence[str] = (CAPTION,),
         decoding: Decoding | None = None,
+        captions: Captions | str = Captions.first,
+        caption_seed: int = 0,
         progress: NewProgress = Silent,
     ) -> None:
         super().__init__(
-            image_size, image_field, caption_field, style_field, style_patterns, min_size, text_fields, decoding
+            image_size,
+            image_field,
+            caption_field,
+            style_field,
+            style_patterns,
+            min_size,
+            text_fields,
+            decoding,
+            captions,
+            caption_seed,
         )
         self._chosen_by = (split, val_fraction if val_urls is None else None)
         self.files, self._url_key = expand_urls(urls, "data.urls", "parquet"), "data.urls"
@@ -87,12 +96,8 @@ class ParquetDataset(ColumnDataset):
         self._names = _names(self.files)
         self._read_footers(progress)
         self._groups = _RowGroups(self.files)
-        self._rows = np.arange(self._starts[-1])
-        if val_urls is None:
-            self._rows = np.array(split_indices(self._all_keys(), split, val_fraction), dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._rows)
+        rows = range(self._starts[-1])
+        self._choose_rows(rows if val_urls is not None else split_indices(self._all_keys(), split, val_fraction))
 
     def key(self, index: int) -> str:
         return self._key(int(self._rows[index]))

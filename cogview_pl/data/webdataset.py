@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import BinaryIO
 
-import numpy as np
-
 from cogview_pl.data.captions import CaptionError, caption_lines, field_text, field_texts
 from cogview_pl.data.config import Captions, Decoding
 from cogview_pl.data.decode import SampleError
@@ -109,9 +107,7 @@ class ShardDataset(ImageFileDataset):
             self._keep_styles(styles, must_have_all=split == "train" or val_urls is None)
         if val_urls is None:
             self._index.choose(split_indices([self.key(i) for i in range(len(self))], split, val_fraction))
-        self._caption_numbers: np.ndarray | None = None
-        if self.choice.captions == Captions.all and CAPTION in self.text_fields:
-            self._take_each_caption()
+        self._take_each_caption(self._index.choose)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -131,24 +127,6 @@ class ShardDataset(ImageFileDataset):
         for shard in self.shards:
             found.add_file(shard, shard.name)
         return found.hexdigest()
-
-    def _take_each_caption(self) -> None:
-        """Make a sample of each caption."""
-        counts = np.array([self._count_captions(index) for index in range(len(self))], dtype=np.int64)
-        numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        self._index.choose(np.repeat(np.arange(len(counts)), counts).tolist())
-        self._caption_numbers = numbers
-
-    def _count_captions(self, index: int) -> int:
-        """Number of samples with the image of a sample; one where no caption can be read."""
-        SIGNALS.check()
-        try:
-            return max(1, len(self._given_texts(index, CAPTION)))
-        except SampleError:
-            return 1
-
-    def _caption_number(self, index: int) -> int:
-        return 0 if self._caption_numbers is None else int(self._caption_numbers[index])
 
     def _read_index(self, progress: NewProgress) -> ShardIndex:
         extensions = {"json": None} if self._json_fields else {}

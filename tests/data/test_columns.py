@@ -157,6 +157,26 @@ def test_columns_are_chosen_by_name(tmp_path: Path, read: Read) -> None:
 
 
 @BOTH
+def test_several_captions_of_a_row(tmp_path: Path, read: Read) -> None:
+    table: dict[str, list[object]] = {
+        "image": [image(i) for i in range(4)],
+        "text": [["甲", "乙"], [None, "丙"], [], ["丁"]],
+    }
+    assert [read(tmp_path, table).text(i) for i in range(4)] == ["甲", "丙", "", "丁"]
+    each = read(tmp_path, table, captions="all")
+    samples = [each[i] for i in range(len(each))]
+    assert [(s.text, level(s)) if isinstance(s, ImageSample) else s.reason for s in samples] == [
+        ("甲", 0),
+        ("乙", 0),
+        ("丙", 1),
+        "the caption is empty",
+        ("丁", 3),
+    ]
+    drawn = {read(tmp_path, table, captions="random", caption_seed=seed).text(0) for seed in range(8)}
+    assert drawn == {"甲", "乙"}
+
+
+@BOTH
 def test_styles_splits_and_fingerprints(tmp_path: Path, read: Read) -> None:
     table = rows(0, 40)
     with_style = read(tmp_path, table, style_field="style", style_patterns=["{text}的{style}图像"])
