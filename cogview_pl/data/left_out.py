@@ -29,7 +29,7 @@ class LeftOut:
         """Number of files."""
         return self._counts.total()
 
-    def line(self, what: str = "files") -> str:
+    def line(self, unit: str = "file") -> str:
         """Such as `14 files are left out: 9 .txt (a.txt …), 3 .psd (b.psd …)`; empty where nothing is left out."""
         if not self._counts:
             return ""
@@ -37,4 +37,5 @@ class LeftOut:
         named = [f"{count:,} {kind} ({self._first[kind]}{' …' * (count > 1)})" for kind, count in kinds[:_KINDS_NAMED]]
         if rest := sum(count for _, count in kinds[_KINDS_NAMED:]):
             named.append(f"{rest:,} of other kinds")
-        return f"{self.total:,} {what} {'are' if self.total > 1 else 'is'} left out: {', '.join(named)}"
+        said = f"{unit} is" if self.total == 1 else f"{unit}s are"
+        return f"{self.total:,} {said} left out: {', '.join(named)}"

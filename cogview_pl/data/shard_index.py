@@ -121,7 +121,7 @@ class ShardIndex:
             self.left_out.add("further images of a sample" if further else f".{extension}", f"{key}.{rest}")
 
     def _notes_on(self, keys: list[bytes]) -> list[str]:
-        notes = [self.left_out.line("members")]
+        notes = [self.left_out.line("member")]
         if self._longer_keys:
             notes.append(
                 f"{self._longer_keys:,} names have dots, such as {self._first_longer_key}; each of them up to its last "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cogview_pl.data.progress import Silent
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.webdataset import ShardDataset
 from cogview_pl.errors import UserError
@@ -117,6 +118,25 @@ def test_a_key_of_two_shards_is_said_and_both_are_read(tmp_path: Path) -> None:
     _, note = dataset.notes()
     assert note.startswith("data.urls: 2 samples have the key of an earlier one, such as ")
     assert f"{tmp_path}/first/0.tar and {tmp_path}/second/0.tar; all of them are read" in note
+
+
+def test_progress_is_told_in_mebibytes(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    class Told(Silent):
+        def __init__(self, name: str, total: int | None, unit: str) -> None:
+            told.append(total or 0)
+            assert (name, unit) == ("index shards", "MiB")
+
+        def update(self, count: int = 1) -> None:
+            told.append(count)
+
+    for number in range(2):
+        members = numbered(number, number + 1) | {f"big{number}.{part}": bytes(2**20) for part in "abcd"}
+        write_tar(tmp_path / f"{number}.tar", members)
+    read(f"{tmp_path}/*.tar", progress=Told)
+    total, *counts = told
+    assert total == 8 and 6 <= sum(counts) <= 8
 
 
 def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:

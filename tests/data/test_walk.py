@@ -44,7 +44,7 @@ def test_a_named_pipe_is_no_image_and_a_broken_link_is_a_skipped_one(tmp_path: P
     assert isinstance(found[0], ImageSample)
     assert found[1] == Skipped("broken.png", "file not found")
     assert len(found) == 2
-    assert found.notes() == [f"data.root={tmp_path}: 1 files is left out: 1 named pipes (pipe.png)"]
+    assert found.notes() == [f"data.root={tmp_path}: 1 file is left out: 1 named pipes (pipe.png)"]
 
 
 def test_what_systems_and_programs_leave_in_a_folder_is_left_out_and_counted(tmp_path: Path) -> None:
