@@ -119,6 +119,17 @@ def gpu(session: nox.Session) -> None:
 
 
 @nox.session
+def realfiles(session: nox.Session) -> None:
+    """Pillow's test images, out of its source distribution, through decoding, vqvae and tokenize."""
+    session.install("-e", ".[formats]", "opencv-python-headless>=4.10")
+    folder = Path(session.create_tmp())
+    if not list(folder.glob("pillow-*.tar.gz")):
+        session.run("python", "-m", "pip", "download", "--no-binary", ":all:", "--no-deps", "-d", str(folder), "pillow")
+    archive = max(folder.glob("pillow-*.tar.gz"))
+    session.run("python", "-m", "benchmarks.real_files", str(archive), *session.posargs)
+
+
+@nox.session
 def wheel(session: nox.Session) -> None:
     """Build the wheel, install it alone, run a few steps of the quickstart from another folder."""
     session.install("build")

@@ -40,4 +40,4 @@ class MendedLog:
         lines = self._log.path.read_bytes().splitlines()
         found = Counter(str(read_record(line)["reason"]) for line in lines)
         kinds = ", ".join(f"{number} × {remark}" for remark, number in found.most_common())
-        return f"{self.count} images were decoded with a remark: {kinds}; see {self._log.path}"
+        return f"images that were decoded with a remark: {kinds}; see {self._log.path}"

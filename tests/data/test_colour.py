@@ -123,7 +123,7 @@ def test_broken_profiles_are_counted(tmp_path: Path) -> None:
     assert batch.images.shape == (5, 3, 8, 8)
     assert MendedLog(tmp_path / "mended.jsonl").count == log.count == 3
     assert log.summary() == (
-        f"3 images were decoded with a remark: 3 × {BROKEN_PROFILE}; see {tmp_path / 'mended.jsonl'}"
+        f"images that were decoded with a remark: 3 × {BROKEN_PROFILE}; see {tmp_path / 'mended.jsonl'}"
     )
 
 
