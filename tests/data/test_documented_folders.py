@@ -48,8 +48,8 @@ class TestFolders:
 
     @staticmethod
     def _write(root: Path, line: str) -> None:
-        """Make the file of a line `FILE`, or add the text of a line `FILE`: `TEXT` to it."""
-        name, _, text = line.strip("`").partition("`: `")
+        """Make the file of a line `FILE`, or add the text of a line `FILE: TEXT` to it."""
+        name, _, text = line.strip("`").partition(": ")
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".png"):
