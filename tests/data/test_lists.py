@@ -156,7 +156,7 @@ def test_captions_in_another_folder(tmp_path: Path) -> None:
     assert found(dataset) == [("images/b.png", "乙"), ("images/s/a.png", "甲")]
     assert dataset.notes() == [
         f"data.root={tmp_path}: captions are the text files in another folder",
-        f"data.root={tmp_path}: 1 files is left out: 1 .txt (texts/c.txt)",
+        f"data.root={tmp_path}: 1 file is left out: 1 .txt (texts/c.txt)",
     ]
 
 
