@@ -14,8 +14,8 @@ from cogview_pl.data.shard_keys import Members, samples_of
 from cogview_pl.data.tar_index import MEBIBYTE, NO_MEMBER, Span, index_shard
 from cogview_pl.errors.signals import SIGNALS
 
-IMAGE = "image"
-"""Stands for the extension of the image among the members of a sample."""
+IMAGE = "/image"
+"""Stands for the extension of the image among the members of a sample; no extension has a slash."""
 
 
 class ShardIndex:

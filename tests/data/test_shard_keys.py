@@ -140,7 +140,7 @@ def test_progress_is_told_in_mebibytes(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
-    members = numbered(0, 3) | {f"s{i:04d}.txt": b"t" for i in range(3)} | {"s0001.cls": b"1", "s0002.jpg": b""}
+    members = numbered(0, 3) | {f"s{i:04d}.txt": b"t" for i in range(3)} | {"s0001.image": b"1", "s0002.jpg": b""}
     members |= {"./data/._s1.png": b"mac", ".DS_Store": b"", "README": b""}
     file = write_tar(tmp_path / "0.tar", members)
     with tarfile.open(file, "a") as tar:
