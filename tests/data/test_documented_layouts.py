@@ -12,6 +12,7 @@ from cogview_pl.data.bad_samples import BadSampleLog, require_readable
 from cogview_pl.data.samples import CaptionedImages, ImageSample, Skipped
 from cogview_pl.errors import UserError
 
+from .documented_pictures import Pictures
 from .shards import image, level, read, write_tar
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
@@ -249,7 +250,12 @@ class Tables:
             hugging_face(Path("no-such/set"))
 
 
-SECTIONS = {"Shards": Shards, "Bad samples": BadSamples, "Parquet and Hugging Face": Tables}
+SECTIONS = {
+    "Colour and formats": Pictures,
+    "Shards": Shards,
+    "Bad samples": BadSamples,
+    "Parquet and Hugging Face": Tables,
+}
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
