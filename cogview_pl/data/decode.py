@@ -15,7 +15,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from cogview_pl.data.colour import to_srgb
 from cogview_pl.data.config import Crop, Decoding
-from cogview_pl.data.formats import HEAD, formats_of
+from cogview_pl.data.formats import HEAD, JXL, formats_of
+from cogview_pl.data.jxl_size import jxl_size
 from cogview_pl.data.missing_end import REMARK, with_end
 from cogview_pl.data.samples import fraction_of
 from cogview_pl.durable.read import MAX_IMAGE, UnreadableError, cannot_be_read, require_file
@@ -121,7 +122,7 @@ def _srgb(stream: BinaryIO, size: int, min_size: int, options: Decoding) -> tupl
     """The image upright, in sRGB, not yet resized, and a remark."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # on odd metadata of images that can be read
-        with _opened(stream) as image:
+        with _opened(stream, options.max_pixels) as image:
             if max(image.size) > LONGEST_SHAPE * min(image.size):
                 raise ImageError(f"{image.width}x{image.height} is too elongated for a square crop")
             if min(image.size) < min_size:
@@ -133,10 +134,19 @@ def _srgb(stream: BinaryIO, size: int, min_size: int, options: Decoding) -> tupl
             return to_srgb(ready)
 
 
-def _opened(stream: BinaryIO) -> Image.Image:
-    """The image with its header read, without Pillow's limit of pixels: `_decode_smaller` has one."""
+def _opened(stream: BinaryIO, max_pixels: int) -> Image.Image:
+    """The image with its header read, without Pillow's limit of pixels: `_decode_smaller` has ours.
+
+    Raises:
+        ImageError: opening would decode more than `max_pixels`.
+        FormatMissingError: see `formats_of`.
+    """
     stream.seek(0)
     formats = formats_of(stream.read(HEAD))
+    if formats == (JXL.name,):
+        width, height = jxl_size(stream)
+        if width * height > max_pixels:
+            raise _too_large(width, height, max_pixels)
     stream.seek(0)
     with _OPENING:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -149,7 +159,7 @@ def _opened(stream: BinaryIO) -> Image.Image:
 def _verify_png(stream: BinaryIO) -> None:
     """Compare the checksums of a PNG; decoding stops at the last pixel, before the last checksum."""
     place = stream.tell()
-    with _opened(stream) as image:
+    with _opened(stream, max_pixels=0) as image:  # checksums are compared without decoding
         image.verify()
     stream.seek(place)
 

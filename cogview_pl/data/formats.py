@@ -40,9 +40,9 @@ _BUILT_IN = (
 )
 _AVIF = Format("AVIF", ("avif",), "AVIF", "", "install Pillow 11.3 or newer")
 _HEIF = Format("HEIF", ("heic", "heif", "hif"), "HEIC", "pillow_heif", FORMATS_EXTRA)
-_JXL = Format("JXL", ("jxl",), "JPEG XL", "pillow_jxl", FORMATS_EXTRA)
+JXL = Format("JXL", ("jxl",), "JPEG XL", "pillow_jxl", FORMATS_EXTRA)
 
-IMAGE_EXTENSIONS = tuple(extension for one in (*_BUILT_IN, _AVIF, _HEIF, _JXL) for extension in one.extensions)
+IMAGE_EXTENSIONS = tuple(extension for one in (*_BUILT_IN, _AVIF, _HEIF, JXL) for extension in one.extensions)
 """Lower-case extensions of image files without the dot."""
 
 _AVIF_BRANDS = (b"avif", b"avis")
@@ -80,7 +80,7 @@ def formats_of(head: bytes) -> tuple[str, ...]:
 
 def _special(head: bytes) -> Format | None:
     if head.startswith(_JXL_HEADS):
-        return _JXL
+        return JXL
     if head[4:8] != b"ftyp":
         return None
     brands = [head[8:12], *(head[place : place + 4] for place in range(16, int.from_bytes(head[:4], "big"), 4))]

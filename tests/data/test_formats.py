@@ -11,9 +11,11 @@ from PIL import Image, features
 
 from cogview_pl.data import formats
 from cogview_pl.data.bad_samples import require_readable
-from cogview_pl.data.decode import ImageError, load_image
+from cogview_pl.data.config import Decoding
+from cogview_pl.data.decode import ImageError, decode_image, load_image
 from cogview_pl.data.folder import FolderDataset
 from cogview_pl.data.formats import IMAGE_EXTENSIONS
+from cogview_pl.data.jxl_size import jxl_size
 from cogview_pl.data.samples import ImageSample
 from cogview_pl.errors import UserError
 
@@ -28,7 +30,7 @@ CONTAINER_JXL = b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0" * 50
 def without_extra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An installation without the optional packages."""
     monkeypatch.setattr(formats, "_HEIF", formats._HEIF._replace(package="no_such_package_1"))
-    monkeypatch.setattr(formats, "_JXL", formats._JXL._replace(package="no_such_package_2"))
+    monkeypatch.setattr(formats, "JXL", formats.JXL._replace(package="no_such_package_2"))
     for name in ("HEIF", "JXL"):
         monkeypatch.delitem(Image.OPEN, name, raising=False)
     yield
@@ -96,3 +98,26 @@ def test_a_folder_of_heic_files_without_the_extra_ends_with_its_name(without_ext
     (tmp_path / "a.txt").write_text("猫")
     with pytest.raises(UserError, match=r'HEIC images .*pip install "cogview_pl\[formats\]"'):
         require_readable(FolderDataset(tmp_path, "train", 8, 0))
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(8, 8), (64, 256), (40, 200), (7, 9), (300, 100), (513, 700), (9000, 3), (1920, 1080), (160, 120)],
+)
+def test_the_size_of_jpeg_xl_is_known_before_it_is_decoded(width: int, height: int) -> None:
+    pytest.importorskip("pillow_jxl")
+    image = Image.new("L", (width, height), 77)
+    for options in ({}, {"exif": Image.Exif(), "use_container": True}):
+        stream = io.BytesIO()
+        image.save(stream, "JXL", **options)
+        assert stream.getvalue().startswith(b"\0\0\0\x0cJXL " if options else b"\xff\x0a")
+        assert jxl_size(stream) == (width, height)
+        with pytest.raises(ImageError, match=rf"^{width}x{height} pixels are more than data\.max_pixels=26 allows"):
+            decode_image(stream, 8, options=Decoding(max_pixels=26))
+
+
+@pytest.mark.parametrize("content", [JXL, CONTAINER_JXL, CONTAINER_JXL[:12] + b"\0\0\0\x14ftyp" * 80])
+def test_jpeg_xl_without_an_image_is_refused(content: bytes) -> None:
+    pytest.importorskip("pillow_jxl")
+    with pytest.raises(ImageError):
+        load_image(io.BytesIO(content), 8)
