@@ -15,7 +15,7 @@ from cogview_pl.durable.read import MAX_CAPTION, UnreadableError, read_file
 from cogview_pl.errors.signals import SIGNALS
 
 EXTENSIONS = (".txt", ".caption")
-"""Extensions of caption files; the first kind with which an image has one is read."""
+"""Extensions of caption files; the first kind that any image has counts for all."""
 
 
 @dataclass

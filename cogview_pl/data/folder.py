@@ -10,11 +10,13 @@ from typing import BinaryIO, NamedTuple
 from cogview_pl.data.captions import CaptionError
 from cogview_pl.data.chinese_clip import open_span
 from cogview_pl.data.config import Captions, Decoding
+from cogview_pl.data.decode import ImageError
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.folder_layout import FolderContent, read_folder
 from cogview_pl.data.images import ImageFileDataset, split_indices
 from cogview_pl.data.listed import Fields, Listed
 from cogview_pl.data.progress import NewProgress, Silent
+from cogview_pl.durable.read import UnreadableError, require_file
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.vocab.roles import CAPTION
@@ -28,6 +30,12 @@ class _Sample(NamedTuple):
     image: Listed
     caption: str
     style: str
+
+    @property
+    def image_file(self) -> Path:
+        """The file with the image."""
+        span = self.image.span
+        return self.folder / (self.image.file if span is None else span.archive)
 
 
 class FolderDataset(ImageFileDataset):
@@ -106,10 +114,9 @@ class FolderDataset(ImageFileDataset):
         found.add(*self._settings())
         for sample in self._samples:
             SIGNALS.check()
-            image = sample.image
-            file = sample.folder / (image.file if image.span is None else image.span.archive)
-            texts = image.texts(self.text_fields, sample.caption)
-            found.add_file(file, sample.key, texts, sample.style, *([image.problem] if image.problem else []))
+            texts = sample.image.texts(self.text_fields, sample.caption)
+            problem = [sample.image.problem] if sample.image.problem else []
+            found.add_file(sample.image_file, sample.key, texts, sample.style, *problem)
         return found.hexdigest()
 
     def _add(self, folder: Path, image: Listed, style: str) -> None:
@@ -134,21 +141,29 @@ class FolderDataset(ImageFileDataset):
         ]
 
     def _given_texts(self, index: int, field: str) -> Sequence[str]:
-        self._require_image(index)
-        sample = self._samples[index]
+        sample = self._usable(index)
         return [sample.caption if field == CAPTION else sample.image.others.get(field, "")]
 
+    def _usable(self, index: int) -> _Sample:
+        """A sample whose line of the list is no problem, or a CaptionError."""
+        sample = self._samples[index]
+        if sample.image.problem:
+            raise CaptionError(sample.image.problem)
+        return sample
+
     def _require_image(self, index: int) -> None:
-        if problem := self._samples[index].image.problem:
-            raise CaptionError(problem)
+        file = self._usable(index).image_file
+        try:
+            require_file(file)
+        except UnreadableError as error:
+            raise ImageError("file not found" if error.missing else str(error)) from None
 
     def _style(self, index: int) -> str:
         return self._samples[index].style
 
     def _image(self, index: int) -> Path | BinaryIO:
-        self._require_image(index)
-        _, folder, image, *_ = self._samples[index]
-        return folder / image.file if image.span is None else open_span(folder, image.span)
+        sample = self._usable(index)
+        return sample.image_file if sample.image.span is None else open_span(sample.folder, sample.image.span)
 
 
 def _folders(root: str | Path | None, styles: Mapping[str, str | Path] | None, listing: str | None) -> dict[str, Path]:

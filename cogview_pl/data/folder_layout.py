@@ -179,7 +179,7 @@ class _Source:
         used = {os.path.relpath(file, self.root) if os.path.isabs(file) else file for file in used}
         for file in self.files.images:
             if file not in used:
-                found.add("images that no list names", file)
+                found.add(f"{os.path.splitext(file)[1].lower()} that no list names", file)
         stems = {os.path.splitext(image)[0] for image in self.files.images}
         for file in self.files.others:
             stem, extension = os.path.splitext(file)

@@ -45,16 +45,32 @@ def samples(count: int, bad: int) -> dict[str, bytes]:
     return members
 
 
+def write_folder(root: Path) -> None:
+    """Forty images, listed as Chinese Excel writes it, with one missing image, one short row and one file too many."""
+    (root / "s").mkdir(parents=True)
+    for number in range(40):
+        (root / "s" / f"{number:02d}.PNG").write_bytes(png(number))
+    rows = [f"s\\{number:02d}.png;第{number}张红色的图像" for number in range(39)]
+    text = "\r\n".join(["图片;描述", *rows, "gone.png;没有", "short.png", ";", ""])
+    (root / "labels.csv").write_bytes(text.encode("gbk"))
+
+
 @pytest.fixture(scope="module")
 def ended(cli, tmp_path_factory):
     home = tmp_path_factory.mktemp("shards")
     write_tar(home / "good.tar", samples(180, bad=15))
     write_tar(home / "hopeless.tar", samples(180, bad=90))
+    write_folder(home / "folder")
     data = ("data=webdataset", *SIZES)
     tokens = ("task=tokenize", *data, "image_tokenizer.path=images", "text.vocab_size=290")
     cases = {
         "vqvae": ["task=vqvae", *data, *TRAINING, "data.urls=good.tar", "run_dir=images"],
         "tokenize": [*tokens, "data.urls=good.tar", "run_dir=tokens"],
+        "folder": [
+            *("task=tokenize", "data=folder", "data.root=folder", "data.listing=labels.csv", *SIZES),
+            *("data.image_field=图片", "data.captions=all", "data.caption_field=描述"),
+            *("image_tokenizer.path=images", "text.vocab_size=300", "run_dir=folder_tokens"),
+        ],
         "hopeless": [*tokens, "data.urls=hopeless.tar", "run_dir=none"],
     }
     if importlib.util.find_spec("datasets") is not None:
@@ -79,6 +95,19 @@ def test_bad_samples_that_come_first_are_skipped_with_their_reasons(ended) -> No
     metrics = json.loads((home / "tokens" / "metrics.json").read_text())
     assert metrics["tokenize/rows_train"] + metrics["tokenize/rows_val"] == 165
     assert metrics["tokenize/skipped"] == 15
+
+
+def test_a_folder_with_a_list_from_excel_becomes_tokens(ended) -> None:
+    home, results = ended
+    said = results["folder"].stdout
+    assert results["folder"].code == 0, results["folder"].stderr[-3000:]
+    assert said.count("captions are the field 描述 of labels.csv (GB18030, separator ;)") == 1
+    assert said.count("1 file is left out: 1 .png that no list names (s/39.PNG)") == 1
+    metrics = json.loads((home / "folder_tokens" / "metrics.json").read_text())
+    assert metrics["tokenize/rows_train"] + metrics["tokenize/rows_val"] == 39
+    reasons = listed(home / "folder_tokens")
+    assert reasons.keys() == {"gone.png", "short.png"} and reasons["gone.png"] == "file not found"
+    assert reasons["short.png"].startswith("folder/labels.csv:42 has 1 columns, the header has 2; ")
 
 
 def test_stage_one_lists_what_it_knows_before_it_reads(ended) -> None:

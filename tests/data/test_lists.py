@@ -109,6 +109,12 @@ def test_bad_rows_are_skipped_samples(root: Path) -> None:
     assert [bad.key for bad in dataset.known_bad()] == [NAMES[0], NAMES[1], f"{where}:5"]
 
 
+def test_missing_images_are_known_before_any_is_decoded(root: Path) -> None:
+    listing(root, "metadata.csv", f"{CSV}gone.png,鱼\n{NAMES[0]}/x.png,鱼\n")
+    assert list(data(root).known_bad()) == [Skipped(f, "file not found") for f in ("gone.png", f"{NAMES[0]}/x.png")]
+    assert [bad.key for bad in data(root, text_fields=()).known_bad()] == ["gone.png", f"{NAMES[0]}/x.png"]
+
+
 def test_a_damaged_byte_costs_one_sample(root: Path) -> None:
     (root / "metadata.csv").write_bytes(CSV.encode().replace("蓝色".encode(), b"\xff\xfe"))
     dataset = data(root)
@@ -168,7 +174,7 @@ def test_the_training_folder_of_an_imagefolder(tmp_path: Path, prefix: str) -> N
         listing(tmp_path / split, "metadata.jsonl", json.dumps({"file_name": name, "text": split}))
     dataset = data(tmp_path)
     assert found(dataset) == [("train/a.png", "train")]
-    assert dataset.notes()[1].endswith("1 images that no list names (test/a.png), 1 .jsonl (test/metadata.jsonl)")
+    assert dataset.notes()[1].endswith("1 .png that no list names (test/a.png), 1 .jsonl (test/metadata.jsonl)")
 
 
 def coco(annotations: list[dict[str, Any]]) -> str:

@@ -68,7 +68,7 @@ def test_what_a_list_does_not_name_is_counted(tmp_path: Path) -> None:
     assert found.texts() == ["图"]
     assert found.notes() == [
         f"data.root={tmp_path}: captions are the field text of captions.csv",
-        f"data.root={tmp_path}: 3 files are left out: 2 images that no list names (b.png …), "
+        f"data.root={tmp_path}: 3 files are left out: 2 .png that no list names (b.png …), "
         "1 .txt beside images (a.txt)",
     ]
 
