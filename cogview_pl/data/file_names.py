@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 _FILE_URL = "file://"
 _SEVERAL = ""  # stands for several files of one spelling
@@ -17,7 +17,7 @@ _SEVERAL = ""  # stands for several files of one spelling
 def normalised(name: str) -> str:
     """A name of a file without `.`, `..` and doubled slashes, so that `a.jpg` and `./a.jpg` are one key."""
     if name.startswith(_FILE_URL):
-        name = unquote(urlsplit(name).path)
+        name = unquote(name.removeprefix(_FILE_URL))
     return posixpath.normpath(name) if name else name
 
 

@@ -13,7 +13,7 @@ from cogview_pl.data.listed import Fields, Listed, name_in
 from cogview_pl.data.tables import Table
 from cogview_pl.data.text_files import encoding_name, open_text
 from cogview_pl.data.walk import is_image_name
-from cogview_pl.durable.read import bounded_lines, cannot_be_read, require_size
+from cogview_pl.durable.read import UnreadableError, bounded_lines, cannot_be_read, require_file
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 
@@ -61,6 +61,8 @@ def read_listing(file: Path, fields: Fields) -> Listing:
         raise UserError(f"{file} has bytes that are no text in its encoding; save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{file} {cannot_be_read(error)}; see to it") from None
+    except UnreadableError as error:
+        raise UserError(f"{file} {error}; write one object per line in a .jsonl file") from None
     if not found.texts:
         raise UserError(f"{file} lists no images; give one per line, with the fields file_name and text")
     return found
@@ -84,8 +86,9 @@ def _begins_a_list(stream: TextIO) -> bool:
 
 
 def _json(stream: TextIO, file: Path, fields: Fields) -> Iterator[Record]:
+    require_file(file, _MAX_JSON)
     try:
-        tree = json.loads(_whole(stream, file))
+        tree = json.loads(stream.read().removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON ({error}); write a list of objects, or one object per line") from None
     if is_coco(tree):
@@ -98,12 +101,6 @@ def _json(stream: TextIO, file: Path, fields: Fields) -> Iterator[Record]:
         if not isinstance(record, dict):
             raise UserError(f"{file}, entry {number} is not a JSON object; write one object per image")
         yield f"{file}, entry {number}", record, ""
-
-
-def _whole(stream: TextIO, file: Path) -> str:
-    text = stream.read(_MAX_JSON + 1).removeprefix("\ufeff")
-    require_size(len(text), _MAX_JSON)
-    return text
 
 
 def _json_lines(stream: TextIO, file: Path) -> Iterator[Record]:

@@ -293,3 +293,29 @@ def test_a_json_file_of_any_size_is_refused_in_one_line(root: Path) -> None:
     holes(root, "metadata.jsonl")
     with pytest.raises(UserError, match=r"metadata\.jsonl:1 has more than 1,048,576 characters"):
         data(root)
+    with pytest.raises(UserError, match=r"big\.json has 1,099,511,627,776 bytes, at most 1,073,741,824 are "):
+        data(root, listing=holes(root, "big.json") / "big.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("captions.json", {"images": [1, {"id": [2]}, {"id": 1}], "annotations": [{"image_id": {}}, 4]}),
+        ("captions.json", [1]), ("captions.json", {"a": 1}), ("captions.json", {"a.png": {"b": 1}}),
+        ("captions.json", [{"path": "file://[", "text": "t"}]),
+        ("captions.json", [{"path": "\ud800.png", "text": "t"}]),
+        ("train_texts.jsonl", {"text": "t", "image_ids": 5}), ("train_texts.jsonl", {"text": 1, "image_ids": ["1"]}),
+        ("train_texts.jsonl", []),
+    ],
+)  # fmt: skip
+def test_any_json_is_a_result_or_one_line(tmp_path: Path, name: str, content: object) -> None:
+    listing(tmp_path, name, json.dumps(content))
+    if name.startswith("train"):
+        listing(tmp_path, "train_imgs.tsv", "1\taGFsbG8=\n")
+    else:
+        folder(tmp_path, ["a.png"])
+    try:
+        dataset = data(tmp_path)
+        assert all(isinstance(dataset[index], (ImageSample, Skipped)) for index in range(len(dataset)))
+    except UserError as error:
+        assert str(error) and "\n" not in str(error)
