@@ -15,7 +15,7 @@ from cogview_pl.data.folder import FolderDataset
 from cogview_pl.data.samples import ImageSample
 from cogview_pl.data.views import Views
 
-from .profiles import SRGB, profile, stream
+from .profiles import SRGB, profile, stream, with_transparent_level
 
 RED = (220, 20, 20)
 
@@ -111,7 +111,7 @@ class Pictures:
         """transparent"""
         assert levels(stream(Image.new("RGBA", (8, 8), (*RED, 0)))) == [255, 255, 255]
         grey = Image.fromarray(np.full((8, 8), 700, np.uint16))
-        assert levels(stream(grey, transparency=700)) == [255, 255, 255]
+        assert levels(with_transparent_level(stream(grey), 700)) == [255, 255, 255]
 
     @staticmethod
     def row_sixteen(home: Path) -> None:

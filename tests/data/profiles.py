@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 
 from PIL import Image, ImageCms
 
@@ -46,3 +47,11 @@ def stream(image: Image.Image, form: str = "PNG", **options: object) -> io.Bytes
     image.save(found, form, **options)
     found.seek(0)
     return found
+
+
+def with_transparent_level(png: io.BytesIO, level: int) -> io.BytesIO:
+    """A grey PNG with a tRNS chunk; older releases of Pillow do not write it for 16 bits."""
+    data, chunk = png.getvalue(), b"tRNS" + struct.pack(">H", level)
+    place = data.index(b"IDAT") - 4
+    trns = struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return io.BytesIO(data[:place] + trns + data[place:])

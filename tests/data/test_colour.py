@@ -17,7 +17,7 @@ from cogview_pl.data.decode import decode_image, load_image
 from cogview_pl.data.folder import FolderDataset
 from cogview_pl.data.mended import MendedLog
 
-from .profiles import PRIMARIES, SRGB, profile, stream
+from .profiles import PRIMARIES, SRGB, profile, stream, with_transparent_level
 
 
 def colour(data: io.BytesIO, place: int = 4) -> list[int]:
@@ -92,7 +92,7 @@ def test_broken_profiles_are_counted(tmp_path: Path) -> None:
 def test_transparent_levels_of_16_bit_grey_are_white() -> None:
     levels = np.full((8, 8), 0x8000, dtype=np.uint16)
     levels[:4] = 1000
-    data = stream(Image.fromarray(levels), transparency=1000)
+    data = with_transparent_level(stream(Image.fromarray(levels)), 1000)
     assert colour(data, 2) == [255, 255, 255]
     assert colour(data, 6) == [128, 128, 128]
 
