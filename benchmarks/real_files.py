@@ -93,16 +93,19 @@ def decode(root: Path, files: list[Path]) -> Findings:
     times = []
     for file in files:
         name, began = str(file.relative_to(root)), time.perf_counter()
+        image, reason = None, ""
         try:
             image = decode_image(file, _EDGE, options=_PAD)
         except SampleError as error:
-            found.refused.setdefault(kind_of(str(error)), []).append(name)
-        else:
-            found.read += 1
-            if image.remark:
-                found.mended[name] = image.remark
-            compare(found, file, name, image.pixels.permute(1, 2, 0).numpy())
+            reason = str(error)
         times.append((round(time.perf_counter() - began, 3), name))
+        if image is None:
+            found.refused.setdefault(kind_of(reason), []).append(name)
+            continue
+        found.read += 1
+        if image.remark:
+            found.mended[name] = image.remark
+        compare(found, file, name, image.pixels.permute(1, 2, 0).numpy())
     found.slowest = sorted(times, reverse=True)[:_SLOWEST]
     return found
 
