@@ -83,7 +83,7 @@ def sdist(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """The long tests."""
-    session.install("-e", ".[dev,eval,quant]")
+    session.install("-e", ".[dev,eval,quant,formats,hf]")
     _run_tests(session, "slow")
 
 

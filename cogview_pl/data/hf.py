@@ -23,8 +23,8 @@ from cogview_pl.vocab.roles import CAPTION
 
 try:
     import datasets
-except ImportError as error:
-    raise UserError('data=hf needs datasets; pip install "cogview_pl[hf]"') from error
+except ImportError:
+    datasets = None  # type: ignore[assignment]
 
 _REASON = 300  # characters of an error of `datasets` that are shown
 
@@ -70,6 +70,8 @@ class HuggingFaceDataset(ColumnDataset):
         caption_seed: int = 0,
         progress: NewProgress = Silent,
     ) -> None:
+        if datasets is None:
+            raise UserError('data=hf needs datasets; pip install "cogview_pl[hf]"')
         super().__init__(
             image_size,
             image_field,

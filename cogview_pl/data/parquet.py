@@ -28,8 +28,8 @@ from cogview_pl.vocab.roles import CAPTION
 try:
     import pyarrow as pa
     import pyarrow.parquet as pq
-except ImportError as error:
-    raise UserError('data=parquet needs pyarrow; pip install "cogview_pl[hf]"') from error
+except ImportError:
+    pa = pq = None  # type: ignore[assignment]
 
 _KEPT = 2**28
 """Largest number of bytes of row groups that a process keeps, besides the last one."""
@@ -76,6 +76,8 @@ class ParquetDataset(ColumnDataset):
         caption_seed: int = 0,
         progress: NewProgress = Silent,
     ) -> None:
+        if pq is None:
+            raise UserError('data=parquet needs pyarrow; pip install "cogview_pl[hf]"')
         super().__init__(
             image_size,
             image_field,

@@ -104,7 +104,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["64x64", "data.min_size=65"],
     ),
     "min_size": ([*FIRST_TASK, "data=folder", "data.root={good}", "data.min_size=-1"], ["data.min_size", "-1"]),
-    "folder_without_captions": ([*FIRST_TASK, "data=folder", "data.root={plain}"], ["data.root={plain}", ".txt"]),
+    "folder_without_captions": (["task=tokenize", "data=folder", "data.root={plain}"], ["data.root={plain}", ".txt"]),
     "folder_unreadable": ([*FIRST_TASK, "data=folder", "data.root={corrupt}"], ["data", "00.png"]),
     "val_fraction": (
         [*FIRST_TASK, "data=folder", "data.root={good}", "data.val_fraction=2"],
