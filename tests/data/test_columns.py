@@ -237,7 +237,10 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, kind: str, pa
     monkeypatch.delitem(sys.modules, f"cogview_pl.data.{kind}")
     monkeypatch.delattr(cogview_pl.data, kind)
     options = {"parquet": ParquetConfig(urls="*"), "hf": HuggingFaceConfig(name="set")}[kind]
-    options._target_ = {"parquet": "cogview_pl.data.parquet.ParquetDataset", "hf": "cogview_pl.data.hf.HF"}[kind]
+    options._target_ = {
+        "parquet": "cogview_pl.data.parquet.ParquetDataset",
+        "hf": "cogview_pl.data.hf.HuggingFaceDataset",
+    }[kind]
     with pytest.raises(UserError, match=rf'^data={kind} needs {package}; pip install "cogview_pl\[hf\]"$'):
         open_images(options, "train")
 
