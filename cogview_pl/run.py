@@ -139,10 +139,9 @@ def _dispatch(config: Config, folder: RunFolder, found: Composed, job: str | Non
         _check_devices(config)
     if config.verb.trains_in_parallel:
         verb.check(config)
-    if config.verb.must_fit and config.plan.strict:
+    if config.verb.must_fit:
         with RANKS.first_goes_ahead() as first:
             if first:
-                status("estimating the memory of the run …")
                 _verb("plan").require_fit(config, _recompose(found.words, job))
     if config.verb == Verb.chain:
         given = command_line.words_for_stages(found.choices if config.resume else {})

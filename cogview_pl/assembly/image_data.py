@@ -122,8 +122,6 @@ def _class_of(data: DataConfig) -> type[CaptionedImages]:
     try:
         found = get_class(data._target_)
     except Exception as error:  # a module of the user's may raise anything on import
-        if isinstance(error.__cause__, UserError):  # a module of ours that needs an extra
-            raise error.__cause__ from None
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{key} cannot be imported: {reason}; name a class as FILE.CLASS") from error
     if not issubclass(found, CaptionedImages):

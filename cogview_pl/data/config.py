@@ -114,70 +114,58 @@ class DataConfig:
 
 
 @dataclass
-class FolderDataConfig(DataConfig, Decoding):
+class ImageFilesConfig(DataConfig, Decoding):
+    """What every data set of image files with captions has (`ImageFileDataset`)."""
+
+    val_fraction: float = share()
+    min_size: int = whole()
+    captions: Captions = MISSING
+    caption_seed: int = MISSING
+    style_field: str | None = None
+    style_patterns: list[str] = MISSING
+
+
+@dataclass
+class FolderDataConfig(ImageFilesConfig):
     """A folder of images with captions (`FolderDataset`)."""
 
     root: str | None = None
     listing: str | None = None
-    val_fraction: float = share()
-    min_size: int = whole()
     image_field: str | None = None
     caption_field: str | None = None
-    captions: Captions = MISSING
-    caption_seed: int = MISSING
     styles: Any = None
-    style_field: str | None = None
-    style_patterns: list[str] = MISSING
 
 
 @dataclass
-class WebDatasetConfig(DataConfig, Decoding):
+class WebDatasetConfig(ImageFilesConfig):
     """Tar shards (`ShardDataset`)."""
 
     urls: Any = MISSING
     val_urls: Any = None
-    val_fraction: float = share()
-    min_size: int = whole()
     caption_field: str = MISSING
-    captions: Captions = MISSING
-    caption_seed: int = MISSING
-    style_field: str | None = None
     styles: list[str] | None = None
-    style_patterns: list[str] = MISSING
 
 
 @dataclass
-class ParquetConfig(DataConfig, Decoding):
+class ParquetConfig(ImageFilesConfig):
     """Parquet files (`ParquetDataset`)."""
 
     urls: Any = MISSING
     val_urls: Any = None
-    val_fraction: float = share()
-    min_size: int = whole()
     image_field: str | None = None
     caption_field: str | None = None
-    captions: Captions = MISSING
-    caption_seed: int = MISSING
-    style_field: str | None = None
-    style_patterns: list[str] = MISSING
 
 
 @dataclass
-class HuggingFaceConfig(DataConfig, Decoding):
+class HuggingFaceConfig(ImageFilesConfig):
     """Data sets of Hugging Face's `datasets` (`HuggingFaceDataset`)."""
 
     name: str = MISSING
     subset: str | None = None
     train_split: str = MISSING
     val_split: str | None = None
-    val_fraction: float = share()
-    min_size: int = whole()
     image_field: str | None = None
     caption_field: str | None = None
-    captions: Captions = MISSING
-    caption_seed: int = MISSING
-    style_field: str | None = None
-    style_patterns: list[str] = MISSING
 
 
 @dataclass

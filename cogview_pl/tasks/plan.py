@@ -24,6 +24,7 @@ from cogview_pl.config.parts import generation_options, model_options, training_
 from cogview_pl.config.schema import Config
 from cogview_pl.data.config import TokenSource
 from cogview_pl.errors import UserError
+from cogview_pl.lit.bars import status
 from cogview_pl.memory.cards import CARDS, WORKSPACE, Device, card_bytes, this_device
 from cogview_pl.memory.figures import batch_of_all_devices, image_tokenizer_figures, sequence_model_figures
 from cogview_pl.memory.generation import (
@@ -62,6 +63,7 @@ def require_fit(config: Config, recompose: Recompose) -> None:
     """Raises UserError if a run needs more memory than is free, unless `plan.strict=false`."""
     if not config.plan.strict:
         return
+    status("estimating the memory of the run …")
     device = _device(config.verb, config.trainer)
     found = estimate(config, device.on_gpu)
     if found.total > device.free:
