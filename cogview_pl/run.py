@@ -126,7 +126,7 @@ def run_composed(
         metrics = _dispatch(config, folder, found, job)
         folder.finish(metrics)
     next_words = words if alone and job is None else []
-    print_summary(folder, composed.task, composed.outputs, metrics, next_words, time.monotonic() - started)
+    print_summary(folder, composed, metrics, next_words, time.monotonic() - started)
     return folder.path, metrics
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
-from cogview_pl.durable.latest import LATEST, newest
+from omegaconf import DictConfig
+
+from cogview_pl.cli.next_command import is_chain, next_command
 from cogview_pl.lit.bars import terminal_width
 from cogview_pl.runs.aims import Aim, outcomes
-from cogview_pl.runs.command import command
 from cogview_pl.runs.main_metrics import duration, main_metrics, rounded
 from cogview_pl.runs.run_folder import REPORT, Metrics, RunFolder
 
@@ -19,58 +17,17 @@ _log = logging.getLogger(__name__)
 
 _SPEEDS = ("perf/samples_per_s", "perf/tokens_per_s", "perf/images_per_s")
 _TO_OPEN = ("reconstructions.png", "samples/grid.png", "generate.png", REPORT)
-_PLAIN = re.compile(r"([\w.]+=)'([\w./-]+)'")  # quoted for Hydra, though it needs no quotes
 _GAP = 3  # blanks between two columns of the table
-_PROMPT = "prompts=[左上角有一个大的红色圆形]"
-_STYLED_PROMPT = "prompts=[左上角有一个大的红色圆形的油画图像]"
-_KEPT_GROUPS = ("data", "model", "image_tokenizer", "text", "outputs", "threads")
-"""Keys of a run that the next task takes over."""
-_OF_TRAINING = ("image_tokenizer", "text.model=", "data.token_store=")
-"""Keys whose values a sequence model has in its folder."""
-_BEFORE_TRAINING = ("vqvae", "tokenize")
-"""Tasks after which a sequence model is trained."""
-
-
-class _Next(NamedTuple):
-    """The task that uses the result of a run."""
-
-    words: tuple[str, ...]
-    key: str
-    """Key that names the run for it."""
-    needs: tuple[str, ...] = ()
-    """Tasks with runs that it also reads."""
-    always: bool = False
-    """Whether the key must be given for the newest run too."""
-
-
-_NEXT = {
-    "vqvae": _Next(("task=tokenize",), "image_tokenizer.path"),
-    "tokenize": _Next(("task=pretrain",), "data.token_store"),
-    "pretrain": _Next(("task=generate", _PROMPT), "init_from"),
-    "super_resolution": _Next(("task=magnify",), "upscale_with"),
-    "style": _Next(("task=generate", _STYLED_PROMPT), "init_from", always=True),
-    "caption": _Next(("task=rerank",), "rerank_with"),
-    "features": _Next(("task=evaluate", "evaluate.metrics=[fid,toy]"), "evaluate.features", ("pretrain",)),
-    "generate": _Next(("task=rerank",), "pairs", ("caption",), always=True),
-    "magnify": _Next(
-        ("task=generate", "upscale_with={outputs}/super_resolution/latest"), "", ("pretrain", "super_resolution")
-    ),
-    "rerank": _Next(
-        ("task=generate", "rerank_with={outputs}/caption/latest", "num_images_per_prompt=8", "top_n=1"),
-        "",
-        ("pretrain", "caption"),
-    ),
-}
 
 
 def print_summary(
-    folder: RunFolder, task: str, outputs: str, metrics: Metrics, words: Sequence[str], seconds: float
+    folder: RunFolder, config: DictConfig, metrics: Metrics, words: Sequence[str], seconds: float
 ) -> None:
     """Print the end of a run.
 
     Args:
         folder: its folder.
-        task, outputs: keys of the run.
+        config: configuration of the run.
         metrics: its metrics.
         words: words of the command line that started it; none for a stage of a chain, after which comes the next one.
         seconds: time that it took.
@@ -78,12 +35,11 @@ def print_summary(
     if not folder.writes:
         return
     lines = [f"done: {folder.path} ({duration(seconds)})"]
-    if not _is_chain(folder.path):  # its stages have printed theirs
+    if not is_chain(folder.path):  # its stages have printed theirs
         lines += table(_shown(metrics), terminal_width())
     lines += [f"  ! {remark}" for remark in folder.remarks]
     lines += [f"  open  {folder / name}" for name in _TO_OPEN if (folder / name).exists()]
-    describes = task == "generate" and "generate/captions" in metrics  # task=rerank does not take captions
-    following = _next_command(folder.path, task, outputs, words) if words and not describes else None
+    following = next_command(folder.path, config, words) if words else None
     lines += [f"  next  {following}"] if following else []
     _log.info("%s", "\n".join(lines))
 
@@ -116,26 +72,3 @@ def _shown(metrics: Metrics) -> dict[str, float | str]:
     """The numbers of the table."""
     bad = {"train/bad_steps": metrics["train/bad_steps"]} if metrics.get("train/bad_steps") else {}
     return {**main_metrics(metrics), **bad, **{name: metrics[name] for name in _SPEEDS if name in metrics}}
-
-
-def _next_command(folder: Path, task: str, outputs: str, words: Sequence[str]) -> str | None:
-    """A whole command that uses the result of a run; None if there is no such task, or it would lack another run."""
-    following = _NEXT.get(task) or (_Next(_NEXT["pretrain"].words, "", ("pretrain",)) if _is_chain(folder) else None)
-    runs = Path(outputs)
-    if following is None or any(newest(runs / needed / LATEST) is None for needed in following.needs):
-        return None
-    left_out = (f"{following.key}=", *(() if task in _BEFORE_TRAINING else _OF_TRAINING))
-    kept = [
-        word
-        for word in words
-        if word.lstrip("+~").partition("=")[0].split(".")[0] in _KEPT_GROUPS and not word.startswith(left_out)
-    ]
-    given = [word.format(outputs=outputs) for word in following.words]
-    is_newest = newest(runs / task / LATEST) == folder.resolve()
-    if following.key and (following.always or not is_newest):
-        given.append(f"{following.key}={folder}")
-    return command([*given[:1], *(_PLAIN.sub(r"\1\2", word) for word in kept), *given[1:]])
-
-
-def _is_chain(folder: Path) -> bool:
-    return (folder / REPORT).exists()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from cogview_pl.cli.next_command import next_command
+from cogview_pl.cli.overrides import quote_override
 from cogview_pl.cli.summary import table
 from cogview_pl.cli.tensorboard import event_folders, link_runs
 from cogview_pl.runs.aims import Aim, outcomes
@@ -66,6 +70,53 @@ def test_the_next_command_works_when_pasted(cli, tiny, tmp_path) -> None:
         training = [word for word in tiny if word.startswith("trainer.")] if task == "pretrain" else []
         ended = cli.succeed([*words, *training], tmp_path)
     assert (tmp_path / "outputs" / "generate" / "latest" / "samples" / "grid.png").exists()
+
+
+def test_next_commands_after_the_last_tasks(cli, chain, tiny, tmp_path) -> None:
+    """Evaluations are compared with an earlier one, converted models are used."""
+    shutil.copytree(chain.home / "outputs", tmp_path / "outputs", symlinks=True)
+    for old in (tmp_path / "outputs" / "evaluate").iterdir():
+        shutil.rmtree(old) if not old.is_symlink() else old.unlink()
+    evaluation = ("task=evaluate", "pairs=outputs/generate/latest", "evaluate.metrics=[toy]", *tiny)
+    cases = {
+        "first": evaluation,
+        "second": (*evaluation, "run_dir=second one"),
+        "tokenizer": (
+            "task=convert",
+            "convert.source=outputs/vqvae/latest/checkpoints/last.ckpt",
+            "convert.target=m 1",
+        ),
+        "model": ("task=convert", "convert.source=outputs/pretrain/latest/checkpoints/last.ckpt", "convert.target=m2"),
+    }
+    ended = dict(zip(cases, cli.run_many([(words, tmp_path) for words in cases.values()], tmp_path), strict=True))
+    assert {name: result.code for name, result in ended.items()} == dict.fromkeys(cases, 0)
+    following = {name: next_words(result.stdout) for name, result in ended.items()}
+    assert following["first"][0] == "task=generate"
+    assert following["second"][-1].startswith("evaluate.compare=[outputs/evaluate/")
+    assert following["second"][-1].endswith(",second one]")
+    assert following["tokenizer"][-1] == "image_tokenizer.path=m 1"
+    assert following["model"][-1] == "init_from=m2"
+    pasted = [(words, tmp_path) for words in following.values()]
+    assert [result.stderr for result in cli.run_many(pasted, tmp_path) if result.code] == []
+
+
+def test_a_caption_is_the_next_prompt(tmp_path) -> None:
+    """The first one that fits into a line, exactly."""
+    (tmp_path / "pretrain" / "latest").mkdir(parents=True)
+    config = OmegaConf.create({"task": "generate", "outputs": str(tmp_path)})
+    for captions, wanted in (
+        (["a\nb", "一只'猫', [橘]"], "一只'猫', [橘]"),
+        (["红色的圆形"], "红色的圆形"),
+        (["\n"], None),
+    ):
+        records = (json.dumps({"file": "0.png", "caption": caption}) + "\n" for caption in captions)
+        (tmp_path / "samples.jsonl").write_text("".join(records))
+        command = next_command(tmp_path, config, ["task=generate"])
+        if wanted is None:
+            assert command is None
+        else:
+            word = shlex.split(command)[-1]
+            assert OverridesParser.create().parse_override(quote_override(word)).value() == [wanted]
 
 
 def test_the_table_fits_the_terminal() -> None:

@@ -1,0 +1,159 @@
+"""What to type after a run: a whole command that uses its result."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from omegaconf import DictConfig
+
+from cogview_pl.cli.overrides import quoted
+from cogview_pl.durable.latest import LATEST, newest
+from cogview_pl.errors import UserError
+from cogview_pl.runs.command import command
+from cogview_pl.runs.run_folder import METRICS, REPORT, SAMPLES
+
+_NEEDS_NO_QUOTES = re.compile(r"[\w./-]+( [\w./-]+)*")
+_PLAIN = re.compile(r"([\w.]+=)'([\w./-]+)'")  # quoted for Hydra, though it needs no quotes
+_PROMPT = "prompts=[左上角有一个大的红色圆形]"
+_STYLED_PROMPT = "prompts=[左上角有一个大的红色圆形的油画图像]"
+_KEPT_GROUPS = ("data", "model", "image_tokenizer", "text", "outputs", "threads")
+"""Keys of a run that the next task takes over."""
+_OF_TRAINING = ("image_tokenizer", "text.model=", "data.token_store=")
+"""Keys whose values a sequence model has in its folder."""
+_BEFORE_TRAINING = ("vqvae", "tokenize")
+"""Tasks after which a sequence model is trained."""
+_EARLIER_EVALUATIONS = 20  # that are looked at for one with the same protocol
+
+
+class _Next(NamedTuple):
+    """The task that uses the result of a run."""
+
+    words: tuple[str, ...]
+    key: str = ""
+    """Key that names the run for it."""
+    needs: tuple[str, ...] = ()
+    """Tasks with runs that it also reads."""
+    always: bool = False
+    """Whether the key must be given for the newest run too."""
+
+
+_GENERATE = ("task=generate", _PROMPT)
+_WITH_THE_NEWEST = _Next(_GENERATE, needs=("pretrain",))
+_NEXT = {
+    "vqvae": _Next(("task=tokenize",), "image_tokenizer.path"),
+    "tokenize": _Next(("task=pretrain",), "data.token_store"),
+    "pretrain": _Next(_GENERATE, "init_from"),
+    "super_resolution": _Next(("task=magnify",), "upscale_with"),
+    "style": _Next(("task=generate", _STYLED_PROMPT), "init_from", always=True),
+    "caption": _Next(("task=rerank",), "rerank_with"),
+    "features": _Next(("task=evaluate", "evaluate.metrics=[fid,toy]"), "evaluate.features", ("pretrain",)),
+    "generate": _Next(("task=rerank",), "pairs", ("caption",), always=True),
+    "magnify": _Next(
+        ("task=generate", "upscale_with={outputs}/super_resolution/latest"), needs=("pretrain", "super_resolution")
+    ),
+    "rerank": _Next(
+        ("task=generate", "rerank_with={outputs}/caption/latest", "num_images_per_prompt=8", "top_n=1"),
+        needs=("pretrain", "caption"),
+    ),
+}
+
+
+def next_command(folder: Path, config: DictConfig, words: Sequence[str]) -> str | None:
+    """A whole command that uses the result of a run; None if there is no such task, or it would lack another run.
+
+    Args:
+        folder: of the finished run.
+        config: its configuration.
+        words: words of the command line that started it.
+    """
+    task, outputs = str(config.task), Path(config.outputs)
+    following = _following(folder, config)
+    if following is None or any(newest(outputs / needed / LATEST) is None for needed in following.needs):
+        return None
+    left_out = (f"{following.key}=", *(() if task in _BEFORE_TRAINING else _OF_TRAINING))
+    kept = [
+        word
+        for word in words
+        if word.lstrip("+~").partition("=")[0].split(".")[0] in _KEPT_GROUPS and not word.startswith(left_out)
+    ]
+    given = [word.replace("{outputs}", str(config.outputs)) for word in following.words]
+    if following.key and (following.always or newest(outputs / task / LATEST) != folder.resolve()):
+        given.append(f"{following.key}={folder}")
+    return command([*given[:1], *(_PLAIN.sub(r"\1\2", word) for word in kept), *given[1:]])
+
+
+def is_chain(folder: Path) -> bool:
+    """Whether a finished run was a chain of tasks."""
+    return (folder / REPORT).exists()
+
+
+def _following(folder: Path, config: DictConfig) -> _Next | None:
+    if is_chain(folder):
+        return _WITH_THE_NEWEST
+    if config.task == "evaluate":
+        return _after_evaluation(folder, Path(config.outputs), compares=config.evaluate.compare is not None)
+    if config.task == "convert":
+        return _after_conversion(config.convert.target)
+    if config.task == "generate" and (captions := _captions(folder / SAMPLES)):
+        return _after_captions(captions)
+    return _NEXT.get(config.task)
+
+
+def _after_evaluation(folder: Path, outputs: Path, *, compares: bool) -> _Next:
+    """A comparison with the newest earlier evaluation that has the same protocol; else more images."""
+    if not compares:
+        earlier = sorted((path.parent for path in (outputs / "evaluate").glob(f"*/{METRICS}")), reverse=True)
+        others = [path for path in earlier if path.name != LATEST and path.resolve() != folder.resolve()]
+        for other in others[:_EARLIER_EVALUATIONS]:
+            if _comparable(other, folder):
+                return _Next(("task=evaluate", f"evaluate.compare=[{_item(other)},{_item(folder)}]"))
+    return _WITH_THE_NEWEST
+
+
+def _comparable(first: Path, second: Path) -> bool:
+    from cogview_pl.evaluation.protocol import compare  # imports torch
+
+    try:
+        return any(key.startswith("difference/") for key in compare([str(first), str(second)]))
+    except UserError:
+        return False
+
+
+def _after_conversion(target: str) -> _Next | None:
+    """The task that uses a model folder; None for a model in the released format."""
+    from cogview_pl.checkpoints.model_folder import IMAGE_TOKENIZER, kind_of, read_model_settings  # imports torch
+    from cogview_pl.vocab.template import TextSlot, parse_slots
+
+    try:
+        kind = kind_of(target, "convert.target")
+    except UserError:
+        return None
+    if kind == IMAGE_TOKENIZER:
+        return _Next(("task=tokenize", f"image_tokenizer.path={target}"))
+    template = read_model_settings(target, kind, "convert.target")["template"]
+    (slot,) = (slot for slot in parse_slots(template["layout"], text_length=1) if slot.name == template["target"])
+    if isinstance(slot, TextSlot):
+        return _Next(("task=rerank", f"rerank_with={target}"), needs=("pretrain",))
+    return _Next((*_GENERATE, f"init_from={target}"))
+
+
+def _after_captions(captions: Sequence[str]) -> _Next | None:
+    """An image of the first caption that fits into a line."""
+    caption = next((caption for caption in captions if caption.isprintable()), None)
+    return None if caption is None else _Next(("task=generate", f"prompts=[{_item(caption)}]"), needs=("pretrain",))
+
+
+def _captions(samples: Path) -> list[str]:
+    """Captions that a run has written of images; none after other runs."""
+    with samples.open(encoding="utf-8") as stream:
+        records = [json.loads(line) for line in stream]
+    return [record["caption"] for record in records if record.get("caption")]
+
+
+def _item(text: str | Path) -> str:
+    """A text in a list of an override, in quotes where it has signs of the grammar."""
+    return str(text) if _NEEDS_NO_QUOTES.fullmatch(str(text)) else quoted(str(text))
