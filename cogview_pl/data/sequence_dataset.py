@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -98,9 +100,9 @@ class SequenceDataset(Dataset[Sequence]):
 
     def __getitem__(self, index: int) -> Sequence:
         text_tokens, codes = self.samples[index]
-        flat = codes.flatten().tolist()
+        flat = codes.flatten().numpy()
         texts = {slot: text_tokens[field] for slot, field in self._fields.items()}
-        return self.template.build(texts | {name: flat for name in self._codes})
+        return self.template.build({**texts, **dict.fromkeys(self._codes, flat)})
 
     def key(self, index: int) -> str:
         """The name of a sample in a message."""
@@ -122,7 +124,7 @@ class SequenceCollator:
 
     def __call__(self, sequences: list[Sequence]) -> SequenceBatch:
         """Stack sequences."""
-        sequences = sequences or [Sequence([self.pad] * 2, weights=[0.0] * 2, slots=[NO_SLOT] * 2, positions=[0] * 2)]
+        sequences = sequences or [_padding(self.pad)]
         length = max(len(sequence.tokens) for sequence in sequences)
         return SequenceBatch(
             tokens=_stack([s.tokens for s in sequences], length, self.pad),
@@ -132,5 +134,14 @@ class SequenceCollator:
         )
 
 
-def _stack(rows: Seq[Seq[float]], length: int, fill: float) -> Tensor:
-    return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows])
+def _padding(pad: int) -> Sequence:
+    """A sequence of an input and its target, without a loss."""
+    nothing = np.zeros(2, np.int64)
+    return Sequence(nothing + pad, np.zeros(2, np.float32), nothing + NO_SLOT, nothing)
+
+
+def _stack(rows: Seq[NDArray[Any]], length: int, fill: float) -> Tensor:
+    stacked = np.full((len(rows), length), fill, rows[0].dtype)
+    for place, row in zip(stacked, rows, strict=True):
+        place[: len(row)] = row
+    return torch.from_numpy(stacked)

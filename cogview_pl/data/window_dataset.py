@@ -71,7 +71,7 @@ class WindowDataset(Dataset[Sequence]):
         return self.template.build(
             {
                 text: text_tokens[self._field],
-                small: codes[source].flatten().tolist(),
-                large: self.samples.large(image)[target].flatten().tolist(),
+                small: codes[source].flatten().numpy(),
+                large: self.samples.large(image)[target].flatten().numpy(),
             }
         )

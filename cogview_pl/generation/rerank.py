@@ -20,6 +20,7 @@ from cogview_pl.generation.engine.fused_gpu import fused_model
 from cogview_pl.generation.quantization import quantize
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, TextSlot, caption_slots
+from cogview_pl.vocab.template import Ids
 
 
 class Captioner:
@@ -100,7 +101,7 @@ def caption_log_likelihoods(
             raise UserError(
                 f"rerank: a text has {len(text_tokens)} tokens, the model's {text} slot holds {template.target.length}"
             )
-    values = [{text: t, image: c} for t, c in zip(texts, codes.flatten(1).tolist(), strict=True)]
+    values = [{text: t, image: c} for t, c in zip(texts, codes.flatten(1).cpu().numpy(), strict=True)]
     starts = [len(template.prompt(value)) for value in values]
     closing = template.end_of_text(template.target) is not None
     device = model.token_embedding.weight.device
@@ -127,5 +128,5 @@ def caption_losses(model: Transformer, template: Template, texts: Sequence[Seque
     return -sums / counts.clamp(min=1)
 
 
-def _padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=filler)
+def _padded(rows: Sequence[Ids], filler: int) -> Tensor:
+    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=filler)

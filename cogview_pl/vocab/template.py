@@ -13,7 +13,10 @@ import re
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from cogview_pl.errors import UserError
 from cogview_pl.vocab.vocabulary import COMMANDS, Vocabulary
@@ -46,19 +49,21 @@ class CodeSlot:
 
 
 Slot = TextSlot | CodeSlot
+Ids: TypeAlias = NDArray[np.int64]
+"""Ids in order, `(L,)`."""
 
 
 class Sequence(NamedTuple):
-    """One training sequence of L tokens; the lists have L entries each."""
+    """One training sequence of L tokens; the arrays have the shape `(L,)`."""
 
-    tokens: list[int]
-    """Ids of the joint vocabulary."""
-    weights: list[float]
-    """Loss weight of each token as a prediction target."""
-    slots: list[int]
-    """Index into `Template.slots` of the slot that the token belongs to, or `NO_SLOT`."""
-    positions: list[int]
-    """Position ids."""
+    tokens: Ids
+    """Ids of the joint vocabulary, int64."""
+    weights: NDArray[np.float32]
+    """Loss weight of each token as a prediction target, float32."""
+    slots: Ids
+    """Index into `Template.slots` of the slot that the token belongs to, or `NO_SLOT`, int64."""
+    positions: Ids
+    """Position ids, int64."""
 
 
 class Template:
@@ -114,6 +119,9 @@ class Template:
         self._loss_by_input = loss_by_input
         if loss_by_input and sum(isinstance(slot, TextSlot) for slot in self.slots) > 1:
             raise UserError("compat.loss_by_input=true: this layout has several text slots; set it to false")
+        self._commands = [vocabulary.command(part) if isinstance(part, str) else None for part in self.elements]
+        self._slot_of_part = self._slots_of_parts()
+        self._weight_of_slot = np.array([*self.weights, 0.0], np.float32)  # the last one is that of `NO_SLOT`
 
     @property
     def length(self) -> int:
@@ -138,42 +146,44 @@ class Template:
         names = ", ".join(slot.name for slot in self.slots)
         raise UserError(f"{key}: the layout has no slot {name}; it has {names}")
 
-    def build(self, values: Mapping[str, Seq[int]]) -> Sequence:
+    def build(self, values: Mapping[str, ArrayLike]) -> Sequence:
         """The training sequence of one sample.
 
         Args:
-            values: by slot name, text token ids (cut to the length of the slot) or codes in raster order.
+            values: by slot name, text token ids (cut to the length of the slot) or codes in raster order; integers
+                `(N,)`. An array is much faster than a list.
 
         Raises:
             ValueError: a grid has the wrong number of codes.
         """
-        tokens: list[int] = []
-        weights: list[float] = []
-        slots: list[int] = []
-        slot = NO_SLOT
-        for element in self.elements:
-            if isinstance(element, str):
-                closes_text = slot != NO_SLOT and isinstance(self.slots[slot], TextSlot)
-                slot = slot if closes_text else NO_SLOT
-                new = [self.vocabulary.command(element)]
-            else:
-                slot = self.slots.index(element)
-                new = self._slot_tokens(element, values[element.name])
-            tokens += new
-            weights += [0.0 if slot == NO_SLOT else self.weights[slot]] * len(new)
-            slots += [slot] * len(new)
-            if isinstance(element, str):
-                slot = NO_SLOT
+        parts = [
+            np.array([command]) if isinstance(element, str) else self._slot_tokens(element, values[element.name])
+            for element, command in zip(self.elements, self._commands, strict=True)
+        ]
+        counts = [len(part) for part in parts]
+        tokens = np.concatenate(parts)
+        slots = np.repeat(self._slot_of_part, counts)
         if self._loss_by_input:
-            weights, slots = self._by_input(tokens, slots)
-        return Sequence(tokens, weights, slots, self.positions(tokens))
+            slots = self._by_input(tokens, slots)
+        start = 0 if self._restart is None else sum(counts[: self._commands.index(self._restart)])
+        positions = np.concatenate([np.arange(start), np.arange(len(tokens) - start)])
+        return Sequence(tokens, self._weight_of_slot[slots], slots, positions)
 
-    def _by_input(self, tokens: Seq[int], slots: Seq[int]) -> tuple[list[float], list[int]]:
-        """Weights and slots of the original: a prediction from a code belongs to that grid, any other to the text."""
+    def _slots_of_parts(self) -> Ids:
+        """The slot that the tokens of each element of the layout belong to."""
+        found: list[int] = []
+        for place, element in enumerate(self.elements):
+            before = self.elements[place - 1] if place else ""
+            owner = before if isinstance(element, str) and isinstance(before, TextSlot) else element
+            found.append(NO_SLOT if isinstance(owner, str) else self.slots.index(owner))
+        return np.array(found, np.int64)
+
+    def _by_input(self, tokens: Ids, slots: Ids) -> Ids:
+        """Slots of the original: a prediction from a code belongs to that grid, any other to the text."""
         text = next(index for index, slot in enumerate(self.slots) if isinstance(slot, TextSlot))
         codes = self.vocabulary.codes
-        by_input = [text if token not in codes else slot for token, slot in zip(tokens, slots, strict=True)]
-        return [0.0, *(self.weights[slot] for slot in by_input[:-1])], [NO_SLOT, *by_input[:-1]]
+        by_input = np.where((tokens >= codes.start) & (tokens < codes.stop), slots, text)
+        return np.concatenate([[NO_SLOT], by_input[:-1]])
 
     def prompt(self, values: Mapping[str, Seq[int]]) -> list[int]:
         """The tokens before the target slot: a prefix of the result of `build` for the same values.
@@ -193,7 +203,7 @@ class Template:
                     f"prompts: one has {len(values[element.name])} text tokens, the model's {element.name} slot "
                     f"holds {element.length}; shorten it"
                 )
-            tokens += self._slot_tokens(element, values[element.name])
+            tokens += self._slot_tokens(element, values[element.name]).tolist()
         return tokens
 
     def positions(self, tokens: Seq[int]) -> list[int]:
@@ -226,13 +236,13 @@ class Template:
         following = self.elements[self.elements.index(slot) + 1 :][:1]
         return self.vocabulary.command(following[0]) if following and isinstance(following[0], str) else None
 
-    def _slot_tokens(self, slot: Slot, ids: Seq[int]) -> list[int]:
+    def _slot_tokens(self, slot: Slot, ids: ArrayLike) -> Ids:
+        given = np.asarray(ids, np.int64)
         if isinstance(slot, TextSlot):
-            first = self.vocabulary.text_tokens.start
-            return [first + int(text_token) for text_token in ids[: slot.length]]
-        if len(ids) != slot.length:
-            raise ValueError(f"slot {slot.name} holds {slot.grid} codes, got {len(ids)}")
-        return [int(code) for code in ids]
+            return given[: slot.length] + self.vocabulary.text_tokens.start
+        if len(given) != slot.length:
+            raise ValueError(f"slot {slot.name} holds {slot.grid} codes, got {len(given)}")
+        return given
 
 
 def parse_slots(layout: str, text_length: int) -> list[Slot]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,15 +32,19 @@ def template(layout: str = "[ROI1] {text} [BASE] [BOI1] {image:2x3} [EOI1]") -> 
     return Template(layout, target="image", loss=loss, vocabulary=VOCABULARY, text_length=3)
 
 
+def sequence(tokens: list[int], weights: list[float], slots: list[int], positions: list[int]) -> Sequence:
+    return Sequence(np.array(tokens), np.array(weights, np.float32), np.array(slots), np.array(positions))
+
+
 def test_a_sample_is_laid_out_with_its_codes_row_by_row() -> None:
     data = SequenceDataset(Stored(), template(), (2, 3))
     assert len(data) == 2
     assert [data.key(i) for i in range(2)] == ["image 0", "image 1"]
-    assert data[1].tokens == [ROI, 10 + 4, 10 + 2, BASE, BOI, 1, 2, 3, 4, 5, 6, EOI]
-    assert data[1].weights == [0.0, 0.5, 0.5, 0.5, 0.0, *[2.0] * 6, 0.0]
-    assert data[1].slots == [-1, 0, 0, 0, -1, *[1] * 6, -1]
-    assert data[1].positions == list(range(12))
-    assert data[0].tokens == [ROI, 10 + 4, BASE, BOI, 0, 1, 2, 3, 4, 5, EOI]
+    assert data[1].tokens.tolist() == [ROI, 10 + 4, 10 + 2, BASE, BOI, 1, 2, 3, 4, 5, 6, EOI]
+    assert data[1].weights.tolist() == [0.0, 0.5, 0.5, 0.5, 0.0, *[2.0] * 6, 0.0]
+    assert data[1].slots.tolist() == [-1, 0, 0, 0, -1, *[1] * 6, -1]
+    assert data[1].positions.tolist() == list(range(12))
+    assert data[0].tokens.tolist() == [ROI, 10 + 4, BASE, BOI, 0, 1, 2, 3, 4, 5, EOI]
 
 
 @pytest.mark.parametrize("grid", [(3, 2), (2, 4), (1, 3)])
@@ -52,8 +57,8 @@ def test_a_store_with_another_grid_is_refused(grid: tuple[int, int]) -> None:
 
 
 def test_a_batch_is_padded_at_the_end_with_what_has_no_loss() -> None:
-    long = Sequence([7, 8, 9], weights=[0.0, 0.5, 2.0], slots=[-1, 0, 1], positions=[0, 1, 0])
-    short = Sequence([6, 3], weights=[0.0, 1.0], slots=[-1, 1], positions=[0, 1])
+    long = sequence([7, 8, 9], weights=[0.0, 0.5, 2.0], slots=[-1, 0, 1], positions=[0, 1, 0])
+    short = sequence([6, 3], weights=[0.0, 1.0], slots=[-1, 1], positions=[0, 1])
     batch = SequenceCollator(pad=15)([short, long])
     assert batch.tokens.tolist() == [[6, 3, 15], [7, 8, 9]]
     assert batch.positions.tolist() == [[0, 1, 0], [0, 1, 0]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,8 +73,7 @@ def test_every_window_of_every_image(tmp_path: Path) -> None:
     seen = set()
     for i in range(len(data)):
         sequence = data[i]
-        small = [t for t, slot in zip(sequence.tokens, sequence.slots, strict=True) if slot == 1]
-        large = [t for t, slot in zip(sequence.tokens, sequence.slots, strict=True) if slot == 2]
+        small, large = (sequence.tokens[sequence.slots == slot].tolist() for slot in (1, 2))
         image = i // 9
         top, left = divmod(small[0] - image, 4)
         assert small == (CODES[0, top : top + 2, left : left + 2] + image).flatten().tolist()
@@ -93,16 +93,16 @@ def test_magnify_asks_for_windows_that_were_trained() -> None:
 def test_validation_takes_one_window_of_each_image(tmp_path: Path) -> None:
     data = WindowDataset(write(tmp_path, large=True, images=11).split("train"), template(), every=False)
     assert len(data) == 11
-    assert data[1].tokens != data[10].tokens  # the same window of other images
-    assert [s == 2 for s in data[0].slots] == [s == 2 for s in data[10].slots]
+    assert data[1].tokens.tolist() != data[10].tokens.tolist()  # the same window of other images
+    assert ((data[0].slots == 2) == (data[10].slots == 2)).all()
 
 
 def test_without_text_keeps_both_grids(tmp_path: Path) -> None:
     rows = write(tmp_path, large=True).split("train")
     full = WindowDataset(rows, template(), every=True)[3]
     bare = WindowDataset(WithoutText(rows), template(), every=True)[3]
-    assert 0 not in bare.slots[: bare.slots.index(1) - 3]  # no text token; only the token that closes the text
-    assert [t for t, s in zip(full.tokens, full.slots, strict=True) if s != 0][-18:] == bare.tokens[-18:]
+    assert 0 not in bare.slots[: bare.slots.tolist().index(1) - 3]  # no text token; only the token that closes the text
+    assert full.tokens[full.slots != 0][-18:].tolist() == bare.tokens[-18:].tolist()
 
 
 def test_stores_that_do_not_serve(tmp_path: Path) -> None:
@@ -125,7 +125,8 @@ def test_a_sample_is_named_by_its_image_and_window(tmp_path: Path) -> None:
     ]
     assert len({every.key(i) for i in range(len(every))}) == 99
     for i in (0, 4, 10):  # the same windows in both
-        assert once[i] == every[9 * i + i % 9]
+        for found, wanted in zip(once[i], every[9 * i + i % 9], strict=True):
+            np.testing.assert_array_equal(found, wanted)
 
 
 def test_a_window_is_laid_out_in_both_sizes(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_a_window_is_laid_out_in_both_sizes(tmp_path: Path) -> None:
         vocabulary.command(f"[{name}]") for name in ("ROI1", "BASE", "BOI1", "EOI1", "ROI2", "POS0", "BOI2", "EOI2")
     )
     # Window 5 begins in row 1, column 2 of the small grid, in row 2, column 4 of the large one.
-    assert data[5].tokens == [
+    assert data[5].tokens.tolist() == [
         *(roi, 80 + 0, 80 + 1, base, boi),
         *(6, 7, 10, 11),
         *(eoi, roi2, pos, base, boi2),

@@ -114,7 +114,7 @@ class TestReading:
             assert text == [
                 recorded.vocabulary.text_tokens.start + text_token for text_token in texts["text"][:text_length]
             ]
-            assert dataset[i].tokens[-codes.numel() - 1 :] == [*codes.flatten().tolist(), end]
+            assert dataset[i].tokens[-codes.numel() - 1 :].tolist() == [*codes.flatten().tolist(), end]
 
 
 class TestWriting:

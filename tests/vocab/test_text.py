@@ -136,7 +136,7 @@ class TestTextNeverBecomesACommand:
         vocabulary = template.vocabulary
         commands = [vocabulary.command(name) for name in ("[ROI1]", "[BASE]", "[BOI1]", "[EOI1]")]
         for text in self.hostile_captions():
-            tokens = template.build({"text": tokenizer.encode(text), "image": [0, 1, 2, 3]}).tokens
+            tokens = template.build({"text": tokenizer.encode(text), "image": [0, 1, 2, 3]}).tokens.tolist()
             assert [token for token in tokens if token >= vocabulary.text_tokens.stop] == commands, text
 
     def test_prompt(self, tokenizer: TextTokenizer, template: Template) -> None:
