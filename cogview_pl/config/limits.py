@@ -16,6 +16,7 @@ _OPEN_NODES = {
     "optimizer.optimizer.matrix_lr": AT_LEAST_0,
     "callbacks.nan_guard.patience": COUNT,
     "callbacks.checkpoint.every_n_train_steps": COUNT,
+    "callbacks.checkpoint.background_mb": AT_LEAST_0,
     "callbacks.ema.decay": SHARE_BELOW_1,
     "callbacks.throughput.peak_tflops": ABOVE_0,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,21 @@ def replacing(file: Path) -> Iterator[Path]:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def link(source: Path, file: Path) -> None:
+    """Let `file` name the content of `source` too, in one step; a copy where the file system has no hard links.
+
+    Neither file may be changed in place afterwards. Raises UserError as `replacing` does.
+    """
+    if file.exists() and file.samefile(source):
+        return
+    with replacing(file) as draft:
+        draft.unlink()
+        try:
+            os.link(source, draft)
+        except OSError:
+            shutil.copyfile(source, draft)
 
 
 def write_text(file: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils._pytree import tree_leaves as tree_leaves  # else copying checkpoints needs a recursion of our own
 from torch.utils._pytree import tree_map as tree_map  # else gathering optimizer states needs a recursion of our own
 
 
@@ -33,11 +34,17 @@ def stops_early(trainer: Trainer) -> bool:
 class LastCheckpoint(ModelCheckpoint):
     """Saves when it is told to; else a run's last steps have no checkpoint, and each stop leaves a file more.
 
-    Files that drop out of the best are deleted after `last.ckpt` is written. A run that is killed in between goes on
-    from the earlier `last.ckpt`, which still names them.
+    Where the checkpoint of a step is `last.ckpt` too, it is written once and gets two names. Files that drop out of the
+    best are deleted after `last.ckpt` is written. A run that is killed in between goes on from the earlier `last.ckpt`,
+    which still names them.
     """
 
     _dropped: list[str] | None = None
+    _twin = ""  # the checkpoint of this step, while `last.ckpt` is to follow
+
+    def link(self, trainer: Trainer, source: str, path: str) -> bool:
+        """Give a checkpoint that was just saved a second name; returns whether it has got one, in all processes."""
+        raise NotImplementedError
 
     def save_last_checkpoint(self, trainer: Trainer) -> None:
         """Write `last.ckpt`."""
@@ -46,10 +53,12 @@ class LastCheckpoint(ModelCheckpoint):
     def save_best_and_last(self, trainer: Trainer) -> None:
         """Write the checkpoint of this step if it is among the best by the monitored metric, then `last.ckpt`."""
         candidates = self._monitor_candidates(trainer)
+        if self.save_last and not self._enable_version_counter:  # both names of a file have the same state
+            self.last_model_path = self.format_checkpoint_name(candidates, self.CHECKPOINT_NAME_LAST)
         self._dropped = []
         self._save_topk_checkpoint(trainer, candidates)
         self._save_last_checkpoint(trainer, candidates)
-        dropped, self._dropped = self._dropped, None
+        dropped, self._dropped, self._twin = self._dropped, None, ""
         for file in dropped:
             self._remove_checkpoint(trainer, file)
 
@@ -79,6 +88,13 @@ class LastCheckpoint(ModelCheckpoint):
     def saves_on_exception(self, trainer: Trainer) -> bool:
         """Whether an exception in this step makes a checkpoint."""
         return self._should_save_on_exception(trainer)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        if self._twin and self.link(trainer, self._twin, filepath):
+            return
+        super()._save_checkpoint(trainer, filepath)
+        if self._dropped is not None:
+            self._twin = filepath
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         if self._dropped is None:

@@ -126,6 +126,11 @@ def require_steps_left(file: Path, done: int, max_steps: int, *, finished: bool)
         )
 
 
+def _same(other: Path, file: Path) -> bool:
+    """Whether two names lead to one file, as those of the newest checkpoint do."""
+    return other == file or (file.exists() and other.samefile(file))
+
+
 def _read(file: Path) -> dict[str, Any]:
     """The project's entries in a checkpoint, after a check of its checksums and parts."""
     try:
@@ -144,7 +149,7 @@ def _read(file: Path) -> dict[str, Any]:
     except Exception as error:
         words = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         reason = " ".join(words.split())[:200] or type(error).__name__
-        others = sorted(str(other) for other in file.parent.glob("*.ckpt") if other != file)
+        others = sorted(str(other) for other in file.parent.glob("*.ckpt") if not _same(other, file))
         raise UserError(
             f"resume: {file} cannot be read ({reason}); it is damaged or not one of our checkpoints"
             + (f"; go on from another one: resume={others[-1]}" if others else "")

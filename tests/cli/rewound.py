@@ -21,6 +21,7 @@ def rewind(run: Path, copy: Path) -> None:
     (run / "metrics.json").unlink()
     earlier, last = (run / "checkpoints" / name for name in ("step_3.ckpt", "last.ckpt"))
     assert torch.load(earlier, weights_only=True)["global_step"] == 3
+    last.unlink()  # it is another name of the newest step
     shutil.copy(earlier, last)
 
 

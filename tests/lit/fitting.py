@@ -10,6 +10,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
+from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
+
 
 class Records(Logger):
     """Keeps what a run logs: `rows[step][name]`."""
@@ -55,6 +57,7 @@ def trainer(steps: int, every: int = 1, **options: Any) -> Trainer:
         "enable_model_summary": False,
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
+        "plugins": [DurableCheckpointIO()],
     }
     return Trainer(**settings | options)
 

@@ -92,7 +92,7 @@ def test_a_file_is_dropped_only_after_the_last_checkpoint_knows_of_it(tmp_path: 
             seen.append((Path(filepath).name, set(steps_of(tmp_path))))
             super()._save_checkpoint(trainer, filepath)
 
-    made = callback(tmp_path, monitor="val/loss", mode="min")
+    made = callback(tmp_path, monitor="val/loss", mode="min", background_mb=None)
     made.__class__ = Spies
     given = trainer(4, enable_checkpointing=True, callbacks=[made], val_check_interval=2, check_val_every_n_epoch=None)
     given.fit(Scored((2, 1)), loader([0] * 99), loader([0]))
@@ -116,7 +116,7 @@ def test_a_checkpoint_at_the_end_of_an_epoch_does_not_wait_for_a_validation(tmp_
     given = trainer(
         8,
         enable_checkpointing=True,
-        callbacks=[callback(tmp_path)],
+        callbacks=[callback(tmp_path, background_mb=None)],
         val_check_interval=8,
         check_val_every_n_epoch=None,
     )

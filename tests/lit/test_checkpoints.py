@@ -60,6 +60,7 @@ def callback(folder: Path, **options: Any) -> Checkpoints:
         "save_last": True,
         "enable_version_counter": False,
         "save_on_exception": True,
+        "background_mb": 0,  # all are written by a thread
     }
     return Checkpoints(**settings | options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cogview_pl.errors import UserError
+from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
 from cogview_pl.lit.lightning_internals import LastCheckpoint, stops_early, validates_next
 
 STEP = "step"
 """The metric that keeps the newest checkpoint."""
+
+MEGABYTE = 10**6
 
 _MORE_IS_BETTER = (STEP, "eval/psnr", "codebook/usage", "codebook/perplexity")
 
@@ -33,14 +37,33 @@ class Checkpoints(LastCheckpoint):
     When a run is stopped it would also write `step_N.ckpt`. That takes twice the time of the few seconds that are left,
     and Lightning neither counts nor deletes that file, so each stop would leave one more.
 
+    Large checkpoints are written while training goes on; see `DurableCheckpointIO`, which the trainer must have. The
+    last one of a run is written at once, and the run ends when it is on the disk.
+
     Args:
         monitor: `step`, or a metric of the validation; then a step is saved after its validation.
         mode: `min` or `max`; None: as `mode_of` says.
+        background_mb: size, in units of 10^6 bytes, from which a checkpoint is large; None: none is.
         options: arguments of Lightning's ModelCheckpoint.
     """
 
-    def __init__(self, *, monitor: str = STEP, mode: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, *, monitor: str = STEP, mode: str | None = None, background_mb: float | None = None, **options: Any
+    ) -> None:
         super().__init__(monitor=monitor, mode=mode or mode_of(monitor) or "min", **options)
+        self._background_bytes = math.inf if background_mb is None else background_mb * MEGABYTE
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        _writer(trainer).background_bytes = self._background_bytes
+
+    def link(self, trainer: Trainer, source: str, path: str) -> bool:
+        """Give a checkpoint that was just saved a second name; folders, as DeepSpeed writes them, get none."""
+        writer = _writer(trainer)
+        links: bool = trainer.strategy.broadcast(writer.has_written(source))
+        if links and trainer.is_global_zero:
+            writer.link_checkpoint(source, path)
+        return links
 
     @property
     def state_key(self) -> str:
@@ -81,6 +104,7 @@ class Checkpoints(LastCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save what is due, and the last step of the run; a step that is validated next is saved after that."""
+        _writer(trainer).raise_error()
         due = self.is_due(trainer)
         ends = trainer.global_step >= trainer.max_steps or stops_early(trainer)
         if self.follows_validation:
@@ -110,14 +134,21 @@ class Checkpoints(LastCheckpoint):
         """Runs have no epochs."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, and wait until the files are there, which all processes may read then."""
         self._save_end(trainer)  # a hook after those above may have ended the run
+        _writer(trainer).wait()
+        trainer.strategy.barrier()
 
     def _save_end(self, trainer: Trainer) -> None:
         if not self.is_saved(trainer):
+            self._save_at_once(trainer)
+
+    def _save_at_once(self, trainer: Trainer) -> None:
+        with _writer(trainer).in_foreground():
             self.save_last_checkpoint(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save, if a run can go on exactly from here.
+        """Save, if a run can go on exactly from here, and wait for what is being written.
 
         An exception inside a step leaves a half-made state. An exception in one of several processes cannot be saved,
         because saving needs all of them.
@@ -125,7 +156,15 @@ class Checkpoints(LastCheckpoint):
         stopped = isinstance(exception, SIGTERMException)
         exact = stopped or (trainer.world_size == 1 and _between_steps(trainer))
         if exact and self.saves_on_exception(trainer):
-            self.save_last_checkpoint(trainer)
+            self._save_at_once(trainer)
+        _writer(trainer).wait()
+
+
+def _writer(trainer: Trainer) -> DurableCheckpointIO:
+    found = trainer.strategy.checkpoint_io
+    if not isinstance(found, DurableCheckpointIO):
+        raise TypeError("Checkpoints needs a trainer with plugins=[DurableCheckpointIO()]")
+    return found
 
 
 def _between_steps(trainer: Trainer) -> bool:
