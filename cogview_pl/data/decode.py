@@ -43,6 +43,13 @@ class ImageError(SampleError):
     """An image cannot be decoded."""
 
 
+class _TooLargeError(ImageError):
+    """An image has more pixels than may be decoded."""
+
+    def __init__(self, width: int, height: int) -> None:
+        super().__init__(f"{width}x{height} pixels")
+
+
 class Decoded(NamedTuple):
     """A decoded image."""
 
@@ -71,7 +78,7 @@ def decode_image(
         file: the image.
         size: edge of the result in pixels.
         min_size: smallest shorter edge of the image.
-        options: limit of pixels, crop and flip; None: the defaults.
+        options: limit of pixels, crop and flip; None: the defaults, which no key changes.
         view: names the image and its view; random crops and flips follow from it.
 
     Raises:
@@ -79,13 +86,18 @@ def decode_image(
             has too many pixels to decode, its shorter edge has fewer than `min_size`, or its format needs a package
             that is not installed.
     """
-    options = options or Decoding()
+    used = options or Decoding()
     try:
         if isinstance(file, (str, Path)):
             require_file(file, MAX_IMAGE)
             with open(file, "rb") as stream:
-                return _decode(stream, size, min_size, options, view)
-        return _decode(file, size, min_size, options, view)
+                return _decode(stream, size, min_size, used, view)
+        return _decode(file, size, min_size, used, view)
+    except _TooLargeError as error:
+        limit = f"data.max_pixels={used.max_pixels} allows to decode; make the image smaller, or raise the limit"
+        if options is None:
+            limit = f"the {used.max_pixels:,} that are decoded; make the image smaller"
+        raise ImageError(f"{error} are more than {limit}") from None
     except ImageError:
         raise
     except UnreadableError as error:
@@ -146,7 +158,7 @@ def _opened(stream: BinaryIO, max_pixels: int) -> Image.Image:
     if formats == (JXL.name,):
         width, height = jxl_size(stream)
         if width * height > max_pixels:
-            raise _too_large(width, height, max_pixels)
+            raise _TooLargeError(width, height)
     stream.seek(0)
     with _OPENING:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -178,12 +190,12 @@ def _decode_smaller(image: Image.Image, fit: tuple[int, int], max_pixels: int) -
     width, height = image.size
     is_jpeg = image.format in ("JPEG", "MPO")
     if width * height > max_pixels * (REDUCED_PIXELS if is_jpeg else 1):
-        raise _too_large(width, height, max_pixels)
+        raise _TooLargeError(width, height)
     scale = _scale(width, height, fit) if is_jpeg else 1
     if scale > 1:
         image.draft(None, (width // scale, height // scale))
     if image.width * image.height > max_pixels:
-        raise _too_large(image.width, image.height, max_pixels)
+        raise _TooLargeError(image.width, image.height)
     if width % scale == height % scale == 0:
         return image
     # The library rounds edges up. Only the part that the whole image covers is resized.
@@ -197,13 +209,6 @@ def _scale(width: int, height: int, fit: tuple[int, int]) -> int:
     ample = [scale for scale in scales if min(width, height) >= scale * 2 * min(fit)]
     exact = [scale for scale in ample if width % scale == height % scale == 0]
     return next(iter(exact or ample or scales), 1)
-
-
-def _too_large(width: int, height: int, max_pixels: int) -> ImageError:
-    return ImageError(
-        f"{width}x{height} pixels are more than data.max_pixels={max_pixels} allows to decode; "
-        "make the image smaller, or raise the limit"
-    )
 
 
 def _fit(width: int, height: int, size: int, crop: Crop) -> tuple[int, int]:

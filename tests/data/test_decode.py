@@ -163,6 +163,10 @@ def test_too_many_pixels_are_refused_by_the_key() -> None:
             assert decode_image(data, 4, options=Decoding(max_pixels=100)).pixels[0].min() > 250
     with pytest.raises(ImageError, match=r"^20x20 pixels are more than data\.max_pixels=100"):
         decode_image(encoded(noise(20, 20), "JPEG"), 18, options=Decoding(max_pixels=100))  # cannot be reduced
+    stream = io.BytesIO()
+    Image.new("1", (9500, 9500)).save(stream, "PNG")
+    with pytest.raises(ImageError, match=r"^9500x9500 pixels are more than the 90,000,000 that are decoded; make the"):
+        load_image(stream, 8)  # no key sets this limit
 
 
 def test_the_limit_of_pillow_stays_and_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
