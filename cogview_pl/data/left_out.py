@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 _KINDS_NAMED = 6
+_PLURAL = re.compile(r"\b(file|folder|link|image|member|pipe|socket|device)s\b")
 
 
 class LeftOut:
@@ -34,8 +36,16 @@ class LeftOut:
         if not self._counts:
             return ""
         kinds = self._counts.most_common()
-        named = [f"{count:,} {kind} ({self._first[kind]}{' …' * (count > 1)})" for kind, count in kinds[:_KINDS_NAMED]]
+        named = [
+            f"{count:,} {_of(kind, count)} ({self._first[kind]}{' …' * (count > 1)})"
+            for kind, count in kinds[:_KINDS_NAMED]
+        ]
         if rest := sum(count for _, count in kinds[_KINDS_NAMED:]):
             named.append(f"{rest:,} of other kinds")
         said = f"{unit} is" if self.total == 1 else f"{unit}s are"
         return f"{self.total:,} {said} left out: {', '.join(named)}"
+
+
+def _of(kind: str, count: int) -> str:
+    """A kind, in the singular where there is one: `hidden files`, `hidden file`."""
+    return _PLURAL.sub(r"\1", kind, count=1) if count == 1 else kind

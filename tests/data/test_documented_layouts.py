@@ -68,7 +68,7 @@ class Shards:
         """`KEY.small.jpg` next to `KEY.jpg` and `KEY.txt`"""
         dataset = read(write_tar(home / "0.tar", {"a.png": image(1), "a.txt": b"t", "a.small.png": image(2)}), "txt")
         assert found(dataset) == [("a", "t", 1)]
-        assert "1 member is left out: 1 further images of a sample (a.small.png)" in dataset.notes()[1]
+        assert "1 member is left out: 1 further image of a sample (a.small.png)" in dataset.notes()[1]
 
     @staticmethod
     def row_other_name(home: Path) -> None:
@@ -113,7 +113,7 @@ class Shards:
         members = {"a.png": image(1), "a.txt": b"t", "a.cls": b"1", "._a.png": b"mac", "README": b""}
         note = read(write_tar(home / "0.tar", members), "txt").notes()[1]
         assert "3 members are left out: " in note
-        assert all(kind in note for kind in ("1 .cls (a.cls)", "1 hidden files (._a.png)", "1 without an extension"))
+        assert all(kind in note for kind in ("1 .cls (a.cls)", "1 hidden file (._a.png)", "1 without an extension"))
 
 
 class BadSamples:

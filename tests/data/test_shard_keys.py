@@ -152,6 +152,6 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
         "data.urls: captions are the field zh of the .json members",
         "data.urls: 10 members are left out: 3 .txt (s0000.txt …), 2 hidden files (./data/._s1.png …), "
         "2 links (link.png …), 1 without an extension (README), 1 .image (s0001.image), "
-        "1 further images of a sample (s0002.jpg)",
+        "1 further image of a sample (s0002.jpg)",
     ]
     assert read(write_tar(tmp_path / "1.tar", numbered(0, 3))).notes()[1:] == []

@@ -44,7 +44,7 @@ def test_a_named_pipe_is_no_image_and_a_broken_link_is_a_skipped_one(tmp_path: P
     assert isinstance(found[0], ImageSample)
     assert found[1] == Skipped("broken.png", "file not found")
     assert len(found) == 2
-    assert found.notes() == [f"data.root={tmp_path}: 1 file is left out: 1 named pipes (pipe.png)"]
+    assert found.notes() == [f"data.root={tmp_path}: 1 file is left out: 1 named pipe (pipe.png)"]
 
 
 def test_what_systems_and_programs_leave_in_a_folder_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_what_systems_and_programs_leave_in_a_folder_is_left_out_and_counted(tmp
     assert keys(found) == ["a.png"]
     (note,) = found.notes()
     assert note.startswith(f"data.root={tmp_path}: 9 files are left out: ")
-    for part in ("2 hidden files (._a.png …)", "1 hidden folders (.thumbnails)", "1 @eaDir folders (@eaDir)",
-                 "1 __MACOSX folders (__MACOSX)", "2 .psd (x.psd …)", "1 of other kinds"):  # fmt: skip
+    for part in ("2 hidden files (._a.png …)", "1 hidden folder (.thumbnails)", "1 @eaDir folder (@eaDir)",
+                 "1 __MACOSX folder (__MACOSX)", "2 .psd (x.psd …)", "1 of other kinds"):  # fmt: skip
         assert part in note
 
 
