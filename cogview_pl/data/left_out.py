@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 _KINDS_NAMED = 6
-_PLURAL = re.compile(r"\b(file|folder|link|image|member|pipe|socket|device)s\b")
+_PLURAL = re.compile(r"^((?:\S+ )?(?:file|folder|link|image|member|pipe|socket|device))s\b")
 
 
 class LeftOut:
@@ -48,4 +48,4 @@ class LeftOut:
 
 def _of(kind: str, count: int) -> str:
     """A kind, in the singular where there is one: `hidden files`, `hidden file`."""
-    return _PLURAL.sub(r"\1", kind, count=1) if count == 1 else kind
+    return _PLURAL.sub(r"\1", kind) if count == 1 else kind
