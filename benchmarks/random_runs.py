@@ -25,7 +25,7 @@ from cogview_pl.checkpoints.model_folder import (
 from cogview_pl.cli.overrides import quote_override
 from cogview_pl.config.parts import model_options
 from cogview_pl.config.schema import Config, register_schemas
-from cogview_pl.data.token_store.store import TokenStoreWriter
+from cogview_pl.data.token_store.writer import TokenStoreWriter
 from cogview_pl.vocab import TextTokenizer, Vocabulary
 from cogview_pl.vocab.config import TextConfig
 

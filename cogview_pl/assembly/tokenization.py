@@ -23,7 +23,7 @@ from cogview_pl.data.mended import MendedLog
 from cogview_pl.data.samples import CaptionedImages, Skipped
 from cogview_pl.data.sharing import Team, batches_of
 from cogview_pl.data.token_store.cogview_bin import TEXT_LENGTH
-from cogview_pl.data.token_store.store import TokenStoreWriter
+from cogview_pl.data.token_store.writer import TokenStoreWriter
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.lit.bars import Bar, status
@@ -100,6 +100,7 @@ def tokenise(
         large=options.rows.large,
         text_fields=fields,
         cut=text.cut,
+        commit_seconds=options.rows.commit_seconds,
     )
     run.begin()
     text.save(folder / TEXT_MODEL)
@@ -112,13 +113,14 @@ def tokenise(
         _look_for_bad_samples(sources, bad_samples)
     encoder.text = TextTokenizer(team.tell(text.serialized))
     started = time.perf_counter()
-    for split, source in sources.items():
-        for batch in encoder.encoded(split, source, team.tell(writer.resume_index(split))):
-            bad_samples.note(batch.skipped)
-            bad_samples.require_few(total)
-            mended.add(batch.remarks)
-            next_index = writer.resume_index(split) + batch.seen
-            writer.append(split, batch.text_tokens, batch.codes, batch.keys, next_index, batch.large)
+    with writer:
+        for split, source in sources.items():
+            for batch in encoder.encoded(split, source, team.tell(writer.resume_index(split))):
+                bad_samples.note(batch.skipped)
+                bad_samples.require_few(total)
+                mended.add(batch.remarks)
+                next_index = writer.resume_index(split) + batch.seen
+                writer.append(split, batch.text_tokens, batch.codes, batch.keys, next_index, batch.large)
     if not writer.header.complete:
         writer.finish()
     if mended.count:

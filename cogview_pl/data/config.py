@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from cogview_pl.limits import MISSING, above_0, count, seed_number, share, share_below_1, whole
+from cogview_pl.limits import MISSING, above_0, at_least_0, count, seed_number, share, share_below_1, whole
 
 _OF_THE_LOADER = ("_target_", "batch_size", "num_workers", "worker_timeout", "max_skipped_share", "token_store")
 
@@ -174,6 +174,7 @@ class TokenStoreConfig:
 
     format: StoreFormat = MISSING
     large: bool = MISSING
+    commit_seconds: float = at_least_0()
 
 
 @dataclass

@@ -162,7 +162,7 @@ def test_the_log_goes_on_at_its_step_behind_a_stop_at_a_validation(cli, whole_ru
 
 def test_resumed_tokenisation_is_exact(cli, whole_runs, tmp_path) -> None:
     args, whole, _ = whole_runs["tokenize"]
-    process = cli.start([*args, "run_dir=killed"], tmp_path)
+    process = cli.start([*args, "token_store.commit_seconds=0", "run_dir=killed"], tmp_path)
     rows = tmp_path / "killed" / "token_store" / "train.bin"
     wait_for(process, lambda: rows.exists() and rows.stat().st_size > 0)
     process.send_signal(signal.SIGKILL)

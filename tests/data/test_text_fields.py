@@ -14,7 +14,8 @@ from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.sequence_dataset import SequenceDataset
 from cogview_pl.data.token_store.header import TokenStoreHeader
 from cogview_pl.data.token_store.rows import RowLayout, WithoutText
-from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
+from cogview_pl.data.token_store.store import TokenStore
+from cogview_pl.data.token_store.writer import TokenStoreWriter
 from cogview_pl.data.webdataset import ShardDataset
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import Template, Vocabulary

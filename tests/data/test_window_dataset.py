@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from cogview_pl.data.token_store.rows import WithoutText
-from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
+from cogview_pl.data.token_store.store import TokenStore
+from cogview_pl.data.token_store.writer import TokenStoreWriter
 from cogview_pl.data.window_dataset import WindowDataset
 from cogview_pl.errors import UserError
 from cogview_pl.generation.super_resolution.windows import windows

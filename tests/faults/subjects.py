@@ -40,7 +40,8 @@ MODEL = ("model.num_layers=1", "model.hidden_size=32", "model.num_heads=2", "mod
 SECOND_STAGE = (*STEPS, *MODEL, "~callbacks.samples")
 LOGGED = ("logger=tensorboard", "callbacks.learning_rate.logging_interval=step")
 TWENTY = ("data.train_size=20", "data.val_size=4")
-TOKENISING = ("task=tokenize", "data.batch_size=2", "image_tokenizer.path={home}/vqvae")
+EVERY_BATCH = "token_store.commit_seconds=0"
+TOKENISING = ("task=tokenize", "data.batch_size=2", EVERY_BATCH, "image_tokenizer.path={home}/vqvae")
 FOLDER = ("data=folder", "data.root={home}/images", "data.val_fraction=0.3", "data.max_skipped_share=0.5")
 WORKERS = ("data.num_workers=2",)
 GENERATE = ("task=generate", "sampler.batch_size=2", "data.val_size=6")
@@ -50,7 +51,7 @@ CHAINED = (
     *("task=vqvae", *STEPS, *FIRST_STAGE, *LOGGED, "data.train_size=18", "data.val_size=4"),
     "callbacks.reconstructions.num_images=2",
 )
-TOKENISED = ("task=tokenize", "data.batch_size=2", "data.train_size=12", "data.val_size=4")
+TOKENISED = ("task=tokenize", "data.batch_size=2", EVERY_BATCH, "data.train_size=12", "data.val_size=4")
 
 
 def _quoted(words: Iterable[str]) -> str:

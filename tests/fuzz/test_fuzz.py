@@ -34,7 +34,8 @@ from cogview_pl.data.decode import SampleError
 from cogview_pl.data.folder import FolderDataset
 from cogview_pl.data.folder_layout import LISTINGS as CAPTION_FILES
 from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
+from cogview_pl.data.token_store.store import TokenStore
+from cogview_pl.data.token_store.writer import TokenStoreWriter
 from cogview_pl.data.webdataset import ShardDataset
 from cogview_pl.errors import UserError
 from cogview_pl.runs.image_files import read_pairs

@@ -17,7 +17,8 @@ from torch import Tensor
 from cogview_pl.data.sequence_dataset import SequenceCollator, SequenceDataset
 from cogview_pl.data.token_store.cogview_bin import ReleasedFile
 from cogview_pl.data.token_store.rows import COGVIEW, TokenRows
-from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
+from cogview_pl.data.token_store.store import TokenStore
+from cogview_pl.data.token_store.writer import TokenStoreWriter
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 
 CONF = Path(__file__).parents[2] / "conf"

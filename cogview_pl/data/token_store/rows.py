@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,6 +37,11 @@ _WITH_LARGE = 5  # y * x codes, and four times that number at twice the size
 
 TextTokens = dict[str, list[int]]
 """Text token ids of one sample, without padding, by text field."""
+
+
+def flat_ids(texts: Iterable[Sequence[int]]) -> np.ndarray:
+    """Ids of several texts, one after the other, int64."""
+    return np.fromiter(chain.from_iterable(texts), np.int64)
 
 
 def require_counts(values: Mapping[str, object], least: int) -> None:
@@ -124,11 +130,12 @@ class RowLayout:
             large: `(B, 2y, 2x)`, if the rows have them.
         """
         rows = np.full((len(codes), self.row_length), self.sentinel, dtype=self.dtype)
+        places = np.arange(self.text_length)
         for number, field in enumerate(self.text_fields):
-            for row, ids in zip(rows, text_tokens[field], strict=True):
-                kept = ids[: self.text_length]
-                start = number * self.text_length
-                row[start : start + len(kept)] = [self.text_ids.start + text_token for text_token in kept]
+            kept = [ids[: self.text_length] for ids in text_tokens[field]]
+            counts = np.array([len(ids) for ids in kept], np.int64)
+            texts = rows[:, number * self.text_length : (number + 1) * self.text_length]
+            texts[places < counts[:, None]] = self.text_ids.start + flat_ids(kept)
         grids = [codes] if large is None else [codes, large]
         rows[:, self._end_of_texts :] = torch.cat([grid.flatten(1).cpu() for grid in grids], 1).numpy()
         return rows

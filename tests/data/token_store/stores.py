@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cogview_pl.data.token_store.store import TokenStoreWriter
+from cogview_pl.data.token_store.writer import TokenStoreWriter
 
 SETTINGS: dict[str, Any] = {
     "text_length": 4,
@@ -35,13 +35,16 @@ def tokenize(folder: Path, batch: int = 2) -> None:
     writer = TokenStoreWriter(folder, **SETTINGS)
     for split, size in SETTINGS["splits"].items():
         while (start := writer.resume_index(split)) < size:
-            stop = min(start + batch, size)
-            good = [found for found in (sample(split, i) for i in range(start, stop)) if found]
-            codes = torch.stack([codes for _, codes, _ in good]) if good else torch.empty(0, 2, 3, dtype=torch.int64)
-            writer.append(
-                split, {"text": [text_tokens for text_tokens, _, _ in good]}, codes, [key for _, _, key in good], stop
-            )
+            append(writer, split, start, min(start + batch, size))
     writer.finish()
+
+
+def append(writer: TokenStoreWriter, split: str, start: int, stop: int) -> None:
+    """Samples `start` … `stop` - 1 of the data set."""
+    good = [found for found in (sample(split, i) for i in range(start, stop)) if found]
+    codes = torch.stack([codes for _, codes, _ in good]) if good else torch.empty(0, 2, 3, dtype=torch.int64)
+    text_tokens = {"text": [text_tokens for text_tokens, _, _ in good]}
+    writer.append(split, text_tokens, codes, [key for _, _, key in good], stop)
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, build_vqvae, save_image_tokenizer
 from cogview_pl.data.token_store.cogview_bin import ReleasedFile, refuse_lmdb
-from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
+from cogview_pl.data.token_store.store import TokenStore
+from cogview_pl.data.token_store.writer import TokenStoreWriter
 from cogview_pl.errors import UserError
 from cogview_pl.vocab import TextTokenizer
 from tests.make_models import quantizer_options

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
+from cogview_pl.data.token_store.store import TokenStore
+from cogview_pl.data.token_store.writer import TokenStoreWriter
 from cogview_pl.errors import UserError
 
 from .stores import SETTINGS, content, edit_header, sample, tokenize

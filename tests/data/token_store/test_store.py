@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -17,10 +18,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
+from cogview_pl.data.token_store.store import TokenStore
+from cogview_pl.data.token_store.writer import TokenStoreWriter
 from cogview_pl.errors import UserError
 
-from .stores import SETTINGS, content, edit_header, sample, tokenize
+from .stores import SETTINGS, append, content, edit_header, sample, tokenize
 
 
 def test_rows_come_back(store: Path) -> None:
@@ -268,6 +270,55 @@ def test_a_killed_process(store: Path, tmp_path: Path) -> None:
     assert TokenStoreWriter(folder, **SETTINGS).resume_index("train") >= 6
     tokenize(folder)
     assert content(folder) == content(store)
+
+
+HOURS = 1e4
+
+
+def test_rows_between_two_commits_are_made_again_after_a_kill(store: Path, tmp_path: Path) -> None:
+    writer = TokenStoreWriter(tmp_path / "killed", **SETTINGS, commit_seconds=HOURS)
+    append(writer, "train", 0, 6)
+    writer.commit()
+    append(writer, "train", 6, 11)
+    append(writer, "val", 0, 2)
+    again = TokenStoreWriter(tmp_path / "killed", **SETTINGS)
+    assert [again.resume_index(split) for split in ("train", "val")] == [6, 0]
+    tokenize(tmp_path / "killed")
+    assert content(tmp_path / "killed") == content(store)
+
+
+def test_an_error_or_a_signal_in_the_block_loses_nothing(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(Killed), TokenStoreWriter(tmp_path / "left", **SETTINGS, commit_seconds=HOURS) as writer:
+        append(writer, "train", 0, 11)
+        append(writer, "val", 0, 1)
+        raise Killed
+    again = TokenStoreWriter(tmp_path / "left", **SETTINGS)
+    assert [again.resume_index(split) for split in ("train", "val")] == [11, 1]
+    tokenize(tmp_path / "left")
+    assert content(tmp_path / "left") == content(store)
+
+
+def test_a_commit_that_has_failed_writes_nothing_twice(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        real(descriptor)
+        if "keys" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (
+        pytest.raises(UserError, match=r"train\.keys\.txt: no space left on the disk"),
+        TokenStoreWriter(tmp_path / "full", **SETTINGS, commit_seconds=HOURS) as writer,
+    ):
+        append(writer, "train", 0, 11)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            writer.commit()
+    assert TokenStoreWriter(tmp_path / "full", **SETTINGS).resume_index("train") == 0
+    tokenize(tmp_path / "full")
+    assert content(tmp_path / "full") == content(store)
 
 
 def test_a_finished_store_is_left_alone(store: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from cogview_pl.data.token_store.header import SplitHeader, TokenStoreHeader
-from cogview_pl.data.token_store.store import TokenStore, TokenStoreWriter
+from cogview_pl.data.token_store.store import TokenStore
+from cogview_pl.data.token_store.writer import TokenStoreWriter
 from cogview_pl.errors import UserError
 
 SETTINGS: dict[str, Any] = {
