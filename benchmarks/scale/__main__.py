@@ -11,9 +11,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.scale import order
 from benchmarks.scale.measure import Subject, measured
 
-SUBJECTS: Sequence[Subject] = ()
+SUBJECTS: Sequence[Subject] = (*order.SUBJECTS,)
 
 
 def main() -> None:

@@ -76,7 +76,7 @@ class Loader(DataLoader[T]):
     """A DataLoader of a map-style data set, with the same batches in the same order.
 
     Args:
-        dataset: messages name its samples by `mixing.sample_key` if it has keys, else by number.
+        dataset: messages name its samples by its method `key` if it has one, else by number.
         patience: seconds without a finished sample after which waiting for a batch ends; None: no limit.
         look: is called about once a second while waiting for a batch; it raises if the process was told to stop.
         options: of DataLoader, without `timeout`. `worker_init_fn` is `ignore_interrupts` unless it is given.

@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import Dataset
 
 T = TypeVar("T")
+
+
+class Mixed(Dataset[T]):
+    """The samples of two data sets, each repeated in its order: `counts[0]` of the first, then those of the second.
+
+    Args:
+        parts: map-style data sets, not empty.
+        counts: samples of each of them.
+    """
+
+    def __init__(self, parts: tuple[Dataset[T], Dataset[T]], counts: tuple[int, int]) -> None:
+        self._parts = parts
+        self._sizes = len(parts[0]), len(parts[1])  # type: ignore[arg-type]
+        self._counts = counts
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    def __getitem__(self, index: int) -> T:
+        part, inner = self._place(index)
+        return part[inner]
+
+    def key(self, index: int) -> str:
+        """The name of a sample in a message."""
+        part, inner = self._place(index)
+        return str(part.key(inner))  # type: ignore[attr-defined]
+
+    def _place(self, index: int) -> tuple[Dataset[T], int]:
+        """The data set that a sample comes from, and its index there."""
+        index = range(len(self))[index]
+        number = int(index >= self._counts[0])
+        return self._parts[number], (index - number * self._counts[0]) % self._sizes[number]
 
 
 def mixed(main: Dataset[T], other: Dataset[T], share: float) -> Dataset[T]:
@@ -25,18 +55,4 @@ def mixed(main: Dataset[T], other: Dataset[T], share: float) -> Dataset[T]:
         return main
     size, other_size = len(main), len(other)  # type: ignore[arg-type]
     total = max(size / (1 - share), other_size / share)
-    return ConcatDataset([_cycled(main, size, total * (1 - share)), _cycled(other, other_size, total * share)])
-
-
-def sample_key(dataset: Dataset[Any], index: int) -> str:
-    """The name of a sample of a data set, or of a mixed one, in a message."""
-    if isinstance(dataset, ConcatDataset):
-        part = bisect_right(dataset.cumulative_sizes, index)
-        return sample_key(dataset.datasets[part], index - ([0, *dataset.cumulative_sizes][part]))
-    if isinstance(dataset, Subset):
-        return sample_key(dataset.dataset, int(dataset.indices[index]))
-    return str(dataset.key(index))  # type: ignore[attr-defined]
-
-
-def _cycled(dataset: Dataset[T], size: int, count: float) -> Dataset[T]:
-    return Subset(dataset, np.arange(round(count)) % size)  # type: ignore[arg-type]
+    return Mixed((main, other), (round(total * (1 - share)), round(total * share)))

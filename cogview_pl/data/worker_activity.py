@@ -21,7 +21,6 @@ from weakref import WeakSet
 from torch.utils.data import Dataset
 from torch.utils.data._utils import signal_handling
 
-from cogview_pl.data.mixing import sample_key
 from cogview_pl.errors import UserError
 
 _HUNG = 0.25  # seconds at one sample after which a worker writes to no queue, so that it can be killed
@@ -158,7 +157,7 @@ class WorkerActivity:
 
         def find() -> None:
             with suppress(Exception):  # no keys, or a damaged file of keys
-                found.append(sample_key(self._dataset, index))
+                found.append(str(self._dataset.key(index)))  # type: ignore[attr-defined]
 
         thread = threading.Thread(target=find, daemon=True)  # the keys may be on the disk that does not answer
         thread.start()

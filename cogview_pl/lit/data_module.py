@@ -11,8 +11,8 @@ from lightning import LightningDataModule, Trainer
 from torch.utils.data import Dataset
 
 from cogview_pl.data.loader import Loader
-from cogview_pl.data.mixing import sample_key
-from cogview_pl.data.sampler import EndlessSampler
+from cogview_pl.data.sampler import ORDER, ORDERS, BatchesInOrder, EndlessSampler
+from cogview_pl.errors import UserError
 
 
 def data_share(trainer: Trainer) -> tuple[int, int]:
@@ -29,7 +29,7 @@ class DataModule(LightningDataModule):
 
     Training order is a function of (seed, epoch) and never ends. The position in it is a count of samples over all
     devices. Checkpoints hold it, so a run goes on exactly there, also on another number of devices; Lightning alone
-    would restart the order.
+    would restart the order. They hold the version of the order too: a run of an earlier version keeps its own.
 
     Args:
         train, val: map-style data sets.
@@ -63,6 +63,7 @@ class DataModule(LightningDataModule):
         self.worker_timeout = worker_timeout
         self.look = look
         self._consumed = self._batches = 0  # before this process: samples of all devices, batches of each
+        self._order = ORDER
 
     @property
     def _world(self) -> tuple[int, int]:
@@ -74,22 +75,25 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> Loader[Any]:
         """Every validation sample once. All devices get the same number of batches; the last may be empty."""
-        rank, world_size = self._world
         size = len(self.val)  # type: ignore[arg-type]
-        each = range(0, -(-size // world_size), self.batch_size)
-        mine = range(rank, size, world_size)
-        return self._loader(self.val, batch_sampler=[mine[start : start + self.batch_size] for start in each])
+        return self._loader(self.val, batch_sampler=BatchesInOrder(size, self.batch_size, *self._world))
 
     def state_dict(self) -> dict[str, int]:
-        """Number of training samples that all devices have processed, and of batches that each of them has."""
+        """Training samples that all devices have processed, batches that each of them has, version of the order."""
         if self.trainer is None:
-            return {"consumed": self._consumed, "batches": self._batches}
+            return {"consumed": self._consumed, "batches": self._batches, "order": self._order}
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
         new = (batches - self._batches) * self.batch_size * self._world[1]
-        return {"consumed": self._consumed + new, "batches": batches}
+        return {"consumed": self._consumed + new, "batches": batches, "order": self._order}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on after the samples of the checkpoint."""
+        """Go on after the samples of the checkpoint, in its order; raises UserError if a later version made it."""
+        self._order = state_dict.get("order", 1)  # earlier versions had one
+        if self._order not in ORDERS:
+            raise UserError(
+                f"resume: the training order of this checkpoint has version {self._order}, known are "
+                f"{', '.join(map(str, ORDERS))}; go on with the version of cogview_pl that began the run"
+            )
         self._consumed = state_dict["consumed"]
         self._batches = state_dict.get("batches", self._consumed // self.batch_size)  # earlier versions: one process
 
@@ -100,13 +104,15 @@ class DataModule(LightningDataModule):
 
     def key(self, index: int) -> str:
         """Name of a training sample in messages."""
-        return sample_key(self.train, index)
+        return str(self.train.key(index))  # type: ignore[attr-defined]
 
     def _order_from(self, consumed: int) -> EndlessSampler:
         """This device's training order after `consumed` samples of all devices."""
         rank, world_size = self._world
         size = len(self.train)  # type: ignore[arg-type]
-        sampler = EndlessSampler(size, self.seed, rank=rank, world_size=world_size, block=self.batch_size)
+        sampler = EndlessSampler(
+            size, self.seed, rank=rank, world_size=world_size, block=self.batch_size, order=self._order
+        )
         sampler.consumed = consumed
         return sampler
 

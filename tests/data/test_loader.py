@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from cogview_pl.data import loader as loaders
 from cogview_pl.data import worker_activity
@@ -146,8 +146,8 @@ def test_workers_ignore_interrupts() -> None:
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_a_worker_that_hangs_is_named_with_its_sample_and_killed(persistent: bool) -> None:
-    dataset = Subset(Numbers(hang), list(range(11, -1, -1)))  # number 5 is the seventh
-    message = refused(dataset, patience=0.5, persistent_workers=persistent)
+    order = range(11, -1, -1)  # number 5 is the seventh
+    message = refused(Numbers(hang), patience=0.5, persistent_workers=persistent, sampler=order)
     assert re.fullmatch(
         r"data\.num_workers=1: a worker has been reading number-5\.png for \d s \(data\.worker_timeout=0\.5\); "
         r"see to the disk that it is on, take it out of the data, or raise data\.worker_timeout",

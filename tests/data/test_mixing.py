@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
-from torch.utils.data import Subset
 
-from cogview_pl.data.mixing import mixed, sample_key
+from cogview_pl.data.mixing import mixed
 
 
 @pytest.mark.parametrize(("main", "other", "share"), [(100, 100, 0.3), (10, 1000, 0.3), (1000, 7, 0.3), (40, 60, 0.9)])
@@ -51,11 +51,27 @@ class Named:
 
 
 def test_the_key_of_a_sample_is_that_in_the_part_it_comes_from() -> None:
-    inner = mixed(Named("a", 3), Named("b", 2), 0.5)  # type: ignore[arg-type]
-    assert [sample_key(inner, i) for i in range(6)] == ["a0", "a1", "a2", "b0", "b1", "b0"]
-    outer = mixed(inner, Named("c", 12), 0.5)  # type: ignore[type-var]
-    keys = [sample_key(outer, i) for i in range(len(outer))]  # type: ignore[arg-type]
+    inner: Any = mixed(Named("a", 3), Named("b", 2), 0.5)  # type: ignore[arg-type]
+    assert [inner.key(i) for i in range(6)] == ["a0", "a1", "a2", "b0", "b1", "b0"]
+    outer: Any = mixed(inner, Named("c", 12), 0.5)  # type: ignore[arg-type]
+    keys = [outer.key(i) for i in range(len(outer))]
     assert keys == [outer[i] for i in range(len(keys))]
     assert keys[4:8] == ["b1", "b0", "a0", "a1"] and keys[12:] == [f"c{i}" for i in range(12)]
-    assert sample_key(Subset(inner, [5, 1]), 0) == "b0"
-    assert sample_key(Named("d", 1), 0) == "d0"  # type: ignore[arg-type]
+
+
+def test_an_index_beyond_the_end_is_refused() -> None:
+    data = mixed(["a", "b"], ["c"], 0.5)  # type: ignore[arg-type]
+    assert data[-1] == data[3] == "c"
+    for index in (4, -5):
+        with pytest.raises(IndexError):
+            data[index]
+
+
+def test_large_sets_are_mixed_by_arithmetic() -> None:
+    """The samples are those of the tables of indices that earlier versions made."""
+    many, few, share = 30_000_000, 1_000_003, 0.3
+    data = mixed(range(many), range(-few, 0), share)  # type: ignore[arg-type]
+    others = round(many / (1 - share) * share)
+    assert len(data) == many + others  # type: ignore[arg-type]
+    places = [0, many - 1, many, many + few - 1, many + few, many + others - 1]
+    assert [data[i] for i in places] == [0, many - 1, -few, -1, -few, (others - 1) % few - few]

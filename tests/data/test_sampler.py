@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from cogview_pl.data.sampler import EndlessSampler
+from cogview_pl.data.sampler import ORDER, BatchesInOrder, EndlessSampler
 
 
-def drawn(count: int, *, size: int = 7, seed: int = 3, consumed: int = 0, rank: int = 0, world: int = 1) -> list[int]:
-    sampler = EndlessSampler(size, seed, rank=rank, world_size=world)
+def drawn(
+    count: int, *, size: int = 7, seed: int = 3, consumed: int = 0, rank: int = 0, world: int = 1, order: int = ORDER
+) -> list[int]:
+    sampler = EndlessSampler(size, seed, rank=rank, world_size=world, order=order)
     sampler.consumed = consumed
     return list(islice(sampler, count))
 
@@ -113,11 +115,37 @@ def test_impossible_sizes_are_refused() -> None:
         EndlessSampler(0, seed=0)
     with pytest.raises(ValueError, match="rank"):
         EndlessSampler(3, seed=0, rank=2, world_size=2)
+    with pytest.raises(ValueError, match="order"):
+        EndlessSampler(3, seed=0, order=3)
 
 
 def test_the_order_is_fixed_for_ever() -> None:
     """A run that was stopped goes on with any later version."""
-    assert drawn(14) == [5, 4, 3, 1, 2, 6, 0, 6, 2, 3, 5, 0, 1, 4]
+    assert drawn(14, order=1) == [5, 4, 3, 1, 2, 6, 0, 6, 2, 3, 5, 0, 1, 4]
+    assert drawn(14) == [3, 6, 5, 4, 1, 0, 2, 2, 3, 4, 6, 5, 0, 1]
+
+
+def test_an_earlier_order_goes_on_exactly() -> None:
+    order = drawn(40, order=1)
+    assert all(drawn(15, consumed=consumed, order=1) == order[consumed : consumed + 15] for consumed in range(25))
+
+
+def test_the_place_costs_nothing_in_a_large_set() -> None:
+    """A set that no table could hold, in a late epoch; ranks agree on its order."""
+    size = 10**15
+    alone = drawn(600, size=size, consumed=7 * size - 5)
+    assert len(set(alone[5:])) == 595 and max(alone) < size
+    for rank in range(2):
+        assert drawn(300, size=size, consumed=7 * size - 5, rank=rank, world=2) == alone[rank::2]
+
+
+@pytest.mark.parametrize(("size", "batch_size", "world"), [(0, 4, 2), (9, 4, 2), (16, 4, 2), (1, 1, 3)])
+def test_batches_in_order_are_those_of_a_list(size: int, batch_size: int, world: int) -> None:
+    for rank in range(world):
+        own = list(range(size))[rank::world]
+        batches = BatchesInOrder(size, batch_size, rank, world)
+        expected = [own[start : start + batch_size] for start in range(0, -(-size // world), batch_size)]
+        assert [list(batch) for batch in batches] == expected and len(batches) == len(expected)
 
 
 def test_what_is_possible_at_the_edges_is_taken() -> None:

@@ -17,6 +17,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from cogview_pl.data.sampler import ORDER, EndlessSampler
 from cogview_pl.data.sequence_dataset import SequenceCollator
 from cogview_pl.errors import UserError
 from cogview_pl.lit.data_module import DataModule
@@ -66,6 +67,25 @@ def test_another_number_of_devices_goes_on_behind_the_samples_that_were_seen() -
     later = module(0, 1, batch_size=8, processed=5)
     later.load_state_dict(state)
     assert later.state_dict()["consumed"] == 24 + 2 * 8
+
+
+def test_a_run_keeps_the_order_that_it_began_with() -> None:
+    def first(made: DataModule) -> list[list[int]]:
+        return list(islice(made.train_dataloader(), 3))
+
+    earlier = module(0, 1, batch_size=4)
+    earlier.load_state_dict({"consumed": 8, "batches": 2})  # a checkpoint without a version
+    expected = EndlessSampler(50, seed=0, order=1)
+    expected.consumed = 8
+    assert first(earlier) == [list(islice(expected._from(8 + 4 * number), 4)) for number in range(3)]
+    again = module(0, 1, batch_size=4)
+    again.load_state_dict(earlier.state_dict() | {"consumed": 8})
+    assert first(again) == first(earlier) != first(module(0, 1, batch_size=4))
+    assert module(0, 1, batch_size=4).state_dict()["order"] == ORDER
+    with pytest.raises(
+        UserError, match=r"^resume: the training order of this checkpoint has version 3, known are 1, 2; "
+    ):
+        again.load_state_dict({"consumed": 8, "batches": 2, "order": 3})
 
 
 def test_a_batch_of_no_samples_goes_through_the_model_and_counts_nothing() -> None:
