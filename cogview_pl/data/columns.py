@@ -16,6 +16,7 @@ from cogview_pl.data.captions import field_text, field_texts
 from cogview_pl.data.config import Captions, Decoding
 from cogview_pl.data.decode import SampleError
 from cogview_pl.data.images import ImageFileDataset
+from cogview_pl.data.packed import packed
 from cogview_pl.durable.read import MAX_IMAGE, UnreadableError, require_size
 from cogview_pl.errors import UserError
 from cogview_pl.vocab.roles import CAPTION
@@ -75,9 +76,9 @@ class ColumnDataset(ImageFileDataset):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def _choose_rows(self, rows: Sequence[int]) -> None:
+    def _choose_rows(self, rows: range | np.ndarray) -> None:
         """Make these rows the samples; with `captions=all`, each as often as it has captions."""
-        self._rows = np.array(rows, dtype=np.int64)
+        self._rows = packed(np.asarray(rows))
         self._take_each_caption(lambda indices: setattr(self, "_rows", self._rows[indices]))
 
     @abstractmethod

@@ -101,8 +101,8 @@ class HuggingFaceDataset(ColumnDataset):
         self._source = None if self._local.exists() else [str(rows.info.version), *(rows.info.download_checksums or {})]
         # One view per column: otherwise a caption would cost the reading of its image.
         self._columns = {column: rows.select_columns([column]) for column in dict.fromkeys(chosen)}
-        keys = [f"{self.split}:{row}" for row in range(len(rows))]
-        self._choose_rows(range(len(keys)) if val_split is not None else split_indices(keys, split, val_fraction))
+        keys = (f"{self.split}:{row}" for row in range(len(rows)))
+        self._choose_rows(range(len(rows)) if val_split is not None else split_indices(keys, split, val_fraction))
 
     def key(self, index: int) -> str:
         return f"{self.split}:{self._rows[index]}"

@@ -7,7 +7,7 @@ there are too many.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,15 +16,16 @@ import numpy as np
 from cogview_pl.data.captions import CaptionChoice, CaptionError
 from cogview_pl.data.config import Captions, Decoding
 from cogview_pl.data.decode import SampleError, decode_image
-from cogview_pl.data.samples import CaptionedImages, ImageSample, Skipped, fraction_of
+from cogview_pl.data.packed import packed
+from cogview_pl.data.samples import CaptionedImages, ImageSample, Skipped, fractions_of
 from cogview_pl.data.styles import StylePatterns
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.vocab.roles import CAPTION
 
 
-def split_indices(keys: Sequence[str], split: str, val_fraction: float) -> list[int]:
-    """Indices of the samples of one split, in order.
+def split_indices(keys: Iterable[str], split: str, val_fraction: float) -> np.ndarray:
+    """Indices of the samples of one split, in order, in the smallest type that holds them.
 
     The split of a key depends on the key alone (SHA-1), so it stays the same when other samples are added or removed.
     If the fraction is strictly between 0 and 1 and there are two different keys or more, neither split is empty.
@@ -37,16 +38,20 @@ def split_indices(keys: Sequence[str], split: str, val_fraction: float) -> list[
     Raises:
         UserError: the fraction is out of range.
     """
+    return split_fractions(fractions_of(key.encode("utf-8", "surrogatepass") for key in keys), split, val_fraction)
+
+
+def split_fractions(fractions: np.ndarray, split: str, val_fraction: float) -> np.ndarray:
+    """`split_indices` of keys with these `fractions_of`."""
     if split not in ("train", "val"):
         raise ValueError(f"split must be train or val, not {split!r}")
     if not 0 <= val_fraction <= 1:
         raise UserError(f"data.val_fraction={val_fraction} must be between 0 and 1")
-    places = np.array([fraction_of(key) for key in keys], dtype=np.float64)
-    is_val = places < val_fraction
-    if 0 < val_fraction < 1 and len(keys) > 0 and places.min() < places.max():
-        is_val |= places == places.min()
-        is_val &= places != places.max()
-    return np.flatnonzero(is_val == (split == "val")).tolist()
+    is_val = fractions < val_fraction
+    if 0 < val_fraction < 1 and len(fractions) > 0 and (least := fractions.min()) < (largest := fractions.max()):
+        is_val |= fractions == least
+        is_val &= fractions != largest
+    return packed(np.flatnonzero(is_val == (split == "val")))
 
 
 class ImageFileDataset(CaptionedImages):
@@ -101,7 +106,7 @@ class ImageFileDataset(CaptionedImages):
         """Which of its captions a sample takes, from 0, where each caption is a sample (`captions=all`)."""
         return 0 if self._caption_numbers is None else int(self._caption_numbers[index])
 
-    def _take_each_caption(self, choose: Callable[[list[int]], None]) -> None:
+    def _take_each_caption(self, choose: Callable[[np.ndarray], None]) -> None:
         """Make a sample of each caption, if that is wanted; reads all captions.
 
         Args:
@@ -110,7 +115,7 @@ class ImageFileDataset(CaptionedImages):
         if self.choice.captions != Captions.all or CAPTION not in self.text_fields:
             return
         counts = np.array([self._count_captions(index) for index in range(len(self))], dtype=np.int64)
-        choose(np.repeat(np.arange(len(counts)), counts).tolist())
+        choose(np.repeat(np.arange(len(counts)), counts))
         self._caption_numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
     def _count_captions(self, index: int) -> int:

@@ -16,15 +16,20 @@ class LeftOut:
         self._counts: Counter[str] = Counter()
         self._first: dict[str, str] = {}
 
-    def add(self, kind: str, file: str) -> None:
-        """Count a file.
+    def add(self, kind: str, file: str, count: int = 1) -> None:
+        """Count files.
 
         Args:
             kind: in words, in the plural, such as `.psd` or `links`.
-            file: its name, for an example.
+            file: name of the first of them, for an example.
+            count: number of files.
         """
-        self._counts[kind] += 1
+        self._counts[kind] += count
         self._first.setdefault(kind, file)
+
+    def kinds(self) -> list[tuple[str, str, int]]:
+        """Kind, first file and number of each kind: the arguments of `add`."""
+        return [(kind, self._first[kind], count) for kind, count in self._counts.items()]
 
     @property
     def total(self) -> int:

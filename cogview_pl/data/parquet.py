@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,12 +151,9 @@ class ParquetDataset(ColumnDataset):
                 "at once; write groups of about 100 rows, or use data=hf, which keeps a copy with quick access"
             )
 
-    def _all_keys(self) -> list[str]:
-        return [
-            f"{name}:{row}"
-            for name, first, end in zip(self._names, self._first_rows, self._first_rows[1:], strict=False)
-            for row in range(end - first)
-        ]
+    def _all_keys(self) -> Iterator[str]:
+        for name, first, end in zip(self._names, self._first_rows, self._first_rows[1:], strict=False):
+            yield from (f"{name}:{row}" for row in range(end - first))
 
     def _key(self, row: int) -> str:
         file = bisect_right(self._first_rows, row) - 1

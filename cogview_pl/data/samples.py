@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -15,6 +16,8 @@ from cogview_pl.errors import UserError
 from cogview_pl.vocab.roles import CAPTION
 
 _FINGERPRINT_SAMPLES = 64
+_UNUSED_BITS = 11  # of 8 bytes of a digest: a float has 53
+_FRACTIONS = 2**53
 
 
 class ImageSample(NamedTuple):
@@ -99,5 +102,16 @@ class CaptionedImages(Dataset["ImageSample | Skipped"], ABC):
 
 def fraction_of(key: str) -> float:
     """A number in [0, 1) that follows from the key alone, for choices that must not depend on other samples."""
-    digest = hashlib.sha1(key.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
-    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+    return (int.from_bytes(_digest(key.encode("utf-8", "surrogatepass")), "big") >> _UNUSED_BITS) / _FRACTIONS
+
+
+def fractions_of(keys: Iterable[bytes]) -> np.ndarray:
+    """`fraction_of` keys in UTF-8, float64."""
+    digests = bytearray()
+    for key in keys:
+        digests += _digest(key)
+    return (np.frombuffer(digests, ">u8") >> _UNUSED_BITS) / _FRACTIONS
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha1(key, usedforsecurity=False).digest()[:8]

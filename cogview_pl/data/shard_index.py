@@ -1,21 +1,40 @@
-"""Places of the members of all samples of WebDataset shards, in arrays: tuples of millions need too much memory."""
+"""Places of the members of all samples of WebDataset shards, in arrays: Python objects of millions take more memory."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
-import xxhash
 
 from cogview_pl.data.left_out import LeftOut
-from cogview_pl.data.progress import NewProgress
-from cogview_pl.data.shard_keys import Members, samples_of
-from cogview_pl.data.tar_index import MEBIBYTE, NO_MEMBER, Span, index_shard
+from cogview_pl.data.packed import Texts, counts_of, packed
+from cogview_pl.data.progress import NewProgress, Progress
+from cogview_pl.data.shard_cache import keep_table, kept_table
+from cogview_pl.data.shard_table import MEBIBYTE, ShardTable, read_shard, span_of
+from cogview_pl.data.tar_index import NO_MEMBER, Span
 from cogview_pl.errors.signals import SIGNALS
 
 IMAGE = "/image"
 """Stands for the extension of the image among the members of a sample; no extension has a slash."""
+
+_OPEN: WeakValueDictionary[tuple[object, ...], ShardIndex] = WeakValueDictionary()
+"""Indices in use, by what they are made of: both splits of a data set have one."""
+
+
+def shard_index(
+    shards: Sequence[Path], image_extensions: Collection[str], text_extensions: Sequence[str], progress: NewProgress
+) -> ShardIndex:
+    """The index of shards: one that is in use, one made of kept indices, or a new one; see `ShardIndex`."""
+    states = [_state(path) for path in shards]
+    of = (tuple(image_extensions), tuple(text_extensions), *zip(shards, map(_size_and_time, states), strict=True))
+    found = _OPEN.get(of)
+    if found is None:
+        found = _OPEN[of] = ShardIndex(shards, states, image_extensions, text_extensions, progress)
+    return found
 
 
 class ShardIndex:
@@ -23,6 +42,7 @@ class ShardIndex:
 
     Args:
         shards: tar files.
+        states: their status; None where it cannot be read.
         image_extensions: extensions of images; the image of a sample is its first member with one of them.
         text_extensions: extensions of the other members to keep.
         progress: shows how many shards have been read.
@@ -34,47 +54,41 @@ class ShardIndex:
     def __init__(
         self,
         shards: Sequence[Path],
+        states: Sequence[os.stat_result | None],
         image_extensions: Collection[str],
         text_extensions: Sequence[str],
         progress: NewProgress,
     ) -> None:
         self.shards = list(shards)
-        self.left_out = LeftOut()
         self.extensions: set[str] = set()
         """Extensions of all members of samples."""
+        self._kinds = [IMAGE, *text_extensions]
         self._image_extensions = image_extensions
-        self._longer_keys = 0
-        self._first_longer_key = ""
-        keys: list[bytes] = []
-        shard_of: list[int] = []
-        places: dict[str, list[Span]] = {IMAGE: [], **{extension: [] for extension in text_extensions}}
-        with progress("index shards", sum(map(_mebibytes, self.shards)), "MiB") as done:
-            for shard, path in enumerate(self.shards):
+        self._left_out = LeftOut()
+        self._longer_keys, self._first_longer_key = 0, ""
+        parts: list[_Part] = []
+        sizes = [0 if state is None else state.st_size // MEBIBYTE for state in states]
+        with progress("index shards", sum(sizes), "MiB") as done:
+            for path, state, size in zip(self.shards, states, sizes, strict=True):
                 SIGNALS.check()
-                for stem, named in index_shard(path, self.left_out, done).items():
-                    for key, members in samples_of(stem, named, image_extensions):
-                        keys.append(key.encode("utf-8", "surrogateescape"))
-                        shard_of.append(shard)
-                        self._add(places, key, members)
-                        if key != stem:
-                            self._longer_keys += 1
-                            self._first_longer_key = self._first_longer_key or key
-                        self.extensions.update(members)
-        # The keys are concatenated: an array of texts would give each the room of the longest.
-        self._key_bytes = b"".join(keys)
-        sizes = np.array([len(key) for key in keys], dtype=np.int64)
-        self._keys = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
-        self._shard_of = np.array(shard_of, dtype=np.int64)
-        self._places = {kind: np.array(found).reshape(-1, 2) for kind, found in places.items()}
-        self._notes = self._notes_on(keys)
+                parts.append(self._take(_table_of(path, state, size, image_extensions, done)))
+        self._ends = np.cumsum([len(part.keys) for part in parts])
+        self._keys = Texts.joined([part.keys for part in parts])
+        self.fractions = np.concatenate([part.fractions for part in parts])
+        """float64, `fraction_of` the key of each sample, which decides on the split."""
+        self._blocks, self._sizes = {}, {}
+        for kind in self._kinds:
+            self._blocks[kind] = packed(np.concatenate([part.blocks.pop(0) for part in parts]))
+            self._sizes[kind] = packed(np.concatenate([part.sizes.pop(0) for part in parts]))
+        self.notes = self._all_notes()
+        """What a user should know of all samples and members: a line for each."""
 
     def __len__(self) -> int:
-        return len(self._shard_of)
+        return len(self._keys)
 
     def key(self, index: int) -> str:
         """The key of a sample."""
-        offset, size = self._keys[index]
-        return self._key_bytes[offset : offset + size].decode("utf-8", "surrogateescape")
+        return self._keys[index]
 
     def place(self, index: int, kind: str) -> tuple[int, Span]:
         """Shard and place of a member.
@@ -83,7 +97,7 @@ class ShardIndex:
             index: of the sample.
             kind: `IMAGE` or an extension.
         """
-        return int(self._shard_of[index]), Span(*self._places[kind][index])
+        return self._shard(index), span_of(self._blocks[kind][index], self._sizes[kind][index])
 
     def having(self, kind: str, limit: int) -> list[int]:
         """Samples that have a member, at equal distances over all of them.
@@ -92,61 +106,109 @@ class ShardIndex:
             kind: `IMAGE` or an extension.
             limit: largest number of samples.
         """
-        found = np.flatnonzero((self._places[kind] != NO_MEMBER).any(axis=1))
+        found = np.flatnonzero(self._blocks[kind] != NO_MEMBER.offset)
         return found[np.unique(np.linspace(0, len(found) - 1, min(limit, len(found)), dtype=np.int64))].tolist()
 
-    def choose(self, indices: Sequence[int]) -> None:
-        """Keep some of the samples, in the given order."""
-        rows = np.array(indices, dtype=np.int64)
-        self._keys = self._keys[rows]
-        self._shard_of = self._shard_of[rows]
-        self._places = {kind: found[rows] for kind, found in self._places.items()}
+    def _shard(self, index: int) -> int:
+        return int(np.searchsorted(self._ends, index, side="right"))
 
-    def notes(self) -> list[str]:
-        """What a user should know of all samples and members: a line for each."""
-        return self._notes
+    def _take(self, table: ShardTable) -> _Part:
+        """The columns of a shard that are needed; counts the other members."""
+        of_image = np.array([one in self._image_extensions for one in table.extensions], dtype=bool)
+        samples = np.repeat(np.arange(len(table.keys)), counts_of(table.member_ends))
+        left = np.ones(len(table.kinds), dtype=bool)
+        part = _Part(table.keys, table.fractions)
+        for kind in self._kinds:
+            wanted = of_image if kind == IMAGE else np.array([one == kind for one in table.extensions], dtype=bool)
+            members = np.flatnonzero(wanted[table.kinds])
+            firsts = np.unique(samples[members], return_index=True)[1]
+            members = members[firsts]
+            left[members] = False
+            part.add(samples[members], table.blocks[members], table.sizes[members])
+        for kind, first, count in table.left_out.kinds():
+            self._left_out.add(kind, first, count)
+        self._count_left_out(table, samples, np.flatnonzero(left))
+        self._longer_keys += table.num_longer_keys
+        self._first_longer_key = self._first_longer_key or table.first_longer_key
+        self.extensions.update(table.extensions)
+        return part
 
-    def _add(self, places: dict[str, list[Span]], key: str, members: Members) -> None:
-        """Append the places of a sample, and count its other members."""
-        image = next((extension for extension in members if extension in self._image_extensions), "")
-        for kind, found in places.items():
-            found.append(members.get(image if kind == IMAGE else kind, NO_MEMBER))
-        if len(members) == 1 and image:
-            return
-        for rest in members:
-            if rest == image or rest in places:
-                continue
+    def _count_left_out(self, table: ShardTable, samples: np.ndarray, members: np.ndarray) -> None:
+        """Count members that are no part of a sample, by their extensions."""
+        kinds, firsts, counts = np.unique(table.kinds[members], return_index=True, return_counts=True)
+        for one in np.argsort(firsts):
+            rest = table.extensions[kinds[one]]
             extension = rest.rpartition(".")[2]
-            further = extension in self._image_extensions
-            self.left_out.add("further images of a sample" if further else f".{extension}", f"{key}.{rest}")
+            kind = "further images of a sample" if extension in self._image_extensions else f".{extension}"
+            self._left_out.add(kind, f"{table.keys[samples[members[firsts[one]]]]}.{rest}", int(counts[one]))
 
-    def _notes_on(self, keys: list[bytes]) -> list[str]:
-        notes = [self.left_out.line("member")]
+    def _all_notes(self) -> list[str]:
+        notes = [self._left_out.line("member")]
         if self._longer_keys:
             notes.append(
                 f"{self._longer_keys:,} names have dots, such as {self._first_longer_key}; each of them up to its last "
                 "dot is a key"
             )
-        notes.append(self._repeated(keys))
+        notes.append(self._repeated())
         return [note for note in notes if note]
 
-    def _repeated(self, keys: list[bytes]) -> str:
+    def _repeated(self) -> str:
         """Such as `2 keys are in several places, such as a in 0.tar and 1.tar; …`; empty where all keys differ."""
-        hashes = np.array([xxhash.xxh3_64_intdigest(key) for key in keys], dtype=np.uint64)
-        order = np.argsort(hashes, kind="stable")
-        again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-        if not len(again):
+        ordered = np.sort(self.fractions)
+        if (ordered[1:] != ordered[:-1]).all():
+            return ""
+        order = np.argsort(self.fractions, kind="stable")
+        pairs = np.flatnonzero(self.fractions[order][1:] == self.fractions[order][:-1])
+        again = [one for one in pairs if self._keys.encoded(order[one]) == self._keys.encoded(order[one + 1])]
+        if not again:
             return ""
         first, second = order[again[0]], order[again[0] + 1]
-        shards = [self.shards[self._shard_of[one]] for one in (first, second)]
+        shards = [self.shards[self._shard(one)] for one in (first, second)]
         return (
             f"{len(again):,} samples have the key of an earlier one, such as {self.key(first)} in {shards[0]} and "
             f"{shards[1]}; all of them are read"
         )
 
 
-def _mebibytes(path: Path) -> int:
+@dataclass
+class _Part:
+    """The columns of one shard: keys, fractions, and for each kind blocks and sizes by sample."""
+
+    keys: Texts
+    fractions: np.ndarray
+    blocks: list[np.ndarray] = field(default_factory=list)
+    sizes: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, samples: np.ndarray, blocks: np.ndarray, sizes: np.ndarray) -> None:
+        """Add a kind, of which these samples have a member."""
+        of_all = np.full(len(self.keys), NO_MEMBER.offset, dtype=np.int64)
+        of_all[samples] = blocks
+        self.blocks.append(packed(of_all))
+        of_all = np.zeros(len(self.keys), dtype=np.int64)
+        of_all[samples] = sizes
+        self.sizes.append(packed(of_all))
+
+
+def _table_of(
+    path: Path, state: os.stat_result | None, size: int, image_extensions: Collection[str], progress: Progress
+) -> ShardTable:
+    """The samples of a shard, from its kept index or its headers."""
+    table = None if state is None else kept_table(path, state)
+    if table is not None:
+        progress.update(size)
+        return table
+    table = read_shard(path, image_extensions, progress)
+    if state is not None:
+        keep_table(path, state, table)
+    return table
+
+
+def _state(path: Path) -> os.stat_result | None:
     try:
-        return path.stat().st_size // MEBIBYTE
+        return path.stat()
     except OSError:  # reading it says why
-        return 0
+        return None
+
+
+def _size_and_time(state: os.stat_result | None) -> tuple[int, int] | None:
+    return None if state is None else (state.st_size, state.st_mtime_ns)

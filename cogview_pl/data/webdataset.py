@@ -14,15 +14,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import BinaryIO
 
+import numpy as np
+
 from cogview_pl.data.captions import CaptionError, caption_lines, field_text, field_texts
 from cogview_pl.data.config import Captions, Decoding
 from cogview_pl.data.decode import SampleError
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.formats import IMAGE_EXTENSIONS
-from cogview_pl.data.images import ImageFileDataset, split_indices
+from cogview_pl.data.images import ImageFileDataset, split_fractions
+from cogview_pl.data.packed import packed
 from cogview_pl.data.progress import NewProgress, Silent
 from cogview_pl.data.shard_files import OpenFiles, expand_urls, files_of_split
-from cogview_pl.data.shard_index import IMAGE, ShardIndex
+from cogview_pl.data.shard_index import IMAGE, ShardIndex, shard_index
 from cogview_pl.data.styles import check_present
 from cogview_pl.data.tar_index import NO_MEMBER, SEVERAL_IMAGES, SPARSE_MEMBER, Span
 from cogview_pl.durable.read import MAX_CAPTION, MAX_IMAGE, UnreadableError, cannot_be_read, require_size
@@ -47,7 +50,7 @@ class ShardDataset(ImageFileDataset):
         urls: local tar files, one or several; braces (`{000..003}`) and `*` are expanded.
         split: `train` or `val`.
         image_size: edge of the square images.
-        val_fraction: share of `val`, 0 … 1, by a hash of the key (`split_indices`); unused with `val_urls`.
+        val_fraction: share of `val`, 0 … 1, by a hash of the key (`split_fractions`); unused with `val_urls`.
         caption_field: see above.
         val_urls: shards of `val`; `train` then has all samples of `urls`.
         style_field: field of `<key>.json` with the name of the style.
@@ -102,24 +105,29 @@ class ShardDataset(ImageFileDataset):
             self.shards, self._url_key = files_of_split(self.shards, expand_urls(val_urls, "data.val_urls"), split)
         self._files = OpenFiles()
         self._index = self._read_index(progress)
+        self._rows = packed(np.arange(len(self._index)))
         self._check_fields()
         if styles:
             self._keep_styles(styles, must_have_all=split == "train" or val_urls is None)
         if val_urls is None:
-            self._index.choose(split_indices([self.key(i) for i in range(len(self))], split, val_fraction))
-        self._take_each_caption(self._index.choose)
+            self._choose(split_fractions(self._index.fractions[self._rows], split, val_fraction))
+        self._take_each_caption(self._choose)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._rows)
 
     def key(self, index: int) -> str:
-        return self._index.key(index)
+        return self._index.key(self._rows[index])
+
+    def _choose(self, indices: Sequence[int] | np.ndarray) -> None:
+        """Keep some of the samples, in the given order."""
+        self._rows = self._rows[np.asarray(indices, dtype=np.intp)]
 
     def notes(self) -> list[str]:
         txt = self._caption_extension == "txt"
         source = "the texts of the .txt members" if txt else f"the field {self.caption_field} of the .json members"
         captions = [f"captions are {source}"] if CAPTION in self.text_fields else []
-        return [f"{self._url_key}: {note}" for note in captions + self._index.notes()]
+        return [f"{self._url_key}: {note}" for note in captions + self._index.notes]
 
     def fingerprint(self) -> str:
         found = Fingerprint("shards")
@@ -132,7 +140,7 @@ class ShardDataset(ImageFileDataset):
         extensions = {"json": None} if self._json_fields else {}
         if CAPTION in self.text_fields:
             extensions = {self._caption_extension: None} | extensions
-        index = ShardIndex(self.shards, IMAGE_EXTENSIONS, list(extensions), progress)
+        index = shard_index(self.shards, IMAGE_EXTENSIONS, list(extensions), progress)
         if not index.having(IMAGE, 1):
             raise UserError(
                 f"{self._url_key}: no images in {self.shards[0]} … ({len(self.shards)} shards in all); members "
@@ -155,7 +163,7 @@ class ShardDataset(ImageFileDataset):
                 kept.append(index)
         if must_have_all:
             check_present(styles, found, f"{self.style_field}")
-        self._index.choose(kept)
+        self._choose(kept)
 
     def _check_fields(self) -> None:
         """Raises UserError for a kind of file that no sample has, or a field that none of some samples has."""
@@ -205,18 +213,18 @@ class ShardDataset(ImageFileDataset):
         return field_text(record.get(field), name or field)
 
     def _member(self, index: int, extension: str) -> bytes:
-        shard, place = self._index.place(index, extension)
+        shard, place = self._index.place(self._rows[index], extension)
         if place == NO_MEMBER:
             raise CaptionError(f"no .{extension} in the shard")
         return self._read(shard, place, f".{extension}", MAX_CAPTION)
 
     def _image(self, index: int) -> BinaryIO:
         self._require_image(index)
-        shard, place = self._index.place(index, IMAGE)
+        shard, place = self._index.place(self._rows[index], IMAGE)
         return io.BytesIO(self._read(shard, place, "image", MAX_IMAGE))
 
     def _require_image(self, index: int) -> None:
-        _, place = self._index.place(index, IMAGE)
+        _, place = self._index.place(self._rows[index], IMAGE)
         if place == NO_MEMBER:
             raise SampleError("no image in the shard")
         if place == SEVERAL_IMAGES:

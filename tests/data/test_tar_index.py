@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cogview_pl.data.tar_index import SPARSE_MEMBER, Span, index_shard
+from cogview_pl.data.formats import IMAGE_EXTENSIONS
+from cogview_pl.data.shard_table import read_shard
+from cogview_pl.data.tar_index import SPARSE_MEMBER, Span
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS, Stopped
 
@@ -60,6 +62,12 @@ def write(path: Path, *parts: bytes | bytearray, size: int = 0) -> Path:
         if size:
             stream.truncate(size)
     return path
+
+
+def index_shard(path: Path) -> dict[str, dict[str, Span]]:
+    """The places of members by key and extension."""
+    table = read_shard(path, IMAGE_EXTENSIONS)
+    return {table.keys[sample]: table.members(sample) for sample in range(len(table.keys))}
 
 
 def refused(path: Path) -> str:
