@@ -63,13 +63,20 @@ def _check_schedule(options: TrainingOptions) -> None:
         )
 
 
-def check_validation(callbacks: Mapping[str, Any], samples: int) -> None:
-    """Say that a run without validation samples measures less; raises UserError where a callback needs a metric of it.
+def check_validation(callbacks: Mapping[str, Any], measured: int, samples: int) -> None:
+    """Say that validations measure few or no samples; raises UserError where a callback needs a metric of none.
 
     Args:
         callbacks: nodes of the callbacks.
-        samples: number of validation samples.
+        measured: number of samples that each validation measures.
+        samples: number of samples in the validation split.
     """
+    if 0 < measured < samples and RANKS.first:
+        _log.info(
+            "validations measure %s of the %s samples in the validation split, at equal distances "
+            "(data.max_val_samples=%s; null measures all)",
+            *(f"{measured:,}", f"{samples:,}", measured),
+        )
     if samples:
         return
     for name, node in callbacks.items():

@@ -99,6 +99,7 @@ def data_module(
         seed=options.seed,
         worker_timeout=data.worker_timeout,
         look=SIGNALS.check_while_waiting,
+        max_val_samples=data.max_val_samples,
     )
 
 
@@ -140,7 +141,7 @@ def train(
     remember_in_checkpoints(module, identity, metrics)
     fit_to_accumulation(module, options.trainer["accumulate_grad_batches"])
     require_node(options.trainer.get("num_nodes", 1))
-    check_validation(options.callbacks, len(data.val))  # type: ignore[arg-type]
+    check_validation(options.callbacks, len(data.val_samples), len(data.val))  # type: ignore[arg-type]
     trainer = _trainer(options, folder)
     if num_heads is not None:
         check_heads(options.strategy, num_heads, trainer)

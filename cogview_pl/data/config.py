@@ -11,7 +11,15 @@ from omegaconf import OmegaConf
 
 from cogview_pl.limits import MISSING, above_0, at_least_0, count, seed_number, share, share_below_1, whole
 
-_OF_THE_LOADER = ("_target_", "batch_size", "num_workers", "worker_timeout", "max_skipped_share", "token_store")
+_OF_THE_LOADER = (
+    "_target_",
+    "batch_size",
+    "num_workers",
+    "worker_timeout",
+    "max_val_samples",
+    "max_skipped_share",
+    "token_store",
+)
 
 
 class StoreFormat(Enum):
@@ -81,6 +89,7 @@ class DataConfig:
     batch_size: int = count()
     num_workers: int | None = whole()
     worker_timeout: float | None = above_0()
+    max_val_samples: int | None = count()
     max_skipped_share: float = share()
     token_store: str | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -102,22 +102,22 @@ class EndlessSampler(Sampler[int]):
 
 
 class BatchesInOrder:
-    """Batches of all samples of a data set, in order; rank r of W takes the samples r, r + W, r + 2·W, ….
+    """Batches of samples, in order; rank r of W takes the samples r, r + W, r + 2·W, …, counted from 0.
 
     All ranks get the same number of batches; the last one may be empty.
 
     Args:
-        size: samples in the data set.
+        samples: indices into a data set.
         batch_size: samples of a batch of each rank.
         rank, world_size: this process among those that share the data.
     """
 
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self._own = range(rank, size, world_size)
-        self._starts = range(0, -(-size // world_size), batch_size)
+    def __init__(self, samples: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self._own = samples[rank::world_size]
+        self._starts = range(0, -(-len(samples) // world_size), batch_size)
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __iter__(self) -> Iterator[range]:
+    def __iter__(self) -> Iterator[Sequence[int]]:
         return (self._own[start : start + self._starts.step] for start in self._starts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -39,6 +39,7 @@ class DataModule(LightningDataModule):
         seed: seed of the training order.
         worker_timeout: seconds without a finished sample after which the run ends; None: no limit.
         look: called while waiting for a loader process; raises when the run was told to stop.
+        max_val_samples: largest number of samples that a validation measures; None: all.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class DataModule(LightningDataModule):
         seed: int,
         worker_timeout: float | None = None,
         look: Callable[[], None] = lambda: None,
+        max_val_samples: int | None = None,
     ) -> None:
         super().__init__()
         self.train = train
@@ -62,6 +64,7 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.worker_timeout = worker_timeout
         self.look = look
+        self.max_val_samples = max_val_samples
         self._consumed = self._batches = 0  # before this process: samples of all devices, batches of each
         self._order = ORDER
 
@@ -74,9 +77,19 @@ class DataModule(LightningDataModule):
         return self._loader(self.train, sampler=self._order_from(self._consumed), batch_size=self.batch_size)
 
     def val_dataloader(self) -> Loader[Any]:
-        """Every validation sample once. All devices get the same number of batches; the last may be empty."""
+        """Each of `val_samples` once. All devices get the same number of batches; the last may be empty."""
+        batches = BatchesInOrder(self.val_samples, self.batch_size, *self._world)
+        return self._loader(self.val, batch_sampler=batches)
+
+    @property
+    def val_samples(self) -> Sequence[int]:
+        """Indices into `val` of what a validation measures: all, or the largest number of them at equal distances.
+
+        A file may hold samples in any order, so the first ones could be of one kind.
+        """
         size = len(self.val)  # type: ignore[arg-type]
-        return self._loader(self.val, batch_sampler=BatchesInOrder(size, self.batch_size, *self._world))
+        most = size if self.max_val_samples is None else min(self.max_val_samples, size)
+        return range(size) if most == size else [number * size // most for number in range(most)]
 
     def state_dict(self) -> dict[str, int]:
         """Training samples that all devices have processed, batches that each of them has, version of the order."""

@@ -76,7 +76,7 @@ def runs(cli, home, tmp_path_factory):
     toy = ("data.train_size=8", "data.val_size=4")
     guided = ("task=generate", "prompts=红", "sampler.guidance=3", "threads=1")
     commands = {name: args for name, (args, _) in REFUSED.items()} | {
-        "shortened": (*VQVAE, *toy, "trainer.max_steps=8", "run_dir=shortened"),
+        "shortened": (*VQVAE, *toy, "data.max_val_samples=3", "trainer.max_steps=8", "run_dir=shortened"),
         "used": (*VQVAE, *toy, "trainer.max_steps=4", "image_tokenizer.min_codebook_share=0", "run_dir=used"),
         "no_validation": (*VQVAE, *FOLDER, "trainer.max_steps=4", "run_dir=no_validation"),
         "images_alone": (
@@ -110,6 +110,12 @@ def test_a_collapsed_codebook_is_said_at_the_end(runs) -> None:
     _, end = runs["shortened"].stdout.split("done: ")
     assert said in end and "Likely cause: only 6 steps trained it; raise trainer.max_steps" in end
     assert runs["used"].code == 0 and said not in runs["used"].stdout
+
+
+def test_a_validation_that_leaves_out_samples_says_so(runs) -> None:
+    said = "validations measure 3 of the 4 samples in the validation split, at equal distances (data.max_val_samples=3;"
+    assert runs["shortened"].stdout.count(said) == 1
+    assert "validations measure" not in runs["used"].stdout
 
 
 def test_training_without_validation_images(runs, home) -> None:

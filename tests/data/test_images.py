@@ -102,7 +102,8 @@ def test_the_side_of_a_key_is_fixed_for_ever() -> None:
     assert split_indices(keys, "val", 0.2).tolist() == [4, 6, 10, 20, 21, 34, 39]
     hashes = [int(hashlib.sha1(key.encode()).hexdigest()[:16], 16) / 2**64 for key in keys]
     for fraction in (0.1, 0.2, 0.5):
-        assert split_indices(keys, "val", fraction).tolist() == [i for i, place in enumerate(hashes) if place < fraction]
+        val = [index for index, place in enumerate(hashes) if place < fraction]
+        assert split_indices(keys, "val", fraction).tolist() == val
     for split in ("test", "", "Train"):
         with pytest.raises(ValueError, match="split must be train or val"):
             split_indices(keys, split, 0.5)

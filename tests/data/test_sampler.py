@@ -143,7 +143,7 @@ def test_the_place_costs_nothing_in_a_large_set() -> None:
 def test_batches_in_order_are_those_of_a_list(size: int, batch_size: int, world: int) -> None:
     for rank in range(world):
         own = list(range(size))[rank::world]
-        batches = BatchesInOrder(size, batch_size, rank, world)
+        batches = BatchesInOrder(range(size), batch_size, rank, world)
         expected = [own[start : start + batch_size] for start in range(0, -(-size // world), batch_size)]
         assert [list(batch) for batch in batches] == expected and len(batches) == len(expected)
 

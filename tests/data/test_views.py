@@ -33,7 +33,8 @@ def root(tmp_path: Path) -> Path:
 def opened(root: Path, split: str = "train", val_fraction: float = 0.0, **options: object) -> CaptionedImages:
     data = FolderDataConfig(
         _target_="cogview_pl.data.folder.FolderDataset", image_size=EDGE, batch_size=8, num_workers=0,
-        worker_timeout=None, max_skipped_share=1.0, root=str(root), val_fraction=val_fraction, min_size=0,
+        worker_timeout=None, max_val_samples=None, max_skipped_share=1.0, root=str(root), val_fraction=val_fraction,
+        min_size=0,
         style_patterns=[], captions=Captions.first, caption_seed=0, **options,  # type: ignore[arg-type]
     )  # fmt: skip
     return open_images(data, split)

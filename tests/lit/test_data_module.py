@@ -25,9 +25,12 @@ from cogview_pl.transformer.loss import sequence_loss
 from tests.make_models import make_transformer
 
 
-def module(rank: int, world: int, *, batch_size: int, val: int = 9, processed: int = 0) -> DataModule:
+def module(
+    rank: int, world: int, *, batch_size: int, val: int = 9, processed: int = 0, most: int | None = None
+) -> DataModule:
     """The state of one device after a number of batches."""
-    made = DataModule(range(50), range(val), collate=list, batch_size=batch_size, num_workers=0, seed=0)  # type: ignore[arg-type]
+    options: Any = {"batch_size": batch_size, "num_workers": 0, "seed": 0, "max_val_samples": most}
+    made = DataModule(range(50), range(val), collate=list, **options)  # type: ignore[arg-type]
     progress = SimpleNamespace(total=SimpleNamespace(processed=processed))
     made.trainer = SimpleNamespace(  # type: ignore[assignment]
         distributed_sampler_kwargs={"rank": rank, "num_replicas": world},
@@ -52,6 +55,15 @@ def test_validation_samples_once_each_in_equally_many_batches(val: int, world: i
     dealt = [list(module(rank, world, batch_size=batch_size, val=val).val_dataloader()) for rank in range(world)]
     assert len({len(batches) for batches in dealt}) == 1
     assert sorted(index for batches in dealt for batch in batches for index in batch) == list(range(val))
+
+
+@pytest.mark.parametrize(("world", "batch_size"), [(1, 4), (2, 4), (3, 2)])
+def test_a_validation_measures_a_fixed_number_at_equal_distances(world: int, batch_size: int) -> None:
+    """The same samples on any number of devices; never more than there are."""
+    for val, most, expected in ((100, 10, range(0, 100, 10)), (7, 3, [0, 2, 4]), (9, 9, range(9)), (9, 50, range(9))):
+        made = [module(rank, world, batch_size=batch_size, val=val, most=most) for rank in range(world)]
+        dealt = [index for one in made for batch in one.val_dataloader() for index in batch]
+        assert sorted(dealt) == list(expected)
 
 
 def test_another_number_of_devices_goes_on_behind_the_samples_that_were_seen() -> None:
