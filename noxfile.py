@@ -121,7 +121,7 @@ def gpu(session: nox.Session) -> None:
 @nox.session
 def realfiles(session: nox.Session) -> None:
     """Pillow's test images, out of its source distribution, through decoding, vqvae and tokenize."""
-    session.install("-e", ".[formats]", "opencv-python-headless>=4.10")
+    session.install("-e", ".[formats]", "opencv-python-headless>=4.10", "pip")  # environments of uv have no pip
     folder = Path(session.create_tmp())
     if not list(folder.glob("pillow-*.tar.gz")):
         session.run("python", "-m", "pip", "download", "--no-binary", ":all:", "--no-deps", "-d", str(folder), "pillow")
