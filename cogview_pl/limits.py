@@ -30,6 +30,7 @@ def limited(limit: Limit, default: Any = MISSING) -> Any:
 _SMALL, _LARGE = 1e-9, 1e9
 
 COUNT = Limit("a whole number from 1 to 2147483647", lambda value: 1 <= value < 2**31 and value % 1 == 0)
+UP_TO_256 = Limit("a whole number from 1 to 256", lambda value: 1 <= value <= 256 and value % 1 == 0)
 WHOLE = Limit("a whole number, at least 0", lambda value: value >= 0 and value % 1 == 0)
 SEED = Limit("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32 and value % 1 == 0)
 AT_LEAST_0 = Limit("0, or from 1e-9 to 1e9", lambda value: value == 0 or _SMALL <= value <= _LARGE)
@@ -46,6 +47,7 @@ GUIDANCE = Limit("from 0 to 100", lambda value: 0 <= value <= 100)
 
 # Fields with these limits; the argument is the default.
 count = partial(limited, COUNT)
+up_to_256 = partial(limited, UP_TO_256)
 whole = partial(limited, WHOLE)
 seed_number = partial(limited, SEED)
 at_least_0 = partial(limited, AT_LEAST_0)

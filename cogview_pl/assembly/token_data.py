@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from cogview_pl.assembly.joined_parts import IMAGE_TOKENIZER_FOLDER, TEXT_MODEL, TOKEN_STORE
 from cogview_pl.assembly.models import newest_image_tokenizer, open_image_tokenizer
 from cogview_pl.assembly.options import ModelOptions
-from cogview_pl.assembly.tokenization import IMAGE_TOKENIZER_FOLDER, TEXT_MODEL, TOKEN_STORE, Tokenization, tokenise
+from cogview_pl.assembly.tokenization import Tokenization, tokenise
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel
 from cogview_pl.data.config import SequencesConfig, TokenSource
 from cogview_pl.data.mixing import mixed

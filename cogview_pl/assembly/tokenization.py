@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
 from cogview_pl.assembly.image_data import image_inputs, open_images
+from cogview_pl.assembly.image_encoding import ImageEncoder
+from cogview_pl.assembly.joined_parts import (
+    IMAGE_TOKENIZER_FOLDER,
+    TEXT_MODEL,
+    TOKEN_STORE,
+    Lists,
+    join_parts,
+    part_folder,
+)
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, save_image_tokenizer
-from cogview_pl.data.bad_samples import BadSampleLog, ImageBatch, collate_images
+from cogview_pl.data.bad_samples import BadSampleLog
 from cogview_pl.data.config import DataConfig, StoreFormat, TokenStoreConfig
-from cogview_pl.data.loader import Loader, suitable_workers
-from cogview_pl.data.mended import MendedLog
-from cogview_pl.data.samples import CaptionedImages, Skipped
-from cogview_pl.data.sharing import Team, batches_of
+from cogview_pl.data.samples import CaptionedImages
+from cogview_pl.data.sharing import Team
 from cogview_pl.data.token_store.cogview_bin import TEXT_LENGTH
+from cogview_pl.data.token_store.header import HEADER, TokenStoreHeader
+from cogview_pl.data.token_store.parts import Part, part_of
 from cogview_pl.data.token_store.writer import TokenStoreWriter
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
-from cogview_pl.lit.bars import Bar, status
+from cogview_pl.lit.bars import status
 from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.vocab import TextTokenizer
 from cogview_pl.vocab.config import TextConfig
 from cogview_pl.vocab.roles import text_fields
 
-TOKEN_STORE = "token_store"
-TEXT_MODEL = "text.model"
-IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
 _SPLITS = ("train", "val")
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def tokenise(
         text: text tokenizer; None: `text.model`, or one that is learned from the texts.
         run: folder of the run; it begins after all checks.
         folder: existing folder to write into.
-        team: the processes that encode images; the first one writes.
+        team: the processes that encode images. The first one writes, or each one writes parts of its own.
 
     Returns:
         Counts and speed; empty in all processes but the first.
@@ -73,66 +70,157 @@ def tokenise(
     Raises:
         UserError: the images, the tokenizers or an unfinished token store do not fit each other.
     """
-    fields = text_fields(options.layout)
-    _check(options, images, fields)
-    data = options.data.at_twice_the_size() if options.rows.large else options.data
-    sources = {split: open_images(data, split, fields) for split in _SPLITS}
-    encoder = _Encoder(options, images, fields, team)
+    job = _Job(options, images, team)
     if not team.first:
-        encoder.text = TextTokenizer(team.tell(b""))
-        for split, source in sources.items():
-            for _ in encoder.encoded(split, source, team.tell(0)):
-                pass
+        job.help(folder)
         return {}
-    run.require_same({}, image_inputs(sources), options.verify)
-    text = text or _text_tokenizer(options.text, folder / TEXT_MODEL, _texts(sources["train"], fields))
-    cogview = options.rows.format == StoreFormat.cogview
-    writer = TokenStoreWriter(
-        folder / TOKEN_STORE,
-        text_length=TEXT_LENGTH if cogview else options.text.max_length,
-        grid=images.grid,
-        text_vocab_size=text.vocab_size,
-        codebook_size=images.model.codebook_size,
-        text_tokenizer=text.identity,
-        image_tokenizer=images.identity,
-        splits={split: len(source) for split, source in sources.items()},
-        format=options.rows.format.value,
-        large=options.rows.large,
-        text_fields=fields,
-        cut=text.cut,
-        commit_seconds=options.rows.commit_seconds,
-    )
+    job.inputs = image_inputs(job.sources)
+    parts = {"token_store.parts": options.rows.parts, "token_store.part": options.rows.part}
+    run.require_same(parts, job.inputs, options.verify)
+    job.text = text or _text_tokenizer(options.text, folder / TEXT_MODEL, _texts(job.sources["train"], job.fields))
+    writer = job.writer(folder, options.rows.part)
     run.begin()
-    text.save(folder / TEXT_MODEL)
+    job.text.save(folder / TEXT_MODEL)
     save_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER, images)
-    total = sum(map(len, sources.values()))
-    bad_samples = BadSampleLog(folder / "skipped.jsonl", options.data.max_skipped_share)
-    mended = MendedLog(folder / "mended.jsonl")
-    seen_before = sum(writer.resume_index(split) for split in _SPLITS)
+    lists = Lists.of(folder, options.data.max_skipped_share)
+    seen_before = job.seen(folder)
     if not seen_before:
-        _look_for_bad_samples(sources, bad_samples)
-    encoder.text = TextTokenizer(team.tell(text.serialized))
+        _look_for_bad_samples(job.sources, lists.bad_samples)
+    team.tell((job.text.serialized, job.inputs))
     started = time.perf_counter()
-    with writer:
-        for split, source in sources.items():
-            for batch in encoder.encoded(split, source, team.tell(writer.resume_index(split))):
-                bad_samples.note(batch.skipped)
-                bad_samples.require_few(total)
-                mended.add(batch.remarks)
-                next_index = writer.resume_index(split) + batch.seen
-                writer.append(split, batch.text_tokens, batch.codes, batch.keys, next_index, batch.large)
-    if not writer.header.complete:
-        writer.finish()
-    if mended.count:
-        _log.info("%s", mended.summary())
-    return {
-        **{f"tokenize/rows_{name}": split.rows for name, split in writer.header.splits.items()},
-        "tokenize/captions_cut": sum(split.truncated for split in writer.header.splits.values()),
-        "tokenize/skipped": bad_samples.count,
-        "tokenize/mended": mended.count,
-        "tokenize/text_vocab_size": text.vocab_size,
-        "perf/images_per_s": (total - seen_before) / (time.perf_counter() - started),
-    }
+    header = job.make_and_join(writer, folder, lists) if job.in_parts else job.make(writer, lists)
+    seen = job.seen(folder) - seen_before
+    return {**lists.counts(header), "perf/images_per_s": seen / (time.perf_counter() - started)}
+
+
+@dataclass
+class _Job:
+    """What all processes of a tokenisation know."""
+
+    options: Tokenization
+    images: ImageTokenizer
+    team: Team
+
+    def __post_init__(self) -> None:
+        self.inputs: dict[str, str] = {}  # fingerprints of the data set
+        self.text: TextTokenizer | None = None
+        self.fields = text_fields(self.options.layout)
+        _check(self.options, self.images, self.fields)
+        data = self.options.data.at_twice_the_size() if self.options.rows.large else self.options.data
+        self.sources = {split: open_images(data, split, self.fields) for split in _SPLITS}
+        self.total = sum(map(len, self.sources.values()))
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether this run makes all parts of a token store and joins them."""
+        return self.options.rows.parts is not None and self.options.rows.part is None
+
+    def spans(self, number: int | None) -> tuple[Part | None, dict[str, range]]:
+        """Part `number` and its samples by split; None: all samples."""
+        samples = {split: len(source) for split, source in self.sources.items()}
+        if number is None:
+            return None, {split: range(count) for split, count in samples.items()}
+        assert self.options.rows.parts is not None
+        return part_of(number, self.options.rows.parts, samples, self.options.data.batch_size, self.inputs)
+
+    def seen(self, folder: Path) -> int:
+        """Number of samples that the token store in a folder, or those of its parts, have committed."""
+        places = self._places(folder) if self.in_parts else [folder]
+        stores = [place / TOKEN_STORE for place in places if (place / TOKEN_STORE / HEADER).exists()]
+        return sum(split.next for store in stores for split in TokenStoreHeader.load(store).splits.values())
+
+    def writer(self, folder: Path, number: int | None) -> TokenStoreWriter:
+        """The writer of the token store in a folder, for part `number` or for all samples."""
+        assert self.text is not None
+        rows = self.options.rows
+        cogview = rows.format == StoreFormat.cogview
+        part, spans = self.spans(number)
+        return TokenStoreWriter(
+            folder / TOKEN_STORE,
+            text_length=TEXT_LENGTH if cogview else self.options.text.max_length,
+            grid=self.images.grid,
+            text_vocab_size=self.text.vocab_size,
+            codebook_size=self.images.model.codebook_size,
+            text_tokenizer=self.text.identity,
+            image_tokenizer=self.images.identity,
+            splits={split: len(span) for split, span in spans.items()},
+            format=rows.format.value,
+            large=rows.large,
+            text_fields=self.fields,
+            cut=self.text.cut,
+            part=part,
+            commit_seconds=rows.commit_seconds,
+        )
+
+    def help(self, folder: Path) -> None:
+        """Work for the first process, in another one."""
+        serialized, self.inputs = self.team.tell((b"", self.inputs))
+        self.text = TextTokenizer(serialized)
+        if self.in_parts:
+            self._make_parts(folder)
+            return
+        encoder = self._encoder(self.team)
+        for split, span in self.spans(self.options.rows.part)[1].items():
+            for _ in encoder.encoded(f"tokenize {split}", self.sources[split], span, self.team.tell(0)):
+                pass
+
+    def make(self, writer: TokenStoreWriter, lists: Lists) -> TokenStoreHeader:
+        """Write one store, or one part; all processes of the team encode its batches."""
+        return self._write(writer, self.options.rows.part, lists, self._encoder(self.team))
+
+    def make_and_join(self, writer: TokenStoreWriter, folder: Path, lists: Lists) -> TokenStoreHeader:
+        """Write all parts with the other processes, and join them in place of the store of `writer`."""
+        self._make_parts(folder)
+        return writer.header if writer.header.complete else join_parts(self._places(folder), folder, lists)
+
+    def _make_parts(self, folder: Path) -> None:
+        """Write the parts of this process; the first one waits for those of the others."""
+        for _ in self.team.in_order(self._make_part, list(enumerate(self._places(folder), 1))):
+            pass
+        self.team.tell(None)  # nobody leaves before, because `Team.look` takes a closed connection for a death
+
+    def _make_part(self, numbered: tuple[int, Path]) -> None:
+        number, place = numbered
+        place.mkdir(parents=True, exist_ok=True)
+        lists = Lists.of(place, self.options.data.max_skipped_share)
+        self._write(self.writer(place, number), number, lists, self._encoder(Team()))
+
+    def _write(
+        self, writer: TokenStoreWriter, number: int | None, lists: Lists, encoder: ImageEncoder
+    ) -> TokenStoreHeader:
+        """Write the samples that are not in the store, and finish it."""
+        part, spans = self.spans(number)
+        of = "" if part is None else f", part {part.number} of {part.count}"
+        with writer:
+            for split, span in spans.items():
+                start = encoder.team.tell(writer.resume_index(split))
+                for batch in encoder.encoded(f"tokenize {split}{of}", self.sources[split], span, start):
+                    lists.bad_samples.note(batch.skipped)
+                    lists.bad_samples.require_few(self.total)
+                    lists.mended.add(batch.remarks)
+                    next_index = writer.resume_index(split) + batch.seen
+                    writer.append(split, batch.text_tokens, batch.codes, batch.keys, next_index, batch.large)
+        if not writer.header.complete:
+            writer.finish()
+        return writer.header
+
+    def _encoder(self, team: Team) -> ImageEncoder:
+        assert self.text is not None
+        return ImageEncoder(
+            self.options.data,
+            self.images,
+            self.text,
+            self.fields,
+            self.options.rows.large,
+            self.options.device,
+            team,
+            processes=self.team.size,
+            look=self.team.look if self.in_parts else SIGNALS.check,
+        )
+
+    def _places(self, folder: Path) -> list[Path]:
+        assert self.options.rows.parts is not None
+        return [part_folder(folder, number) for number in range(1, self.options.rows.parts + 1)]
 
 
 def _look_for_bad_samples(sources: Mapping[str, CaptionedImages], bad_samples: BadSampleLog) -> None:
@@ -144,75 +232,6 @@ def _look_for_bad_samples(sources: Mapping[str, CaptionedImages], bad_samples: B
     bad_samples.require_few(total)
     status("reading a probe of the images …")
     bad_samples.require_few_in_probe(sources["train"], SIGNALS.check)
-
-
-class Encoded(NamedTuple):
-    """A batch of samples as rows of the store, and the samples that were skipped."""
-
-    text_tokens: dict[str, list[list[int]]]
-    codes: Tensor
-    large: Tensor | None
-    keys: list[str]
-    skipped: list[Skipped]
-    remarks: Mapping[str, str]
-
-    @property
-    def seen(self) -> int:
-        """Number of samples that were read."""
-        return len(self.keys) + len(self.skipped)
-
-
-@dataclass
-class _Encoder:
-    """Reads and encodes images; the processes of a team take turns."""
-
-    options: Tokenization
-    tokenizer: ImageTokenizer
-    fields: Sequence[str]
-    team: Team
-    text: TextTokenizer | None = None
-
-    def encoded(self, split: str, source: CaptionedImages, start: int) -> Iterator[Encoded]:
-        """The samples from `start` on, in batches and in order, in the first process; nothing in the others."""
-        data = self.options.data
-        batches = batches_of(range(start, len(source)), data.batch_size)
-        loader: Loader[ImageBatch] = Loader(
-            source,
-            batch_sampler=self.team.own(batches),
-            num_workers=suitable_workers(data.num_workers, len(source), self.team.size),
-            collate_fn=collate_images,
-            patience=data.worker_timeout,
-            look=SIGNALS.check,
-        )
-        self.tokenizer.model.to(self.options.device).to(memory_format=torch.channels_last)
-        read = iter(loader) if len(batches) > self.team.rank else iter(())
-        with Bar(f"tokenize {split}", len(source), "images", done=start) as bar:
-            for found in self.team.in_order(lambda _: self._encode(next(read)), batches):
-                yield found
-                bar.update(found.seen)
-
-    def _encode(self, batch: ImageBatch) -> Encoded:
-        SIGNALS.check()
-        assert self.text is not None
-        size = self.tokenizer.settings["image_size"]
-        images = batch.images.to(self.options.device)
-        return Encoded(
-            {field: [self.text.encode(one) for one in batch.texts_of(field)] for field in self.fields},
-            _codes(self.tokenizer, images, size),
-            _codes(self.tokenizer, images, 2 * size) if self.options.rows.large else None,
-            batch.keys,
-            batch.skipped,
-            batch.remarks,
-        )
-
-
-def _codes(tokenizer: ImageTokenizer, images: Tensor, edge: int) -> Tensor:
-    """Codes, on the CPU, of images `(B, 3, Y, X)` resized to an edge."""
-    if not len(images):
-        grid = edge // tokenizer.model.downsampling
-        return torch.empty(0, grid, grid, dtype=torch.long)
-    images = resize(images, [edge, edge], InterpolationMode.BICUBIC, antialias=True)
-    return tokenizer.model.encode(images.float() / 255).cpu()
 
 
 def _text_tokenizer(options: TextConfig, file: Path, texts: Iterator[str]) -> TextTokenizer:
@@ -234,6 +253,11 @@ def _texts(images: CaptionedImages, fields: Sequence[str]) -> Iterator[str]:
 
 def _check(options: Tokenization, tokenizer: ImageTokenizer, fields: Sequence[str]) -> None:
     """Raises UserError for options that exclude each other, before images are read."""
+    if options.rows.part is not None and options.rows.part > (options.rows.parts or 0):
+        raise UserError(
+            f"token_store.part={options.rows.part} is none of token_store.parts={options.rows.parts or 'null'}; set "
+            "token_store.parts to the number of parts"
+        )
     size = tokenizer.settings["image_size"]
     given = options.data.image_size
     if given % tokenizer.model.downsampling or given != size:

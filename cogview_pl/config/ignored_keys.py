@@ -18,6 +18,7 @@ _GENERATED = ("prompts", "num_images_per_prompt", "top_n")
 _READ = ("images", "pairs", "num_captions")
 _ROLES = ("rerank_with", "upscale_with")
 _TRAINED = ("starts_from", "sequences", "lora", "token_store")
+_PARTS = ("token_store.parts", "token_store.part", "token_store.join")
 
 _TOKENIZER = "image_tokenizer.path names the image tokenizer"
 UNUSED: dict[Verb, dict[str, str]] = {
@@ -28,7 +29,11 @@ UNUSED: dict[Verb, dict[str, str]] = {
         "quantization": "",
         **dict.fromkeys((*_GENERATED, *_READ, *_ROLES, "starts_from", "sequences", "token_store"), ""),
     },
-    Verb.fit_sequence_model: {"quantization": "", **dict.fromkeys((*_GENERATED, *_READ, *_ROLES), "")},
+    Verb.fit_sequence_model: {
+        "quantization": "",
+        **dict.fromkeys((*_GENERATED, *_READ, *_ROLES), ""),
+        **dict.fromkeys(_PARTS, "task=tokenize makes and joins parts"),
+    },
     Verb.tokenize: {
         "init_from": _TOKENIZER,
         "images": "data.root names the images",

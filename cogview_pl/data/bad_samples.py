@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 
 from cogview_pl.data.records import read_record, record_line
 from cogview_pl.data.samples import CaptionedImages, ImageSample, Skipped
-from cogview_pl.durable.read import UnreadableError, require_file
+from cogview_pl.durable.read import UnreadableError, require_file, unreadable_named
 from cogview_pl.durable.write import disk_full_named, no_links
 from cogview_pl.errors import UserError
 from cogview_pl.vocab.roles import CAPTION
@@ -125,15 +125,33 @@ class BadSampleLog:
         elif rest:  # a kill has cut the line off; the sample will be met again
             with self.path.open("r+b") as stream:
                 stream.truncate(stream.seek(0, 2) - len(rest))
-        for number, line in enumerate(lines, 1):
-            try:
-                self._remember(Skipped(**read_record(line)))
-            except (ValueError, TypeError, RecursionError):
-                raise UserError(f"{self.path}:{number} is damaged or no skipped sample; delete the file") from None
+        for sample in _listed(self.path, lines):
+            self._remember(sample)
 
     def _remember(self, sample: Skipped) -> None:
         self._first = self._first or sample
         self._keys.add(sample.key)
+
+
+def listed(path: Path) -> Iterator[Skipped]:
+    """The samples in the list of a finished run, in order; none if there is no list.
+
+    Raises:
+        UserError: the file cannot be read, or is no such list.
+    """
+    if path.exists():
+        with unreadable_named(path, "copy the run again"):
+            require_file(path)
+            lines = path.read_bytes().splitlines()
+        yield from _listed(path, lines)
+
+
+def _listed(path: Path, lines: Iterable[bytes]) -> Iterator[Skipped]:
+    for number, line in enumerate(lines, 1):
+        try:
+            yield Skipped(**read_record(line))
+        except (ValueError, TypeError, RecursionError):
+            raise UserError(f"{path}:{number} is damaged or no skipped sample; delete the file") from None
 
 
 def _is_record(line: bytes) -> bool:

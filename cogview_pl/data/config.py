@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from cogview_pl.limits import MISSING, above_0, at_least_0, count, seed_number, share, share_below_1, whole
+from cogview_pl.limits import MISSING, above_0, at_least_0, count, seed_number, share, share_below_1, up_to_256, whole
 
 _OF_THE_LOADER = (
     "_target_",
@@ -184,6 +184,9 @@ class TokenStoreConfig:
     format: StoreFormat = MISSING
     large: bool = MISSING
     commit_seconds: float = at_least_0()
+    parts: int | None = up_to_256(None)  # a reader of the joined store keeps the file of each part open
+    part: int | None = up_to_256(None)
+    join: Any = None
 
 
 @dataclass

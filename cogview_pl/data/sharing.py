@@ -55,6 +55,7 @@ class Team:
         self.rank = rank
         self.size = size
         self._meet = meet
+        self._arrived: dict[int, Any] = {}
 
     @cached_property
     def _links(self) -> Mapping[int, Connection]:
@@ -108,6 +109,17 @@ class Team:
             self._send(other, value)
         return value
 
+    def look(self) -> None:
+        """Hear of errors in other processes, between steps of long work. All must then stay until the last `tell`.
+
+        Raises:
+            UserError, Stopped: of this process or of another one.
+        """
+        SIGNALS.check()
+        for other, link in self._links.items():
+            if other not in self._arrived and link.poll():
+                self._arrived[other] = self._receive(other)
+
     def __enter__(self) -> Team:
         return self
 
@@ -135,6 +147,8 @@ class Team:
             raise UserError(self._dead(other)) from None
 
     def _receive(self, other: int) -> Any:
+        if other in self._arrived:
+            return self._arrived.pop(other)
         link = self._links[other]
         try:
             while not link.poll(_GLANCE):

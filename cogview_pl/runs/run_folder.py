@@ -134,7 +134,8 @@ class RunFolder:
         if not self.writes:
             return
         self._config = words + OmegaConf.to_yaml(config, resolve=True)
-        self._in_earnest = not config.get("trainer", {}).get("fast_dev_run")
+        a_part = config.get("token_store", {}).get("part") is not None
+        self._in_earnest = not a_part and not config.get("trainer", {}).get("fast_dev_run")
         if self._goes_on:
             self._record = RunRecord.load(self.path)
             if self._record.task != config.task:
@@ -209,7 +210,10 @@ class RunFolder:
         return [(name, (self / name).stat().st_mtime_ns) for name in _WORK if (self / name).exists()]
 
     def finish(self, metrics: Metrics) -> None:
-        """Write `metrics.json`, and let `latest` name this folder; not after a trial (`trainer.fast_dev_run`)."""
+        """Write `metrics.json`, and let `latest` name this folder.
+
+        It does not name a trial (`trainer.fast_dev_run`), nor a part of a token store.
+        """
         if not self.writes:
             return
         text = json.dumps(dict(sorted(metrics.items())), indent=2, ensure_ascii=False) + "\n"

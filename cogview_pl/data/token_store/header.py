@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cogview_pl.data.token_store.parts import Part
 from cogview_pl.data.token_store.rows import RowLayout, require_counts
 from cogview_pl.durable.read import UnreadableError, read_file
 from cogview_pl.durable.write import write_text
@@ -19,6 +22,7 @@ HEADER = "header.json"
 START_AGAIN = "delete the folder and run task=tokenize again"
 _KINDS = {"text_tokenizer": str, "image_tokenizer": str, "complete": bool, "checksums": bool, "large": bool}
 _MOST_BYTES = 2**20  # no header is larger
+_PIECE = re.compile(r"\d{4}-of-(\d{4})\.bin")
 
 
 @dataclass
@@ -56,6 +60,8 @@ class TokenStoreHeader(RowLayout):
     complete: bool = False
     checksums: bool = False
     """Whether the store has checksums; False for headers of earlier versions, which lack the field."""
+    part: Part | None = None
+    """The part of the data set that is in the store; None: all of it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,9 +69,13 @@ class TokenStoreHeader(RowLayout):
         if wrong:
             raise ValueError(f"{wrong[0]} is {getattr(self, wrong[0])!r}")
 
+    def values(self) -> dict[str, Any]:
+        """All fields as plain values; `part` only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "part" or value is not None}
+
     def save(self, folder: Path) -> None:
         """Replace the header in one step, so that a reader or a kill finds the old header or the new one."""
-        values = {"version": VERSION, "dtype": self.dtype.name, **asdict(self)}
+        values = {"version": VERSION, "dtype": self.dtype.name, **self.values()}
         if self.text_fields == (CAPTION,):  # as in stores of earlier versions
             del values["text_fields"]
         if self.checksums:
@@ -104,6 +114,8 @@ class TokenStoreHeader(RowLayout):
             y, x = values.pop("grid")
             if "text_fields" in values:
                 values["text_fields"] = tuple(values["text_fields"])
+            if "part" in values:
+                values["part"] = Part(**values["part"])
             header = cls(grid=(y, x), splits=splits, **values)
             if header.dtype.name != dtype:
                 raise ValueError(f"dtype is {dtype}, the sizes ask for {header.dtype.name}")
@@ -118,7 +130,35 @@ def _checksum(values: dict[str, Any]) -> int:
 
 
 def rows_file(folder: Path, split: str) -> Path:
+    """The rows of a split, except where they lie in pieces (`row_files`)."""
     return folder / f"{split}.bin"
+
+
+def piece_file(folder: Path, split: str, number: int, count: int) -> Path:
+    """Piece `number` of `count` of the rows of a split in a joined store."""
+    return folder / f"{split}.{number:04}-of-{count:04}.bin"
+
+
+def row_files(folder: Path, split: str) -> list[Path]:
+    """The files that hold the rows of a split, in order: one, or the pieces of a joined store.
+
+    Raises:
+        UserError: the folder holds pieces of two joins.
+    """
+    counts = {int(match[1]) for name in _names(folder) if (match := _PIECE.fullmatch(name.removeprefix(f"{split}.")))}
+    if rows_file(folder, split).exists() or not counts:
+        return [rows_file(folder, split)]
+    if len(counts) > 1:
+        raise UserError(f"{folder} holds pieces of two joined stores; {START_AGAIN}")
+    (count,) = counts
+    return [piece_file(folder, split, number, count) for number in range(1, count + 1)]
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:  # whoever opens a file in it says what is wrong
+        return []
 
 
 def keys_file(folder: Path, split: str) -> Path:

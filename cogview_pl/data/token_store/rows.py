@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import os
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -172,16 +173,26 @@ class TokenRows(Dataset[tuple[TextTokens, torch.Tensor]]):
         span: numbers of the rows to use.
         checksums: file with the CRC-32 of each row, little-endian uint32, or None. A row is compared with its checksum
             when it is read.
+        pieces: files that together hold the rows of `file`, in order, with their numbers of rows; None: `file` alone.
 
     Reading a row raises UserError if it is missing, unreadable or damaged.
     """
 
-    def __init__(self, file: Path, layout: RowLayout, span: range, checksums: Path | None = None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        layout: RowLayout,
+        span: range,
+        checksums: Path | None = None,
+        pieces: Sequence[tuple[Path, int]] | None = None,
+    ) -> None:
         self.file = file
         self.layout = layout
         self.span = span
         self.checksums = checksums
-        self._rows = _Records(file, layout.row_bytes)
+        given = [(file, len(span))] if pieces is None else pieces
+        self._pieces = [_Records(piece, layout.row_bytes) for piece, _ in given]
+        self._starts = [0, *accumulate(rows for _, rows in given[:-1])]
         self._sums = None if checksums is None else _Records(checksums, CHECKSUM.itemsize)
 
     def __len__(self) -> int:
@@ -196,11 +207,13 @@ class TokenRows(Dataset[tuple[TextTokens, torch.Tensor]]):
 
     def raw(self, number: int) -> np.ndarray:
         """The numbers of a row, `(R,)`; `number` counts from the beginning of the file."""
-        data = self._rows.read(number)
+        place = bisect_right(self._starts, number) - 1
+        piece, start = self._pieces[place], self._starts[place]
+        data = piece.read(number - start)
         if self._sums is not None and zlib.crc32(data) != np.frombuffer(self._sums.read(number), CHECKSUM)[0]:
             raise UserError(
-                f"{self.file}: row {number} is damaged, its checksum is wrong; copy the token store again or run "
-                "task=tokenize again"
+                f"{piece.file}: row {number - start} is damaged, its checksum is wrong; copy the token store again or "
+                "run task=tokenize again"
             )
         return np.frombuffer(data, self.layout.dtype)
 
@@ -213,19 +226,19 @@ class _Records:
     """Records of one size in a file, read at any place, also by forked and spawned workers."""
 
     def __init__(self, file: Path, size: int) -> None:
-        self._file = file
+        self.file = file
         self._size = size
         self._stream: BinaryIO | None = None
 
     def read(self, number: int) -> bytes:
         """Record `number`; raises UserError if it is not there or the disk fails."""
-        with unreadable_named(self._file, "copy the token store again"):
+        with unreadable_named(self.file, "copy the token store again"):
             if self._stream is None:
-                require_file(self._file)
-                self._stream = self._file.open("rb")
+                require_file(self.file)
+                self._stream = self.file.open("rb")
             data = os.pread(self._stream.fileno(), self._size, number * self._size)
         if len(data) != self._size:
-            raise UserError(f"{self._file} has become shorter: row {number} is missing; copy the token store again")
+            raise UserError(f"{self.file} has become shorter: row {number} is missing; copy the token store again")
         return data
 
     def __getstate__(self) -> dict[str, Any]:

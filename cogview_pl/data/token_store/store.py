@@ -4,7 +4,8 @@ A token store is a folder:
 
 - `header.json`: sizes, tokenizers and the progress of the writer. It is replaced after the rows are on disk, so it
   never counts a row that is not there.
-- `SPLIT.bin`: the rows (`rows.py`), in one of two formats.
+- `SPLIT.bin`: the rows (`rows.py`), in one of two formats. A store that was joined from N parts (`joining.py`) has the
+  rows in pieces `SPLIT.0001-of-N.bin` and so on; all else is as if one process had written it.
 - `SPLIT.keys.txt`: the key of each row, one per line; its checksum is in the header.
 - `SPLIT.crc32`: the checksum of each row, uint32. Stores of earlier versions have none.
 
@@ -14,7 +15,6 @@ A writer that was killed continues where the header says, and ends with the same
 from __future__ import annotations
 
 import zlib
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -25,13 +25,14 @@ from cogview_pl.data.token_store.header import (
     TokenStoreHeader,
     checksums_file,
     keys_file,
+    row_files,
     rows_file,
 )
 from cogview_pl.data.token_store.rows import CHECKSUM, TokenRows
 from cogview_pl.durable.read import UnreadableError, read_file, require_file, unreadable_named
 from cogview_pl.errors import UserError
 
-_COPY_AGAIN = "copy the token store again or run task=tokenize again"
+COPY_AGAIN = "copy the token store again or run task=tokenize again"
 _CHUNK = 2**20  # bytes of a file of keys read at once
 
 
@@ -47,14 +48,26 @@ class TokenStore:
         """Check the header and the sizes of the files; reads no rows.
 
         Raises:
-            UserError: no store, an unfinished or damaged one, or one of another version.
+            UserError: no store, an unfinished or damaged one, one of another version, or only a part of one.
         """
+        store = cls.open_part(folder)
+        if store.header.part is not None:
+            raise UserError(
+                f"{folder} holds part {store.header.part.number} of {store.header.part.count} of a token store; join "
+                "the parts: task=tokenize token_store.join=[RUN_FOLDER_OF_EACH_PART]"
+            )
+        return store
+
+    @classmethod
+    def open_part(cls, folder: str | Path) -> TokenStore:
+        """As `open`, and a part may be opened too."""
         folder = Path(folder)
         header = TokenStoreHeader.load(folder)
         if not header.complete:
             raise UserError(f"{folder}: the token store was not finished; run task=tokenize resume=true")
         for name, split in header.splits.items():
-            _require_rows(rows_file(folder, name), split.rows, header.row_bytes)
+            if _pieces(folder, name, header) is None:
+                _require_rows(rows_file(folder, name), split.rows, header.row_bytes)
             _require_rows(keys_file(folder, name), split.key_bytes, 1)
             if header.checksums:
                 _require_rows(checksums_file(folder, name), split.rows, CHECKSUM.itemsize)
@@ -69,18 +82,22 @@ class TokenStore:
             UserError: the file of checksums is damaged.
         """
         found = Fingerprint("token store")
-        found.add(asdict(self.header))
-        for name, split in self.header.splits.items():
+        found.add(self.header.values())
+        for name in self.header.splits:
             if not self.header.checksums:
                 found.add_file(rows_file(self.folder, name))
                 continue
-            file = checksums_file(self.folder, name)
-            with unreadable_named(file, _COPY_AGAIN):
-                sums = read_file(file, split.rows * CHECKSUM.itemsize)
-            if split.sums_crc32 is not None and split.sums_crc32 != zlib.crc32(sums):
-                raise UserError(f"{file} is damaged or of another store (the header says so); {_COPY_AGAIN}")
-            found.add_bytes(sums)
+            found.add_bytes(self.checksums(name))
         return found.hexdigest()
+
+    def checksums(self, name: str) -> bytes:
+        """The file of checksums of a split; raises UserError if it is damaged."""
+        file, split = checksums_file(self.folder, name), self.header.splits[name]
+        with unreadable_named(file, COPY_AGAIN):
+            sums = read_file(file, split.rows * CHECKSUM.itemsize)
+        if split.sums_crc32 is not None and split.sums_crc32 != zlib.crc32(sums):
+            raise UserError(f"{file} is damaged or of another store (the header says so); {COPY_AGAIN}")
+        return sums
 
     def split(self, name: str) -> TokenStoreSplit:
         """The rows of one split.
@@ -114,7 +131,8 @@ class TokenStoreSplit(TokenRows):
 
     def __init__(self, folder: Path, header: TokenStoreHeader, name: str) -> None:
         sums = checksums_file(folder, name) if header.checksums else None
-        super().__init__(rows_file(folder, name), header, range(header.splits[name].rows), sums)
+        span = range(header.splits[name].rows)
+        super().__init__(rows_file(folder, name), header, span, sums, _pieces(folder, name, header))
         self._keys = keys_file(folder, name)
         self._header = header.splits[name]
 
@@ -127,7 +145,7 @@ class TokenStoreSplit(TokenRows):
         self._require_whole()
         found = self._lines(0, None)
         if len(found) != len(self):
-            raise UserError(f"{self._keys} has {len(found)} keys for {len(self)} rows; {_COPY_AGAIN}")
+            raise UserError(f"{self._keys} has {len(found)} keys for {len(self)} rows; {COPY_AGAIN}")
         return found
 
     def key(self, index: int) -> str:
@@ -136,22 +154,22 @@ class TokenStoreSplit(TokenRows):
         place = self.span[index]
         found = self._lines(place, place + 1)
         if not found:
-            raise UserError(f"{self._keys} has no key for row {place}; {_COPY_AGAIN}")
+            raise UserError(f"{self._keys} has no key for row {place}; {COPY_AGAIN}")
         return found[0]
 
     def _lines(self, start: int, stop: int | None) -> list[str]:
         try:
             with (
-                unreadable_named(self._keys, _COPY_AGAIN),
+                unreadable_named(self._keys, COPY_AGAIN),
                 self._keys.open(encoding="utf-8", newline="\n") as stream,
             ):
                 return [line.rstrip("\n") for line in islice(stream, start, stop)]
         except UnicodeDecodeError:
-            raise UserError(f"{self._keys} is damaged, it is not UTF-8 text; {_COPY_AGAIN}") from None
+            raise UserError(f"{self._keys} is damaged, it is not UTF-8 text; {COPY_AGAIN}") from None
 
     def _require_whole(self) -> None:
         """Compare the checksum of the keys, if the store has one."""
-        with unreadable_named(self._keys, _COPY_AGAIN):
+        with unreadable_named(self._keys, COPY_AGAIN):
             require_file(self._keys, self._header.key_bytes)
             if self._header.keys_crc32 is None:
                 return
@@ -160,7 +178,32 @@ class TokenStoreSplit(TokenRows):
                 while chunk := stream.read(_CHUNK):
                     found = zlib.crc32(chunk, found)
         if found != self._header.keys_crc32:
-            raise UserError(f"{self._keys} is damaged, its checksum is wrong; {_COPY_AGAIN}")
+            raise UserError(f"{self._keys} is damaged, its checksum is wrong; {COPY_AGAIN}")
+
+
+def _pieces(folder: Path, split: str, header: TokenStoreHeader) -> list[tuple[Path, int]] | None:
+    """The pieces of a split of a joined store, with their numbers of rows; None for a split in one file.
+
+    Raises:
+        UserError: they do not hold the rows that the header counts.
+    """
+    files = row_files(folder, split)
+    if files == [rows_file(folder, split)]:
+        return None
+    size, pieces = header.row_bytes, []
+    for file in files:
+        with unreadable_named(file, COPY_AGAIN):
+            rows, rest = divmod(require_file(file).st_size, size)
+        if rest:
+            raise UserError(f"{file} has {rows * size + rest} bytes, no whole number of rows of {size}; {COPY_AGAIN}")
+        pieces.append((file, rows))
+    found, wanted = sum(rows for _, rows in pieces), header.splits[split].rows
+    if found != wanted:
+        raise UserError(
+            f"{files[0]} and the other pieces have {found} rows, {HEADER} says {wanted}; one of them is truncated: "
+            f"{COPY_AGAIN}"
+        )
+    return pieces
 
 
 def _require_rows(file: Path, rows: int, size: int) -> None:
@@ -168,7 +211,7 @@ def _require_rows(file: Path, rows: int, size: int) -> None:
         found = require_file(file).st_size
     except UnreadableError as error:
         if not error.missing:
-            raise UserError(f"{file} {error}; {_COPY_AGAIN}") from None
+            raise UserError(f"{file} {error}; {COPY_AGAIN}") from None
         found = 0
     if found != rows * size:
         raise UserError(

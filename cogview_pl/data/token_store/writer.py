@@ -19,8 +19,10 @@ from cogview_pl.data.token_store.header import (
     TokenStoreHeader,
     checksums_file,
     keys_file,
+    row_files,
     rows_file,
 )
+from cogview_pl.data.token_store.parts import Part
 from cogview_pl.data.token_store.rows import CHECKSUM, NATIVE, flat_ids
 from cogview_pl.durable.read import UnreadableError, find, require_file, unreadable_named
 from cogview_pl.durable.write import append, disk_full_named, no_links
@@ -44,6 +46,7 @@ class TokenStoreWriter:
         large: whether rows hold the codes of the image at twice the size as well.
         text_fields: names of the texts of a sample.
         cut: gives the text token ids to keep of a longer text, from its ids and the largest number.
+        part: the part of the data set that the store holds; `splits` and indices count its samples. None: all of it.
         commit_seconds: least time between two commits, unless many bytes wait; a kill loses what was not committed.
 
     Raises:
@@ -66,6 +69,7 @@ class TokenStoreWriter:
         large: bool = False,
         text_fields: Sequence[str] = (CAPTION,),
         cut: Callable[[Sequence[int], int], Sequence[int]] = lambda ids, length: ids[:length],
+        part: Part | None = None,
         commit_seconds: float = 0.0,
     ) -> None:
         self.folder = Path(folder)
@@ -86,6 +90,7 @@ class TokenStoreWriter:
             large=large,
             text_fields=tuple(text_fields),
             checksums=True,
+            part=part,
         )
         if _exists(self.folder / HEADER):
             found = TokenStoreHeader.load(self.folder)
@@ -95,7 +100,8 @@ class TokenStoreWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.header.save(self.folder)
         for name, split in self.header.splits.items():
-            _cut(rows_file(self.folder, name), split.rows * self.header.row_bytes)
+            if row_files(self.folder, name) == [rows_file(self.folder, name)]:  # else joined, and never written again
+                _cut(rows_file(self.folder, name), split.rows * self.header.row_bytes)
             _cut(keys_file(self.folder, name), split.key_bytes)
             if self.header.checksums:
                 _cut(checksums_file(self.folder, name), split.rows * CHECKSUM.itemsize)
@@ -219,6 +225,7 @@ class TokenStoreWriter:
 def _identity(header: TokenStoreHeader) -> dict[str, object]:
     """The values that must be equal for a writer to continue a store."""
     values = {name: value for name, value in vars(header).items() if name not in ("splits", "complete", "checksums")}
+    values["part"] = None if header.part is None else str(header.part)  # a run compares its inputs itself
     return values | {f"samples of {name}": split.source for name, split in header.splits.items()}
 
 

@@ -39,9 +39,9 @@ def tokenize(folder: Path, batch: int = 2) -> None:
     writer.finish()
 
 
-def append(writer: TokenStoreWriter, split: str, start: int, stop: int) -> None:
-    """Samples `start` … `stop` - 1 of the data set."""
-    good = [found for found in (sample(split, i) for i in range(start, stop)) if found]
+def append(writer: TokenStoreWriter, split: str, start: int, stop: int, first: int = 0) -> None:
+    """Samples `start` … `stop` - 1 of a part of the data set that begins with sample `first`."""
+    good = [found for found in (sample(split, first + i) for i in range(start, stop)) if found]
     codes = torch.stack([codes for _, codes, _ in good]) if good else torch.empty(0, 2, 3, dtype=torch.int64)
     text_tokens = {"text": [text_tokens for text_tokens, _, _ in good]}
     writer.append(split, text_tokens, codes, [key for _, _, key in good], stop)
