@@ -74,7 +74,7 @@ def _with_configured(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[s
     for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=False):
         now = {name: value for name, value in group.items() if name != "params"}
         for name in now.keys() & saved.keys() - _FORMS:
-            if _has_state(now[name]) != _has_state(saved[name]):
+            if _needs_other_state(name, saved[name], now[name], state_dict["state"]):
                 raise UserError(
                     f"resume: optimizer.optimizer.{name} was {saved[name]} and is {now[name]}, and the checkpoint does "
                     f"not have the state that this needs; go on with optimizer.optimizer.{name}={saved[name]}, or "
@@ -85,9 +85,12 @@ def _with_configured(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[s
     return {**state_dict, "param_groups": groups}
 
 
-def _has_state(value: Any) -> bool | None:
-    """Whether the optimizer keeps state for a switch such as `amsgrad`; None for numbers."""
-    return value if isinstance(value, bool) else None
+def _needs_other_state(name: str, before: Any, now: Any, states: dict[int, dict[str, Any]]) -> bool:
+    """Whether the saved states do not fit a new value: of a switch such as `amsgrad`, or of `momentum` that was 0."""
+    if name == "momentum":
+        kept = {key for state in states.values() for key in state}  # none: the next step makes a state
+        return bool(now) and not before and bool(kept) and not any(name in key for key in kept)
+    return isinstance(before, bool) and isinstance(now, bool) and before != now
 
 
 def logs_this_step(trainer: Trainer) -> bool:

@@ -183,6 +183,25 @@ def test_a_switch_that_needs_another_state_is_refused_when_a_state_is_loaded() -
     assert all(group["fused"] for group in fused.param_groups)
 
 
+@pytest.mark.parametrize(("kind", "refused"), [(torch.optim.RMSprop, True), (torch.optim.SGD, False)])
+def test_momentum_that_was_zero_needs_a_state(kind: type[torch.optim.Optimizer], refused: bool) -> None:
+    """RMSprop would end with a KeyError; SGD begins with the next gradient."""
+    options = schedule_of(0.1)
+    optimizer, schedule = built(options, partial(kind, lr=0.1, momentum=0))
+    trained(optimizer, schedule, 1)
+    other, other_schedule = built(options, partial(kind, lr=0.1, momentum=0.9))
+    if refused:
+        with pytest.raises(
+            UserError, match=r"^resume: optimizer\.optimizer\.momentum was 0 and is 0\.9, and the check"
+        ):
+            other.load_state_dict(optimizer.state_dict())
+    else:
+        other.load_state_dict(optimizer.state_dict())
+        trained(other, other_schedule, 2)
+        assert all(group["momentum"] == 0.9 for group in other.param_groups)
+        assert all(state["momentum_buffer"].any() for state in other.state.values())
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_norm_of_the_gradient_is_logged_at_logging_steps_before_it_is_clipped(accumulate: int) -> None:
     gradients = [1.0, 3.0, -4.0, 2.0, 5.0, 7.0, 1.0, 1.0]
