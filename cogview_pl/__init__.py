@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cogview_pl.assembly.cogview import CogView
     from cogview_pl.generation.config import Sampling
     from cogview_pl.run import run
+
+if sys.argv[:1] == ["-m"]:  # a program of ours is being imported; until a run listens, Ctrl-C just ends it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 __version__ = "0.1.0"
 

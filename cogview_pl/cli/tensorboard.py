@@ -6,6 +6,7 @@ TensorBoard follows links, so with `--logdir outputs` it also shows the newest r
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -38,6 +39,7 @@ def link_runs(outputs: Path, view: Path) -> None:
 
 def main() -> None:
     """Start TensorBoard on a view of the runs, to which new runs are added."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # so that the view is deleted
     words = sys.argv[1:]
     outputs = Path(words.pop(0) if words and not words[0].startswith("-") else "outputs")
     with tempfile.TemporaryDirectory(prefix="cogview_pl-") as view:

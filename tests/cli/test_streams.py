@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 PROGRAM = """
 import os, sys
@@ -64,3 +66,11 @@ def test_messages_do_not_stand_behind_a_progress_bar() -> None:
     os.close(reader)
     os.close(writer)
     assert found == ("\rtrain 10%\r\x1b[Ka message 1\r\n\rtrain 20%\r\ncogview_pl: an error\r\n")
+
+
+def test_ctrl_c_during_imports_says_nothing(cli, tmp_path: Path) -> None:
+    """The terminal has shown ^C already."""
+    (tmp_path / "hydra.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    process = cli.start(["task=vqvae"], tmp_path)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (-signal.SIGINT, "", "")
