@@ -40,7 +40,7 @@ from cogview_pl.lit.bars import status
 from cogview_pl.lit.config import StrategyKind
 from cogview_pl.runs.command import config_flags
 from cogview_pl.runs.interrupted import can_go_on, finished_metrics
-from cogview_pl.runs.lifetime import run_folder
+from cogview_pl.runs.lifetime import free_memory, run_folder
 from cogview_pl.runs.ranks import RANKS
 from cogview_pl.runs.run_folder import Metrics, RunFolder
 from cogview_pl.vqvae.config import import_quantizer
@@ -61,7 +61,9 @@ def run(*overrides: str) -> dict[str, float | str]:
         words = with_choices_of_the_run(command_line.hydra_words(list(overrides)))
         if not command_line.is_one_run(words):
             raise UserError(f"run{overrides} takes overrides of one run (task=vqvae), no options; call it once per run")
-        return dict(with_configuration(words, lambda composed: _run_one(composed, words), logs=False))
+        metrics = dict(with_configuration(words, lambda composed: _run_one(composed, words), logs=False))
+        free_memory()  # the next call may come at once
+        return metrics
 
 
 def _run_one(composed: DictConfig, words: list[str], job: str | None = None) -> Metrics:

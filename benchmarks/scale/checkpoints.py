@@ -1,4 +1,4 @@
-"""Checkpoints of a training: how long they stop it."""
+"""A checkpoint of a training: how long it stops it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.scale.measure import MEGABYTE, Subject
 
-STEPS, EVERY, STEP_S = 24, 12, 0.5
-"""Steps of the training, steps between two checkpoints, and seconds of a step, in which the CPU waits for a device."""
+STEPS, EVERY, STEP_S = 3, 2, 0.5
+"""Steps of the training, the step that has a checkpoint, and seconds of a step, in which the CPU waits for a device."""
 
 _NUMBERS = 2**16  # in one tensor of the model
 
@@ -31,11 +31,13 @@ def _module() -> type[Any]:
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(()))
             count = int(size // 4 // _NUMBERS)
+            self.began: list[float] = []
             self.tensors = torch.nn.ParameterList(
                 torch.nn.Parameter(torch.randn(_NUMBERS), requires_grad=False) for _ in range(count)
             )
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.began.append(time.perf_counter())
             time.sleep(STEP_S)
             return self.weight * 1
 
@@ -51,7 +53,8 @@ def _warm_up() -> None:
     _module()
 
 
-def _train(folder: Path, megabytes: int) -> None:
+def _stop(folder: Path, megabytes: int) -> float:
+    """Seconds between the end of the step that has a checkpoint and the next one."""
     from lightning import Trainer
     from omegaconf import OmegaConf
     from torch.utils.data import DataLoader
@@ -61,7 +64,7 @@ def _train(folder: Path, megabytes: int) -> None:
     from cogview_pl.lit.checkpoint_io import DurableCheckpointIO
 
     node: Any = OmegaConf.load(shipped("conf") / "callbacks" / "fit.yaml")["checkpoint"]
-    node.dirpath, node.every_n_train_steps = str(folder), EVERY
+    node.dirpath, node.every_n_train_steps, node.save_on_exception = str(folder), EVERY, False
     trainer = Trainer(
         accelerator="cpu",
         max_steps=STEPS,
@@ -71,16 +74,18 @@ def _train(folder: Path, megabytes: int) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(_module()(megabytes * MEGABYTE), DataLoader([0] * STEPS, batch_size=None))  # type: ignore[arg-type]
+    module = _module()(megabytes * MEGABYTE)
+    trainer.fit(module, DataLoader([0] * STEPS, batch_size=None))  # type: ignore[arg-type]
+    return float(module.began[EVERY] - module.began[EVERY - 1] - STEP_S)
 
 
-CHECKPOINTS = (
+SUBJECTS = (
     Subject(
-        f"{STEPS} steps of {STEP_S} s with {STEPS // EVERY} checkpoints",
+        "stop for a checkpoint",
         "MB",
         (10, 100, 1000, 4000),
         _nothing,
-        _train,
+        _stop,
         _warm_up,
     ),
 )

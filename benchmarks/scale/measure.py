@@ -22,8 +22,8 @@ class Subject(NamedTuple):
     sizes: Sequence[int]
     prepare: Callable[[Path, int], None]
     """Makes the data of a size in an empty folder."""
-    work: Callable[[Path, int], None]
-    """What is measured."""
+    work: Callable[[Path, int], float | None]
+    """What is measured; it may return the seconds of the part that counts."""
     warm_up: Callable[[], None] = lambda: None
     """Imports what the work needs, so that imports are not counted."""
 
@@ -54,12 +54,12 @@ def measured(subject: Subject, folder: Path, size: int) -> Cost:
 
 
 def _measure(
-    sender: Any, warm_up: Callable[[], None], work: Callable[[Path, int], None], path: Path, size: int
+    sender: Any, warm_up: Callable[[], None], work: Callable[[Path, int], float | None], path: Path, size: int
 ) -> None:
     warm_up()
     before, wall, cpu = _peak_mb(), time.perf_counter(), _cpu_s()
-    work(path, size)
-    sender.send((time.perf_counter() - wall, _cpu_s() - cpu, _peak_mb() - before))
+    part = work(path, size)
+    sender.send((time.perf_counter() - wall if part is None else part, _cpu_s() - cpu, _peak_mb() - before))
 
 
 def _peak_mb() -> float:

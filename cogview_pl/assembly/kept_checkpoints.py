@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from cogview_pl.assembly.strategy import DEEPSPEED
 from cogview_pl.checkpoints.training_checkpoint import AVERAGES
 from cogview_pl.errors import UserError
 from cogview_pl.lit.callbacks import EMA, Checkpoints
-from cogview_pl.lit.callbacks.checkpoints import STEP, mode_of
+from cogview_pl.lit.callbacks.checkpoints import MEGABYTE, STEP, mode_of
 from cogview_pl.lit.config import ModelFrom
 from cogview_pl.transformer.parallel import load_weights
 
@@ -35,6 +36,11 @@ def check_kept(options: TrainingOptions, metrics: Sequence[str]) -> None:
     _check_monitor(options.callbacks, node.get("monitor"), node.get("mode"), metrics)
     if options.model_from == ModelFrom.best:
         _check_best(options, node, metrics)
+    check_averages(options)
+
+
+def check_averages(options: TrainingOptions) -> None:
+    """Raises UserError for averages of sharded weights."""
     decay = ema_decay(options.callbacks)
     if decay is not None and options.strategy.kind.sharded:
         raise UserError(
@@ -46,6 +52,12 @@ def check_kept(options: TrainingOptions, metrics: Sequence[str]) -> None:
 def ema_decay(callbacks: Mapping[str, Any]) -> float | None:
     """`callbacks.ema.decay`; None: the run has no averages."""
     return (callbacks.get("ema") or {}).get("decay")
+
+
+def background_bytes(callbacks: Mapping[str, Any]) -> float:
+    """Size from which a checkpoint is written from a copy, while training goes on; infinite: none is."""
+    limit = (callbacks.get("checkpoint") or {}).get("background_mb")
+    return math.inf if limit is None else limit * MEGABYTE
 
 
 def settings_of_kept(callbacks: Mapping[str, Any]) -> dict[str, Any]:

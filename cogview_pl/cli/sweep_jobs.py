@@ -6,7 +6,6 @@ sweep was stopped.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import math
@@ -28,6 +27,7 @@ from cogview_pl.config.keys import did_you_mean, nearest_words
 from cogview_pl.durable.write import write_text
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import Stopped
+from cogview_pl.runs.lifetime import free_memory
 from cogview_pl.runs.ranks import RANKS
 from cogview_pl.runs.run_folder import Metrics
 
@@ -128,8 +128,7 @@ def run_job(job: Job, sweep: Path, objective: str | None, run: Callable[[], Metr
         job.state, job.reason = _how_it_failed(error)
     finally:
         job.save(sweep)
-    if job.state is State.failed:
-        _free_memory()
+    free_memory()
     return job
 
 
@@ -164,14 +163,6 @@ def _how_it_failed(error: Exception) -> tuple[State, str]:
         traceback.print_exception(error)
         message = f"{type(error).__name__}: {error}"
     return State.failed, " ".join(message.split())
-
-
-def _free_memory() -> None:
-    """Return the memory of a failed job, so that the next one has it."""
-    gc.collect()
-    torch: Any = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 def fixed_keys(sweep: DictConfig) -> frozenset[str]:

@@ -1,17 +1,22 @@
 """Overrides that make a run need less memory, as typed on the command line, in the order in which they are tried.
 
-First come those that keep the results (smaller batches with accumulated gradients, activation checkpointing), then
-lower precision, then another kind of training, then more devices.
+First come those that keep the results (no copy of checkpoints, sharding over the devices of the run, smaller batches
+with accumulated gradients, activation checkpointing), then lower precision, then another kind of training, then more
+devices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from cogview_pl.assembly.options import TrainingOptions
+from cogview_pl.assembly.strategy import num_devices
 
 _HALVINGS = 6
 _IN_8_BITS = "optimizer=adamw_8bit"
+_AT_ONCE = "callbacks.checkpoint.background_mb=null"
+_MORE = (2, 4, 8)  # times the devices that the run has
+_NOT_SHARDED = ("16-mixed", "bf16-true")  # a loss scaler, or an optimizer, needs full tensors
 
 
 Family = list[str]
@@ -46,7 +51,7 @@ def first_that_fits(
 
 
 def for_training(
-    options: TrainingOptions, batch: int, *, sequences: bool, checkpoints: bool, on_gpu: bool
+    options: TrainingOptions, batch: int, *, sequences: bool, checkpoints: bool, copies: bool, on_gpu: bool
 ) -> list[Family]:
     """Sets for training.
 
@@ -55,6 +60,7 @@ def for_training(
         batch: samples of a batch.
         sequences: whether the sequence model is trained.
         checkpoints: whether activation checkpointing can be turned on.
+        copies: whether the memory holds a copy of each checkpoint.
         on_gpu: whether the run is on a GPU.
     """
     samples = batch * options.trainer["accumulate_grad_batches"]
@@ -64,19 +70,45 @@ def for_training(
         if batch % size == 0  # then the gradients stay the same
     ]
     block = ["activation_checkpointing=block"] if checkpoints else []
-    least = [*block, *halved[-1:]]
+    copyless = [_AT_ONCE] if copies else []
+    least = [*block, *halved[-1:], *copyless]
     half = ["precision=bf16"] if on_gpu and options.precision["precision"] == "32-true" else []
     selective = [["activation_checkpointing=selective"], block] if block else []
-    families = [[*([words] for words in halved[:2]), *selective, least]]
+    shards = on_gpu and sequences
+    families: list[list[list[str]]] = [[copyless], [_shard_here(options) if shards else []]]
+    families.append([*([words] for words in halved[:2]), *selective, least])
     families.append([half, [*half, *block], [*half, *least]] if half else [])
     if sequences and options.starts_from_weights and not options.lora.rank:
         families.append([[*half, "lora.rank=8"], [*half, "lora.rank=8", *least]])
     if on_gpu:
         families.append([[*half, _IN_8_BITS, *block], [*half, _IN_8_BITS, *least]])
-    if on_gpu and sequences:
+    if shards:
         families.append([["precision=bf16_true", _IN_8_BITS, *least]])
-        families += [[[*half, "strategy=fsdp", f"trainer.devices={devices}", *least]] for devices in (2, 4, 8)]
+        families += _on_devices(options, half, block, least)
     return [_joined(family) for family in families]
+
+
+def _shard_here(options: TrainingOptions) -> list[str]:
+    """Words for FSDP on the devices that a run has; none if it has one device, or shards already."""
+    if num_devices(options.trainer) == 1 or options.strategy.kind.sharded:
+        return []
+    needs_bf16 = options.precision["precision"] in _NOT_SHARDED
+    return [*(["precision=bf16"] if needs_bf16 else []), "strategy=fsdp"]
+
+
+def _on_devices(
+    options: TrainingOptions, half: list[str], block: list[str], least: list[str]
+) -> Iterator[list[list[str]]]:
+    """Sets with FSDP on the devices that a run has, and on more of them."""
+    here = _shard_here(options)
+    if here:
+        yield [[*half, *here, *block], [*half, *here, *least]]
+        if not str(options.optimizer.optimizer.get("_target_")).startswith("torch."):  # it may need full tensors
+            yield [[*half, *here, "optimizer=adamw", *block], [*half, *here, "optimizer=adamw", *least]]
+    nodes = int(options.trainer.get("num_nodes", 1))
+    for times in _MORE:
+        devices = f"trainer.devices={num_devices(options.trainer) // nodes * times}"
+        yield [[*half, *(here or ["strategy=fsdp"]), devices, *least]]
 
 
 def for_inference(key: str, batch: int, *, halves: bool = False, quantizes: bool = False) -> list[Family]:

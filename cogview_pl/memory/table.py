@@ -15,6 +15,7 @@ _NAMES = {
     "packed_weights": "packed copy of the weights",
     "optimizer": "optimizer state",
     "averages": "averages of the weights",
+    "checkpoint_copy": "copy of the checkpoint",
     "base_in_fp32": "frozen weights in fp32",
     "workspace": "cuBLAS workspace",
 }

@@ -12,14 +12,14 @@ import torch
 from cogview_pl.assembly.checks import ADAMW_OFFLOAD
 from cogview_pl.assembly.devices import weights_dtype
 from cogview_pl.assembly.instantiate import instantiate
-from cogview_pl.assembly.kept_checkpoints import ema_decay
+from cogview_pl.assembly.kept_checkpoints import background_bytes, ema_decay
 from cogview_pl.assembly.model_specs import SequenceModelSpec
 from cogview_pl.assembly.options import TrainingOptions
 from cogview_pl.assembly.strategy import num_devices, tensor_parts
 from cogview_pl.assembly.trainer import optimizer_node
 from cogview_pl.checkpoints.model_folder import build_transformer, build_vqvae
 from cogview_pl.memory.inference import InferenceModel, decode_images, encode_images, image_tokenizer_bytes
-from cogview_pl.memory.phases import AVERAGES, FORWARD, FP32, OPTIMIZER, WEIGHTS, Phases
+from cogview_pl.memory.phases import AVERAGES, FORWARD, FP32, GRADIENTS, OPTIMIZER, WEIGHTS, Phases
 from cogview_pl.memory.sharding import narrow, shard
 from cogview_pl.memory.trace import default_dtype
 from cogview_pl.memory.training import (
@@ -54,7 +54,9 @@ def image_tokenizer_phases(
     def build() -> VQVAE:
         return build_vqvae({**settings, "quantizer": quantizer})
 
-    return _shard(image_tokenizer_step(build, batch, edge, reconstruction, _step_options(options, on_gpu)), options)
+    phases = image_tokenizer_step(build, batch, edge, reconstruction, _step_options(options, on_gpu))
+    copy = _copy_of_checkpoint(phases, options, on_gpu=on_gpu)
+    return {name: held + copy for name, held in _shard(phases, options).items()}
 
 
 def sequence_model_phases(
@@ -96,14 +98,16 @@ def sequence_model_phases(
     compiled = options.compile and in_place and checkpointing == ActivationCheckpointing.none
     sizes = longest_sequences(spec.template, slot_ids, batch)
     phases = sequence_step(build, layers, sizes, replace(_step_options(options, on_gpu), compiled=compiled))
+    tokenizer = image_tokenizer_bytes(images)
+    copy = _copy_of_checkpoint(phases, options, on_gpu=on_gpu, parts=0 if options.lora.rank else tokenizer)
     phases = _shard(phases, options, layers, block_bytes(build))
 
-    tokenizer = image_tokenizer_bytes(images)
     host = Counter(image_tokenizer=0 if on_gpu else tokenizer)
     if not on_gpu and options.lora.rank:  # the base and its tokenizer stay; adapted and base model share fp32 weights
         with torch.device("meta"):
             frozen = [parameter for parameter in build(layers).parameters() if parameter.dtype != torch.float32]
         host += Counter(image_tokenizer=tokenizer, base_in_fp32=sum(parameter.numel() * FP32 for parameter in frozen))
+    host += copy
     phases = {name: held + host for name, held in phases.items()}
     between = Counter({part: phases[FORWARD][part] for part in (WEIGHTS, OPTIMIZER, AVERAGES)}) + host
     between += Counter({AVERAGES: phases[FORWARD][AVERAGES]})  # copies of the weights, whose place averages take
@@ -119,6 +123,20 @@ def sequence_model_phases(
         held = Counter(weights=phases[FORWARD]["weights"]) + host
         phases["encoding of images"] = held + encode_images(images, batch, scale=2)
     return phases
+
+
+def _copy_of_checkpoint(phases: Phases, options: TrainingOptions, *, on_gpu: bool, parts: int = 0) -> Counter[str]:
+    """Bytes in main memory of the copy from which a checkpoint is written.
+
+    Args:
+        phases: of the full model.
+        options: of the run.
+        on_gpu: whether the estimate is for a GPU, which has no such copy.
+        parts: bytes of other models in the checkpoint.
+    """
+    held = phases[FORWARD]
+    size = held[GRADIENTS if options.lora.rank else WEIGHTS] + held[OPTIMIZER] + held[AVERAGES] + parts
+    return Counter(checkpoint_copy=0 if on_gpu or size < background_bytes(options.callbacks) else size)
 
 
 def _step_options(options: TrainingOptions, on_gpu: bool) -> StepOptions:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -51,3 +54,15 @@ def run_folder(
         raise
     finally:
         folder.unlock()
+
+
+def free_memory() -> None:
+    """Free the models of a run that has ended, before the next one of this process makes its own.
+
+    A trainer, its module and its optimizer refer to each other. Python collects such a cycle after a number of new
+    objects, whatever their size, and a few models are few objects.
+    """
+    gc.collect()
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

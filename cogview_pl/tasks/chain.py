@@ -14,6 +14,7 @@ from cogview_pl.durable.write import write_bytes
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.runs.chain_progress import ChainProgress, StageProgress, chain_progress
+from cogview_pl.runs.lifetime import free_memory
 from cogview_pl.runs.report.page import Stage, write_report
 from cogview_pl.runs.run_folder import Metrics, RunFolder
 
@@ -94,5 +95,6 @@ def _run(
     except BaseException:
         progress.forget_what_is_gone(folder)
         raise
+    free_memory()
     progress.finish(folder, name, time.perf_counter() - started, metrics)
     return progress.stages[name]

@@ -16,6 +16,7 @@ from cogview_pl.assembly.model_specs import (
     predicted_ids,
     training_spec,
 )
+from cogview_pl.assembly.options import TrainingOptions
 from cogview_pl.assembly.prompts import read_prompts
 from cogview_pl.assembly.roles import CAPTION_WRITER, CAPTIONER, GENERATOR, UPSCALER, Role
 from cogview_pl.assembly.strategy import num_devices
@@ -170,7 +171,8 @@ def advise(config: Config, recompose: Recompose, *, on_gpu: bool, available: dic
     if config.verb.trains_in_parallel:
         checkpoints = sequences and config.activation_checkpointing == ActivationCheckpointing.none
         train = partial(for_training, training_options(config), config.data.batch_size)
-        sets = train(sequences=sequences, checkpoints=checkpoints, on_gpu=on_gpu)
+        copies = not on_gpu and estimate(config, on_gpu).peak["checkpoint_copy"] > 0
+        sets = train(sequences=sequences, checkpoints=checkpoints, copies=copies, on_gpu=on_gpu)
     elif config.verb == Verb.tokenize:
         sets = for_inference("data.batch_size", config.data.batch_size)
     elif config.verb in (Verb.generate, Verb.rerank, Verb.magnify, Verb.evaluate):
@@ -183,12 +185,20 @@ def advise(config: Config, recompose: Recompose, *, on_gpu: bool, available: dic
         try:
             changed = recompose(overrides)
             if changed.verb.trains_in_parallel:
-                check_training(training_options(changed), shardable=sequences)
+                _check_training(training_options(changed), shardable=sequences)
             return estimate(changed, on_gpu).total
         except UserError:  # these overrides do not go together, or need a package that is not installed
             return None
 
     return first_that_fits(sets, total, available)
+
+
+def _check_training(options: TrainingOptions, *, shardable: bool) -> None:
+    """Raises UserError for a combination that a training run would refuse."""
+    from cogview_pl.assembly.kept_checkpoints import check_averages  # here, because it imports Lightning
+
+    check_training(options, shardable=shardable)
+    check_averages(options)
 
 
 def _sequence_model(config: Config) -> SequenceModelSpec:

@@ -15,6 +15,7 @@ from cogview_pl.config.parts import training_options
 from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.memory.cards import CARDS, card_bytes
+from cogview_pl.memory.suggestions import for_training
 from cogview_pl.memory.table import Plan
 from cogview_pl.tasks.plan import advise, estimate, make_plan, require_fit
 from cogview_pl.tasks.plan import run as plan
@@ -128,6 +129,55 @@ def test_what_a_strategy_refuses_is_not_suggested() -> None:
     assert len(set(tried)) == len(tried)
 
 
+ONE_EACH = (*FOUR_BILLION[:2], "data.batch_size=1", "activation_checkpointing=block", "strategy=ddp")
+
+
+def test_devices_that_a_run_has_share_the_model() -> None:
+    """They are not exchanged for fewer."""
+    overrides = (*ONE_EACH, "precision=bf16", "trainer.devices=8", "trainer.num_nodes=64")
+    assert suggested(80, *overrides) == "strategy=fsdp"
+
+
+@pytest.mark.slow
+def test_averages_need_full_weights_and_are_not_sharded() -> None:
+    overrides = (*ONE_EACH, "precision=bf16", "trainer.devices=8", "callbacks.ema.decay=0.9")
+    assert estimate(composed(*overrides), True).total > card_bytes(80)
+    assert "strategy=fsdp" not in suggested(80, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        (("precision=fp16",), "precision=bf16 strategy=fsdp"),
+        (("optimizer=muon",), "strategy=fsdp optimizer=adamw"),
+        (("strategy=fsdp", "model=tiny", "trainer.num_nodes=2"), "trainer.devices=4"),
+    ],
+)
+def test_sharding_comes_with_what_it_needs(more: tuple[str, ...], wanted: str) -> None:
+    options = training_options(composed(*ONE_EACH, "trainer.devices=2", *more))
+    families = for_training(options, 1, sequences=True, checkpoints=False, copies=False, on_gpu=True)
+    found = [words for family in families for words in family if wanted in words]
+    assert found
+    for words in found:
+        check_training(
+            training_options(composed(*ONE_EACH, "trainer.devices=2", *more, *words.split())), shardable=True
+        )
+
+
+def test_the_copy_of_a_checkpoint_is_planned_and_can_be_saved() -> None:
+    """Weights, AdamW's two moments and the image tokenizer; on a GPU it lies in main memory."""
+    overrides = ("task=pretrain", "data.batch_size=1", "callbacks.checkpoint.background_mb=1")
+    found = estimate(composed(*overrides), False)
+    parts = found.peak
+    tokenizer = parts["image_tokenizer"]
+    assert parts["checkpoint_copy"] == parts["weights"] + parts["optimizer"] + tokenizer > 1e6
+    assert not estimate(composed(*overrides), True).peak["checkpoint_copy"]
+    assert not estimate(composed(*overrides, "callbacks.checkpoint.background_mb=1000"), False).peak["checkpoint_copy"]
+    available = {"here": found.total - 1}
+    advice = advise(composed(*overrides), recomposed(*overrides), on_gpu=False, available=available)
+    assert advice["here"] == "callbacks.checkpoint.background_mb=null"
+
+
 def test_adapters_are_planned_as_what_they_are() -> None:
     style = ("task=style", "model=small", "data.styles=[oil]", "precision=bf16")
     plain, lora = (planned(*style, f"lora.rank={rank}").figures for rank in (0, 8))
@@ -223,5 +273,6 @@ def test_tiny_runs_take_what_was_planned(home: Path, overrides: tuple[str, ...])
 def test_small_fits_take_what_was_planned(tmp_path: Path, checkpointing: str, how: str) -> None:
     make_tokens(tmp_path / "outputs", ["task=pretrain", "model=small"])
     fit = ("task=pretrain", "model=small", "~callbacks.samples", "data.batch_size=32", *FEW_STEPS)
+    fit += ("callbacks.checkpoint.background_mb=null",)  # the last checkpoint has no copy, and two steps make no other
     found = measure_apart((*fit, f"activation_checkpointing={checkpointing}"), tmp_path, how)
     assert found.error == pytest.approx(0, abs=0.1)
