@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cogview_pl.data.captions import CaptionError, caption_lines
 from cogview_pl.data.listed import Listed
+from cogview_pl.data.listed_images import ListedImages
+from cogview_pl.data.packed import Bytes
 from cogview_pl.data.progress import NewProgress, Silent
 from cogview_pl.data.text_files import GB18030, encoding_of
 from cogview_pl.durable.read import MAX_CAPTION, UnreadableError, read_file
@@ -22,9 +25,7 @@ EXTENSIONS = (".txt", ".caption")
 class CaptionFiles:
     """Captions of images from their text files."""
 
-    texts: list[Listed] = field(default_factory=list)
-    used: set[str] = field(default_factory=set)
-    """Files that were read."""
+    texts: ListedImages = field(default_factory=ListedImages)
     num_gb18030: int = 0
     """Files in GB18030."""
 
@@ -53,7 +54,7 @@ def in_another_folder(images: Iterable[str], others: Iterable[str]) -> dict[str,
 
 
 def read_caption_files(
-    root: Path, images: Iterable[str], files: Mapping[str, str], progress: NewProgress = Silent
+    root: Path, images: Collection[str], files: Mapping[str, str], progress: NewProgress = Silent
 ) -> CaptionFiles:
     """The captions of images: each line that is not empty is one.
 
@@ -66,21 +67,21 @@ def read_caption_files(
         files: the caption file of each image that has one.
         progress: shows how many files were read.
     """
-    contents: dict[str, bytes | UnreadableError] = {}
+    contents, unreadable = Bytes(), {}
     with progress("read captions", len(files), "files") as bar:
-        for image, file in files.items():
+        for image in images:
             SIGNALS.check()
             try:
-                contents[image] = read_file(root / file, MAX_CAPTION)
+                contents.append(read_file(root / files[image], MAX_CAPTION) if image in files else b"")
             except UnreadableError as error:
-                contents[image] = error
-            bar.update()
-    gb18030 = _mostly_gb18030(contents.values())
-    found = CaptionFiles(used=set(files.values()))
-    for image in images:
-        content = contents.get(image, b"")
+                contents.append(b"")
+                unreadable[image] = error
+            bar.update(image in files)
+    gb18030 = _mostly_gb18030(contents)
+    found = CaptionFiles()
+    for number, image in enumerate(images):
         try:
-            texts, encoding = _lines(content, gb18030)
+            texts, encoding = _lines(unreadable.get(image, contents[number]), gb18030)
         except CaptionError as error:
             found.texts.append(Listed(image, problem=f"{files[image]} {error}"))
         else:
@@ -89,10 +90,12 @@ def read_caption_files(
     return found
 
 
-def _mostly_gb18030(contents: Iterable[bytes | UnreadableError]) -> bool:
-    read = [content for content in contents if not isinstance(content, UnreadableError)]
-    chinese = [encoding_of(content) for content in read if not content.isascii()]
-    return 2 * chinese.count(GB18030) > len(chinese)
+def _mostly_gb18030(contents: Bytes) -> bool:
+    """Whether most contents beyond ASCII are GB18030."""
+    encodings = Counter(
+        encoding_of(one) for one in map(contents.__getitem__, range(len(contents))) if not one.isascii()
+    )
+    return 2 * encodings[GB18030] > encodings.total()
 
 
 def _lines(content: bytes | UnreadableError, gb18030: bool) -> tuple[list[str], str]:

@@ -95,10 +95,15 @@ class CaptionChoice:
             texts: captions of an image.
             key: of the image.
         """
-        if not texts:
-            return [""]
+        return [texts[number] for number in self.numbers(len(texts), key)] if texts else [""]
+
+    def numbers(self, count: int, key: str) -> Sequence[int]:
+        """Which captions of an image become samples; the only number of an image without captions is 0.
+
+        Args:
+            count: number of captions of the image.
+            key: of the image.
+        """
         if self.captions == Captions.all:
-            return list(texts)
-        if self.captions == Captions.first:
-            return [texts[0]]
-        return [texts[int(fraction_of(f"caption:{self.seed}:{key}") * len(texts))]]
+            return range(max(1, count))
+        return [int(fraction_of(f"caption:{self.seed}:{key}") * count) if self.captions == Captions.random else 0]

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from cogview_pl.data.captions import CaptionError, field_texts
 from cogview_pl.data.decode import ImageError
 from cogview_pl.data.listed import Listed, Span
+from cogview_pl.data.listed_images import ListedImages
 from cogview_pl.data.progress import NewProgress, Silent
 from cogview_pl.durable.read import MAX_IMAGE, bounded_lines, unreadable_named
 from cogview_pl.errors import UserError
@@ -31,7 +32,7 @@ def archives(files: Sequence[str]) -> list[str]:
     return sorted(found, key=lambda file: (not file.rpartition("/")[2].startswith("train"), file))
 
 
-def read_archive(root: Path, archive: str, with_captions: bool, progress: NewProgress = Silent) -> list[Listed]:
+def read_archive(root: Path, archive: str, with_captions: bool, progress: NewProgress = Silent) -> ListedImages:
     """The images of an archive with all their captions, in the order of the archive.
 
     Args:
@@ -47,7 +48,7 @@ def read_archive(root: Path, archive: str, with_captions: bool, progress: NewPro
     problems: dict[str, str] = {}
     if with_captions:
         _read_texts(root / f"{archive.removesuffix(IMAGES)}{TEXTS}", captions, problems)
-    found = []
+    found = ListedImages()
     with (
         unreadable_named(root / archive, "see to it"),
         (root / archive).open("rb") as stream,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+import numpy as np
 
 from cogview_pl.data.captions import CaptionError
 from cogview_pl.data.chinese_clip import open_span
@@ -13,13 +16,26 @@ from cogview_pl.data.config import Captions, Decoding
 from cogview_pl.data.decode import ImageError
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.folder_layout import FolderContent, read_folder
-from cogview_pl.data.images import ImageFileDataset, split_indices
+from cogview_pl.data.images import ImageFileDataset, split_fractions
 from cogview_pl.data.listed import Fields, Listed
+from cogview_pl.data.listed_images import ListedImages
+from cogview_pl.data.packed import packed
 from cogview_pl.data.progress import NewProgress, Silent
+from cogview_pl.data.samples import fractions_of
 from cogview_pl.durable.read import UnreadableError, require_file
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.vocab.roles import CAPTION
+
+
+class _Folder(NamedTuple):
+    """A folder, its style, and the samples of it: images by number, each with one of its captions."""
+
+    path: Path
+    style: str
+    images: ListedImages
+    numbers: np.ndarray
+    captions: np.ndarray
 
 
 class _Sample(NamedTuple):
@@ -46,7 +62,7 @@ class FolderDataset(ImageFileDataset):
 
     Args:
         root: the folder; None where `styles` names the folders, or `listing` a file in the folder.
-        split: `train` or `val`, by a hash of the file in each folder (`split_indices`).
+        split: `train` or `val`, by a hash of the file in each folder (`split_fractions`).
         image_size: edge of the square images.
         val_fraction: share of `val`, 0 … 1.
         caption_field: field or column with the caption; None takes `text` or `caption`.
@@ -58,7 +74,7 @@ class FolderDataset(ImageFileDataset):
         progress: shows how many files were found and read.
 
     Raises:
-        UserError: see `read_folder`, `split_indices` and `ImageFileDataset`; neither or both of `root` and
+        UserError: see `read_folder`, `split_fractions` and `ImageFileDataset`; neither or both of `root` and
             `styles` are given, or there are patterns but no styles.
     """
 
@@ -91,20 +107,23 @@ class FolderDataset(ImageFileDataset):
                 "or data.style_field to the field with the style"
             )
         fields = Fields(self.text_fields, image_field, caption_field, style_field if self.text_fields else None)
-        self._samples: list[_Sample] = []
+        self._parts: list[_Folder] = []
         self._notes: list[str] = []
         for style, folder in _folders(root, styles, listing).items():
             name = f"data.styles.{style}" if style else "data.root"
             found = read_folder(folder, fields, listing, name, progress)
             self._notes += [*found.notes, *self._several_captions(found, f"{name}={folder}")]
-            for i in split_indices([image.file for image in found.images], split, val_fraction):
-                self._add(folder, found.images[i], style)
+            files = found.images.files.encoded
+            fractions = fractions_of(files[number] for number in range(len(files)))
+            self._add(folder, style, found.images, split_fractions(fractions, split, val_fraction))
+        self._ends = np.cumsum([len(part.numbers) for part in self._parts])
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return int(self._ends[-1])
 
     def key(self, index: int) -> str:
-        return self._samples[index].key
+        part, number, _ = self._place(index)
+        return _key(part.style, part.images.files[number])
 
     def notes(self) -> list[str]:
         return self._notes
@@ -112,22 +131,45 @@ class FolderDataset(ImageFileDataset):
     def fingerprint(self) -> str:
         found = Fingerprint("folder")
         found.add(*self._settings())
-        for sample in self._samples:
+        for sample in map(self._sample, range(len(self))):
             SIGNALS.check()
             texts = sample.image.texts(self.text_fields, sample.caption)
             problem = [sample.image.problem] if sample.image.problem else []
             found.add_file(sample.image_file, sample.key, texts, sample.style, *problem)
         return found.hexdigest()
 
-    def _add(self, folder: Path, image: Listed, style: str) -> None:
-        """Add the samples of an image: one, or one for each of its captions."""
-        key = f"{style}/{image.file}" if style else image.file
-        for caption in self.choice.of(image.captions, key):
-            self._samples.append(_Sample(key, folder, image, caption, style or image.style))
+    def _add(self, folder: Path, style: str, images: ListedImages, chosen: np.ndarray) -> None:
+        """Add the samples of chosen images: one of each, or one for each of its captions."""
+        if 2 * len(chosen) < len(images):  # else the few of a validation split would keep all others in memory
+            images = ListedImages(map(images.__getitem__, chosen))
+            chosen = packed(np.arange(len(images)))
+        counts = images.num_captions()[chosen]
+        numbers, captions = chosen, np.zeros(len(chosen), np.uint8)
+        if self.choice.captions != Captions.first:
+            pairs = zip(chosen.tolist(), counts.tolist(), strict=True)
+            each = [self.choice.numbers(count, _key(style, images.files[number])) for number, count in pairs]
+            numbers = np.repeat(chosen, list(map(len, each)))
+            captions = packed(np.fromiter(chain.from_iterable(each), np.int64))
+        self._parts.append(_Folder(folder, style, images, numbers, captions))
+
+    def _place(self, index: int) -> tuple[_Folder, int, int]:
+        """Folder of a sample, number of its image there, and number of its caption."""
+        index = range(len(self))[index]
+        at = int(np.searchsorted(self._ends, index, side="right"))
+        part = self._parts[at]
+        inside = index - int(self._ends[at]) + len(part.numbers)
+        return part, int(part.numbers[inside]), int(part.captions[inside])
+
+    def _sample(self, index: int) -> _Sample:
+        part, number, caption = self._place(index)
+        image = part.images[number]
+        text = image.captions[caption] if image.captions else ""
+        return _Sample(_key(part.style, image.file), part.path, image, text, part.style or image.style)
 
     def _several_captions(self, found: FolderContent, name: str) -> list[str]:
-        several = [image for image in found.images if len(image.captions) > 1]
-        if not several:
+        counts = found.images.num_captions()
+        several = counts[counts > 1]
+        if not len(several):
             return []
         which = {
             Captions.first: "the first",
@@ -136,7 +178,7 @@ class FolderDataset(ImageFileDataset):
         }
         choice = self.choice.captions
         return [
-            f"{name}: {len(several):,} images have several captions, {sum(len(image.captions) for image in several):,} "
+            f"{name}: {len(several):,} images have several captions, {int(several.sum()):,} "
             f"in all; {which[choice]} counts (data.captions={choice.value}; first, random or all)"
         ]
 
@@ -146,7 +188,7 @@ class FolderDataset(ImageFileDataset):
 
     def _usable(self, index: int) -> _Sample:
         """A sample whose line of the list is no problem, or a CaptionError."""
-        sample = self._samples[index]
+        sample = self._sample(index)
         if sample.image.problem:
             raise CaptionError(sample.image.problem)
         return sample
@@ -159,11 +201,15 @@ class FolderDataset(ImageFileDataset):
             raise ImageError("file not found" if error.missing else str(error)) from None
 
     def _style(self, index: int) -> str:
-        return self._samples[index].style
+        return self._sample(index).style
 
     def _image(self, index: int) -> Path | BinaryIO:
         sample = self._usable(index)
         return sample.image_file if sample.image.span is None else open_span(sample.folder, sample.image.span)
+
+
+def _key(style: str, file: str) -> str:
+    return f"{style}/{file}" if style else file
 
 
 def _folders(root: str | Path | None, styles: Mapping[str, str | Path] | None, listing: str | None) -> dict[str, Path]:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from cogview_pl.data import caption_files, chinese_clip
 from cogview_pl.data.file_names import FileNames
 from cogview_pl.data.folder_advice import for_a_file, no_captions, no_images, with_columns
 from cogview_pl.data.listed import Fields, Listed
+from cogview_pl.data.listed_images import ListedImages
 from cogview_pl.data.listings import Listing, read_listing
+from cogview_pl.data.packed import is_among
 from cogview_pl.data.progress import NewProgress, Silent
 from cogview_pl.data.walk import FolderFiles, walk
 from cogview_pl.durable.read import UnreadableError, find, kind_of, require_file
@@ -36,7 +41,7 @@ _JSON = ("metadata.json", "captions.json")
 class FolderContent:
     """The images of a folder with their texts, and what to say of them."""
 
-    images: list[Listed]
+    images: ListedImages
     notes: list[str]
 
 
@@ -83,14 +88,14 @@ class _Source:
         prefix = os.path.dirname(inside)
         names = FileNames(self.root, self.files.images, "" if prefix.startswith("..") else prefix)
         listing = read_listing(file, self.fields)
-        usable = [one for one in listing.texts if not one.problem]
-        if not usable:
+        if all(one.problem for one in listing.texts):
             raise UserError(with_columns(listing.texts[0].problem, file, self.fields, names, self.files.images))
-        texts = [one if one.problem else one._replace(file=names.find(one.file)) for one in listing.texts]
+        texts = listing.texts
+        texts.rename(names.find)
         _require_one(texts, self.root, file, self.name)
         notes = [f"{_captions_said(listing, self.fields)}{inside}{f' ({listing.how})' * bool(listing.how)}"]
         notes += names.notes()
-        notes += self._left_out({inside, *also, *(one.file for one in texts)})
+        notes += self._left_out([inside, *also], texts)
         return self._content(texts, notes)
 
     def alone(self) -> FolderContent:
@@ -100,9 +105,9 @@ class _Source:
             return self.of_archive(archives)
         if not self.files.images:
             raise UserError(no_images(self.root, self.name, self.files))
-        texts = [Listed(image) for image in self.files.images]
+        texts = ListedImages(map(Listed, self.files.images))
         captions = caption_files.beside(self.files.images, self.files.others, ".txt").values()
-        return self._content(texts, self._left_out({*self.files.images, *captions}))
+        return self._content(texts, self._left_out(captions, texts))
 
     def of_caption_files(self, extension: str) -> FolderContent | None:
         """The captions in files beside the images; None where there are none."""
@@ -129,7 +134,7 @@ class _Source:
         if not texts:
             raise UserError(f"{self.root / archives[0]} holds no images; give one per line: id, tab, base64")
         listed = archives[0].removesuffix(chinese_clip.IMAGES) + chinese_clip.TEXTS
-        notes = [f"images of {archives[0]}, captions of {listed}", *self._left_out({archives[0], listed})]
+        notes = [f"images of {archives[0]}, captions of {listed}", *self._left_out([archives[0], listed])]
         return self._content(texts, notes)
 
     def _of_files(self, files: dict[str, str], kind: str, place: str) -> FolderContent:
@@ -144,7 +149,7 @@ class _Source:
         ]
         if lacking:
             notes.append(f"{lacking:,} of {len(self.files.images):,} images have no caption and will be skipped")
-        return self._content(found.texts, notes + self._left_out({*self.files.images, *found.used}))
+        return self._content(found.texts, notes + self._left_out(files.values(), found.texts))
 
     def _require_captions_alone(self, kind: str) -> None:
         """Raises UserError where text files cannot give what is asked for."""
@@ -173,22 +178,31 @@ class _Source:
             )
         return chosen[0] if chosen else None
 
-    def _left_out(self, used: set[str]) -> list[str]:
-        """What of the folder is not used, in one line."""
+    def _left_out(self, used: Iterable[str], images: ListedImages | None = None) -> list[str]:
+        """What of the folder is not used, in one line.
+
+        Args:
+            used: files that were read.
+            images: images that were listed.
+        """
         found = self.files.left_out
-        used = {os.path.relpath(file, self.root) if os.path.isabs(file) else file for file in used}
-        for file in self.files.images:
-            if file not in used:
-                found.add(f"{os.path.splitext(file)[1].lower()} that no list names", file)
-        stems = {os.path.splitext(image)[0] for image in self.files.images}
-        for file in self.files.others:
-            stem, extension = os.path.splitext(file)
-            if file not in used and not (not self.fields.texts and _is_captions(file)):
-                kind = extension.lower() or "without extension"
-                found.add(f"{kind} beside images" if stem in stems else kind, file)
+        listed = (images.files[index] for index in range(len(images))) if images is not None else ()
+        files = [*self.files.images, *self.files.others]
+        unused = np.flatnonzero(~is_among(files, map(self._relative, chain(used, listed))))
+        for file in (files[index] for index in unused if index < len(self.files.images)):
+            found.add(f"{os.path.splitext(file)[1].lower()} that no list names", file)
+        others = [files[index] for index in unused if index >= len(self.files.images)]
+        others = [file for file in others if self.fields.texts or not _is_captions(file)]
+        beside = is_among(map(_stem, others), map(_stem, self.files.images)) if others else ()
+        for file, is_beside in zip(others, beside, strict=True):
+            kind = os.path.splitext(file)[1].lower() or "without extension"
+            found.add(f"{kind} beside images" if is_beside else kind, file)
         return [line] if (line := found.line()) else []
 
-    def _content(self, texts: list[Listed], notes: Iterable[str]) -> FolderContent:
+    def _relative(self, file: str) -> str:
+        return os.path.relpath(file, self.root) if os.path.isabs(file) else file
+
+    def _content(self, texts: ListedImages, notes: Iterable[str]) -> FolderContent:
         return FolderContent(texts, [f"{self.name}={self.root}: {note}" for note in notes])
 
 
@@ -196,6 +210,10 @@ def _captions_said(listing: Listing, fields: Fields) -> str:
     if not fields.texts:
         return "images are those of "
     return f"captions are the field {listing.caption} of " if listing.caption else "texts are those of "
+
+
+def _stem(file: str) -> str:
+    return os.path.splitext(file)[0]
 
 
 def _is_listing(file: str) -> bool:
@@ -245,9 +263,9 @@ def _first_listing(root: Path, names: Sequence[str]) -> Path | None:
 
 def _require_one(texts: Sequence[Listed], root: Path, listing: Path, name: str) -> None:
     """Raises UserError if none of the listed images can be opened."""
-    unreadable = ""
-    listed = [one for one in texts if not one.problem]
-    for image in listed:
+    unreadable, count, first = "", 0, ""
+    for image in (one for one in texts if not one.problem):
+        count, first = count + 1, first or image.file
         SIGNALS.check()
         try:
             require_file(root / image.file)
@@ -257,8 +275,8 @@ def _require_one(texts: Sequence[Listed], root: Path, listing: Path, name: str) 
         else:
             return
     if unreadable:
-        raise UserError(f"{listing}: none of the {len(listed)} listed images can be read; {unreadable}")
+        raise UserError(f"{listing}: none of the {count} listed images can be read; {unreadable}")
     raise UserError(
-        f"{listing}: none of the {len(listed)} listed images exists, the first is {root / listed[0].file}; "
+        f"{listing}: none of the {count} listed images exists, the first is {root / first}; "
         f"give files relative to {name}"
     )

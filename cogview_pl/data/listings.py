@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TextIO
 
 from cogview_pl.data.coco import coco_records, is_coco
-from cogview_pl.data.listed import Fields, Listed, name_in
+from cogview_pl.data.listed import Fields, name_in
+from cogview_pl.data.listed_images import ListedImages
 from cogview_pl.data.tables import Table
 from cogview_pl.data.text_files import encoding_name, open_text
 from cogview_pl.data.walk import is_image_name
@@ -31,7 +32,7 @@ class Listing:
     """What a list says."""
 
     file: Path
-    texts: list[Listed] = field(default_factory=list)
+    texts: ListedImages = field(default_factory=ListedImages)
     first: Mapping[str, object] = field(default_factory=dict)
     """The first record."""
     caption: str = ""

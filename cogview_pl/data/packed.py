@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import xxhash
 
 _WHOLE = (np.uint8, np.uint16, np.int32, np.uint32)
 
@@ -25,6 +26,16 @@ def counts_of(ends: np.ndarray) -> np.ndarray:
     return counts
 
 
+def is_among(texts: Iterable[str], others: Iterable[str]) -> np.ndarray:
+    """Whether each text is one of the others, bool; by hashes, since a set of all texts takes more memory."""
+    return np.isin(_hashes(texts), _hashes(others))
+
+
+def _hashes(texts: Iterable[str]) -> np.ndarray:
+    hashed = (xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) for text in texts)
+    return np.fromiter(hashed, np.uint64)
+
+
 class Texts:
     """Texts of any length, one after the other in an array of bytes. Lone surrogates are kept.
 
@@ -36,15 +47,6 @@ class Texts:
     def __init__(self, data: np.ndarray, ends: np.ndarray) -> None:
         self.data = data
         self.ends = ends
-
-    @staticmethod
-    def of(texts: Iterable[str]) -> Texts:
-        """Pack texts."""
-        data, ends = bytearray(), array("q")
-        for text in texts:
-            data += text.encode("utf-8", "surrogatepass")
-            ends.append(len(data))
-        return Texts(np.frombuffer(data, np.uint8), packed(np.frombuffer(ends, np.int64)))
 
     @staticmethod
     def joined(parts: Sequence[Texts]) -> Texts:
@@ -64,3 +66,40 @@ class Texts:
         """The UTF-8 of a text."""
         index = range(len(self))[index]
         return self.data[int(self.ends[index - 1]) if index else 0 : int(self.ends[index])].tobytes()
+
+
+class Bytes:
+    """Byte strings of any length in one buffer, to which further ones can be added."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._ends = array("q")
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> bytes:
+        return bytes(self._data[self._ends[index - 1] if index else 0 : self._ends[index]])
+
+    def append(self, data: bytes) -> None:
+        """Add one."""
+        self._data += data
+        self._ends.append(len(self._data))
+
+
+class TextColumn:
+    """Texts of any length in one buffer, to which further ones can be added. Lone surrogates are kept."""
+
+    def __init__(self) -> None:
+        self.encoded = Bytes()
+        """The texts in UTF-8."""
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> str:
+        return self.encoded[index].decode("utf-8", "surrogatepass")
+
+    def append(self, text: str) -> None:
+        """Add a text."""
+        self.encoded.append(text.encode("utf-8", "surrogatepass"))

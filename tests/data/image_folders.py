@@ -27,7 +27,7 @@ def captions(root: Path | str, field: str | None = None) -> list[tuple[str, str]
 
 
 def listed(root: Path | str, listing: str | None = None, **fields: Any) -> list[Listed]:
-    return read_folder(Path(root), Fields(**fields), listing, "data.root").images
+    return list(read_folder(Path(root), Fields(**fields), listing, "data.root").images)
 
 
 def folder(root: Path, names: list[str]) -> Path:
