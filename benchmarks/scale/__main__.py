@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.scale import checkpoints, images, order
+from benchmarks.scale import checkpoints, images, order, store
 from benchmarks.scale.measure import Subject, measured
 
-SUBJECTS: Sequence[Subject] = (*images.SUBJECTS, *order.SUBJECTS, *checkpoints.SUBJECTS)
+SUBJECTS: Sequence[Subject] = (*images.SUBJECTS, *store.SUBJECTS, *order.SUBJECTS, *checkpoints.SUBJECTS)
 
 
 def main() -> None:

@@ -35,11 +35,11 @@ class _Numbers(Dataset[int]):
         return index
 
 
-def _make_store(folder: Path, rows: int) -> None:
-    """A token store whose rows are zeros, in a sparse file."""
+def make_store(folder: Path, rows: int, grid: tuple[int, int] = _GRID) -> None:
+    """A token store whose rows are zeros, in a sparse file; each has 64 text tokens and a grid of codes."""
     header = TokenStoreHeader(
         text_length=_TEXT_LENGTH,
-        grid=_GRID,
+        grid=grid,
         text_vocab_size=_VOCAB_SIZE,
         codebook_size=_VOCAB_SIZE,
         text_tokenizer="text",
@@ -87,6 +87,6 @@ def _warm_up() -> None:
 
 
 SUBJECTS = (
-    Subject("order, opened, mixed and resumed", "rows", _SIZES, _make_store, _train, _warm_up),
+    Subject("order, opened, mixed and resumed", "rows", _SIZES, make_store, _train, _warm_up),
     Subject("order of windows, resumed", "images", _SIZES, lambda folder, size: None, _train_on_windows, _warm_up),
 )

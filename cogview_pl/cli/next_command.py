@@ -94,6 +94,8 @@ def is_chain(folder: Path) -> bool:
 def _following(folder: Path, config: DictConfig) -> _Next | None:
     if is_chain(folder):
         return _WITH_THE_NEWEST
+    if config.task == "tokenize" and config.token_store.part is not None:  # of a store that is not joined yet
+        return None
     if config.task == "evaluate":
         return _after_evaluation(folder, Path(config.outputs), compares=config.evaluate.compare is not None)
     if config.task == "convert":
