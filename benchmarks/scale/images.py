@@ -60,6 +60,8 @@ def _header(name: str) -> bytes:
 def _opened_shards(folder: Path, size: int) -> None:
     """Shards that were opened before."""
     _shards(folder, size)
+    for shard in folder.glob("*.tar"):
+        os.utime(shard, (0, 0))  # indices of files that were just written are not kept
     _open_shards(folder, size)
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ _MAX_BYTES = 2**34
 _COLUMNS = ("fractions", "member_ends", "kinds", "blocks", "sizes")
 _PLAIN = ("extensions", "num_longer_keys", "first_longer_key")
 _ABOUT = "about"
+_SETTLED = 2  # seconds after which a change of a file gives it another modification time, also where times are coarse
 
 
 class _DamagedError(Exception):
@@ -70,12 +72,12 @@ def keep_table(shard: Path, state: os.stat_result, table: ShardTable) -> None:
 
     Args:
         shard: the tar file.
-        state: its status before its headers were read. If it has changed since, the index is not kept.
+        state: its status before its headers were read. If it has changed since, or just before, it is not kept.
         table: the index.
     """
     file = _file_of(shard)
     with suppress(OSError):
-        if _state(shard.stat()) != _state(state):
+        if _state(shard.stat()) != _state(state) or time.time() < state.st_mtime + _SETTLED:
             return
         file.parent.mkdir(parents=True, exist_ok=True)
         _replace(file, _written(table, _state(state)))

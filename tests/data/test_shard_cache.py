@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
-    return write_tar(tmp_path / "a.tar", {"样本/长.png": image(7), "样本/长.json": b'{"zh": "x"}'} | numbered(0, 20))
+    return settled(
+        write_tar(tmp_path / "a.tar", {"样本/长.png": image(7), "样本/长.json": b'{"zh": "x"}'} | numbered(0, 20))
+    )
+
+
+def settled(shard: Path, seconds: int = 100) -> Path:
+    """A file that was written some time ago."""
+    os.utime(shard, (time.time() - seconds,) * 2)
+    return shard
 
 
 def seen(dataset: ShardDataset) -> list[object]:
@@ -63,13 +72,20 @@ def test_both_splits_need_one_index_where_none_can_be_kept(cache: Path, shard: P
 def test_a_shard_that_has_changed_is_read_anew(cache: Path, shard: Path) -> None:
     assert len(read(shard)) == 21
     shard.write_bytes(shard.read_bytes() + write_tar(shard.parent / "b", numbered(30, 33)).read_bytes())
-    assert len(read(shard)) == 24
-    later = shard.stat().st_mtime_ns + 1
-    write_tar(shard, numbered(60, 80))
-    os.truncate(shard, max(shard.stat().st_size, 1))
-    os.utime(shard, ns=(later, later))
-    assert keys(read(shard)) == [f"s{number:04d}" for number in range(60, 80)]
+    assert len(read(settled(shard, 90))) == 24
+    before = shard.stat()
+    for first in (60, 40):
+        write_tar(shard, numbered(first, first + 20))
+        later = before.st_mtime_ns + first
+        os.utime(shard, ns=(later, later))
+        assert keys(read(shard)) == [f"s{number:04d}" for number in range(first, first + 20)]
     assert len(list(cache.iterdir())) == 1  # of each shard the last
+
+
+def test_a_shard_that_was_just_written_may_change_within_the_same_tick(cache: Path, shard: Path) -> None:
+    os.utime(shard)
+    assert len(read(shard)) == 21
+    assert not cache.exists()
 
 
 def test_a_damaged_index_is_said_and_the_shard_read_anew(
@@ -96,7 +112,7 @@ def test_an_index_that_was_kept_says_the_same_of_other_members(cache: Path, tmp_
         "scan.0.png": image(3), "scan.0.txt": b"z", "scan.0.json": b'{"zh": "y"}', "scan.1.png": image(4),
         ".hidden.png": b"", "b.png": image(5), "b.json": b'{"zh": "b"}', "a.jpg": image(6),
     }  # fmt: skip
-    shard = write_tar(tmp_path / "a.tar", members)
+    shard = settled(write_tar(tmp_path / "a.tar", members))
     for field in ("zh", "txt"):
         (cache / "none").mkdir(parents=True, exist_ok=True)
         for kept in cache.glob("*.index"):
@@ -120,7 +136,7 @@ def test_samples_take_less_than_a_tenth_of_a_kilobyte(tmp_path: Path) -> None:
 
 def test_splits_are_by_the_hash_of_the_key(cache: Path, tmp_path: Path) -> None:
     names = [f"{'样' * (number % 3)}{number}" for number in range(100)] + ["\udcff1", "\udce4"]
-    shard = write_tar(tmp_path / "a.tar", {f"{name}.png": b"" for name in names})
+    shard = settled(write_tar(tmp_path / "a.tar", {f"{name}.png": b"" for name in names}))
     for _ in range(2):
         val = keys(read(shard, split="val", val_fraction=0.2, text_fields=()))
         assert val == [names[index] for index in split_indices(names, "val", 0.2)]
