@@ -8,6 +8,7 @@ devices.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from cogview_pl.assembly.options import TrainingOptions
 from cogview_pl.assembly.strategy import num_devices
@@ -111,19 +112,32 @@ def _on_devices(
         yield [[*half, *(here or ["strategy=fsdp"]), devices, *least]]
 
 
-def for_inference(key: str, batch: int, *, halves: bool = False, quantizes: bool = False) -> list[Family]:
+def for_inference(
+    key: str, batch: int, *, halves: bool = False, quantizes: bool = False, divides: Iterable[str] = ()
+) -> list[Family]:
     """Sets for tasks that use trained models.
 
     Args:
         key, batch: the key of the batch size, and its value.
         halves, quantizes: whether `precision=bf16` and `quantization=int8` are possible.
+        divides: see `tensor_parallel`.
     """
     halved = [[f"{key}={size}"] for size in _halves(batch)]
     least, half = halved[-1] if halved else [], ["precision=bf16"] if halves else []
     families = [halved, [half, [*half, *least]] if halves else []]
     if quantizes:
         families.append([[*half, "quantization=int8"], [*half, "quantization=int8", *least]])
+    families += [[[*half, words], [*half, words, *least]] for words in divides]
     return [_joined(family) for family in families]
+
+
+def tensor_parallel(trainer: Mapping[str, Any], num_heads: int) -> list[str]:
+    """Overrides that divide a model among the devices of a run, and among more, where its heads can be divided."""
+    nodes = int(trainer.get("num_nodes", 1))
+    each = num_devices(trainer) // nodes
+    counts = [each * times for times in (1, *_MORE)]
+    fits = [count for count in counts if count * nodes > 1 and num_heads % (count * nodes) == 0]
+    return ["strategy=tp" if count == each else f"strategy=tp trainer.devices={count}" for count in fits]
 
 
 def _halves(size: int) -> list[int]:

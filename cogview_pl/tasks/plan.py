@@ -36,7 +36,7 @@ from cogview_pl.memory.generation import (
     tokenize_phases,
 )
 from cogview_pl.memory.phases import BACKWARD, FORWARD, RGB, Estimate, Phases
-from cogview_pl.memory.suggestions import Family, first_that_fits, for_inference, for_training
+from cogview_pl.memory.suggestions import Family, first_that_fits, for_inference, for_training, tensor_parallel
 from cogview_pl.memory.table import Plan, print_plan, verdict
 from cogview_pl.transformer.config import ActivationCheckpointing
 
@@ -178,7 +178,11 @@ def advise(config: Config, recompose: Recompose, *, on_gpu: bool, available: dic
     elif config.verb in (Verb.generate, Verb.rerank, Verb.magnify, Verb.evaluate):
         halves = on_gpu and config.precision["precision"] == "32-true"
         quantizes = config.quantization is None and not config.strategy.kind.sharded
-        sets = for_inference("sampler.batch_size", config.sampler.batch_size, halves=halves, quantizes=quantizes)
+        divides = list[str]()
+        if on_gpu and quantizes and config.verb == Verb.generate and config.images is None:
+            divides = tensor_parallel(config.trainer, _sequence_model(config).settings["num_heads"])
+        batch = ("sampler.batch_size", config.sampler.batch_size)
+        sets = for_inference(*batch, halves=halves, quantizes=quantizes, divides=divides)
 
     @cache
     def total(overrides: str) -> int | None:

@@ -15,7 +15,7 @@ from cogview_pl.config.parts import training_options
 from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.memory.cards import CARDS, card_bytes
-from cogview_pl.memory.suggestions import for_training
+from cogview_pl.memory.suggestions import for_training, tensor_parallel
 from cogview_pl.memory.table import Plan
 from cogview_pl.tasks.plan import advise, estimate, make_plan, require_fit
 from cogview_pl.tasks.plan import run as plan
@@ -162,6 +162,13 @@ def test_sharding_comes_with_what_it_needs(more: tuple[str, ...], wanted: str) -
         check_training(
             training_options(composed(*ONE_EACH, "trainer.devices=2", *more, *words.split())), shardable=True
         )
+
+
+def test_a_model_is_divided_where_its_heads_can_be() -> None:
+    trainer = {"devices": 1, "num_nodes": 1}
+    assert tensor_parallel(trainer, 12) == [f"strategy=tp trainer.devices={count}" for count in (2, 4)]
+    assert tensor_parallel({"devices": 2, "num_nodes": 2}, 40) == ["strategy=tp", "strategy=tp trainer.devices=4"]
+    assert tensor_parallel(trainer, 7) == []
 
 
 def test_the_copy_of_a_checkpoint_is_planned_and_can_be_saved() -> None:
