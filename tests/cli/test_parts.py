@@ -45,7 +45,7 @@ def require_joined(run: Path, one: Path) -> None:
         pieces = sorted(found.glob(f"{split}.*-of-*.bin"))
         assert b"".join(piece.read_bytes() for piece in pieces) == (wanted / f"{split}.bin").read_bytes()
     assert TokenStore.open(found).fingerprint() == TokenStore.open(wanted).fingerprint()
-    for name in ("text.model", "image_tokenizer/model.safetensors"):
+    for name in ("text.model", "image_tokenizer/weights.safetensors"):
         assert (run / name).read_bytes() == (one / name).read_bytes(), name
     assert metrics(run) == metrics(one)
 

@@ -29,7 +29,7 @@ from cogview_pl.durable.write import append, disk_full_named, no_links
 from cogview_pl.errors import UserError
 from cogview_pl.vocab.roles import CAPTION
 
-_MOST_WAITING = 2**26  # bytes of rows that wait for a commit
+_MOST_WAITING = 2**24  # bytes of rows that wait for a commit
 
 
 class TokenStoreWriter:
