@@ -109,3 +109,37 @@ def test_a_death_ends_the_other(rank: int) -> None:
 
     found = together(2, task)
     assert isinstance(found[1 - rank], UserError) and f"process {rank} of the 2" in str(found[1 - rank])
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_long_work_ends_when_another_process_fails(rank: int) -> None:
+    def task(team: Team) -> None:
+        if team.rank == rank:
+            raise UserError("no disk")
+        while True:
+            team.look()
+
+    assert [type(error) for error in together(3, task)] == [UserError] * 3
+    assert all(str(error) == "no disk" for error in together(3, task))
+
+
+def test_results_that_arrive_during_long_work_keep_their_order() -> None:
+    sent = threading.Barrier(2)
+
+    def task(team: Team) -> list[int]:
+        def work(number: int) -> int:
+            if number == 2:  # the first process works, and the other one has sent the results of 1 and 3
+                sent.wait(10)
+                for _ in range(5):
+                    team.look()
+            return 10 * number
+
+        found = []
+        for result in team.in_order(work, range(4)):
+            found.append(result)
+        if not team.first:
+            sent.wait(10)
+        team.tell(None)
+        return found
+
+    assert together(2, task) == [[0, 10, 20, 30], []]
