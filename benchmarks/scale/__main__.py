@@ -11,10 +11,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.scale import checkpoints, images, order, store
+from benchmarks.scale import checkpoints, images, order, store, tasks
 from benchmarks.scale.measure import Subject, measured
 
-SUBJECTS: Sequence[Subject] = (*images.SUBJECTS, *store.SUBJECTS, *order.SUBJECTS, *checkpoints.SUBJECTS)
+SUBJECTS: Sequence[Subject] = (
+    *images.SUBJECTS,
+    *store.SUBJECTS,
+    *order.SUBJECTS,
+    *tasks.SUBJECTS,
+    *checkpoints.SUBJECTS,
+)
 
 
 def main() -> None:

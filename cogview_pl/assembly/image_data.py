@@ -13,10 +13,9 @@ from hydra.utils import get_class
 from cogview_pl.data.bad_samples import require_readable
 from cogview_pl.data.config import DataConfig, Decoding
 from cogview_pl.data.images import ImageFileDataset
-from cogview_pl.data.samples import CaptionedImages, ImageSample, Skipped
+from cogview_pl.data.samples import CaptionedImages
 from cogview_pl.data.views import Views
 from cogview_pl.errors import UserError
-from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.lit.bars import Bar, status
 from cogview_pl.toy_world.dataset import ToyDataset
 from cogview_pl.vocab.roles import CAPTION
@@ -85,30 +84,6 @@ def validation_images(data: DataConfig, text_fields: Sequence[str] = (CAPTION,))
         more = f"set {' or '.join(keys)}" if keys else "add validation samples"
         raise UserError(f"data: the validation split has no images; {more}, or give the images or prompts of this task")
     return images
-
-
-def validation_samples(
-    data: DataConfig, count: int, text_fields: Sequence[str] = (CAPTION,)
-) -> tuple[list[ImageSample], list[Skipped]]:
-    """The first `count` samples of the validation split: the readable ones, and the skipped ones.
-
-    Raises:
-        UserError: there are none, or none of them can be read.
-    """
-    source = validation_images(data, text_fields)
-    samples = []
-    for index in range(min(count, len(source))):
-        SIGNALS.check()
-        samples.append(source[index])
-    good = [sample for sample in samples if isinstance(sample, ImageSample)]
-    bad = [sample for sample in samples if isinstance(sample, Skipped)]
-    if not good:
-        first = f"{bad[0].key}: {bad[0].reason}"
-        raise UserError(
-            f"data: none of the first {len(bad)} validation images can be used (first: {first}); mend them, or give "
-            "the images of this task"
-        )
-    return good, bad
 
 
 def image_inputs(splits: Mapping[str, CaptionedImages]) -> dict[str, str]:

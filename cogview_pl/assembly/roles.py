@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from cogview_pl.assembly.models import open_sequence_model
 from cogview_pl.assembly.options import ModelOptions
 from cogview_pl.checkpoints.model_folder import SequenceModel
+from cogview_pl.checkpoints.model_hash import model_hash
+from cogview_pl.checkpoints.settings import plain
+from cogview_pl.generation.config import Quantization, Sampling
 from cogview_pl.lit.bars import status
 from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.vocab import Template, caption_slots, magnify_slots
@@ -33,6 +36,23 @@ GENERATOR = Role("init_from", "pretrain", _any_layout)
 CAPTION_WRITER = Role("init_from", "caption", _any_layout)
 CAPTIONER = Role("rerank_with", "caption", caption_slots)
 UPSCALER = Role("upscale_with", "super_resolution", magnify_slots)
+
+
+def hash_of_role(role: Role, outputs: str, given: str | None) -> str:
+    """Hash of the model of a role; arguments as for `open_role`."""
+    return model_hash(predecessor(outputs, role.task, role.key, given))
+
+
+def inference_settings(
+    precision: Mapping[str, Any], quantization: Quantization | None, *, sampler: Sampling, **more: object
+) -> dict[str, object]:
+    """Settings that the results of a task depend on, besides its models and inputs; a resumed run compares them."""
+    return {
+        **more,
+        "quantization": quantization and quantization.value,
+        "precision": precision.get("precision"),
+        **{f"sampler.{key}": value for key, value in plain(sampler).items()},
+    }
 
 
 def open_role(role: Role, options: ModelOptions, given: str | None, template: TemplateConfig) -> SequenceModel:

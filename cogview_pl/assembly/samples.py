@@ -10,16 +10,15 @@ from PIL import Image
 
 from cogview_pl.assembly.options import GenerationOptions
 from cogview_pl.assembly.pipelines import GenerationPipeline
-from cogview_pl.assembly.roles import GENERATOR
+from cogview_pl.assembly.roles import GENERATOR, hash_of_role, inference_settings
 from cogview_pl.checkpoints.model_hash import model_hash
-from cogview_pl.checkpoints.settings import plain
-from cogview_pl.data.sharing import Team
+from cogview_pl.data.sharing import Team, batches_of
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.generation.contact_sheet import contact_sheet
 from cogview_pl.lit.bars import Bar
 from cogview_pl.runs.image_files import save_image
-from cogview_pl.runs.run_folder import RunFolder, predecessor
-from cogview_pl.runs.samples_writer import GeneratedImage, SamplesWriter
+from cogview_pl.runs.run_folder import RunFolder
+from cogview_pl.runs.samples_writer import GeneratedImage, SampleFiles, SamplesWriter, WrittenImage
 
 _SHEET_ROWS = 24
 _SHEET_WIDTH = 8  # images across the contact sheet
@@ -27,16 +26,24 @@ _SHEET_WIDTH = 8  # images across the contact sheet
 
 def write_samples(
     options: GenerationOptions, folder: RunFolder, pipeline: GenerationPipeline, prompts: Sequence[str], team: Team
-) -> list[GeneratedImage]:
-    """Generate and save images in order, then write the contact sheet; returns all images in the first process.
+) -> tuple[list[WrittenImage], SampleFiles]:
+    """Generate and save images in order, then write the contact sheet; in the first process returns all images.
 
-    With `resume`, images of finished groups are read from the folder and not generated again.
+    With `resume`, images of finished groups are kept and not generated again.
     """
     groups = team.batches(len(prompts), max(1, options.sampler.batch_size // options.num_images_per_prompt))
-    writer = SamplesWriter(
-        folder, options.kept, settings=_settings(options), inputs=_inputs(options), verify=options.models.verify
+    settings = inference_settings(
+        options.precision,
+        options.quantization,
+        sampler=options.sampler,
+        seed=options.seed,
+        num_images_per_prompt=options.num_images_per_prompt,
+        top_n=options.top_n,
     )
-    images: list[GeneratedImage] = []
+    writer = SamplesWriter(
+        folder, options.kept, settings=settings, inputs=_inputs(options), verify=options.models.verify
+    )
+    images: list[WrittenImage] = []
     if team.first and options.resume:
         images = writer.go_on(prompts, len(groups[0]))
     elif team.first:
@@ -62,15 +69,12 @@ def write_samples(
     with Bar("generate", len(prompts) * codes_of_prompt, "codes", done=finished * codes_of_prompt) as bar:
         left = [group for group in groups if group.start >= finished]
         for image in chain.from_iterable(team.in_order(generate, left, on_other=count)):
-            writer.add(image)
-            images.append(image)
+            images.append(writer.add(image))
     if folder.writes:
-        rows = [
-            [sample.image for sample in images[start : start + options.kept]]
-            for start in range(0, len(images), options.kept)
-        ]
-        save_sheet(folder.path, prompts, rows, options.font)
-    return images
+        numbers = range(min(len(images), _SHEET_ROWS * options.kept))
+        rows = [[writer.files.read(number) for number in row] for row in batches_of(numbers, options.kept)]
+        save_sheet(folder.path, prompts[: len(rows)], rows, options.font)
+    return images, writer.files
 
 
 def save_sheet(folder: Path, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], font: str | None) -> None:
@@ -81,23 +85,10 @@ def save_sheet(folder: Path, prompts: Sequence[str], images: Sequence[Sequence[I
     save_image(sheet, folder / "samples" / "grid.png")
 
 
-def _settings(options: GenerationOptions) -> dict[str, object]:
-    """Settings that images depend on, besides prompts and models."""
-    return {
-        "seed": options.seed,
-        "num_images_per_prompt": options.num_images_per_prompt,
-        "top_n": options.top_n,
-        "quantization": options.quantization and options.quantization.value,
-        "precision": options.precision.get("precision"),
-        **{f"sampler.{key}": value for key, value in plain(options.sampler).items()},
-    }
-
-
 def _inputs(options: GenerationOptions) -> dict[str, str]:
     """Hashes of the models that images depend on."""
-    generator = predecessor(options.models.outputs, GENERATOR.task, GENERATOR.key, options.init_from)
     others = {"rerank_with": options.rerank_with, "upscale_with": options.upscale_with}
     return {
-        "init_from": model_hash(generator),
+        "init_from": hash_of_role(GENERATOR, options.models.outputs, options.init_from),
         **{key: "" if path is None else model_hash(path) for key, path in others.items()},
     }

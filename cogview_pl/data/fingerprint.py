@@ -7,6 +7,7 @@ fingerprint, even with the same bytes; a copy that keeps the time (`cp -p`, `rsy
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import xxhash
@@ -40,8 +41,13 @@ class Fingerprint:
 
     def add_bytes(self, data: bytes) -> None:
         """Add bytes."""
-        self.add(len(data))
-        self._digest.update(data)
+        self.add_parts(len(data), (data,))
+
+    def add_parts(self, size: int, parts: Iterable[bytes]) -> None:
+        """Add `size` bytes that come in parts, as `add_bytes` adds them at once."""
+        self.add(size)
+        for part in parts:
+            self._digest.update(part)
 
     def hexdigest(self) -> str:
         """32 hexadecimal digits."""

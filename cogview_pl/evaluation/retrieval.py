@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import islice
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 
 class Ranked(NamedTuple):
@@ -38,15 +39,19 @@ def best_of(prompts: Sequence[Sequence[Ranked]]) -> dict[int, tuple[float, float
     return curve
 
 
-def retrieval(losses: Tensor, places: Sequence[int]) -> dict[int, float]:
-    """For each k, the share of images whose own caption is among the k captions with the lowest loss.
+def place_of_own(losses: Sequence[float]) -> int:
+    """Place of the own caption, which is the first one, by loss: 1 is the best; it ranks last among equal losses."""
+    return sum(loss <= losses[0] for loss in losses)
+
+
+def retrieval(places: Sequence[int], top: Sequence[int]) -> dict[int, float]:
+    """For each k in `top`, the share of images whose own caption is among the k captions with the lowest loss.
 
     Args:
-        losses: `(B, N)`, the own caption in column 0; it ranks last among equal losses.
-        places: values of k.
+        places: place of the own caption of each image, by `place_of_own`.
+        top: values of k.
     """
-    better = (losses[:, 1:] <= losses[:, :1]).sum(1)
-    return {k: float((better < k).float().mean()) for k in places}
+    return {k: fmean(place <= k for place in places) for k in top}
 
 
 def other_captions(meanings: Sequence[Hashable], own: int, count: int) -> list[int]:
@@ -62,8 +67,8 @@ def other_captions(meanings: Sequence[Hashable], own: int, count: int) -> list[i
     Raises:
         ValueError: fewer captions have another meaning.
     """
-    order = torch.randperm(len(meanings), generator=torch.Generator().manual_seed(own)).tolist()
-    others = [index for index in order if meanings[index] != meanings[own]]
+    order = torch.randperm(len(meanings), generator=torch.Generator().manual_seed(own)).numpy()
+    others = list(islice((int(index) for index in order if meanings[index] != meanings[own]), count))
     if len(others) < count:
         raise ValueError(f"{count} others wanted, {len(others)} say something else")
-    return others[:count]
+    return others

@@ -5,7 +5,11 @@ Shapes: B images, Y X pixels. Images are float `(B, 3, Y, X)` in 0 … 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import fsum, inf, nan
+from statistics import fmean
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +33,20 @@ class Upscaling:
     """`edge_error` of the pixels near a border between windows, divided by that of the others; NaN without borders."""
 
 
-def judge_upscaling(images: Tensor, truth: Tensor, owners: Tensor | None = None) -> Upscaling:
+class UpscaledImage(NamedTuple):
+    """What the metrics of a set need of one image."""
+
+    psnr: float
+    """Peak signal-to-noise ratio, dB."""
+    seam_error: float
+    """Sum of the absolute errors of the pixels near an edge and near a border between windows."""
+    seam_pixels: int
+    other_error: float
+    """The same sum for the other pixels near an edge."""
+    other_pixels: int
+
+
+def compare_upscaled(images: Tensor, truth: Tensor, owners: Tensor | None = None) -> list[UpscaledImage]:
     """Compare upscaled images with the true ones.
 
     Args:
@@ -39,12 +56,29 @@ def judge_upscaling(images: Tensor, truth: Tensor, owners: Tensor | None = None)
     error_BYX = (images - truth).abs().mean(1)
     edges_BYX = _near_edges(truth)
     seams_YX = torch.zeros(truth.shape[-2:], dtype=torch.bool) if owners is None else _near_seams(owners, truth.shape)
-    at_seam, elsewhere = error_BYX[edges_BYX & seams_YX], error_BYX[edges_BYX & ~seams_YX]
+    found = []
+    for image, true, error_YX, edges_YX in zip(images, truth, error_BYX.double(), edges_BYX, strict=True):
+        at_seam, elsewhere = error_YX[edges_YX & seams_YX], error_YX[edges_YX & ~seams_YX]
+        ratio = float(psnr(image[None], true[None]))
+        found.append(UpscaledImage(ratio, float(at_seam.sum()), len(at_seam), float(elsewhere.sum()), len(elsewhere)))
+    return found
+
+
+def judge_upscaling(images: Iterable[UpscaledImage]) -> Upscaling:
+    """Metrics of a set of images, at least one."""
+    ratios, seam_errors, seam_pixels, other_errors, other_pixels = zip(*images, strict=True)
+    seam, other, at_seam, elsewhere = fsum(seam_errors), fsum(other_errors), sum(seam_pixels), sum(other_pixels)
     return Upscaling(
-        psnr=float(psnr(images, truth)),
-        edge_error=float(error_BYX[edges_BYX].mean()),
-        seam_ratio=float(at_seam.mean() / elsewhere.mean()),
+        psnr=fmean(ratios),
+        edge_error=_ratio(seam + other, at_seam + elsewhere),
+        seam_ratio=_ratio(_ratio(seam, at_seam), _ratio(other, elsewhere)),
     )
+
+
+def _ratio(one: float, other: float) -> float:
+    if other:
+        return one / other
+    return inf if one > 0 else nan
 
 
 def _near_edges(truth: Tensor) -> Tensor:

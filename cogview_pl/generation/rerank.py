@@ -57,7 +57,7 @@ class Captioner:
         Raises:
             UserError: a text is longer than the model's text slot.
         """
-        text_tokens = [self.text.encode(text) for text in texts]
+        text_tokens = self.tokenise(texts)
         found: list[float] = []
         for start in range(0, len(text_tokens), batch_size):
             SIGNALS.check()
@@ -65,6 +65,12 @@ class Captioner:
             found += caption_losses(self.model, self.template, text_tokens[part], codes[part]).tolist()
             on_pairs(len(text_tokens[part]))
         return found
+
+    def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids; raises UserError where a text is longer than the model's text slot."""
+        text_tokens = [self.text.encode(text) for text in texts]
+        _require_lengths(self.template, text_tokens)
+        return text_tokens
 
     def captions(self, codes: Tensor, *, seeds: Sequence[int], sampling: Sampling) -> Iterator[str]:
         """A caption for each image of `codes` `(B, y, x)`, in order."""
@@ -96,11 +102,7 @@ def caption_log_likelihoods(
     """
     text, image = caption_slots(template)
     assert isinstance(template.target, TextSlot)
-    for text_tokens in texts:
-        if len(text_tokens) > template.target.length:
-            raise UserError(
-                f"rerank: a text has {len(text_tokens)} tokens, the model's {text} slot holds {template.target.length}"
-            )
+    _require_lengths(template, texts)
     values = [{text: t, image: c} for t, c in zip(texts, codes.flatten(1).cpu().numpy(), strict=True)]
     starts = [len(template.prompt(value)) for value in values]
     closing = template.end_of_text(template.target) is not None
@@ -126,6 +128,14 @@ def caption_losses(model: Transformer, template: Template, texts: Sequence[Seque
     """Caption loss `(B,)`: mean negative log-likelihood per text token in nats; arguments as above."""
     sums, counts = caption_log_likelihoods(model, template, texts, codes)
     return -sums / counts.clamp(min=1)
+
+
+def _require_lengths(template: Template, texts: Sequence[Sequence[int]]) -> None:
+    slot = template.target
+    assert isinstance(slot, TextSlot)
+    longest = max(map(len, texts), default=0)
+    if longest > slot.length:
+        raise UserError(f"rerank: a text has {longest} tokens, the model's {slot.name} slot holds {slot.length}")
 
 
 def _padded(rows: Sequence[Ids], filler: int) -> Tensor:

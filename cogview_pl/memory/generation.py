@@ -47,11 +47,12 @@ def generation_phases(role: Role, options: GenerationOptions, prompts: Sequence[
     models = [one for one in (model, captioner, upscaler) if one is not None]
     count, longest = (prompts, None) if isinstance(prompts, int) else (len(prompts), _longest(prompts, model.spec))
     each = options.num_images_per_prompt
-    batch = min(sampling.batch_size, each * min(max(1, sampling.batch_size // each), count))
+    group = min(max(1, sampling.batch_size // each), count)  # prompts whose images are sampled together
+    batch = min(sampling.batch_size, each * group)
     scale = 1 if upscaler is None else 2
     held = model.held
     held["sequence_models"] = sum(one.bytes for one in models)
-    held["images"] = 0 if on_gpu else count * (options.top_n or each) * RGB * (scale * images.edge) ** 2
+    held["images"] = 0 if on_gpu else group * (options.top_n or each) * RGB * (scale * images.edge) ** 2
     rows = 2 * batch if sampling.guided else batch
     drafts = sampling.drafts if sampling.algorithm == Algorithm.jacobi else 0
     phases = {
@@ -76,10 +77,10 @@ def rerank_phases(options: GenerationOptions, *, on_gpu: bool) -> Phases:
 
 
 def magnify_phases(options: GenerationOptions, count: int, *, on_gpu: bool) -> Phases:
-    """`task=magnify`: all `count` images stay in main memory, as they are in uint8 and doubled in fp32."""
+    """`task=magnify`: the images of a batch are in main memory, as they are in uint8 and doubled in fp32."""
     model, batch = _model(UPSCALER, options, on_gpu), min(options.sampler.batch_size, count)
     images = model.spec.images
-    held = model.held + Counter(images=0 if on_gpu else count * RGB * images.edge**2 * (1 + 4 * FP32))
+    held = model.held + Counter(images=0 if on_gpu else batch * RGB * images.edge**2 * (1 + 4 * FP32))
     return {
         "encoding of images": held + encode_images(images, batch),
         "super-resolution": held + model.double(batch, sorts=options.sampler.top_p < 1),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
-from cogview_pl.data.decode import SampleError, load_image
-from cogview_pl.data.records import read_record, record_line
+from cogview_pl.data.decode import load_image
+from cogview_pl.data.fingerprint import Fingerprint
+from cogview_pl.data.input_images import InputImages
+from cogview_pl.data.records import read_record
 from cogview_pl.data.walk import find_images
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.durable.write import replacing
@@ -19,52 +20,53 @@ from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.runs.run_folder import SAMPLES
 
 
-class LoadedImages(NamedTuple):
-    """Images that can be read, and the records of those that cannot."""
+class ListedImages(InputImages):
+    """Image files, resized and cropped to one size.
 
-    records: list[dict[str, str]]
-    """One per image: `file`, and `prompt` for pairs."""
-    images: list[Tensor]
-    """uint8 `(3, size, size)`."""
-    skipped: list[dict[str, str]]
-    """Records of unreadable images, with the `reason`."""
+    Args:
+        source: key and value of the configuration that name them.
+        records: `file`, relative to `folder`, and `prompt` for pairs.
+        folder: folder of the files.
+        size: edge of the images in pixels.
+    """
+
+    def __init__(self, source: str, records: Sequence[dict[str, str]], folder: Path, size: int) -> None:
+        super().__init__(source)
+        self._records = records
+        self._folder = folder
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def record(self, number: int) -> dict[str, str]:
+        return self._records[number]
+
+    def read(self, number: int) -> Tensor:
+        return load_image(self._folder / self._records[number]["file"], self._size)
+
+    def fingerprint(self) -> str:
+        """A digest of prompts and names, and of sizes and times of the files."""
+        found = Fingerprint("image files")
+        for record in self._records:
+            SIGNALS.check()
+            found.add_file(self._folder / record["file"], record)
+        return found.hexdigest()
 
 
-def load_pairs(given: str | Path, size: int) -> LoadedImages:
-    """Prompts and images of a run folder of task=generate or a .jsonl file of `{"prompt": …, "file": …}`.
+def pairs_of(given: str | Path, size: int) -> ListedImages:
+    """Images with prompts, of a run folder of task=generate or a .jsonl file of `{"prompt": …, "file": …}`.
 
     Raises:
-        UserError: there is no such file, a line is malformed, or none of the images can be read.
+        UserError: there is no such file, or a line is malformed.
     """
     file = pairs_file(Path(given))
-    return _load(f"pairs={file}", read_pairs(file), file.parent, size)
+    return ListedImages(f"pairs={file}", read_pairs(file), file.parent, size)
 
 
-def load_images(given: object, size: int) -> LoadedImages:
-    """The images that `images` names: an image, a folder or a list of images.
-
-    Raises:
-        UserError: there are none, or none can be read.
-    """
-    return _load(f"images={given}", [{"file": str(file)} for file in image_files(given)], Path(), size)
-
-
-def _load(source: str, records: Sequence[dict[str, str]], folder: Path, size: int) -> LoadedImages:
-    """Read the `file` of every record, relative to a folder."""
-    found = LoadedImages([], [], [])
-    for record in records:
-        SIGNALS.check()
-        try:
-            found.images.append(load_image(folder / record["file"], size))
-            found.records.append(record)
-        except SampleError as error:
-            found.skipped.append({**record, "reason": str(error)})
-    if not found.records:
-        first = found.skipped[0]
-        raise UserError(
-            f"{source}: none of the {len(records)} images can be read (first: {first['file']}: {first['reason']})"
-        )
-    return found
+def images_of(given: object, size: int) -> ListedImages:
+    """The images that `images` names: an image, a folder or a list of images; raises UserError if there are none."""
+    return ListedImages(f"images={given}", [{"file": str(file)} for file in image_files(given)], Path(), size)
 
 
 def image_files(given: object) -> list[Path]:
@@ -76,12 +78,6 @@ def image_files(given: object) -> list[Path]:
     if not files:
         raise UserError(f"images={given} holds no images; give an image, a folder or a list of images")
     return files
-
-
-def write_records(file: Path, records: Sequence[Mapping[str, object]]) -> None:
-    """Write one JSON object per line, each with its checksum."""
-    with replacing(file) as draft:
-        draft.write_bytes(b"".join(map(record_line, records)))
 
 
 def save_image(image: Image.Image, file: Path) -> None:

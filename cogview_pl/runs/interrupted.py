@@ -37,6 +37,8 @@ _PROOFS: dict[str, tuple[str, ...]] = {
     "fit_sequence_model": (CHECKPOINT, f"tokens/{STORE_HEADER}"),
     "tokenize": (STORE_HEADER,),
     "generate": (SAMPLES,),
+    "rerank": (SAMPLES,),
+    "magnify": (SAMPLES,),
     "chain": (CHAIN,),
 }
 """Verb → files that prove progress: a run can be resumed if one of them exists."""

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -19,7 +19,16 @@ from cogview_pl.durable.write import append, write_bytes
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.runs.image_files import save_image
+from cogview_pl.runs.result_list import FILE_CRC32
 from cogview_pl.runs.run_folder import SAMPLES, RunFolder
+
+
+class WrittenImage(NamedTuple):
+    """A generated image on the disk."""
+
+    prompt: str
+    seed: int
+    caption_loss: float | None
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,11 @@ class SampleFiles:
         """Image file with a number, relative to the folder."""
         return Path("samples", f"{number // self._kept:04d}", f"{number % self._kept:02d}.png")
 
+    def read(self, number: int) -> Image.Image:
+        """The image with a number, RGB."""
+        with Image.open(self.folder / self.name(number), formats=["PNG"]) as stored:
+            return stored.convert("RGB")
+
     def write(self, number: int, generated: GeneratedImage) -> None:
         """Write an image, then its line."""
         file = self.folder / self.name(number)
@@ -63,7 +77,7 @@ class SampleFiles:
         }
         if generated.caption_loss is not None:
             record["caption_loss"] = generated.caption_loss
-        append(self.folder / SAMPLES, record_line({**record, "file_crc32": zlib.crc32(file.read_bytes())}))
+        append(self.folder / SAMPLES, record_line({**record, FILE_CRC32: zlib.crc32(file.read_bytes())}))
 
 
 class SamplesWriter:
@@ -93,7 +107,7 @@ class SamplesWriter:
     ) -> None:
         self._run, self._folder = folder, folder.path
         self._kept = kept
-        self._files = SampleFiles(folder.path, kept)
+        self.files = SampleFiles(folder.path, kept)
         self._count = 0
         if folder.writes:
             folder.require_same(settings, inputs, verify)
@@ -104,8 +118,8 @@ class SamplesWriter:
             self._run.begin()
             write_bytes(self._folder / SAMPLES, b"")
 
-    def go_on(self, prompts: Sequence[str], group: int) -> list[GeneratedImage]:
-        """Read the images of finished groups, and remove later lines from the list.
+    def go_on(self, prompts: Sequence[str], group: int) -> list[WrittenImage]:
+        """Check the images of finished groups, and remove later lines from the list.
 
         Args:
             prompts: all prompts.
@@ -115,7 +129,7 @@ class SamplesWriter:
             UserError: the list has other prompts.
         """
         lines = (self._folder / SAMPLES).read_bytes().split(b"\n")[:-1]  # a kill may have cut off the last line
-        found: list[GeneratedImage] = []
+        found: list[WrittenImage] = []
         for number, line in enumerate(lines):
             SIGNALS.check()
             try:
@@ -126,8 +140,9 @@ class SamplesWriter:
                         f"resume: {self._folder / SAMPLES} goes on with prompt {record['prompt']!r} where this run has "
                         f"{prompt!r}; give the same prompts, or start anew without resume"
                     )
-                found.append(self._read(number, record))
-            except (ValueError, KeyError, IndexError, TypeError, OSError, SyntaxError, Image.DecompressionBombError):
+                self._require_intact(number, record)
+                found.append(WrittenImage(prompt, record["seed"], record.get("caption_loss")))
+            except (ValueError, KeyError, IndexError, TypeError, OSError):
                 break  # generate this image and all later ones again
         if len(found) < len(prompts) * self._kept:
             found = found[: len(found) // (group * self._kept) * group * self._kept]
@@ -137,18 +152,16 @@ class SamplesWriter:
         self._count = len(found)
         return found
 
-    def add(self, generated: GeneratedImage) -> None:
+    def add(self, generated: GeneratedImage) -> WrittenImage:
         """Write the next image, then its line."""
         number, self._count = self._count, self._count + 1
         if self._run.writes:
-            self._files.write(number, generated)
+            self.files.write(number, generated)
+        return WrittenImage(generated.prompt, generated.seed, generated.caption_loss)
 
-    def _read(self, number: int, record: dict[str, Any]) -> GeneratedImage:
-        if "file_crc32" not in record or record["file"] != self._files.name(number).as_posix():
+    def _require_intact(self, number: int, record: dict[str, Any]) -> None:
+        if FILE_CRC32 not in record or record["file"] != self.files.name(number).as_posix():
             raise ValueError("the line is of another image")
-        file = self._folder / self._files.name(number)
-        if not file.is_file() or zlib.crc32(file.read_bytes()) != record["file_crc32"]:
+        file = self._folder / self.files.name(number)
+        if not file.is_file() or zlib.crc32(file.read_bytes()) != record[FILE_CRC32]:
             raise ValueError("the image is damaged")
-        with Image.open(file, formats=["PNG"]) as stored:
-            image = stored.convert("RGB")
-        return GeneratedImage(record["prompt"], record["seed"], image, record.get("caption_loss"))

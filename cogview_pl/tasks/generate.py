@@ -10,27 +10,32 @@ from dataclasses import asdict
 import torch
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from cogview_pl.assembly.captions import images_to_describe, judge_captions, write_captions
+from cogview_pl.assembly.captions import images_to_describe, judge_captions, save_caption_sheet, write_captions
 from cogview_pl.assembly.devices import inference_device
 from cogview_pl.assembly.image_data import is_toy_world
 from cogview_pl.assembly.options import GenerationOptions
 from cogview_pl.assembly.pipelines import open_generator, open_pipeline
 from cogview_pl.assembly.prompts import prompts_or_captions
-from cogview_pl.assembly.roles import CAPTION_WRITER, GENERATOR
+from cogview_pl.assembly.roles import CAPTION_WRITER, GENERATOR, hash_of_role, inference_settings
 from cogview_pl.assembly.samples import write_samples
 from cogview_pl.checkpoints.model_folder import SequenceModel
 from cogview_pl.config.parts import generation_options
 from cogview_pl.config.schema import Config
-from cogview_pl.data.sharing import Team
+from cogview_pl.data.input_images import FirstImages
+from cogview_pl.data.sharing import Team, batches_of
 from cogview_pl.errors import UserError
+from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.retrieval import Ranked, best_of
 from cogview_pl.generation.contact_sheet import load_font
 from cogview_pl.generation.rerank import Captioner
 from cogview_pl.lit.config import StrategyKind
+from cogview_pl.runs.result_list import ResultList
 from cogview_pl.runs.run_folder import RunFolder
-from cogview_pl.runs.samples_writer import GeneratedImage
+from cogview_pl.runs.samples_writer import SampleFiles, WrittenImage
 from cogview_pl.toy_world.judge import Judge, score_detected
 from cogview_pl.vocab import TextSlot
+
+_JUDGED = 128  # images that are judged at once
 
 
 def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
@@ -49,8 +54,8 @@ def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
     prompts = team.tell(prompts_or_captions(config.prompts, config.data, config.num_prompts) if team.first else [])
     pipeline.generator.tokenise(prompts)  # refuse long prompts now, not after an hour
     started = time.perf_counter()
-    images = write_samples(options, folder, pipeline, prompts, team)
-    if not team.first:
+    images, files = write_samples(options, folder, pipeline, prompts, team)
+    if not folder.writes:
         return {}
     seconds = time.perf_counter() - started
     length = model.template.target.length
@@ -62,7 +67,7 @@ def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
     if config.rerank_with is not None:
         metrics["generate/caption_loss"] = statistics.fmean(i.caption_loss for i in images if i.caption_loss)
     if config.prompts is None and is_toy_world(config.data) and config.upscale_with is None:
-        metrics |= _judge(images, options)
+        metrics |= _judge(images, files, options)
     return metrics
 
 
@@ -70,38 +75,47 @@ def _describe(config: Config, folder: RunFolder, model: SequenceModel, team: Tea
     """Write captions of images; captions of the toy world are compared with the true ones."""
     if config.strategy.kind == StrategyKind.tp:
         raise UserError("strategy=tp: captions are written on one device; set strategy=single")
-    if config.resume:
-        raise UserError("resume: captions are written anew each time; start it without resume")
     if config.prompts is not None:
         raise UserError("prompts: this model writes captions of images; set images, or init_from to a pretrain run")
     device, dtype = inference_device(config.trainer, config.precision)
     captioner = Captioner(model, device, dtype, config.quantization)
     tokenizer = model.image_tokenizer
     tokenizer.model.to(device)
-    images, skipped = images_to_describe(
-        config.images, config.data, config.num_prompts, tokenizer.settings["image_size"]
-    )
-    captions, metrics = write_captions(
+    images = images_to_describe(config.images, config.data, config.num_prompts, tokenizer.settings["image_size"])
+    images.require_readable()
+    results = ResultList(
         folder,
+        images,
+        settings=inference_settings(config.precision, config.quantization, seed=config.seed, sampler=config.sampler),
+        inputs={"init_from": hash_of_role(CAPTION_WRITER, config.outputs, config.init_from)},
+        verify=config.verify,
+    )
+    metrics = write_captions(
+        results,
         captioner,
         tokenizer,
         images,
-        skipped,
+        resume=bool(config.resume),
         team=team,
         sampling=config.sampler,
         seed=config.seed,
-        font=config.font,
     )
-    if team.first and config.images is None and is_toy_world(config.data):
-        metrics |= judge_captions(captions, images)
+    if not team.first:
+        return {}
+    save_caption_sheet(folder, results, images, config.font)
+    if isinstance(images, FirstImages) and is_toy_world(config.data):
+        metrics |= judge_captions(results, images)
     return metrics
 
 
-def _judge(images: Sequence[GeneratedImage], options: GenerationOptions) -> dict[str, float]:
+def _judge(images: Sequence[WrittenImage], files: SampleFiles, options: GenerationOptions) -> dict[str, float]:
     """Accuracy of the objects in images by the judge of the toy world, and the gain by ranking."""
     prompts = [generated.prompt for generated in images]
-    stacked = torch.stack([pil_to_tensor(generated.image) for generated in images])
-    detected = Judge(stacked.shape[-1])(stacked)
+    judge = Judge(files.read(0).width)
+    detected = []
+    for part in batches_of(range(len(images)), _JUDGED):
+        SIGNALS.check()
+        detected += judge(torch.stack([pil_to_tensor(files.read(number)) for number in part]))
     metrics = {f"toy/{name}": float(value) for name, value in asdict(score_detected(detected, prompts)).items()}
     if images[0].caption_loss is not None:
         right = [score_detected([d], [p]).all_right == 1 for d, p in zip(detected, prompts, strict=True)]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -14,37 +17,58 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize, to_pil_image
 
 from cogview_pl.assembly.devices import inference_device
-from cogview_pl.assembly.image_data import is_toy_world, validation_samples
-from cogview_pl.assembly.roles import UPSCALER, open_role
+from cogview_pl.assembly.image_data import is_toy_world, validation_images
+from cogview_pl.assembly.roles import UPSCALER, hash_of_role, inference_settings, open_role
 from cogview_pl.config.parts import model_options
 from cogview_pl.config.schema import Config
-from cogview_pl.data.config import DataConfig
+from cogview_pl.data.input_images import FirstImages, InputImages
 from cogview_pl.data.sharing import Team
 from cogview_pl.errors.signals import SIGNALS
-from cogview_pl.evaluation.upscaling import judge_upscaling
+from cogview_pl.evaluation.upscaling import UpscaledImage, compare_upscaled, judge_upscaling
 from cogview_pl.generation.codes import decode_codes, encode_images
 from cogview_pl.generation.contact_sheet import contact_sheet, load_font
 from cogview_pl.generation.super_resolution.upscale import Upscaler
 from cogview_pl.generation.super_resolution.windows import owners
 from cogview_pl.lit.bars import Bar
-from cogview_pl.runs.image_files import load_images, load_pairs, save_image, write_records
-from cogview_pl.runs.run_folder import SAMPLES, RunFolder
-from cogview_pl.toy_world.judge import score
+from cogview_pl.runs.image_files import images_of, pairs_of, save_image
+from cogview_pl.runs.result_list import FILE_CRC32, ResultList
+from cogview_pl.runs.run_folder import RunFolder
+from cogview_pl.toy_world.judge import Judge, score_detected
+from cogview_pl.vqvae.model import VQVAE
 
 _SHEET_ROWS = 12
 _SHEET_COLUMNS = 2
+_BICUBIC = "_bicubic"
 
 
-@dataclass(frozen=True)
-class Originals:
-    """Images to upscale, all of the image tokenizer's size."""
+class Originals(NamedTuple):
+    """Images to upscale, of the image tokenizer's size."""
 
-    prompts: list[str]
-    files: list[str]
+    images: InputImages
+    """If the truth is known, images of twice that size."""
+    size: int
+    known: bool
+    """Whether the true images of twice the size are known."""
+    toy_world: bool
+
+    def small(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Images of the size that the model takes."""
+        if not self.known:
+            return list(images)
+        edges = [self.size, self.size]
+        return [resize(image, edges, InterpolationMode.BICUBIC, antialias=True) for image in images]
+
+    def prompts(self, numbers: Sequence[int]) -> list[str]:
+        """Prompts of images; empty for images without."""
+        return [self.images.record(number).get("prompt", "") for number in numbers]
+
+
+class Magnified(NamedTuple):
+    """A batch."""
+
+    records: list[dict[str, Any]]
     images: list[Tensor]
     """uint8 `(3, Y, X)`."""
-    truth: list[Tensor] | None
-    """The same images at twice the size; None for files of the user."""
     skipped: list[dict[str, str]]
 
 
@@ -55,86 +79,138 @@ def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
     upscaler = Upscaler(model, device, dtype, config.quantization)
     tokenizer = model.image_tokenizer.model.to(device)
     load_font(config.font, 12)
-    size = model.image_tokenizer.settings["image_size"]
-    if config.pairs is not None or config.images is not None:
-        originals = _files(config.pairs, config.images, size)
-    else:
-        originals = _validation_images(config.data, config.num_prompts, size)
-    if originals.skipped and team.first:
-        write_records(folder / "skipped.jsonl", originals.skipped)
+    originals = _originals(config, model.image_tokenizer.settings["image_size"])
+    images = originals.images
+    images.require_readable()
+    results = ResultList(
+        folder,
+        images,
+        source="source",
+        settings=inference_settings(config.precision, config.quantization, seed=config.seed, sampler=config.sampler),
+        inputs={"upscale_with": hash_of_role(UPSCALER, config.outputs, config.upscale_with)},
+        verify=config.verify,
+    )
+    judge = Judge(originals.size) if originals.toy_world else None
 
-    def double(batch: range) -> tuple[Tensor, Tensor]:
-        """Images of a batch as decoded from their codes, and at twice the edge."""
-        codes = encode_images([originals.images[number] for number in batch], tokenizer, len(batch))
+    def double(batch: range) -> Magnified:
+        numbers, read, skipped = images.read_some(batch)
+        if not numbers:
+            return Magnified([], [], skipped)
+        prompts = originals.prompts(numbers)
+        codes = encode_images(originals.small(read), tokenizer, len(batch))
         large = upscaler.double(
-            [originals.prompts[number] for number in batch],
+            prompts,
             codes,
             seeds=[config.seed] * len(codes),
             sampling=config.sampler.plain(),
             on_window=bar.update,
         )
-        return decode_codes(codes, tokenizer, len(batch)), decode_codes(large, tokenizer, len(batch))
+        before, after = decode_codes(codes, tokenizer, len(batch)), decode_codes(large, tokenizer, len(batch))
+        records = [{"prompt": p, "source": images.record(n)["file"]} for p, n in zip(prompts, numbers, strict=True)]
+        if originals.known:
+            found = _compare(torch.stack(read) / 255, before, after, owners(upscaler.grid[-1]), prompts, judge)
+            records = [record | judged for record, judged in zip(records, found, strict=True)]
+        return Magnified(records, [(image * 255).round().to(torch.uint8) for image in after], skipped)
 
-    batches = team.batches(len(originals.images), config.sampler.batch_size)
+    batches = team.batches(len(images), config.sampler.batch_size)
+    resume = bool(config.resume)
+    done = team.tell(results.begin(resume=resume, batch_size=len(batches[0])) if team.first else 0)
     steps = {batch: upscaler.num_steps(len(batch), len(batch)) for batch in batches}
-    started = time.perf_counter()
-    with Bar("magnify", sum(steps.values()), "windows") as bar:
-        found = list(team.in_order(double, batches, on_other=lambda batch: bar.update(steps[batch])))
+    left = [batch for batch in batches if batch.start >= done]
+    before, started = results.count, time.perf_counter()
+    with Bar("magnify", sum(steps[batch] for batch in left), "windows") as bar:
+        for magnified in team.in_order(double, left, on_other=lambda batch: bar.update(steps[batch])):
+            _write(folder, results, magnified)
     if not team.first:
         return {}
     seconds = time.perf_counter() - started
-    before, images = (torch.cat(parts) for parts in zip(*found, strict=True))
-    _write(folder, originals, before, images, config.font)
-    metrics = {"magnify/images": float(len(images)), "magnify/skipped": float(len(originals.skipped))}
-    metrics |= {"perf/images_per_s": len(images) / seconds}
-    if originals.truth is not None:
-        metrics |= _compare(torch.stack(originals.truth) / 255, before, images, owners(upscaler.grid[-1]))
-    if originals.truth is not None and is_toy_world(config.data):
-        for name, judged in (("before", before), ("after", images)):
-            metrics[f"magnify/all_right_{name}"] = score(_at(judged, before.shape[-1]), originals.prompts).all_right
-    return metrics
+    results.say_skipped()
+    _save_sheet(folder, results, originals, tokenizer, batches, config.font)
+    metrics = {"magnify/images": float(results.count), "magnify/skipped": float(results.num_skipped)}
+    metrics |= {"perf/images_per_s": (results.count - before) / seconds}
+    return metrics | (_judged(results, toy_world=originals.toy_world) if originals.known else {})
 
 
-def _files(pairs_path: str | None, images_given: object, size: int) -> Originals:
-    """Images of `pairs`, with their prompts, or of `images`, without."""
-    found = load_images(images_given, size) if pairs_path is None else load_pairs(pairs_path, size)
-    prompts = [record.get("prompt", "") for record in found.records]
-    return Originals(prompts, [record["file"] for record in found.records], found.images, None, found.skipped)
+def _originals(config: Config, size: int) -> Originals:
+    """Images of `pairs`, with their prompts; of `images`, without; or of the validation split, in both sizes."""
+    if config.pairs is not None:
+        return Originals(pairs_of(config.pairs, size), size, known=False, toy_world=False)
+    if config.images is not None:
+        return Originals(images_of(config.images, size), size, known=False, toy_world=False)
+    images = FirstImages(validation_images(config.data.at_twice_the_size()), config.num_prompts, prompts=True)
+    return Originals(images, size, known=True, toy_world=is_toy_world(config.data))
 
 
-def _validation_images(data: DataConfig, count: int, size: int) -> Originals:
-    """Images of the validation split in both sizes."""
-    good, bad = validation_samples(data.at_twice_the_size(), count)
-    small = [resize(sample.image, [size, size], InterpolationMode.BICUBIC, antialias=True) for sample in good]
-    skipped = [{"file": sample.key, "reason": sample.reason} for sample in bad]
-    return Originals([s.text for s in good], [s.key for s in good], small, [s.image for s in good], skipped)
-
-
-def _compare(truth: Tensor, before: Tensor, after: Tensor, windows: Tensor) -> dict[str, float]:
+def _compare(
+    truth: Tensor, before: Tensor, after: Tensor, windows: Tensor, prompts: Sequence[str], judge: Judge | None
+) -> list[dict[str, Any]]:
     """Compare upscaled images, and decoded small images that were resized (bicubic), with the true ones."""
-    judged = {"": after, "_bicubic": _at(before, truth.shape[-1])}
-    found = {suffix: judge_upscaling(images, truth, windows) for suffix, images in judged.items()}
-    return {f"magnify/{name}{suffix}": value for suffix, one in found.items() for name, value in asdict(one).items()}
+    kinds = {"": after, _BICUBIC: _at(before, truth.shape[-1])}
+    columns: dict[str, list[Any]] = {
+        f"judged{suffix}": list(map(list, compare_upscaled(images, truth, windows))) for suffix, images in kinds.items()
+    }
+    for name, images in (("before", before), ("after", after)) if judge is not None else ():
+        assert judge is not None
+        detected = judge(_at(images, before.shape[-1]))
+        right = [score_detected([one], [prompt]).all_right for one, prompt in zip(detected, prompts, strict=True)]
+        columns[f"all_right_{name}"] = right
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _judged(results: ResultList, *, toy_world: bool) -> dict[str, float]:
+    """Metrics of all images, from what the records say of each."""
+    metrics: dict[str, float] = {}
+    for suffix in ("", _BICUBIC):
+        every = (UpscaledImage(*record[f"judged{suffix}"]) for record in results.records())
+        metrics |= {f"magnify/{name}{suffix}": value for name, value in asdict(judge_upscaling(every)).items()}
+    for name in ("before", "after") if toy_world else ():
+        metrics[f"magnify/all_right_{name}"] = fmean(record[f"all_right_{name}"] for record in results.records())
+    return metrics
 
 
 def _at(images: Tensor, edge: int) -> Tensor:
     return resize(images, [edge, edge], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
 
 
-def _write(folder: RunFolder, originals: Originals, before: Tensor, after: Tensor, font: str | None) -> None:
+def _write(folder: RunFolder, results: ResultList, magnified: Magnified) -> None:
+    """Write the images of a batch, then its records."""
     (folder / "samples").mkdir(exist_ok=True)
-    records: list[dict[str, object]] = []
-    rows: list[tuple[str, Sequence[Image.Image]]] = []
-    for number, (prompt, source) in enumerate(zip(originals.prompts, originals.files, strict=True)):
+    records = []
+    for number, (record, pixels) in enumerate(zip(magnified.records, magnified.images, strict=True), results.count):
         SIGNALS.check()
-        image = to_pil_image((after[number] * 255).round().to(torch.uint8))
+        image = to_pil_image(pixels)
         file = Path("samples") / f"{number:04d}.png"
         save_image(image, folder.path / file)
         size = {"width": image.width, "height": image.height}
-        records.append({"prompt": prompt, "file": file.as_posix(), "source": source, **size})
-        if number < _SHEET_ROWS:
-            rows.append((prompt, [to_pil_image((before[number] * 255).round().to(torch.uint8)), image]))
-    write_records(folder / SAMPLES, records)
+        named = {"prompt": record["prompt"], "file": file.as_posix(), **record, **size}
+        records.append({**named, FILE_CRC32: zlib.crc32((folder.path / file).read_bytes())})
+    results.add(records, magnified.skipped)
+
+
+def _save_sheet(
+    folder: RunFolder,
+    results: ResultList,
+    originals: Originals,
+    tokenizer: VQVAE,
+    batches: Sequence[range],
+    font: str | None,
+) -> None:
+    """Write `samples/grid.png` of the first images, as decoded from their codes, and at twice the edge."""
+    chosen = list(results.first(_SHEET_ROWS))
+    rows: list[tuple[str, Sequence[Image.Image]]] = []
+    for (_, record), before in zip(chosen, _decoded(originals, tokenizer, batches), strict=False):
+        with Image.open(folder / record["file"], formats=["PNG"]) as stored:
+            rows.append((record["prompt"], [before, stored.convert("RGB")]))
     cell = max(images[-1].width for _, images in rows)
     sheet = contact_sheet(rows, columns=_SHEET_COLUMNS, cell=cell, font=font)
     save_image(sheet, folder / "samples" / "grid.png")
+
+
+def _decoded(originals: Originals, tokenizer: VQVAE, batches: Sequence[range]) -> Iterator[Image.Image]:
+    """The readable images as decoded from their codes, in the batches that were doubled."""
+    for batch in batches:
+        _, read, _ = originals.images.read_some(batch)
+        if read:
+            codes = encode_images(originals.small(read), tokenizer, len(batch))
+            for image in decode_codes(codes, tokenizer, len(batch)):
+                yield to_pil_image((image * 255).round().to(torch.uint8))

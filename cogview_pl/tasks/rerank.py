@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from statistics import fmean
 
-import torch
-
 from cogview_pl.assembly.devices import inference_device
-from cogview_pl.assembly.image_data import validation_samples
-from cogview_pl.assembly.roles import CAPTIONER, open_role
+from cogview_pl.assembly.image_data import validation_images
+from cogview_pl.assembly.roles import CAPTIONER, hash_of_role, inference_settings, open_role
 from cogview_pl.config.parts import model_options
 from cogview_pl.config.schema import Config
-from cogview_pl.data.samples import ImageSample
+from cogview_pl.data.input_images import FirstImages, InputImages
 from cogview_pl.data.sharing import Team
 from cogview_pl.errors import UserError
-from cogview_pl.evaluation.retrieval import other_captions, retrieval
+from cogview_pl.evaluation.retrieval import other_captions, place_of_own, retrieval
 from cogview_pl.generation.codes import encode_images
 from cogview_pl.generation.rerank import Captioner
 from cogview_pl.lit.bars import Bar
-from cogview_pl.runs.image_files import load_pairs, write_records
-from cogview_pl.runs.run_folder import SAMPLES, RunFolder
+from cogview_pl.runs.image_files import pairs_of
+from cogview_pl.runs.result_list import ResultList
+from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.toy_world.accuracy import meaning
 from cogview_pl.vqvae.model import VQVAE
 
 _TOP = (1, 5)
+
+Scored = tuple[list[dict[str, object]], list[dict[str, str]]]
+"""Records of a batch, and those of its unreadable images."""
 
 
 def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
@@ -34,81 +37,101 @@ def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
     device, dtype = inference_device(config.trainer, config.precision)
     captioner = Captioner(model, device, dtype, config.quantization)
     tokenizer = model.image_tokenizer.model.to(device)
-    batch_size = config.sampler.batch_size
+    images: InputImages
     if config.pairs is not None:
-        size = model.image_tokenizer.settings["image_size"]
-        return _rank(folder, captioner, tokenizer, config.pairs, size, batch_size, team)
-    samples, skipped = validation_samples(config.data, config.num_prompts)
-    if skipped and team.first:
-        write_records(folder / "skipped.jsonl", [sample._asdict() for sample in skipped])
-    found = _find_captions(captioner, tokenizer, samples, config.num_captions, batch_size, team)
-    return {**found, "rerank/skipped": len(skipped)} if team.first else {}
-
-
-def _rank(
-    folder: RunFolder, captioner: Captioner, tokenizer: VQVAE, pairs_path: str, size: int, batch_size: int, team: Team
-) -> dict[str, float]:
-    """Write `samples.jsonl`: the pairs of each prompt, lowest caption loss first; `skipped.jsonl`: unreadable files."""
-    pairs, images, skipped = load_pairs(pairs_path, size)
-
-    def score(batch: range) -> list[float]:
-        codes = encode_images([images[number] for number in batch], tokenizer, len(batch))
-        return captioner.losses([pairs[number]["prompt"] for number in batch], codes, len(batch))
-
-    losses: list[float] = []
-    with Bar("rank", len(pairs), "pairs") as bar:
-        for part in team.in_order(score, team.batches(len(pairs), batch_size)):
-            losses += part
-            bar.update(len(part))
+        images = pairs_of(config.pairs, model.image_tokenizer.settings["image_size"])
+        each, score = 1, _score_pairs(captioner, tokenizer, images)
+    else:
+        images = FirstImages(validation_images(config.data), config.num_prompts)
+        each = config.num_captions
+        score = _score_captions(captioner, tokenizer, images, each, config.sampler.batch_size)
+    images.require_readable()
+    results = ResultList(
+        folder,
+        images,
+        settings=inference_settings(
+            config.precision, config.quantization, sampler=config.sampler, num_captions=config.num_captions
+        ),
+        inputs={"rerank_with": hash_of_role(CAPTIONER, config.outputs, config.rerank_with)},
+        verify=config.verify,
+    )
+    batches = team.batches(len(images), config.sampler.batch_size)
+    resume = bool(config.resume)
+    done = team.tell(results.begin(resume=resume, batch_size=len(batches[0])) if team.first else 0)
+    with Bar("rank", len(images) * each, "pairs", done=done * each) as bar:
+        for scored, skipped in team.in_order(score, [batch for batch in batches if batch.start >= done]):
+            results.add(scored, skipped)
+            bar.update((len(scored) + len(skipped)) * each)
     if not team.first:
         return {}
-    scored = [{**pair, "caption_loss": loss} for pair, loss in zip(pairs, losses, strict=True)]
-    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(pair["prompt"] for pair in pairs))}
-    scored.sort(key=lambda pair: (place[str(pair["prompt"])], pair["caption_loss"]))
-    write_records(folder / SAMPLES, scored)
-    if skipped:
-        write_records(folder / "skipped.jsonl", skipped)
-    return {"rerank/pairs": len(scored), "rerank/skipped": len(skipped), "rerank/caption_loss": fmean(losses)}
+    results.say_skipped()
+    return _rank(results, images) if config.pairs is not None else _count_places(results, each)
 
 
-def _find_captions(
-    captioner: Captioner,
-    tokenizer: VQVAE,
-    samples: Sequence[ImageSample],
-    candidates: int,
-    batch_size: int,
-    team: Team,
-) -> dict[str, float]:
-    """Share of images whose own caption has the lowest loss among false ones; empty in all processes but the first."""
-    meanings = [meaning(sample.text) for sample in samples]
-    fewest = len(samples) - max(Counter(meanings).values(), default=0)
+def _score_pairs(captioner: Captioner, tokenizer: VQVAE, images: InputImages) -> Callable[[range], Scored]:
+    captioner.tokenise([images.record(number)["prompt"] for number in range(len(images))])  # refuse long texts now
+
+    def score(batch: range) -> Scored:
+        numbers, pixels, skipped = images.read_some(batch)
+        if not numbers:
+            return [], skipped
+        pairs = [images.record(number) for number in numbers]
+        codes = encode_images(pixels, tokenizer, len(batch))
+        losses = captioner.losses([pair["prompt"] for pair in pairs], codes, len(batch))
+        return [{**pair, "caption_loss": loss} for pair, loss in zip(pairs, losses, strict=True)], skipped
+
+    return score
+
+
+def _rank(results: ResultList, images: InputImages) -> dict[str, float]:
+    """Sort the pairs of each prompt, lowest caption loss first."""
+    prompts = dict.fromkeys(images.record(number)["prompt"] for number in range(len(images)))
+    place = {prompt: number for number, prompt in enumerate(prompts)}
+    results.sort(lambda record: (place[record["prompt"]], record["caption_loss"]))
+    loss = fmean(map(itemgetter("caption_loss"), results.records()))
+    return {"rerank/pairs": results.count, "rerank/skipped": results.num_skipped, "rerank/caption_loss": loss}
+
+
+def _score_captions(
+    captioner: Captioner, tokenizer: VQVAE, images: FirstImages, candidates: int, batch_size: int
+) -> Callable[[range], Scored]:
+    """Score the own caption of images among false ones, which are captions of other images."""
+    texts = [images.text(number) for number in range(len(images))]
+    captioner.tokenise(texts)  # refuse long texts now
+    captioned = [number for number, text in enumerate(texts) if text]
+    meanings = [meaning(texts[number]) for number in captioned]
+    fewest = len(captioned) - max(Counter(meanings).values(), default=0)
     if fewest < candidates - 1:
         raise UserError(
-            f"num_captions={candidates}: of {len(samples)} readable validation images only {fewest} have a caption "
+            f"num_captions={candidates}: of {len(captioned)} captioned validation images only {fewest} have a caption "
             "that says something else; raise num_prompts or lower num_captions"
         )
+    own_place = {number: place for place, number in enumerate(captioned)}
 
-    def score(batch: range) -> list[list[float]]:
-        codes = encode_images([samples[number].image for number in batch], tokenizer, len(batch))
-        found = []
-        for own, codes_yx in zip(batch, codes, strict=True):
-            others = [samples[index].text for index in other_captions(meanings, own, candidates - 1)]
-            texts = [samples[own].text, *others]
-            found.append(captioner.losses(texts, codes_yx.expand(candidates, -1, -1), batch_size, on_pairs=bar.update))
-        return found
+    def score(batch: range) -> Scored:
+        numbers, pixels, skipped = images.read_some(batch)
+        if not numbers:
+            return [], skipped
+        scored: list[dict[str, object]] = []
+        for number, codes in zip(numbers, encode_images(pixels, tokenizer, len(batch)), strict=True):
+            others = other_captions(meanings, own_place[number], candidates - 1)
+            found = [texts[number], *(texts[captioned[other]] for other in others)]
+            losses = captioner.losses(found, codes.expand(candidates, -1, -1), batch_size)
+            own = {"caption": texts[number], "caption_loss": losses[0], "place": place_of_own(losses)}
+            scored.append({**images.record(number), **own})
+        return scored, skipped
 
-    def count(batch: range) -> None:
-        bar.update(len(batch) * candidates)
+    return score
 
-    with Bar("rank captions", len(samples) * candidates, "pairs") as bar:
-        parts = team.in_order(score, team.batches(len(samples), batch_size), on_other=count)
-        rows = [row for part in parts for row in part]
-    if not team.first:
-        return {}
-    shares = retrieval(torch.tensor(rows), _TOP)
+
+def _count_places(results: ResultList, candidates: int) -> dict[str, float]:
+    """Share of images whose own caption has the lowest loss among false ones."""
+    found: Sequence[tuple[float, int]] = [(r["caption_loss"], r["place"]) for r in results.records()]
+    shares = retrieval([place for _, place in found], _TOP)
     return {
-        "rerank/images": len(samples),
+        "rerank/images": results.count,
         "rerank/captions": candidates,
-        "rerank/caption_loss": fmean(row[0] for row in rows),
+        "rerank/skipped": results.num_skipped,
+        "rerank/caption_loss": fmean(loss for loss, _ in found),
         **{f"rerank/own_caption_top{k}": share for k, share in shares.items()},
     }

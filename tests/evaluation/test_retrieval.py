@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from cogview_pl.evaluation.retrieval import Ranked, best_of, other_captions, retrieval
+from cogview_pl.evaluation.retrieval import Ranked, best_of, other_captions, place_of_own, retrieval
 from cogview_pl.toy_world.accuracy import meaning
 
 
@@ -17,8 +16,9 @@ def test_best_of_n_follows_the_loss_and_the_oracle_the_truth() -> None:
 
 
 def test_retrieval_counts_ties_against_the_own_caption() -> None:
-    losses = torch.tensor([[1.0, 2.0, 3.0], [2.0, 1.0, 3.0], [1.0, 1.0, 1.0]])
-    assert retrieval(losses, (1, 2, 3)) == pytest.approx({1: 1 / 3, 2: 2 / 3, 3: 1.0})
+    places = [place_of_own(losses) for losses in ([1.0, 2.0, 3.0], [2.0, 1.0, 3.0], [1.0, 1.0, 1.0])]
+    assert places == [1, 2, 3]
+    assert retrieval(places, (1, 2, 3)) == {1: 1 / 3, 2: 2 / 3, 3: 1.0}
 
 
 def test_others_say_something_else() -> None:

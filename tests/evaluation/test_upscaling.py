@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from cogview_pl.evaluation.upscaling import judge_upscaling
+from cogview_pl.evaluation.upscaling import compare_upscaled, judge_upscaling
 from cogview_pl.generation.super_resolution.windows import owners, windows
+from cogview_pl.vqvae.losses import psnr
 
 
 @pytest.fixture
@@ -21,26 +22,35 @@ def truth() -> torch.Tensor:
 
 def test_psnr_of_a_constant_error() -> None:
     truth = torch.full((2, 3, 8, 8), 0.5)
-    assert judge_upscaling(truth + 0.1, truth).psnr == pytest.approx(20.0, abs=1e-4)
+    assert judge_upscaling(compare_upscaled(truth + 0.1, truth)).psnr == pytest.approx(20.0, abs=1e-4)
 
 
 def test_an_error_counts_at_edges_only(truth: torch.Tensor) -> None:
     away, at_edge = truth.clone(), truth.clone()
     away[:, :, 25:35, 25:35] = 1  # inside the square
     at_edge[:, :, 9, 10:50] = 0  # the square is one row larger
-    assert judge_upscaling(away, truth).edge_error == 0
-    assert judge_upscaling(at_edge, truth).edge_error > 0
-    assert judge_upscaling(away, truth).psnr < judge_upscaling(at_edge, truth).psnr
+    assert judge_upscaling(compare_upscaled(away, truth)).edge_error == 0
+    assert judge_upscaling(compare_upscaled(at_edge, truth)).edge_error > 0
+    assert judge_upscaling(compare_upscaled(away, truth)).psnr < judge_upscaling(compare_upscaled(at_edge, truth)).psnr
 
 
 def test_seams_show_and_even_errors_do_not(truth: torch.Tensor) -> None:
     windows_yx = owners(4)
-    even = judge_upscaling((truth - 0.1).abs(), truth, windows_yx)
+    even = judge_upscaling(compare_upscaled((truth - 0.1).abs(), truth, windows_yx))
     assert even.seam_ratio == pytest.approx(1.0, abs=1e-4)
     seamed = truth.clone()
     seamed[..., 31:33] = 1 - seamed[..., 31:33]  # the border between the first two columns of windows
-    assert judge_upscaling(seamed, truth, windows_yx).seam_ratio > 3
-    assert math.isnan(judge_upscaling(truth, truth).seam_ratio)
+    assert judge_upscaling(compare_upscaled(seamed, truth, windows_yx)).seam_ratio > 3
+    assert math.isnan(judge_upscaling(compare_upscaled(truth, truth)).seam_ratio)
+
+
+def test_a_set_is_judged_as_its_images_one_by_one(truth: torch.Tensor) -> None:
+    images = (truth + torch.rand(truth.shape, generator=torch.Generator().manual_seed(0)) / 4).clamp(0, 1)
+    every = compare_upscaled(images, truth, owners(4))
+    assert every == [compare_upscaled(images[i : i + 1], truth[i : i + 1], owners(4))[0] for i in range(len(images))]
+    error, edges = (images - truth).abs().mean(1), sum(image.seam_pixels + image.other_pixels for image in every)
+    assert judge_upscaling(every).psnr == pytest.approx(float(psnr(images, truth)))
+    assert 0 < judge_upscaling(every).edge_error < float(error.sum()) / edges
 
 
 @pytest.mark.parametrize("grid", [4, 8, 32])

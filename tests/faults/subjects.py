@@ -125,7 +125,7 @@ RECIPES = {
          "top_n=1"),
         {"pretrain": "/pretrain", "caption": "rerank_with"},
     ),
-    "describe": Recipe((*GENERATE, "init_from={home}/caption", "num_prompts=4"), begins_anew=True),
+    "describe": Recipe((*GENERATE, "init_from={home}/caption", "num_prompts=4")),
     "features": Recipe(
         ("task=features", "data.train_size=24", "data.val_size=8", "data.batch_size=8", "features.epochs=2",
          "features.hidden_size=4", "features.num_features=8", "data.styles=[flat,oil]"),
@@ -141,11 +141,9 @@ RECIPES = {
     "compare": Recipe(("task=evaluate", "evaluate.compare=[{home}/evaluate,{home}/evaluate]"), begins_anew=True),
     "magnify": Recipe(
         ("task=magnify", "pairs={home}/generate", "upscale_with={home}/super_resolution", "sampler.batch_size=4"),
-        begins_anew=True,
     ),
     "rerank": Recipe(
         ("task=rerank", "pairs={home}/generate", "rerank_with={home}/caption", "sampler.batch_size=2"),
-        begins_anew=True,
     ),
     "chain": Recipe(
         ("task=chain", "outputs={place}/outputs", "logger=tensorboard",

@@ -119,6 +119,8 @@ def test_files_that_no_run_has_made_are_named(tmp_path: Path) -> None:
         (Verb.fit_sequence_model, [LAST, "tokens/token_store/header.json"]),
         (Verb.tokenize, ["token_store/header.json"]),
         (Verb.generate, ["samples.jsonl"]),
+        (Verb.rerank, ["samples.jsonl"]),
+        (Verb.magnify, ["samples.jsonl"]),
         (Verb.evaluate, []),
     ],
 )

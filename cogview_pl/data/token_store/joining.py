@@ -98,10 +98,10 @@ def _join_split(stores: Sequence[TokenStore], folder: Path, name: str) -> SplitH
             (rows,) = row_files(store.folder, name)
             _link(rows, piece_file(folder, name, number, len(stores)))
             joined.keys_crc32 = _add_keys(store, name, keys_draft, joined.keys_crc32 or 0)
-            checksums = store.checksums(name)
             with sums_draft.open("ab") as stream:
-                stream.write(checksums)
-            joined.sums_crc32 = zlib.crc32(checksums, joined.sums_crc32 or 0)
+                for part in store.checksums(name):
+                    stream.write(part)
+                    joined.sums_crc32 = zlib.crc32(part, joined.sums_crc32 or 0)
             split = store.header.splits[name]
             joined.next += split.source
             joined.rows += split.rows

@@ -15,6 +15,8 @@ A writer that was killed continues where the header says, and ends with the same
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 
@@ -29,11 +31,11 @@ from cogview_pl.data.token_store.header import (
     rows_file,
 )
 from cogview_pl.data.token_store.rows import CHECKSUM, TokenRows
-from cogview_pl.durable.read import UnreadableError, read_file, require_file, unreadable_named
+from cogview_pl.durable.read import UnreadableError, require_file, unreadable_named
 from cogview_pl.errors import UserError
 
 COPY_AGAIN = "copy the token store again or run task=tokenize again"
-_CHUNK = 2**20  # bytes of a file of keys read at once
+_CHUNK = 2**20  # bytes of a file read at once
 
 
 class TokenStore:
@@ -83,21 +85,21 @@ class TokenStore:
         """
         found = Fingerprint("token store")
         found.add(self.header.values())
-        for name in self.header.splits:
+        for name, split in self.header.splits.items():
             if not self.header.checksums:
                 found.add_file(rows_file(self.folder, name))
                 continue
-            found.add_bytes(self.checksums(name))
+            found.add_parts(split.rows * CHECKSUM.itemsize, self.checksums(name))
         return found.hexdigest()
 
-    def checksums(self, name: str) -> bytes:
-        """The file of checksums of a split; raises UserError if it is damaged."""
+    def checksums(self, name: str) -> Iterator[bytes]:
+        """Parts of the file of checksums of a split; raises UserError before the first one if the file is damaged."""
         file, split = checksums_file(self.folder, name), self.header.splits[name]
         with unreadable_named(file, COPY_AGAIN):
-            sums = read_file(file, split.rows * CHECKSUM.itemsize)
-        if split.sums_crc32 is not None and split.sums_crc32 != zlib.crc32(sums):
-            raise UserError(f"{file} is damaged or of another store (the header says so); {COPY_AGAIN}")
-        return sums
+            require_file(file, split.rows * CHECKSUM.itemsize)
+            if split.sums_crc32 not in (None, _crc32(file)):
+                raise UserError(f"{file} is damaged or of another store (the header says so); {COPY_AGAIN}")
+            yield from _parts(file)
 
     def split(self, name: str) -> TokenStoreSplit:
         """The rows of one split.
@@ -173,10 +175,7 @@ class TokenStoreSplit(TokenRows):
             require_file(self._keys, self._header.key_bytes)
             if self._header.keys_crc32 is None:
                 return
-            found = 0
-            with self._keys.open("rb") as stream:
-                while chunk := stream.read(_CHUNK):
-                    found = zlib.crc32(chunk, found)
+            found = _crc32(self._keys)
         if found != self._header.keys_crc32:
             raise UserError(f"{self._keys} is damaged, its checksum is wrong; {COPY_AGAIN}")
 
@@ -204,6 +203,16 @@ def _pieces(folder: Path, split: str, header: TokenStoreHeader) -> list[tuple[Pa
             f"{COPY_AGAIN}"
         )
     return pieces
+
+
+def _parts(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while part := stream.read(_CHUNK):
+            yield part
+
+
+def _crc32(file: Path) -> int:
+    return reduce(lambda found, part: zlib.crc32(part, found), _parts(file), 0)
 
 
 def _require_rows(file: Path, rows: int, size: int) -> None:
