@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.scale.measure import MEGABYTE, Subject
 
-STEPS, EVERY, STEP_S = 3, 2, 0.5
-"""Steps of the training, the step that has a checkpoint, and seconds of a step, in which the CPU waits for a device."""
+EVERY, STEP_S = 2, 0.5
+"""Steps between two checkpoints, and seconds of a step, in which the CPU waits for a device."""
 
 _NUMBERS = 2**16  # in one tensor of the model
 
@@ -25,20 +25,25 @@ def _module() -> type[Any]:
     from lightning import LightningModule
 
     class Waits(LightningModule):
-        """Tensors of a number of bytes, and steps that wait."""
+        """Tensors of a number of bytes, and steps that wait, also for the first checkpoint to be on the disk."""
 
-        def __init__(self, size: int) -> None:
+        def __init__(self, size: int, last: Path) -> None:
             super().__init__()
+            self.last = last
             self.weight = torch.nn.Parameter(torch.zeros(()))
             count = int(size // 4 // _NUMBERS)
             self.began: list[float] = []
+            self.ended: list[float] = []
             self.tensors = torch.nn.ParameterList(
                 torch.nn.Parameter(torch.randn(_NUMBERS), requires_grad=False) for _ in range(count)
             )
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             self.began.append(time.perf_counter())
+            while batch_idx == EVERY and not self.last.exists():
+                time.sleep(STEP_S / 10)
             time.sleep(STEP_S)
+            self.ended.append(time.perf_counter())
             return self.weight * 1
 
         def configure_optimizers(self) -> Any:
@@ -53,8 +58,8 @@ def _warm_up() -> None:
     _module()
 
 
-def _stop(folder: Path, megabytes: int) -> float:
-    """Seconds between the end of the step that has a checkpoint and the next one."""
+def _stop(number: int, folder: Path, megabytes: int) -> float:
+    """Seconds between the end of the step that has the checkpoint of a number and the next step."""
     from lightning import Trainer
     from omegaconf import OmegaConf
     from torch.utils.data import DataLoader
@@ -67,25 +72,21 @@ def _stop(folder: Path, megabytes: int) -> float:
     node.dirpath, node.every_n_train_steps, node.save_on_exception = str(folder), EVERY, False
     trainer = Trainer(
         accelerator="cpu",
-        max_steps=STEPS,
+        max_steps=number * EVERY + 1,
         callbacks=[instantiate(OmegaConf.to_container(node), "callbacks.checkpoint")],
         plugins=[DurableCheckpointIO()],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    module = _module()(megabytes * MEGABYTE)
-    trainer.fit(module, DataLoader([0] * STEPS, batch_size=None))  # type: ignore[arg-type]
-    return float(module.began[EVERY] - module.began[EVERY - 1] - STEP_S)
+    module = _module()(megabytes * MEGABYTE, folder / "last.ckpt")
+    trainer.fit(module, DataLoader([0] * (number * EVERY + 1), batch_size=None))  # type: ignore[arg-type]
+    return float(module.began[number * EVERY] - module.ended[number * EVERY - 1])
 
+
+_SIZES = (10, 100, 1000, 4000)
 
 SUBJECTS = (
-    Subject(
-        "stop for a checkpoint",
-        "MB",
-        (10, 100, 1000, 4000),
-        _nothing,
-        _stop,
-        _warm_up,
-    ),
+    Subject("stop for the first checkpoint", "MB", _SIZES, _nothing, partial(_stop, 1), _warm_up),
+    Subject("stop for a later checkpoint", "MB", _SIZES, _nothing, partial(_stop, 2), _warm_up),
 )
