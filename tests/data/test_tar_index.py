@@ -376,3 +376,28 @@ def test_the_checksum_of_many_high_bytes_has_all_its_digits(tmp_path: Path) -> N
     block[345:500] = b"\xff" * 155
     assert sum(signed(block)) > 0o100000
     assert list(index_shard(write(tmp_path / "a.tar", block, END))) == ["\udcff" * 155 + "/x"]
+
+
+def test_many_headers_are_read_as_few_are(tmp_path: Path) -> None:
+    """Over the ends of batches, with other headers among the usual ones."""
+    random_ = random.Random(0)
+    file = tmp_path / "a.tar"
+    with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as tar:
+        for number in range(2300):
+            info = tarfile.TarInfo(f"{'样' if number % 700 == 0 else 'k'}{number}.{random_.choice(('png', 'JPG'))}")
+            info.mtime = random_.choice((0, 1.5))
+            info.type = tarfile.DIRTYPE if number % 900 == 0 else tarfile.REGTYPE
+            info.size = 0 if info.isdir() else random_.choice((0, 1, 512, 513))
+            tar.addfile(info, io.BytesIO(bytes(info.size)))
+    found = index_shard(file)
+    assert found == as_tarfile_finds(file) and len(found) > 2290
+    whole = file.read_bytes()
+    for number in (0, 2047, 2048):
+        key = list(found)[number]
+        at = next(iter(found[key].values())).offset - 512
+        file.write_bytes(whole[: at + 1] + bytes([whole[at + 1] ^ 1]) + whole[at + 2 :])
+        message = refused(file)
+        if number == 0:
+            assert "a.tar is not an uncompressed tar file" in message or f"byte {at} (0 samples before it)" in message
+        else:
+            assert f"damaged at byte {at} ({number:,} samples before it): no header with a right checksum" in message
