@@ -68,6 +68,8 @@ class TokenStoreHeader(RowLayout):
         wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(self, name), kind)]
         if wrong:
             raise ValueError(f"{wrong[0]} is {getattr(self, wrong[0])!r}")
+        if self.part is not None and self.splits and self.part.samples.keys() != self.splits.keys():
+            raise ValueError(f"part has samples of {', '.join(self.part.samples)}")
 
     def values(self) -> dict[str, Any]:
         """All fields as plain values; `part` only where there is one."""

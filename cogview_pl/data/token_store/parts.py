@@ -33,7 +33,8 @@ class Part:
     def __post_init__(self) -> None:
         require_counts({"number": self.number, "count": self.count}, least=1)
         require_counts({**self.samples, **self.first}, least=0)
-        if self.number > self.count or self.first.keys() != self.samples.keys():
+        named = all(isinstance(text, str) for text in dict(**self.inputs).values())
+        if self.number > self.count or self.first.keys() != self.samples.keys() or not named:
             raise ValueError(f"part is {self}")
 
     def __str__(self) -> str:

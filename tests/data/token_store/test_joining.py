@@ -20,7 +20,7 @@ from cogview_pl.data.token_store.store import TokenStore
 from cogview_pl.data.token_store.writer import TokenStoreWriter
 from cogview_pl.errors import UserError
 
-from .stores import SETTINGS, append, content
+from .stores import SETTINGS, append, content, edit_header
 
 SAMPLES: dict[str, int] = SETTINGS["splits"]
 COUNT, BATCH = 4, 2
@@ -200,11 +200,31 @@ def test_a_whole_store_is_no_part(store: Path, parts: list[Path]) -> None:
 
 
 def test_a_part_that_was_not_finished(parts: list[Path]) -> None:
-    values = json.loads((parts[2] / "header.json").read_text())
-    values = {name: value for name, value in values.items() if name not in ("crc32", "checksums")}
-    (parts[2] / "header.json").write_text(json.dumps(values | {"complete": False}))
+    edit_header(parts[2], complete=False)
     with pytest.raises(UserError, match=r"part3: the token store was not finished; run task=tokenize resume=true"):
         open_parts(parts)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"number": 0},
+        {"number": 5},
+        {"count": "4"},
+        {"first": {"train": 0}},
+        {"first": {"train": -1, "val": 0}},
+        {"samples": {"train": 11, "test": 3}, "first": {"train": 0, "test": 0}},
+        {"inputs": [1]},
+        {"inputs": {"data": 1}},
+        {"more": 1},
+    ],
+)
+def test_a_header_whose_part_cannot_be(parts: list[Path], change: dict[str, object]) -> None:
+    values = json.loads((parts[0] / "header.json").read_text())
+    edit_header(parts[0], part=values["part"] | change)
+    with pytest.raises(UserError, match=r"header\.json is damaged") as error:
+        open_parts(parts)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["train.keys.txt", "train.crc32"])
