@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from cogview_pl.data.config import Crop, Decoding
-from cogview_pl.data.decode import SampleError, decode_image
+from cogview_pl.data.decoding.decode import SampleError, decode_image
 
 _EDGE = 32
 _SLOWEST = 5

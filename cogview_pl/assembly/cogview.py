@@ -21,7 +21,7 @@ from cogview_pl.assembly.roles import CAPTIONER, GENERATOR, UPSCALER, Role
 from cogview_pl.assembly.samples import save_sheet
 from cogview_pl.checkpoints.adapter_folder import load_adapted
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel
-from cogview_pl.data.decode import SampleError, load_image
+from cogview_pl.data.decoding.decode import SampleError, load_image
 from cogview_pl.errors import UserError
 from cogview_pl.generation.codes import decode_codes, encode_images
 from cogview_pl.generation.config import Quantization, Sampling

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from cogview_pl.data.config import Captions
-from cogview_pl.data.decode import SampleError
+from cogview_pl.data.decoding.decode import SampleError
 from cogview_pl.data.samples import fraction_of
 
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")

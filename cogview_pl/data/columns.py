@@ -14,7 +14,7 @@ import numpy as np
 
 from cogview_pl.data.captions import field_text, field_texts
 from cogview_pl.data.config import Captions, Decoding
-from cogview_pl.data.decode import SampleError
+from cogview_pl.data.decoding.decode import SampleError
 from cogview_pl.data.images import ImageFileDataset
 from cogview_pl.data.packed import packed
 from cogview_pl.durable.read import MAX_IMAGE, UnreadableError, require_size

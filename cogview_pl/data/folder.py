@@ -1,4 +1,4 @@
-"""Image folders as a data set. How captions are found is in `folder_layout.py`."""
+"""Image folders as a data set. How captions are found is in `image_folders/layout.py`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from cogview_pl.data.captions import CaptionError
-from cogview_pl.data.chinese_clip import open_span
 from cogview_pl.data.config import Captions, Decoding
-from cogview_pl.data.decode import ImageError
+from cogview_pl.data.decoding.decode import ImageError
 from cogview_pl.data.fingerprint import Fingerprint
-from cogview_pl.data.folder_layout import FolderContent, read_folder
+from cogview_pl.data.image_folders.chinese_clip import open_span
+from cogview_pl.data.image_folders.layout import FolderContent, read_folder
+from cogview_pl.data.image_folders.listed import Fields, Listed
+from cogview_pl.data.image_folders.listed_images import ListedImages
 from cogview_pl.data.images import ImageFileDataset, split_fractions
-from cogview_pl.data.listed import Fields, Listed
-from cogview_pl.data.listed_images import ListedImages
 from cogview_pl.data.packed import packed
 from cogview_pl.data.progress import NewProgress, Silent
 from cogview_pl.data.samples import fractions_of

@@ -14,7 +14,7 @@ from typing import Any
 
 from cogview_pl.data.columns import Column, ColumnDataset
 from cogview_pl.data.config import Captions, Decoding
-from cogview_pl.data.decode import SampleError
+from cogview_pl.data.decoding.decode import SampleError
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.images import split_indices
 from cogview_pl.data.progress import NewProgress, Silent

@@ -15,7 +15,7 @@ import numpy as np
 
 from cogview_pl.data.captions import CaptionChoice, CaptionError
 from cogview_pl.data.config import Captions, Decoding
-from cogview_pl.data.decode import SampleError, decode_image
+from cogview_pl.data.decoding.decode import SampleError, decode_image
 from cogview_pl.data.packed import packed
 from cogview_pl.data.samples import CaptionedImages, ImageSample, Skipped, fractions_of
 from cogview_pl.data.styles import StylePatterns

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from cogview_pl.data.decode import SampleError
+from cogview_pl.data.decoding.decode import SampleError
 from cogview_pl.data.samples import CaptionedImages, Skipped
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS

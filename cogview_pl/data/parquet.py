@@ -15,11 +15,11 @@ from typing import Any
 
 from cogview_pl.data.columns import Column, ColumnDataset
 from cogview_pl.data.config import Captions, Decoding
-from cogview_pl.data.decode import SampleError
+from cogview_pl.data.decoding.decode import SampleError
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.images import split_indices
 from cogview_pl.data.progress import NewProgress, Silent
-from cogview_pl.data.shard_files import expand_urls, files_of_split
+from cogview_pl.data.shards.files import expand_urls, files_of_split
 from cogview_pl.durable.read import UnreadableError, cannot_be_read, require_file
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS

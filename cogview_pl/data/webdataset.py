@@ -18,16 +18,16 @@ import numpy as np
 
 from cogview_pl.data.captions import CaptionError, caption_lines, field_text, field_texts
 from cogview_pl.data.config import Captions, Decoding
-from cogview_pl.data.decode import SampleError
+from cogview_pl.data.decoding.decode import SampleError
+from cogview_pl.data.decoding.formats import IMAGE_EXTENSIONS
 from cogview_pl.data.fingerprint import Fingerprint
-from cogview_pl.data.formats import IMAGE_EXTENSIONS
 from cogview_pl.data.images import ImageFileDataset, split_fractions
 from cogview_pl.data.packed import packed
 from cogview_pl.data.progress import NewProgress, Silent
-from cogview_pl.data.shard_files import OpenFiles, expand_urls, files_of_split
-from cogview_pl.data.shard_index import IMAGE, ShardIndex, shard_index
+from cogview_pl.data.shards.files import OpenFiles, expand_urls, files_of_split
+from cogview_pl.data.shards.index import IMAGE, ShardIndex, shard_index
+from cogview_pl.data.shards.tar_headers import NO_MEMBER, SEVERAL_IMAGES, SPARSE_MEMBER, Span
 from cogview_pl.data.styles import check_present
-from cogview_pl.data.tar_index import NO_MEMBER, SEVERAL_IMAGES, SPARSE_MEMBER, Span
 from cogview_pl.durable.read import MAX_CAPTION, MAX_IMAGE, UnreadableError, cannot_be_read, require_size
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
@@ -40,7 +40,7 @@ class ShardDataset(ImageFileDataset):
     """The samples of local WebDataset shards.
 
     The members of a sample share a key: their path up to the first dot of the base name, or up to the last dot where
-    names have dots of their own (`shard_keys.py`). The image is the first member with an extension of
+    names have dots of their own (`shards/keys.py`). The image is the first member with an extension of
     `IMAGE_EXTENSIONS`. The caption is the field `caption_field` of `<key>.json` (of a list of texts the first counts),
     or all of `<key>.txt` where `caption_field` is "txt"; any other text is the field of its name in `<key>.json`. A
     sample that lacks one of them is `Skipped` when it is read. Workers may be forked or spawned: each process opens the

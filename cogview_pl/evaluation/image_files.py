@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cogview_pl.data.decode import SampleError, load_image
+from cogview_pl.data.decoding.decode import SampleError, load_image
 from cogview_pl.data.samples import ImageSample, Skipped
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from cogview_pl.data.decode import load_image
+from cogview_pl.data.decoding.decode import load_image
 from cogview_pl.data.fingerprint import Fingerprint
+from cogview_pl.data.image_folders.walk import find_images
 from cogview_pl.data.input_images import InputImages
 from cogview_pl.data.records import read_record
-from cogview_pl.data.walk import find_images
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.durable.write import replacing
 from cogview_pl.errors import UserError

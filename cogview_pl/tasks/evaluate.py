@@ -18,8 +18,8 @@ from cogview_pl.checkpoints.settings import plain
 from cogview_pl.config.parts import generation_options, model_options
 from cogview_pl.config.schema import Config
 from cogview_pl.data.bad_samples import BadSampleLog
+from cogview_pl.data.image_folders.walk import find_images
 from cogview_pl.data.sharing import Team
-from cogview_pl.data.walk import find_images
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.config import EvaluateConfig
 from cogview_pl.evaluation.evaluation import Candidates, Evaluation, Tools

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from cogview_pl.data.config import Crop, Decoding
-from cogview_pl.data.decode import ImageError, decode_image
+from cogview_pl.data.decoding.decode import ImageError, decode_image
 from cogview_pl.data.folder import FolderDataset
 from cogview_pl.data.samples import ImageSample
 from cogview_pl.data.views import Views

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cogview_pl.data.folder_layout import read_folder
-from cogview_pl.data.listed import Fields, Listed
+from cogview_pl.data.image_folders.layout import read_folder
+from cogview_pl.data.image_folders.listed import Fields, Listed
 
 PATTERNS = ("{text}的{style}图像", "{style}风格的{text}")
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageCms
 
 from cogview_pl.data.bad_samples import collate_images
-from cogview_pl.data.colour import BROKEN_PROFILE, OTHER_SPACE
-from cogview_pl.data.decode import decode_image, load_image
+from cogview_pl.data.decoding.colour import BROKEN_PROFILE, OTHER_SPACE
+from cogview_pl.data.decoding.decode import decode_image, load_image
 from cogview_pl.data.folder import FolderDataset
 from cogview_pl.data.mended import MendedLog
 

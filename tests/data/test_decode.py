@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from cogview_pl.data.config import Decoding
-from cogview_pl.data.decode import ImageError, decode_image, load_image
+from cogview_pl.data.decoding.decode import ImageError, decode_image, load_image
 
 
 def encoded(image: Image.Image, form: str, **options: object) -> io.BytesIO:

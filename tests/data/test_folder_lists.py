@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cogview_pl.data.folder import FolderDataset
-from cogview_pl.data.listed import Listed
+from cogview_pl.data.image_folders.listed import Listed
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS, Stopped
 

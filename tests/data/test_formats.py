@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image, features
 
-from cogview_pl.data import formats
 from cogview_pl.data.bad_samples import require_readable
 from cogview_pl.data.config import Decoding
-from cogview_pl.data.decode import ImageError, decode_image, load_image
+from cogview_pl.data.decoding import formats
+from cogview_pl.data.decoding.decode import ImageError, decode_image, load_image
+from cogview_pl.data.decoding.formats import IMAGE_EXTENSIONS
+from cogview_pl.data.decoding.jxl_size import jxl_size
 from cogview_pl.data.folder import FolderDataset
-from cogview_pl.data.formats import IMAGE_EXTENSIONS
-from cogview_pl.data.jxl_size import jxl_size
 from cogview_pl.data.samples import ImageSample
 from cogview_pl.errors import UserError
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from cogview_pl.data.captions import CaptionError, field_text
+from cogview_pl.data.image_folders.walk import find_images
 from cogview_pl.data.images import split_indices
 from cogview_pl.data.samples import fraction_of
-from cogview_pl.data.walk import find_images
 from cogview_pl.errors import UserError
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from cogview_pl.data.folder import FolderDataset
-from cogview_pl.data.listed import Listed, Span
-from cogview_pl.data.listed_images import ListedImages
+from cogview_pl.data.image_folders.listed import Listed, Span
+from cogview_pl.data.image_folders.listed_images import ListedImages
 from cogview_pl.data.packed import is_among
 
 from .image_folders import folder

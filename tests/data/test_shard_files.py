@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cogview_pl.data import shard_files
-from cogview_pl.data.shard_files import OpenFiles, expand_urls
+from cogview_pl.data.shards import files as shard_files
+from cogview_pl.data.shards.files import OpenFiles, expand_urls
 from cogview_pl.durable.read import UnreadableError
 from cogview_pl.errors import UserError
 

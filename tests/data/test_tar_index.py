@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cogview_pl.data.formats import IMAGE_EXTENSIONS
-from cogview_pl.data.shard_table import read_shard
-from cogview_pl.data.tar_index import SPARSE_MEMBER, Span
+from cogview_pl.data.decoding.formats import IMAGE_EXTENSIONS
+from cogview_pl.data.shards.table import read_shard
+from cogview_pl.data.shards.tar_headers import SPARSE_MEMBER, Span
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS, Stopped
 

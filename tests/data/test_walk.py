@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cogview_pl.data.file_names import FileNames, normalised
 from cogview_pl.data.folder import FolderDataset
+from cogview_pl.data.image_folders.file_names import FileNames, normalised
+from cogview_pl.data.image_folders.walk import walk
 from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.walk import walk
 
 from .image_folders import captioned, folder, listing
 

@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cogview_pl.data import shard_files
 from cogview_pl.data.bad_samples import collate_images
 from cogview_pl.data.samples import ImageSample, Skipped
-from cogview_pl.data.shard_files import expand_urls
+from cogview_pl.data.shards import files as shard_files
+from cogview_pl.data.shards.files import expand_urls
 from cogview_pl.data.webdataset import ShardDataset
 from cogview_pl.errors import UserError
 

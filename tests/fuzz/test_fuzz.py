@@ -30,9 +30,9 @@ from cogview_pl.cli.messages import _of_composition
 from cogview_pl.cli.overrides import quote_override
 from cogview_pl.config.limits import check_limits
 from cogview_pl.config.schema import register_schemas
-from cogview_pl.data.decode import SampleError
+from cogview_pl.data.decoding.decode import SampleError
 from cogview_pl.data.folder import FolderDataset
-from cogview_pl.data.folder_layout import LISTINGS as CAPTION_FILES
+from cogview_pl.data.image_folders.layout import LISTINGS as CAPTION_FILES
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.token_store.store import TokenStore
 from cogview_pl.data.token_store.writer import TokenStoreWriter

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogview_pl.checkpoints.released import load_vqvae
-from cogview_pl.data.decode import load_image
+from cogview_pl.data.decoding.decode import load_image
 from cogview_pl.vqvae.codebook import gather_statistics, squared_distances
 from cogview_pl.vqvae.model import VQVAE
 from cogview_pl.vqvae.quantizer import EMAQuantizer

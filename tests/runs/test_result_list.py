@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogview_pl.data.decode import SampleError
+from cogview_pl.data.decoding.decode import SampleError
 from cogview_pl.data.input_images import InputImages
 from cogview_pl.errors import UserError
 from cogview_pl.runs.record import RunRecord

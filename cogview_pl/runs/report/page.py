@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from cogview_pl.data.decode import ImageError, load_image
+from cogview_pl.data.decoding.decode import ImageError, load_image
 from cogview_pl.durable.write import write_bytes
 from cogview_pl.runs.aims import Aim, Outcome, outcomes
 from cogview_pl.runs.history import newest_config

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cogview_pl.data.captions import CaptionError, caption_lines
-from cogview_pl.data.listed import Listed
-from cogview_pl.data.listed_images import ListedImages
+from cogview_pl.data.image_folders.listed import Listed
+from cogview_pl.data.image_folders.listed_images import ListedImages
+from cogview_pl.data.image_folders.text_files import GB18030, encoding_of
 from cogview_pl.data.packed import Bytes
 from cogview_pl.data.progress import NewProgress, Silent
-from cogview_pl.data.text_files import GB18030, encoding_of
 from cogview_pl.durable.read import MAX_CAPTION, UnreadableError, read_file
 from cogview_pl.errors.signals import SIGNALS
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from cogview_pl.data.coco import coco_records, is_coco
-from cogview_pl.data.listed import Fields, name_in
-from cogview_pl.data.listed_images import ListedImages
-from cogview_pl.data.tables import Table
-from cogview_pl.data.text_files import encoding_name, open_text
-from cogview_pl.data.walk import is_image_name
+from cogview_pl.data.image_folders.coco import coco_records, is_coco
+from cogview_pl.data.image_folders.listed import Fields, name_in
+from cogview_pl.data.image_folders.listed_images import ListedImages
+from cogview_pl.data.image_folders.tables import Table
+from cogview_pl.data.image_folders.text_files import encoding_name, open_text
+from cogview_pl.data.image_folders.walk import is_image_name
 from cogview_pl.durable.read import UnreadableError, bounded_lines, cannot_be_read, require_file
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS

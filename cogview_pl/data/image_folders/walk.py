@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cogview_pl.data.formats import IMAGE_EXTENSIONS
+from cogview_pl.data.decoding.formats import IMAGE_EXTENSIONS
 from cogview_pl.data.left_out import LeftOut
 from cogview_pl.data.progress import NewProgress, Silent
 from cogview_pl.durable.read import cannot_be_read, kind_of

@@ -13,11 +13,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from cogview_pl.data.colour import to_srgb
 from cogview_pl.data.config import Crop, Decoding
-from cogview_pl.data.formats import HEAD, JXL, formats_of
-from cogview_pl.data.jxl_size import jxl_size
-from cogview_pl.data.missing_end import REMARK, with_end
+from cogview_pl.data.decoding.colour import to_srgb
+from cogview_pl.data.decoding.formats import HEAD, JXL, formats_of
+from cogview_pl.data.decoding.jxl_size import jxl_size
+from cogview_pl.data.decoding.missing_end import REMARK, with_end
 from cogview_pl.data.samples import fraction_of
 from cogview_pl.durable.read import MAX_IMAGE, UnreadableError, cannot_be_read, require_file
 

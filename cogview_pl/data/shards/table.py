@@ -13,8 +13,8 @@ from cogview_pl.data.left_out import LeftOut
 from cogview_pl.data.packed import Texts, counts_of, packed
 from cogview_pl.data.progress import Progress
 from cogview_pl.data.samples import fractions_of
-from cogview_pl.data.shard_keys import samples_of
-from cogview_pl.data.tar_index import BLOCK, LINK, DamagedError, Member, Span, members
+from cogview_pl.data.shards.keys import samples_of
+from cogview_pl.data.shards.tar_headers import BLOCK, LINK, DamagedError, Member, Span, members
 from cogview_pl.durable.read import UnreadableError, cannot_be_read
 from cogview_pl.errors import UserError
 
@@ -65,7 +65,7 @@ def read_shard(path: Path, image_extensions: Collection[str], progress: Progress
     """Read the headers of a tar file.
 
     Members whose names are equal up to the first dot of the base name are a sample, with the exceptions of
-    `shard_keys.py`. Of two members with the same name the later counts, as when a tar file is unpacked.
+    `keys.py`. Of two members with the same name the later counts, as when a tar file is unpacked.
 
     Args:
         path: the tar file.

@@ -23,7 +23,7 @@ from safetensors.numpy import load, save
 
 from cogview_pl.data.left_out import LeftOut
 from cogview_pl.data.packed import Texts
-from cogview_pl.data.shard_table import ShardTable
+from cogview_pl.data.shards.table import ShardTable
 
 _log = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from cogview_pl.data import caption_files, chinese_clip
-from cogview_pl.data.file_names import FileNames
-from cogview_pl.data.folder_advice import for_a_file, no_captions, no_images, with_columns
-from cogview_pl.data.listed import Fields, Listed
-from cogview_pl.data.listed_images import ListedImages
-from cogview_pl.data.listings import Listing, read_listing
+from cogview_pl.data.image_folders import caption_files, chinese_clip
+from cogview_pl.data.image_folders.advice import for_a_file, no_captions, no_images, with_columns
+from cogview_pl.data.image_folders.file_names import FileNames
+from cogview_pl.data.image_folders.listed import Fields, Listed
+from cogview_pl.data.image_folders.listed_images import ListedImages
+from cogview_pl.data.image_folders.listings import Listing, read_listing
+from cogview_pl.data.image_folders.walk import FolderFiles, walk
 from cogview_pl.data.packed import is_among
 from cogview_pl.data.progress import NewProgress, Silent
-from cogview_pl.data.walk import FolderFiles, walk
 from cogview_pl.durable.read import UnreadableError, find, kind_of, require_file
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS

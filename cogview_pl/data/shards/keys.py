@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from cogview_pl.data.tar_index import SEVERAL_IMAGES, Span
+from cogview_pl.data.shards.tar_headers import SEVERAL_IMAGES, Span
 
 Members = Mapping[str, Span]
 """Places of members by extension in lower case."""

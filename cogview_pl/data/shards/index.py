@@ -13,9 +13,9 @@ import numpy as np
 from cogview_pl.data.left_out import LeftOut
 from cogview_pl.data.packed import Texts, counts_of, packed
 from cogview_pl.data.progress import NewProgress, Progress
-from cogview_pl.data.shard_cache import keep_table, kept_table
-from cogview_pl.data.shard_table import MEBIBYTE, ShardTable, read_shard, span_of
-from cogview_pl.data.tar_index import NO_MEMBER, Span
+from cogview_pl.data.shards.cache import keep_table, kept_table
+from cogview_pl.data.shards.table import MEBIBYTE, ShardTable, read_shard, span_of
+from cogview_pl.data.shards.tar_headers import NO_MEMBER, Span
 from cogview_pl.errors.signals import SIGNALS
 
 IMAGE = "/image"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cogview_pl.data.listed import Fields
+from cogview_pl.data.image_folders.listed import Fields
 from cogview_pl.errors import UserError
 
 

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cogview_pl.data.file_names import FileNames
-from cogview_pl.data.listed import CAPTION_FIELDS, FILE_FIELDS, Fields, name_in
-from cogview_pl.data.listings import read_listing
-from cogview_pl.data.walk import FolderFiles, is_image_name
+from cogview_pl.data.image_folders.file_names import FileNames
+from cogview_pl.data.image_folders.listed import CAPTION_FIELDS, FILE_FIELDS, Fields, name_in
+from cogview_pl.data.image_folders.listings import read_listing
+from cogview_pl.data.image_folders.walk import FolderFiles, is_image_name
 from cogview_pl.errors import UserError
 from cogview_pl.vocab.roles import CAPTION
 

@@ -8,7 +8,7 @@ from typing import overload
 
 import numpy as np
 
-from cogview_pl.data.listed import Listed, Span
+from cogview_pl.data.image_folders.listed import Listed, Span
 from cogview_pl.data.packed import TextColumn, counts_of
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cogview_pl.data.captions import CaptionError, field_texts
-from cogview_pl.data.decode import ImageError
-from cogview_pl.data.listed import Listed, Span
-from cogview_pl.data.listed_images import ListedImages
+from cogview_pl.data.decoding.decode import ImageError
+from cogview_pl.data.image_folders.listed import Listed, Span
+from cogview_pl.data.image_folders.listed_images import ListedImages
 from cogview_pl.data.progress import NewProgress, Silent
 from cogview_pl.durable.read import MAX_IMAGE, bounded_lines, unreadable_named
 from cogview_pl.errors import UserError

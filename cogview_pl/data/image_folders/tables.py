@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from cogview_pl.data.walk import is_image_name
+from cogview_pl.data.image_folders.walk import is_image_name
 from cogview_pl.durable.read import MAX_CAPTION, bounded_lines
 from cogview_pl.errors import UserError
 

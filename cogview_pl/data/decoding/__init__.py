@@ -1,0 +1,1 @@
+"""Image files become pixels: formats, sizes, colours, damage."""

@@ -1,0 +1,1 @@
+"""Tar shards: headers, keys, and an index that is kept between runs."""
