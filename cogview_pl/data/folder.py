@@ -177,8 +177,9 @@ class FolderDataset(ImageFileDataset):
             Captions.all: "each",
         }
         choice = self.choice.captions
+        have = "image has" if len(several) == 1 else "images have"
         return [
-            f"{name}: {len(several):,} images have several captions, {int(several.sum()):,} "
+            f"{name}: {len(several):,} {have} several captions, {int(several.sum()):,} "
             f"in all; {which[choice]} counts (data.captions={choice.value}; first, random or all)"
         ]
 

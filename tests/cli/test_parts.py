@@ -68,7 +68,7 @@ def test_four_runs_of_which_one_is_killed_are_the_run_of_one_process(cli, tokeni
         cli.succeed([*words, f"token_store.part={number}", f"run_dir=part{number}"], tmp_path)
     refused = cli.run(["task=tokenize", "token_store.join=[part3,part1]", "run_dir=joined"], tmp_path)
     assert refused.code == 2 and refused.stderr.endswith(
-        "of the 4 parts of part3/token_store and others, 2, 4 is missing; finish its run, and name its folder too\n"
+        "of the 4 parts of part3/token_store and others, 2, 4 are missing; finish its run, and name its folder too\n"
     )
     assert not (tmp_path / "joined").exists()
     cli.succeed([*words, "token_store.part=2", "run_dir=part2", "resume=auto"], tmp_path)

@@ -105,7 +105,7 @@ class Shards:
             write_tar(home / f"{number}.tar", {"a.png": image(number), "a.txt": b"t"})
         dataset = read(f"{home}/*.tar", "txt")
         assert found(dataset) == [("a", "t", 0), ("a", "t", 1)]
-        assert "1 samples have the key of an earlier one, such as a in" in dataset.notes()[1]
+        assert "1 sample has the key of an earlier one, such as a in" in dataset.notes()[1]
 
     @staticmethod
     def row_left_out(home: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_default_is_said_aloud(tmp_path: Path) -> None:
     listing(tmp_path, "a.txt", "一\n二")
     listing(tmp_path, "b.txt", "三")
     assert data(tmp_path).notes()[-1] == (
-        f"data.root={tmp_path}: 1 images have several captions, 2 in all; the first counts "
+        f"data.root={tmp_path}: 1 image has several captions, 2 in all; the first counts "
         "(data.captions=first; first, random or all)"
     )
 

@@ -148,7 +148,8 @@ class _Source:
             f"captions are the {kind} {place}" + (f" (GB18030: {found.num_gb18030:,})" if found.num_gb18030 else "")
         ]
         if lacking:
-            notes.append(f"{lacking:,} of {len(self.files.images):,} images have no caption and will be skipped")
+            have = "has" if lacking == 1 else "have"
+            notes.append(f"{lacking:,} of {len(self.files.images):,} images {have} no caption and will be skipped")
         return self._content(found.texts, notes + self._left_out(files.values(), found.texts))
 
     def _require_captions_alone(self, kind: str) -> None:

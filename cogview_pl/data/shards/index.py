@@ -145,8 +145,9 @@ class ShardIndex:
     def _all_notes(self) -> list[str]:
         notes = [self._left_out.line("member")]
         if self._longer_keys:
+            names = "name has" if self._longer_keys == 1 else "names have"
             notes.append(
-                f"{self._longer_keys:,} names have dots, such as {self._first_longer_key}; each of them up to its last "
+                f"{self._longer_keys:,} {names} dots, such as {self._first_longer_key}; each of them up to its last "
                 "dot is a key"
             )
         notes.append(self._repeated())
@@ -164,8 +165,9 @@ class ShardIndex:
             return ""
         first, second = order[again[0]], order[again[0] + 1]
         shards = [self.shards[self._shard(one)] for one in (first, second)]
+        have = "sample has" if len(again) == 1 else "samples have"
         return (
-            f"{len(again):,} samples have the key of an earlier one, such as {self.key(first)} in {shards[0]} and "
+            f"{len(again):,} {have} the key of an earlier one, such as {self.key(first)} in {shards[0]} and "
             f"{shards[1]}; all of them are read"
         )
 

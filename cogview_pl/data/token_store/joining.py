@@ -59,9 +59,9 @@ def open_parts(folders: Sequence[Path]) -> list[TokenStore]:
         by_number[part.number] = store
     missing = [number for number in range(1, _part(first).count + 1) if number not in by_number]
     if missing:
-        numbers = ", ".join(map(str, missing))
+        numbers = f"{', '.join(map(str, missing))} {'is' if len(missing) == 1 else 'are'} missing"
         raise UserError(
-            f"token_store.join: of the {_part(first).count} parts of {first.folder} and others, {numbers} is missing; "
+            f"token_store.join: of the {_part(first).count} parts of {first.folder} and others, {numbers}; "
             "finish its run, and name its folder too"
         )
     ordered = [by_number[number] for number in sorted(by_number)]

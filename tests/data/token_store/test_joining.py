@@ -158,7 +158,7 @@ def test_a_writer_goes_on_with_its_part_alone(parts: list[Path]) -> None:
 REFUSED: dict[str, tuple[Callable[[list[Path], Path], list[Path]], str]] = {
     "missing": (
         lambda parts, _: [parts[0], parts[3]],
-        r"of the 4 parts of .*part1 and others, 2, 3 is missing; finish",
+        r"of the 4 parts of .*part1 and others, 2, 3 are missing; finish",
     ),
     "doubled": (
         lambda parts, new: [*parts, Path(shutil.copytree(parts[1], new))],
