@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,26 +46,31 @@ def dies_half_way() -> None:
     torch.save = half
 
 
-@pytest.mark.parametrize(
-    "prepare",
-    [
-        pytest.param(dies_half_way, id="written"),
-        pytest.param(lambda: dies_in("fsync"), id="synced", marks=pytest.mark.slow),
-        pytest.param(lambda: dies_in("replace"), id="renamed", marks=pytest.mark.slow),
-        pytest.param(lambda: dies_in("link"), id="linked", marks=pytest.mark.slow),  # step_3.ckpt has one name
-    ],
-)
-def test_the_checkpoint_before_is_whole(run: Path, prepare: Callable[[], None]) -> None:
+PLACES = {
+    "written": dies_half_way,
+    "synced": partial(dies_in, "fsync"),
+    "renamed": partial(dies_in, "replace"),
+    "linked": partial(dies_in, "link"),  # step_3.ckpt has one name
+}
+
+
+def killed_run(place: str) -> None:
+    """A run that ends in one of `PLACES`."""
+    PLACES[place]()
+    config = configured(*OPTIONS, max_steps=6)
+    carried_out(config, Line(config), samples(*VALUES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+def test_the_checkpoint_before_is_whole(run: Path, place: str) -> None:
     whole = Line(configured(*OPTIONS, max_steps=6))
     metrics = carried_out(whole.config, whole, samples(*VALUES))
     run.rename("whole")
-    child = os.fork()
-    if not child:
-        prepare()
-        config = configured(*OPTIONS, max_steps=6)
-        carried_out(config, Line(config), samples(*VALUES))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    process = multiprocessing.get_context("spawn").Process(target=killed_run, args=(place,))  # threads forbid a fork
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert saved(run)["global_step"] == BEFORE
     assert (run / "checkpoints" / "last.ckpt").samefile(run / "checkpoints" / f"step_{BEFORE}.ckpt")
     config = configured(*OPTIONS, max_steps=6)
