@@ -105,11 +105,15 @@ def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
             sampling=config.sampler.plain(),
             on_window=bar.update,
         )
-        before, after = decode_codes(codes, tokenizer, len(batch)), decode_codes(large, tokenizer, len(batch))
-        records = [{"prompt": p, "source": images.record(n)["file"]} for p, n in zip(prompts, numbers, strict=True)]
+        before, after = (_rounded(decode_codes(grid, tokenizer, len(batch))) for grid in (codes, large))
+        records: list[dict[str, Any]] = [
+            {"prompt": p, "source": images.record(n)["file"]} for p, n in zip(prompts, numbers, strict=True)
+        ]
         if originals.known:
-            found = _compare(torch.stack(read) / 255, before, after, owners(upscaler.grid[-1]), prompts, judge)
-            records = [record | judged for record, judged in zip(records, found, strict=True)]
+            windows = owners(upscaler.grid[-1])
+            pictures = zip(torch.stack(read) / 255, before, after, strict=True)
+            for record, prompt, (true, small, double_size) in zip(records, prompts, pictures, strict=True):
+                record |= _compare(true[None], small[None], double_size[None], windows, prompt, judge)
         return Magnified(records, [(image * 255).round().to(torch.uint8) for image in after], skipped)
 
     batches = team.batches(len(images), config.sampler.batch_size)
@@ -142,19 +146,25 @@ def _originals(config: Config, size: int) -> Originals:
 
 
 def _compare(
-    truth: Tensor, before: Tensor, after: Tensor, windows: Tensor, prompts: Sequence[str], judge: Judge | None
-) -> list[dict[str, Any]]:
-    """Compare upscaled images, and decoded small images that were resized (bicubic), with the true ones."""
-    kinds = {"": after, _BICUBIC: _at(before, truth.shape[-1])}
-    columns: dict[str, list[Any]] = {
-        f"judged{suffix}": list(map(list, compare_upscaled(images, truth, windows))) for suffix, images in kinds.items()
-    }
-    for name, images in (("before", before), ("after", after)) if judge is not None else ():
+    truth: Tensor, before: Tensor, after: Tensor, windows: Tensor, prompt: str, judge: Judge | None
+) -> dict[str, Any]:
+    """Compare an upscaled image, and the decoded small image resized (bicubic), with the true one, each `(1, 3, Y, X)`.
+
+    One at a time, because sums over a batch depend on its size.
+    """
+    found: dict[str, Any] = {}
+    for suffix, image in (("", after), (_BICUBIC, _at(before, truth.shape[-1]))):
+        (upscaled,) = compare_upscaled(image, truth, windows)
+        found[f"judged{suffix}"] = list(upscaled)
+    for name, image in (("before", before), ("after", after)) if judge is not None else ():
         assert judge is not None
-        detected = judge(_at(images, before.shape[-1]))
-        right = [score_detected([one], [prompt]).all_right for one, prompt in zip(detected, prompts, strict=True)]
-        columns[f"all_right_{name}"] = right
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        found[f"all_right_{name}"] = score_detected(judge(_at(image, before.shape[-1])), [prompt]).all_right
+    return found
+
+
+def _rounded(images: Tensor) -> Tensor:
+    """Images as files hold them, so that figures do not depend on the rounding of a batch."""
+    return (images * 255).round() / 255
 
 
 def _judged(results: ResultList, *, toy_world: bool) -> dict[str, float]:
