@@ -148,9 +148,10 @@ def declared(run: Path) -> dict[str, bytes]:
     samples = run / "samples.jsonl"
     if samples.exists():
         for line in samples.read_bytes().split(b"\n")[:-1]:
-            file = json.loads(line)["file"]
-            Image.open(run / file).load()
-            found[file] = (run / file).read_bytes()
+            record = json.loads(line)
+            if "file_crc32" in record:  # otherwise it names an image that the run has read
+                Image.open(run / record["file"]).load()
+                found[record["file"]] = (run / record["file"]).read_bytes()
     return found
 
 
