@@ -100,8 +100,8 @@ def _following(folder: Path, config: DictConfig) -> _Next | None:
         return _after_evaluation(folder, Path(config.outputs), compares=config.evaluate.compare is not None)
     if config.task == "convert":
         return _after_conversion(config.convert.target)
-    if config.task == "generate" and (captions := _captions(folder / SAMPLES)):
-        return _after_captions(captions)
+    if config.task == "generate":
+        return _after_generation(folder / SAMPLES)
     return _NEXT.get(config.task)
 
 
@@ -143,17 +143,15 @@ def _after_conversion(target: str) -> _Next | None:
     return _Next((*_GENERATE, f"init_from={target}"))
 
 
-def _after_captions(captions: Sequence[str]) -> _Next | None:
-    """An image of the first caption that fits into a line."""
-    caption = next((caption for caption in captions if caption.isprintable()), None)
-    return None if caption is None else _Next(("task=generate", f"prompts=[{_item(caption)}]"), needs=("pretrain",))
-
-
-def _captions(samples: Path) -> list[str]:
-    """Captions that a run has written of images; none after other runs."""
+def _after_generation(samples: Path) -> _Next | None:
+    """The task that ranks images; after captions an image of the first one that fits into a line."""
     with samples.open(encoding="utf-8") as stream:
-        records = [json.loads(line) for line in stream]
-    return [record["caption"] for record in records if record.get("caption")]
+        for record in map(json.loads, stream):
+            if "caption" not in record:
+                return _NEXT["generate"]
+            if record["caption"] and record["caption"].isprintable():
+                return _Next(("task=generate", f"prompts=[{_item(record['caption'])}]"), needs=("pretrain",))
+    return None
 
 
 def _item(text: str | Path) -> str:

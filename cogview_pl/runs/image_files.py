@@ -20,7 +20,7 @@ from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.runs.run_folder import SAMPLES
 
 
-class ListedImages(InputImages):
+class GivenImages(InputImages):
     """Image files, resized and cropped to one size.
 
     Args:
@@ -54,19 +54,19 @@ class ListedImages(InputImages):
         return found.hexdigest()
 
 
-def pairs_of(given: str | Path, size: int) -> ListedImages:
+def pairs_of(given: str | Path, size: int) -> GivenImages:
     """Images with prompts, of a run folder of task=generate or a .jsonl file of `{"prompt": …, "file": …}`.
 
     Raises:
         UserError: there is no such file, or a line is malformed.
     """
     file = pairs_file(Path(given))
-    return ListedImages(f"pairs={file}", read_pairs(file), file.parent, size)
+    return GivenImages(f"pairs={file}", read_pairs(file), file.parent, size)
 
 
-def images_of(given: object, size: int) -> ListedImages:
+def images_of(given: object, size: int) -> GivenImages:
     """The images that `images` names: an image, a folder or a list of images; raises UserError if there are none."""
-    return ListedImages(f"images={given}", [{"file": str(file)} for file in image_files(given)], Path(), size)
+    return GivenImages(f"images={given}", [{"file": str(file)} for file in image_files(given)], Path(), size)
 
 
 def image_files(given: object) -> list[Path]:

@@ -111,9 +111,9 @@ def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
         ]
         if originals.known:
             windows = owners(upscaler.grid[-1])
-            pictures = zip(torch.stack(read) / 255, before, after, strict=True)
-            for record, prompt, (true, small, double_size) in zip(records, prompts, pictures, strict=True):
-                record |= _compare(true[None], small[None], double_size[None], windows, prompt, judge)
+            for number, (record, prompt) in enumerate(zip(records, prompts, strict=True)):
+                one = slice(number, number + 1)
+                record |= _compare(read[number][None] / 255, before[one], after[one], windows, prompt, judge)
         return Magnified(records, [(image * 255).round().to(torch.uint8) for image in after], skipped)
 
     batches = team.batches(len(images), config.sampler.batch_size)
