@@ -105,7 +105,7 @@ def quickstart(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Speed on this machine beside references; name subjects or rows to run only those (see benchmarks/bench.py)."""
-    session.install("-e", ".", "transformers>=5", "vector-quantize-pytorch>=1.20", "matplotlib")
+    session.install("-e", ".", "transformers>=5", "ctranslate2>=4.5", "vector-quantize-pytorch>=1.20", "matplotlib")
     session.run("python", "-m", "benchmarks.bench", *session.posargs)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -49,6 +52,27 @@ def repeated(work: Work, times: int) -> Work:
             work()
 
     return run
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Let torch use `number` threads; None leaves its choice."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def busy_neighbour() -> Iterator[None]:
+    """Another process computes on one core until the end."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
+        try:
+            yield
+        finally:
+            neighbour.kill()
 
 
 def _wait() -> None:

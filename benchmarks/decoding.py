@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
-from benchmarks import references
-from benchmarks.contest import Work, contest, repeated
+from benchmarks import peers, references
+from benchmarks.contest import Work, busy_neighbour, contest, repeated, threads
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DTYPES, IMAGE_CODES, TEXT, TOP_K, text_to_image
 from cogview_pl.generation.config import Quantization, Sampling
@@ -25,12 +26,22 @@ class Case(NamedTuple):
     batch: int = 1
     new: int = 256
     peer_vocabulary: int = IMAGE_CODES
-    """Vocabulary of the reference; ours computes logits of the codes alone."""
+    """Vocabulary of the peers; ours computes logits of the codes alone."""
+    quantization: Quantization | None = None
+    """Of this project and CTranslate2; Hugging Face decodes in `dtype`."""
+    threads: int | None = None
+    """Threads of every contender; None: torch's choice, one per core."""
+    neighbour: bool = False
+    """Whether another process keeps one core busy."""
 
     @property
     def title(self) -> str:
-        """`decode:S1-fp32-x1-256-v8192`: shape, precision, images, new tokens, the peer's vocabulary."""
-        return f"decode:{self.shape}-{self.dtype}-x{self.batch}-{self.new}-v{self.peer_vocabulary}"
+        """`decode:S1-fp32-x1-256-v8192`: shape, precision, images, new tokens, the peers' vocabulary, and the rest."""
+        rest = [f"{self.threads}-threads"] if self.threads else []
+        rest += ["neighbour"] if self.neighbour else []
+        precision = f"{self.dtype}-{self.quantization}" if self.quantization else self.dtype
+        named = [self.shape, precision, f"x{self.batch}", str(self.new), f"v{self.peer_vocabulary}", *rest]
+        return "decode:" + "-".join(named)
 
 
 CASES = (
@@ -43,6 +54,12 @@ CASES = (
     Case("S1", "fp32", batch=4),
     Case("S1", "fp32", batch=16),
     Case("S1", "fp32", new=1024),
+    Case("S1", "fp32", quantization=Quantization.int8),
+    Case("S1", "fp32", threads=1),
+    Case("S2", "fp32", threads=1),
+    Case("S1", "fp32", quantization=Quantization.int8, threads=1),
+    Case("S1", "fp32", neighbour=True),
+    Case("S1", "fp32", threads=1, neighbour=True),
 )
 
 
@@ -53,20 +70,30 @@ def rows() -> list[Row]:
 
 def measure(case: Case, rounds: int = 3) -> Result:
     """Milliseconds per step of all contenders, timed in the same rounds."""
-    shape, dtype, batch, new, vocabulary = case
-    grid = round(new**0.5)
-    contenders = {
-        "ours": ours(shape, dtype, batch, grid),
-        "Hugging Face": references.hugging_face_decode(shape, dtype, batch, new, vocabulary),
-        "bare linears": repeated(references.bare_linears(shape, dtype, batch), REPEATS),
-        "stream bound": repeated(references.stream(shape, dtype, batch, new), REPEATS),
-    }
-    if new > 256:
-        contenders["original's scheme"] = references.original_decode(shape, dtype, batch, grid)
-    steps = dict.fromkeys(contenders, new) | {"bare linears": REPEATS, "stream bound": REPEATS}
-    found = result("ms/step", contest(contenders, rounds), steps)
+    with threads(case.threads), busy_neighbour() if case.neighbour else nullcontext():
+        contenders = _contenders(case)
+        steps = dict.fromkeys(contenders, case.new) | {"bare linears": REPEATS, "stream bound": REPEATS}
+        found = result("ms/step", contest(contenders, rounds), steps)
     found.facts["share of the stream bound"] = found.values["stream bound"] / found.values["ours"]
     return found
+
+
+def _contenders(case: Case) -> dict[str, Work]:
+    shape, dtype, batch, new, vocabulary, quantization = case[:6]
+    grid = round(new**0.5)
+    contenders = {
+        "ours": ours(shape, dtype, batch, grid, quantization),
+        "Hugging Face": references.hugging_face_decode(shape, dtype, batch, new, vocabulary),
+    }
+    if peers.ctranslate2_runs(dtype):
+        contenders["CTranslate2"] = peers.ctranslate2_decode(shape, dtype, batch, new, vocabulary, quantization)
+    contenders["bare linears"] = repeated(references.bare_linears(shape, dtype, batch), REPEATS)
+    contenders["stream bound"] = repeated(
+        references.stream(shape, dtype, batch, new, int8=quantization == Quantization.int8), REPEATS
+    )
+    if new > 256:
+        contenders["original's scheme"] = references.original_decode(shape, dtype, batch, grid)
+    return contenders
 
 
 def ours(shape: str, dtype: str, batch: int, grid: int, quantization: Quantization | None = None) -> Work:

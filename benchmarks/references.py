@@ -83,9 +83,9 @@ def bare_linears(shape: str, dtype: str, batch: int) -> Work:
     return run
 
 
-def stream(shape: str, dtype: str, batch: int, new: int) -> Work:
+def stream(shape: str, dtype: str, batch: int, new: int, *, int8: bool = False) -> Work:
     """Read all data of a step once with all threads: a lower bound for the time of a step."""
-    memory: Tensor = torch.ones(step_bytes(shape, dtype, batch, new) // 4, device=DEVICE)
+    memory: Tensor = torch.ones(step_bytes(shape, dtype, batch, new, int8=int8) // 4, device=DEVICE)
     return memory.sum
 
 

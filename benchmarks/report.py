@@ -15,7 +15,7 @@ import torch
 from benchmarks.contest import Timing
 from benchmarks.settings import DEVICE
 
-PACKAGES = ("torch", "transformers", "vector-quantize-pytorch")
+PACKAGES = ("torch", "transformers", "ctranslate2", "vector-quantize-pytorch")
 
 
 class Curve(NamedTuple):
