@@ -1,4 +1,4 @@
-"""A training step of 4 x 1,088 tokens at vocabulary 58,240: forward, backward, fused AdamW."""
+"""A training step of 4 x 1,088 tokens at vocabulary 58,240 with fused AdamW, and steps of the quickstart."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks import gemm, memory, references
+from benchmarks import gemm, memory, quickstart, references
 from benchmarks.contest import Work, contest
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, PROMPT, SHAPES, text_to_image, vocab_size
@@ -22,10 +22,12 @@ TOKENS = PROMPT + GRID * GRID
 
 
 def rows() -> list[Row]:
-    """Time and peak memory of every case."""
+    """Time and peak memory of every case, and times of the quickstart's steps."""
     times = [Row(f"train:{shape}-{dtype}", partial(measure, shape, dtype)) for shape, dtype in CASES]
     peaks = [Row(f"train:{shape}-{dtype}-memory", partial(measure_memory, shape, dtype)) for shape, dtype in CASES]
-    return times + (peaks if memory.MEASURABLE and DEVICE.type == "cpu" else [])
+    if DEVICE.type != "cpu":
+        return times
+    return times + (peaks if memory.MEASURABLE else []) + quickstart.rows()
 
 
 def measure(shape: str, dtype: str, rounds: int = 3) -> Result:

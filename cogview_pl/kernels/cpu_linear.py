@@ -1,7 +1,8 @@
 """Matmuls on a CPU: by oneDNN where the default library is slow.
 
-On x86, `torch.nn.functional.linear` uses MKL for fp32. MKL is fast on Intel's processors and runs at half speed or less
-on others; oneDNN, which torch includes for convolutions, is fast on all. Measured in `docs/performance.md`.
+On x86, `torch.nn.functional.linear` uses MKL for fp32. MKL uses AVX-512 on Intel's processors only, so where others
+have it, MKL runs at half speed; oneDNN, which torch includes for convolutions, uses it on all. It also
+reads the weights of few rows slowly there. Measured in `docs/performance.md`.
 
 Shapes: N rows, D inputs, M outputs.
 """
@@ -35,11 +36,14 @@ def _processor() -> str:
 _BOTH_LIBRARIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 ONEDNN_IS_FASTER = _BOTH_LIBRARIES and "GenuineIntel" not in _processor()
+"""Whether oneDNN reads the weights of few rows faster than MKL, in fp32 on this machine."""
+
+CONVOLUTIONS_ARE_FASTER = ONEDNN_IS_FASTER and torch.backends.cpu.get_cpu_capability() == "AVX512"
 """Whether `linear` uses oneDNN for fp32 on this machine."""
 
 
 class Linear(nn.Linear):
-    """x · weightᵀ + bias of the last axis; oneDNN computes it as a convolution with a 1 × 1 kernel.
+    """x · weightᵀ + bias of the last axis; where MKL lacks AVX-512, oneDNN computes it as a 1 × 1 convolution.
 
     Only a convolution reaches oneDNN with gradients. Its sums have another order: results differ from `nn.Linear` by
     about 1e-6 relative.
@@ -53,7 +57,7 @@ class Linear(nn.Linear):
 def linear(input: Tensor, weight_MD: Tensor, bias_M: Tensor | None = None) -> Tensor:
     """`Linear` as a function: input · weightᵀ + bias, of shape (…, M) for an input (…, D)."""
     many = input.numel() >= _FEWEST_ROWS * input.shape[-1]
-    if not (ONEDNN_IS_FASTER and many and _plain_fp32(input, weight_MD)):
+    if not (CONVOLUTIONS_ARE_FASTER and many and _plain_fp32(input, weight_MD)):
         return F.linear(input, weight_MD, bias_M)
     return by_convolution(input, weight_MD, bias_M)
 
