@@ -86,9 +86,10 @@ class ToyDataset(CaptionedImages):
         return self._size
 
     def __getitem__(self, index: int) -> ImageSample:
-        pixels = render(self.scene(index), self.image_size, self.style(index))
-        image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-        return ImageSample(self.key(index), image, self.text(index))
+        scene = self.scene(index)  # once: it costs as much as to render it in the plain style
+        style = self._style_of(scene, index)
+        image = torch.from_numpy(render(scene, self.image_size, style)).permute(2, 0, 1).contiguous()
+        return ImageSample(self.key(index), image, self._text_of(scene, style, index))
 
     def key(self, index: int) -> str:
         """The name of an image."""
@@ -113,19 +114,28 @@ class ToyDataset(CaptionedImages):
 
     def style(self, index: int) -> str:
         """The style of an image."""
-        rng = random_stream(self.seed, SPLITS.index(self.split), self._checked(index), _STYLE_STREAM)
-        styles = self._styles_for(self.scene(index))
-        return styles[int(rng.random() * len(styles))]
+        return self._style_of(self.scene(index), index)
 
     def text(self, index: int, field: str = CAPTION) -> str:
         """The caption of an image, without rendering it; raises UserError for another field."""
         if field != CAPTION:
             raise UserError(f"template.layout: data=toy has no text for slot {field}; use data with such a column")
-        rng = random_stream(self.seed, SPLITS.index(self.split), self._checked(index), _TEXT_STREAM)
-        text = caption(self.scene(index), self.language, rng)
+        scene = self.scene(index)
+        return self._text_of(scene, self._style_of(scene, index), index)
+
+    def _style_of(self, scene: Scene, index: int) -> str:
+        styles = self._styles_for(scene)
+        if len(styles) == 1:
+            return styles[0]
+        rng = random_stream(self.seed, SPLITS.index(self.split), index, _STYLE_STREAM)
+        return styles[int(rng.random() * len(styles))]
+
+    def _text_of(self, scene: Scene, style: str, index: int) -> str:
+        rng = random_stream(self.seed, SPLITS.index(self.split), index, _TEXT_STREAM)
+        text = caption(scene, self.language, rng)
         if not self._patterns:
             return text
-        return self._patterns.apply(text, style_name(self.style(index), self.language), self.key(index))
+        return self._patterns.apply(text, style_name(style, self.language), self.key(index))
 
     def _styles_for(self, scene: Scene) -> tuple[str, ...]:
         """The styles that a scene may have."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,7 +122,7 @@ def sample_scene(
     Raises UserError for an unknown split, a negative seed or unusable probabilities.
     """
     check_stream(seed, split)
-    thresholds = _cumulative(object_probabilities)
+    thresholds = _cumulative(tuple(object_probabilities))
     rng = random_stream(seed, SPLITS.index(split), index, *((_REDRAW_STREAM, redraw) if redraw else ()))
     number = 1 + int(np.searchsorted(thresholds, rng.random(), side="right"))
     places = list(PLACES)
@@ -150,7 +151,8 @@ def styles_held_out(styles: Iterable[str]) -> dict[tuple[str, str], str]:
     }
 
 
-def _cumulative(object_probabilities: Sequence[float]) -> np.ndarray:
+@lru_cache
+def _cumulative(object_probabilities: tuple[float, ...]) -> np.ndarray:
     weights = np.asarray(object_probabilities, dtype=np.float64)
     usable = weights.ndim == 1 and 1 <= len(weights) <= 3 and (weights >= 0).all()
     if not usable or not 0 < weights.sum() < math.inf:
