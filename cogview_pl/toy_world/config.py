@@ -19,3 +19,4 @@ class ToyDataConfig(DataConfig):
     styles: list[str] = MISSING
     style_patterns: list[str] = MISSING
     object_probabilities: list[float] = at_least_0()
+    cache_mb: float = at_least_0()

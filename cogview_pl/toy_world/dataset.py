@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from cogview_pl.data.fingerprint import Fingerprint
 from cogview_pl.data.samples import CaptionedImages, ImageSample
@@ -47,6 +48,8 @@ class ToyDataset(CaptionedImages):
         styles: keys of `STYLES`, at least one.
         style_patterns: see `StylePatterns`.
         object_probabilities: weights of one, two and three objects.
+        cache_mb: pixels that each process keeps for later passes (10^6 bytes); with them a sample that was read before
+            is not rendered again.
 
     Raises:
         UserError: an argument is out of its range.
@@ -63,6 +66,7 @@ class ToyDataset(CaptionedImages):
         styles: Sequence[str] = ("flat",),
         style_patterns: Sequence[str] = (),
         object_probabilities: Sequence[float] = OBJECT_PROBABILITIES,
+        cache_mb: float = 0,
     ) -> None:
         check_language(language)
         check_styles(styles)
@@ -79,6 +83,8 @@ class ToyDataset(CaptionedImages):
         self.styles = tuple(styles)
         self.object_probabilities = tuple(object_probabilities)
         self._size = train_size if split == "train" else val_size
+        self._rendered: dict[int, Tensor] = {}
+        self._most_rendered = int(cache_mb * 1e6 / (3 * image_size**2))
         self._patterns = StylePatterns(style_patterns)
         self._held_out = styles_held_out(styles) if style_patterns and len(set(styles)) > 1 else {}
 
@@ -88,8 +94,15 @@ class ToyDataset(CaptionedImages):
     def __getitem__(self, index: int) -> ImageSample:
         scene = self.scene(index)  # once: it costs as much as to render it in the plain style
         style = self._style_of(scene, index)
-        image = torch.from_numpy(render(scene, self.image_size, style)).permute(2, 0, 1).contiguous()
-        return ImageSample(self.key(index), image, self._text_of(scene, style, index))
+        return ImageSample(self.key(index), self._image(scene, style, index), self._text_of(scene, style, index))
+
+    def _image(self, scene: Scene, style: str, index: int) -> Tensor:
+        image = self._rendered.get(index)
+        if image is None:
+            image = torch.from_numpy(render(scene, self.image_size, style)).permute(2, 0, 1).contiguous()
+            if len(self._rendered) < self._most_rendered:
+                self._rendered[index] = image
+        return image
 
     def key(self, index: int) -> str:
         """The name of an image."""

@@ -50,6 +50,18 @@ class TestDataset:
             assert torch.equal(loaded[i].image, data[i].image)
         assert len({sample.key for sample in loaded}) == len(data) == 12
 
+    def test_samples_of_a_later_pass_are_those_of_the_first(self) -> None:
+        options: dict[str, Any] = {"image_size": 32, "seed": 3, "styles": ("flat", "oil")}
+        fresh = [toy_images("train", 6, **options)[i] for i in range(6)]
+        data = toy_images("train", 6, cache_mb=3 * 32**2 * 4 / 1e6, **options)
+        first = [data[i] for i in range(6)]
+        second = [data[i] for i in range(6)]
+        for expected, one, again in zip(fresh, first, second, strict=True):
+            assert torch.equal(expected.image, one.image) and torch.equal(expected.image, again.image)
+            assert expected.text == one.text == again.text
+        kept = [one.image is again.image for one, again in zip(first, second, strict=True)]
+        assert kept == [True] * 4 + [False] * 2
+
     def test_image_and_text_show_the_scene_in_the_style_that_is_named(self) -> None:
         data = toy_images("val", 40, image_size=32, styles=("oil", "sketch"), style_patterns=PATTERNS)
         for i in range(len(data)):
