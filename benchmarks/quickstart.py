@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from benchmarks import gemm
 from benchmarks.contest import Work, contest
 from benchmarks.report import Result, Row, result
+from cogview_pl.assembly.cpu_kernels import training_kernels
 from cogview_pl.assembly.image_data import open_images
 from cogview_pl.assembly.model_specs import predicted_ids, transformer_settings, vqvae_settings
 from cogview_pl.assembly.trainer import optimizer_factory
@@ -27,6 +28,7 @@ from cogview_pl.config.schema import Config, register_schemas
 from cogview_pl.config.shipped import experiments
 from cogview_pl.data.samples import CaptionedImages
 from cogview_pl.data.sequence_dataset import SequenceBatch, SequenceCollator
+from cogview_pl.kernels.config import CPUKernels
 from cogview_pl.lit.image_tokenizer import to_unit_range
 from cogview_pl.lit.sequence_model import with_noise
 from cogview_pl.transformer.loss import sequence_loss
@@ -89,6 +91,7 @@ def sequence_steps(config: Config) -> Work:
     torch.manual_seed(config.seed)
     template, batches = sequence_batches(config)
     model = build_transformer(transformer_settings(config.model, template.vocabulary)).train()
+    model.set_cpu_kernels(training_kernels(config.cpu_kernels, training_options(config)) == CPUKernels.compiled)
     target = template.slots.index(template.target)
     ids = predicted_ids(config.compat, template)
 

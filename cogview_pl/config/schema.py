@@ -26,6 +26,7 @@ from cogview_pl.data.config import (
 )
 from cogview_pl.evaluation.config import EvaluateConfig, FeaturesConfig
 from cogview_pl.generation.config import Quantization, Sampling
+from cogview_pl.kernels.config import CPUKernels
 from cogview_pl.limits import MISSING, count, seed_number
 from cogview_pl.lit.config import ModelFrom, OptimizerConfig, StrategyConfig
 from cogview_pl.memory.config import PlanConfig
@@ -88,6 +89,7 @@ class Config:
     quantization: Quantization | None = None
     threads: int | None = count(None)
     compile: bool = False
+    cpu_kernels: CPUKernels = MISSING
     activation_checkpointing: ActivationCheckpointing = MISSING
     font: str | None = None
     verify: bool = MISSING

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cogview_pl.assembly.checks import check_training, prepare_compiler
+from cogview_pl.assembly.cpu_kernels import SETTING, training_kernels
 from cogview_pl.assembly.devices import inference_device, weights_dtype
 from cogview_pl.assembly.kept_checkpoints import check_kept
 from cogview_pl.assembly.lora import check_lora, describe_adapter, lora_identity, save_lora
@@ -42,6 +43,7 @@ from cogview_pl.config.schema import Config
 from cogview_pl.data.sequence_dataset import SequenceCollator
 from cogview_pl.errors import UserError
 from cogview_pl.generation.pipeline import ImageGenerator
+from cogview_pl.kernels.config import CPUKernels
 from cogview_pl.lit.sequence_model import SequenceModule, validation_metrics
 from cogview_pl.runs.run_folder import RunFolder, predecessor
 from cogview_pl.transformer.config import LoRAConfig
@@ -82,6 +84,7 @@ def check(config: Config) -> None:
     check_training(options, shardable=True)
     check_kept(options, validation_metrics(slot_names(config.template.layout)))
     prepare_compiler(options)
+    training_kernels(config.cpu_kernels, options)
     optimizer_factory(options)
 
 
@@ -113,6 +116,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     if config.lora.rank:
         add_lora(model, config.lora, held=weights_dtype(config.precision))
     model.set_activation_checkpointing(config.activation_checkpointing, compiled=config.compile)
+    kernels = training_kernels(config.cpu_kernels, training)
+    model.set_cpu_kernels(kernels == CPUKernels.compiled)
     module = _module(
         training,
         model,
@@ -136,7 +141,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         module,
         data,
         identity={"kind": SEQUENCE_MODEL, "settings": identity, "model": _parts(layout, tokens, adapter)},
-        settings=sequence_settings(config.template, config.sequences),
+        settings=sequence_settings(config.template, config.sequences) | ({SETTING: kernels.value} if kernels else {}),
         inputs=inputs | tokens.inputs,
         num_heads=config.model.num_heads,
     )

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogview_pl.kernels import cpu_training
 from cogview_pl.kernels.cpu_linear import Linear
 from cogview_pl.transformer.activation_checkpointing import training_forward
 from cogview_pl.transformer.attention import ATTENTIONS
-from cogview_pl.transformer.config import ActivationCheckpointing, Norm, NormScope, TransformerConfig
+from cogview_pl.transformer.config import ActivationCheckpointing, AttentionForm, Norm, NormScope, TransformerConfig
 from cogview_pl.transformer.hidden_state_cache import HiddenStateCache
 from cogview_pl.transformer.kv_cache import KVCache, StaticKVCache
 
@@ -35,7 +36,12 @@ class LayerNorm(nn.LayerNorm):
         hidden_size: D.
         scope: `token` takes the maximum per position, so a result does not depend on the rest of the batch;
             `tensor` takes it over the whole input, as the original program does; `none` is the plain LayerNorm.
+
+    Attributes:
+        cpu_kernels: whether training on a CPU uses `kernels.cpu_training`.
     """
+
+    cpu_kernels = False
 
     def __init__(self, hidden_size: int, scope: NormScope) -> None:
         super().__init__(hidden_size, eps=1e-5)
@@ -45,11 +51,14 @@ class LayerNorm(nn.LayerNorm):
         """Normalise the last axis of a tensor of any shape (…, D)."""
         if self.scope == NormScope.none:
             return super().forward(input)
+        smallest, eps = SMALLEST_MAXIMUM * NORM_TARGET, self.eps / NORM_TARGET**2
+        if self.cpu_kernels and self.scope == NormScope.token and cpu_training.can_run(input, self.weight):
+            return cpu_training.layer_norm(input, self.weight, self.bias, smallest, eps)
         dim = -1 if self.scope == NormScope.token else None
         maximum = _largest(input.detach() if input.requires_grad else input, dim)
         # Scaling to 1 instead of 8, with eps in proportion, gives the same numbers and saves one pass.
-        scaled = input / maximum.clamp(min=SMALLEST_MAXIMUM * NORM_TARGET)
-        return F.layer_norm(scaled, self.normalized_shape, self.weight, self.bias, self.eps / NORM_TARGET**2)
+        scaled = input / maximum.clamp(min=smallest)
+        return F.layer_norm(scaled, self.normalized_shape, self.weight, self.bias, eps)
 
 
 def _largest(x: Tensor, dim: int | None) -> Tensor:
@@ -64,7 +73,10 @@ class Attention(nn.Module):
 
     Attributes:
         num_heads: heads on this device: all, or a part (`transformer.parallel`).
+        cpu_kernels: whether training on a CPU uses `kernels.cpu_training`.
     """
+
+    cpu_kernels = False
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -73,10 +85,13 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
         self.out = Linear(config.hidden_size, config.hidden_size)
+        self.fused = config.attention == AttentionForm.fused
         self.function = ATTENTIONS[config.attention]
 
     def forward(self, x_BLD: Tensor, mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
         """Attend over the new positions and, with a cache, over all stored positions too."""
+        if self._by_cpu_kernel(x_BLD, mask, cache):
+            return self.out(cpu_training.causal_attention(self.qkv(x_BLD), self.num_heads))
         projected = self.project(x_BLD)
         if cache is None:
             q_BHLK, k_BHSK, v_BHSK = projected.unbind()
@@ -86,10 +101,32 @@ class Attention(nn.Module):
         y_BHLK = self.function(q_BHLK, k_BHSK, v_BHSK, mask, self.dropout if self.training else 0.0)
         return self.out(y_BHLK.transpose(1, 2).flatten(2).to(projected.dtype))
 
+    def _by_cpu_kernel(self, x_BLD: Tensor, mask: Tensor | None, cache: Cache | None) -> bool:
+        drops = self.training and self.dropout > 0
+        plain = self.fused and mask is None and cache is None and not drops
+        short = x_BLD.shape[1] <= cpu_training.LONGEST_ATTENTION
+        return self.cpu_kernels and plain and short and cpu_training.can_run(x_BLD)
+
     def project(self, x_BLD: Tensor) -> Tensor:
         """Queries, keys and values, `(3, B, H, L, K)`."""
         batch, length, _ = x_BLD.shape
         return self.qkv(x_BLD).view(batch, length, 3, self.num_heads, self.head_size).permute(2, 0, 3, 1, 4)
+
+
+class GELU(nn.Module):
+    """GELU in its tanh form.
+
+    Attributes:
+        cpu_kernels: whether training on a CPU uses `kernels.cpu_training`.
+    """
+
+    cpu_kernels = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply it to each number."""
+        if self.cpu_kernels and cpu_training.can_run(input):
+            return cpu_training.gelu(input)
+        return F.gelu(input, approximate="tanh")
 
 
 class MLP(nn.Module):
@@ -98,7 +135,7 @@ class MLP(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.up = Linear(hidden_size, 4 * hidden_size)
-        self.gelu = nn.GELU("tanh")
+        self.gelu = GELU()
         self.down = Linear(4 * hidden_size, hidden_size)
 
     def forward(self, x_BLD: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogview_pl.transformer.block import Block, Cache, LayerNorm
+from cogview_pl.transformer.block import GELU, Attention, Block, Cache, LayerNorm
 from cogview_pl.transformer.config import ActivationCheckpointing, NormScope, TransformerConfig
 from cogview_pl.transformer.hidden_state_cache import HiddenStateCache
 from cogview_pl.transformer.kv_cache import KVCache
@@ -141,6 +141,13 @@ class Transformer(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             block.checkpointing, block.compiled = ActivationCheckpointing(checkpointing), compiled
+
+    def set_cpu_kernels(self, used: bool) -> None:
+        """Whether training on a CPU in fp32 uses `kernels.cpu_training`, which must be prepared; results are equal up
+        to rounding."""
+        for module in self.modules():
+            if isinstance(module, (LayerNorm, Attention, GELU)):
+                module.cpu_kernels = used
 
     def parameter_groups(self) -> ParameterGroups:
         """The parameters by kind, for the optimizer."""

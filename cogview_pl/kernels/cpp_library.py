@@ -1,0 +1,88 @@
+"""Compiles a C++ file of this project once per machine, and loads it."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+_COMPILE = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp", "-c")
+_LONGEST = 300  # seconds that the compiler may take
+
+
+class NoLibraryError(Exception):
+    """The library cannot be made on this machine; the message says why."""
+
+
+@cache
+def load_library(source: Path) -> ctypes.CDLL:
+    """The compiled form of a C++ file, from the cache of the user if it was compiled before.
+
+    The library has no OpenMP of its own: it takes that of torch, so `torch.set_num_threads` counts for it too.
+
+    Raises:
+        NoLibraryError: there is no compiler, or it fails, or its result cannot be loaded.
+    """
+    compiler = _compiler()
+    try:
+        file = _library(source, compiler)
+        if not file.is_file():
+            _compile(compiler, source, file)
+        return ctypes.CDLL(str(file))
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NoLibraryError(f"{compiler} did not make a library of {source.name} ({_reason(error)})") from error
+
+
+def is_compiled(source: Path) -> bool:
+    """Whether the cache has the library of a C++ file; raises NoLibraryError if there is no compiler."""
+    return _library(source, _compiler()).is_file()
+
+
+def _library(source: Path, compiler: str) -> Path:
+    return _cache() / f"{source.stem}-{_key(source, compiler)}.so"
+
+
+def _compiler() -> str:
+    named = os.environ.get("CXX")
+    found = next(filter(None, map(shutil.which, [named] if named else ["g++", "clang++"])), None)
+    if found is None:
+        raise NoLibraryError(f"no C++ compiler was found ({named or 'g++'}); install one or name it in CXX")
+    return found
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home, "cogview_pl", "kernels")
+
+
+def _key(source: Path, compiler: str) -> str:
+    """Hash of all that the library depends on: source, compiler, options and processor."""
+    cores = Path("/proc/cpuinfo")
+    flags = [line for line in cores.read_text(errors="replace").splitlines() if line.startswith("flags")][:1]
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    parts = (source.read_text(encoding="utf-8"), version, " ".join(_COMPILE), platform.machine(), *flags)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _compile(compiler: str, source: Path, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:  # other processes may do the same
+        objects, library = Path(folder, "objects.o"), Path(folder, "library.so")
+        # Linked without -fopenmp, or it would load a second OpenMP next to that of torch.
+        for command in (
+            [compiler, *_COMPILE, str(source), "-o", str(objects)],
+            [compiler, "-shared", str(objects), "-o", str(library)],
+        ):
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=_LONGEST)
+        library.replace(file)
+
+
+def _reason(error: Exception) -> str:
+    said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+    return " ".join(str(said).split())[:200]

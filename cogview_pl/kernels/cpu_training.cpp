@@ -1,0 +1,347 @@
+// Training kernels of a transformer block on a CPU, fp32: LayerNorm with PB-Relax, GELU and causal attention.
+// Python calls them through ctypes (kernels/cpu_training.py). Rows and heads are divided among the threads of OpenMP in
+// a fixed way, so a number of threads gives the same numbers every time.
+//
+// Shapes: N rows, D hidden size, B batch, L length, H heads, K head size.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include <omp.h>
+
+namespace {
+
+constexpr int kWidth = 8;  // floats of a vector
+typedef float Vector __attribute__((vector_size(kWidth * sizeof(float)), aligned(4)));
+typedef int32_t Integers __attribute__((vector_size(kWidth * sizeof(float)), aligned(4)));
+
+inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
+inline void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
+inline Vector all(float value) { return Vector{} + value; }
+inline Vector largest(Vector a, Vector b) { return b > a ? b : a; }  // a where it is NaN
+inline Vector smallest(Vector a, Vector b) { return b < a ? b : a; }
+
+inline float sum(Vector v) {
+  float total = 0;
+  for (int lane = 0; lane < kWidth; ++lane) total += v[lane];
+  return total;
+}
+
+inline float maximum(Vector v) {
+  float found = v[0];
+  for (int lane = 1; lane < kWidth; ++lane) found = v[lane] > found ? v[lane] : found;
+  return found;
+}
+
+// e^x to about 1e-7 relative: 2^n · e^r with |r| <= ln 2 / 2, e^r by its Taylor series. NaN stays NaN.
+inline Vector exponential(Vector x) {
+  const Vector bounded = smallest(largest(x, all(-87.0f)), all(88.0f));
+  const Vector shift = all(12582912.0f);  // 1.5 · 2^23: adding it rounds to whole numbers
+  const Vector rounded = bounded * 1.44269504f + shift;
+  const Vector n = rounded - shift;
+  const Vector r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  Vector series = all(1.0f / 5040);
+  series = series * r + 1.0f / 720;
+  series = series * r + 1.0f / 120;
+  series = series * r + 1.0f / 24;
+  series = series * r + 1.0f / 6;
+  series = series * r + 0.5f;
+  series = series * r + 1.0f;
+  series = series * r + 1.0f;
+  const Integers exponent = ((Integers)rounded - 0x4B400000 + 127) << 23;  // casts of vectors keep the bits
+  return series * (Vector)exponent;
+}
+
+// A part of `count` items for each thread, in order.
+struct Part {
+  int64_t begin, end;
+  explicit Part(int64_t count) {
+    const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    begin = count * thread / threads;
+    end = count * (thread + 1) / threads;
+  }
+};
+
+int64_t padded(int64_t count) { return (count + kWidth - 1) / kWidth * kWidth; }
+
+// c[r, :] = sum over d of a[r, d] · b[d, :], for R rows and V vectors of columns.
+template <int R, int V>
+inline void tile(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* c,
+                 int64_t c_row, int64_t depth) {
+  Vector sums[R][V] = {};
+  for (int64_t d = 0; d < depth; ++d) {
+    Vector columns[V];
+    for (int v = 0; v < V; ++v) columns[v] = load(b + d * b_row + v * kWidth);
+    for (int r = 0; r < R; ++r) {
+      const Vector factor = all(a[r * a_row + d * a_column]);
+      for (int v = 0; v < V; ++v) sums[r][v] += factor * columns[v];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) store(c + r * c_row + v * kWidth, sums[r][v]);
+}
+
+constexpr int kRows = 4;  // rows of a tile
+
+// `tile` for kRows rows and any number of columns, a multiple of kWidth.
+inline void rows_of_product(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* c,
+                            int64_t c_row, int64_t depth, int64_t columns) {
+  int64_t at = 0;
+  for (; at + 3 * kWidth <= columns; at += 3 * kWidth)
+    tile<kRows, 3>(a, a_row, a_column, b + at, b_row, c + at, c_row, depth);
+  if (at + 2 * kWidth <= columns) {
+    tile<kRows, 2>(a, a_row, a_column, b + at, b_row, c + at, c_row, depth);
+    at += 2 * kWidth;
+  }
+  if (at < columns) tile<kRows, 1>(a, a_row, a_column, b + at, b_row, c + at, c_row, depth);
+}
+
+// Buffers of one head: rows are padded to kRows, columns to kWidth, and the padding is zero.
+struct Head {
+  int64_t length, size, rows, columns, width;
+  std::vector<float> q, k, v, transposed, probabilities, gradient, product, room;
+
+  Head(int64_t length, int64_t size)
+      : length(length), size(size), rows((length + kRows - 1) / kRows * kRows), columns(padded(rows)),
+        width(padded(size)), q(rows * width), k(rows * width), v(rows * width), transposed(width * columns),
+        probabilities(rows * columns), gradient(rows * width), product(rows * columns), room(rows * width) {}
+
+  void read(std::vector<float>& to, const float* from, int64_t stride) const {
+    for (int64_t row = 0; row < length; ++row)
+      std::memcpy(&to[row * width], from + row * stride, size * sizeof(float));
+  }
+
+  void write(const std::vector<float>& from, float* to, int64_t stride) const {
+    for (int64_t row = 0; row < length; ++row)
+      std::memcpy(to + row * stride, &from[row * width], size * sizeof(float));
+  }
+
+  void transpose(const std::vector<float>& from) {
+    for (int64_t row = 0; row < length; ++row)
+      for (int64_t at = 0; at < size; ++at) transposed[at * columns + row] = from[row * width + at];
+  }
+
+  // Softmax of scaled scores over earlier positions; later ones get 0.
+  void attend() {
+    transpose(k);
+    const float scale = 1 / std::sqrt(static_cast<float>(size));
+    for (int64_t row = 0; row < rows; row += kRows) {
+      rows_of_product(&q[row * width], width, 1, transposed.data(), columns, &probabilities[row * columns], columns,
+                      size, padded(row + kRows));
+      for (int64_t some = row; some < row + kRows; ++some) normalise(&probabilities[some * columns], some + 1, scale);
+    }
+  }
+
+  void normalise(float* scores, int64_t count, float scale) {
+    const int64_t end = padded(count);
+    for (int64_t at = count; at < end; ++at) scores[at] = -INFINITY;
+    Vector most = load(scores);
+    for (int64_t at = kWidth; at < end; at += kWidth) most = largest(most, load(scores + at));
+    const Vector top = all(maximum(most));
+    Vector total{};
+    for (int64_t at = 0; at < end; at += kWidth) {
+      const Vector term = exponential((load(scores + at) - top) * scale);
+      store(scores + at, term);
+      total += term;
+    }
+    for (int64_t at = count; at < columns; ++at) scores[at] = 0;  // `exponential` is never less than e^-87
+    const Vector factor = all(1 / sum(total));
+    for (int64_t at = 0; at < end; at += kWidth) store(scores + at, load(scores + at) * factor);
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+// y = LayerNorm(x / max(max|x|, smallest_maximum)) · weight + bias. For the backward pass of a row its factors a and c:
+// normalised x = a · x - c.
+void norm_forward(const float* x_ND, const float* weight_D, const float* bias_D, float* y_ND, float* factors_N2,
+                  int64_t rows, int64_t size, float smallest_maximum, float eps) {
+#pragma omp parallel
+  {
+    const Part part(rows);
+    for (int64_t row = part.begin; row < part.end; ++row) {
+      const float* x = x_ND + row * size;
+      float* y = y_ND + row * size;
+      Vector most{}, totals{};
+      int64_t at = 0;
+      for (; at + kWidth <= size; at += kWidth) {
+        const Vector some = load(x + at);
+        most = largest(most, largest(some, -some));
+        totals += some;
+      }
+      float top = maximum(most), total = sum(totals);
+      for (; at < size; ++at) {
+        top = std::fabs(x[at]) > top ? std::fabs(x[at]) : top;
+        total += x[at];
+      }
+      const float inverse = 1 / (top > smallest_maximum ? top : smallest_maximum);
+      const float mean = total / size;
+      Vector squares{};
+      for (at = 0; at + kWidth <= size; at += kWidth) {
+        const Vector centred = (load(x + at) - mean) * inverse;
+        squares += centred * centred;
+      }
+      float variance = sum(squares);
+      for (; at < size; ++at) variance += (x[at] - mean) * inverse * ((x[at] - mean) * inverse);
+      const float a = inverse / std::sqrt(variance / size + eps), c = a * mean;
+      factors_N2[2 * row] = a;
+      factors_N2[2 * row + 1] = c;
+      for (at = 0; at < size; ++at) y[at] = a * (x[at] - mean) * weight_D[at] + bias_D[at];
+    }
+  }
+}
+
+// Gradients of `norm_forward`; those of weight and bias are sums over rows, `(2, D)`.
+void norm_backward(const float* gradient_ND, const float* x_ND, const float* weight_D, const float* factors_N2,
+                   float* x_gradient_ND, float* vectors_gradient_2D, int64_t rows, int64_t size) {
+  const int64_t most_threads = omp_get_max_threads();
+  std::vector<float> sums(most_threads * 2 * size);
+#pragma omp parallel
+  {
+    const Part part(rows);
+    float* weight_sum = &sums[omp_get_thread_num() * 2 * size];
+    float* bias_sum = weight_sum + size;
+    for (int64_t row = part.begin; row < part.end; ++row) {
+      const float *gradient = gradient_ND + row * size, *x = x_ND + row * size;
+      const float a = factors_N2[2 * row], c = factors_N2[2 * row + 1];
+      Vector plain{}, along{};
+      int64_t at = 0;
+      for (; at + kWidth <= size; at += kWidth) {
+        const Vector g = load(gradient + at), normalised = load(x + at) * a - c, weighted = g * load(weight_D + at);
+        plain += weighted;
+        along += weighted * normalised;
+        store(weight_sum + at, load(weight_sum + at) + g * normalised);
+        store(bias_sum + at, load(bias_sum + at) + g);
+      }
+      float mean = sum(plain), slope = sum(along);
+      for (; at < size; ++at) {
+        const float normalised = x[at] * a - c, weighted = gradient[at] * weight_D[at];
+        mean += weighted;
+        slope += weighted * normalised;
+        weight_sum[at] += gradient[at] * normalised;
+        bias_sum[at] += gradient[at];
+      }
+      mean /= size;
+      slope /= size;
+      for (at = 0; at < size; ++at)
+        x_gradient_ND[row * size + at] = a * (gradient[at] * weight_D[at] - mean - (x[at] * a - c) * slope);
+    }
+  }
+  std::memset(vectors_gradient_2D, 0, 2 * size * sizeof(float));
+  for (int64_t thread = 0; thread < most_threads; ++thread)
+    for (int64_t at = 0; at < 2 * size; ++at) vectors_gradient_2D[at] += sums[thread * 2 * size + at];
+}
+
+// GELU in its tanh form: x / (1 + e^-p(x)) with p(x) = sqrt(8 / pi) · (x + 0.044715 x³).
+void gelu_forward(const float* x, float* y, int64_t count) {
+  constexpr float one = 1.5957691216f, three = 1.5957691216f * 0.044715f;
+  const int64_t vectors = count / kWidth;
+#pragma omp parallel
+  {
+    const Part part(vectors);
+    for (int64_t at = part.begin * kWidth; at < part.end * kWidth; at += kWidth) {
+      const Vector some = load(x + at);
+      store(y + at, some / (exponential(-some * (one + three * some * some)) + 1.0f));
+    }
+  }
+  for (int64_t at = vectors * kWidth; at < count; ++at)
+    y[at] = x[at] / (exponential(all(-x[at] * (one + three * x[at] * x[at])))[0] + 1.0f);
+}
+
+void gelu_backward(const float* gradient, const float* x, float* x_gradient, int64_t count) {
+  constexpr float one = 1.5957691216f, three = 1.5957691216f * 0.044715f;
+  const int64_t vectors = count / kWidth;
+#pragma omp parallel
+  {
+    const Part part(vectors);
+    for (int64_t at = part.begin * kWidth; at < part.end * kWidth; at += kWidth) {
+      const Vector some = load(x + at), square = some * some;
+      const Vector power = exponential(-some * (one + three * square)), gate = 1.0f / (power + 1.0f);
+      const Vector slope = gate + some * gate * (power * gate) * (one + 3 * three * square);
+      store(x_gradient + at, load(gradient + at) * slope);
+    }
+  }
+  for (int64_t at = vectors * kWidth; at < count; ++at) {
+    const float square = x[at] * x[at];
+    const float power = exponential(all(-x[at] * (one + three * square)))[0], gate = 1.0f / (power + 1.0f);
+    x_gradient[at] = gradient[at] * (gate + x[at] * gate * (power * gate) * (one + 3 * three * square));
+  }
+}
+
+// Causal attention of queries, keys and values that are consecutive in a row: (B, L, 3, H, K) -> (B, L, H, K).
+void attention_forward(const float* qkv, float* y, int64_t batch, int64_t length, int64_t heads, int64_t size) {
+  const int64_t hidden = heads * size;
+#pragma omp parallel
+  {
+    const Part part(batch * heads);
+    Head head(length, size);
+    for (int64_t item = part.begin; item < part.end; ++item) {
+      const int64_t row = item / heads * length, offset = item % heads * size;
+      const float* from = qkv + row * 3 * hidden + offset;
+      head.read(head.q, from, 3 * hidden);
+      head.read(head.k, from + hidden, 3 * hidden);
+      head.read(head.v, from + 2 * hidden, 3 * hidden);
+      head.attend();
+      for (int64_t some = 0; some < head.rows; some += kRows)
+        rows_of_product(&head.probabilities[some * head.columns], head.columns, 1, head.v.data(), head.width,
+                        &head.room[some * head.width], head.width, some + kRows, head.width);
+      head.write(head.room, y + row * hidden + offset, hidden);
+    }
+  }
+}
+
+// Gradient of `attention_forward`; it computes the probabilities again.
+void attention_backward(const float* gradient, const float* qkv, float* qkv_gradient, int64_t batch, int64_t length,
+                        int64_t heads, int64_t size) {
+  const int64_t hidden = heads * size;
+  const float scale = 1 / std::sqrt(static_cast<float>(size));
+#pragma omp parallel
+  {
+    const Part part(batch * heads);
+    Head head(length, size);
+    const int64_t width = head.width, columns = head.columns, rows = head.rows;
+    for (int64_t item = part.begin; item < part.end; ++item) {
+      const int64_t row = item / heads * length, offset = item % heads * size;
+      const float* from = qkv + row * 3 * hidden + offset;
+      float* to = qkv_gradient + row * 3 * hidden + offset;
+      head.read(head.q, from, 3 * hidden);
+      head.read(head.k, from + hidden, 3 * hidden);
+      head.read(head.v, from + 2 * hidden, 3 * hidden);
+      head.read(head.gradient, gradient + row * hidden + offset, hidden);
+      head.attend();
+      for (int64_t some = 0; some < rows; some += kRows)  // of values: sum over later queries of p · gradient
+        rows_of_product(&head.probabilities[some * columns + some], 1, columns, &head.gradient[some * width], width,
+                        &head.room[some * width], width, rows - some, width);
+      head.write(head.room, to + 2 * hidden, 3 * hidden);
+      head.transpose(head.v);
+      for (int64_t some = 0; some < rows; some += kRows) {
+        float* product = &head.product[some * columns];
+        rows_of_product(&head.gradient[some * width], width, 1, head.transposed.data(), columns, product, columns, size,
+                        padded(some + kRows));
+        for (int64_t one = some; one < some + kRows; ++one) {  // of scores: p · (product - sum of p · product)
+          const float* p = &head.probabilities[one * columns];
+          float* slopes = &head.product[one * columns];
+          const int64_t end = padded(some + kRows);
+          Vector total{};
+          for (int64_t at = 0; at < end; at += kWidth) total += load(p + at) * load(slopes + at);
+          const Vector mean = all(sum(total));
+          for (int64_t at = 0; at < end; at += kWidth)
+            store(slopes + at, load(p + at) * (load(slopes + at) - mean) * scale);
+        }
+        rows_of_product(product, columns, 1, head.k.data(), width, &head.room[some * width], width, some + kRows,
+                        width);
+      }
+      head.write(head.room, to, 3 * hidden);
+      for (int64_t some = 0; some < rows; some += kRows)  // of keys: sum over later queries
+        rows_of_product(&head.product[some * columns + some], 1, columns, &head.q[some * width], width,
+                        &head.room[some * width], width, rows - some, width);
+      head.write(head.room, to + hidden, 3 * hidden);
+    }
+  }
+}
+
+}  // extern "C"
