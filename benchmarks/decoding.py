@@ -12,6 +12,7 @@ from benchmarks.report import Result, Row, result
 from benchmarks.settings import DTYPES, IMAGE_CODES, TEXT, TOP_K, text_to_image
 from cogview_pl.generation.config import Quantization, Sampling
 from cogview_pl.generation.decode import decode
+from cogview_pl.generation.engine.forms import keep_forms
 from cogview_pl.generation.quantization import quantize
 
 REPEATS = 20
@@ -101,5 +102,6 @@ def ours(shape: str, dtype: str, batch: int, grid: int, quantization: Quantizati
     model, template = text_to_image(shape, grid)
     model = model.to(DTYPES[dtype])
     quantize(model, quantization)
+    keep_forms(model)
     prompts = [template.prompt({"text": TEXT})] * batch
     return lambda: decode(model, template, prompts, seeds=range(batch), sampling=Sampling(top_k=TOP_K))

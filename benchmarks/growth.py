@@ -10,7 +10,8 @@ import torch
 from benchmarks.contest import Work, contest, repeated
 from benchmarks.report import Curve, Result, Row, result
 from benchmarks.settings import DEVICE, DTYPES, IMAGE_CODES, SHAPES
-from cogview_pl.generation.engine.decode_state import fastest_form
+from cogview_pl.generation.config import Engine
+from cogview_pl.generation.engine.forms import decoding_form
 from cogview_pl.transformer.config import AttentionForm, Norm, NormScope, TransformerConfig
 from cogview_pl.transformer.kv_cache import KVCache
 from cogview_pl.transformer.model import Transformer
@@ -135,7 +136,7 @@ def _cache(model: Transformer, batch: int, capacity: int) -> KVCache:
 def _step(model: Transformer, cache: KVCache, batch: int, context: int) -> Work:
     """One decoding step after `context - 1` tokens, with logits; every call repeats the same step."""
     ids = [range(IMAGE_CODES)]
-    form = fastest_form(model, batch, ids)
+    form = decoding_form(model, batch, ids, Engine.torch)
     tokens_B1 = torch.zeros(batch, 1, dtype=torch.long, device=DEVICE)
     positions_B1 = torch.full_like(tokens_B1, context - 1)
 

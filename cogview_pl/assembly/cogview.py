@@ -26,6 +26,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation.codes import decode_codes, encode_images
 from cogview_pl.generation.config import Quantization, Sampling
 from cogview_pl.generation.engine.decode_state import check_sampling
+from cogview_pl.generation.engine.forms import keep_forms
 from cogview_pl.generation.pipeline import ImageGenerator
 from cogview_pl.generation.quantization import quantize
 from cogview_pl.generation.rerank import Captioner
@@ -79,6 +80,7 @@ class CogView:
         self._generator = None if generator is None else ImageGenerator(generator, device)
         if self._generator is not None:
             quantize(self._generator.transformer, quantization)
+            keep_forms(self._generator.transformer)
         self._captioner = None if captioner is None else Captioner(captioner, device, dtype, quantization)
         self._upscaler = None if upscaler is None else Upscaler(upscaler, device, dtype, quantization)
         if self._generator is not None and self._upscaler is not None:

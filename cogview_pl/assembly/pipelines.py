@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogview_pl.assembly.devices import inference_device
+from cogview_pl.assembly.engines import engine_settings
 from cogview_pl.assembly.guidance import warn_of_guidance
 from cogview_pl.assembly.options import GenerationOptions
 from cogview_pl.assembly.roles import CAPTIONER, GENERATOR, UPSCALER, Role, open_role
@@ -18,6 +19,7 @@ from cogview_pl.checkpoints.model_folder import SequenceModel
 from cogview_pl.errors import UserError
 from cogview_pl.generation.config import Sampling
 from cogview_pl.generation.engine.decode_state import check_sampling
+from cogview_pl.generation.engine.forms import keep_forms
 from cogview_pl.generation.pipeline import ImageGenerator
 from cogview_pl.generation.quantization import quantize
 from cogview_pl.generation.rerank import Captioner
@@ -74,6 +76,13 @@ class GenerationPipeline:
         for number, text, own_seed, image in zip(chosen, texts, seeds, images, strict=True):
             yield GeneratedImage(text, own_seed, image, losses[number] if losses else None)
 
+    def engines(self) -> dict[str, str]:
+        """See `engine_settings`."""
+        models = {GENERATOR: self.generator.transformer}
+        if self.upscaler is not None:
+            models[UPSCALER] = self.upscaler.model
+        return engine_settings(models, self.sampling)
+
     def _images(self, texts: Sequence[str], codes: Tensor, seeds: Sequence[int]) -> Iterator[Image.Image]:
         if self.upscaler is not None:
             with Bar("upscale", self.upscaler.num_steps(len(codes), self.sampling.batch_size), "windows") as bar:
@@ -116,6 +125,7 @@ def open_pipeline(options: GenerationOptions, generator: SequenceModel) -> Gener
     shard(generator.model.to(dtype))
     images = ImageGenerator(generator, device)
     quantize(images.transformer, options.quantization)
+    keep_forms(images.transformer)
     captioner = in_place(CAPTIONER, options.rerank_with, options.rerank_template)
     upscaler = in_place(UPSCALER, options.upscale_with, options.upscale_template)
     pipeline = GenerationPipeline(

@@ -46,12 +46,15 @@ def hash_of_role(role: Role, outputs: str, given: str | None) -> str:
 def inference_settings(
     precision: Mapping[str, Any], quantization: Quantization | None, *, sampler: Sampling, **more: object
 ) -> dict[str, object]:
-    """Settings that the results of a task depend on, besides its models and inputs; a resumed run compares them."""
+    """Settings that the results of a task depend on, besides its models and inputs; a resumed run compares them.
+
+    `engine_settings` has the engine that `sampler.engine` leads to.
+    """
     return {
         **more,
         "quantization": quantization and quantization.value,
         "precision": precision.get("precision"),
-        **{f"sampler.{key}": value for key, value in plain(sampler).items()},
+        **{f"sampler.{key}": value for key, value in plain(sampler).items() if key != "engine"},
     }
 
 

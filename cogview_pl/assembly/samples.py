@@ -36,6 +36,7 @@ def write_samples(
         options.precision,
         options.quantization,
         sampler=options.sampler,
+        **pipeline.engines(),
         seed=options.seed,
         num_images_per_prompt=options.num_images_per_prompt,
         top_n=options.top_n,

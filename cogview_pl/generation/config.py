@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TypeVar
 
 from cogview_pl.errors import UserError
 from cogview_pl.limits import GUIDANCE, TEMPERATURE, TOP_P, count, limited, out_of_range, whole
+
+_Choice = TypeVar("_Choice", bound=Enum)
 
 
 class Algorithm(Enum):
@@ -23,6 +26,14 @@ class Quantization(Enum):
     int4 = "int4"
 
 
+class Engine(Enum):
+    """What decodes on a CPU: OpenVINO, torch, or the one that `engine.forms.engine_of` chooses."""
+
+    auto = "auto"
+    torch = "torch"
+    openvino = "openvino"
+
+
 @dataclass(unsafe_hash=True)
 class Sampling:
     """How tokens are sampled: the argument at run time and the schema of `conf/sampler`, whose values are the defaults.
@@ -37,6 +48,7 @@ class Sampling:
         algorithm: `sequential` samples one code per pass; `jacobi` several, from the same distribution
             (`speculative.py`). Only images from text use it.
         drafts: number of codes that a pass of `jacobi` looks ahead.
+        engine: what decodes on a CPU.
         cuda_graphs: on a GPU, `sequential` replays captured steps (`engine/cuda_graph.py`).
         batch_size: images that are decoded together.
 
@@ -50,14 +62,13 @@ class Sampling:
     guidance: float = limited(GUIDANCE, 1.0)
     algorithm: Algorithm = Algorithm.sequential
     drafts: int = count(16)
+    engine: Engine = Engine.auto
     cuda_graphs: bool = True
     batch_size: int = count(64)
 
     def __post_init__(self) -> None:
-        names = [algorithm.value for algorithm in Algorithm]
-        if isinstance(self.algorithm, str) and self.algorithm not in names:
-            raise UserError(f"sampler.algorithm={self.algorithm} must be one of {', '.join(names)}")
-        self.algorithm = Algorithm(self.algorithm)  # Python users may give its name
+        self.algorithm = _choice("algorithm", self.algorithm, Algorithm)
+        self.engine = _choice("engine", self.engine, Engine)
         for key, value, words in out_of_range(self):
             raise UserError(f"sampler.{key}={value} must be {words}")
 
@@ -69,3 +80,11 @@ class Sampling:
     def plain(self) -> Sampling:
         """The same without guidance and with one token per pass, for captioner and upscaler."""
         return replace(self, guidance=1.0, algorithm=Algorithm.sequential)
+
+
+def _choice(key: str, given: _Choice | str, choices: type[_Choice]) -> _Choice:
+    """The member of an enum, whose name Python users may give; raises UserError for another name."""
+    names = [choice.value for choice in choices]
+    if isinstance(given, str) and given not in names:
+        raise UserError(f"sampler.{key}={given} must be one of {', '.join(names)}")
+    return choices(given)

@@ -16,6 +16,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.generation.config import Quantization, Sampling
 from cogview_pl.generation.decode import decode
+from cogview_pl.generation.engine.forms import keep_forms
 from cogview_pl.generation.engine.fused_gpu import fused_model
 from cogview_pl.generation.quantization import quantize
 from cogview_pl.transformer.model import Transformer
@@ -42,6 +43,7 @@ class Captioner:
         self.template, self.text = loaded.template, loaded.text
         self.model = loaded.model.to(device, dtype)
         quantize(self.model, quantization)
+        keep_forms(self.model)
 
     def losses(
         self,

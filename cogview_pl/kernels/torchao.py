@@ -6,6 +6,9 @@ import importlib
 import logging
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from cogview_pl.errors import UserError
 
 
@@ -24,3 +27,11 @@ def import_torchao(module: str, asked: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(f'{asked} needs torchao; pip install "cogview_pl[quant]"') from error
+
+
+def int8_parts(weight: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Matrix in int8 `(outputs, inputs)` and scale per output of a weight that torchao holds so; None for others."""
+    inside = getattr(weight, "qdata", None)
+    if inside is None or inside.dtype != torch.int8 or inside.shape != weight.shape:
+        return None
+    return inside, weight.scale  # type: ignore[attr-defined]

@@ -102,6 +102,7 @@ def _model(role: Role, options: GenerationOptions, on_gpu: bool) -> InferenceMod
         parts=tensor_parts(options.strategy, options.trainer),
         quantization=options.quantization,
         on_gpu=on_gpu,
+        engine=options.sampler.engine,
     )
 
 

@@ -13,17 +13,20 @@ import torch
 
 from cogview_pl.assembly.model_specs import ImageTokenizerSpec, SequenceModelSpec
 from cogview_pl.checkpoints.model_folder import build_transformer, build_vqvae
-from cogview_pl.generation.config import Quantization
+from cogview_pl.generation.config import Engine, Quantization
+from cogview_pl.generation.engine.forms import takes_openvino
 from cogview_pl.generation.engine.packed_cpu import packed_bytes
 from cogview_pl.generation.quantization import matrix_bytes
 from cogview_pl.generation.super_resolution.parallel_windows import timetable
 from cogview_pl.memory.phases import ACTIVATIONS, FP32, LOGITS
+from cogview_pl.transformer.config import AttentionForm, NormScope
 from cogview_pl.vocab import CodeSlot, TextSlot
 from cogview_pl.vqvae.codebook import BLOCK_VALUES
 
 _MLP = 12  # (B, L, D) tensors at the peak of a block: 8 before and after GELU; the others are its input and norms
 _ATTENTION = 7  # (B, L, D) tensors besides the scores of explicit attention
 _SAMPLING, _TOP_P = 20, 25  # bytes besides each logit: probabilities in fp32, their sums in fp64; what top-p sorts
+_RESERVE = 2  # OpenVINO doubles the room for keys and values where it is too small
 _SEARCH = 2 * BLOCK_VALUES * FP32  # two blocks of distances between vectors and codes
 
 
@@ -37,6 +40,7 @@ class InferenceModel:
         parts: devices among which tensor parallelism divides the blocks.
         quantization: number format of the blocks' matrices; None: that of the weights.
         on_gpu: whether the device is a GPU.
+        engine: what decodes on a CPU.
     """
 
     spec: SequenceModelSpec
@@ -44,6 +48,7 @@ class InferenceModel:
     parts: int = 1
     quantization: Quantization | None = None
     on_gpu: bool = False
+    engine: Engine = Engine.torch
 
     @cached_property
     def parameters(self) -> int:
@@ -53,6 +58,19 @@ class InferenceModel:
         layers, block = self.spec.settings["num_layers"], model.blocks[0]
         one, whole = (sum(parameter.numel() for parameter in part.parameters()) for part in (block, model))
         return whole + (layers - 1) * one
+
+    @property
+    def _by_openvino(self) -> bool:
+        """Whether OpenVINO decodes; see `can_export`."""
+        settings = self.spec.settings
+        return (
+            not self.on_gpu
+            and self.parts == 1
+            and self.dtype == torch.float32
+            and settings["norm_scope"] != NormScope.tensor.value
+            and settings["attention"] == AttentionForm.fused.value
+            and takes_openvino(self.engine, layers=settings["num_layers"], hidden_size=settings["hidden_size"])
+        )
 
     @cached_property
     def bytes(self) -> int:
@@ -97,10 +115,15 @@ class InferenceModel:
         if self.spec.settings["norm_scope"] == "tensor":  # the input of every layer instead
             cache = numbers * self.dtype.itemsize
         packed = 0
-        if not self.on_gpu:
+        if self._by_openvino:
+            cache *= _RESERVE
+            packed = (
+                12 * layers * hidden_size**2 * (FP32 if self.quantization is None else 1) + ids * hidden_size * FP32
+            )
+        elif not self.on_gpu:
             quantized = self.quantization is not None or self.parts > 1
             packed = packed_bytes(
-                layers=layers, hidden_size=hidden_size, ids=ids, dtype=self.dtype, quantized=quantized
+                rows=rows, layers=layers, hidden_size=hidden_size, ids=ids, dtype=self.dtype, quantized=quantized
             )
         sampling = rows * (drafts + 1) * ids * (self.dtype.itemsize + (_TOP_P if sorts else _SAMPLING))
         prefill = self._forward(rows, prompt)

@@ -43,7 +43,7 @@ from cogview_pl.runs.image_files import image_files, pairs_file, read_pairs
 from cogview_pl.runs.run_folder import SAMPLES, Metrics, RunFolder, predecessor, require_metrics
 from cogview_pl.toy_world.captions import STYLES
 
-_WITHOUT_EFFECT = {"batch_size", "cuda_graphs"}  # keys of the sampler that images do not depend on
+_WITHOUT_EFFECT = {"batch_size", "cuda_graphs", "engine"}  # keys of the sampler that images do not depend on
 
 
 def run(config: Config, folder: RunFolder, team: Team) -> Metrics:

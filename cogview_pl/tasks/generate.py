@@ -12,6 +12,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from cogview_pl.assembly.captions import images_to_describe, judge_captions, save_caption_sheet, write_captions
 from cogview_pl.assembly.devices import inference_device
+from cogview_pl.assembly.engines import engine_settings
 from cogview_pl.assembly.image_data import is_toy_world
 from cogview_pl.assembly.options import GenerationOptions
 from cogview_pl.assembly.pipelines import open_generator, open_pipeline
@@ -86,7 +87,13 @@ def _describe(config: Config, folder: RunFolder, model: SequenceModel, team: Tea
     results = ResultList(
         folder,
         images,
-        settings=inference_settings(config.precision, config.quantization, seed=config.seed, sampler=config.sampler),
+        settings=inference_settings(
+            config.precision,
+            config.quantization,
+            seed=config.seed,
+            sampler=config.sampler,
+            **engine_settings({CAPTION_WRITER: captioner.model}, config.sampler),
+        ),
         inputs={"init_from": hash_of_role(CAPTION_WRITER, config.outputs, config.init_from)},
         verify=config.verify,
     )

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize, to_pil_image
 
 from cogview_pl.assembly.devices import inference_device
+from cogview_pl.assembly.engines import engine_settings
 from cogview_pl.assembly.image_data import is_toy_world, validation_images
 from cogview_pl.assembly.roles import UPSCALER, hash_of_role, inference_settings, open_role
 from cogview_pl.config.parts import model_options
@@ -86,7 +87,13 @@ def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
         folder,
         images,
         source="source",
-        settings=inference_settings(config.precision, config.quantization, seed=config.seed, sampler=config.sampler),
+        settings=inference_settings(
+            config.precision,
+            config.quantization,
+            seed=config.seed,
+            sampler=config.sampler,
+            **engine_settings({UPSCALER: upscaler.model}, config.sampler),
+        ),
         inputs={"upscale_with": hash_of_role(UPSCALER, config.outputs, config.upscale_with)},
         verify=config.verify,
     )

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from cogview_pl.errors import UserError
-from cogview_pl.generation.config import Algorithm, Sampling
-from cogview_pl.generation.engine.fused_gpu import FusedModel, fused_model
-from cogview_pl.generation.engine.packed_cpu import PackedModel, can_pack
+from cogview_pl.generation.config import Algorithm, Engine, Sampling
+from cogview_pl.generation.engine.forms import decoding_form
+from cogview_pl.generation.engine.openvino_cpu import OpenVinoCache, OpenVinoModel
 from cogview_pl.generation.sampling import guide
+from cogview_pl.transformer.block import Cache
 from cogview_pl.transformer.config import NormScope
 from cogview_pl.transformer.kv_cache import KVCache, StaticKVCache
 from cogview_pl.transformer.model import Transformer
@@ -39,16 +40,6 @@ def check_sampling(model: Transformer, sampling: Sampling) -> None:
         )
 
 
-def fastest_form(model: Transformer, rows: int, ids: Sequence[range]) -> Transformer | PackedModel | FusedModel:
-    """The form of the model that decodes `rows` rows fastest on its device; `ids` are those that logits are taken of.
-
-    All forms have the methods `hidden` and `logits` of `Transformer`.
-    """
-    if can_pack(model.token_embedding.weight):
-        return PackedModel(model, rows, ids)
-    return fused_model(model) or model
-
-
 class DecodeState:
     """KV cache and position ids of R rows, with the model that extends them.
 
@@ -62,14 +53,26 @@ class DecodeState:
         capacity: most positions of a row.
         guidance: factor of classifier-free guidance; unless it is 1, the second half of the rows is unconditional and
             reads the same tokens as the first.
+        engine: what decodes on a CPU.
     """
 
-    def __init__(self, model: Transformer, template: Template, rows: int, capacity: int, guidance: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        template: Template,
+        rows: int,
+        capacity: int,
+        *,
+        guidance: float = 1.0,
+        engine: Engine = Engine.auto,
+    ) -> None:
         self._template, self._guidance = template, guidance
         self._ids = template.allowed(template.target)
-        self.model = fastest_form(model, rows, self._ids)
+        self.model = decoding_form(model, rows, self._ids, engine)
         self._last_position = model.num_positions - 1
-        self.cache = model.new_cache(rows, capacity)
+        self.cache: Cache | OpenVinoCache = (
+            self.model.new_cache(rows) if isinstance(self.model, OpenVinoModel) else model.new_cache(rows, capacity)
+        )
         self.next_R = torch.zeros(rows, dtype=torch.long, device=model.token_embedding.weight.device)
         """Position id of each row's next token, int64 `(R,)`."""
         self.longest = 0
@@ -88,7 +91,7 @@ class DecodeState:
         """State of B prompts, with room for `capacity` more tokens, and the last hidden states `(R, D)`.
 
         Raises:
-            UserError: see `check_sampling`.
+            UserError: see `check_sampling` and `engine_of`.
             ValueError: guidance lacks an unconditional prompt for a prompt.
         """
         check_sampling(model, sampling)
@@ -97,7 +100,14 @@ class DecodeState:
             if unconditional is None or len(unconditional) != len(prompts):
                 raise ValueError("guidance needs one unconditional prompt for each prompt")
             every += unconditional
-        state = cls(model, template, len(every), max(map(len, every)) + capacity, sampling.guidance)
+        state = cls(
+            model,
+            template,
+            len(every),
+            max(map(len, every)) + capacity,
+            guidance=sampling.guidance,
+            engine=sampling.engine,
+        )
         return state, state.prefill(every)
 
     def prefill(self, prompts: Sequence[Sequence[int]], known: Sequence[Sequence[int]] | None = None) -> Tensor:
@@ -107,7 +117,7 @@ class DecodeState:
         keys. `known` continues each prompt with the first tokens of the slot.
         """
         assert not isinstance(self.cache, StaticKVCache)
-        if isinstance(self.cache, KVCache):
+        if isinstance(self.cache, (KVCache, OpenVinoCache)):
             self.cache.clear()
         rows, positions = [], []
         for prompt, more in zip(prompts, known or [[]] * len(prompts), strict=True):
@@ -121,7 +131,7 @@ class DecodeState:
             return torch.tensor([[*row, *[filler] * (self.longest - len(row))] for row in lists], device=device)
 
         pad = self._template.vocabulary.pad
-        hidden_RPD = self.model.hidden(padded(rows, pad), padded(positions, 0), self.cache)
+        hidden_RPD = self._hidden(padded(rows, pad), padded(positions, 0))
         self.cache.advance(lengths)
         self.next_R.copy_(torch.tensor([row[-1] + 1 for row in positions]))
         ends_R = torch.tensor(lengths, device=device) - 1
@@ -135,7 +145,10 @@ class DecodeState:
         if length > 1:  # drafts may pass the end of the sequence
             places_RL = places_RL + torch.arange(length, device=tokens_BL.device)
             places_RL = places_RL.clamp(max=self._last_position)
-        return self.model.hidden(tokens_BL, places_RL, self.cache)
+        return self._hidden(tokens_BL, places_RL)
+
+    def _hidden(self, tokens_RL: Tensor, positions_RL: Tensor) -> Tensor:
+        return self.model.hidden(tokens_RL, positions_RL, self.cache)  # type: ignore[arg-type]
 
     def advance(self, counts: Sequence[int] | Tensor | int) -> None:
         """Count tokens of the last step as read: one number for all rows, or one for each of the B rows.
@@ -157,7 +170,7 @@ class DecodeState:
 
     def rows(self, part: slice) -> DecodeState:
         """Some of the rows as a state of their own on the same memory."""
-        assert isinstance(self.cache, KVCache)
+        assert isinstance(self.cache, (KVCache, OpenVinoCache))
         view = copy(self)
         view.cache, view.next_R = self.cache.rows(part), self.next_R[part]
         return view

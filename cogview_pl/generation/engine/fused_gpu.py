@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cogview_pl.kernels.availability import current, runs_kernels
 from cogview_pl.kernels.cpu_linear import Linear
+from cogview_pl.kernels.torchao import int8_parts
 from cogview_pl.transformer.attention import fused_attention
 from cogview_pl.transformer.block import NORM_TARGET, SMALLEST_MAXIMUM, Attention, Block, Cache, LayerNorm, Residual
 from cogview_pl.transformer.config import NormScope
@@ -34,7 +35,7 @@ def can_fuse(model: Transformer) -> bool:
     """Whether the kernels cover the model: plain or int8 weights, fused attention, LayerNorm before each branch."""
     blocks = [block for block in model.blocks if isinstance(block, Block)]
     plain = all(
-        type(part) is Linear and (type(part.weight.data) is Tensor or _is_int8(part.weight))
+        type(part) is Linear and (type(part.weight.data) is Tensor or int8_parts(part.weight) is not None)
         for block in blocks
         for part in (block.attention.qkv, block.attention.out, block.mlp.up, block.mlp.down)
     )
@@ -119,9 +120,7 @@ class FusedModel:
         if rows > self._kernels.FEW_ROWS:
             y_RN = F.linear(x_RD, weight_ND, bias_N)
             return F.gelu(y_RN, approximate="tanh") if gelu else y_RN
-        scale_N = None
-        if _is_int8(weight_ND):
-            weight_ND, scale_N = weight_ND.qdata, weight_ND.scale  # type: ignore[attr-defined]
+        weight_ND, scale_N = int8_parts(weight_ND) or (weight_ND, None)
         y_RN = x_RD.new_empty(rows, outputs)
         self._kernels.linear_of_few_rows[(-(-outputs // _OUTPUTS),)](
             x_RD, weight_ND, scale_N, bias_N, y_RN, outputs, inputs,
@@ -158,9 +157,3 @@ class FusedModel:
             num_warps=_WARPS_OF_ATTENTION, **self._launch,
         )  # fmt: skip
         return y_BD
-
-
-def _is_int8(weight: Tensor) -> bool:
-    """Whether torchao holds the weight in int8 with one scale per output."""
-    inside = getattr(weight, "qdata", None)
-    return inside is not None and inside.dtype == torch.int8 and inside.shape == weight.shape

@@ -70,22 +70,26 @@ class PackedModel:
         return self._head(hidden)
 
 
-def packed_bytes(*, layers: int, hidden_size: int, ids: int, dtype: torch.dtype, quantized: bool) -> int:
+def packed_bytes(*, rows: int, layers: int, hidden_size: int, ids: int, dtype: torch.dtype, quantized: bool) -> int:
     """Bytes of the packed copies on a CPU: matrices of the blocks, unless they are quantized, and rows of the head."""
-    if not can_pack(torch.empty(0, dtype=dtype)):
+    if not can_pack(torch.empty(0, dtype=dtype), rows):
         return 0
     return ((0 if quantized else 12 * layers * hidden_size) + ids) * hidden_size * dtype.itemsize
 
 
-def can_pack(weight: Tensor) -> bool:
-    """Whether a packed form of the weight is faster than the plain one; never under autocast, which casts weights."""
+def can_pack(weight: Tensor, rows: int) -> bool:
+    """Whether a packed form of the weight is faster for `rows` rows than the plain one.
+
+    Never under autocast, which casts weights, and not for few rows in fp32 on one thread, which MKL serves faster.
+    """
     if weight.device.type != "cpu" or torch.is_autocast_enabled("cpu") or type(weight.data) is not Tensor:
         return False
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return ONEDNN_IS_FASTER and weight.dtype == torch.float32
+    few = rows < _FEWEST_ROWS and torch.get_num_threads() == 1
+    return ONEDNN_IS_FASTER and weight.dtype == torch.float32 and not few
 
 
 def _packed_copy(model: Transformer, rows: int) -> Transformer:
@@ -95,9 +99,9 @@ def _packed_copy(model: Transformer, rows: int) -> Transformer:
     """
     replaced: dict[int, nn.Module | Tensor] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     for part in model.modules():
-        if isinstance(part, MLP) and can_pack(part.up.weight):
+        if isinstance(part, MLP) and can_pack(part.up.weight, rows):
             replaced |= {id(part.up): _packed(part.up, rows, gelu=True), id(part.gelu): nn.Identity()}
-        elif isinstance(part, nn.Linear) and id(part) not in replaced and can_pack(part.weight):
+        elif isinstance(part, nn.Linear) and id(part) not in replaced and can_pack(part.weight, rows):
             replaced[id(part)] = _packed(part, rows)
         elif isinstance(part, nn.Dropout):
             replaced[id(part)] = nn.Identity()

@@ -105,7 +105,7 @@ class ParallelWindows:
         self._device = model.token_embedding.weight.device
         num_rows = self._num_images * (1 + max(turn.lane for step in self._timetable for turn in step))
         longest = max(len(prompt) for of_window in prompts for prompt in of_window)
-        self._state = DecodeState(model, template, num_rows, longest + template.target.length)
+        self._state = DecodeState(model, template, num_rows, longest + template.target.length, engine=sampling.engine)
         numbers = [uniforms(own, p, template.target.length) for own, p in zip(seeds, prompts, strict=True)]
         self._uniform_WBT = torch.stack(numbers).to(self._device)
         """Random numbers that decide each sample."""

@@ -17,6 +17,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.generation.config import Quantization, Sampling
 from cogview_pl.generation.decode import TO_SAMPLE, decode
 from cogview_pl.generation.engine.cuda_graph import can_capture
+from cogview_pl.generation.engine.forms import keep_forms
 from cogview_pl.generation.quantization import quantize
 from cogview_pl.generation.super_resolution.parallel_windows import ParallelWindows
 from cogview_pl.generation.super_resolution.parallel_windows_graph import GraphedParallelWindows
@@ -45,6 +46,7 @@ class Upscaler:
         self.template, self.text = loaded.template, loaded.text
         self.model = loaded.model.to(device, dtype)
         quantize(self.model, quantization)
+        keep_forms(self.model)
 
     @property
     def grid(self) -> tuple[int, int]:

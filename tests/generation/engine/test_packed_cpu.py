@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cogview_pl.generation.engine.decode_state import fastest_form
+from cogview_pl.generation.config import Engine
+from cogview_pl.generation.engine.forms import decoding_form
 from cogview_pl.generation.engine.packed_cpu import PackedLinear, can_pack
 from tests.make_models import make_transformer
 
 needs_bf16 = pytest.mark.skipif(
-    not can_pack(torch.empty(0, dtype=torch.bfloat16)), reason="oneDNN has no bf16 on this processor"
+    not can_pack(torch.empty(0, dtype=torch.bfloat16), 4), reason="oneDNN has no bf16 on this processor"
 )
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -40,7 +41,7 @@ def test_a_model_decodes_as_it_reads() -> None:
     tokens, positions = torch.randint(60, (2, 20)), torch.arange(20).expand(2, -1)
     with torch.inference_mode():
         wanted = model.logits(model.hidden(tokens, positions), [range(10, 40)])
-        decoding, cache = fastest_form(model, 2, [range(10, 40)]), model.new_cache(2, 20)
+        decoding, cache = decoding_form(model, 2, [range(10, 40)], Engine.torch), model.new_cache(2, 20)
         found = []
         for place in range(20):
             step = slice(place, place + 1)
