@@ -11,14 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-<<<<<<< HEAD
-from cogview_pl.generation.engine.decode_state import fastest_form
-from cogview_pl.kernels.cpu_linear import CONVOLUTIONS_ARE_FASTER
-=======
 from cogview_pl.generation.config import Engine
 from cogview_pl.generation.engine.forms import decoding_form
-from cogview_pl.kernels.cpu_linear import ONEDNN_IS_FASTER
->>>>>>> 4c52f4f (CPU decoding by OpenVINO where it is installed (sampler.engine), weights prepared once per run, MKL for one row on one thread)
+from cogview_pl.kernels.cpu_linear import CONVOLUTIONS_ARE_FASTER
 from cogview_pl.memory.trace import LiveBytes
 from cogview_pl.transformer.config import ActivationCheckpointing
 from cogview_pl.transformer.loss import sequence_loss
