@@ -48,9 +48,9 @@ class Sampling:
         algorithm: `sequential` samples one code per pass; `jacobi` several, from the same distribution
             (`speculative.py`). Only images from text use it.
         drafts: number of codes that a pass of `jacobi` looks ahead.
-        engine: what decodes on a CPU.
         cuda_graphs: on a GPU, `sequential` replays captured steps (`engine/cuda_graph.py`).
         batch_size: images that are decoded together.
+        engine: what decodes on a CPU.
 
     Raises:
         UserError: a value is outside its range.
@@ -62,9 +62,9 @@ class Sampling:
     guidance: float = limited(GUIDANCE, 1.0)
     algorithm: Algorithm = Algorithm.sequential
     drafts: int = count(16)
-    engine: Engine = Engine.auto
     cuda_graphs: bool = True
     batch_size: int = count(64)
+    engine: Engine = Engine.auto
 
     def __post_init__(self) -> None:
         self.algorithm = _choice("algorithm", self.algorithm, Algorithm)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cogview_pl.errors import UserError
-from cogview_pl.generation.config import Algorithm, Sampling
+from cogview_pl.generation.config import Algorithm, Engine, Sampling
 from cogview_pl.generation.sampling import guide, probabilities, sample
 
 from ..composed import composed
@@ -209,13 +209,16 @@ def test_settings_at_their_ends(settings: dict[str, float]) -> None:
 
 def test_defaults_are_those_of_the_configuration() -> None:
     assert composed("task=generate").sampler == Sampling()
-    assert Sampling() == Sampling(1.0, 200, 1.0, 1.0, Algorithm.sequential, 16, True, 64)
+    assert Sampling() == Sampling(1.0, 200, 1.0, 1.0, Algorithm.sequential, 16, True, 64, Engine.auto)
 
 
-def test_an_algorithm_may_be_given_by_its_name() -> None:
+def test_choices_may_be_given_by_their_names() -> None:
     assert Sampling(algorithm="jacobi") == Sampling(algorithm=Algorithm.jacobi)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"^sampler\.algorithm=jacoby must be one of sequential, jacobi$"):
         Sampling(algorithm="jacoby")  # type: ignore[arg-type]
+    assert Sampling(engine="torch") == Sampling(engine=Engine.torch)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^sampler\.engine=onnx must be one of auto, torch, openvino$"):
+        Sampling(engine="onnx")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("guidance", "guided"), [(1, False), (1.0, False), (0, True), (0.5, True), (2, True)])
