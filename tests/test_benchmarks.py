@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench, cuda, gemm, growth, image_tokenizer, memory, on_gpu, random_runs, report, settings
+from benchmarks import (
+    bench,
+    cuda,
+    gemm,
+    gpu_forms,
+    growth,
+    image_tokenizer,
+    memory,
+    on_gpu,
+    random_runs,
+    report,
+    settings,
+)
 from benchmarks.contest import Work
 from benchmarks.references import original_decode
 from cogview_pl.lit.callbacks.device_peaks import peak_tflops
@@ -151,6 +163,19 @@ def test_what_needs_a_gpu_runs_tiny_on_a_cpu(tmp_path: Path, monkeypatch: pytest
 def test_without_a_gpu_the_whole_of_it_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert on_gpu.main([]) == 2
     assert capsys.readouterr().err.startswith("gpu: no CUDA device")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_forms_of_a_gpu_are_refused_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_forms.main([]) == 2
+    assert capsys.readouterr().err == "gpu_forms: no CUDA device that torch can use\n"
+
+
+def test_forms_of_a_gpu_name_rows_that_there_are() -> None:
+    selected = [report.select(bench.SUBJECTS, [f"cuda:{title}"]) for title in gpu_forms.ROWS_OF_CUDA]
+    assert [len(rows) for rows in selected] == [2, 1, 1, 1, 1, 1]
+    titles = [row.title for row in gpu_forms.forms()]
+    assert len(set(titles)) == len(titles)
 
 
 def test_random_tokenizers_have_the_configured_vocabulary() -> None:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from cogview_pl.generation.config import Sampling
-from cogview_pl.kernels.availability import widest_float
+from cogview_pl.kernels.availability import runs_kernels, widest_float
+
+_WIDEST_FOR_KERNEL = 16_384  # candidates of a row that the kernel holds on the chip
 
 
 def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
@@ -33,6 +35,19 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         dropped = torch.zeros_like(before, dtype=torch.bool).scatter_(-1, order, before > sampling.top_p)
         logits = logits.masked_fill(dropped, float("-inf"))
     return logits.softmax(-1)
+
+
+def sample_logits(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+    """`sample` from the `probabilities` of logits `(B, n)`, int64 `(B,)`; on a GPU one kernel does both.
+
+    The kernel keeps the same candidates, ties included. Its sums have another order, so one sample in millions differs.
+    """
+    covered = sampling.temperature > 0 and sampling.top_p == 1 and logits.shape[-1] <= _WIDEST_FOR_KERNEL
+    if covered and runs_kernels(logits.device):
+        from cogview_pl.kernels.sampling_triton import sample_by_kernel  # Triton is installed where a GPU is
+
+        return sample_by_kernel(logits, uniform, temperature=sampling.temperature, top_k=sampling.top_k)
+    return sample(probabilities(logits, sampling), uniform)
 
 
 def sample(probabilities: Tensor, uniform: Tensor) -> Tensor:

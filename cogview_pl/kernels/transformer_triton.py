@@ -15,8 +15,11 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-FEW_ROWS = 2
-"""Largest number of rows for `linear_of_few_rows`; from 3 on it is slower than cuBLAS."""
+FEW_ROWS = 4
+"""Largest number of rows for `linear_of_few_rows`."""
+LINE = 128
+"""Bytes of a line of the L2 cache."""
+_LINE = tl.constexpr(LINE)
 
 
 @triton.jit
@@ -79,50 +82,77 @@ def _finish(sums, GELU: tl.constexpr):
 
 
 @triton.jit
-def _add_products(sums, weight, x_D, places, held):
-    return sums + weight * tl.load(x_D + places, held, 0.0).to(tl.float32)[None, :]
+def _add_products(sums_NJ, weight_NJI, x_D, places_JI, held_JI):
+    """Sums plus products of one row; the axis I lies in one thread, so only the last sum crosses threads."""
+    x_JI = tl.load(x_D + places_JI, held_JI, 0.0).to(tl.float32)
+    return sums_NJ + tl.sum(weight_NJI * x_JI[None], 2)
 
 
 @triton.jit
-def _store_sums(y_N, n, in_n, sums, scale, bias, GELU: tl.constexpr):
-    tl.store(y_N + n, _finish(tl.sum(sums, 1) * scale + bias, GELU).to(y_N.dtype.element_ty), in_n)
+def _store_sums(y_N, n, in_n, sums_NJ, scale, bias, GELU: tl.constexpr):
+    tl.store(y_N + n, _finish(tl.sum(sums_NJ, 1) * scale + bias, GELU).to(y_N.dtype.element_ty), in_n)
+
+
+@triton.jit
+def _fetch_to_l2(first, count, LINES: tl.constexpr, PER_LINE: tl.constexpr):
+    """Ask for `count` numbers in a row from memory, without waiting and without registers for them."""
+    line = tl.minimum(tl.arange(0, LINES) * PER_LINE, count - 1)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [first + line], dtype=tl.int32, is_pure=False, pack=1
+    )
 
 
 @triton.jit
 def linear_of_few_rows(
     x_BD, weight_ND, scale_N, bias_N, y_BN, outputs, inputs,
     ROWS: tl.constexpr, SCALE: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_I: tl.constexpr, LINES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """y = scale · (x · weightᵀ) + bias of one or two rows; a program computes some outputs of all rows."""
+    """y = scale · (x · weightᵀ) + bias of at most `FEW_ROWS` rows; a program computes some outputs of all rows.
+
+    A tile has `BLOCK_J` · `BLOCK_I` inputs. While the kernel before is still running, a program requests its first tile
+    and has all its weights (`LINES` lines of the L2 cache) fetched into that cache.
+    """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    d = tl.arange(0, BLOCK_D)
+    d = tl.arange(0, BLOCK_J)[:, None] * BLOCK_I + tl.arange(0, BLOCK_I)[None, :]
     in_n = n < outputs
-    weight_rows = weight_ND + n[:, None].to(tl.int64) * inputs
-    tile = tl.load(weight_rows + d[None, :], in_n[:, None] & (d < inputs)[None, :], 0.0)
+    in_N11 = in_n[:, None, None]
+    weight_rows = weight_ND + n[:, None, None].to(tl.int64) * inputs
+    tile = tl.load(weight_rows + d[None], in_N11 & (d < inputs)[None], 0.0)
     if OVERLAP:
+        first = tl.program_id(0).to(tl.int64) * BLOCK_N * inputs
+        own = tl.minimum(outputs - tl.program_id(0) * BLOCK_N, BLOCK_N) * inputs
+        _fetch_to_l2(weight_ND + first, own, LINES, _LINE // (weight_ND.dtype.element_ty.primitive_bitwidth // 8))
         gdc_wait()
         gdc_launch_dependents()
-    first = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    second = first  # a tensor with an axis of rows would be distributed over threads much worse
-    for start in range(0, inputs, BLOCK_D):
+    sums_1 = tl.zeros((BLOCK_N, BLOCK_J), tl.float32)
+    sums_2, sums_3, sums_4 = sums_1, sums_1, sums_1  # one tensor with an axis of rows would be distributed much worse
+    for start in range(0, inputs, BLOCK_J * BLOCK_I):
         places = start + d
         held = places < inputs
         weight = tile.to(tl.float32)
-        first = _add_products(first, weight, x_BD, places, held)
+        following = places + BLOCK_J * BLOCK_I
+        tile = tl.load(weight_rows + following[None], in_N11 & (following < inputs)[None], 0.0)
+        sums_1 = _add_products(sums_1, weight, x_BD, places, held)
         if ROWS > 1:
-            second = _add_products(second, weight, x_BD + inputs, places, held)
-        following = places + BLOCK_D
-        tile = tl.load(weight_rows + following[None, :], in_n[:, None] & (following < inputs)[None, :], 0.0)
+            sums_2 = _add_products(sums_2, weight, x_BD + inputs, places, held)
+        if ROWS > 2:
+            sums_3 = _add_products(sums_3, weight, x_BD + 2 * inputs, places, held)
+        if ROWS > 3:
+            sums_4 = _add_products(sums_4, weight, x_BD + 3 * inputs, places, held)
     scale = tl.full((BLOCK_N,), 1.0, tl.float32)
     if SCALE:
         scale = tl.load(scale_N + n, in_n, 0.0).to(tl.float32)
     bias = tl.zeros((BLOCK_N,), tl.float32)
     if BIAS:
         bias = tl.load(bias_N + n, in_n, 0.0).to(tl.float32)
-    _store_sums(y_BN, n, in_n, first, scale, bias, GELU)
+    _store_sums(y_BN, n, in_n, sums_1, scale, bias, GELU)
     if ROWS > 1:
-        _store_sums(y_BN + outputs, n, in_n, second, scale, bias, GELU)
+        _store_sums(y_BN + outputs, n, in_n, sums_2, scale, bias, GELU)
+    if ROWS > 2:
+        _store_sums(y_BN + 2 * outputs, n, in_n, sums_3, scale, bias, GELU)
+    if ROWS > 3:
+        _store_sums(y_BN + 3 * outputs, n, in_n, sums_4, scale, bias, GELU)
 
 
 @triton.jit
@@ -134,9 +164,9 @@ def attend(
 ):  # fmt: skip
     """Append the new key and value to each row of the cache, and attend over the whole row.
 
-    A program takes `BLOCK_S` positions of one head of one row and writes its partial result to `parts`,
-    `(B·H, PARTS, BLOCK_K + 2)` fp32. The last program of a head (`arrived` counts them) sums the parts in their order,
-    so the result does not depend on which program is last.
+    A program takes every `PARTS`-th block of `BLOCK_S` positions of one head of one row, and writes its partial result
+    to `parts`, `(B·H, PARTS, BLOCK_K + 2)` fp32. The last program of a head (`arrived` counts them) sums the parts in
+    their order, so the result does not depend on which program is last.
     """
     own = tl.program_id(0)
     part = tl.program_id(1)
@@ -153,32 +183,35 @@ def attend(
     query = tl.load(new, in_k, 0.0).to(tl.float32) * scale
     start = row.to(tl.int64) * row_stride + head.to(tl.int64) * head_stride
     mine = parts + (own * PARTS + part) * (BLOCK_K + 2)
-    s = part * BLOCK_S + tl.arange(0, BLOCK_S)
-    if part * BLOCK_S <= length:  # the new position itself is one of them
+    largest = float("-inf")
+    total = 0.0
+    summed = tl.zeros((BLOCK_K,), tl.float32)
+    for first in range(part * BLOCK_S, length + 1, PARTS * BLOCK_S):  # the new position itself is one of them
+        s = first + tl.arange(0, BLOCK_S)
         seen = (s < length)[:, None] & in_k[None, :]
         places = start + s[:, None] * HEAD + k[None, :]
-        keys = tl.load(keys_BHCK + places, seen, 0.0).to(tl.float32)
-        values = tl.load(values_BHCK + places, seen, 0.0).to(tl.float32)
-        scores = tl.where(s < length, tl.sum(keys * query[None, :], 1), float("-inf"))
-        is_here = length < (part + 1) * BLOCK_S
-        new_key = tl.load(new + hidden_size, in_k, 0.0)
-        new_value = tl.load(new + 2 * hidden_size, in_k, 0.0)
+        keys = tl.load(keys_BHCK + places, seen, 0.0)
+        values = tl.load(values_BHCK + places, seen, 0.0)
+        scores = tl.where(s < length, tl.sum(keys.to(tl.float32) * query[None, :], 1), float("-inf"))
+        is_here = length < first + BLOCK_S
+        new_key = tl.load(new + hidden_size, in_k & is_here, 0.0)
+        new_value = tl.load(new + 2 * hidden_size, in_k & is_here, 0.0)
         if is_here:
             kind = keys_BHCK.dtype.element_ty
             tl.store(keys_BHCK + start + length * HEAD + k, new_key.to(kind), in_k)
             tl.store(values_BHCK + start + length * HEAD + k, new_value.to(kind), in_k)
         new_score = tl.where(is_here, tl.sum(new_key.to(tl.float32) * query), float("-inf"))
-        largest = tl.maximum(tl.max(scores), new_score)
+        before = largest
+        largest = tl.maximum(tl.maximum(tl.max(scores), new_score), before)
+        shrink = tl.exp(before - largest)
         shares = tl.exp(scores - largest)
         new_share = tl.exp(new_score - largest)
-        total = tl.sum(shares) + new_share
-        summed = tl.sum(values * shares[:, None], 0) + new_value.to(tl.float32) * new_share
-        tl.store(mine + k, summed)
-        tl.store(mine + BLOCK_K, largest)
-        tl.store(mine + BLOCK_K + 1, total)
-    else:
-        tl.store(mine + BLOCK_K, float("-inf"))
-        tl.store(mine + BLOCK_K + 1, 0.0)
+        total = total * shrink + tl.sum(shares) + new_share
+        summed = summed * shrink + tl.sum(values.to(tl.float32) * shares[:, None], 0)
+        summed += new_value.to(tl.float32) * new_share
+    tl.store(mine + k, summed)
+    tl.store(mine + BLOCK_K, largest)
+    tl.store(mine + BLOCK_K + 1, total)
     tl.debug_barrier()
     if tl.atomic_add(arrived + own, 1, sem="acq_rel") == PARTS - 1:
         p = tl.arange(0, PARTS_2)

@@ -281,12 +281,11 @@ def _sequence_loss(model: Transformer, hidden_BLD: Tensor, batch: BatchSize, opt
     hidden_ND = hidden_BLD.flatten(0, 1)[due_N]
     head_VD = model.token_embedding.weight
     first = rows_at_once(device, options.autocast or hidden_ND.dtype)  # later rows use the memory of the first
-    for part in batch.predicted:
+    heads = rows_of(head_VD, [part.ids for part in batch.predicted])
+    for part, head_nD in zip(batch.predicted, heads, strict=True):
         rows_N = torch.zeros(batch.sequences * part.number, dtype=torch.long)
         weights_N = torch.zeros(len(rows_N))
-        loss, _ = linear_cross_entropy(
-            hidden_ND[rows_N], rows_of(head_VD, part.ids), rows_N[:first], weights_N[:first], device
-        )
+        loss, _ = linear_cross_entropy(hidden_ND[rows_N], head_nD, rows_N[:first], weights_N[:first], device)
         total = total + loss
     return total
 

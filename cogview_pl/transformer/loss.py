@@ -71,10 +71,8 @@ def sequence_loss(
         groups = [(slots_N == slot, ids) for slot, ids in enumerate(slot_ids)]
     # `weights` is fp32 even if a trainer has set bf16 as the default dtype.
     total, sums_S = weights.new_zeros(()), weights.new_zeros(num_slots)
-    for rows, ids in groups:
-        part, entropies = linear_cross_entropy(
-            hidden_ND[rows], rows_of(lm_head_VD, ids), targets_N[rows] - ids.start, weights_N[rows]
-        )
+    for (rows, ids), head_nD in zip(groups, rows_of(lm_head_VD, [ids for _, ids in groups]), strict=True):
+        part, entropies = linear_cross_entropy(hidden_ND[rows], head_nD, targets_N[rows] - ids.start, weights_N[rows])
         total = total + part
         sums_S.index_add_(0, slots_N[rows], entropies)
     weight = weights_N.sum()
@@ -109,7 +107,7 @@ def linear_cross_entropy(
     N · V. Matmuls run in the precision of autocast, the softmax in fp32.
 
     Args:
-        hidden_ND, lm_head_VD: float; both get gradients.
+        hidden_ND, lm_head_VD: float; both get gradients, the lm_head none if N is 0.
         targets_N: int64 ids below V.
         weights_N: float32, at least 0.
         device: type of device (`cpu`, `cuda`) that the size of blocks is chosen for; None: the device of the tensors.
@@ -122,9 +120,14 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden_ND, lm_head_VD, targets_N, weights_N, device)  # type: ignore[no-any-return]
 
 
-def rows_of(lm_head_VD: Tensor, ids: range) -> Tensor:
-    """Rows of some ids. All rows are returned as they are: a slice would copy its gradient into a tensor of zeros."""
-    return lm_head_VD if len(ids) == len(lm_head_VD) else lm_head_VD[ids.start : ids.stop]
+def rows_of(lm_head_VD: Tensor, ranges: Sequence[range]) -> list[Tensor]:
+    """Rows of some ids, one tensor for each range; ranges may overlap.
+
+    Their gradients are written into one tensor. Those of slices would each be copied into V x D zeros, and added.
+    """
+    if [len(ids) for ids in ranges] == [len(lm_head_VD)]:
+        return [lm_head_VD]
+    return list(_Rows.apply(lm_head_VD, *ranges))
 
 
 def rows_at_once(device: str, dtype: torch.dtype) -> int:
@@ -132,6 +135,26 @@ def rows_at_once(device: str, dtype: torch.dtype) -> int:
     if device != "cpu":
         return _ROWS_ON_DEVICE
     return _ROWS_ON_CPU_IN_FP32 if dtype == torch.float32 else _ROWS_ON_CPU
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, lm_head_VD: Tensor, *ranges: range) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.ranges, ctx.vocab_size = ranges, len(lm_head_VD)
+        return tuple(lm_head_VD[ids.start : ids.stop] for ids in ranges)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        found = [(ids, gradient) for ids, gradient in zip(ctx.ranges, gradients, strict=True) if gradient is not None]
+        if not found:
+            return None, *(None for _ in ctx.ranges)
+        first = found[0][1]
+        total_VD = first.new_zeros(ctx.vocab_size, first.shape[1])
+        for ids, gradient_nD in found:
+            total_VD[ids.start : ids.stop] += gradient_nD
+        return total_VD, *(None for _ in ctx.ranges)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -143,6 +166,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
         train_hidden, train_head = ctx.needs_input_grad[:2]
+        train_head = train_head and len(targets_N) > 0  # a slot without loss must not cost as much as its head
         gradients = train_hidden or train_head
         hidden, head = hidden_ND.detach().to(dtype), lm_head_VD.detach().to(dtype)
         hidden_grad = torch.empty_like(hidden) if train_hidden else None

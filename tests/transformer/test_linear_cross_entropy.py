@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cogview_pl.transformer.loss import linear_cross_entropy
+from cogview_pl.transformer.loss import linear_cross_entropy, rows_of
 
 WIDTH, VOCABULARY = 16, 50
 
@@ -90,7 +90,8 @@ def test_no_rows() -> None:
     total, entropies = linear_cross_entropy(hidden[:0], head, targets[:0], weights[:0])
     total.backward()
     assert total.item() == 0.0 and len(entropies) == 0
-    assert head.grad is not None and not head.grad.any()
+    assert head.grad is None
+    assert hidden.grad is not None and not hidden.grad.any()
 
 
 @pytest.mark.gpu
@@ -115,3 +116,17 @@ def test_a_second_backward_pass_is_refused() -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="compute the loss again"):
         loss.backward()
+
+
+def test_rows_of_a_head_get_the_gradient_of_slices() -> None:
+    _, head, _, _ = inputs(1)
+    ranges = [range(0, 20), range(15, 40), range(45, 50)]  # two share rows, some rows are in none
+    slopes = [torch.randn(len(ids), WIDTH) for ids in ranges]
+    slices = [head[ids.start : ids.stop] for ids in ranges]
+    (wanted,) = torch.autograd.grad(slices, [head], slopes)
+    found = rows_of(head, ranges)
+    assert all(torch.equal(one, other) for one, other in zip(found, slices, strict=True))
+    torch.testing.assert_close(torch.autograd.grad(found, [head], slopes)[0], wanted)
+    (wanted,) = torch.autograd.grad([head[:20]], [head], slopes[:1])
+    assert torch.equal(torch.autograd.grad(rows_of(head, ranges)[:1], [head], slopes[:1])[0], wanted)
+    assert rows_of(head, [range(VOCABULARY)])[0] is head

@@ -23,7 +23,7 @@ from torch import Tensor
 from cogview_pl.generation.config import Sampling
 from cogview_pl.generation.engine.decode_state import DecodeState
 from cogview_pl.generation.engine.fused_gpu import FusedModel
-from cogview_pl.generation.sampling import probabilities, sample
+from cogview_pl.generation.sampling import sample_logits
 from cogview_pl.transformer.config import NormScope
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import CodeSlot, Template
@@ -98,7 +98,7 @@ def graphed_steps(
         hidden_BD = state.step(tokens_BT.index_select(1, place_1))[:, -1]
         state.advance(1)
         uniform_B = next_uniform_BT.index_select(1, place_1)[:, 0]
-        columns_B = sample(probabilities(state.logits(hidden_BD), sampling), uniform_B)
+        columns_B = sample_logits(state.logits(hidden_BD), sampling, uniform_B)
         next_BT.index_copy_(1, place_1, ids_n[columns_B][:, None])
         place_1.add_(1)
 

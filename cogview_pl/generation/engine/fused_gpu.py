@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogview_pl.kernels.availability import current, runs_kernels
+from cogview_pl.kernels.availability import current, on_nvidia, runs_kernels
 from cogview_pl.kernels.cpu_linear import Linear
 from cogview_pl.kernels.torchao import int8_parts
 from cogview_pl.transformer.attention import fused_attention
@@ -26,9 +26,12 @@ from cogview_pl.transformer.kv_cache import StaticKVCache
 from cogview_pl.transformer.model import Transformer
 
 _OVERLAP_FROM = (9, 0)  # compute capability that has programmatic dependent launch
-# Tile sizes and warps of a program; measured on an H100 at the hidden sizes of the released models.
-_WARPS, _OUTPUTS, _INPUTS = 4, 2, 1024
+# Sizes of a program. Warps, outputs, inputs of a tile and positions were measured on an H100 at the hidden sizes of the
+# released models.
+_WARPS, _OUTPUTS = 4, 2
+_THREADS, _INPUTS_OF_THREAD = 128, 8  # a tile has their product of inputs
 _WARPS_OF_ATTENTION, _POSITIONS = 2, 64
+_PROGRAMS_OF_ATTENTION = 2640  # two rounds on 132 multiprocessors, each of which has registers for ten
 
 
 def can_fuse(model: Transformer) -> bool:
@@ -118,14 +121,15 @@ class FusedModel:
         """x · weightᵀ + bias `(R, N)`, with GELU if asked."""
         rows, (outputs, inputs) = len(x_RD), weight_ND.shape
         if rows > self._kernels.FEW_ROWS:
-            y_RN = F.linear(x_RD, weight_ND, bias_N)
-            return F.gelu(y_RN, approximate="tanh") if gelu else y_RN
+            return _linear_and_gelu(x_RD, weight_ND, bias_N) if gelu else F.linear(x_RD, weight_ND, bias_N)
         weight_ND, scale_N = int8_parts(weight_ND) or (weight_ND, None)
         y_RN = x_RD.new_empty(rows, outputs)
+        lines = -(-_OUTPUTS * inputs * weight_ND.itemsize // self._kernels.LINE)
         self._kernels.linear_of_few_rows[(-(-outputs // _OUTPUTS),)](
             x_RD, weight_ND, scale_N, bias_N, y_RN, outputs, inputs,
             ROWS=rows, SCALE=scale_N is not None, BIAS=bias_N is not None, GELU=gelu,
-            BLOCK_N=_OUTPUTS, BLOCK_D=min(_INPUTS, self._power_of_2(inputs)), num_warps=_WARPS, **self._launch,
+            BLOCK_N=_OUTPUTS, BLOCK_J=min(_THREADS, self._power_of_2(-(-inputs // _INPUTS_OF_THREAD))),
+            BLOCK_I=_INPUTS_OF_THREAD, LINES=self._power_of_2(lines), num_warps=_WARPS, **self._launch,
         )  # fmt: skip
         return y_RN
 
@@ -147,7 +151,8 @@ class FusedModel:
         """Attention `(B, D)` of one new position per row; stores its keys and values in the cache."""
         keys_BHSK, values_BHSK = cache.keys_and_values(layer)
         batch, heads, reach, _ = keys_BHSK.shape
-        parts, block = -(-reach // _POSITIONS), self._power_of_2(head_size)
+        parts = min(-(-reach // _POSITIONS), -(-_PROGRAMS_OF_ATTENTION // (batch * heads)))
+        block = self._power_of_2(head_size)
         y_BD = qkv_BN.new_empty(batch, heads * head_size)
         shares = torch.empty(batch * heads, parts, block + 2, dtype=torch.float32, device=y_BD.device)
         self._kernels.attend[(batch * heads, parts)](
@@ -157,3 +162,11 @@ class FusedModel:
             num_warps=_WARPS_OF_ATTENTION, **self._launch,
         )  # fmt: skip
         return y_BD
+
+
+def _linear_and_gelu(x_RD: Tensor, weight_ND: Tensor, bias_N: Tensor | None) -> Tensor:
+    """GELU, in its tanh form, of x · weightᵀ + bias; on a GPU cuBLAS applies it before it rounds and stores."""
+    if on_nvidia(x_RD.device) and bias_N is not None and type(weight_ND.data) is Tensor:
+        # Private name of torch, checked against 2.14. Its GELU has the tanh form on a GPU alone.
+        return torch._addmm_activation(bias_N, x_RD, weight_ND.T, use_gelu=True)
+    return F.gelu(F.linear(x_RD, weight_ND, bias_N), approximate="tanh")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cogview_pl.generation.engine.cuda_graph import capture_on
-from cogview_pl.generation.sampling import probabilities, sample
+from cogview_pl.generation.sampling import sample_logits
 from cogview_pl.generation.super_resolution.parallel_windows import ParallelWindows, Stepper, Turn
 
 
@@ -55,7 +55,7 @@ class GraphedParallelWindows(ParallelWindows):
         active_R, source_R, target_R, uniform_R = (line.index_select(0, self._line_1)[0] for line in self._lines)
         hidden_RD = self._static.step(self._tokens.index_select(0, source_R)[:, None])[:, -1]
         self._static.advance(active_R)
-        sampled_R = sample(probabilities(self._static.logits(hidden_RD), self._sampling), uniform_R)
+        sampled_R = sample_logits(self._static.logits(hidden_RD), self._sampling, uniform_R)
         self._tokens.index_copy_(0, target_R, sampled_R)
         self._line_1.add_(1)
 
