@@ -4,6 +4,7 @@
 //
 // Shapes: N rows, D hidden size, B batch, L length, H heads, K head size.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -98,19 +99,28 @@ inline void rows_of_product(const float* a, int64_t a_row, int64_t a_column, con
   if (at < columns) tile<kRows, 1>(a, a_row, a_column, b + at, b_row, c + at, c_row, depth);
 }
 
-// Buffers of one head: rows are padded to kRows, columns to kWidth, and the padding is zero.
+// Buffers for one head of a sequence: rows are padded to kRows, columns to kWidth, and the padding is zero.
 struct Head {
   int64_t length, size, rows, columns, width;
   std::vector<float> q, k, v, transposed, probabilities, gradient, product, room;
 
-  Head(int64_t length, int64_t size)
-      : length(length), size(size), rows((length + kRows - 1) / kRows * kRows), columns(padded(rows)),
-        width(padded(size)), q(rows * width), k(rows * width), v(rows * width), transposed(width * columns),
-        probabilities(rows * columns), gradient(rows * width), product(rows * columns), room(rows * width) {}
+  Head(int64_t longest, int64_t size) : size(size), width(padded(size)) {
+    resize(longest);
+    for (auto* rows_of : {&q, &k, &v, &gradient, &room}) rows_of->resize(rows * width);
+    for (auto* square : {&probabilities, &product}) square->resize(rows * columns);
+    transposed.resize(width * columns);
+  }
+
+  void resize(int64_t new_length) {
+    length = new_length;
+    rows = (length + kRows - 1) / kRows * kRows;
+    columns = padded(rows);
+  }
 
   void read(std::vector<float>& to, const float* from, int64_t stride) const {
     for (int64_t row = 0; row < length; ++row)
       std::memcpy(&to[row * width], from + row * stride, size * sizeof(float));
+    std::fill(to.begin() + length * width, to.begin() + rows * width, 0.0f);
   }
 
   void write(const std::vector<float>& from, float* to, int64_t stride) const {
@@ -119,8 +129,10 @@ struct Head {
   }
 
   void transpose(const std::vector<float>& from) {
-    for (int64_t row = 0; row < length; ++row)
-      for (int64_t at = 0; at < size; ++at) transposed[at * columns + row] = from[row * width + at];
+    for (int64_t at = 0; at < size; ++at) {
+      for (int64_t row = 0; row < rows; ++row) transposed[at * columns + row] = from[row * width + at];
+      for (int64_t row = rows; row < columns; ++row) transposed[at * columns + row] = 0;
+    }
   }
 
   // Softmax of scaled scores over earlier positions; later ones get 0.
@@ -272,15 +284,18 @@ void gelu_backward(const float* gradient, const float* x, float* x_gradient, int
   }
 }
 
-// Causal attention of queries, keys and values that are consecutive in a row: (B, L, 3, H, K) -> (B, L, H, K).
-void attention_forward(const float* qkv, float* y, int64_t batch, int64_t length, int64_t heads, int64_t size) {
+// Causal attention inside sequences that follow each other: (N, 3, H, K) -> (N, H, K). Sequence b has the rows from
+// starts[b] to starts[b + 1]; queries, keys and values are consecutive in a row.
+void attention_forward(const float* qkv, const int64_t* starts, float* y, int64_t batch, int64_t longest, int64_t heads,
+                       int64_t size) {
   const int64_t hidden = heads * size;
 #pragma omp parallel
   {
     const Part part(batch * heads);
-    Head head(length, size);
+    Head head(longest, size);
     for (int64_t item = part.begin; item < part.end; ++item) {
-      const int64_t row = item / heads * length, offset = item % heads * size;
+      const int64_t row = starts[item / heads], offset = item % heads * size;
+      head.resize(starts[item / heads + 1] - row);
       const float* from = qkv + row * 3 * hidden + offset;
       head.read(head.q, from, 3 * hidden);
       head.read(head.k, from + hidden, 3 * hidden);
@@ -295,17 +310,18 @@ void attention_forward(const float* qkv, float* y, int64_t batch, int64_t length
 }
 
 // Gradient of `attention_forward`; it computes the probabilities again.
-void attention_backward(const float* gradient, const float* qkv, float* qkv_gradient, int64_t batch, int64_t length,
-                        int64_t heads, int64_t size) {
+void attention_backward(const float* gradient, const float* qkv, const int64_t* starts, float* qkv_gradient,
+                        int64_t batch, int64_t longest, int64_t heads, int64_t size) {
   const int64_t hidden = heads * size;
   const float scale = 1 / std::sqrt(static_cast<float>(size));
 #pragma omp parallel
   {
     const Part part(batch * heads);
-    Head head(length, size);
-    const int64_t width = head.width, columns = head.columns, rows = head.rows;
+    Head head(longest, size);
     for (int64_t item = part.begin; item < part.end; ++item) {
-      const int64_t row = item / heads * length, offset = item % heads * size;
+      const int64_t row = starts[item / heads], offset = item % heads * size;
+      head.resize(starts[item / heads + 1] - row);
+      const int64_t width = head.width, columns = head.columns, rows = head.rows;
       const float* from = qkv + row * 3 * hidden + offset;
       float* to = qkv_gradient + row * 3 * hidden + offset;
       head.read(head.q, from, 3 * hidden);

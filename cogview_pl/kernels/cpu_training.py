@@ -54,9 +54,16 @@ def gelu(x: Tensor) -> Tensor:
     return _GELU.apply(x)  # type: ignore[no-any-return]
 
 
-def causal_attention(qkv_BLE: Tensor, num_heads: int) -> Tensor:
-    """softmax(QKᵀ/√K) V over earlier positions, `(B, L, D)`; the input holds queries, keys and values, E = 3 · D."""
-    return _CausalAttention.apply(qkv_BLE, num_heads)  # type: ignore[no-any-return]
+def causal_attention(qkv_NE: Tensor, starts: Tensor, longest: int, num_heads: int) -> Tensor:
+    """softmax(QKᵀ/√K) V over earlier positions of the same sequence, `(N, D)`.
+
+    Args:
+        qkv_NE: queries, keys and values of all positions, sequence by sequence; E = 3 · D.
+        starts: int64 `(B + 1,)`, first row of each sequence, and N.
+        longest: length of the longest sequence, at most `LONGEST_ATTENTION`.
+        num_heads: H.
+    """
+    return _CausalAttention.apply(qkv_NE, starts, longest, num_heads)  # type: ignore[no-any-return]
 
 
 def _call(name: str, *arguments: Tensor | int | float) -> None:
@@ -112,19 +119,19 @@ class _GELU(torch.autograd.Function):
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv_BLE: Tensor, num_heads: int) -> Tensor:
-        qkv_BLE = qkv_BLE.contiguous()
-        batch, length, three = qkv_BLE.shape
-        ctx.sizes = batch, length, num_heads, three // (3 * num_heads)
-        y_BLD = qkv_BLE.new_empty(batch, length, three // 3)
-        _call("attention_forward", qkv_BLE, y_BLD, *ctx.sizes)
-        ctx.save_for_backward(qkv_BLE)
-        return y_BLD
+    def forward(ctx: Any, qkv_NE: Tensor, starts: Tensor, longest: int, num_heads: int) -> Tensor:
+        qkv_NE = qkv_NE.contiguous()
+        hidden_size = qkv_NE.shape[1] // 3
+        ctx.sizes = len(starts) - 1, longest, num_heads, hidden_size // num_heads
+        y_ND = qkv_NE.new_empty(len(qkv_NE), hidden_size)
+        _call("attention_forward", qkv_NE, starts, y_ND, *ctx.sizes)
+        ctx.save_for_backward(qkv_NE, starts)
+        return y_ND
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_BLD: Tensor) -> tuple[Tensor, None]:
-        (qkv_BLE,) = ctx.saved_tensors
-        qkv_gradient = torch.empty_like(qkv_BLE)
-        _call("attention_backward", gradient_BLD.contiguous(), qkv_BLE, qkv_gradient, *ctx.sizes)
-        return qkv_gradient, None
+    def backward(ctx: Any, gradient_ND: Tensor) -> tuple[Tensor, None, None, None]:
+        qkv_NE, starts = ctx.saved_tensors
+        qkv_gradient = torch.empty_like(qkv_NE)
+        _call("attention_backward", gradient_ND.contiguous(), qkv_NE, starts, qkv_gradient, *ctx.sizes)
+        return qkv_gradient, None, None, None

@@ -15,9 +15,10 @@ from cogview_pl.kernels import cpu_training
 from cogview_pl.kernels.cpu_linear import Linear
 from cogview_pl.transformer.activation_checkpointing import training_forward
 from cogview_pl.transformer.attention import ATTENTIONS
-from cogview_pl.transformer.config import ActivationCheckpointing, AttentionForm, Norm, NormScope, TransformerConfig
+from cogview_pl.transformer.config import ActivationCheckpointing, Norm, NormScope, TransformerConfig
 from cogview_pl.transformer.hidden_state_cache import HiddenStateCache
 from cogview_pl.transformer.kv_cache import KVCache, StaticKVCache
+from cogview_pl.transformer.packing import PackedSequences
 
 Cache = KVCache | StaticKVCache | HiddenStateCache
 """State that decoding keeps between steps."""
@@ -73,10 +74,7 @@ class Attention(nn.Module):
 
     Attributes:
         num_heads: heads on this device: all, or a part (`transformer.parallel`).
-        cpu_kernels: whether training on a CPU uses `kernels.cpu_training`.
     """
-
-    cpu_kernels = False
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -85,13 +83,10 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
         self.out = Linear(config.hidden_size, config.hidden_size)
-        self.fused = config.attention == AttentionForm.fused
         self.function = ATTENTIONS[config.attention]
 
     def forward(self, x_BLD: Tensor, mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
         """Attend over the new positions and, with a cache, over all stored positions too."""
-        if self._by_cpu_kernel(x_BLD, mask, cache):
-            return self.out(cpu_training.causal_attention(self.qkv(x_BLD), self.num_heads))
         projected = self.project(x_BLD)
         if cache is None:
             q_BHLK, k_BHSK, v_BHSK = projected.unbind()
@@ -101,11 +96,9 @@ class Attention(nn.Module):
         y_BHLK = self.function(q_BHLK, k_BHSK, v_BHSK, mask, self.dropout if self.training else 0.0)
         return self.out(y_BHLK.transpose(1, 2).flatten(2).to(projected.dtype))
 
-    def _by_cpu_kernel(self, x_BLD: Tensor, mask: Tensor | None, cache: Cache | None) -> bool:
-        drops = self.training and self.dropout > 0
-        plain = self.fused and mask is None and cache is None and not drops
-        short = x_BLD.shape[1] <= cpu_training.LONGEST_ATTENTION
-        return self.cpu_kernels and plain and short and cpu_training.can_run(x_BLD)
+    def packed(self, x_ND: Tensor, sequences: PackedSequences) -> Tensor:
+        """Attend inside packed sequences; `(N, D)`, before the output map."""
+        return cpu_training.causal_attention(self.qkv(x_ND), sequences.starts, sequences.longest, self.num_heads)
 
     def project(self, x_BLD: Tensor) -> Tensor:
         """Queries, keys and values, `(3, B, H, L, K)`."""
@@ -187,8 +180,21 @@ class Block(nn.Module):
         self.mlp = MLP(config.hidden_size)
         self.mlp_residual = Residual(config)
 
-    def forward(self, x_BLD: Tensor, mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
-        """Residual stream in, residual stream out, both `(B, L, D)`."""
+    def forward(
+        self,
+        x_BLD: Tensor,
+        mask: Tensor | None,
+        cache: Cache | None,
+        layer: int,
+        sequences: PackedSequences | None = None,
+        due_M: Tensor | None = None,
+    ) -> Tensor:
+        """Residual stream in, residual stream out, both `(B, L, D)`.
+
+        Of packed sequences both are `(N, D)`; with `due_M` only these rows come out, `(M, D)`.
+        """
+        if sequences is not None:
+            return self._run_packed(x_BLD, sequences, due_M)
         # Inside `forward`, so that hooks on a block (callbacks use them) run once and outside of compiled code.
         special = self.compiled or self.checkpointing != ActivationCheckpointing.none
         if special and cache is None and torch.is_grad_enabled():
@@ -202,6 +208,13 @@ class Block(nn.Module):
         branch_BLD = self.attention(self.attention_residual.open(x_BLD), mask, cache, layer)
         x_BLD = self.attention_residual.close(x_BLD, branch_BLD)
         return self.mlp_residual.close(x_BLD, self.mlp(self.mlp_residual.open(x_BLD)))
+
+    def _run_packed(self, x_ND: Tensor, sequences: PackedSequences, due_M: Tensor | None) -> Tensor:
+        y_ND = self.attention.packed(self.attention_residual.open(x_ND), sequences)
+        if due_M is not None:  # only attention reads other positions
+            x_ND, y_ND = x_ND[due_M], y_ND[due_M]
+        x_ND = self.attention_residual.close(x_ND, self.attention.out(y_ND))
+        return self.mlp_residual.close(x_ND, self.mlp(self.mlp_residual.open(x_ND)))
 
     def _keys_and_values(self, x_BSD: Tensor) -> Tensor:
         return self.attention.project(self.attention_residual.open(x_BSD))[1:]

@@ -60,10 +60,10 @@ def sequence_loss(
             None: the whole vocabulary, as in the original program.
         inputs: int64 `(B, L)`, input ids of the model if they differ from the targets (token noise); None: `tokens`.
     """
-    hidden = model.hidden((tokens if inputs is None else inputs)[:, :-1], positions[:, :-1])
     targets, weights, slots = tokens[:, 1:], weights[:, 1:].float(), slots[:, 1:]
     due = weights > 0
-    hidden_ND, targets_N, weights_N, slots_N = hidden[due], targets[due], weights[due], slots[due]
+    hidden_ND = model.hidden_at((tokens if inputs is None else inputs)[:, :-1], positions[:, :-1], due)
+    targets_N, weights_N, slots_N = targets[due], weights[due], slots[due]
     counts_S = torch.bincount(slots_N, minlength=num_slots)
     lm_head_VD = model.token_embedding.weight
     groups: list[tuple[Any, range]] = [(slice(None), range(len(lm_head_VD)))]

@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogview_pl.transformer.block import GELU, Attention, Block, Cache, LayerNorm
-from cogview_pl.transformer.config import ActivationCheckpointing, NormScope, TransformerConfig
+from cogview_pl.kernels import cpu_training
+from cogview_pl.transformer.block import GELU, Block, Cache, LayerNorm
+from cogview_pl.transformer.config import ActivationCheckpointing, AttentionForm, NormScope, TransformerConfig
 from cogview_pl.transformer.hidden_state_cache import HiddenStateCache
 from cogview_pl.transformer.kv_cache import KVCache
+from cogview_pl.transformer.packing import pack
 
 
 class ParameterGroups(NamedTuple):
@@ -39,6 +41,7 @@ class Transformer(nn.Module):
 
     Attributes:
         sharded: whether several devices share its weights (`transformer.parallel`).
+        cpu_kernels: whether training on a CPU uses `kernels.cpu_training`.
 
     Raises:
         ValueError: `num_heads` does not divide `hidden_size`.
@@ -52,6 +55,8 @@ class Transformer(nn.Module):
             raise ValueError(f"hidden_size {config.hidden_size} is not a multiple of num_heads {config.num_heads}")
         self.num_heads = config.num_heads
         self.sharded = False  # over several devices, by `transformer.parallel`
+        self.cpu_kernels = False
+        self._fused = config.attention == AttentionForm.fused and config.norm_scope != NormScope.tensor
         self.token_embedding = nn.Embedding(vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.num_positions, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
@@ -91,6 +96,23 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.blocks):
             x_BLD = block(x_BLD, mask, cache, layer)
         return self.final_norm(x_BLD)
+
+    def hidden_at(self, tokens: Tensor, positions: Tensor, due_BL: Tensor) -> Tensor:
+        """Final normalised hidden states `(M, D)` of the positions that are due, in order.
+
+        Args:
+            tokens, positions: as for `forward`.
+            due_BL: bool `(B, L)`.
+        """
+        if not self._packs(tokens.shape[1]):
+            return self.hidden(tokens, positions)[due_BL]
+        sequences = pack(due_BL)
+        tokens_N, positions_N = (x.flatten()[sequences.kept_N] for x in (tokens, positions))
+        x_ND = self.token_embedding(tokens_N) + self.position_embedding(positions_N)
+        last = len(self.blocks) - 1
+        for layer, block in enumerate(self.blocks):
+            x_ND = block(x_ND, None, None, layer, sequences, sequences.due_M if layer == last else None)
+        return self.final_norm(x_ND)
 
     def logits(self, hidden: Tensor, ids: Sequence[range] | None = None) -> Tensor:
         """Logits `(…, n)` of hidden states `(…, D)` over the given id ranges (None: all V).
@@ -143,11 +165,24 @@ class Transformer(nn.Module):
             block.checkpointing, block.compiled = ActivationCheckpointing(checkpointing), compiled
 
     def set_cpu_kernels(self, used: bool) -> None:
-        """Whether training on a CPU in fp32 uses `kernels.cpu_training`, which must be prepared; results are equal up
-        to rounding."""
+        """Whether training on a CPU in fp32 uses `kernels.cpu_training`, which must be prepared.
+
+        Results are equal up to rounding.
+        """
+        self.cpu_kernels = used
         for module in self.modules():
-            if isinstance(module, (LayerNorm, Attention, GELU)):
+            if isinstance(module, (LayerNorm, GELU)):
                 module.cpu_kernels = used
+
+    def _packs(self, length: int) -> bool:
+        """Whether sequences of this length train without padding: by the compiled attention, and without dropout."""
+        plain = all(
+            isinstance(block, Block) and not block.compiled and block.checkpointing == ActivationCheckpointing.none
+            for block in self.blocks
+        )
+        able = plain and self._fused and not (self.training and self.dropout.p)
+        short = length <= cpu_training.LONGEST_ATTENTION
+        return self.cpu_kernels and able and short and cpu_training.can_run(self.position_embedding.weight)
 
     def parameter_groups(self) -> ParameterGroups:
         """The parameters by kind, for the optimizer."""

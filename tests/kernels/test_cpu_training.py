@@ -96,60 +96,89 @@ def test_gelu_of_large_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "length", "heads", "size"), [(3, 37, 2, 24), (1, 1, 1, 8), (2, 96, 3, 10), (2, 5, 1, 3)]
+    ("lengths", "heads", "size"), [([37, 5, 0, 40], 2, 24), ([1], 1, 8), ([96, 33], 3, 10), ([5, 9], 1, 3)]
 )
-def test_causal_attention(batch: int, length: int, heads: int, size: int) -> None:
+def test_causal_attention(lengths: list[int], heads: int, size: int) -> None:
     torch.manual_seed(0)
+    starts = torch.tensor([0, *lengths]).cumsum(0)
 
-    def by_torch(qkv: Tensor) -> Tensor:
-        q, k, v = qkv.view(batch, length, 3, heads, size).permute(2, 0, 3, 1, 4).unbind()
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    def by_torch(qkv_NE: Tensor) -> Tensor:
+        parts = []
+        for qkv_LE in qkv_NE.split(lengths):
+            q, k, v = qkv_LE.view(-1, 3, heads, size).permute(1, 2, 0, 3)
+            parts.append(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1).flatten(1))
+        return torch.cat(parts)
 
     _agree(
-        lambda qkv: cpu_training.causal_attention(qkv, heads),
+        lambda qkv: cpu_training.causal_attention(qkv, starts, max(lengths), heads),
         by_torch,
-        torch.randn(batch, length, 3 * heads * size) * 3,
+        torch.randn(sum(lengths), 3 * heads * size) * 3,
     )
 
 
 @pytest.mark.parametrize("kernel", ["norm", "gelu", "attention"])
 def test_what_is_not_a_number_stays_so(kernel: str) -> None:
     """Otherwise the guard against them would not see them."""
-    x = torch.randn(2, 4, 24)
-    x[0, 1, 5] = float("nan")
+    x = torch.randn(2, 24)
+    x[0, 20] = float("nan")
+    starts = torch.tensor([0, 1, 2])
     y = {
         "norm": lambda: cpu_training.layer_norm(x, torch.ones(24), torch.zeros(24), 8e-4, 1e-7),
         "gelu": lambda: cpu_training.gelu(x),
-        "attention": lambda: cpu_training.causal_attention(x, 1),
+        "attention": lambda: cpu_training.causal_attention(x, starts, 1, 1),
     }[kernel]()
-    assert y[0, 1].isnan().any()
+    assert y[0].isnan().any()
     assert y[1].isfinite().all()
 
 
-def _loss_and_gradients(model: Transformer, length: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(60, (3, length), generator=generator)
-    positions, slots = torch.arange(length).expand(3, -1), torch.zeros(3, length, dtype=torch.long)
+def _loss_and_gradients(model: Transformer, weights: Tensor) -> list[Tensor]:
+    """Of a batch with these loss weights; all parameters have a gradient."""
+    batch, length = weights.shape
+    tokens = torch.randint(60, (batch, length), generator=torch.Generator().manual_seed(1))
+    positions, slots = torch.arange(length).expand(batch, -1), torch.zeros(batch, length, dtype=torch.long)
     model.zero_grad()
-    loss = sequence_loss(model, tokens, positions, torch.ones(3, length), slots, 1).loss
+    loss = sequence_loss(model, tokens, positions, weights, slots, 1).loss
     loss.backward()
     return [loss.detach(), *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)]
 
 
+def _weights(kind: str) -> Tensor:
+    """Loss on all tokens; on the last ones, with padding behind; or on none of a sequence."""
+    weights = torch.ones(3, 30)
+    if kind != "all":
+        weights[:, :20] = 0
+        weights[0, 25:], weights[1, 28:] = 0, 0
+    if kind == "none of one":
+        weights[2] = 0
+    return weights
+
+
 @pytest.mark.parametrize("norm", ["sandwich", "pre", "post"])
-def test_a_model_learns_the_same(norm: str) -> None:
+@pytest.mark.parametrize("kind", ["all", "end", "none of one"])
+def test_a_model_learns_the_same(norm: str, kind: str) -> None:
     torch.manual_seed(0)
     model = make_transformer(
         vocab_size=60, num_layers=2, hidden_size=48, num_heads=2, num_positions=40, norm=norm
     ).train()
-    wanted = _loss_and_gradients(model, 30)
+    weights = _weights(kind)
+    wanted = _loss_and_gradients(model, weights)
     model.set_cpu_kernels(True)
-    found = _loss_and_gradients(model, 30)
+    found = _loss_and_gradients(model, weights)
     assert not all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))  # other kernels ran
+    largest = max(float(gradient.abs().max()) for gradient in wanted[1:])
     for one, other in zip(found, wanted, strict=True):
-        assert float((one - other).abs().max()) < 2e-5 * float(other.abs().max().clamp(min=1e-3))
-    again = _loss_and_gradients(model, 30)
+        assert float((one - other).abs().max()) < 1e-5 * largest
+    again = _loss_and_gradients(model, weights)
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+def test_a_batch_without_targets_has_gradients_of_zero() -> None:
+    model = make_transformer(vocab_size=60, num_layers=2, hidden_size=48, num_heads=2, num_positions=40).train()
+    model.set_cpu_kernels(True)
+    loss, *gradients = _loss_and_gradients(model, torch.zeros(1, 2))
+    assert loss == 0
+    assert len(gradients) == len([*model.parameters()])
+    assert all(not gradient.any() for gradient in gradients)
 
 
 def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
