@@ -56,6 +56,16 @@ def test_orthogonal_keeps_directions_and_levels_singular_values(shape: tuple[int
     assert torch.equal(orthogonal(torch.zeros(shape)), torch.zeros(shape))
 
 
+@pytest.mark.parametrize("rank", [16, 3])
+@pytest.mark.parametrize("shape", [(3, 64, 16), (2, 16, 48)])
+def test_long_matrices_give_what_they_give_in_double_precision(shape: tuple[int, int, int], rank: int) -> None:
+    """Those in fp32 go through their Gram matrices, which square the singular values."""
+    torch.manual_seed(0)
+    matrices = torch.randn(shape[0], shape[1], rank) @ torch.randn(shape[0], rank, shape[2])
+    matrices += 0.01 * torch.randn(shape)
+    assert torch.allclose(orthogonal(matrices), orthogonal(matrices.double()).float(), atol=1e-3)
+
+
 def steps_beside(reference: Callable[[list[nn.Parameter]], Optimizer], *, matrices: bool) -> float:
     """Largest distance of our matrices, or of everything else, to a reference after three steps."""
     groups = parameters()
