@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cogview_pl.generation.engine.openvino_graph import head_graph, hidden_graph
+from cogview_pl.generation.engine.openvino_graph import head_graph, step_graph
 from cogview_pl.kernels.openvino import import_openvino
 from cogview_pl.transformer.model import Transformer
 
@@ -49,8 +49,9 @@ class OpenVinoModel:
     def __init__(self, model: Transformer, ids: Sequence[range]) -> None:
         core = import_openvino().Core()
         options = {**_OPTIONS, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        self._graph = core.compile_model(hidden_graph(model), "CPU", options)
+        self._graph = core.compile_model(step_graph(model, ids), "CPU", options)
         self._head = core.compile_model(head_graph(model, ids), "CPU", options).create_infer_request()
+        self._last_RD, self._last_logits_Rn = torch.empty(0), torch.empty(0)
 
     def new_cache(self, rows: int) -> OpenVinoCache:
         """An empty KV cache."""
@@ -58,10 +59,15 @@ class OpenVinoModel:
 
     def hidden(self, tokens: Tensor, positions: Tensor, cache: OpenVinoCache) -> Tensor:
         """Final normalised hidden states `(R, L, D)`; see `Transformer.hidden`."""
-        return cache.run(tokens, positions)
+        hidden_RLD, self._last_logits_Rn = cache.run(tokens, positions)
+        self._last_RD = hidden_RLD[:, -1]
+        return hidden_RLD
 
     def logits(self, hidden: Tensor, ids: Sequence[range] | None = None) -> Tensor:
         """Logits `(…, n)` of hidden states `(…, D)`; `ids` are always those of the constructor."""
+        last_RD = self._last_RD
+        if hidden.data_ptr() == last_RD.data_ptr() and hidden.numel() == last_RD.numel():  # the step had them
+            return self._last_logits_Rn.view(*hidden.shape[:-1], -1)
         found = self._head.infer([hidden.reshape(-1, hidden.shape[-1]).numpy()], share_inputs=True)[0]
         return torch.from_numpy(found).view(*hidden.shape[:-1], -1)
 
@@ -89,27 +95,34 @@ class OpenVinoCache:
         else:
             self._stored.valid_RS[self._part] = False
 
-    def run(self, tokens_RL: Tensor, positions_RL: Tensor) -> Tensor:
-        """Hidden states `(R, L, D)` of the next positions; some of the rows take one position, or a whole prompt."""
+    def run(self, tokens_RL: Tensor, positions_RL: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states `(R, L, D)` of the next positions, and logits `(R, n)` of the last one.
+
+        Some of the rows take one position, or a whole prompt.
+        """
         stored, length = self._stored, tokens_RL.shape[1]
         if self._part is None:
-            hidden_RLD = stored.run(tokens_RL.numpy(), positions_RL.numpy())
+            found = stored.run(tokens_RL.numpy(), positions_RL.numpy())
         elif length == 1:
             every = np.zeros((2, stored.num_rows, 1), dtype=np.int64)  # other rows read the token 0
             every[0, self._part], every[1, self._part] = tokens_RL.numpy(), positions_RL.numpy()
-            hidden_RLD = stored.run(*every)[self._part]
+            hidden_RLD, logits_Rn = stored.run(*every)
+            found = hidden_RLD[self._part], logits_Rn[self._part]
         else:
             assert not stored.valid_RS[self._part].any()
             prompts = _Stored(stored.graph, len(tokens_RL))
-            hidden_RLD = prompts.run(tokens_RL.numpy(), positions_RL.numpy())
+            found = prompts.run(tokens_RL.numpy(), positions_RL.numpy())
             stored.put(self._part, prompts)
             self._new = slice(0, length)
-            return hidden_RLD
+            return found
         self._new = slice(stored.size - length, stored.size)
-        return hidden_RLD
+        return found
 
     def advance(self, lengths: Sequence[int] | int) -> None:
         """Count the first positions of the last pass as valid: one number for all rows, or one for each row."""
+        if lengths == 1:
+            self._stored.valid_RS[self._part or slice(None), self._new.start] = True
+            return
         count = self._new.stop - self._new.start
         counts_R1 = np.atleast_1d(np.asarray(lengths))[:, None]
         self._stored.valid_RS[self._part or slice(None), self._new] = np.arange(count) < counts_R1
@@ -139,18 +152,18 @@ class _Stored:
         self._valid_RC[:] = False
         self.size = 0
 
-    def run(self, tokens_RL: Ids, positions_RL: Ids) -> Tensor:
-        """Append L positions, which do not count yet, to all rows; returns hidden states `(R, L, D)`."""
+    def run(self, tokens_RL: Ids, positions_RL: Ids) -> tuple[Tensor, Tensor]:
+        """Append L positions, which do not count yet, to all rows; returns what the graph does."""
         if self.size > 2 * int(self.valid_RS.sum(1).max(initial=0)) + _SLACK:
             self._rebuild()
         length = tokens_RL.shape[1]
         inputs = [tokens_RL, positions_RL, self._scores(length), self._rows]
-        found = self._request.infer(inputs, share_inputs=True)[0]
+        found = self._request.infer(inputs, share_inputs=True)
         if self.size + length > self._valid_RC.shape[1]:
             more = np.zeros((self.num_rows, self.size + length), dtype=np.bool_)
             self._valid_RC = np.concatenate([self.valid_RS, more], 1)
         self.size += length
-        return torch.from_numpy(found)
+        return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 
     def put(self, part: slice, prompts: _Stored) -> None:
         """Replace all positions of some rows by those of `prompts`, which do not count yet."""

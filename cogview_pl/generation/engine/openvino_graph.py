@@ -19,7 +19,7 @@ from cogview_pl.kernels.cpu_linear import Linear
 from cogview_pl.kernels.openvino import import_openvino
 from cogview_pl.kernels.torchao import int8_parts
 from cogview_pl.transformer.attention import fused_attention
-from cogview_pl.transformer.block import NORM_TARGET, SMALLEST_MAXIMUM, Block, LayerNorm, Residual
+from cogview_pl.transformer.block import SMALLEST_MAXIMUM, Block, LayerNorm, Residual
 from cogview_pl.transformer.config import NormScope
 from cogview_pl.transformer.lora import LoRALinear
 from cogview_pl.transformer.model import Transformer
@@ -43,39 +43,39 @@ def can_export(model: Transformer) -> bool:
     )
 
 
-def hidden_graph(model: Transformer) -> Any:
-    """Final hidden states of the next positions, and the KV cache that they extend.
+def step_graph(model: Transformer, ids: Sequence[range]) -> Any:
+    """Final hidden states of the next positions, logits of the last one, and the KV cache that they extend.
 
     Inputs: tokens and positions, int64 `(R, L)`; what is added to attention scores, float32 `(R or 1, 1, L, S + L)`;
-    and 0 … R - 1, int32 `(R,)`. Output: float32 `(R, L, D)`.
+    and 0 … R - 1, int32 `(R,)`. Outputs: float32 `(R, L, D)` and `(R, n)`.
     """
-    return _Exporter(model).hidden()
+    return _Exporter(model, ids).step()
 
 
 def head_graph(model: Transformer, ids: Sequence[range]) -> Any:
     """Logits, float32 `(R, n)`, of hidden states `(R, D)`."""
-    exporter = _Exporter(model)
-    ops = exporter.ops
-    hidden = ops.parameter([-1, model.token_embedding.weight.shape[1]], np.float32)
-    head_nD = torch.cat([model.token_embedding.weight[span.start : span.stop] for span in ids])
-    logits = ops.matmul(hidden, exporter.constant(head_nD), False, True)
-    return exporter.openvino.Model([ops.result(logits)], [hidden])
+    return _Exporter(model, ids).head()
 
 
 class _Exporter:
     """Nodes of the graph from the modules of a model, whose memory they share."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, ids: Sequence[range]) -> None:
         self.openvino = import_openvino()
         from openvino import opset13
 
         self.ops: Any = opset13
-        self._model = model
+        self._model, self._ids = model, ids
         self._hidden_size = model.token_embedding.weight.shape[1]
         self._head_size = self._hidden_size // model.num_heads
 
-    def hidden(self) -> Any:
-        """See `hidden_graph`."""
+    def head(self) -> Any:
+        """See `head_graph`."""
+        hidden = self.ops.parameter([-1, self._hidden_size], np.float32)
+        return self.openvino.Model([self.ops.result(self._logits(hidden))], [hidden])
+
+    def step(self) -> Any:
+        """See `step_graph`."""
         ops, model = self.ops, self._model
         tokens, positions = ops.parameter([-1, -1], np.int64), ops.parameter([-1, -1], np.int64)
         scores, rows = ops.parameter([-1, 1, -1, -1], np.float32), ops.parameter([-1], np.int32)
@@ -102,8 +102,10 @@ class _Exporter:
             x = self._close(x, self._linear(y, block.attention.out), block.attention_residual)
             raised = ops.gelu(self._linear(self._norm(x, block.mlp_residual.norm_in), block.mlp.up), "tanh")
             x = self._close(x, self._linear(raised, block.mlp.down), block.mlp_residual)
-        result = ops.result(self._norm(x, model.final_norm))
-        return self.openvino.Model([result], assigned, [tokens, positions, scores, rows])
+        hidden = self._norm(x, model.final_norm)
+        logits = self._logits(ops.gather(hidden, self._number(-1), self._number(1)))
+        results = [ops.result(hidden), ops.result(logits)]
+        return self.openvino.Model(results, assigned, [tokens, positions, scores, rows])
 
     def constant(self, tensor: Tensor) -> Any:
         """A weight, in the memory of the tensor if it is contiguous."""
@@ -129,30 +131,42 @@ class _Exporter:
         parts = ops.transpose(ops.reshape(qkv, shape, True), self._array([2, 0, 3, 1, 4]))
         return [ops.squeeze(part, self._number(0)) for part in ops.split(parts, self._number(0), 3).outputs()]
 
+    def _logits(self, hidden: Any) -> Any:
+        """By the rows of the head that the ids need; in int8 if the blocks are."""
+        head_nD = torch.cat([self._model.token_embedding.weight[span.start : span.stop] for span in self._ids])
+        quantized = any(int8_parts(weight) is not None for weight in self._model.blocks.parameters())
+        weight = self._scaled(*_int8_rows(head_nD)) if quantized else self.constant(head_nD)
+        return self.ops.matmul(hidden, weight, False, True)
+
     def _linear(self, x: Any, part: nn.Linear) -> Any:
         """x · weightᵀ + bias."""
         ops, int8 = self.ops, int8_parts(part.weight)
         if isinstance(part, LoRALinear):
             weight = self.constant(part.merged_weight())
         elif int8 is not None:
-            weight = ops.multiply(ops.convert(self.constant(int8[0]), np.float32), self.constant(int8[1].view(-1, 1)))
+            weight = self._scaled(*int8)
         else:
             weight = self.constant(part.weight)
         return ops.add(ops.matmul(x, weight, False, True), self.constant(part.bias.float()))
 
+    def _scaled(self, int8_ND: Tensor, scale_N: Tensor) -> Any:
+        """A weight in int8, which OpenVINO reads as such."""
+        whole = self.ops.convert(self.constant(int8_ND), np.float32)
+        return self.ops.multiply(whole, self.constant(scale_N.view(-1, 1)))
+
     def _norm(self, x: Any, norm: nn.Module) -> Any:
-        """LayerNorm, with PB-Relax if its scope is the token; x itself where the block has none."""
+        """LayerNorm, with PB-Relax if its scope is the token; x itself where the block has none.
+
+        PB-Relax divides by the largest |x| against overflow in fp16. In fp32 that only makes eps relative to it, so
+        small that the smallest eps serves all: the result differs by 8e-8 · (largest |x| / standard deviation)².
+        """
         if not isinstance(norm, LayerNorm):
             return x
-        ops, eps, last = self.ops, norm.eps, self._array([-1])
+        ops, eps = self.ops, norm.eps
         if norm.scope == NormScope.token:
-            largest = ops.reduce_max(ops.abs(x), last, True)
-            x = ops.divide(x, ops.maximum(largest, self._array(SMALLEST_MAXIMUM * NORM_TARGET, np.float32)))
-            eps /= NORM_TARGET**2
-        return ops.add(
-            ops.multiply(ops.mvn(x, last, True, eps, "inside_sqrt"), self.constant(norm.weight)),
-            self.constant(norm.bias),
-        )
+            eps *= SMALLEST_MAXIMUM**2
+        normal = ops.mvn(x, self._array([-1]), True, eps, "inside_sqrt")
+        return ops.add(ops.multiply(normal, self.constant(norm.weight)), self.constant(norm.bias))
 
     def _close(self, x: Any, branch: Any, residual: Residual) -> Any:
         """Residual stream with the branch's output added."""
@@ -163,6 +177,12 @@ class _Exporter:
 
     def _array(self, values: Any, kind: type = np.int64) -> Any:
         return self.ops.constant(np.array(values, dtype=kind))
+
+
+def _int8_rows(weight_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix in int8 and the scale of each row."""
+    scale_N = weight_ND.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / torch.iinfo(torch.int8).max
+    return (weight_ND / scale_N[:, None]).round().to(torch.int8), scale_N
 
 
 def _plain(linear: nn.Linear) -> bool:

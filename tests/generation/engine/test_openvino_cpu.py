@@ -53,8 +53,8 @@ def prompts_of(template: Template) -> list[list[int]]:
 
 
 @torch.no_grad()
-def assert_same_logits(model: Transformer) -> None:
-    """Logits of a prompt and of single steps."""
+def assert_same_logits(model: Transformer, tolerance: float = 1e-5) -> None:
+    """Logits of a prompt and of single steps; the tolerance is relative to the largest."""
     tokens, positions = torch.randint(60, (2, 9)), torch.arange(9).expand(2, -1).contiguous()
     wanted = model.logits(model.hidden(tokens, positions), IDS)
     form = decoding_form(model, 2, IDS, Engine.openvino)
@@ -63,7 +63,7 @@ def assert_same_logits(model: Transformer) -> None:
     for part in (slice(0, 5), slice(5, 6), slice(6, 9)):
         found.append(form.logits(form.hidden(tokens[:, part].contiguous(), positions[:, part].contiguous(), cache)))
         cache.advance(part.stop - part.start)
-    torch.testing.assert_close(torch.cat(found, 1), wanted, atol=1e-4, rtol=1e-4)
+    assert (torch.cat(found, 1) - wanted).abs().max() < tolerance * wanted.abs().max()
 
 
 def model_of(**options: object) -> Transformer:
@@ -106,7 +106,7 @@ def test_int8() -> None:
     pytest.importorskip("torchao")
     model = model_of()
     quantize(model, Quantization.int8)
-    assert_same_logits(model)
+    assert_same_logits(model, 0.01)  # the head is in int8 too
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
