@@ -42,7 +42,8 @@ from cogview_pl.runs.command import config_flags
 from cogview_pl.runs.interrupted import can_go_on, finished_metrics
 from cogview_pl.runs.lifetime import free_memory, run_folder
 from cogview_pl.runs.ranks import RANKS
-from cogview_pl.runs.run_folder import Metrics, RunFolder
+from cogview_pl.runs.run_folder import Metrics, RunFolder, dated_folder
+from cogview_pl.runs.side_by_side import StageProcess, start_process
 from cogview_pl.vqvae.config import import_quantizer
 
 
@@ -147,7 +148,7 @@ def _dispatch(config: Config, folder: RunFolder, found: Composed, job: str | Non
                 _verb("plan").require_fit(config, _recompose(found.words, job))
     if config.verb == Verb.chain:
         given = command_line.words_for_stages(found.choices if config.resume else {})
-        return verb.run(config, folder, _run_stage, given)  # type: ignore[no-any-return]
+        return verb.run(config, folder, _run_stage, _start_stage, given)  # type: ignore[no-any-return]
     command = [*found.words, f"run_dir={quoted(str(folder.path))}"]
     if config.verb.trains_in_parallel:
         with RANKS.launching(command):
@@ -187,6 +188,22 @@ def _run_stage(
         words.append(f"resume={quoted(str(interrupted))}")
         composed.resume = str(interrupted)
     return run_composed(composed, [*config_flags(), *words], choices=choices, begun=begun, alone=False)
+
+
+def _start_stage(
+    overrides: list[str], given: Sequence[str], interrupted: Path | None, log: Path, threads: int
+) -> StageProcess:
+    """Start one task of a chain in a process of its own (see `tasks.chain.StartStage`)."""
+    words = [*map(quote_override, overrides), *given, f"threads={threads}"]
+    composed, _ = compose(words)
+    resolve_paths(composed)
+    if interrupted is not None and can_go_on(interrupted, composed.verb.value):
+        folder = interrupted
+        words.append(f"resume={quoted(str(folder))}")
+    else:
+        folder = dated_folder(Path(composed.outputs) / composed.task)
+        words.append(f"run_dir={quoted(str(folder))}")
+    return start_process([*config_flags(), *words], folder, log)
 
 
 def _plan_stage(overrides: list[str]) -> tuple[Path, Metrics]:

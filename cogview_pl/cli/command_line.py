@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from cogview_pl.cli.overrides import quote_override
 from cogview_pl.runs.command import config_flags
 
-_CHAIN_KEYS = ("experiment", "task", "stages", "common", "aims", "run_dir", "resume")
+_CHAIN_KEYS = ("experiment", "task", "stages", "common", "side_by_side", "aims", "run_dir", "resume")
 """Keys that a chain does not hand on to its stages."""
 _MULTIRUN = ("-m", "--multirun")
 

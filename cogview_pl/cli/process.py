@@ -12,6 +12,7 @@ import warnings
 from cogview_pl.cli.messages import report_thread_error
 from cogview_pl.cli.streams import use_forgiving_streams, use_utf8_file_names
 from cogview_pl.runs.ranks import RANKS, forget_stale_variables
+from cogview_pl.runs.side_by_side import end_with_the_chain
 
 
 def prepare_process() -> None:
@@ -19,6 +20,7 @@ def prepare_process() -> None:
     use_utf8_file_names()
     use_forgiving_streams()
     forget_stale_variables()
+    end_with_the_chain()
     if not RANKS.first:  # the first process says the same
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")

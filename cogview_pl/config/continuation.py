@@ -80,7 +80,8 @@ def _take_over(node: DictConfig, saved: dict[str, Any], own: tuple[str, ...], pr
             _set(node, str(name), saved[name], own, key, root)
         elif not closed and not any(given.startswith(f"{key}.") for given in own):
             del node[name]
-    for name in () if closed else saved.keys() - node.keys():
+    missing = () if closed else tuple(name for name in saved if name not in node)  # in order, for stages of a chain
+    for name in missing:
         if not _covered(f"{prefix}{name}", own):
             node[name] = literal(saved[name])
 

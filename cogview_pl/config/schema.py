@@ -118,6 +118,7 @@ class Config:
     logger: dict[str, Any] = field(default_factory=dict)
     common: list[str] = field(default_factory=list)
     stages: dict[str, list[str]] = field(default_factory=dict)
+    side_by_side: list[list[str]] = field(default_factory=list)
     aims: list[Aim] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -39,6 +39,11 @@ class ChainProgress:
     stages: dict[str, StageProgress] = field(default_factory=dict)
     """Name of a stage that has begun → its progress."""
 
+    def has_finished(self, stage: str) -> bool:
+        """Whether a stage has finished, and its run is there."""
+        done = self.stages.get(stage)
+        return done is not None and done.metrics is not None and Path(done.folder).is_dir()
+
     def begin(self, folder: RunFolder, stage: str, path: Path) -> None:
         """Note the run of a stage."""
         self.stages[stage] = StageProgress(str(path))
