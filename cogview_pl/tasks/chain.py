@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -15,11 +16,10 @@ from cogview_pl.durable.write import write_bytes
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.runs.chain_progress import ChainProgress, StageProgress, chain_progress
-from cogview_pl.runs.interrupted import finished_metrics
 from cogview_pl.runs.lifetime import free_memory
 from cogview_pl.runs.ranks import RANKS
 from cogview_pl.runs.report.page import Stage, write_report
-from cogview_pl.runs.run_folder import Metrics, RunFolder
+from cogview_pl.runs.run_folder import METRICS, Metrics, RunFolder, require_metrics
 from cogview_pl.runs.side_by_side import StageProcess, run_lanes
 
 _log = logging.getLogger(__name__)
@@ -151,7 +151,8 @@ def _run_side_by_side(
 
     def ended(name: str, stage: StageProcess, seconds: float) -> None:
         latest.move(stage.folder.parent / latest.LATEST, stage.folder)
-        progress.finish(folder, name, seconds, finished_metrics(stage.folder))
+        require_metrics(stage.folder)
+        progress.finish(folder, name, seconds, json.loads((stage.folder / METRICS).read_text(encoding="utf-8")))
 
     try:
         run_lanes(unfinished, start, ended)
