@@ -83,6 +83,7 @@ def measure_sample(rows: int = 1) -> Result:
     )
 
 
+@torch.inference_mode()
 def measure_linear(name: str, rows: int, shape: str = "cogview_4b") -> Result:
     """A linear map of 4B with bias (and GELU for `up`), by this project and by cuBLAS, in a CUDA graph each.
 

@@ -37,6 +37,7 @@ def _nearest(
     if SPLIT:
         x_low = tl.load(x_low_ND + own, held, 0.0)
         wide += x_low.to(tl.float32)
+    own_norm = tl.sum(wide * wide, 1)  # before the loop, during which the wide numbers would hold half of the registers
     least = tl.full((BLOCK_N,), float("inf"), tl.float32)
     nearest = tl.zeros((BLOCK_N,), tl.int32)
     for start in range(0, codebook_size, BLOCK_K):
@@ -54,7 +55,7 @@ def _nearest(
         nearest = tl.where(score < least, start + at, nearest)
         least = tl.minimum(score, least)
     tl.store(codes_N + n, nearest.to(tl.int64), in_n)
-    tl.store(distance_N + n, least + tl.sum(wide * wide, 1), in_n)
+    tl.store(distance_N + n, least + own_norm, in_n)
 
 
 def nearest_by_kernel(x_ND: Tensor, codebook_DK: Tensor) -> tuple[Tensor, Tensor]:

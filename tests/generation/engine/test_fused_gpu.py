@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cogview_pl.generation.engine import fused_gpu
 from cogview_pl.generation.engine.fused_gpu import FusedModel, can_fuse
 from cogview_pl.transformer.config import LoRAConfig, LoRATarget
 from cogview_pl.transformer.kv_cache import KVCache, StaticKVCache
@@ -85,6 +86,19 @@ def test_single_tokens_after_prompts(norm: str, norm_scope: str, lengths: Sequen
     torch.testing.assert_close(fused, plainly, atol=1e-5, rtol=1e-5)
     stored, wanted = (cache._stored for cache in caches)
     torch.testing.assert_close(stored, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("programs", [1, 20])  # a program takes all blocks of its row, or every second one
+@torch.no_grad()
+def test_attention_of_several_blocks_per_program(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_gpu, "_PROGRAMS_OF_ATTENTION", programs)
+    monkeypatch.setattr(fused_gpu, "_POSITIONS", 16)
+    model, lengths = make(), (70, 3, 64, 33)
+    caches = [new_cache(model, len(lengths)) for _ in range(2)]
+    for cache in caches:
+        prompts_read(model, cache, lengths)
+    fused, plainly = steps_read(FusedModel(model), caches[0], lengths, 2), steps_read(model, caches[1], lengths, 2)
+    torch.testing.assert_close(fused, plainly, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
