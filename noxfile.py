@@ -10,7 +10,11 @@ nox.options.reuse_venv = "yes"  # torch is gigabytes
 nox.options.sessions = ["lint", "types", "tests"]
 
 SOURCES = ("cogview_pl", "benchmarks", "tests", "noxfile.py")
-KERNELS = ("tests/generation/engine/test_fused_gpu.py", "tests/kernels/test_nearest_code_triton.py")
+KERNELS = (
+    "tests/generation/engine/test_fused_gpu.py",
+    "tests/kernels/test_nearest_code_triton.py",
+    "tests/kernels/test_sampling_triton.py",
+)
 FEW_STEPS = (
     "trainer.max_steps=4",
     "trainer.val_check_interval=4",
