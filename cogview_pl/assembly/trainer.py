@@ -16,7 +16,8 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 
-from cogview_pl.assembly.checks import check_validation
+from cogview_pl.assembly.busy_machine import warn_of_busy_cores
+from cogview_pl.assembly.checks import check_validation, uses_gpu
 from cogview_pl.assembly.instantiate import instantiate
 from cogview_pl.assembly.kept_checkpoints import ema_decay, settings_of_kept, take_final_weights
 from cogview_pl.assembly.options import TrainingOptions
@@ -153,6 +154,8 @@ def train(
             folder.require_same(own | settings, inputs, options.verify)
             folder.begin()
     SIGNALS.check()
+    if not uses_gpu(options.trainer) and folder.writes:
+        warn_of_busy_cores()
     with disk_full_named(folder / _LOG):  # writers of other files name them
         _fit(trainer, module, data, checkpoint)
         found = trainer.callback_metrics

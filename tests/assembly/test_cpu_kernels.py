@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import logging
+import os
 
+import pytest
+import torch
+
+from cogview_pl.assembly.busy_machine import warn_of_busy_cores
 from cogview_pl.assembly.cpu_kernels import training_kernels
 from cogview_pl.config.parts import training_options
 from cogview_pl.errors import UserError
@@ -31,3 +36,15 @@ def test_runs_that_cannot_use_them(override: str, reason: str) -> None:
     assert _chosen(CPUKernels.auto, override) is None
     with pytest.raises(UserError, match=f"cpu_kernels=compiled: .*set {reason}"):
         _chosen(CPUKernels.compiled, override)
+
+
+@pytest.mark.parametrize(("threads", "load", "warns"), [(2, 3.0, True), (2, 0.9, False), (1, 3.0, False)])
+def test_several_threads_on_busy_cores(
+    threads: int, load: float, warns: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with caplog.at_level(logging.WARNING):
+        warn_of_busy_cores()
+    assert ("threads=1" in caplog.text) == warns
