@@ -117,9 +117,8 @@ class InferenceModel:
         packed = 0
         if self._by_openvino:
             cache *= _RESERVE
-            packed = (
-                12 * layers * hidden_size**2 * (FP32 if self.quantization is None else 1) + ids * hidden_size * FP32
-            )
+            each = FP32 if self.quantization is None else 1
+            packed = (12 * layers * hidden_size + ids) * hidden_size * each
         elif not self.on_gpu:
             quantized = self.quantization is not None or self.parts > 1
             packed = packed_bytes(

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from cogview_pl.checkpoints.released import load_transformer
-from cogview_pl.generation.config import Sampling
+from cogview_pl.generation.config import Engine, Sampling
 from cogview_pl.generation.decode import TO_SAMPLE, decode
 from cogview_pl.generation.sampling import probabilities
 from cogview_pl.generation.super_resolution.upscale import magnify
 from cogview_pl.generation.super_resolution.windows import windows
+from cogview_pl.kernels.openvino import openvino_version
 from cogview_pl.transformer.config import NormScope
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
@@ -61,14 +62,20 @@ def load(parity: Records, files: tuple[str, str, str], case: str, norm_scope: st
     return model, Vocabulary(sizes["n_img"], sizes["n_text"])
 
 
-def run(model: Transformer, vocabulary: Vocabulary, case: str, records: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def run(
+    model: Transformer,
+    vocabulary: Vocabulary,
+    case: str,
+    records: Mapping[str, Tensor],
+    sampling: Sampling = GREEDY,
+) -> tuple[Tensor, Tensor]:
     """What we generate for a recorded row, and what the original did, both `(B, T)`."""
     row, output = records[f"{case}.sequence"].flatten(), records[f"{case}.output"]
     start = int((row < 0).nonzero()[0])
     layout = template(next(name for name in LAYOUTS if name in case), vocabulary, len(row) - start)
     known = row[start:].clamp(min=TO_SAMPLE).repeat(len(output), 1)
     prompts = [row[:start].tolist()] * len(output)
-    filled = decode(model, layout, prompts, seeds=[0] * len(output), sampling=GREEDY, known=known)
+    filled = decode(model, layout, prompts, seeds=[0] * len(output), sampling=sampling, known=known)
     return torch.tensor(filled), output[:, start:]
 
 
@@ -106,6 +113,19 @@ def test_our_default_agrees_with_its_own_full_forward(parity: Records, case: str
     is_open = row[start:] < 0
     assert torch.equal(logits.argmax(-1)[:, is_open], found[:, is_open])
     assert not torch.equal(found, recorded)  # the record is one that can tell
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(openvino_version() is None, reason="OpenVINO is not installed")
+@pytest.mark.parametrize("case", CASES)
+def test_openvino_gives_the_ids_of_torch(parity: Records, case: str) -> None:
+    model, vocabulary = load(parity, SMALL, case, "token")
+    records = parity.tensors(SMALL[0])
+    by_torch, by_openvino = (
+        run(model, vocabulary, case, records, Sampling(temperature=0, engine=engine))[0]
+        for engine in (Engine.torch, Engine.openvino)
+    )
+    assert torch.equal(by_openvino, by_torch)
 
 
 def test_restart_token_keeps_its_position_only_in_compat(parity: Records) -> None:
