@@ -1,4 +1,4 @@
-"""Compares two runs that must be equal, and takes a run back to one of its checkpoints."""
+"""Compares two runs that must be equal, and takes a run back to an earlier state."""
 
 from __future__ import annotations
 
@@ -55,4 +55,26 @@ def require_same(one: Path, other: Path) -> None:
         for name, value in left.items():
             same = torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
             assert same, f"{part}{name}"
+    assert metrics(one) == metrics(other)
+
+
+def rewind_samples(run: Path, lines: int) -> None:
+    """Take a run back to a kill while it wrote the line after so many."""
+    (run / "metrics.json").unlink()
+    (run / "samples" / "grid.png").unlink(missing_ok=True)
+    every = (run / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    cut = every[lines][:20] if lines < len(every) else b""
+    (run / "samples.jsonl").write_bytes(b"".join(every[:lines]) + cut)
+
+
+def require_same_results(one: Path, other: Path) -> None:
+    """Every file byte for byte but configurations and the record, and all metrics but times."""
+
+    def results(run: Path) -> set[Path]:
+        files = {file.relative_to(run) for file in run.rglob("*") if file.is_file()}
+        return {file for file in files if not file.match("config*.yaml") and file.name != ".cogview_pl.json"}
+
+    assert results(one) == results(other)
+    for file in results(one) - {Path("metrics.json")}:
+        assert (one / file).read_bytes() == (other / file).read_bytes(), file
     assert metrics(one) == metrics(other)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks.random_runs import make_model, make_tokens
 
-from .rewound import metrics
+from .rewound import require_same_results, rewind_samples
 
 pytestmark = pytest.mark.slow
 
@@ -77,28 +77,6 @@ def whole(cli, commands, tmp_path_factory) -> Path:
     return home
 
 
-def rewound(run: Path, lines: int) -> None:
-    """Take a run back to a kill while it wrote the line after so many."""
-    (run / "metrics.json").unlink()
-    (run / "samples" / "grid.png").unlink(missing_ok=True)
-    every = (run / "samples.jsonl").read_bytes().splitlines(keepends=True)
-    cut = every[lines][:20] if lines < len(every) else b""
-    (run / "samples.jsonl").write_bytes(b"".join(every[:lines]) + cut)
-
-
-def require_same_results(one: Path, other: Path) -> None:
-    """Every file byte for byte but configurations and the record, and all metrics but times."""
-
-    def results(run: Path) -> set[Path]:
-        files = {file.relative_to(run) for file in run.rglob("*") if file.is_file()}
-        return {file for file in files if not file.match("config*.yaml") and file.name != ".cogview_pl.json"}
-
-    assert results(one) == results(other)
-    for file in results(one) - {Path("metrics.json")}:
-        assert (one / file).read_bytes() == (other / file).read_bytes(), file
-    assert metrics(one) == metrics(other)
-
-
 def test_runs_go_on_after_any_line(cli, whole: Path, tmp_path: Path) -> None:
     """After no line, within and at the end of a batch, and after the last line, when a ranking is already sorted."""
     cases = []
@@ -106,7 +84,7 @@ def test_runs_go_on_after_any_line(cli, whole: Path, tmp_path: Path) -> None:
         for lines in (0, 2, 3, 5):
             run = tmp_path / f"{name} {lines}"
             shutil.copytree(whole / name, run)
-            rewound(run, lines)
+            rewind_samples(run, lines)
             cases.append(([f"resume={run}"], tmp_path))
     for ended in cli.run_many(cases, tmp_path):
         assert ended.code == 0, ended.stderr[-3000:]
@@ -134,7 +112,7 @@ def test_what_has_changed_is_refused(cli, whole: Path, pictures: Path, tmp_path:
     def changed(name: str, change: Callable[[Path], None], *words: str) -> list[str]:
         run = tmp_path / f"{name} {len(list(tmp_path.iterdir()))}"
         shutil.copytree(whole / name, run)
-        rewound(run, 2)
+        rewind_samples(run, 2)
         change(run)
         return [f"resume={run}", *words]
 
@@ -157,7 +135,7 @@ def test_what_has_changed_is_refused(cli, whole: Path, pictures: Path, tmp_path:
 def test_an_image_that_was_damaged_is_made_again(cli, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole / "magnified", run)
-    rewound(run, 5)
+    rewind_samples(run, 5)
     (run / "samples" / "0002.png").write_bytes(b"damaged")
     (run / "samples" / "0004.png").unlink()
     cli.succeed([f"resume={run}"], tmp_path)
