@@ -27,11 +27,11 @@ class Quantization(Enum):
 
 
 class Engine(Enum):
-    """What decodes on a CPU: OpenVINO, torch, or the one that `engine.forms.engine_of` chooses."""
+    """What decodes on a CPU: kernels of this project, torch, or the one that `engine.forms.engine_of` chooses."""
 
     auto = "auto"
     torch = "torch"
-    openvino = "openvino"
+    compiled = "compiled"
 
 
 @dataclass(unsafe_hash=True)

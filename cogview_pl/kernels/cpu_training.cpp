@@ -6,64 +6,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
 #include <vector>
 
-#include <omp.h>
+#include "cpu_vectors.h"
 
 namespace {
-
-constexpr int kWidth = 8;  // floats of a vector
-typedef float Vector __attribute__((vector_size(kWidth * sizeof(float)), aligned(4)));
-typedef int32_t Integers __attribute__((vector_size(kWidth * sizeof(float)), aligned(4)));
-
-inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
-inline void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
-inline Vector all(float value) { return Vector{} + value; }
-inline Vector largest(Vector a, Vector b) { return b > a ? b : a; }  // a where it is NaN
-inline Vector smallest(Vector a, Vector b) { return b < a ? b : a; }
-
-inline float sum(Vector v) {
-  float total = 0;
-  for (int lane = 0; lane < kWidth; ++lane) total += v[lane];
-  return total;
-}
-
-inline float maximum(Vector v) {
-  float found = v[0];
-  for (int lane = 1; lane < kWidth; ++lane) found = v[lane] > found ? v[lane] : found;
-  return found;
-}
-
-// e^x to about 1e-7 relative: 2^n · e^r with |r| <= ln 2 / 2, e^r by its Taylor series. NaN stays NaN.
-inline Vector exponential(Vector x) {
-  const Vector bounded = smallest(largest(x, all(-87.0f)), all(88.0f));
-  const Vector shift = all(12582912.0f);  // 1.5 · 2^23: adding it rounds to whole numbers
-  const Vector rounded = bounded * 1.44269504f + shift;
-  const Vector n = rounded - shift;
-  const Vector r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
-  Vector series = all(1.0f / 5040);
-  series = series * r + 1.0f / 720;
-  series = series * r + 1.0f / 120;
-  series = series * r + 1.0f / 24;
-  series = series * r + 1.0f / 6;
-  series = series * r + 0.5f;
-  series = series * r + 1.0f;
-  series = series * r + 1.0f;
-  const Integers exponent = ((Integers)rounded - 0x4B400000 + 127) << 23;  // casts of vectors keep the bits
-  return series * (Vector)exponent;
-}
-
-// A part of `count` items for each thread, in order.
-struct Part {
-  int64_t begin, end;
-  explicit Part(int64_t count) {
-    const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
-    begin = count * thread / threads;
-    end = count * (thread + 1) / threads;
-  }
-};
 
 int64_t padded(int64_t count) { return (count + kWidth - 1) / kWidth * kWidth; }
 
@@ -77,7 +25,7 @@ inline void tile(const float* a, int64_t a_row, int64_t a_column, const float* b
     for (int v = 0; v < V; ++v) columns[v] = load(b + d * b_row + v * kWidth);
     for (int r = 0; r < R; ++r) {
       const Vector factor = all(a[r * a_row + d * a_column]);
-      for (int v = 0; v < V; ++v) sums[r][v] += factor * columns[v];
+      for (int v = 0; v < V; ++v) sums[r][v] = fused(factor, columns[v], sums[r][v]);
     }
   }
   for (int r = 0; r < R; ++r)
@@ -248,24 +196,18 @@ void norm_backward(const float* gradient_ND, const float* x_ND, const float* wei
     for (int64_t at = 0; at < 2 * size; ++at) vectors_gradient_2D[at] += sums[thread * 2 * size + at];
 }
 
-// GELU in its tanh form: x / (1 + e^-p(x)) with p(x) = sqrt(8 / pi) · (x + 0.044715 x³).
 void gelu_forward(const float* x, float* y, int64_t count) {
-  constexpr float one = 1.5957691216f, three = 1.5957691216f * 0.044715f;
   const int64_t vectors = count / kWidth;
 #pragma omp parallel
   {
     const Part part(vectors);
-    for (int64_t at = part.begin * kWidth; at < part.end * kWidth; at += kWidth) {
-      const Vector some = load(x + at);
-      store(y + at, some / (exponential(-some * (one + three * some * some)) + 1.0f));
-    }
+    for (int64_t at = part.begin * kWidth; at < part.end * kWidth; at += kWidth) store(y + at, gelu(load(x + at)));
   }
-  for (int64_t at = vectors * kWidth; at < count; ++at)
-    y[at] = x[at] / (exponential(all(-x[at] * (one + three * x[at] * x[at])))[0] + 1.0f);
+  for (int64_t at = vectors * kWidth; at < count; ++at) y[at] = gelu(all(x[at]))[0];
 }
 
 void gelu_backward(const float* gradient, const float* x, float* x_gradient, int64_t count) {
-  constexpr float one = 1.5957691216f, three = 1.5957691216f * 0.044715f;
+  constexpr float one = kGeluLinear, three = kGeluCubic;
   const int64_t vectors = count / kWidth;
 #pragma omp parallel
   {

@@ -14,19 +14,20 @@ import torch
 from cogview_pl.assembly.model_specs import ImageTokenizerSpec, SequenceModelSpec
 from cogview_pl.checkpoints.model_folder import build_transformer, build_vqvae
 from cogview_pl.generation.config import Engine, Quantization
-from cogview_pl.generation.engine.forms import takes_openvino
+from cogview_pl.generation.engine.forms import takes_compiled
 from cogview_pl.generation.engine.packed_cpu import packed_bytes
 from cogview_pl.generation.quantization import matrix_bytes
 from cogview_pl.generation.super_resolution.parallel_windows import timetable
+from cogview_pl.kernels.cpp_library import has_compiler
+from cogview_pl.kernels.cpu_decoding import WIDTH
 from cogview_pl.memory.phases import ACTIVATIONS, FP32, LOGITS
-from cogview_pl.transformer.config import AttentionForm, NormScope
+from cogview_pl.transformer.config import AttentionForm, Norm, NormScope
 from cogview_pl.vocab import CodeSlot, TextSlot
 from cogview_pl.vqvae.codebook import BLOCK_VALUES
 
 _MLP = 12  # (B, L, D) tensors at the peak of a block: 8 before and after GELU; the others are its input and norms
 _ATTENTION = 7  # (B, L, D) tensors besides the scores of explicit attention
 _SAMPLING, _TOP_P = 20, 25  # bytes besides each logit: probabilities in fp32, their sums in fp64; what top-p sorts
-_RESERVE = 2  # OpenVINO doubles the room for keys and values where it is too small
 _SEARCH = 2 * BLOCK_VALUES * FP32  # two blocks of distances between vectors and codes
 
 
@@ -60,16 +61,19 @@ class InferenceModel:
         return whole + (layers - 1) * one
 
     @property
-    def _by_openvino(self) -> bool:
-        """Whether OpenVINO decodes; see `can_export`."""
+    def _compiled(self) -> bool:
+        """Whether the compiled step decodes, which reads the weights where they are; see `can_compile`."""
         settings = self.spec.settings
         return (
             not self.on_gpu
             and self.parts == 1
-            and self.dtype == torch.float32
+            and self.quantization != Quantization.int4
             and settings["norm_scope"] != NormScope.tensor.value
+            and settings["norm"] != Norm.post.value
             and settings["attention"] == AttentionForm.fused.value
-            and takes_openvino(self.engine, layers=settings["num_layers"], hidden_size=settings["hidden_size"])
+            and settings["hidden_size"] // settings["num_heads"] % WIDTH == 0
+            and has_compiler()
+            and takes_compiled(self.engine, self.dtype)
         )
 
     @cached_property
@@ -115,10 +119,8 @@ class InferenceModel:
         if self.spec.settings["norm_scope"] == "tensor":  # the input of every layer instead
             cache = numbers * self.dtype.itemsize
         packed = 0
-        if self._by_openvino:
-            cache *= _RESERVE
-            each = FP32 if self.quantization is None else 1
-            packed = (12 * layers * hidden_size + ids) * hidden_size * each
+        if self._compiled:
+            packed = 0 if self.quantization is None else ids * hidden_size  # the head in int8
         elif not self.on_gpu:
             quantized = self.quantization is not None or self.parts > 1
             packed = packed_bytes(

@@ -136,9 +136,10 @@ def sequence_step(build: Callable[[int], Transformer], layers: int, batch: Batch
         stream = batch.sequences * batch.tokens * model.position_embedding.weight[0].nbytes
         with live.label(BATCH):
             tensors = [torch.zeros(batch.sequences, batch.tokens + 1, dtype=dtype) for dtype in _BATCH_DTYPES]
-        hidden_BLD = model.hidden(tensors[0][:, :-1], tensors[1][:, :-1])
+        due_N = torch.zeros(batch.sequences * sum(part.number for part in batch.predicted), dtype=torch.long)
+        hidden_ND = model.hidden(tensors[0][:, :-1], tensors[1][:, :-1]).flatten(0, 1)[due_N]
         with live.label(LOGITS):
-            return _sequence_loss(model, hidden_BLD, batch, options)
+            return _sequence_loss(model, hidden_ND, batch, options)
 
     phases = _play(partial(build, min(layers, _DEPTH + 1)), loss, options)
     if layers > _DEPTH + 1:
@@ -273,12 +274,10 @@ def parameter_groups(model: Transformer | VQVAE) -> list[dict[str, Any]]:
     ]
 
 
-def _sequence_loss(model: Transformer, hidden_BLD: Tensor, batch: BatchSize, options: StepOptions) -> Tensor:
+def _sequence_loss(model: Transformer, hidden_ND: Tensor, batch: BatchSize, options: StepOptions) -> Tensor:
     """`sequence_loss` for numbers of predicted tokens that are known from the layout: fake tensors have no values."""
     device = "cuda" if options.on_gpu else "cpu"
     total = torch.zeros(())
-    due_N = torch.zeros(batch.sequences * sum(part.number for part in batch.predicted), dtype=torch.long)
-    hidden_ND = hidden_BLD.flatten(0, 1)[due_N]
     head_VD = model.token_embedding.weight
     first = rows_at_once(device, options.autocast or hidden_ND.dtype)  # later rows use the memory of the first
     heads = rows_of(head_VD, [part.ids for part in batch.predicted])

@@ -67,6 +67,11 @@ class KVCache:
         """Precision of keys and values."""
         return self._stored.dtype
 
+    @property
+    def stored(self) -> Tensor:
+        """Keys and values `(layers, 2, B, H, C, K)`; row b holds `lengths[b]` valid positions."""
+        return self._stored
+
     def rows(self, part: slice) -> KVCache:
         """Some of the rows as a cache of their own on the same memory; use either such caches or this one."""
         view = copy(self)

@@ -6,14 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
-
-from cogview_pl.kernels.openvino import openvino_version
-
 from .conftest import Chain, CommandLine
 from .rewound import require_same_results, rewind_samples
-
-pytestmark = pytest.mark.skipif(openvino_version() is None, reason="OpenVINO is not installed")
 
 FEW = ("sampler.temperature=0", "threads=1", "plan.strict=false", "seed=3")
 
@@ -30,7 +24,7 @@ def test_both_engines_write_the_same_results(cli: CommandLine, chain: Chain, tmp
         "captions": ["task=generate", f"init_from={captioner}", "num_prompts=4"],
         "magnified": ["task=magnify", f"upscale_with={upscaler}", "num_prompts=2"],
     }
-    engines = ("torch", "openvino", "auto")
+    engines = ("torch", "compiled", "auto")
     commands = {
         f"{name}-{engine}": [*words, *FEW, f"sampler.engine={engine}", f"run_dir={tmp_path / f'{name}-{engine}'}"]
         for name, words in tasks.items()
@@ -41,14 +35,14 @@ def test_both_engines_write_the_same_results(cli: CommandLine, chain: Chain, tmp
     for name in tasks:
         runs = {engine: tmp_path / f"{name}-{engine}" for engine in engines}
         images = {engine: [file.read_bytes() for file in sorted(run.rglob("*.png"))] for engine, run in runs.items()}
-        assert images["openvino"] == images["torch"] and (images["torch"] or name == "captions")
+        assert images["compiled"] == images["torch"] and (images["torch"] or name == "captions")
         if name != "magnified":
             texts = {engine: [line.get("caption") for line in _lines(run)] for engine, run in runs.items()}
-            assert texts["openvino"] == texts["torch"]
+            assert texts["compiled"] == texts["torch"]
         used = [json.loads((run / ".cogview_pl.json").read_text(encoding="utf-8")) for run in runs.values()]
-        assert [record["settings"]["sampler.engine"] for record in used] == ["torch", "openvino", "torch"]
+        assert [record["settings"]["sampler.engine"] for record in used] == ["torch", "compiled", "compiled"]
 
-    run = tmp_path / "generated-openvino"
+    run = tmp_path / "generated-compiled"
     goes_on, refused = tmp_path / "goes on", tmp_path / "refused"
     for copy in (goes_on, refused):
         shutil.copytree(run, copy)
@@ -59,4 +53,4 @@ def test_both_engines_write_the_same_results(cli: CommandLine, chain: Chain, tmp
     assert whole.code == 0, whole.stderr[-3000:]
     require_same_results(run, goes_on)
     assert other.code == 2
-    assert "begun with sampler.engine=openvino, this run has torch" in other.stderr
+    assert "begun with sampler.engine=compiled, this run has torch" in other.stderr

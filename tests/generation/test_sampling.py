@@ -217,7 +217,7 @@ def test_choices_may_be_given_by_their_names() -> None:
     with pytest.raises(UserError, match=r"^sampler\.algorithm=jacoby must be one of sequential, jacobi$"):
         Sampling(algorithm="jacoby")  # type: ignore[arg-type]
     assert Sampling(engine="torch") == Sampling(engine=Engine.torch)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"^sampler\.engine=onnx must be one of auto, torch, openvino$"):
+    with pytest.raises(UserError, match=r"^sampler\.engine=onnx must be one of auto, torch, compiled$"):
         Sampling(engine="onnx")  # type: ignore[arg-type]
 
 

@@ -15,7 +15,6 @@ from cogview_pl.generation.decode import TO_SAMPLE, decode
 from cogview_pl.generation.sampling import probabilities
 from cogview_pl.generation.super_resolution.upscale import magnify
 from cogview_pl.generation.super_resolution.windows import windows
-from cogview_pl.kernels.openvino import openvino_version
 from cogview_pl.transformer.config import NormScope
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, Vocabulary
@@ -115,17 +114,15 @@ def test_our_default_agrees_with_its_own_full_forward(parity: Records, case: str
     assert not torch.equal(found, recorded)  # the record is one that can tell
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(openvino_version() is None, reason="OpenVINO is not installed")
 @pytest.mark.parametrize("case", CASES)
-def test_openvino_gives_the_ids_of_torch(parity: Records, case: str) -> None:
+def test_the_compiled_step_gives_the_ids_of_torch(parity: Records, case: str) -> None:
     model, vocabulary = load(parity, SMALL, case, "token")
     records = parity.tensors(SMALL[0])
-    by_torch, by_openvino = (
+    by_torch, by_compiled = (
         run(model, vocabulary, case, records, Sampling(temperature=0, engine=engine))[0]
-        for engine in (Engine.torch, Engine.openvino)
+        for engine in (Engine.torch, Engine.compiled)
     )
-    assert torch.equal(by_openvino, by_torch)
+    assert torch.equal(by_compiled, by_torch)
 
 
 def test_restart_token_keeps_its_position_only_in_compat(parity: Records) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 from cogview_pl.errors import UserError
 from cogview_pl.generation.config import Algorithm, Engine, Sampling
 from cogview_pl.generation.engine.forms import decoding_form
-from cogview_pl.generation.engine.openvino_cpu import OpenVinoCache, OpenVinoModel
 from cogview_pl.generation.sampling import guide
 from cogview_pl.transformer.block import Cache
 from cogview_pl.transformer.config import NormScope
@@ -70,9 +69,7 @@ class DecodeState:
         self._ids = template.allowed(template.target)
         self.model = decoding_form(model, rows, self._ids, engine)
         self._last_position = model.num_positions - 1
-        self.cache: Cache | OpenVinoCache = (
-            self.model.new_cache(rows) if isinstance(self.model, OpenVinoModel) else model.new_cache(rows, capacity)
-        )
+        self.cache: Cache = model.new_cache(rows, capacity)
         self.next_R = torch.zeros(rows, dtype=torch.long, device=model.token_embedding.weight.device)
         """Position id of each row's next token, int64 `(R,)`."""
         self.longest = 0
@@ -117,7 +114,7 @@ class DecodeState:
         keys. `known` continues each prompt with the first tokens of the slot.
         """
         assert not isinstance(self.cache, StaticKVCache)
-        if isinstance(self.cache, (KVCache, OpenVinoCache)):
+        if isinstance(self.cache, KVCache):
             self.cache.clear()
         rows, positions = [], []
         for prompt, more in zip(prompts, known or [[]] * len(prompts), strict=True):
@@ -170,7 +167,7 @@ class DecodeState:
 
     def rows(self, part: slice) -> DecodeState:
         """Some of the rows as a state of their own on the same memory."""
-        assert isinstance(self.cache, (KVCache, OpenVinoCache))
+        assert isinstance(self.cache, KVCache)
         view = copy(self)
         view.cache, view.next_R = self.cache.rows(part), self.next_R[part]
         return view

@@ -1,7 +1,7 @@
 """Chooses the form of the model that decodes, and keeps it for further batches.
 
-A form is the model prepared for decoding: compiled by OpenVINO, with packed weights, with fused kernels, or as it is.
-Which one is decided by the options, the model, its device and the packages of the machine, never by a measurement: a
+A form is the model prepared for decoding: compiled for a CPU, with packed weights, with fused kernels, or as it is.
+Which one is decided by the options, the model, its device and the compiler of the machine, never by a measurement: a
 run that is resumed gets the numbers of one that was never stopped.
 """
 
@@ -14,16 +14,13 @@ import torch
 
 from cogview_pl.errors import UserError
 from cogview_pl.generation.config import Engine
+from cogview_pl.generation.engine.compiled_cpu import CompiledModel, can_compile
 from cogview_pl.generation.engine.fused_gpu import FusedModel, fused_model
-from cogview_pl.generation.engine.openvino_cpu import OpenVinoModel
-from cogview_pl.generation.engine.openvino_graph import can_export
-from cogview_pl.generation.engine.packed_cpu import PackedModel, can_pack
-from cogview_pl.kernels.openvino import import_openvino, openvino_version
+from cogview_pl.generation.engine.packed_cpu import PackedModel, can_pack, computes_in_bf16
+from cogview_pl.kernels import cpu_decoding
 from cogview_pl.transformer.model import Transformer
 
-_SMALLEST = 2_000_000  # weights of the linear maps; smaller models are done before OpenVINO has started
-
-_Prepared = dict[Hashable, PackedModel | OpenVinoModel]
+_Prepared = dict[Hashable, PackedModel | CompiledModel]
 _KEPT: WeakKeyDictionary[Transformer, _Prepared] = WeakKeyDictionary()
 
 
@@ -33,35 +30,39 @@ def keep_forms(model: Transformer) -> None:
 
 
 def engine_of(model: Transformer, engine: Engine) -> Engine:
-    """The engine that decodes: `torch` or `openvino`.
+    """The engine that decodes: `torch` or `compiled`.
 
-    `auto` takes OpenVINO where it is installed, covers the model, and saves more time than it takes to start: for
-    models that are kept (`keep_forms`) and not tiny.
+    `auto` takes the compiled step where it covers the model and this machine has a C++ compiler, except for bf16 on
+    processors that compute in bf16.
 
     Raises:
-        UserError: `openvino` is asked for, and it is not installed or does not cover the model.
+        UserError: `compiled` is asked for, and there is no compiler or it does not cover the model.
     """
-    if engine == Engine.openvino:
-        import_openvino()
-        if not can_export(model):
-            raise UserError(
-                "sampler.engine=openvino decodes on a CPU with precision=fp32, norm_scope token or none, and fused "
-                "attention; set sampler.engine=torch"
-            )
+    if engine == Engine.torch:
         return engine
-    takes = takes_openvino(engine, layers=len(model.blocks), hidden_size=model.token_embedding.weight.shape[1])
-    return Engine.openvino if takes and model in _KEPT and can_export(model) else Engine.torch
+    covered = can_compile(model)
+    missing = cpu_decoding.missing() if covered else None
+    if engine == Engine.compiled:
+        if not covered:
+            raise UserError(
+                "sampler.engine=compiled decodes on a CPU with norm_scope token or none, LayerNorm before each branch, "
+                f"fused attention, and sizes of heads that {cpu_decoding.WIDTH} divides; set sampler.engine=torch"
+            )
+        if missing is not None:
+            raise UserError(f"sampler.engine=compiled: {missing}, or set sampler.engine=torch")
+        return engine
+    takes = covered and missing is None and takes_compiled(engine, model.token_embedding.weight.dtype)
+    return Engine.compiled if takes else Engine.torch
 
 
-def takes_openvino(engine: Engine, *, layers: int, hidden_size: int) -> bool:
-    """Whether OpenVINO decodes a model of this size that it covers."""
-    large = 12 * layers * hidden_size**2 >= _SMALLEST
-    return engine == Engine.openvino or (engine == Engine.auto and large and openvino_version() is not None)
+def takes_compiled(engine: Engine, dtype: torch.dtype) -> bool:
+    """Whether the compiled step decodes a model that it covers, on a machine with a compiler."""
+    return engine == Engine.compiled or (engine == Engine.auto and not (dtype == torch.bfloat16 and computes_in_bf16()))
 
 
 def decoding_form(
     model: Transformer, rows: int, ids: Sequence[range], engine: Engine
-) -> Transformer | PackedModel | FusedModel | OpenVinoModel:
+) -> Transformer | PackedModel | FusedModel | CompiledModel:
     """The form of the model that decodes `rows` rows fastest on its device; `ids` are those that logits are taken of.
 
     All forms have the methods `hidden` and `logits` of `Transformer`.
@@ -70,15 +71,14 @@ def decoding_form(
         UserError: see `engine_of`.
     """
     prepared = _KEPT.get(model, {})
-    threads = torch.get_num_threads()
     key: Hashable
-    if engine_of(model, engine) == Engine.openvino:
-        key = ("openvino", threads, *ids)
+    if engine_of(model, engine) == Engine.compiled:
+        key = ("compiled", *ids)
         if key not in prepared:
-            prepared[key] = OpenVinoModel(model, ids)
+            prepared[key] = CompiledModel(model, ids)
         return prepared[key]
     if can_pack(model.token_embedding.weight, rows):
-        key = (rows, threads, *ids)
+        key = (rows, torch.get_num_threads(), *ids)
         if key in prepared:
             return prepared[key]
         prepared.clear()  # one packed copy at a time

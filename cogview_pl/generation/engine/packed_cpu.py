@@ -87,9 +87,14 @@ def can_pack(weight: Tensor, rows: int) -> bool:
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
     if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return computes_in_bf16()
     few = rows < _FEWEST_ROWS and torch.get_num_threads() == 1
     return ONEDNN_IS_FASTER and weight.dtype == torch.float32 and not few
+
+
+def computes_in_bf16() -> bool:
+    """Whether the processor does, so that oneDNN is fast in bf16."""
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _packed_copy(model: Transformer, rows: int) -> Transformer:

@@ -1,4 +1,4 @@
-"""OpenVINO as the engine: logits and codes of the torch path, whatever the rows have read and refused."""
+"""The compiled step as the engine: logits and codes of the torch path, whatever the rows have read and refused."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from cogview_pl.errors import UserError
 from cogview_pl.generation.config import Algorithm, Engine, Quantization, Sampling
 from cogview_pl.generation.decode import TO_SAMPLE, decode
-from cogview_pl.generation.engine import forms, openvino_cpu
+from cogview_pl.generation.engine.compiled_cpu import CompiledModel
 from cogview_pl.generation.engine.decode_state import DecodeState
 from cogview_pl.generation.engine.forms import decoding_form, engine_of, keep_forms
 from cogview_pl.generation.quantization import quantize
 from cogview_pl.generation.speculative import decode_jacobi
 from cogview_pl.generation.super_resolution.upscale import magnify
-from cogview_pl.kernels.openvino import openvino_version
+from cogview_pl.kernels import cpu_decoding
 from cogview_pl.transformer.config import LoRAConfig, LoRATarget
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
@@ -27,8 +27,6 @@ from cogview_pl.vocab import Template
 from tests.make_models import make_transformer
 
 from ..small_model import TWO_IMAGES, VOCABULARY, small_model
-
-pytestmark = pytest.mark.skipif(openvino_version() is None, reason="OpenVINO is not installed")
 
 IMAGE = Template(
     "[ROI1] {text} [BASE] [BOI1] {image:3x3} [EOI1]", target="image", loss={}, vocabulary=VOCABULARY, text_length=5
@@ -45,7 +43,7 @@ IDS = [range(10, 40)]
 
 
 def both(sampling: Sampling) -> tuple[Sampling, Sampling]:
-    return replace(sampling, engine=Engine.torch), replace(sampling, engine=Engine.openvino)
+    return replace(sampling, engine=Engine.torch), replace(sampling, engine=Engine.compiled)
 
 
 def prompts_of(template: Template) -> list[list[int]]:
@@ -54,13 +52,13 @@ def prompts_of(template: Template) -> list[list[int]]:
 
 @torch.no_grad()
 def assert_same_logits(model: Transformer, tolerance: float = 1e-5) -> None:
-    """Logits of a prompt and of single steps; the tolerance is relative to the largest."""
+    """Logits of a prompt, single steps and drafts; the tolerance is relative to the largest."""
     tokens, positions = torch.randint(60, (2, 9)), torch.arange(9).expand(2, -1).contiguous()
-    wanted = model.logits(model.hidden(tokens, positions), IDS)
-    form = decoding_form(model, 2, IDS, Engine.openvino)
-    assert isinstance(form, openvino_cpu.OpenVinoModel)
-    cache, found = form.new_cache(2), []
-    for part in (slice(0, 5), slice(5, 6), slice(6, 9)):
+    wanted = model.logits(model.hidden(tokens, positions), IDS).float()
+    form = decoding_form(model, 2, IDS, Engine.compiled)
+    assert isinstance(form, CompiledModel)
+    cache, found = model.new_cache(2, 9), []
+    for part in (slice(0, 4), slice(4, 5), slice(5, 6), slice(6, 8), slice(8, 9)):
         found.append(form.logits(form.hidden(tokens[:, part].contiguous(), positions[:, part].contiguous(), cache)))
         cache.advance(part.stop - part.start)
     assert (torch.cat(found, 1) - wanted).abs().max() < tolerance * wanted.abs().max()
@@ -77,7 +75,7 @@ def model_of(**options: object) -> Transformer:
 
 
 @pytest.mark.parametrize(
-    "norm, norm_scope", [("sandwich", "token"), ("sandwich", "none"), ("pre", "token"), ("post", "none")]
+    "norm, norm_scope", [("sandwich", "token"), ("sandwich", "none"), ("pre", "token"), ("pre", "none")]
 )
 def test_logits(norm: str, norm_scope: str) -> None:
     assert_same_logits(model_of(norm=norm, norm_scope=norm_scope))
@@ -107,6 +105,51 @@ def test_int8() -> None:
     model = model_of()
     quantize(model, Quantization.int8)
     assert_same_logits(model, 0.01)  # the head is in int8 too
+
+
+def test_bf16() -> None:
+    assert_same_logits(model_of().bfloat16(), 0.05)  # numbers between the weights are fp32 here
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
+def test_a_row_does_not_depend_on_rows_and_threads(rows: int) -> None:
+    """To the bit, for rows of different lengths."""
+    model, threads = model_of(), torch.get_num_threads()
+    form = CompiledModel(model, IDS)
+    tokens = torch.randint(60, (rows, 5))
+
+    def logits(part: slice) -> Tensor:
+        """Row r skips every (r + 2)-th step: it reads a token that does not count."""
+        cache, numbers = model.new_cache(len(tokens[part]), 8), range(rows)[part]
+        found = []
+        for step in range(5):
+            positions = cache.lengths[:, None].clone()
+            found.append(form.logits(form.hidden(tokens[part, step, None], positions, cache)))
+            cache.advance([int((step + 1) % (row + 2) > 0) for row in numbers])
+        return torch.cat(found, 1)
+
+    try:
+        torch.set_num_threads(1)
+        alone = torch.cat([logits(slice(row, row + 1)) for row in range(rows)])
+        together = logits(slice(None))
+        torch.set_num_threads(2)
+        by_two = logits(slice(None))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(by_two, together)
+    assert torch.equal(together, alone)
+
+
+@torch.no_grad()
+def test_a_full_cache_is_refused() -> None:
+    model = model_of()
+    form, cache = CompiledModel(model, IDS), model.new_cache(1, 2)
+    for position in range(2):
+        form.hidden(torch.tensor([[3]]), torch.tensor([[position]]), cache)
+        cache.advance(1)
+    with pytest.raises(ValueError, match="room for 2 positions"):
+        form.hidden(torch.tensor([[3]]), torch.tensor([[2]]), cache)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
@@ -140,18 +183,15 @@ def test_captions() -> None:
 
 
 @pytest.mark.parametrize("drafts", [2, 20])
-def test_refused_drafts(drafts: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_cpu, "_SLACK", 4)  # the cache is rebuilt every few passes
+def test_refused_drafts(drafts: int) -> None:
     model, prompts = small_model(IMAGE, init_std=0.3), prompts_of(IMAGE)
     sampling = Sampling(temperature=0, algorithm=Algorithm.jacobi, drafts=drafts)
     torch_result, found = (decode_jacobi(model, IMAGE, prompts, seeds=range(3), sampling=one) for one in both(sampling))
     assert found == torch_result
 
 
-@pytest.mark.parametrize("slack", [4, 256])
 @pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(top_k=10)], ids=["greedy", "sampled"])
-def test_windows_of_super_resolution(sampling: Sampling, slack: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_cpu, "_SLACK", slack)
+def test_windows_of_super_resolution(sampling: Sampling) -> None:
     model = small_model(TWO_IMAGES, init_std=0.3)
     codes = torch.randint(40, (2, 4, 4), generator=torch.Generator().manual_seed(1))
     torch_codes, found = (
@@ -164,7 +204,7 @@ def test_windows_of_super_resolution(sampling: Sampling, slack: int, monkeypatch
 @torch.no_grad()
 def test_a_state_can_read_new_prompts() -> None:
     model, prompts = small_model(IMAGE, init_std=0.3), prompts_of(IMAGE)
-    state = DecodeState(model, IMAGE, 3, 20, engine=Engine.openvino)
+    state = DecodeState(model, IMAGE, 3, 20, engine=Engine.compiled)
     first = state.prefill(prompts)
     state.step(torch.tensor([[5], [6], [7]]))
     state.advance(1)
@@ -178,8 +218,8 @@ def prepared_for(model: Transformer, rows: int, engine: Engine) -> object:
 def test_weights_are_prepared_once_if_they_stay() -> None:
     trained, kept = model_of(), model_of()
     keep_forms(kept)
-    assert prepared_for(trained, 2, Engine.openvino) is not prepared_for(trained, 2, Engine.openvino)
-    assert prepared_for(kept, 2, Engine.openvino) is prepared_for(kept, 5, Engine.openvino)
+    assert prepared_for(trained, 2, Engine.compiled) is not prepared_for(trained, 2, Engine.compiled)
+    assert prepared_for(kept, 2, Engine.compiled) is prepared_for(kept, 5, Engine.compiled)
     if not isinstance(prepared_for(kept, 4, Engine.torch), Transformer):
         assert prepared_for(kept, 4, Engine.torch) is prepared_for(kept, 4, Engine.torch)
         assert prepared_for(kept, 4, Engine.torch) is not prepared_for(kept, 8, Engine.torch)
@@ -190,38 +230,26 @@ def test_weights_are_prepared_once_if_they_stay() -> None:
 
 
 def test_a_form_outlives_its_model() -> None:
-    tokens, positions = torch.tensor([[1, 2, 3]]), torch.arange(3)[None]
-
-    def logits(form: openvino_cpu.OpenVinoModel) -> Tensor:
-        return form.logits(form.hidden(tokens, positions, form.new_cache(1)))
-
+    tokens, positions = torch.tensor([[1]]), torch.tensor([[0]])
     model = model_of()
-    form = openvino_cpu.OpenVinoModel(model, IDS)
-    before = logits(form)
+    cache = model.new_cache(1, 4)
+    form = CompiledModel(model, IDS)
+    before = form.logits(form.hidden(tokens, positions, cache))
     del model
     gc.collect()
     torch.full((60, 32), 7.0)  # takes memory that became free
-    assert torch.equal(logits(form), before)
+    assert torch.equal(form.logits(form.hidden(tokens, positions, cache)), before)
 
 
-def test_auto_takes_kept_models_that_are_not_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_what_the_step_covers(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of()
-    keep_forms(model)
-    assert engine_of(model, Engine.auto) == Engine.torch
-    monkeypatch.setattr(forms, "_SMALLEST", 1000)
-    assert engine_of(model, Engine.auto) == Engine.openvino
+    assert engine_of(model, Engine.auto) == Engine.compiled
     assert engine_of(model, Engine.torch) == Engine.torch
-    assert engine_of(model_of(), Engine.auto) == Engine.torch  # may be trained further
-    official = model_of(norm_scope="tensor")
-    keep_forms(official)
-    assert engine_of(official, Engine.auto) == Engine.torch
-    monkeypatch.setattr(forms, "openvino_version", lambda: None)
+    for options in ({"norm_scope": "tensor"}, {"norm": "post"}, {"attention": "naive"}):
+        assert engine_of(model_of(**options), Engine.auto) == Engine.torch
+        with pytest.raises(UserError, match=r"sampler\.engine=compiled decodes on a CPU with norm_scope"):
+            engine_of(model_of(**options), Engine.compiled)
+    monkeypatch.setattr(cpu_decoding, "missing", lambda: "no C++ compiler was found (g++); install one")
     assert engine_of(model, Engine.auto) == Engine.torch
-
-
-@pytest.mark.parametrize("options", [{"norm_scope": "tensor"}, {"attention": "naive"}])
-def test_models_that_it_does_not_cover(options: dict[str, str]) -> None:
-    with pytest.raises(UserError, match=r"sampler\.engine=openvino decodes on a CPU with precision=fp32"):
-        engine_of(model_of(**options), Engine.openvino)
-    with pytest.raises(UserError, match=r"sampler\.engine=openvino"):
-        engine_of(model_of().bfloat16(), Engine.openvino)
+    with pytest.raises(UserError, match=r"sampler\.engine=compiled: no C\+\+ compiler .*set sampler\.engine=torch"):
+        engine_of(model, Engine.compiled)
