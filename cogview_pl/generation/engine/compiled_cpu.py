@@ -26,7 +26,7 @@ from cogview_pl.kernels.cpu_decoding import (
 from cogview_pl.kernels.cpu_linear import Linear
 from cogview_pl.kernels.torchao import int8_parts
 from cogview_pl.transformer.attention import fused_attention
-from cogview_pl.transformer.block import NORM_TARGET, SMALLEST_MAXIMUM, Block, LayerNorm, Residual
+from cogview_pl.transformer.block import NORM_TARGET, SMALLEST_MAXIMUM, Block, Cache, LayerNorm, Residual
 from cogview_pl.transformer.config import NormScope
 from cogview_pl.transformer.kv_cache import KVCache
 from cogview_pl.transformer.lora import LoRALinear
@@ -74,9 +74,9 @@ class CompiledModel:
         heads_nD = [model.token_embedding.weight[span.start : span.stop].detach() for span in ids]
         self._heads = [_int8_rows(head) if quantized else LinearWeights(head, None, None) for head in heads_nD]
 
-    def hidden(self, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+    def hidden(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """Final normalised hidden states `(R, L, D)`; see `Transformer.hidden`."""
-        if tokens.shape[1] > 1:
+        if tokens.shape[1] > 1 or not isinstance(cache, KVCache):
             return self._model.hidden(tokens, positions, cache).float()
         model = self._model
         x_RD = F.embedding(tokens[:, 0], model.token_embedding.weight).float()

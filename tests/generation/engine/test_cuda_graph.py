@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from cogview_pl.generation.config import Sampling
+from cogview_pl.generation.config import Engine, Sampling
 from cogview_pl.generation.decode import TO_SAMPLE, decode, uniforms
 from cogview_pl.generation.engine.cuda_graph import Capture, Step, can_capture, graphed_steps, spans
 from cogview_pl.generation.engine.decode_state import DecodeState
@@ -50,8 +50,9 @@ def by_static_steps(
     prompts = prompts_of(template, texts)
     length, span = template.target.length, template.allowed(template.target)[0]
     uniform_BT, ids_n = uniforms(range(len(texts)), prompts, length), torch.arange(span.start, span.stop)
+    by_torch = replace(sampling, engine=Engine.torch)  # a GPU has no other
     state, hidden_BD = DecodeState.after_prompts(
-        model, template, prompts, without_text(template, texts), length, sampling
+        model, template, prompts, without_text(template, texts), length, by_torch
     )
     tokens_BT = torch.full((len(texts), length), TO_SAMPLE)
     tokens_BT[:, 0] = ids_n[sample(probabilities(state.logits(hidden_BD), sampling), uniform_BT[:, 0])]
