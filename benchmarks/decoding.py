@@ -10,7 +10,7 @@ from benchmarks import peers, references
 from benchmarks.contest import Work, busy_neighbour, contest, repeated, threads
 from benchmarks.report import Result, Row, result
 from benchmarks.settings import DTYPES, IMAGE_CODES, TEXT, TOP_K, text_to_image
-from cogview_pl.generation.config import Quantization, Sampling
+from cogview_pl.generation.config import Engine, Quantization, Sampling
 from cogview_pl.generation.decode import decode
 from cogview_pl.generation.engine.forms import keep_forms
 from cogview_pl.generation.quantization import quantize
@@ -84,6 +84,7 @@ def _contenders(case: Case) -> dict[str, Work]:
     grid = round(new**0.5)
     contenders = {
         "ours": ours(shape, dtype, batch, grid, quantization),
+        "ours, engine=torch": ours(shape, dtype, batch, grid, quantization, Engine.torch),
         "Hugging Face": references.hugging_face_decode(shape, dtype, batch, new, vocabulary),
     }
     if peers.ctranslate2_runs(dtype):
@@ -97,11 +98,18 @@ def _contenders(case: Case) -> dict[str, Work]:
     return contenders
 
 
-def ours(shape: str, dtype: str, batch: int, grid: int, quantization: Quantization | None = None) -> Work:
+def ours(
+    shape: str,
+    dtype: str,
+    batch: int,
+    grid: int,
+    quantization: Quantization | None = None,
+    engine: Engine = Engine.auto,
+) -> Work:
     """Decode `batch` grids of `grid` x `grid` codes after prompts of 64 tokens."""
     model, template = text_to_image(shape, grid)
     model = model.to(DTYPES[dtype])
     quantize(model, quantization)
     keep_forms(model)
-    prompts = [template.prompt({"text": TEXT})] * batch
-    return lambda: decode(model, template, prompts, seeds=range(batch), sampling=Sampling(top_k=TOP_K))
+    prompts, sampling = [template.prompt({"text": TEXT})] * batch, Sampling(top_k=TOP_K, engine=engine)
+    return lambda: decode(model, template, prompts, seeds=range(batch), sampling=sampling)

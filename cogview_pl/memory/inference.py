@@ -119,9 +119,7 @@ class InferenceModel:
         if self.spec.settings["norm_scope"] == "tensor":  # the input of every layer instead
             cache = numbers * self.dtype.itemsize
         packed = 0
-        if self._compiled:
-            packed = 0 if self.quantization is None else ids * hidden_size  # the head in int8
-        elif not self.on_gpu:
+        if not (self.on_gpu or self._compiled):
             quantized = self.quantization is not None or self.parts > 1
             packed = packed_bytes(
                 rows=rows, layers=layers, hidden_size=hidden_size, ids=ids, dtype=self.dtype, quantized=quantized

@@ -70,9 +70,8 @@ class CompiledModel:
             smallest_maximum=SMALLEST_MAXIMUM * NORM_TARGET if relax else 0.0,
             eps=model.final_norm.eps / NORM_TARGET**2 if relax else model.final_norm.eps,
         )
-        quantized = any(int8_parts(weight) is not None for weight in model.blocks.parameters())
-        heads_nD = [model.token_embedding.weight[span.start : span.stop].detach() for span in ids]
-        self._heads = [_int8_rows(head) if quantized else LinearWeights(head, None, None) for head in heads_nD]
+        table_VD = model.token_embedding.weight.detach()
+        self._heads = [LinearWeights(table_VD[span.start : span.stop], None, None) for span in ids]
 
     def hidden(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """Final normalised hidden states `(R, L, D)`; see `Transformer.hidden`."""
@@ -89,12 +88,6 @@ class CompiledModel:
         parts = [linear_map(hidden_RD, head) for head in self._heads]
         logits_Rn = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return logits_Rn.view(*hidden.shape[:-1], -1)
-
-
-def _int8_rows(weight_ND: Tensor) -> LinearWeights:
-    """A matrix in int8 with a scale for each row."""
-    scale_N = weight_ND.float().abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / torch.iinfo(torch.int8).max
-    return LinearWeights((weight_ND / scale_N[:, None]).round().to(torch.int8), scale_N, None)
 
 
 def _covers(block: Block) -> bool:
