@@ -19,6 +19,7 @@ _COMPILE = (
     *("-fPIC", "-fopenmp", "-c"),
 )
 _LONGEST = 300  # seconds that the compiler may take
+_LONGEST_REASON = 200  # characters of its message
 
 
 class NoLibraryError(Exception):
@@ -99,5 +100,7 @@ def _compile(compiler: str, source: Path, file: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
+    """The compiler's first line that speaks of an error, without the path in front."""
     said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
-    return " ".join(str(said).split())[:200]
+    line = next((line for line in said.splitlines() if "error" in line), said)
+    return " ".join(line.partition("error: ")[2].split() or line.split())[:_LONGEST_REASON]
