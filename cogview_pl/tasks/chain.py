@@ -159,6 +159,10 @@ def _run_side_by_side(
     except BaseException:
         progress.forget_what_is_gone(folder)
         raise
+    parallel = {name for lane in lanes for name in lane}
+    for name in filter(parallel.__contains__, config.stages):  # not as they happened to end
+        finished = Path(progress.stages[name].folder)
+        latest.move(finished.parent / latest.LATEST, finished)
 
 
 def _run(
