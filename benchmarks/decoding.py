@@ -38,9 +38,9 @@ class Case(NamedTuple):
     @property
     def title(self) -> str:
         """`decode:S1-fp32-x1-256-v8192`: shape, precision, images, new tokens, the peers' vocabulary, and the rest."""
-        rest = [f"{self.threads}-threads"] if self.threads else []
+        rest = [f"threads{self.threads}"] if self.threads else []
         rest += ["neighbour"] if self.neighbour else []
-        precision = f"{self.dtype}-{self.quantization}" if self.quantization else self.dtype
+        precision = f"{self.dtype}-{self.quantization.value}" if self.quantization else self.dtype
         named = [self.shape, precision, f"x{self.batch}", str(self.new), f"v{self.peer_vocabulary}", *rest]
         return "decode:" + "-".join(named)
 
