@@ -88,7 +88,7 @@ def _contenders(case: Case) -> dict[str, Work]:
         "Hugging Face": references.hugging_face_decode(shape, dtype, batch, new, vocabulary),
     }
     if peers.ctranslate2_runs(dtype):
-        contenders["CTranslate2"] = peers.ctranslate2_decode(shape, dtype, batch, new, vocabulary, quantization)
+        contenders["CTranslate2"] = peers.ctranslate2_decode(shape, batch, new, vocabulary, quantization)
     contenders["bare linears"] = repeated(references.bare_linears(shape, dtype, batch), REPEATS)
     contenders["stream bound"] = repeated(
         references.stream(shape, dtype, batch, new, int8=quantization == Quantization.int8), REPEATS

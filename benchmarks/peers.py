@@ -18,9 +18,7 @@ def ctranslate2_runs(dtype: str) -> bool:
     return importlib.util.find_spec("ctranslate2") is not None and DEVICE.type == "cpu" and dtype == "fp32"
 
 
-def ctranslate2_decode(
-    shape: str, dtype: str, batch: int, new: int, vocabulary: int, quantization: Quantization | None
-) -> Work:
+def ctranslate2_decode(shape: str, batch: int, new: int, vocabulary: int, quantization: Quantization | None) -> Work:
     """Decode with the same sampling; int8 quantizes weights when the model is made, and activations at each step."""
     import ctranslate2
 

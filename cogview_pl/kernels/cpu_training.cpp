@@ -71,6 +71,13 @@ struct Head {
     std::fill(to.begin() + length * width, to.begin() + rows * width, 0.0f);
   }
 
+  // Queries, keys and values, which are `hidden` numbers apart.
+  void read_projected(const float* from, int64_t hidden) {
+    read(q, from, 3 * hidden);
+    read(k, from + hidden, 3 * hidden);
+    read(v, from + 2 * hidden, 3 * hidden);
+  }
+
   void write(const std::vector<float>& from, float* to, int64_t stride) const {
     for (int64_t row = 0; row < length; ++row)
       std::memcpy(to + row * stride, &from[row * width], size * sizeof(float));
@@ -239,9 +246,7 @@ void attention_forward(const float* qkv, const int64_t* starts, float* y, int64_
       const int64_t row = starts[item / heads], offset = item % heads * size;
       head.resize(starts[item / heads + 1] - row);
       const float* from = qkv + row * 3 * hidden + offset;
-      head.read(head.q, from, 3 * hidden);
-      head.read(head.k, from + hidden, 3 * hidden);
-      head.read(head.v, from + 2 * hidden, 3 * hidden);
+      head.read_projected(from, hidden);
       head.attend();
       for (int64_t some = 0; some < head.rows; some += kRows)
         rows_of_product(&head.probabilities[some * head.columns], head.columns, 1, head.v.data(), head.width,
@@ -266,9 +271,7 @@ void attention_backward(const float* gradient, const float* qkv, const int64_t* 
       const int64_t width = head.width, columns = head.columns, rows = head.rows;
       const float* from = qkv + row * 3 * hidden + offset;
       float* to = qkv_gradient + row * 3 * hidden + offset;
-      head.read(head.q, from, 3 * hidden);
-      head.read(head.k, from + hidden, 3 * hidden);
-      head.read(head.v, from + 2 * hidden, 3 * hidden);
+      head.read_projected(from, hidden);
       head.read(head.gradient, gradient + row * hidden + offset, hidden);
       head.attend();
       for (int64_t some = 0; some < rows; some += kRows)  // of values: sum over later queries of p · gradient

@@ -128,7 +128,7 @@ class DecodeState:
             return torch.tensor([[*row, *[filler] * (self.longest - len(row))] for row in lists], device=device)
 
         pad = self._template.vocabulary.pad
-        hidden_RPD = self._hidden(padded(rows, pad), padded(positions, 0))
+        hidden_RPD = self.model.hidden(padded(rows, pad), padded(positions, 0), self.cache)
         self.cache.advance(lengths)
         self.next_R.copy_(torch.tensor([row[-1] + 1 for row in positions]))
         ends_R = torch.tensor(lengths, device=device) - 1
@@ -142,10 +142,7 @@ class DecodeState:
         if length > 1:  # drafts may pass the end of the sequence
             places_RL = places_RL + torch.arange(length, device=tokens_BL.device)
             places_RL = places_RL.clamp(max=self._last_position)
-        return self._hidden(tokens_BL, places_RL)
-
-    def _hidden(self, tokens_RL: Tensor, positions_RL: Tensor) -> Tensor:
-        return self.model.hidden(tokens_RL, positions_RL, self.cache)  # type: ignore[arg-type]
+        return self.model.hidden(tokens_BL, places_RL, self.cache)
 
     def advance(self, counts: Sequence[int] | Tensor | int) -> None:
         """Count tokens of the last step as read: one number for all rows, or one for each of the B rows.
