@@ -13,6 +13,8 @@ import torch
 _FROM = (8, 0)  # first compute capability with bf16 matmuls
 WITHOUT_FLOAT64 = ("mps",)
 """Types of devices that have no float64."""
+FUSED_SUMS = {"enable_fp_fusion": True}
+"""Option of every Triton kernel: one instruction for a product and a sum. Without it, Triton's default decides."""
 
 
 def best_device() -> str:

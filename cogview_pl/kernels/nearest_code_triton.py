@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cogview_pl.kernels.availability import current
+from cogview_pl.kernels.availability import FUSED_SUMS, current
 
 # Tile of a program, chosen on an H100 for D = 256. Split vectors take twice the space.
 _VECTORS, _SPLIT_VECTORS, _CODES, _WARPS, _STAGES = 128, 64, 64, 8, 2
@@ -73,7 +73,7 @@ def nearest_by_kernel(x_ND: Tensor, codebook_DK: Tensor) -> tuple[Tensor, Tensor
             x_high_ND, x_low_ND, high_KD, low_KD, codebook_KD.square().sum(1), codes_N, distance_N,
             num_vectors, len(codebook_KD), codebook_dim, SPLIT=split,
             BLOCK_D=max(16, triton.next_power_of_2(codebook_dim)), BLOCK_N=at_once,
-            BLOCK_K=_CODES, num_warps=_WARPS, num_stages=_STAGES,
+            BLOCK_K=_CODES, num_warps=_WARPS, num_stages=_STAGES, **FUSED_SUMS,
         )  # fmt: skip
     return codes_N, distance_N.clamp_(min=0)
 

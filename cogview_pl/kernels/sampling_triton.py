@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cogview_pl.kernels.availability import current
+from cogview_pl.kernels.availability import FUSED_SUMS, current
 
 _WARPS = 16  # of the program for one row, which holds all of it in registers
 
@@ -65,5 +65,6 @@ def sample_by_kernel(logits: Tensor, uniform: Tensor, *, temperature: float, top
         _sample[(rows,)](
             logits.contiguous(), uniform.contiguous(), columns_B, candidates, temperature, top_k,
             TOP_K=0 < top_k < candidates, BLOCK=triton.next_power_of_2(candidates), num_warps=_WARPS,
+            **FUSED_SUMS,
         )  # fmt: skip
     return columns_B

@@ -194,8 +194,9 @@ def attend(
         values = tl.load(values_BHCK + places, seen, 0.0)
         scores = tl.where(s < length, tl.sum(keys.to(tl.float32) * query[None, :], 1), float("-inf"))
         is_here = length < first + BLOCK_S
-        new_key = tl.load(new + hidden_size, in_k & is_here, 0.0)
-        new_value = tl.load(new + 2 * hidden_size, in_k & is_here, 0.0)
+        in_new = k < tl.where(is_here, HEAD, 0)  # Triton 3.9 interprets `in_k & is_here` as no mask
+        new_key = tl.load(new + hidden_size, in_new, 0.0)
+        new_value = tl.load(new + 2 * hidden_size, in_new, 0.0)
         if is_here:
             kind = keys_BHCK.dtype.element_ty
             tl.store(keys_BHCK + start + length * HEAD + k, new_key.to(kind), in_k)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cogview_pl.kernels.availability import current, runs_kernels, widest_float
+from cogview_pl.kernels.availability import FUSED_SUMS, current, runs_kernels, widest_float
 from cogview_pl.kernels.cpu_linear import matmul
 from cogview_pl.transformer.model import Transformer
 
@@ -243,7 +243,7 @@ def _entropies_by_kernel(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor
     with current(logits_RV.device):
         cross_entropies[(rows,)](
             logits_RV, targets_R.contiguous(), weights_R.float().contiguous(), entropies_R, ids,
-            GRADIENTS=gradients, BLOCK=_IDS_OF_KERNEL, num_warps=_WARPS_OF_KERNEL,
+            GRADIENTS=gradients, BLOCK=_IDS_OF_KERNEL, num_warps=_WARPS_OF_KERNEL, **FUSED_SUMS,
         )  # fmt: skip
     return entropies_R
 

@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 
 from cogview_pl.generation.engine import fused_gpu
 from cogview_pl.kernels import nearest_code_triton, sampling_triton, transformer_triton
+from cogview_pl.kernels.availability import FUSED_SUMS
 from cogview_pl.transformer import loss
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -93,8 +94,10 @@ def registers(kernel: Kernel, capability: int) -> tuple[int, int]:
         if signature[name].startswith("*") or name in WIDEST_BY_16
     }
     source = ASTSource(fn=kernel.function, signature=signature, constexprs=kernel.constants, attrs=aligned)
-    options = {"num_warps": kernel.warps, "num_stages": kernel.stages} | (
-        {"launch_pdl": True} if kernel.constants.get("OVERLAP") else {}
+    options = (
+        {"num_warps": kernel.warps, "num_stages": kernel.stages}
+        | FUSED_SUMS
+        | ({"launch_pdl": True} if kernel.constants.get("OVERLAP") else {})
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-MOST_SPILLED = 32
-"""Bytes per thread: a few addresses. Tiles must not be spilled."""
+MOST_SPILLED = 192
+"""Bytes per thread. Triton 3.9 spills 160 in the code search of fp32 vectors, where 3.8 spills none; a kernel whose
+tiles do not fit spills thousands."""
 
 
 @pytest.mark.slow

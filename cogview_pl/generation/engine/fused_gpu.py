@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogview_pl.kernels.availability import current, on_nvidia, runs_kernels
+from cogview_pl.kernels.availability import FUSED_SUMS, current, on_nvidia, runs_kernels
 from cogview_pl.kernels.cpu_linear import Linear
 from cogview_pl.kernels.torchao import int8_parts
 from cogview_pl.transformer.attention import fused_attention
@@ -73,7 +73,7 @@ class FusedModel:
         """LayerNorms before each branch and the final one, in order."""
         device = model.token_embedding.weight.device
         overlap = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _OVERLAP_FROM
-        self._launch = {"OVERLAP": overlap} | ({"launch_pdl": True} if overlap else {})
+        self._launch = {"OVERLAP": overlap} | FUSED_SUMS | ({"launch_pdl": True} if overlap else {})
         relax = model.norm_scope == NormScope.token
         self._norm = {"RELAX": relax, "TARGET": NORM_TARGET, "SMALLEST": SMALLEST_MAXIMUM}
 
