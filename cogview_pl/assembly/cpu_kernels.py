@@ -9,7 +9,7 @@ from cogview_pl.assembly.options import TrainingOptions
 from cogview_pl.errors import UserError
 from cogview_pl.kernels import cpu_training
 from cogview_pl.kernels.config import CPUKernels
-from cogview_pl.kernels.cpp_library import NoLibraryError
+from cogview_pl.kernels.cpp_library import Library, NoLibraryError
 from cogview_pl.lit.bars import status
 from cogview_pl.runs.ranks import RANKS
 
@@ -33,9 +33,7 @@ def training_kernels(choice: CPUKernels, options: TrainingOptions) -> CPUKernels
     if choice == CPUKernels.torch:
         return choice
     try:
-        if RANKS.first and not cpu_training.prepared():
-            status("compiling the training kernels …")
-        cpu_training.prepare()
+        prepare(cpu_training.LIBRARY, "training")
     except NoLibraryError as error:
         if choice == CPUKernels.compiled:
             raise UserError(f"cpu_kernels=compiled: {error}, or use cpu_kernels=auto") from error
@@ -43,6 +41,13 @@ def training_kernels(choice: CPUKernels, options: TrainingOptions) -> CPUKernels
             _log.info("Training uses the kernels of torch, up to a third slower: %s.", error)
         return CPUKernels.torch
     return CPUKernels.compiled
+
+
+def prepare(library: Library, purpose: str) -> None:
+    """Compile a library, unless that was done before, and say so; raises NoLibraryError if this machine cannot."""
+    if RANKS.first and not library.is_compiled():
+        status(f"compiling the {purpose} kernels …")
+    library.load()
 
 
 def _unfit(options: TrainingOptions) -> str | None:

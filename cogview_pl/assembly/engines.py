@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from cogview_pl.assembly.cpu_kernels import prepare
 from cogview_pl.assembly.roles import Role
 from cogview_pl.generation.config import Engine, Sampling
 from cogview_pl.generation.engine.compiled_cpu import can_compile
-from cogview_pl.generation.engine.forms import engine_of
+from cogview_pl.generation.engine.forms import engine_of, takes_compiled
 from cogview_pl.kernels import cpu_decoding
 from cogview_pl.kernels.cpp_library import NoLibraryError
-from cogview_pl.lit.bars import status
 from cogview_pl.transformer.model import Transformer
 
 _log = logging.getLogger(__name__)
@@ -29,17 +29,21 @@ def engine_settings(models: Mapping[Role, Transformer], sampling: Sampling) -> d
     Raises:
         UserError: see `engine_of`.
     """
-    if sampling.engine != Engine.torch and any(map(can_compile, models.values())):
-        _say_what_happens()
+    if any(_would_compile(model, sampling.engine) for model in models.values()):
+        _prepare(sampling.engine)
     engines = {role.key: engine_of(model, sampling.engine) for role, model in models.items()}
     first, *others = engines
     named = {"sampler.engine": first, **{f"sampler.engine of {key}": key for key in others}}
     return {name: engines[key].value for name, key in named.items()}
 
 
-def _say_what_happens() -> None:
+def _would_compile(model: Transformer, engine: Engine) -> bool:
+    return can_compile(model) and takes_compiled(engine, model.token_embedding.weight.dtype)
+
+
+def _prepare(engine: Engine) -> None:
     try:
-        if not cpu_decoding.prepared():
-            status("compiling the decoding kernels …")
+        prepare(cpu_decoding.LIBRARY, "decoding")
     except NoLibraryError as error:
-        _log.info("Decoding uses the kernels of torch, two to four times slower: %s.", error)
+        if engine == Engine.auto:  # else `engine_of` says that it is an error
+            _log.info("Decoding uses the kernels of torch, two to four times slower: %s.", error)

@@ -9,7 +9,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 # Without contraction, because a compiler fuses a multiplication and an addition in one place and not in another, which
@@ -26,23 +28,58 @@ class NoLibraryError(Exception):
     """The library cannot be made on this machine; the message says why."""
 
 
-@cache
-def load_library(source: Path) -> ctypes.CDLL:
+class Library:
     """The compiled form of a C++ file, from the cache of the user if it was compiled before.
 
     The library has no OpenMP of its own: it takes that of torch, so `torch.set_num_threads` counts for it too.
-
-    Raises:
-        NoLibraryError: there is no compiler, or it fails, or its result cannot be loaded.
     """
-    compiler = _compiler()
-    try:
-        file = _library(source, compiler)
-        if not file.is_file():
-            _compile(compiler, source, file)
-        return ctypes.CDLL(str(file))
-    except (OSError, subprocess.SubprocessError) as error:
-        raise NoLibraryError(f"{compiler} did not make a library of {source.name} ({_reason(error)})") from error
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+
+    def load(self) -> ctypes.CDLL:
+        """Its functions; compiles them at the first call.
+
+        Raises:
+            NoLibraryError: there is no compiler, or it fails, or its result cannot be loaded.
+        """
+        return self._loaded
+
+    def is_compiled(self) -> bool:
+        """Whether the cache has it; raises NoLibraryError if there is no compiler, or it fails."""
+        with self._compiler() as compiler:
+            return self._file(compiler).is_file()
+
+    @cached_property
+    def missing(self) -> str | None:
+        """Why this machine cannot make it; None: it is ready."""
+        try:
+            self.load()
+        except NoLibraryError as error:
+            return str(error)
+        return None
+
+    @cached_property
+    def _loaded(self) -> ctypes.CDLL:
+        with self._compiler() as compiler:
+            file = self._file(compiler)
+            if not file.is_file():
+                _compile(compiler, self.source, file)
+            return ctypes.CDLL(str(file))
+
+    @contextmanager
+    def _compiler(self) -> Iterator[str]:
+        """The compiler, whose failures in this context become NoLibraryError."""
+        compiler = _compiler()
+        try:
+            yield compiler
+        except (OSError, subprocess.SubprocessError) as error:
+            raise NoLibraryError(
+                f"{compiler} did not make a library of {self.source.name} ({_reason(error)})"
+            ) from error
+
+    def _file(self, compiler: str) -> Path:
+        return _cache() / f"{self.source.stem}-{_key(self.source, compiler)}.so"
 
 
 def has_compiler() -> bool:
@@ -52,15 +89,6 @@ def has_compiler() -> bool:
     except NoLibraryError:
         return False
     return True
-
-
-def is_compiled(source: Path) -> bool:
-    """Whether the cache has the library of a C++ file; raises NoLibraryError if there is no compiler."""
-    return _library(source, _compiler()).is_file()
-
-
-def _library(source: Path, compiler: str) -> Path:
-    return _cache() / f"{source.stem}-{_key(source, compiler)}.so"
 
 
 def _compiler() -> str:

@@ -122,21 +122,9 @@ struct Normaliser {
   float smallest, eps;
 
   void operator()(const Norm& norm, const float* x, float* y, int64_t size) const {
-    Vector most{}, totals{};
-    for (int64_t at = 0; at < size; at += kWidth) {
-      const Vector some = load(x + at);
-      most = largest(most, largest(some, -some));
-      totals += some;
-    }
-    const float inverse = smallest > 0 ? 1 / std::max(maximum(most), smallest) : 1.0f, mean = sum(totals) / size;
-    Vector squares{};
-    for (int64_t at = 0; at < size; at += kWidth) {
-      const Vector centred = (load(x + at) - mean) * inverse;
-      squares += centred * centred;
-    }
-    const float factor = inverse / std::sqrt(sum(squares) / size + eps);
+    const Normal normal(x, size, smallest, eps);
     for (int64_t at = 0; at < size; at += kWidth)
-      store(y + at, (load(x + at) - mean) * factor * load(norm.weight + at) + load(norm.bias + at));
+      store(y + at, (load(x + at) - normal.mean) * normal.factor * load(norm.weight + at) + load(norm.bias + at));
   }
 };
 
@@ -152,22 +140,13 @@ void attend(const float* q, const float* k, const float* v, float* keys, float* 
             float* scores, float* y) {
   std::copy(k, k + size, keys + length * size);
   std::copy(v, v + size, values + length * size);
-  const int64_t count = length + 1, end = (count + kWidth - 1) / kWidth * kWidth;
-  const float scale = 1 / std::sqrt(static_cast<float>(size));
+  const int64_t count = length + 1;
   for (int64_t at = 0; at < count; ++at) {
     Vector product{};
     for (int64_t d = 0; d < size; d += kWidth) product = fused(load(q + d), load(keys + at * size + d), product);
-    scores[at] = sum(product) * scale;
+    scores[at] = sum(product);
   }
-  std::fill(scores + count, scores + end, -INFINITY);
-  Vector most = load(scores);
-  for (int64_t at = kWidth; at < end; at += kWidth) most = largest(most, load(scores + at));
-  const Vector top = all(maximum(most));
-  for (int64_t at = 0; at < end; at += kWidth) store(scores + at, exponential(load(scores + at) - top));
-  std::fill(scores + count, scores + end, 0.0f);  // `exponential` is never less than e^-87
-  Vector total{};
-  for (int64_t at = 0; at < end; at += kWidth) total += load(scores + at);
-  const float factor = 1 / sum(total);
+  const float factor = 1 / exponentials(scores, count, 1 / std::sqrt(static_cast<float>(size)));
   for (int64_t d = 0; d < size; d += kWidth) {
     Vector mean{};
     for (int64_t at = 0; at < count; ++at) mean = fused(all(scores[at]), load(values + at * size + d), mean);

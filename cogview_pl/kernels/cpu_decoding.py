@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cogview_pl.kernels.cpp_library import NoLibraryError, is_compiled, load_library
+from cogview_pl.kernels.cpp_library import Library
 
 WIDTH = 8
 """Hidden size and head size must be multiples of this number of floats."""
 
-_SOURCE = Path(__file__).with_suffix(".cpp")
+LIBRARY = Library(Path(__file__).with_suffix(".cpp"))
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
@@ -59,31 +58,21 @@ class LayerWeights(NamedTuple):
     mlp_branch: NormWeights
 
 
-def prepared() -> bool:
-    """Whether `missing` has nothing to compile; raises NoLibraryError if there is no compiler."""
-    return is_compiled(_SOURCE)
+class LinearMap:
+    """x · weightᵀ · scale + bias."""
 
+    def __init__(self, weights: LinearWeights) -> None:
+        self._weights = weights  # the pointers below are into their memory
+        self._pointers = _pointers([weights])
+        self._kind = _KINDS[weights.weight.dtype]
 
-@cache
-def missing() -> str | None:
-    """Compile the step, unless that was done before; returns why this machine cannot."""
-    try:
-        load_library(_SOURCE)
-    except NoLibraryError as error:
-        return str(error)
-    return None
-
-
-def linear_map(x_RD: Tensor, weights: LinearWeights) -> Tensor:
-    """x · weightᵀ · scale + bias, fp32 `(R, N)`; x is fp32 and contiguous."""
-    rows, inputs = x_RD.shape
-    outputs = len(weights.weight)
-    y_RN = x_RD.new_empty(rows, outputs)
-    pointers, kind = _pointers([weights]), _KINDS[weights.weight.dtype]
-    load_library(_SOURCE).linear_map(
-        _at(pointers), *map(ctypes.c_int64, (kind, rows, inputs, outputs)), _at(x_RD), _at(y_RN)
-    )
-    return y_RN
+    def __call__(self, x_RD: Tensor) -> Tensor:
+        """`(R, N)` fp32, of x in fp32, contiguous."""
+        rows, inputs = x_RD.shape
+        y_RN = x_RD.new_empty(rows, len(self._weights.weight))
+        sizes = map(ctypes.c_int64, (self._kind, rows, inputs, y_RN.shape[1]))
+        LIBRARY.load().linear_map(_at(self._pointers), *sizes, _at(x_RD), _at(y_RN))
+        return y_RN
 
 
 class DecodingStep:
@@ -107,10 +96,8 @@ class DecodingStep:
         eps: float,
     ) -> None:
         self._weights = layers, final_norm  # the pointers below are into their memory
-        self._layers, self._final_norm = (
-            _pointers([part for layer in layers for part in layer]),
-            _pointers([final_norm]),
-        )
+        self._layers = _pointers([part for layer in layers for part in layer])
+        self._final_norm = _pointers([final_norm])
         self._kind = ctypes.c_int64(_KINDS[layers[0].qkv.weight.dtype])
         self._norm = ctypes.c_float(smallest_maximum), ctypes.c_float(eps)
         self._sizes = len(layers), num_heads
@@ -133,7 +120,7 @@ class DecodingStep:
         sizes = (ctypes.c_int64 * 5)(layers, rows, hidden_size, heads, hidden_size // heads)
         cache = (ctypes.c_int64 * 6)(stored_L2RHCK.data_ptr(), lengths_R.data_ptr(), *stored_L2RHCK.stride()[:4])
         y_RD = torch.empty_like(x_RD)
-        load_library(_SOURCE).decode_step(
+        LIBRARY.load().decode_step(
             _at(self._layers), _at(self._final_norm), sizes, cache, self._kind, *self._norm, _at(x_RD), _at(y_RD)
         )
         return y_RD

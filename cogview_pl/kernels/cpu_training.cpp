@@ -13,8 +13,6 @@
 
 namespace {
 
-int64_t padded(int64_t count) { return (count + kWidth - 1) / kWidth * kWidth; }
-
 // c[r, :] = sum over d of a[r, d] · b[d, :], for R rows and V vectors of columns.
 template <int R, int V>
 inline void tile(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* c,
@@ -102,20 +100,9 @@ struct Head {
   }
 
   void normalise(float* scores, int64_t count, float scale) {
-    const int64_t end = padded(count);
-    for (int64_t at = count; at < end; ++at) scores[at] = -INFINITY;
-    Vector most = load(scores);
-    for (int64_t at = kWidth; at < end; at += kWidth) most = largest(most, load(scores + at));
-    const Vector top = all(maximum(most));
-    Vector total{};
-    for (int64_t at = 0; at < end; at += kWidth) {
-      const Vector term = exponential((load(scores + at) - top) * scale);
-      store(scores + at, term);
-      total += term;
-    }
-    for (int64_t at = count; at < columns; ++at) scores[at] = 0;  // `exponential` is never less than e^-87
-    const Vector factor = all(1 / sum(total));
-    for (int64_t at = 0; at < end; at += kWidth) store(scores + at, load(scores + at) * factor);
+    const Vector factor = all(1 / exponentials(scores, count, scale));
+    for (int64_t at = 0; at < count; at += kWidth) store(scores + at, load(scores + at) * factor);
+    for (int64_t at = padded(count); at < columns; ++at) scores[at] = 0;
   }
 };
 
@@ -133,31 +120,11 @@ void norm_forward(const float* x_ND, const float* weight_D, const float* bias_D,
     for (int64_t row = part.begin; row < part.end; ++row) {
       const float* x = x_ND + row * size;
       float* y = y_ND + row * size;
-      Vector most{}, totals{};
-      int64_t at = 0;
-      for (; at + kWidth <= size; at += kWidth) {
-        const Vector some = load(x + at);
-        most = largest(most, largest(some, -some));
-        totals += some;
-      }
-      float top = maximum(most), total = sum(totals);
-      for (; at < size; ++at) {
-        top = std::fabs(x[at]) > top ? std::fabs(x[at]) : top;
-        total += x[at];
-      }
-      const float inverse = 1 / (top > smallest_maximum ? top : smallest_maximum);
-      const float mean = total / size;
-      Vector squares{};
-      for (at = 0; at + kWidth <= size; at += kWidth) {
-        const Vector centred = (load(x + at) - mean) * inverse;
-        squares += centred * centred;
-      }
-      float variance = sum(squares);
-      for (; at < size; ++at) variance += (x[at] - mean) * inverse * ((x[at] - mean) * inverse);
-      const float a = inverse / std::sqrt(variance / size + eps), c = a * mean;
+      const Normal normal(x, size, smallest_maximum, eps);
+      const float a = normal.factor, c = a * normal.mean;
       factors_N2[2 * row] = a;
       factors_N2[2 * row + 1] = c;
-      for (at = 0; at < size; ++at) y[at] = a * (x[at] - mean) * weight_D[at] + bias_D[at];
+      for (int64_t at = 0; at < size; ++at) y[at] = a * (x[at] - normal.mean) * weight_D[at] + bias_D[at];
     }
   }
 }

@@ -16,22 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cogview_pl.kernels.cpp_library import is_compiled, load_library
+from cogview_pl.kernels.cpp_library import Library
 
 LONGEST_ATTENTION = 256
 """Longest sequence of the attention kernel, which keeps the scores of a head in the cache of a core."""
 
-_SOURCE = Path(__file__).with_suffix(".cpp")
-
-
-def prepared() -> bool:
-    """Whether `prepare` has nothing to compile; raises NoLibraryError if there is no compiler."""
-    return is_compiled(_SOURCE)
-
-
-def prepare() -> None:
-    """Compile the kernels, unless that was done before; raises NoLibraryError if this machine cannot."""
-    load_library(_SOURCE)
+LIBRARY = Library(Path(__file__).with_suffix(".cpp"))
 
 
 def can_run(*tensors: Tensor) -> bool:
@@ -68,7 +58,7 @@ def causal_attention(qkv_NE: Tensor, starts: Tensor, longest: int, num_heads: in
 
 def _call(name: str, *arguments: Tensor | int | float) -> None:
     """Call a kernel: tensors by the address of their numbers."""
-    getattr(load_library(_SOURCE), name)(*map(_argument, arguments))
+    getattr(LIBRARY.load(), name)(*map(_argument, arguments))
 
 
 def _argument(value: Tensor | int | float) -> Any:

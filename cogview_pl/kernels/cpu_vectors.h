@@ -1,7 +1,9 @@
-// What the kernels of a CPU share: vectors of floats, e^x, GELU, and the part of the work that a thread does.
+// What the kernels of a CPU share: vectors of floats, e^x, GELU, softmax, LayerNorm of a row, and the part of the work
+// that a thread does.
 
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <initializer_list>
 
@@ -54,6 +56,54 @@ inline Vector exponential(Vector x) {
   const Integers exponent = ((Integers)rounded - 0x4B400000 + 127) << 23;  // casts of vectors keep the bits
   return series * (Vector)exponent;
 }
+
+// The number of floats in whole vectors.
+inline int64_t padded(int64_t count) { return (count + kWidth - 1) / kWidth * kWidth; }
+
+// Numerators of a softmax, in place: e^(scale · (x - the largest x)) of the first `count` numbers, 0 in the rest of the
+// last vector. Returns their sum.
+inline float exponentials(float* x, int64_t count, float scale) {
+  const int64_t end = padded(count);
+  for (int64_t at = count; at < end; ++at) x[at] = -INFINITY;
+  Vector most = load(x);
+  for (int64_t at = kWidth; at < end; at += kWidth) most = largest(most, load(x + at));
+  const Vector top = all(maximum(most));
+  for (int64_t at = 0; at < end; at += kWidth) store(x + at, exponential((load(x + at) - top) * scale));
+  for (int64_t at = count; at < end; ++at) x[at] = 0;  // `exponential` is never less than e^-87
+  Vector total{};
+  for (int64_t at = 0; at < end; at += kWidth) total += load(x + at);
+  return sum(total);
+}
+
+// LayerNorm of x / max(max|x|, smallest), or of x itself if `smallest` is 0: (x - mean) · factor.
+struct Normal {
+  float mean, factor;
+
+  Normal(const float* x, int64_t size, float smallest, float eps) {
+    Vector most{}, totals{};
+    int64_t at = 0;
+    for (; at + kWidth <= size; at += kWidth) {
+      const Vector some = load(x + at);
+      most = largest(most, largest(some, -some));
+      totals += some;
+    }
+    float top = maximum(most), total = sum(totals);
+    for (; at < size; ++at) {
+      top = std::fabs(x[at]) > top ? std::fabs(x[at]) : top;
+      total += x[at];
+    }
+    const float inverse = smallest > 0 ? 1 / (top > smallest ? top : smallest) : 1.0f;
+    mean = total / size;
+    Vector squares{};
+    for (at = 0; at + kWidth <= size; at += kWidth) {
+      const Vector centred = (load(x + at) - mean) * inverse;
+      squares += centred * centred;
+    }
+    float variance = sum(squares);
+    for (; at < size; ++at) variance += (x[at] - mean) * inverse * ((x[at] - mean) * inverse);
+    factor = inverse / std::sqrt(variance / size + eps);
+  }
+};
 
 // A part of `count` items for each thread, in order.
 struct Part {

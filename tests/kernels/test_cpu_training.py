@@ -185,11 +185,11 @@ def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = tmp_path / "three.cpp"
     source.write_text('extern "C" int three() { return 3; }')
-    assert not cpp_library.is_compiled(source)
-    assert cpp_library.load_library(source).three() == 3
-    assert cpp_library.is_compiled(source)
+    assert not cpp_library.Library(source).is_compiled()
+    assert cpp_library.Library(source).load().three() == 3
+    assert cpp_library.Library(source).is_compiled()
     source.write_text('extern "C" int three() { return 4; }')
-    assert not cpp_library.is_compiled(source)
+    assert not cpp_library.Library(source).is_compiled()
 
 
 def test_why_there_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,11 @@ def test_why_there_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     source = tmp_path / "broken.cpp"
     source.write_text("int three() { return; }")
     with pytest.raises(cpp_library.NoLibraryError, match=r"did not make a library of broken\.cpp \(return-statement"):
-        cpp_library.load_library(source)
+        cpp_library.Library(source).load()
+    monkeypatch.setenv("CXX", "false")  # says no version either
+    for use in (cpp_library.Library(source).is_compiled, cpp_library.Library(source).load):
+        with pytest.raises(cpp_library.NoLibraryError, match=r"false did not make a library of broken\.cpp"):
+            use()
     monkeypatch.setenv("CXX", "/nowhere/g++")
     with pytest.raises(cpp_library.NoLibraryError, match=r"no C\+\+ compiler was found \(/nowhere/g\+\+\)"):
-        cpp_library.load_library(source)
+        cpp_library.Library(source).load()

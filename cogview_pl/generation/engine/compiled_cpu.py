@@ -19,9 +19,9 @@ from cogview_pl.kernels.cpu_decoding import (
     WIDTH,
     DecodingStep,
     LayerWeights,
+    LinearMap,
     LinearWeights,
     NormWeights,
-    linear_map,
 )
 from cogview_pl.kernels.cpu_linear import Linear
 from cogview_pl.kernels.torchao import int8_parts
@@ -71,7 +71,7 @@ class CompiledModel:
             eps=model.final_norm.eps / NORM_TARGET**2 if relax else model.final_norm.eps,
         )
         table_VD = model.token_embedding.weight.detach()
-        self._heads = [LinearWeights(table_VD[span.start : span.stop], None, None) for span in ids]
+        self._heads = [LinearMap(LinearWeights(table_VD[span.start : span.stop], None, None)) for span in ids]
 
     def hidden(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """Final normalised hidden states `(R, L, D)`; see `Transformer.hidden`."""
@@ -85,7 +85,7 @@ class CompiledModel:
     def logits(self, hidden: Tensor, ids: Sequence[range] | None = None) -> Tensor:
         """Logits `(…, n)` of hidden states `(…, D)`; `ids` are always those of the constructor."""
         hidden_RD = hidden.reshape(-1, hidden.shape[-1]).float().contiguous()
-        parts = [linear_map(hidden_RD, head) for head in self._heads]
+        parts = [head(hidden_RD) for head in self._heads]
         logits_Rn = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return logits_Rn.view(*hidden.shape[:-1], -1)
 

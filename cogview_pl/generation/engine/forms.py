@@ -41,7 +41,7 @@ def engine_of(model: Transformer, engine: Engine) -> Engine:
     if engine == Engine.torch:
         return engine
     covered = can_compile(model)
-    missing = cpu_decoding.missing() if covered else None
+    missing = cpu_decoding.LIBRARY.missing if covered else None
     if engine == Engine.compiled:
         if not covered:
             raise UserError(

@@ -249,7 +249,7 @@ def test_auto_takes_what_the_step_covers(monkeypatch: pytest.MonkeyPatch) -> Non
         assert engine_of(model_of(**options), Engine.auto) == Engine.torch
         with pytest.raises(UserError, match=r"sampler\.engine=compiled decodes on a CPU with norm_scope"):
             engine_of(model_of(**options), Engine.compiled)
-    monkeypatch.setattr(cpu_decoding, "missing", lambda: "no C++ compiler was found (g++); install one")
+    monkeypatch.setattr(cpu_decoding.LIBRARY, "missing", "no C++ compiler was found (g++); install one")
     assert engine_of(model, Engine.auto) == Engine.torch
     with pytest.raises(UserError, match=r"sampler\.engine=compiled: no C\+\+ compiler .*set sampler\.engine=torch"):
         engine_of(model, Engine.compiled)
