@@ -174,7 +174,7 @@ extern "C" {
 
 // Final normalised hidden states y (R, D) of new positions, whose embeddings are x (R, D).
 void decode_step(const Layer* layers, const Norm* final_norm, const Sizes* sizes, const Cache* cache, int64_t kind,
-                 float smallest, float eps, const float* x_RD, float* y_RD) {
+                 float smallest, float eps, const float* x_RD, float* y_RD, int64_t threads) {
   const int64_t rows = sizes->rows, hidden = sizes->hidden, heads = sizes->heads, head = sizes->head;
   const int64_t longest = *std::max_element(cache->lengths, cache->lengths + rows) + 1;
   const Kind weights = static_cast<Kind>(kind);
@@ -182,7 +182,7 @@ void decode_step(const Layer* layers, const Norm* final_norm, const Sizes* sizes
   // Every thread writes its part of these, and reads all of them after a barrier.
   const auto shared = [&](int64_t size) { return std::unique_ptr<float[]>(new float[rows * size]); };
   const auto qkv = shared(3 * hidden), attended = shared(hidden), raised = shared(4 * hidden), branch = shared(hidden);
-#pragma omp parallel
+#pragma omp parallel num_threads(threads)
   {
     std::vector<float> x(x_RD, x_RD + rows * hidden), opened(rows * hidden), scores(longest + kWidth);
     for (int64_t row = 0; row < rows; ++row)
@@ -225,8 +225,8 @@ void decode_step(const Layer* layers, const Norm* final_norm, const Sizes* sizes
 
 // y = x · weightᵀ · scale (R, outputs), such as logits.
 void linear_map(const Linear* map, int64_t kind, int64_t rows, int64_t inputs, int64_t outputs, const float* x,
-                float* y) {
-#pragma omp parallel
+                float* y, int64_t threads) {
+#pragma omp parallel num_threads(threads)
   linear(static_cast<Kind>(kind), *map, rows, inputs, outputs, x, y);
 }
 

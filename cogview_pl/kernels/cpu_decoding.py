@@ -66,12 +66,12 @@ class LinearMap:
         self._pointers = _pointers([weights])
         self._kind = _KINDS[weights.weight.dtype]
 
-    def __call__(self, x_RD: Tensor) -> Tensor:
+    def __call__(self, x_RD: Tensor, threads: int) -> Tensor:
         """`(R, N)` fp32, of x in fp32, contiguous."""
         rows, inputs = x_RD.shape
         y_RN = x_RD.new_empty(rows, len(self._weights.weight))
         sizes = map(ctypes.c_int64, (self._kind, rows, inputs, y_RN.shape[1]))
-        LIBRARY.load().linear_map(_at(self._pointers), *sizes, _at(x_RD), _at(y_RN))
+        LIBRARY.load().linear_map(_at(self._pointers), *sizes, _at(x_RD), _at(y_RN), ctypes.c_int64(threads))
         return y_RN
 
 
@@ -102,13 +102,14 @@ class DecodingStep:
         self._norm = ctypes.c_float(smallest_maximum), ctypes.c_float(eps)
         self._sizes = len(layers), num_heads
 
-    def __call__(self, x_RD: Tensor, stored_L2RHCK: Tensor, lengths_R: Tensor) -> Tensor:
+    def __call__(self, x_RD: Tensor, stored_L2RHCK: Tensor, lengths_R: Tensor, threads: int) -> Tensor:
         """Final normalised hidden states `(R, D)`; appends keys and values to the cache.
 
         Args:
             x_RD: embeddings of the new positions, fp32, contiguous.
             stored_L2RHCK: keys and values, fp32; the last two axes are contiguous.
             lengths_R: stored positions of each row, int64, less than C.
+            threads: at least 1; the result does not depend on it.
 
         Raises:
             ValueError: the cache is full.
@@ -120,9 +121,8 @@ class DecodingStep:
         sizes = (ctypes.c_int64 * 5)(layers, rows, hidden_size, heads, hidden_size // heads)
         cache = (ctypes.c_int64 * 6)(stored_L2RHCK.data_ptr(), lengths_R.data_ptr(), *stored_L2RHCK.stride()[:4])
         y_RD = torch.empty_like(x_RD)
-        LIBRARY.load().decode_step(
-            _at(self._layers), _at(self._final_norm), sizes, cache, self._kind, *self._norm, _at(x_RD), _at(y_RD)
-        )
+        parts = _at(self._layers), _at(self._final_norm), sizes, cache, self._kind, *self._norm
+        LIBRARY.load().decode_step(*parts, _at(x_RD), _at(y_RD), ctypes.c_int64(threads))
         return y_RD
 
 

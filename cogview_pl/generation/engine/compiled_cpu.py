@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogview_pl.generation.engine.threads import Threads
 from cogview_pl.kernels.cpu_decoding import (
     NO_NORM,
     WIDTH,
@@ -70,6 +71,7 @@ class CompiledModel:
             smallest_maximum=SMALLEST_MAXIMUM * NORM_TARGET if relax else 0.0,
             eps=model.final_norm.eps / NORM_TARGET**2 if relax else model.final_norm.eps,
         )
+        self._threads = Threads()
         table_VD = model.token_embedding.weight.detach()
         self._heads = [LinearMap(LinearWeights(table_VD[span.start : span.stop], None, None)) for span in ids]
 
@@ -80,12 +82,13 @@ class CompiledModel:
         model = self._model
         x_RD = F.embedding(tokens[:, 0], model.token_embedding.weight).float()
         x_RD += F.embedding(positions[:, 0], model.position_embedding.weight)
-        return self._step(x_RD, cache.stored, cache.lengths)[:, None]
+        stored, lengths = cache.stored, cache.lengths
+        return self._threads.run(lambda threads: self._step(x_RD, stored, lengths, threads))[:, None]
 
     def logits(self, hidden: Tensor, ids: Sequence[range] | None = None) -> Tensor:
         """Logits `(…, n)` of hidden states `(…, D)`; `ids` are always those of the constructor."""
         hidden_RD = hidden.reshape(-1, hidden.shape[-1]).float().contiguous()
-        parts = [head(hidden_RD) for head in self._heads]
+        parts = [head(hidden_RD, self._threads.number) for head in self._heads]
         logits_Rn = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return logits_Rn.view(*hidden.shape[:-1], -1)
 
