@@ -17,7 +17,7 @@ from benchmarks.report import Result, Row, result
 from benchmarks.settings import DEVICE
 from cogview_pl.kernels.cpu_linear import matmul
 from cogview_pl.vqvae.codebook import nearest, rows_per_block
-from cogview_pl.vqvae.config import BUILT_IN, CommitmentQuantizerConfig, VQVAEConfig
+from cogview_pl.vqvae.config import BUILT_IN, FixedQuantizerConfig, VQVAEConfig
 from cogview_pl.vqvae.model import VQVAE
 
 HIDDEN_SIZE, CODEBOOK_DIM, CODEBOOK_SIZE = 512, 256, 8192
@@ -82,7 +82,7 @@ def released_size() -> VQVAE:
         codebook_size=CODEBOOK_SIZE,
         mean=[0.5] * 3,
         std=[0.5] * 3,
-        quantizer=CommitmentQuantizerConfig(_target_=f"{BUILT_IN}.FixedQuantizer", commitment_weight=0.25),
+        quantizer=FixedQuantizerConfig(_target_=f"{BUILT_IN}.FixedQuantizer", commitment_weight=0.25),
     )
     model = VQVAE(config)
     return model.to(DEVICE).to(memory_format=torch.channels_last).eval()

@@ -8,7 +8,7 @@ from cogview_pl.checkpoints.model_folder import build_transformer, build_vqvae
 from cogview_pl.checkpoints.settings import from_plain, plain
 from cogview_pl.transformer.config import TransformerConfig
 from cogview_pl.transformer.model import Transformer
-from cogview_pl.vqvae.config import BUILT_IN
+from cogview_pl.vqvae.config import BUILT_IN, PROJECTED
 from cogview_pl.vqvae.model import VQVAE
 from cogview_pl.vqvae.quantizer_registry import build_quantizer
 
@@ -32,6 +32,16 @@ QUANTIZERS: dict[str, dict[str, Any]] = {
         "temperature_start": 1.0,
         "temperature_end": 1 / 16,
     },
+    "cosine": {
+        "_target_": f"{PROJECTED}.CosineQuantizer",
+        "projected_dim": 3,
+        "decay": 0.99,
+        "commitment_weight": 0.25,
+        "kmeans_iters": 10,
+        "dead_threshold": 0.1,
+        "revive_every": 20,
+    },
+    "fsq": {"_target_": f"{PROJECTED}.FSQQuantizer", "levels": [4, 8]},
 }
 """Arguments of quantizers that tests leave out."""
 VQVAE_SIZES: dict[str, Any] = {
@@ -49,7 +59,7 @@ def transformer_settings(**options: Any) -> dict[str, Any]:
 
 
 def quantizer_options(kind: str = "ema", **options: Any) -> dict[str, Any]:
-    """`image_tokenizer.quantizer` for a built-in class: `ema`, `learned`, `fixed` or `gumbel`."""
+    """`image_tokenizer.quantizer` for a built-in class, by its name in the group of the configuration."""
     return {**QUANTIZERS[kind], **options}
 
 

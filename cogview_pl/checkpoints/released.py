@@ -154,9 +154,15 @@ def save_vqvae(model: VQVAE, path: str | Path) -> None:
                 f"convert: the original always normalises with {name} {list(wanted)}, this tokenizer was trained with "
                 f"{[round(value, 5) for value in state[name].flatten().tolist()]}; train with image_tokenizer=released"
             )
-    codebook = state["quantizer.codebook"]  # other quantizers have no statistics; only training needs them
-    statistics = {"quantizer.cluster_size": torch.ones(codebook.shape[1]), "quantizer.embed_avg": codebook.clone()}
-    state = {name: tensor.contiguous() for name, tensor in (statistics | state).items() if name not in _NOT_IN_FILES}
+    if "quantizer.project.weight" in state:
+        raise UserError(
+            "convert: the released tokenizer looks up latents as they are, this one projects them to few dimensions "
+            "(image_tokenizer/quantizer=cosine and fsq); train with another quantizer"
+        )
+    if "quantizer.embed_avg" not in state:  # only training needs the statistics; these are of a codebook at rest
+        codebook = state["quantizer.codebook"]
+        state |= {"quantizer.cluster_size": torch.ones(codebook.shape[1]), "quantizer.embed_avg": codebook.clone()}
+    state = {name: tensor.contiguous() for name, tensor in state.items() if name not in _NOT_IN_FILES}
     names = Naming(_VQVAE, path, "convert")
     names.require_names(state, {name for ours in _VQVAE for name in _with_kinds(ours)})
     Path(path).parent.mkdir(parents=True, exist_ok=True)

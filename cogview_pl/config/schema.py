@@ -35,10 +35,13 @@ from cogview_pl.toy_world.config import ToyDataConfig
 from cogview_pl.transformer.config import ActivationCheckpointing, LoRAConfig, TransformerConfig
 from cogview_pl.vocab.config import CompatConfig, TemplateConfig, TextConfig
 from cogview_pl.vqvae.config import (
-    CommitmentQuantizerConfig,
+    CosineQuantizerConfig,
     EMAQuantizerConfig,
+    FixedQuantizerConfig,
+    FSQQuantizerConfig,
     GumbelQuantizerConfig,
     ImageTokenizerConfig,
+    LearnedQuantizerConfig,
 )
 
 if TYPE_CHECKING:
@@ -154,9 +157,11 @@ OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replac
 
 _QUANTIZERS = {
     "ema": EMAQuantizerConfig,
-    "learned": CommitmentQuantizerConfig,
+    "learned": LearnedQuantizerConfig,
     "gumbel": GumbelQuantizerConfig,
-    "fixed": CommitmentQuantizerConfig,
+    "fixed": FixedQuantizerConfig,
+    "cosine": CosineQuantizerConfig,
+    "fsq": FSQQuantizerConfig,
 }
 _DATA = {
     "toy": ToyDataConfig,

@@ -11,7 +11,11 @@ from cogview_pl.errors import UserError
 from cogview_pl.limits import MISSING, above_0, count, share, whole
 
 BUILT_IN = "cogview_pl.vqvae.quantizer"
-"""Module of the built-in quantizers."""
+"""Module of the built-in quantizers, except those of few dimensions."""
+PROJECTED = "cogview_pl.vqvae.projected_quantizers"
+"""Module of the quantizers of few dimensions."""
+QUANTIZERS = "ema, learned, gumbel, fixed, cosine or fsq"
+"""Choices of the group `image_tokenizer/quantizer`, for messages."""
 
 
 class Reconstruction(Enum):
@@ -29,10 +33,9 @@ class QuantizerConfig:
 
 
 @dataclass
-class EMAQuantizerConfig(QuantizerConfig):
-    """Nearest neighbour, codebook as a moving average."""
+class UpkeptQuantizerConfig(QuantizerConfig):
+    """Upkeep of a codebook: k-means start and revival of dead codes."""
 
-    commitment_weight: float = MISSING
     decay: float = MISSING
     kmeans_iters: int = MISSING
     dead_threshold: float = MISSING
@@ -40,20 +43,50 @@ class EMAQuantizerConfig(QuantizerConfig):
 
 
 @dataclass
-class CommitmentQuantizerConfig(QuantizerConfig):
-    """Nearest neighbour, codebook by gradient (`LearnedQuantizer`) or random and fixed (`FixedQuantizer`)."""
+class EMAQuantizerConfig(UpkeptQuantizerConfig):
+    """Nearest neighbour, codebook as a moving average."""
 
     commitment_weight: float = MISSING
 
 
 @dataclass
-class GumbelQuantizerConfig(QuantizerConfig):
+class LearnedQuantizerConfig(UpkeptQuantizerConfig):
+    """Nearest neighbour, codebook by gradient."""
+
+    commitment_weight: float = MISSING
+
+
+@dataclass
+class FixedQuantizerConfig(QuantizerConfig):
+    """Nearest neighbour in a random codebook that stays."""
+
+    commitment_weight: float = MISSING
+
+
+@dataclass
+class GumbelQuantizerConfig(UpkeptQuantizerConfig):
     """Gumbel softmax over the codebook."""
 
     hard: bool = MISSING
     temperature_start: float = MISSING
     temperature_end: float = MISSING
     kl_weight: float = MISSING
+    scale_distances: bool = MISSING
+    commitment_weight: float = MISSING
+
+
+@dataclass
+class CosineQuantizerConfig(EMAQuantizerConfig):
+    """Codes of few dimensions on the unit sphere."""
+
+    projected_dim: int = MISSING
+
+
+@dataclass
+class FSQQuantizerConfig(QuantizerConfig):
+    """Finite scalar quantization."""
+
+    levels: list[int] = MISSING
 
 
 @dataclass
@@ -98,10 +131,10 @@ def import_quantizer(quantizer: Any) -> None:
     if not isinstance(target, str) or "." not in target:
         raise UserError(
             f"image_tokenizer.quantizer={quantizer if target is None else target} names no class; choose "
-            "image_tokenizer/quantizer=ema, fixed, gumbel or learned, or give your class in _target_ (module.Class)"
+            f"image_tokenizer/quantizer={QUANTIZERS}, or give your class in _target_ (module.Class)"
         )
     module = target.rpartition(".")[0]
-    if module == BUILT_IN:
+    if module in (BUILT_IN, PROJECTED):
         return  # without torch, so that errors come fast
     try:
         importlib.import_module(module)

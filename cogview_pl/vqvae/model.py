@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cogview_pl.errors import UserError
 from cogview_pl.kernels.fused_conv import can_fuse, encode_by_fused_convolutions
 from cogview_pl.vqvae.config import VQVAEConfig
-from cogview_pl.vqvae.quantizer import QuantizerOutput
+from cogview_pl.vqvae.quantizer_base import QuantizerOutput
 from cogview_pl.vqvae.quantizer_registry import build_quantizer
 
 
@@ -147,7 +147,7 @@ class VQVAE(nn.Module):
 
     def reconstruct_continuous(self, images: Tensor) -> Tensor:
         """Images `(B, 3, Y, X)` through encoder and decoder without quantization: a plain autoencoder."""
-        return self._image(self.latents(images))
+        return self._image(self.quantizer.continuous(self.latents(images)))
 
     def _image(self, vectors: Tensor) -> Tensor:
         return self.decoder(vectors) * self.std + self.mean

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cogview_pl.errors import UserError
-from cogview_pl.vqvae.config import BUILT_IN
-from cogview_pl.vqvae.quantizer import Quantizer
+from cogview_pl.vqvae import projected_quantizers as _projected  # noqa: F401 (its classes count as imported)
+from cogview_pl.vqvae import quantizer as _built_in  # noqa: F401 (likewise)
+from cogview_pl.vqvae.config import BUILT_IN, QUANTIZERS
+from cogview_pl.vqvae.quantizer_base import Quantizer
 
 
 def build_quantizer(options: Mapping[str, Any], *, codebook_size: int, codebook_dim: int) -> Quantizer:
@@ -38,7 +40,7 @@ def quantizer_class(target: str) -> type[Quantizer]:
     if target not in known:
         raise UserError(
             f"image_tokenizer.quantizer._target_={target[:100]} is no imported subclass of {BUILT_IN}.Quantizer; name "
-            "the module that defines the class, or choose image_tokenizer/quantizer=ema, fixed, gumbel or learned"
+            f"the module that defines the class, or choose image_tokenizer/quantizer={QUANTIZERS}"
         )
     return known[target]
 

@@ -114,11 +114,27 @@ def test_tokenizers_in_half_precision_become_float32(tmp_path: Path) -> None:
     assert torch.equal(model.quantizer.codebook, halves["quantize_t.embed"].float())
 
 
-@pytest.mark.parametrize("kind", ["learned", "fixed", "gumbel"])
-def test_tokenizers_with_another_quantizer_go_into_released_files(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["cosine", "fsq"])
+def test_projected_codes_do_not_go_into_released_files(tmp_path: Path, kind: str) -> None:
+    settings = {"hidden_size": 6, "codebook_dim": 4, "codebook_size": 32, "downsampling": 8, "residual_blocks": 0}
+    model = build_vqvae({**settings, "mean": MEAN, "std": STD, "quantizer": quantizer_options(kind)}).eval()
+    with pytest.raises(UserError, match=r"^convert: the released tokenizer looks up latents as they are"):
+        save_vqvae(model, tmp_path / "tokenizer.pt")
+    assert not list(tmp_path.iterdir())
+
+
+UPKEEP = {"decay": 0.9, "kmeans_iters": 2, "dead_threshold": 0.1, "revive_every": 5}
+
+
+@pytest.mark.parametrize(
+    ("kind", "upkeep"), [("learned", {}), ("fixed", {}), ("gumbel", {}), ("learned", UPKEEP), ("gumbel", UPKEEP)]
+)
+def test_tokenizers_with_another_quantizer_go_into_released_files(tmp_path: Path, kind: str, upkeep: dict) -> None:
     """The statistics that they lack are those of a codebook at rest; what only their training needs is left out."""
     settings = {"hidden_size": 6, "codebook_dim": 4, "codebook_size": 10, "downsampling": 8, "residual_blocks": 0}
-    model = build_vqvae({**settings, "mean": MEAN, "std": STD, "quantizer": quantizer_options(kind)}).eval()
+    model = build_vqvae({**settings, "mean": MEAN, "std": STD, "quantizer": quantizer_options(kind, **upkeep)}).eval()
+    if upkeep:
+        model.quantizer.cluster_size.fill_(3.0)
     save_vqvae(model, tmp_path / "tokenizer.pt")
     save_vqvae(model, tmp_path / "tokenizer.pt")  # onto the file that is there
     saved = torch.load(tmp_path / "tokenizer.pt")

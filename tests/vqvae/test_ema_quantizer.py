@@ -204,14 +204,19 @@ def test_state_dict_resumes_exactly():
 
 # Several ranks
 
+RANKED = ("ema", "learned")
+"""Quantizers whose upkeep, by the same random numbers, is the same on several ranks."""
 
-def upkeep_after_batches(batches: list[torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+
+def upkeep_after_batches(kind: str, batches: list[torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    quantizer = make_quantizer("ema", codebook_size=12, codebook_dim=3, decay=0.6, kmeans_iters=3, revive_every=2)
+    upkeep = {"decay": 0.6, "kmeans_iters": 3, "dead_threshold": 0.1, "revive_every": 2}
+    quantizer = make_quantizer(kind, codebook_size=12, codebook_dim=3, **upkeep)
     torch.manual_seed(seed)
     for batch in batches:
         output = quantizer(as_latents(batch))
-    return {**quantizer.state_dict(), "usage": output.usage, "perplexity": output.perplexity}
+    joined = {"usage": output.usage, "perplexity": output.perplexity} if kind == "ema" else {}
+    return {**quantizer.state_dict(), **joined}
 
 
 def drifting_batches() -> list[torch.Tensor]:
@@ -223,18 +228,20 @@ def run_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     for split in (44, 64):  # shares of different size, with another seed on each rank; at last one has nothing
         rows = slice(0, split) if rank == 0 else slice(split, 64)
-        state = upkeep_after_batches([batch[rows] for batch in drifting_batches()], seed=5 + rank)
-        torch.save(state, f"{folder}/{rank}_{split}.pt")
+        for kind in RANKED:
+            state = upkeep_after_batches(kind, [batch[rows] for batch in drifting_batches()], seed=5 + rank)
+            torch.save(state, f"{folder}/{rank}_{split}_{kind}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.ddp
 def test_ranks_agree_with_each_other_and_with_one_process(tmp_path: Path):
     torch.multiprocessing.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
-    single = upkeep_after_batches(drifting_batches(), seed=5)
-    assert single["revived_total"] > 0
-    for split in (44, 64):
-        ranks = [torch.load(tmp_path / f"{rank}_{split}.pt", weights_only=True) for rank in range(2)]
-        for name, expected in single.items():
-            assert torch.equal(ranks[0][name], ranks[1][name]), name
-            torch.testing.assert_close(ranks[0][name], expected)
+    for kind in RANKED:
+        single = upkeep_after_batches(kind, drifting_batches(), seed=5)
+        assert single["revived_total"] > 0
+        for split in (44, 64):
+            ranks = [torch.load(tmp_path / f"{rank}_{split}_{kind}.pt", weights_only=True) for rank in range(2)]
+            for name, expected in single.items():
+                assert torch.equal(ranks[0][name], ranks[1][name]), (kind, name)
+                torch.testing.assert_close(ranks[0][name], expected)

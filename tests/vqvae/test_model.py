@@ -15,7 +15,7 @@ from cogview_pl.vqvae.model import VQVAE, ResidualBlock, build_decoder, build_en
 from cogview_pl.vqvae.quantizer import FixedQuantizer
 from tests.make_models import make_vqvae, vqvae_settings
 
-KINDS = ["ema", "learned", "gumbel", "fixed"]
+KINDS = ["ema", "learned", "gumbel", "fixed", "cosine", "fsq"]
 SIZES = {"hidden_size": 16, "codebook_dim": 8, "codebook_size": 32}
 HAND = from_plain(
     VQVAEConfig,
