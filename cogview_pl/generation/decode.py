@@ -15,7 +15,6 @@ from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.generation.config import Sampling
 from cogview_pl.generation.engine.cuda_graph import can_capture, graphed_steps
 from cogview_pl.generation.engine.decode_state import DecodeState
-from cogview_pl.generation.sampling import sample_logits
 from cogview_pl.kernels.availability import current
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, TextSlot
@@ -83,7 +82,7 @@ def decode(
                     hidden_BD = state.step(tokens_BT[:, read:place])[:, -1]
                     state.advance(place - read)
                     read = place
-                columns_B = sample_logits(state.logits(hidden_BD), sampling, uniform_BT[:, place])
+                columns_B = state.sample(hidden_BD, sampling, uniform_BT[:, place])
                 tokens_BT[:, place] = ids_n[columns_B]
             on_step()
             if end is not None and bool((tokens_BT[:, : place + 1] == end).any(1).all()):

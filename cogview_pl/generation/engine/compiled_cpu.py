@@ -75,6 +75,11 @@ class CompiledModel:
         table_VD = model.token_embedding.weight.detach()
         self._heads = [LinearMap(LinearWeights(table_VD[span.start : span.stop], None, None)) for span in ids]
 
+    @property
+    def threads(self) -> int:
+        """Threads with which a step takes least time at present; its numbers do not depend on them."""
+        return self._threads.number
+
     def hidden(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """Final normalised hidden states `(R, L, D)`; see `Transformer.hidden`."""
         if tokens.shape[1] > 1 or not isinstance(cache, KVCache):
@@ -88,7 +93,7 @@ class CompiledModel:
     def logits(self, hidden: Tensor, ids: Sequence[range] | None = None) -> Tensor:
         """Logits `(…, n)` of hidden states `(…, D)`; `ids` are always those of the constructor."""
         hidden_RD = hidden.reshape(-1, hidden.shape[-1]).float().contiguous()
-        parts = [head(hidden_RD, self._threads.number) for head in self._heads]
+        parts = [head(hidden_RD, self.threads) for head in self._heads]
         logits_Rn = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return logits_Rn.view(*hidden.shape[:-1], -1)
 

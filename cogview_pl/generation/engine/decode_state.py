@@ -14,8 +14,10 @@ from torch import Tensor
 
 from cogview_pl.errors import UserError
 from cogview_pl.generation.config import Algorithm, Engine, Sampling
+from cogview_pl.generation.engine.compiled_cpu import CompiledModel
 from cogview_pl.generation.engine.forms import decoding_form
-from cogview_pl.generation.sampling import guide
+from cogview_pl.generation.engine.threads import torch_threads
+from cogview_pl.generation.sampling import guide, sample_logits
 from cogview_pl.transformer.block import Cache
 from cogview_pl.transformer.config import NormScope
 from cogview_pl.transformer.kv_cache import KVCache, StaticKVCache
@@ -161,6 +163,11 @@ class DecodeState:
             return logits
         conditional, unconditional = logits.chunk(2)
         return guide(conditional, unconditional, self._guidance)
+
+    def sample(self, hidden: Tensor, sampling: Sampling, uniform_B: Tensor) -> Tensor:
+        """Sampled index among the allowed ids, int64 `(B,)`, of hidden states `(R, D)`; see `sample_logits`."""
+        with torch_threads(self.model.threads if isinstance(self.model, CompiledModel) else None):
+            return sample_logits(self.logits(hidden), sampling, uniform_B)
 
     def rows(self, part: slice) -> DecodeState:
         """Some of the rows as a state of their own on the same memory."""

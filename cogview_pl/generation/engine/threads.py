@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import TypeVar
 
@@ -16,6 +17,20 @@ _EVERY = 32  # steps from one trial to the next after them
 _KEPT = 0.7  # of the older trials in the mean
 _LARGEST = math.log(4.0)  # |log| of the ratio of a trial counts no more than this: a thread may have had to wait once
 _FASTER = math.log(0.9)  # a mean below this changes the number
+
+
+@contextmanager
+def torch_threads(number: int | None) -> Iterator[None]:
+    """Context in which torch uses this number of threads; None: as many as before."""
+    before = torch.get_num_threads()
+    if number in (None, before):
+        yield
+        return
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Threads:

@@ -23,7 +23,6 @@ from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.generation.config import Sampling
 from cogview_pl.generation.decode import TO_SAMPLE, uniforms
 from cogview_pl.generation.engine.decode_state import DecodeState
-from cogview_pl.generation.sampling import sample_logits
 from cogview_pl.generation.super_resolution.windows import owners, windows
 from cogview_pl.kernels.availability import current
 from cogview_pl.transformer.model import Transformer
@@ -159,7 +158,7 @@ class ParallelWindows:
 
     def _sample(self, turns: Sequence[Turn], hidden_RD: Tensor) -> None:
         uniform_R = torch.cat([self._uniform_WBT[turn.window, :, turn.place] for turn in turns])
-        sampled_R = sample_logits(self._state.logits(hidden_RD), self._sampling, uniform_R)
+        sampled_R = self._state.sample(hidden_RD, self._sampling, uniform_R)
         for turn, codes_B in zip(turns, sampled_R.split(self._num_images), strict=True):
             rows, columns = self._windows[turn.window].target
             y, x = divmod(turn.place, columns.stop - columns.start)
