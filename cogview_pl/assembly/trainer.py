@@ -80,6 +80,7 @@ def seed_all(seed: int) -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training.*")  # a frozen codebook
     warnings.filterwarnings("ignore", message="To copy construct from a tensor.*")  # a learning rate of torchao's
     warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")  # logged values are summed
     seed_everything(seed, workers=True, verbose=False)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cogview_pl.config.keys import did_you_mean, nearest_words, unknown_key
+from cogview_pl.config.shipped import shipped
 from cogview_pl.durable.write import disk_full, is_disk_full
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import Stopped
@@ -28,6 +29,7 @@ _INTERNALS = ("object_type=", "full_key:", "reference_type=", "See https://", "p
 _UNKNOWN = re.compile(r"Key '(.*)' (?:not in|is not in struct)")
 _WRONG_CHOICE = re.compile(r"Invalid value '(.*)', expected one of \[(.*)\]")
 _WRONG_TYPE = re.compile(r"Value '(.*)' (?:of type '.*' could not be converted to|is not a valid) (Integer|Float|bool)")
+_BELOW_NULL = "Unexpected type for root: NoneType"  # OmegaConf's, of a key below a node that is null
 _TYPES = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 _OVERRIDE = re.compile(r"Could not override '(?P<key>.*)'\.\s+To append to your config use (?P<advice>.*)", re.DOTALL)
 
@@ -63,6 +65,8 @@ def one_line(error: Exception) -> str | None:
         return "a group takes the name of a choice, not a number (precision=fp16); `--help` lists groups and choices"
     if isinstance(error, OverflowError) and "full_key:" in str(error):  # OmegaConf's, of a number with many digits
         return _of_composition(error)
+    if isinstance(error, AssertionError) and str(error) == _BELOW_NULL:
+        return _below_null(error)
     if isinstance(error, OSError) and error.errno is not None:
         return _of_the_machine(error)
     if _is_out_of_memory(error):
@@ -130,6 +134,18 @@ def _of_composition(error: BaseException) -> str:
     if isinstance(error, OverrideParseException) and "missing EQUAL" in str(error):
         return f"{error.override} is not of the form KEY=VALUE, such as task=vqvae; `--help` lists tasks and keys"
     return _without_internals(error)
+
+
+def _below_null(error: AssertionError) -> str:
+    """A key of a node that is null, because nobody chose what sets it; the error itself does not name it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    key = "a key" if trace is None else str(trace.tb_frame.f_locals.get("key", "a key"))
+    node = key.rpartition(".")[0]
+    group = node.replace(".", "/")
+    choice = f"choose {group}=…" if (shipped("conf") / group).is_dir() else "choose the task that has it"
+    return f"{key} has no effect, because {node} is null; {choice} (`--help` lists choices), or leave {key} out"
 
 
 def _unknown_key(error: BaseException, cause: OmegaConfBaseException, parent: DictConfig) -> str:

@@ -22,6 +22,8 @@ _PROMPT = "prompts=[左上角有一个大的红色圆形]"
 _STYLED_PROMPT = "prompts=[左上角有一个大的红色圆形的油画图像]"
 _KEPT_GROUPS = ("data", "model", "image_tokenizer", "text", "outputs", "threads")
 """Keys of a run that the next task takes over."""
+_OF_LOSSES = tuple(f"image_tokenizer{sign}{name}" for sign in "./" for name in ("adversarial", "trained_part"))
+"""Keys and groups of the training of an image tokenizer."""
 _OF_TRAINING = ("image_tokenizer", "text.model=", "data.token_store=")
 """Keys whose values a sequence model has in its folder."""
 _BEFORE_TRAINING = ("vqvae", "tokenize")
@@ -74,16 +76,17 @@ def next_command(folder: Path, config: DictConfig, words: Sequence[str]) -> str 
     following = _following(folder, config)
     if following is None or any(newest(outputs / needed / LATEST) is None for needed in following.needs):
         return None
-    left_out = (f"{following.key}=", *(() if task in _BEFORE_TRAINING else _OF_TRAINING))
-    kept = [
-        word
-        for word in words
-        if word.lstrip("+~").partition("=")[0].split(".")[0] in _KEPT_GROUPS and not word.startswith(left_out)
-    ]
+    left_out = (f"{following.key}=", *(_OF_LOSSES if task in _BEFORE_TRAINING else _OF_TRAINING))
+    kept = [word for word in words if _group(word) in _KEPT_GROUPS and not word.startswith(left_out)]
     given = [word.replace("{outputs}", str(config.outputs)) for word in following.words]
     if following.key and (following.always or newest(outputs / task / LATEST) != folder.resolve()):
         given.append(f"{following.key}={folder}")
     return command([*given[:1], *(_PLAIN.sub(r"\1\2", word) for word in kept), *given[1:]])
+
+
+def _group(word: str) -> str:
+    """First part of the key, or of the group, of a word of the command line."""
+    return re.split("[./=]", word.lstrip("+~"), maxsplit=1)[0]
 
 
 def is_chain(folder: Path) -> bool:

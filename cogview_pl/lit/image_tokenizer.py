@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import Dataset
 from torchvision.utils import make_grid
 
@@ -14,19 +17,22 @@ from cogview_pl.data.bad_samples import ImageBatch, collate_images
 from cogview_pl.kernels.availability import widest_float
 from cogview_pl.lit.config import OptimizerConfig
 from cogview_pl.lit.optimizers import BuildOptimizer, ParameterGroup, configure_optimizers, log_gradient_norm
-from cogview_pl.vqvae.config import Reconstruction
+from cogview_pl.vqvae.adversarial import AdversarialLoss
+from cogview_pl.vqvae.config import AdversarialConfig, Reconstruction
 from cogview_pl.vqvae.losses import psnr, reconstruction_loss
 from cogview_pl.vqvae.model import VQVAE
 
 _MEANS = ("val/loss_reconstruction", "val/loss_commitment", "eval/psnr")
 VALIDATION_METRICS = (*_MEANS, "codebook/usage", "codebook/perplexity")
 """Names of the metrics that a validation logs."""
+_DISCRIMINATOR = "discriminator"  # group of the optimizer
 
 
 class ImageTokenizerModule(LightningModule):
     """Trains a VQ-VAE on batches of images.
 
-    Minimises reconstruction loss · `reconstruction_weight` + the quantizer's own loss (paper §3.2).
+    Minimises reconstruction loss · `reconstruction_weight` + the quantizer's own loss (paper §3.2), and from a step on
+    an adversarial loss too, whose discriminator is trained in the same steps.
 
     Args:
         model: the VQ-VAE.
@@ -34,6 +40,7 @@ class ImageTokenizerModule(LightningModule):
         reconstruction_weight: factor of the reconstruction loss against the quantizer's.
         quantize_after_steps: first steps, in which the decoder gets the latents unquantized; the codebook then starts
             on trained features. 0 quantizes from the first step.
+        adversarial: the discriminator and its losses; None: no adversarial loss.
         optimizer: schedule and weight decay.
         build_optimizer: parameter groups → optimizer.
     """
@@ -45,6 +52,7 @@ class ImageTokenizerModule(LightningModule):
         reconstruction: Reconstruction,
         reconstruction_weight: float,
         quantize_after_steps: int,
+        adversarial: AdversarialLoss | None = None,
         optimizer: OptimizerConfig,
         build_optimizer: BuildOptimizer,
     ) -> None:
@@ -53,6 +61,7 @@ class ImageTokenizerModule(LightningModule):
         self.reconstruction = reconstruction
         self.reconstruction_weight = reconstruction_weight
         self.quantize_after_steps = quantize_after_steps
+        self.adversarial = adversarial
         self.optimizer_options = optimizer
         self.build_optimizer = build_optimizer
         self._seen = 0  # images since the last step of the optimizer
@@ -77,7 +86,7 @@ class ImageTokenizerModule(LightningModule):
         if not total:
             return self._nothing()
         # A device without a readable image computes an empty batch, so that the others do not wait for it.
-        images = to_unit_range(batch.images if count else batch.images.new_zeros(0, 3, *[self.model.downsampling] * 2))
+        images = to_unit_range(batch.images if count else batch.images.new_zeros(0, 3, *[self._smallest_edge] * 2))
         share = count * self.trainer.world_size / total
         self.model.quantizer.set_progress(self.global_step / self.trainer.max_steps)
         if self.global_step < self.quantize_after_steps:
@@ -86,13 +95,25 @@ class ImageTokenizerModule(LightningModule):
             return _scaled(loss * self.reconstruction_weight, share)
         output = self.model(images)
         reconstruction = self._reconstruction_loss(output.reconstruction, images)
-        loss = reconstruction * self.reconstruction_weight + output.quantized.loss
+        weighted = reconstruction * self.reconstruction_weight
+        loss, of_discriminator = weighted + output.quantized.loss, None
         means = {
-            "train/loss": loss,
             "train/loss_reconstruction": reconstruction,
             "train/loss_commitment": output.quantized.commitment,
             "train/psnr": psnr(output.reconstruction.detach(), images),
         }
+        if self.adversarial is not None and self._adversarial_now:
+            terms = self.adversarial(
+                images,
+                output.reconstruction,
+                weighted,
+                self.model.decoder[-1].weight,
+                join=partial(self._mean_over_devices, count=count, total=total),
+                scale=self._gradient_scale(),
+            )
+            loss, of_discriminator = loss + terms.tokenizer, terms.discriminator
+            means |= {f"adversarial/{name}": value for name, value in terms.figures.items()}
+        means["train/loss"] = loss
         self._log_means(means, count, total)
         self.log_dict(
             {
@@ -102,7 +123,7 @@ class ImageTokenizerModule(LightningModule):
                 "codebook/revived": output.quantized.revived.float(),
             }
         )
-        return _scaled(loss, share)
+        return _scaled(loss if of_discriminator is None else loss + of_discriminator, share)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """Add up the reconstruction metrics of one batch, and count its codes."""
@@ -138,20 +159,71 @@ class ImageTokenizerModule(LightningModule):
         self.log("codebook/perplexity", entropy.exp().float())
 
     def configure_optimizers(self) -> Any:
-        """Optimizer without weight decay: all weights of the VQ-VAE are in small convolutions."""
-        parameters = list(self.model.parameters())
+        """Optimizer without weight decay: all weights are in small convolutions.
+
+        The discriminator is a group with hyperparameters of its own. Muon does not orthogonalise its gradients.
+        """
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         groups = [
             ParameterGroup("filters", [p for p in parameters if p.ndim == 4], matrices=True, decay=False),
             ParameterGroup("vectors", [p for p in parameters if p.ndim != 4], matrices=False, decay=False),
         ]
+        if self.adversarial is not None:
+            own = own_hyperparameters(self.adversarial.config)
+            theirs = list(self.adversarial.parameters())
+            groups.append(ParameterGroup(_DISCRIMINATOR, theirs, matrices=False, decay=False, own=own))
         return configure_optimizers(self.build_optimizer, self.optimizer_options, groups, self.trainer.max_steps)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradient before it is clipped; drop the gradient of a step without images."""
-        log_gradient_norm(self)
+        """Log norms of gradients before they are clipped; drop the gradient of a step without images.
+
+        A discriminator that has not started gets no gradient, not even one of 0, so that its optimizer counts no step.
+        """
+        log_gradient_norm(self, self.model)
+        if self.adversarial is not None:
+            if self._adversarial_now:
+                log_gradient_norm(self, self.adversarial, "adversarial/gradient_norm")
+            else:
+                self.adversarial.zero_grad()
         if not self._seen:
             optimizer.zero_grad()  # with a gradient of 0, momentum would move the weights
         self._seen = 0
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient of each network by its own norm, so that neither scales the gradient of the other."""
+        if self.adversarial is None or gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            for of_discriminator in (False, True):
+                groups = [g for g in optimizer.param_groups if (g["name"] == _DISCRIMINATOR) == of_discriminator]
+                clip_grad_norm_([p for group in groups for p in group["params"]], gradient_clip_val)
+
+    @property
+    def _adversarial_now(self) -> bool:
+        """Whether the step under way has the adversarial loss."""
+        return self.adversarial is not None and self.global_step >= self.adversarial.config.start
+
+    @property
+    def _smallest_edge(self) -> int:
+        """Edge in pixels of the smallest images that all networks take."""
+        patch = self.adversarial.discriminator.smallest_edge if self.adversarial is not None else 1
+        return -(-patch // self.model.downsampling) * self.model.downsampling
+
+    def _gradient_scale(self) -> float:
+        """Factor by which gradients of fp16 keep clear of 0: that of the loss scaler, else 1."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return 1.0 if scaler is None else float(scaler.get_scale())
+
+    def _mean_over_devices(self, mean: Tensor, *, count: int, total: int) -> Tensor:
+        """Mean over the images of all devices of a mean over the `count` images of this one."""
+        if self.trainer.world_size == 1:
+            return mean
+        return self._total(mean.nan_to_num() * count) / total
 
     def _total(self, numbers: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(numbers, reduce_op="sum")  # type: ignore[return-value]
@@ -169,8 +241,8 @@ class ImageTokenizerModule(LightningModule):
     def _log_means(self, means: dict[str, Tensor], count: int, total: int) -> None:
         """Log means over `count` images of this device as means over all `total`."""
         if self.trainer.world_size > 1:
-            sums = torch.stack([*means.values()]).detach().nan_to_num() * count
-            means = dict(zip(means, self._total(sums) / total, strict=True))
+            joined = self._mean_over_devices(torch.stack([*means.values()]).detach(), count=count, total=total)
+            means = dict(zip(means, joined, strict=True))
         self.log_dict(means)
 
     def _reconstruction_loss(self, reconstruction: Tensor, images: Tensor) -> Tensor:
@@ -185,6 +257,11 @@ def _scaled(loss: Tensor, share: float) -> Tensor:
 def to_unit_range(images: Tensor) -> Tensor:
     """uint8 images `(B, 3, Y, X)` → float, 0 … 1, in channels-last layout, which is faster for convolutions."""
     return (images.float() / 255).contiguous(memory_format=torch.channels_last)
+
+
+def own_hyperparameters(config: AdversarialConfig) -> dict[str, Any]:
+    """Hyperparameters of the discriminator's group in the optimizer."""
+    return {"lr": config.lr} if config.betas is None else {"lr": config.lr, "betas": tuple(config.betas)}
 
 
 @torch.no_grad()

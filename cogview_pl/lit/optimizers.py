@@ -31,6 +31,8 @@ class ParameterGroup(NamedTuple):
     matrices: bool
     """Whether they are linear maps or filters inside the model; Muon is for these."""
     decay: bool
+    own: dict[str, Any] = {}  # noqa: RUF012  # never changed
+    """Hyperparameters of the group that differ from those of the optimizer."""
 
 
 def configure_optimizers(
@@ -47,6 +49,7 @@ def configure_optimizers(
                 "params": group.parameters,
                 "weight_decay": options.weight_decay if group.decay else 0.0,
                 "matrices": group.matrices,
+                **group.own,
             }
             for group in groups
         ]
@@ -98,8 +101,13 @@ def logs_this_step(trainer: Trainer) -> bool:
     return (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
-def log_gradient_norm(module: LightningModule) -> None:
-    """Log `train/gradient_norm`, the L2 norm of all gradients, at logging steps only, as it reads all of them."""
+def log_gradient_norm(
+    module: LightningModule, network: nn.Module | None = None, name: str = "train/gradient_norm"
+) -> None:
+    """Log the L2 norm of all gradients of a network of the module, or of the whole module.
+
+    It reads all of them, so it does so at logging steps only.
+    """
     if logs_this_step(module.trainer):
-        gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        module.log("train/gradient_norm", gradient_norm(gradients))
+        gradients = [p.grad for p in (network or module).parameters() if p.grad is not None]
+        module.log(name, gradient_norm(gradients))

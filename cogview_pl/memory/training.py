@@ -42,6 +42,8 @@ from cogview_pl.transformer.block import Attention, LayerNorm
 from cogview_pl.transformer.loss import linear_cross_entropy, rows_at_once, rows_of
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template
+from cogview_pl.vqvae.adversarial import AdversarialLoss
+from cogview_pl.vqvae.config import ImageTokenizerConfig, TrainedPart
 from cogview_pl.vqvae.losses import reconstruction_loss
 from cogview_pl.vqvae.model import VQVAE
 
@@ -159,28 +161,48 @@ def sequence_step(build: Callable[[int], Transformer], layers: int, batch: Batch
 
 
 def image_tokenizer_step(
-    build: Callable[[], VQVAE], batch: int, edge: int, reconstruction: Any, options: StepOptions
+    build: Callable[[], VQVAE], batch: int, edge: int, tokenizer: ImageTokenizerConfig, options: StepOptions
 ) -> Phases:
-    """Play a step of the image tokenizer and its codebook.
+    """Play a step of the image tokenizer and its codebook, and of the discriminator if there is one.
 
     Args:
         build: makes the model.
         batch, edge: number of images, and their pixels along an edge.
-        reconstruction: see `reconstruction_loss`.
+        tokenizer: losses, and the part that is trained.
         options: how the step runs.
 
     Returns:
         Bytes by phase and part.
     """
 
-    def loss(model: VQVAE, live: LiveBytes) -> Tensor:
+    def networks() -> _Networks:
+        return _Networks(build(), tokenizer)
+
+    def loss(networks: _Networks, live: LiveBytes) -> Tensor:
         with live.label(BATCH):
             uint8_images = torch.zeros(batch, 3, edge, edge, dtype=torch.uint8)
         images = (uint8_images.float() / 255).contiguous(memory_format=torch.channels_last)
-        output = model(images)
-        return reconstruction_loss(reconstruction, output.reconstruction, images) + output.quantized.loss
+        output = networks.model(images)
+        error = reconstruction_loss(tokenizer.reconstruction, output.reconstruction, images)
+        total: Tensor = error + output.quantized.loss
+        if networks.adversarial is not None:
+            last = networks.model.decoder[-1].weight
+            terms = networks.adversarial(images, output.reconstruction, error, last, join=lambda mean: mean, scale=1.0)
+            total = total + terms.tokenizer + terms.discriminator
+        return total
 
-    return _play(build, loss, options)
+    return _play(networks, loss, options)
+
+
+class _Networks(nn.Module):
+    """The image tokenizer as it trains, with its discriminator."""
+
+    def __init__(self, model: VQVAE, tokenizer: ImageTokenizerConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.adversarial = None if tokenizer.adversarial is None else AdversarialLoss(tokenizer.adversarial)
+        if tokenizer.trained_part == TrainedPart.decoder:
+            model.freeze_codes()
 
 
 def _play(build: Callable[[], Any], loss: Callable[[Any, LiveBytes], Tensor], options: StepOptions) -> Phases:
@@ -192,9 +214,10 @@ def _play(build: Callable[[], Any], loss: Callable[[Any, LiveBytes], Tensor], op
         model = build().train()
         if options.on_gpu:
             _behave_as_on_gpu(model)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        trained = _trained(model)
         with live.label(AVERAGES):
-            averages = [parameter.detach().float().clone() for parameter in trained if options.averaged]
+            of_model = trained if isinstance(model, Transformer) else _trained(model.model)
+            averages = [parameter.detach().float().clone() for parameter in of_model if options.averaged]
         with live.label(GRADIENTS):
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
@@ -232,7 +255,11 @@ def _play(build: Callable[[], Any], loss: Callable[[Any, LiveBytes], Tensor], op
     return phases
 
 
-def _after_first_step(model: Transformer | VQVAE, options: StepOptions) -> tuple[Optimizer | None, list[Tensor]]:
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _after_first_step(model: Transformer | _Networks, options: StepOptions) -> tuple[Optimizer | None, list[Tensor]]:
     """The optimizer with its state, and state of parameters that it does not step.
 
     An optimizer that updates tensors one by one takes as much memory for one tensor of each shape. Hundreds of steps of
@@ -261,13 +288,16 @@ def _warm_up(build: OptimizerBuilder) -> None:
     build([{"params": [parameter], "weight_decay": 0.0, "matrices": False}]).step()
 
 
-def parameter_groups(model: Transformer | VQVAE) -> list[dict[str, Any]]:
+def parameter_groups(model: Transformer | _Networks) -> list[dict[str, Any]]:
     """Linear maps and filters, and all other trained parameters, as an optimizer gets them."""
     if isinstance(model, Transformer):
         matrices, tables, vectors = model.parameter_groups()
         groups = [matrices, [*tables, *vectors]]
     else:
-        groups = [[p for p in model.parameters() if (p.ndim == 4) == filters] for filters in (True, False)]
+        filters = [p for p in model.model.parameters() if p.ndim == 4]
+        vectors = [p for p in model.model.parameters() if p.ndim != 4]
+        theirs = [] if model.adversarial is None else model.adversarial.parameters()
+        groups = [filters, [*vectors, *theirs]]
     return [
         {"params": [p for p in group if p.requires_grad], "weight_decay": 0.0, "matrices": matrices}
         for group, matrices in zip(groups, (True, False), strict=True)

@@ -33,6 +33,7 @@ from cogview_pl.transformer.config import ActivationCheckpointing, Norm, NormSco
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import is_text_to_image
+from cogview_pl.vqvae.config import ImageTokenizerConfig
 from cogview_pl.vqvae.model import VQVAE
 
 _PRECISIONS = {  # dtype of the weights, dtype of autocast
@@ -44,7 +45,13 @@ _PRECISIONS = {  # dtype of the weights, dtype of autocast
 
 
 def image_tokenizer_phases(
-    settings: Mapping[str, Any], options: TrainingOptions, *, batch: int, edge: int, reconstruction: Any, on_gpu: bool
+    settings: Mapping[str, Any],
+    options: TrainingOptions,
+    tokenizer: ImageTokenizerConfig,
+    *,
+    batch: int,
+    edge: int,
+    on_gpu: bool,
 ) -> Phases:
     """Training of a VQ-VAE with these constructor arguments; see `image_tokenizer_step`."""
     quantizer = dict(settings["quantizer"])
@@ -54,7 +61,7 @@ def image_tokenizer_phases(
     def build() -> VQVAE:
         return build_vqvae({**settings, "quantizer": quantizer})
 
-    phases = image_tokenizer_step(build, batch, edge, reconstruction, _step_options(options, on_gpu))
+    phases = image_tokenizer_step(build, batch, edge, tokenizer, _step_options(options, on_gpu))
     copy = _copy_of_checkpoint(phases, options, on_gpu=on_gpu)
     return {name: held + copy for name, held in _shard(phases, options).items()}
 

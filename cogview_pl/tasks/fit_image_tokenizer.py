@@ -9,6 +9,14 @@ from torchvision.utils import save_image
 from cogview_pl.assembly.checks import check_training, prepare_compiler
 from cogview_pl.assembly.collapse import collapse
 from cogview_pl.assembly.image_data import image_inputs, open_images
+from cogview_pl.assembly.image_tokenizer_losses import (
+    USUAL_CONTINUOUS_STEPS,
+    adversarial_loss,
+    check_losses,
+    is_automatic,
+    settings_of_losses,
+    steps_without_quantization,
+)
 from cogview_pl.assembly.kept_checkpoints import check_kept
 from cogview_pl.assembly.model_specs import vqvae_settings
 from cogview_pl.assembly.models import open_image_tokenizer, require_same
@@ -24,11 +32,9 @@ from cogview_pl.errors import UserError
 from cogview_pl.lit.config import StrategyConfig
 from cogview_pl.lit.image_tokenizer import VALIDATION_METRICS, ImageTokenizerModule, reconstruction_grid
 from cogview_pl.runs.run_folder import RunFolder
-from cogview_pl.vqvae.config import ImageTokenizerConfig
+from cogview_pl.vqvae.config import TrainedPart
 
 _SHEET_IMAGES = 16  # validation images in reconstructions.png
-_USUAL_CONTINUOUS_STEPS = 100  # steps without quantization
-_CONTINUOUS_PART = 4  # they are at most this part of all steps
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +49,7 @@ def check(config: Config) -> None:
     check_training(options, shardable=False)
     check_kept(options, VALIDATION_METRICS)
     prepare_compiler(options)
-    optimizer_factory(options)
-    _steps_without_quantization(config.image_tokenizer, config.trainer["max_steps"])
+    check_losses(config.image_tokenizer, options, optimizer_factory(options), config.init_from)
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float]:
@@ -57,23 +62,27 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         start = open_image_tokenizer(model_options(config), config.init_from, "init_from")
         require_same(start.settings, settings, f"init_from={config.init_from}")
         model.load_state_dict(start.model.state_dict())
+    if tokenizer.trained_part == TrainedPart.decoder:
+        model.freeze_codes()
     if config.compile:
         model.encoder.compile()
         model.decoder.compile()
     max_steps = config.trainer["max_steps"]
-    continuous = _steps_without_quantization(tokenizer, max_steps)
-    if tokenizer.quantize_after_steps is None and continuous < _USUAL_CONTINUOUS_STEPS and folder.writes:
+    continuous = steps_without_quantization(tokenizer, max_steps)
+    if continuous < USUAL_CONTINUOUS_STEPS and is_automatic(tokenizer) and folder.writes:
         _log.info(
             f"trainer.max_steps={max_steps}: the first {continuous} steps run without quantization instead of "
-            f"{_USUAL_CONTINUOUS_STEPS}; image_tokenizer.quantize_after_steps chooses another number"
+            f"{USUAL_CONTINUOUS_STEPS}; image_tokenizer.quantize_after_steps chooses another number"
         )
-    if continuous and any(True for _ in model.quantizer.parameters()):
+    adversarial = adversarial_loss(tokenizer.adversarial)
+    if adversarial is not None or (continuous and any(True for _ in model.quantizer.parameters())):
         _expect_unused(config.strategy)
     module = ImageTokenizerModule(
         model,
         reconstruction=tokenizer.reconstruction,
         reconstruction_weight=tokenizer.reconstruction_weight,
         quantize_after_steps=continuous,
+        adversarial=adversarial,
         optimizer=config.optimizer,
         build_optimizer=optimizer_factory(training),
     )
@@ -84,7 +93,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         inputs["init_from"] = model_hash(config.init_from)
     saved = {**settings, "image_size": tokenizer.image_size}
     identity = {"kind": IMAGE_TOKENIZER, "settings": settings, "model": image_tokenizer_parts(saved)}
-    metrics = train(training, folder, module, data, identity=identity, settings={}, inputs=inputs)
+    losses = settings_of_losses(tokenizer)
+    metrics = train(training, folder, module, data, identity=identity, settings=losses, inputs=inputs)
     if folder.writes:
         warning = collapse(
             metrics,
@@ -102,20 +112,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     return metrics
 
 
-def _steps_without_quantization(options: ImageTokenizerConfig, max_steps: int) -> int:
-    """First steps without quantization; raises UserError if they leave none to train the codebook."""
-    given = options.quantize_after_steps
-    if given is None:
-        return min(_USUAL_CONTINUOUS_STEPS, max_steps // _CONTINUOUS_PART)
-    if given >= max_steps:
-        raise UserError(
-            f"image_tokenizer.quantize_after_steps={given} leaves none of trainer.max_steps={max_steps} to train the "
-            "codebook; lower it (null: a quarter), or raise trainer.max_steps"
-        )
-    return given
-
-
 def _expect_unused(strategy: StrategyConfig) -> None:
-    """Tell DDP not to wait for the gradient of the codebook, which the first steps do not use."""
+    """Tell DDP not to wait for gradients of codebook and discriminator, which the first steps do not use."""
     if isinstance(strategy.strategy, dict):
         strategy.strategy["find_unused_parameters"] = True

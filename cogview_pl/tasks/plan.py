@@ -114,9 +114,9 @@ def estimate(config: Config, on_gpu: bool) -> Estimate:
         phases = image_tokenizer_phases(
             configured_images(model_options(config)).settings,
             training_options(config),
+            config.image_tokenizer,
             batch=config.data.batch_size,
             edge=config.data.image_size,
-            reconstruction=config.image_tokenizer.reconstruction,
             on_gpu=on_gpu,
         )
     elif config.verb == Verb.fit_sequence_model:

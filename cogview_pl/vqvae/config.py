@@ -1,4 +1,4 @@
-"""Options of the image tokenizer and its quantizers: the schema of `conf/image_tokenizer`."""
+"""Options of the image tokenizer, its quantizers and its losses: the schema of `conf/image_tokenizer`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from cogview_pl.errors import UserError
-from cogview_pl.limits import MISSING, above_0, count, share, whole
+from cogview_pl.limits import MISSING, above_0, at_least_0, count, share, share_below_1, whole
 
 BUILT_IN = "cogview_pl.vqvae.quantizer"
 """Module of the built-in quantizers, except those of few dimensions."""
@@ -23,6 +23,13 @@ class Reconstruction(Enum):
 
     l1 = "l1"
     l2 = "l2"
+
+
+class TrainedPart(Enum):
+    """What a run trains: the whole tokenizer, or its decoder alone, so that all images keep their codes."""
+
+    all = "all"
+    decoder = "decoder"
 
 
 @dataclass
@@ -89,6 +96,43 @@ class FSQQuantizerConfig(QuantizerConfig):
     levels: list[int] = MISSING
 
 
+class DiscriminatorNorm(Enum):
+    """Norm of the discriminator's feature maps. Both work on each image alone, so the batch does not matter."""
+
+    group = "group"
+    none = "none"
+
+
+class Regularisation(Enum):
+    """Regularisation of the discriminator.
+
+    `lecam`: logits stay near moving averages (Tseng et al. 2021). `r1`: the gradient at real images stays small
+    (Mescheder et al. 2018).
+    """
+
+    none = "none"
+    lecam = "lecam"
+    r1 = "r1"
+
+
+@dataclass
+class AdversarialConfig:
+    """The adversarial loss, its discriminator and the discriminator's optimizer."""
+
+    start: int = whole()
+    weight: float = at_least_0()
+    adaptive: bool = MISSING
+    largest_adaptive_weight: float = above_0()
+    hidden_size: int = count()
+    layers: int = count()
+    norm: DiscriminatorNorm = MISSING
+    regularisation: Regularisation = MISSING
+    regularisation_weight: float = at_least_0()
+    lecam_decay: float = share_below_1()
+    lr: float = above_0()
+    betas: list[float] | None = share_below_1(None)
+
+
 @dataclass
 class VQVAEConfig:
     """The VQ-VAE."""
@@ -106,12 +150,14 @@ class VQVAEConfig:
 
 @dataclass
 class ImageTokenizerConfig(VQVAEConfig):
-    """Stage 1: the VQ-VAE, its images and its loss."""
+    """Stage 1: the VQ-VAE, its images and its losses."""
 
     path: str | None = None
     image_size: int = count()
     reconstruction: Reconstruction = MISSING
     reconstruction_weight: float = above_0()
+    adversarial: AdversarialConfig | None = None
+    trained_part: TrainedPart = MISSING
     quantize_after_steps: int | None = whole()
     min_codebook_share: float = share()
 

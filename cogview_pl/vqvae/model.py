@@ -105,6 +105,7 @@ class VQVAE(nn.Module):
         self.encoder = build_encoder(config)
         self.decoder = build_decoder(config)
         self.quantizer = quantizer
+        self._codes_are_frozen = False
         self.register_buffer("mean", torch.tensor(config.mean, dtype=torch.float32).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(config.std, dtype=torch.float32).view(3, 1, 1))
 
@@ -112,6 +113,23 @@ class VQVAE(nn.Module):
     def codebook_size(self) -> int:
         """Size K of the codebook; codes lie in `[0, K)`."""
         return self.quantizer.codebook_size
+
+    def freeze_codes(self) -> None:
+        """Leave encoder and codebook as they are in all later training: the decoder alone learns.
+
+        All images keep their codes, so token stores and sequence models of this tokenizer stay valid.
+        """
+        self.encoder.requires_grad_(False)
+        self.quantizer.requires_grad_(False)
+        self._codes_are_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> VQVAE:
+        """Set training mode; a frozen codebook stays in evaluation, in which it does not move."""
+        super().train(mode)
+        if self._codes_are_frozen:
+            self.quantizer.eval()
+        return self
 
     def latents(self, images: Tensor) -> Tensor:
         """Encoder output before quantization: `(B, 3, Y, X)` -> `(B, D, y, x)`.

@@ -24,6 +24,15 @@ LINES = {
     "max_step=3": f"max_step: there is no such key (did you mean trainer.max_steps?){LISTED}",
     "sampler={topk: 3}": f"sampler.topk: there is no such key (did you mean sampler.top_k?){LISTED}",
     "data.foo.bar=3": f"data.foo.bar: there is no such key{LISTED}",
+    # keys of a node that is null
+    "image_tokenizer.adversarial.start=3": (
+        "image_tokenizer.adversarial.start has no effect, because image_tokenizer.adversarial is null; choose "
+        "image_tokenizer/adversarial=… (`--help` lists choices), or leave image_tokenizer.adversarial.start out"
+    ),
+    "evaluate.resolution=3": (
+        "evaluate.resolution has no effect, because evaluate is null; choose the task that has it (`--help` lists "
+        "choices), or leave evaluate.resolution out"
+    ),
     # for nodes that accept any key, the message says how to add one
     "trainer.max_step=3": (
         "trainer.max_step: there is no such key (did you mean trainer.max_steps?); to add it: +trainer.max_step=3"

@@ -13,7 +13,8 @@ from cogview_pl.data.sequence_dataset import SequenceBatch
 from cogview_pl.lit.config import OptimizerConfig
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule
 from cogview_pl.lit.sequence_model import SequenceModule
-from cogview_pl.vqvae.config import Reconstruction
+from cogview_pl.vqvae.adversarial import AdversarialLoss
+from cogview_pl.vqvae.config import AdversarialConfig, DiscriminatorNorm, Reconstruction, Regularisation
 from cogview_pl.vqvae.model import VQVAE
 from tests.make_models import make_transformer, make_vqvae
 
@@ -83,8 +84,42 @@ def tokenizer(kind: str = "learned") -> VQVAE:
     return made
 
 
+def adversarial_options(**changed: Any) -> AdversarialConfig:
+    """Options of a small discriminator for images of 8 x 8, from the first step on."""
+    options: dict[str, Any] = {
+        "start": 0,
+        "weight": 0.7,
+        "adaptive": True,
+        "largest_adaptive_weight": 1e4,
+        "hidden_size": 4,
+        "layers": 1,
+        "norm": DiscriminatorNorm.group,
+        "regularisation": Regularisation.lecam,
+        "regularisation_weight": 0.3,
+        "lecam_decay": 0.9,
+        "lr": 0.05,
+        "betas": None,
+    }
+    return AdversarialConfig(**{**options, **changed})
+
+
+def discriminated(**changed: Any) -> AdversarialLoss:
+    """A discriminator whose logits lie on both sides of the margins, so that all parts of its loss count."""
+    torch.manual_seed(5)
+    made = AdversarialLoss(adversarial_options(**changed))
+    with torch.no_grad():
+        for parameter in made.discriminator.parameters():
+            parameter.mul_(20) if parameter.ndim == 4 else parameter.add_(0.1 * torch.randn(parameter.shape))
+        made.discriminator.layers[-1].bias.add_(3)
+    return made
+
+
 def tokenizer_module(
-    kind: str = "learned", reconstruction: Any = "l2", quantize_after_steps: int = 0
+    kind: str = "learned",
+    reconstruction: Any = "l2",
+    quantize_after_steps: int = 0,
+    adversarial: AdversarialLoss | None = None,
+    build_optimizer: Any = None,
 ) -> ImageTokenizerModule:
     return ImageTokenizerModule(
         tokenizer(kind),
@@ -92,7 +127,8 @@ def tokenizer_module(
         reconstruction_weight=RECONSTRUCTION_WEIGHT,
         quantize_after_steps=quantize_after_steps,
         optimizer=OptimizerConfig(weight_decay=0.5, warmup=0.0, final_lr=1.0),
-        build_optimizer=partial(torch.optim.SGD, lr=TOKENIZER_LR, momentum=MOMENTUM),
+        adversarial=adversarial,
+        build_optimizer=build_optimizer or partial(torch.optim.SGD, lr=TOKENIZER_LR, momentum=MOMENTUM),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning import LightningModule
+from lightning.pytorch.strategies import DDPStrategy
 
 from cogview_pl.data.bad_samples import ImageBatch, collate_images
 from cogview_pl.data.samples import Skipped
@@ -20,11 +22,12 @@ from cogview_pl.lit.strategies import FullyShardedStrategy, TensorParallelStrate
 from cogview_pl.transformer.parallel import full
 
 from .fitting import loader, trainer
-from .models import images, sequence_batch, sequence_module, tokenizer_module
+from .models import discriminated, images, sequence_batch, sequence_module, tokenizer_module
 
 pytestmark = pytest.mark.ddp
 
 CLIP = 0.3
+DDP = partial(DDPStrategy, find_unused_parameters=True)  # of the discriminator before its start
 SEQUENCES = [sequence_batch(seed, 4, 4, 5) for seed in (1, 2, 3)]
 IMAGES = [images(1, 3), images(2, 2), [], images(3, 4)]
 SHARES = [(1, 2), (0, 2), (0, 0), (3, 1)]  # of these, per process
@@ -43,6 +46,10 @@ def image_batches(rank: int | None) -> list[ImageBatch]:
         mine: Any = {None: samples, 0: samples[:first], 1: samples[first:]}[rank]
         found.append(collate_images([*mine, Skipped(f"lost by {rank}", "why")]))
     return found
+
+
+def adversarial_module() -> LightningModule:
+    return tokenizer_module("ema", adversarial=discriminated(start=1))
 
 
 def trained(module: LightningModule, batches: list[Any], **options: Any) -> dict[str, Any]:
@@ -93,6 +100,7 @@ def run_rank(rank: int, folder: str) -> None:
         "tokenizer": trained(
             tokenizer_module("ema", quantize_after_steps=1), image_batches(rank), strategy="ddp", **two
         ),
+        "adversarial": trained(adversarial_module(), image_batches(rank), strategy=DDP(), **two),
         "sequence validation": validated(sequence_module(), sequences(rank), strategy="ddp", **two),
         "tokenizer validation": validated(tokenizer_module(), image_batches(rank), strategy="ddp", **two),
         "skipped": skipped(folder, strategy="ddp", **two),
@@ -137,6 +145,11 @@ def test_each_process_holds_its_part(ranks: list[dict[str, Any]], strategy: str,
 def test_images_are_trained_on_as_one_batch(ranks: list[dict[str, Any]]) -> None:
     """Where one process has none, and where both have none."""
     require_same(ranks[0]["tokenizer"], trained(tokenizer_module("ema", quantize_after_steps=1), image_batches(None)))
+
+
+def test_a_discriminator_is_trained_as_on_one_batch(ranks: list[dict[str, Any]]) -> None:
+    """The adaptive weight and the averages of the logits are those of the joined batch; it starts in step 2."""
+    require_same(ranks[0]["adversarial"], trained(adversarial_module(), image_batches(None)))
 
 
 def test_validation_figures_are_those_of_all_samples(ranks: list[dict[str, Any]]) -> None:

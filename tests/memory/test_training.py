@@ -12,13 +12,14 @@ import torch
 
 from cogview_pl.lit.low_memory import adamw_8bit, adamw_bf16
 from cogview_pl.lit.muon import Muon
-from cogview_pl.memory.phases import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, OPTIMIZER_STEP, UPDATE, WEIGHTS
+from cogview_pl.memory.phases import BACKWARD, FORWARD, GRADIENTS, OPTIMIZER, OPTIMIZER_STEP, UPDATE, WEIGHTS, Phases
 from cogview_pl.memory.trace import LiveBytes, default_dtype
 from cogview_pl.memory.training import (
     BatchSize,
     OptimizerBuilder,
     Predicted,
     StepOptions,
+    image_tokenizer_step,
     parameter_groups,
     sequence_step,
 )
@@ -26,7 +27,11 @@ from cogview_pl.transformer.config import ActivationCheckpointing, LoRAConfig, L
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.loss import sequence_loss
 from cogview_pl.transformer.model import Transformer
-from tests.make_models import make_transformer
+from cogview_pl.vqvae.adversarial import AdversarialLoss
+from cogview_pl.vqvae.losses import reconstruction_loss
+from cogview_pl.vqvae.model import VQVAE
+from tests.composed import composed
+from tests.make_models import make_transformer, make_vqvae
 
 TARGETS = list(LoRATarget)
 TEXT, CODES = range(96, 160), range(96)
@@ -204,3 +209,55 @@ def test_steps_of_large_models_take_what_an_h100_measured(
     phases = sequence_step(build, layers, batch, options)
     phases[FORWARD][GRADIENTS] = 0
     assert max(sum(parts.values()) for parts in phases.values()) == pytest.approx(measured, rel=0.035)
+
+
+@pytest.mark.parametrize("regularisation", ["none", "lecam", "r1"])
+def test_bytes_of_a_discriminator_are_those_of_a_real_step(regularisation: str) -> None:
+    """Whose activations are most of the step."""
+    tokenizer = composed(
+        *("task=vqvae", "image_tokenizer/adversarial=patch", "image_tokenizer.adversarial.hidden_size=8"),
+        f"image_tokenizer.adversarial.regularisation={regularisation}",
+    ).image_tokenizer
+
+    def build() -> VQVAE:
+        return make_vqvae("learned", hidden_size=8, codebook_dim=8, codebook_size=16)
+
+    played = image_tokenizer_step(build, 4, 64, tokenizer, SGD)
+    with LiveBytes(WEIGHTS) as live:
+        assert tokenizer.adversarial is not None
+        model, adversarial = build(), AdversarialLoss(tokenizer.adversarial)
+
+        def loss() -> torch.Tensor:
+            images = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
+            images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
+            output = model(images)
+            error = reconstruction_loss(tokenizer.reconstruction, output.reconstruction, images)
+            last = model.decoder[-1].weight
+            terms = adversarial(images, output.reconstruction, error, last, join=lambda mean: mean, scale=1.0)
+            return error + output.quantized.loss + terms.tokenizer + terms.discriminator
+
+        optimizer = torch.optim.SGD([*model.parameters(), *adversarial.parameters()], lr=0.1)
+        for _ in range(2):
+            live.restart()
+            value = loss()
+            forward = live.restart()
+            optimizer.zero_grad()
+            live.restart()
+            value.backward()
+            backward = live.restart()
+            optimizer.step()
+            del value
+    assert played[FORWARD].total() == pytest.approx(forward.total(), rel=0.05)
+    assert played[BACKWARD].total() == pytest.approx(backward.total(), rel=0.05)
+
+
+def test_a_frozen_codebook_and_encoder_have_no_gradients_and_no_activations() -> None:
+    def step(part: str) -> Phases:
+        tokenizer = composed("task=vqvae", f"image_tokenizer.trained_part={part}").image_tokenizer
+        return image_tokenizer_step(partial(make_vqvae, "learned", **sizes), 4, 64, tokenizer, SGD)
+
+    sizes = {"hidden_size": 8, "codebook_dim": 8, "codebook_size": 16}
+    whole, decoder = step("all"), step("decoder")
+    assert decoder[FORWARD][WEIGHTS] == whole[FORWARD][WEIGHTS]
+    assert 0 < decoder[UPDATE][GRADIENTS] < whole[UPDATE][GRADIENTS]
+    assert decoder[FORWARD].total() < whole[FORWARD].total()

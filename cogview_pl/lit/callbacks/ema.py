@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cogview_pl.checkpoints.training_checkpoint import AVERAGES
 
+_DISCRIMINATOR = "adversarial."  # names of its weights begin so; nothing uses averages of them
 _RAMP = 10  # after n steps the average reaches back over a tenth of them, until `decay` is the smaller share
 
 
@@ -98,4 +99,5 @@ class EMA(Callback):
 
 
 def _trained(module: LightningModule) -> dict[str, torch.nn.Parameter]:
-    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    found = module.named_parameters()
+    return {name: weight for name, weight in found if weight.requires_grad and not name.startswith(_DISCRIMINATOR)}

@@ -122,7 +122,8 @@ _ADVICE = "lower optimizer.optimizer.lr or raise optimizer.warmup, mend the samp
 def _lower_rates(trainer: Trainer) -> list[str]:
     """Overrides that divide the peak learning rates by ten."""
     (optimizer,) = trainer.optimizers
-    peaks = {group["matrices"]: float(group["initial_lr"]) for group in optimizer.param_groups if "matrices" in group}
+    groups = [group for group in reversed(optimizer.param_groups) if "matrices" in group]
+    peaks = {group["matrices"]: float(group["initial_lr"]) for group in groups}  # the model's groups come first
     one = optimizer.defaults.get("lr")
     rates = {"lr": peaks.get(False), "matrix_lr": peaks.get(True)} if one is None else {"lr": float(one)}
     return [f"optimizer.optimizer.{name}={peak / _LOWER:.3g}" for name, peak in rates.items() if peak is not None]
