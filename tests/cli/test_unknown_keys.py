@@ -58,7 +58,7 @@ LINES = {
     ),
     "image_tokenizer/quantizer=emma": (
         "image_tokenizer/quantizer=emma: there is no such choice (did you mean image_tokenizer/quantizer=ema?); "
-        "choices: custom, ema, fixed, gumbel, learned"
+        "choices: cosine, custom, ema, fixed, fsq, gumbel, learned"
     ),
     "model.norm=sandwhich": (
         "model.norm=sandwhich: there is no such choice (did you mean model.norm=sandwich?); "
