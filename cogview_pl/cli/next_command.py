@@ -17,7 +17,7 @@ from cogview_pl.runs.command import command
 from cogview_pl.runs.run_folder import METRICS, REPORT, SAMPLES
 
 _NEEDS_NO_QUOTES = re.compile(r"[\w./-]+( [\w./-]+)*")
-_PLAIN = re.compile(r"([\w.]+=)'([\w./-]+)'")  # quoted for Hydra, though it needs no quotes
+_PLAIN = re.compile(r"(?<=[=,\[])'([\w./-]+)'(?=[,\]]|$)")  # quoted for Hydra, though it needs no quotes
 _PROMPT = "prompts=[左上角有一个大的红色圆形]"
 _STYLED_PROMPT = "prompts=[左上角有一个大的红色圆形的油画图像]"
 _KEPT_GROUPS = ("data", "model", "image_tokenizer", "text", "outputs", "threads")
@@ -81,7 +81,7 @@ def next_command(folder: Path, config: DictConfig, words: Sequence[str]) -> str 
     given = [word.replace("{outputs}", str(config.outputs)) for word in following.words]
     if following.key and (following.always or newest(outputs / task / LATEST) != folder.resolve()):
         given.append(f"{following.key}={folder}")
-    return command([*given[:1], *(_PLAIN.sub(r"\1\2", word) for word in kept), *given[1:]])
+    return command([*given[:1], *(_PLAIN.sub(r"\1", word) for word in kept), *given[1:]])
 
 
 def _group(word: str) -> str:

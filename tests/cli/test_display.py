@@ -119,6 +119,17 @@ def test_a_caption_is_the_next_prompt(tmp_path) -> None:
             assert OverridesParser.create().parse_override(quote_override(word)).value() == [wanted]
 
 
+def test_the_next_command_has_only_the_quotes_that_it_needs(tmp_path) -> None:
+    """A recipe quotes values for Hydra that need no quotes."""
+    (tmp_path / "pretrain" / "latest").mkdir(parents=True)
+    config = OmegaConf.create({"task": "pretrain", "outputs": str(tmp_path)})
+    given = ["task=pretrain", "data.styles=['oil','sketch']", "data.caption_field='text'", "data.root='a, b'"]
+    command = next_command(tmp_path / "pretrain" / "latest", config, given)
+    assert command is not None
+    assert "'data.styles=[oil,sketch]' data.caption_field=text" in command
+    assert shlex.split(command)[-2] == "data.root='a, b'"
+
+
 def test_the_table_fits_the_terminal() -> None:
     metrics = {f"eval/metric_{number}": number / 7 for number in range(9)}
     for width in (20, 80, 120):
