@@ -44,7 +44,7 @@ from cogview_pl.runs.lifetime import free_memory, run_folder
 from cogview_pl.runs.ranks import RANKS
 from cogview_pl.runs.run_folder import Metrics, RunFolder, dated_folder
 from cogview_pl.runs.side_by_side import StageProcess, start_process
-from cogview_pl.vqvae.config import import_quantizer
+from cogview_pl.vqvae.config import import_external, import_quantizer
 
 
 def run(*overrides: str) -> dict[str, float | str]:
@@ -116,6 +116,7 @@ def run_composed(
     if "torch" not in sys.modules:
         status("importing PyTorch …")
     import_quantizer(composed.image_tokenizer.quantizer)
+    import_external(composed.image_tokenizer.external)
     if composed.plan.only:
         plan, recompose = _verb("plan"), _recompose(words, job)
         return Path(), plan.run(OmegaConf.to_object(composed), _plan_stage, recompose) if RANKS.first else {}

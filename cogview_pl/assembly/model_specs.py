@@ -8,6 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cogview_pl.assembly.models import configured_external
 from cogview_pl.assembly.options import ModelOptions
 from cogview_pl.assembly.roles import Role
 from cogview_pl.checkpoints.adapter_folder import find_adapter, find_base, read_adapter_settings
@@ -92,7 +93,10 @@ def configured_images(options: ModelOptions) -> ImageTokenizerSpec:
 
 def existing_images(options: ModelOptions) -> ImageTokenizerSpec:
     """The image tokenizer that tasks after `vqvae` use: the newest one, or the configured one before any run."""
-    path = _existing(options.outputs, "vqvae", options.image_tokenizer.path)
+    images = options.image_tokenizer
+    if images.external is not None and images.path is None:
+        return ImageTokenizerSpec(dict(configured_external(images).settings), images.image_size)
+    path = _existing(options.outputs, "vqvae", images.path)
     if path is None or is_released(path):  # all released tokenizers have the same size
         return configured_images(options)
     return _saved_images(options, path, "image_tokenizer.path")

@@ -21,6 +21,8 @@ from cogview_pl.errors import UserError
 from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 from cogview_pl.vocab.config import TemplateConfig
+from cogview_pl.vqvae.config import EXTERNAL_KEY, ImageTokenizerConfig
+from cogview_pl.vqvae.external import EXTERNAL, ExternalTokenizer, build_external, external_settings
 
 _ROLES = {"cogview-base": "init_from", "cogview-sr": "upscale_with", "cogview-caption": "rerank_with"}
 """Name of a released folder → key that it is made for; its files do not tell. `init_from` takes any of them."""
@@ -47,9 +49,29 @@ def open_image_tokenizer(options: ModelOptions, path: str | Path, key: str) -> I
 
 
 def newest_image_tokenizer(options: ModelOptions) -> ImageTokenizer:
-    """The tokenizer of `image_tokenizer.path`, or of the newest vqvae run; raises UserError if there is none."""
-    key = "image_tokenizer.path"
-    return open_image_tokenizer(options, predecessor(options.outputs, "vqvae", key, options.image_tokenizer.path), key)
+    """The tokenizer of `image_tokenizer.path`, else the external one, else that of the newest vqvae run.
+
+    Raises UserError if there is none.
+    """
+    key, images = "image_tokenizer.path", options.image_tokenizer
+    if images.external is not None and images.path is None:
+        return configured_external(images)
+    found = open_image_tokenizer(options, predecessor(options.outputs, "vqvae", key, images.path), key)
+    if images.external is not None and not isinstance(found.model, ExternalTokenizer):
+        raise UserError(f"{key}={images.path} holds no tokenizer of {EXTERNAL_KEY}; leave one of the two keys out")
+    return found
+
+
+def configured_external(options: ImageTokenizerConfig) -> ImageTokenizer:
+    """The image tokenizer of another project that `image_tokenizer.external` names, as its class makes it."""
+    node = plain(options.external)
+    model = build_external({EXTERNAL: node})
+    if options.image_size % model.downsampling:
+        raise UserError(
+            f"image_tokenizer.image_size={options.image_size} is no multiple of downsampling={model.downsampling} of "
+            f"{EXTERNAL_KEY}._target_={node['_target_']}; choose another size"
+        )
+    return ImageTokenizer(model.eval(), {**external_settings(model, node), "image_size": options.image_size})
 
 
 def open_sequence_model(options: ModelOptions, path: str | Path, key: str, template: TemplateConfig) -> SequenceModel:

@@ -39,6 +39,7 @@ from cogview_pl.transformer.config import TransformerConfig
 from cogview_pl.transformer.model import Transformer
 from cogview_pl.vocab import Template, TextTokenizer, Vocabulary
 from cogview_pl.vqvae.config import VQVAEConfig
+from cogview_pl.vqvae.external import EXTERNAL, AnyTokenizer, build_external, is_trusted
 from cogview_pl.vqvae.model import VQVAE
 from cogview_pl.vqvae.quantizer_registry import quantizer_class
 
@@ -58,9 +59,9 @@ M = TypeVar("M", bound=nn.Module)
 class ImageTokenizer:
     """A trained stage 1."""
 
-    model: VQVAE
+    model: AnyTokenizer
     settings: Settings
-    """Fields of `VQVAEConfig` as plain values, and `image_size`."""
+    """Fields of `VQVAEConfig` as plain values (of another project: `external_settings`), and `image_size`."""
 
     @cached_property
     def identity(self) -> str:
@@ -103,6 +104,11 @@ def build_vqvae(settings: Settings) -> VQVAE:
     config = from_plain(VQVAEConfig, settings)
     require_types(quantizer_class(str(config.quantizer["_target_"])), config.quantizer)
     return VQVAE(config)
+
+
+def build_tokenizer(settings: Settings) -> AnyTokenizer:
+    """Image tokenizer from plain values: those of `build_vqvae`, or those of another project."""
+    return build_external(settings) if EXTERNAL in settings else build_vqvae(settings)
 
 
 def build_transformer(settings: Settings) -> Transformer:
@@ -185,12 +191,14 @@ def image_tokenizer_config(settings: Settings) -> dict[str, Any]:
 def load_image_tokenizer(path: str | Path, key: str = "image_tokenizer.path", *, verify: bool = True) -> ImageTokenizer:
     """Read an image tokenizer from a run folder or model folder; errors name the config `key`."""
     folder = find_model_folder(path, key)
-    model, config = load_model(folder, IMAGE_TOKENIZER, key, lambda config: build_vqvae(config["vqvae"]), verify=verify)
+    model, config = load_model(
+        folder, IMAGE_TOKENIZER, key, lambda config: build_tokenizer(config["vqvae"]), verify=verify
+    )
     with unfit_named(folder / CONFIG):
         return image_tokenizer_of(model, config)
 
 
-def image_tokenizer_of(model: VQVAE, config: Settings) -> ImageTokenizer:
+def image_tokenizer_of(model: AnyTokenizer, config: Settings) -> ImageTokenizer:
     """An image tokenizer from its model and the values of its `config.yaml`."""
     return ImageTokenizer(model, {**config["vqvae"], "image_size": _whole(config["image_size"])})
 
@@ -335,9 +343,17 @@ def require_kind(settings: Mapping[str, Any], kind: str, path: Path, key: str) -
 
 
 def require_quantizer(settings: Mapping[str, Any], folder: Path, key: str, described_by: str = CONFIG) -> None:
-    """Raises UserError for a quantizer whose class is not imported: a folder may not import anything."""
+    """Raises UserError for a quantizer or tokenizer whose class is not imported: a folder may not import anything."""
     with unfit_named(folder / described_by):
-        target = str(settings["vqvae"]["quantizer"]["_target_"])
+        external = settings["vqvae"].get(EXTERNAL)
+        target = str((settings["vqvae"]["quantizer"] if external is None else external)["_target_"])
+    if external is not None:
+        if not is_trusted(target):
+            raise UserError(
+                f"{key}={folder}: {described_by} names the image tokenizer {target[:100]!r}, which this run does not; "
+                "name it in image_tokenizer.external._target_ if you trust its file"
+            )
+        return
     try:
         quantizer_class(target)
     except UserError as error:

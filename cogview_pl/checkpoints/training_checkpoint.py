@@ -29,8 +29,8 @@ from cogview_pl.checkpoints.model_folder import (
     ImageTokenizer,
     SequenceModel,
     build_empty,
+    build_tokenizer,
     build_transformer,
-    build_vqvae,
     image_tokenizer_config,
     image_tokenizer_of,
     require_kind,
@@ -201,7 +201,7 @@ def _check_settings(checkpoint: TrainingCheckpoint, key: str) -> None:
         require_quantizer(config, file, key, _DESCRIBED_BY)
     with unfit_named(file, "file"):
         if config["kind"] == IMAGE_TOKENIZER:
-            build_empty(config, tensors, lambda config: build_vqvae(config["vqvae"]))
+            build_empty(config, tensors, lambda config: build_tokenizer(config["vqvae"]))
         else:  # an adapter may have fewer tensors than the model has layers
             tensors = _MOST_LAYERS if "adapter" in checkpoint.parts else tensors
             build_empty(config, tensors, lambda config: build_transformer(config["transformer"]))
@@ -210,7 +210,7 @@ def _check_settings(checkpoint: TrainingCheckpoint, key: str) -> None:
 def _image_tokenizer(config: dict[str, Any], weights: Mapping[str, Tensor], file: Path, key: str) -> ImageTokenizer:
     require_quantizer(config, file, key, _DESCRIBED_BY)
     with unfit_named(file, "file"):
-        model = build_empty(config, len(weights), lambda config: build_vqvae(config["vqvae"]))
+        model = build_empty(config, len(weights), lambda config: build_tokenizer(config["vqvae"]))
     assign_weights(model, weights, file, _DESCRIBED_BY)
     with unfit_named(file, "file"):
         return image_tokenizer_of(model, config)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation.lpips import LPIPS
 from cogview_pl.vqvae.codebook import count_codes, usage_and_perplexity
+from cogview_pl.vqvae.external import AnyTokenizer
 from cogview_pl.vqvae.losses import psnr
-from cogview_pl.vqvae.model import VQVAE
 
 try:
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -91,11 +91,11 @@ class ReconstructionMetrics:
     """PSNR, SSIM, LPIPS and use of the codebook, over images given batch by batch.
 
     Args:
-        model: VQ-VAE on its device.
+        model: image tokenizer on its device.
         lpips: LPIPS on the same device; None leaves it out.
     """
 
-    def __init__(self, model: VQVAE, lpips: LPIPS | None = None) -> None:
+    def __init__(self, model: AnyTokenizer, lpips: LPIPS | None = None) -> None:
         self._model = model
         self._lpips = lpips
         self._distance = self._psnr = 0.0

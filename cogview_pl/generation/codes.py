@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from cogview_pl.errors.signals import SIGNALS
-from cogview_pl.vqvae.model import VQVAE
+from cogview_pl.vqvae.external import AnyTokenizer
 
 
-def encode_images(images: Sequence[Tensor], model: VQVAE, batch_size: int) -> Tensor:
+def encode_images(images: Sequence[Tensor], model: AnyTokenizer, batch_size: int) -> Tensor:
     """Codes int64 `(B, y, x)`, on the CPU, of uint8 images `(3, Y, X)` of one size."""
     device, parts = _device(model), []
     for part in torch.stack(list(images)).split(batch_size):
@@ -24,7 +24,7 @@ def encode_images(images: Sequence[Tensor], model: VQVAE, batch_size: int) -> Te
 
 
 @torch.inference_mode()
-def decode_codes(codes: Tensor, model: VQVAE, batch_size: int) -> Tensor:
+def decode_codes(codes: Tensor, model: AnyTokenizer, batch_size: int) -> Tensor:
     """Images `(B, 3, Y, X)`, float 0 … 1, on the CPU, of codes `(B, y, x)`."""
     device, parts = _device(model), []
     for part in codes.split(batch_size):
@@ -33,5 +33,5 @@ def decode_codes(codes: Tensor, model: VQVAE, batch_size: int) -> Tensor:
     return torch.cat(parts)
 
 
-def _device(model: VQVAE) -> torch.device:
+def _device(model: AnyTokenizer) -> torch.device:
     return next(model.parameters()).device

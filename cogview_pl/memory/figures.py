@@ -15,11 +15,14 @@ from cogview_pl.memory.training import longest_batch
 from cogview_pl.transformer.config import LoRAConfig
 from cogview_pl.transformer.flops import TRAINING, forward_flops
 from cogview_pl.transformer.lora import add_lora
+from cogview_pl.vqvae.external import EXTERNAL, build_external
 
 
 def image_tokenizer_figures(images: ImageTokenizerSpec, samples: int = 0) -> dict[str, float]:
     """Parameters, and operations per image; `samples`: images of a training step, 0 if it is not trained."""
     settings, edge = images.settings, images.edge
+    if EXTERNAL in settings:
+        return {"image_tokenizer/parameters": sum(p.numel() for p in build_external(settings).parameters())}
     with torch.device("meta"):
         model = build_vqvae(settings)
         with FlopCounterMode(display=False) as counter:

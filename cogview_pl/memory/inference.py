@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 
 from cogview_pl.assembly.model_specs import ImageTokenizerSpec, SequenceModelSpec
-from cogview_pl.checkpoints.model_folder import build_transformer, build_vqvae
+from cogview_pl.checkpoints.model_folder import build_tokenizer, build_transformer
 from cogview_pl.generation.config import Engine, Quantization
 from cogview_pl.generation.engine.forms import takes_compiled
 from cogview_pl.generation.engine.packed_cpu import packed_bytes
@@ -24,6 +24,7 @@ from cogview_pl.memory.phases import ACTIVATIONS, FP32, LOGITS
 from cogview_pl.transformer.config import AttentionForm, Norm, NormScope
 from cogview_pl.vocab import CodeSlot, TextSlot
 from cogview_pl.vqvae.codebook import BLOCK_VALUES
+from cogview_pl.vqvae.external import EXTERNAL
 
 _MLP = 12  # (B, L, D) tensors at the peak of a block: 8 before and after GELU; the others are its input and norms
 _ATTENTION = 7  # (B, L, D) tensors besides the scores of explicit attention
@@ -156,15 +157,17 @@ class InferenceModel:
 
 
 def image_tokenizer_bytes(images: ImageTokenizerSpec) -> int:
-    """Bytes of the weights and the codebook of an image tokenizer; they are fp32 always."""
+    """Bytes of the weights and the codebook of an image tokenizer; ours are fp32 always."""
     with torch.device("meta"):
-        model = build_vqvae(images.settings)
+        model = build_tokenizer(images.settings)
     return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
 def encode_images(images: ImageTokenizerSpec, batch: int, *, scale: int = 1) -> Counter[str]:
     """Bytes besides the weights while a batch is encoded of images whose edge is `scale` times that of the spec."""
     settings, pixels = images.settings, batch * (scale * images.edge) ** 2
+    if EXTERNAL in settings:
+        return Counter()  # its layers are unknown
     # uint8, 0..1 and normalised images; output of the first convolution (a quarter of the pixels) and of the second
     convolutions = pixels * (3 * (1 + 2 * FP32) + FP32 * settings["hidden_size"] * 5 // 16)
     codes, size = pixels // settings["downsampling"] ** 2, settings["codebook_size"]
@@ -179,5 +182,7 @@ def decode_images(images: ImageTokenizerSpec, batch: int, *, scale: int = 1) -> 
     The last transposed convolution reads `hidden_size` channels on a quarter of the pixels and writes them on all.
     """
     settings, pixels = images.settings, batch * (scale * images.edge) ** 2
+    if EXTERNAL in settings:
+        return Counter()
     vectors = pixels // settings["downsampling"] ** 2 * settings["codebook_dim"]
     return Counter({ACTIVATIONS: (pixels * settings["hidden_size"] * 5 // 4 + vectors) * FP32})

@@ -27,6 +27,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.vocab import Vocabulary
 from cogview_pl.vocab.config import TemplateConfig
+from cogview_pl.vqvae.external import ExternalTokenizer
 
 _SOURCE = "convert.source"
 
@@ -78,6 +79,8 @@ def _to_released(source: Path, target: Path, verify: bool) -> int:
         tokenizer = load_image_tokenizer(source, _SOURCE, verify=verify)
         if target.suffix != ".pt":
             raise UserError(f"convert.target={target}: a released tokenizer is one file; end the name in .pt")
+        if isinstance(tokenizer.model, ExternalTokenizer):
+            raise UserError(f"{_SOURCE}={source} is an image tokenizer of another project; it has no released form")
         save_vqvae(tokenizer.model, target)
         return _size(tokenizer.model)
     found = load_sequence_model(source, _SOURCE, verify=verify)

@@ -32,7 +32,7 @@ from cogview_pl.errors import UserError
 from cogview_pl.lit.config import StrategyConfig
 from cogview_pl.lit.image_tokenizer import VALIDATION_METRICS, ImageTokenizerModule, reconstruction_grid
 from cogview_pl.runs.run_folder import RunFolder
-from cogview_pl.vqvae.config import TrainedPart
+from cogview_pl.vqvae.config import EXTERNAL_KEY, TrainedPart
 
 _SHEET_IMAGES = 16  # validation images in reconstructions.png
 
@@ -45,6 +45,11 @@ def check(config: Config) -> None:
         raise UserError(f"lora.rank={config.lora.rank}: LoRA is for finetunes of sequence models; set lora.rank=0")
     if config.precision.get("precision") == "bf16-true":
         raise UserError("precision=bf16_true: the averages of a codebook need fp32; use precision=bf16 for task=vqvae")
+    if config.image_tokenizer.external is not None:
+        raise UserError(
+            f"{EXTERNAL_KEY} names a trained image tokenizer; task=vqvae trains the project's own, choose another "
+            "image_tokenizer, or go on with task=tokenize"
+        )
     options = training_options(config)
     check_training(options, shardable=False)
     check_kept(options, VALIDATION_METRICS)

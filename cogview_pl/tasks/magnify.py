@@ -35,7 +35,7 @@ from cogview_pl.runs.image_files import images_of, pairs_of, save_image
 from cogview_pl.runs.result_list import FILE_CRC32, ResultList
 from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.toy_world.judge import Judge, score_detected
-from cogview_pl.vqvae.model import VQVAE
+from cogview_pl.vqvae.external import AnyTokenizer
 
 _SHEET_ROWS = 12
 _SHEET_COLUMNS = 2
@@ -208,7 +208,7 @@ def _save_sheet(
     folder: RunFolder,
     results: ResultList,
     originals: Originals,
-    tokenizer: VQVAE,
+    tokenizer: AnyTokenizer,
     batches: Sequence[range],
     font: str | None,
 ) -> None:
@@ -223,7 +223,7 @@ def _save_sheet(
     save_image(sheet, folder / "samples" / "grid.png")
 
 
-def _decoded(originals: Originals, tokenizer: VQVAE, batches: Sequence[range]) -> Iterator[Image.Image]:
+def _decoded(originals: Originals, tokenizer: AnyTokenizer, batches: Sequence[range]) -> Iterator[Image.Image]:
     """The readable images as decoded from their codes, in the batches that were doubled."""
     for batch in batches:
         _, read, _ = originals.images.read_some(batch)

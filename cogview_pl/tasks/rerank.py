@@ -23,7 +23,7 @@ from cogview_pl.runs.image_files import pairs_of
 from cogview_pl.runs.result_list import ResultList
 from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.toy_world.accuracy import meaning
-from cogview_pl.vqvae.model import VQVAE
+from cogview_pl.vqvae.external import AnyTokenizer
 
 _TOP = (1, 5)
 
@@ -68,7 +68,7 @@ def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
     return _rank(results, images) if config.pairs is not None else _count_places(results, each)
 
 
-def _score_pairs(captioner: Captioner, tokenizer: VQVAE, images: InputImages) -> Callable[[range], Scored]:
+def _score_pairs(captioner: Captioner, tokenizer: AnyTokenizer, images: InputImages) -> Callable[[range], Scored]:
     captioner.tokenise([images.record(number)["prompt"] for number in range(len(images))])  # refuse long texts now
 
     def score(batch: range) -> Scored:
@@ -93,7 +93,7 @@ def _rank(results: ResultList, images: InputImages) -> dict[str, float]:
 
 
 def _score_captions(
-    captioner: Captioner, tokenizer: VQVAE, images: FirstImages, candidates: int, batch_size: int
+    captioner: Captioner, tokenizer: AnyTokenizer, images: FirstImages, candidates: int, batch_size: int
 ) -> Callable[[range], Scored]:
     """Score the own caption of images among false ones, which are captions of other images."""
     texts = [images.text(number) for number in range(len(images))]

@@ -14,6 +14,8 @@ BUILT_IN = "cogview_pl.vqvae.quantizer"
 """Module of the built-in quantizers, except those of few dimensions."""
 PROJECTED = "cogview_pl.vqvae.projected_quantizers"
 """Module of the quantizers of few dimensions."""
+EXTERNAL_KEY = "image_tokenizer.external"
+"""Config key of an image tokenizer of another project."""
 QUANTIZERS = "ema, learned, gumbel, fixed, cosine or fsq"
 """Choices of the group `image_tokenizer/quantizer`, for messages."""
 
@@ -153,6 +155,8 @@ class ImageTokenizerConfig(VQVAEConfig):
     """Stage 1: the VQ-VAE, its images and its losses."""
 
     path: str | None = None
+    external: Any = None
+    """None, or a dictionary with `_target_` and the arguments of an image tokenizer of another project."""
     image_size: int = count()
     reconstruction: Reconstruction = MISSING
     reconstruction_weight: float = above_0()
@@ -189,3 +193,21 @@ def import_quantizer(quantizer: Any) -> None:
             f"image_tokenizer.quantizer._target_={target}: {error}; give module.Class of a file in the working folder "
             "or of an installed package"
         ) from error
+
+
+def import_external(external: Any) -> None:
+    """Import the class of the external tokenizer that a user's configuration names (`image_tokenizer.external`).
+
+    Raises:
+        UserError: the node names no class, or the class cannot be imported.
+    """
+    if external is None:
+        return
+    target = getattr(external, "_target_", None)
+    if not isinstance(target, str) or "." not in target:
+        raise UserError(
+            f"{EXTERNAL_KEY}={external if target is None else target} names no class; give _target_=module.Class"
+        )
+    from cogview_pl.vqvae.external import trust_external  # here, because it imports torch
+
+    trust_external(target)

@@ -40,7 +40,7 @@ def test_nothing_is_said_without_a_validation() -> None:
         ("image_tokenizer.quantizer.revive_every=0", 0.01, 1000, "try image_tokenizer.quantizer.revive_every=20"),
         ("image_tokenizer.quantizer.dead_threshold=0", 0.01, 1000, "try image_tokenizer.quantizer.dead_threshold=0.05"),
         ("image_tokenizer.quantizer.kmeans_iters=0", 0.01, 1000, "try image_tokenizer.quantizer.kmeans_iters=5"),
-        ("image_tokenizer/quantizer=learned", 0.01, 1000, "try image_tokenizer/quantizer=ema, which revives them"),
+        ("image_tokenizer/quantizer=fixed", 0.01, 1000, "try image_tokenizer/quantizer=ema, which revives them"),
     ],
 )
 def test_cause_and_override(override: str, usage: float, steps: int, advice: str) -> None:
