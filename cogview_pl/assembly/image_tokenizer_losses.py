@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from cogview_pl.assembly.options import TrainingOptions
+from cogview_pl.assembly.perceptual import check_perceptual
 from cogview_pl.checkpoints.settings import plain
 from cogview_pl.errors import UserError
 from cogview_pl.lit.optimizers import BuildOptimizer
@@ -56,6 +57,8 @@ def check_losses(
     continuous = steps_without_quantization(options, max_steps)
     if options.trained_part == TrainedPart.decoder:
         _check_decoder_alone(options, init_from)
+    if options.perceptual is not None:
+        check_perceptual(options.perceptual, options.image_size)
     if options.adversarial is not None:
         _check_adversarial(options.adversarial, options.image_size, continuous, max_steps)
         if options.adversarial.adaptive and training.compile:

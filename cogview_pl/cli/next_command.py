@@ -22,7 +22,8 @@ _PROMPT = "prompts=[左上角有一个大的红色圆形]"
 _STYLED_PROMPT = "prompts=[左上角有一个大的红色圆形的油画图像]"
 _KEPT_GROUPS = ("data", "model", "image_tokenizer", "text", "outputs", "threads")
 """Keys of a run that the next task takes over."""
-_OF_LOSSES = tuple(f"image_tokenizer{sign}{name}" for sign in "./" for name in ("adversarial", "trained_part"))
+_TRAINED_BY = ("adversarial", "perceptual", "trained_part")
+_OF_LOSSES = tuple(f"image_tokenizer{sign}{name}" for sign in "./" for name in _TRAINED_BY)
 """Keys and groups of the training of an image tokenizer."""
 _OF_TRAINING = ("image_tokenizer", "text.model=", "data.token_store=")
 """Keys whose values a sequence model has in its folder."""

@@ -2,8 +2,6 @@
 
 The user gives two files: torchvision's state dict of vgg16, and the linear weights that the authors fitted to human
 judgements (`vgg.pth` of their package, version 0.1).
-
-Shapes: B images, C channels, Y X positions.
 """
 
 from __future__ import annotations
@@ -12,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import vgg16
 
 from cogview_pl.errors import UserError
+from cogview_pl.evaluation.feature_distance import FeatureDistance
 from cogview_pl.evaluation.state_dicts import fit, read_state_dict, sha256_of
 
 KEY = "evaluate.lpips"
@@ -27,38 +26,31 @@ _TAPS = {3: 64, 8: 128, 15: 256, 22: 512, 29: 512}
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 _SHIFT, _SCALE = [2 * mean - 1 for mean in _MEAN], [2 * deviation for deviation in _DEVIATION]  # for a range of -1 … 1
-_TINY = 1e-10  # avoids a division by zero if all features are zero
 
 
-class LPIPS(nn.Module):
-    """Perceptual distance of images from other images, float `(B,)`, 0 for equal images."""
+class LPIPS(FeatureDistance):
+    """Perceptual distance of images from other images, float `(B,)`, 0 for equal images; edges of 16 pixels at least.
+
+    Its weights are empty until files are loaded.
+    """
 
     sha256 = ""
     """Hashes of the two weight files, separated by a comma."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.features = vgg16(weights=None, init_weights=False).features[: max(_TAPS) + 1]
-        self.linear = nn.ModuleList(nn.Conv2d(channels, 1, 1, bias=False) for channels in _TAPS.values())
+        layers = vgg16(weights=None, init_weights=False).features
+        super().__init__(layers, _TAPS, mean=_SHIFT, deviation=_SCALE)
 
-    def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        """Distances `(B,)` of images `(B, 3, Y, X)`, float 0 … 1, Y and X at least 16."""
-        total = images.new_zeros(len(images))
-        pairs = zip(self._look(images), self._look(others), self.linear, strict=True)
-        for image_BCYX, other_BCYX, linear in pairs:
-            total = total + linear((image_BCYX - other_BCYX) ** 2).mean((1, 2, 3))
-        return total
+    def load_network(self, file: Path, key: str, *, verify: bool) -> None:
+        """Load torchvision's state dict of vgg16; raises UserError naming `key` if the file is none."""
+        network = read_state_dict(file, key, verify=verify)
+        used = {name: tensor for name, tensor in network.items() if not name.startswith("classifier.")}
+        fit(nn.ModuleDict({"features": self.features}), used, "torchvision's vgg16", file, key)
 
-    def _look(self, images: Tensor) -> list[Tensor]:
-        """Features `(B, C, Y, X)` of the compared layers, normalised to length 1 over channels."""
-        shift, scale = (images.new_tensor(values)[:, None, None] for values in (_SHIFT, _SCALE))
-        x = (images * 2 - 1 - shift) / scale
-        found = []
-        for number, layer in enumerate(self.features):
-            x = layer(x)
-            if number in _TAPS:
-                found.append(x / (x.norm(dim=1, keepdim=True) + _TINY))
-        return found
+    def load_linear(self, file: Path, key: str, *, verify: bool) -> None:
+        """Load the linear weights of the authors; raises UserError naming `key` if the file has none."""
+        linear = read_state_dict(file, key, verify=verify)
+        fit(_as_saved(self.linear), linear, "the linear weights of LPIPS for vgg16", file, key)
 
 
 def open_lpips(files: Sequence[str], *, device: str, verify: bool) -> LPIPS:
@@ -79,11 +71,8 @@ def open_lpips(files: Sequence[str], *, device: str, verify: bool) -> LPIPS:
     network_file, linear_file = map(Path, files)
     with torch.device("meta"):  # no random weights are made, because the files replace them
         model = LPIPS()
-    network = read_state_dict(network_file, KEY, verify=verify)
-    used = {name: tensor for name, tensor in network.items() if not name.startswith("classifier.")}
-    fit(nn.ModuleDict({"features": model.features}), used, "torchvision's vgg16", network_file, KEY)
-    linear = read_state_dict(linear_file, KEY, verify=verify)
-    fit(_as_saved(model.linear), linear, "the linear weights of LPIPS for vgg16", linear_file, KEY)
+    model.load_network(network_file, KEY, verify=verify)
+    model.load_linear(linear_file, KEY, verify=verify)
     model.sha256 = ",".join(map(sha256_of, (network_file, linear_file)))
     return model.eval().to(device)
 

@@ -21,6 +21,7 @@ from cogview_pl.vqvae.adversarial import AdversarialLoss
 from cogview_pl.vqvae.config import AdversarialConfig, Reconstruction
 from cogview_pl.vqvae.losses import psnr, reconstruction_loss
 from cogview_pl.vqvae.model import VQVAE
+from cogview_pl.vqvae.perceptual import PerceptualLoss
 
 _MEANS = ("val/loss_reconstruction", "val/loss_commitment", "eval/psnr")
 VALIDATION_METRICS = (*_MEANS, "codebook/usage", "codebook/perplexity")
@@ -41,6 +42,7 @@ class ImageTokenizerModule(LightningModule):
         quantize_after_steps: first steps, in which the decoder gets the latents unquantized; the codebook then starts
             on trained features. 0 quantizes from the first step.
         adversarial: the discriminator and its losses; None: no adversarial loss.
+        perceptual: the perceptual loss; None: there is none.
         optimizer: schedule and weight decay.
         build_optimizer: parameter groups → optimizer.
     """
@@ -53,6 +55,7 @@ class ImageTokenizerModule(LightningModule):
         reconstruction_weight: float,
         quantize_after_steps: int,
         adversarial: AdversarialLoss | None = None,
+        perceptual: PerceptualLoss | None = None,
         optimizer: OptimizerConfig,
         build_optimizer: BuildOptimizer,
     ) -> None:
@@ -62,6 +65,7 @@ class ImageTokenizerModule(LightningModule):
         self.reconstruction_weight = reconstruction_weight
         self.quantize_after_steps = quantize_after_steps
         self.adversarial = adversarial
+        self.perceptual = perceptual
         self.optimizer_options = optimizer
         self.build_optimizer = build_optimizer
         self._seen = 0  # images since the last step of the optimizer
@@ -102,6 +106,10 @@ class ImageTokenizerModule(LightningModule):
             "train/loss_commitment": output.quantized.commitment,
             "train/psnr": psnr(output.reconstruction.detach(), images),
         }
+        if self.perceptual is not None:
+            distance = self.perceptual(images, output.reconstruction)
+            weighted, loss = (value + self.perceptual.weight * distance for value in (weighted, loss))
+            means["train/loss_perceptual"] = distance
         if self.adversarial is not None and self._adversarial_now:
             terms = self.adversarial(
                 images,
@@ -211,8 +219,9 @@ class ImageTokenizerModule(LightningModule):
     @property
     def _smallest_edge(self) -> int:
         """Edge in pixels of the smallest images that all networks take."""
-        patch = self.adversarial.discriminator.smallest_edge if self.adversarial is not None else 1
-        return -(-patch // self.model.downsampling) * self.model.downsampling
+        networks = (self.adversarial and self.adversarial.discriminator, self.perceptual)
+        edge = max((network.smallest_edge for network in networks if network is not None), default=1)
+        return -(-edge // self.model.downsampling) * self.model.downsampling
 
     def _gradient_scale(self) -> float:
         """Factor by which gradients of fp16 keep clear of 0: that of the loss scaler, else 1."""

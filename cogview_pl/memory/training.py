@@ -46,6 +46,7 @@ from cogview_pl.vqvae.adversarial import AdversarialLoss
 from cogview_pl.vqvae.config import ImageTokenizerConfig, TrainedPart
 from cogview_pl.vqvae.losses import reconstruction_loss
 from cogview_pl.vqvae.model import VQVAE
+from cogview_pl.vqvae.perceptual import PerceptualLoss
 
 OptimizerBuilder = Callable[[Sequence[dict[str, Any]]], Optimizer]
 """Parameter groups -> optimizer; groups of linear maps and filters are marked `matrices`."""
@@ -161,7 +162,12 @@ def sequence_step(build: Callable[[int], Transformer], layers: int, batch: Batch
 
 
 def image_tokenizer_step(
-    build: Callable[[], VQVAE], batch: int, edge: int, tokenizer: ImageTokenizerConfig, options: StepOptions
+    build: Callable[[], VQVAE],
+    batch: int,
+    edge: int,
+    tokenizer: ImageTokenizerConfig,
+    options: StepOptions,
+    perceptual: Callable[[], PerceptualLoss] | None = None,
 ) -> Phases:
     """Play a step of the image tokenizer and its codebook, and of the discriminator if there is one.
 
@@ -170,13 +176,14 @@ def image_tokenizer_step(
         batch, edge: number of images, and their pixels along an edge.
         tokenizer: losses, and the part that is trained.
         options: how the step runs.
+        perceptual: makes the perceptual loss; None: there is none.
 
     Returns:
         Bytes by phase and part.
     """
 
     def networks() -> _Networks:
-        return _Networks(build(), tokenizer)
+        return _Networks(build(), tokenizer, perceptual)
 
     def loss(networks: _Networks, live: LiveBytes) -> Tensor:
         with live.label(BATCH):
@@ -184,6 +191,8 @@ def image_tokenizer_step(
         images = (uint8_images.float() / 255).contiguous(memory_format=torch.channels_last)
         output = networks.model(images)
         error = reconstruction_loss(tokenizer.reconstruction, output.reconstruction, images)
+        if networks.perceptual is not None:
+            error = error + networks.perceptual(images, output.reconstruction)
         total: Tensor = error + output.quantized.loss
         if networks.adversarial is not None:
             last = networks.model.decoder[-1].weight
@@ -195,11 +204,14 @@ def image_tokenizer_step(
 
 
 class _Networks(nn.Module):
-    """The image tokenizer as it trains, with its discriminator."""
+    """The image tokenizer as it trains, with the networks of its losses."""
 
-    def __init__(self, model: VQVAE, tokenizer: ImageTokenizerConfig) -> None:
+    def __init__(
+        self, model: VQVAE, tokenizer: ImageTokenizerConfig, perceptual: Callable[[], PerceptualLoss] | None
+    ) -> None:
         super().__init__()
         self.model = model
+        self.perceptual = None if perceptual is None else perceptual()
         self.adversarial = None if tokenizer.adversarial is None else AdversarialLoss(tokenizer.adversarial)
         if tokenizer.trained_part == TrainedPart.decoder:
             model.freeze_codes()

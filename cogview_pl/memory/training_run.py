@@ -15,6 +15,7 @@ from cogview_pl.assembly.instantiate import instantiate
 from cogview_pl.assembly.kept_checkpoints import background_bytes, ema_decay
 from cogview_pl.assembly.model_specs import SequenceModelSpec
 from cogview_pl.assembly.options import TrainingOptions
+from cogview_pl.assembly.perceptual import empty_perceptual_loss
 from cogview_pl.assembly.strategy import num_devices, tensor_parts
 from cogview_pl.assembly.trainer import optimizer_node
 from cogview_pl.checkpoints.model_folder import build_transformer, build_vqvae
@@ -49,6 +50,7 @@ def image_tokenizer_phases(
     options: TrainingOptions,
     tokenizer: ImageTokenizerConfig,
     *,
+    outputs: str,
     batch: int,
     edge: int,
     on_gpu: bool,
@@ -61,7 +63,10 @@ def image_tokenizer_phases(
     def build() -> VQVAE:
         return build_vqvae({**settings, "quantizer": quantizer})
 
-    phases = image_tokenizer_step(build, batch, edge, tokenizer, _step_options(options, on_gpu))
+    perceptual = None
+    if tokenizer.perceptual is not None:
+        perceptual = empty_perceptual_loss(tokenizer.perceptual, outputs, verify=options.verify)
+    phases = image_tokenizer_step(build, batch, edge, tokenizer, _step_options(options, on_gpu), perceptual)
     copy = _copy_of_checkpoint(phases, options, on_gpu=on_gpu)
     return {name: held + copy for name, held in _shard(phases, options).items()}
 

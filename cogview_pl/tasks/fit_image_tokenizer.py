@@ -20,6 +20,7 @@ from cogview_pl.assembly.image_tokenizer_losses import (
 from cogview_pl.assembly.kept_checkpoints import check_kept
 from cogview_pl.assembly.model_specs import vqvae_settings
 from cogview_pl.assembly.models import open_image_tokenizer, require_same
+from cogview_pl.assembly.perceptual import perceptual_loss
 from cogview_pl.assembly.trainer import data_module, optimizer_factory, seed_all, train
 from cogview_pl.checkpoints.model_folder import IMAGE_TOKENIZER, ImageTokenizer, build_vqvae, save_image_tokenizer
 from cogview_pl.checkpoints.model_hash import model_hash
@@ -29,6 +30,7 @@ from cogview_pl.config.schema import Config
 from cogview_pl.data.bad_samples import collate_images
 from cogview_pl.durable.write import replacing
 from cogview_pl.errors import UserError
+from cogview_pl.evaluation.protocol import digest_of_weights
 from cogview_pl.lit.config import StrategyConfig
 from cogview_pl.lit.image_tokenizer import VALIDATION_METRICS, ImageTokenizerModule, reconstruction_grid
 from cogview_pl.runs.run_folder import RunFolder
@@ -79,7 +81,9 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
             f"trainer.max_steps={max_steps}: the first {continuous} steps run without quantization instead of "
             f"{USUAL_CONTINUOUS_STEPS}; image_tokenizer.quantize_after_steps chooses another number"
         )
-    adversarial = adversarial_loss(tokenizer.adversarial)
+    adversarial, perceptual = adversarial_loss(tokenizer.adversarial), None
+    if tokenizer.perceptual is not None:
+        perceptual = perceptual_loss(tokenizer.perceptual, config.outputs, verify=config.verify)
     if adversarial is not None or (continuous and any(True for _ in model.quantizer.parameters())):
         _expect_unused(config.strategy)
     module = ImageTokenizerModule(
@@ -88,6 +92,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         reconstruction_weight=tokenizer.reconstruction_weight,
         quantize_after_steps=continuous,
         adversarial=adversarial,
+        perceptual=perceptual,
         optimizer=config.optimizer,
         build_optimizer=optimizer_factory(training),
     )
@@ -96,6 +101,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     inputs = image_inputs({"train": train_images, "val": val_images})
     if config.init_from is not None:
         inputs["init_from"] = model_hash(config.init_from)
+    if perceptual is not None:
+        inputs["image_tokenizer.perceptual"] = digest_of_weights(perceptual.distance)
     saved = {**settings, "image_size": tokenizer.image_size}
     identity = {"kind": IMAGE_TOKENIZER, "settings": settings, "model": image_tokenizer_parts(saved)}
     losses = settings_of_losses(tokenizer)

@@ -115,6 +115,7 @@ def estimate(config: Config, on_gpu: bool) -> Estimate:
             configured_images(model_options(config)).settings,
             training_options(config),
             config.image_tokenizer,
+            outputs=config.outputs,
             batch=config.data.batch_size,
             edge=config.data.image_size,
             on_gpu=on_gpu,

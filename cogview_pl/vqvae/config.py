@@ -135,6 +135,24 @@ class AdversarialConfig:
     betas: list[float] | None = share_below_1(None)
 
 
+class PerceptualNetwork(Enum):
+    """Network of the perceptual loss: VGG-16 from a file, or the network of a run of `task=features`."""
+
+    vgg = "vgg"
+    features = "features"
+
+
+@dataclass
+class PerceptualConfig:
+    """The perceptual loss and the files of its network."""
+
+    network: PerceptualNetwork = MISSING
+    path: str | None = None
+    linear: str | None = None
+    weight: float = above_0()
+    layer_weights: list[float] = at_least_0()
+
+
 @dataclass
 class VQVAEConfig:
     """The VQ-VAE."""
@@ -161,6 +179,7 @@ class ImageTokenizerConfig(VQVAEConfig):
     reconstruction: Reconstruction = MISSING
     reconstruction_weight: float = above_0()
     adversarial: AdversarialConfig | None = None
+    perceptual: PerceptualConfig | None = None
     trained_part: TrainedPart = MISSING
     quantize_after_steps: int | None = whole()
     min_codebook_share: float = share()

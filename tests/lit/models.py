@@ -10,12 +10,14 @@ import torch
 from cogview_pl.data.bad_samples import ImageBatch, collate_images
 from cogview_pl.data.samples import ImageSample, Skipped
 from cogview_pl.data.sequence_dataset import SequenceBatch
+from cogview_pl.evaluation.feature_distance import FeatureDistance
 from cogview_pl.lit.config import OptimizerConfig
 from cogview_pl.lit.image_tokenizer import ImageTokenizerModule
 from cogview_pl.lit.sequence_model import SequenceModule
 from cogview_pl.vqvae.adversarial import AdversarialLoss
 from cogview_pl.vqvae.config import AdversarialConfig, DiscriminatorNorm, Reconstruction, Regularisation
 from cogview_pl.vqvae.model import VQVAE
+from cogview_pl.vqvae.perceptual import PerceptualLoss
 from tests.make_models import make_transformer, make_vqvae
 
 TEXT, IMAGE = range(12), range(12, 30)
@@ -114,11 +116,25 @@ def discriminated(**changed: Any) -> AdversarialLoss:
     return made
 
 
+def perceptual_loss() -> PerceptualLoss:
+    """With a network of two convolutions that has a batch norm."""
+    torch.manual_seed(6)
+    layers = torch.nn.Sequential(
+        *(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU()),
+        *(torch.nn.Conv2d(4, 6, 3), torch.nn.ReLU()),
+    )
+    distance = FeatureDistance(layers, {2: 4, 4: 6}, mean=[0.1, 0.0, -0.1], deviation=[0.5, 0.6, 0.7])
+    distance.weigh_channels_equally()
+    distance.weigh_layers([1.0, 0.5])
+    return PerceptualLoss(distance, weight=1.5, smallest_edge=6)
+
+
 def tokenizer_module(
     kind: str = "learned",
     reconstruction: Any = "l2",
     quantize_after_steps: int = 0,
     adversarial: AdversarialLoss | None = None,
+    perceptual: PerceptualLoss | None = None,
     build_optimizer: Any = None,
 ) -> ImageTokenizerModule:
     return ImageTokenizerModule(
@@ -128,6 +144,7 @@ def tokenizer_module(
         quantize_after_steps=quantize_after_steps,
         optimizer=OptimizerConfig(weight_decay=0.5, warmup=0.0, final_lr=1.0),
         adversarial=adversarial,
+        perceptual=perceptual,
         build_optimizer=build_optimizer or partial(torch.optim.SGD, lr=TOKENIZER_LR, momentum=MOMENTUM),
     )
 
