@@ -61,7 +61,7 @@ def empty_perceptual_loss(config: PerceptualConfig, outputs: str, *, verify: boo
     """Makes a perceptual loss of the same size without the weights of its files, for an estimate of memory."""
     if config.network == PerceptualNetwork.vgg:
         return lambda: PerceptualLoss(LPIPS(), weight=config.weight, smallest_edge=SMALLEST)
-    hidden_size = _features(config, outputs, verify=verify).convolutions[0].out_channels
+    hidden_size = _channels(_features(config, outputs, verify=verify))[0]
 
     def build() -> PerceptualLoss:
         network = ToyNetwork(hidden_size, num_features=1, num_styles=1)
@@ -87,10 +87,14 @@ def _features(config: PerceptualConfig, outputs: str, *, verify: bool) -> ToyNet
     return load_network(predecessor(outputs, "features", key, config.path), key, verify=verify)[0]
 
 
+def _channels(network: ToyNetwork) -> list[int]:
+    """Output channels of the convolutions."""
+    return [layer.out_channels for layer in network.convolutions if isinstance(layer, nn.Conv2d)]
+
+
 def _distance_of(network: ToyNetwork) -> FeatureDistance:
     """Compares the outputs of all ReLUs."""
     layers = network.convolutions
-    channels = [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)]
     relus = [number for number, layer in enumerate(layers) if isinstance(layer, nn.ReLU)]
-    taps = dict(zip(relus, channels, strict=True))
+    taps = dict(zip(relus, _channels(network), strict=True))
     return FeatureDistance(layers, taps, mean=[0.0] * 3, deviation=[1.0] * 3)

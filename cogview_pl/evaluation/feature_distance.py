@@ -37,17 +37,15 @@ class FeatureDistance(nn.Module):
         self._taps = tuple(taps)
         self._mean, self._deviation = mean, deviation
 
-    @torch.no_grad()
     def weigh_channels_equally(self) -> None:
         """Sum the squared differences over channels."""
-        for layer in self.linear:
-            layer.weight = nn.Parameter(torch.ones(1, *layer.weight.shape[1:]), requires_grad=False)  # type: ignore[union-attr]
+        for layer in self._linear_layers():
+            layer.weight = nn.Parameter(torch.ones(1, layer.in_channels, 1, 1), requires_grad=False)
 
-    @torch.no_grad()
     def weigh_layers(self, weights: Sequence[float]) -> None:
         """Multiply the distance of each compared layer."""
-        for layer, weight in zip(self.linear, weights, strict=True):
-            layer.weight = nn.Parameter(layer.weight * weight, requires_grad=False)  # type: ignore[operator, arg-type]
+        for layer, weight in zip(self._linear_layers(), weights, strict=True):
+            layer.weight = nn.Parameter(layer.weight.detach() * weight, requires_grad=False)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         """Distances `(B,)` of images `(B, 3, Y, X)`, float 0 … 1."""
@@ -56,6 +54,9 @@ class FeatureDistance(nn.Module):
         for image_BCYX, other_BCYX, linear in pairs:
             total = total + linear((image_BCYX - other_BCYX) ** 2).mean((1, 2, 3))
         return total
+
+    def _linear_layers(self) -> list[nn.Conv2d]:
+        return [layer for layer in self.linear if isinstance(layer, nn.Conv2d)]
 
     def _look(self, images: Tensor) -> list[Tensor]:
         """Features `(B, C, Y, X)` of the compared layers, normalised to length 1 over channels."""

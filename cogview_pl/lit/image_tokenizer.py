@@ -219,8 +219,11 @@ class ImageTokenizerModule(LightningModule):
     @property
     def _smallest_edge(self) -> int:
         """Edge in pixels of the smallest images that all networks take."""
-        networks = (self.adversarial and self.adversarial.discriminator, self.perceptual)
-        edge = max((network.smallest_edge for network in networks if network is not None), default=1)
+        edge = 1
+        if self.adversarial is not None:
+            edge = self.adversarial.discriminator.smallest_edge
+        if self.perceptual is not None:
+            edge = max(edge, self.perceptual.smallest_edge)
         return -(-edge // self.model.downsampling) * self.model.downsampling
 
     def _gradient_scale(self) -> float:

@@ -51,12 +51,9 @@ def test_with_linear_weights_it_is_lpips(files: tuple[str, str]) -> None:
     parts = []
     for layer in range(5):
         weights = [float(layer == one) for one in range(5)]
-        parts.append(
-            perceptual_loss(options(path=network, linear=linear, layer_weights=weights), "", verify=False)(
-                images, others
-            )
-        )
-    assert sum(parts).item() == pytest.approx(expected, rel=1e-5)  # type: ignore[union-attr]
+        part = perceptual_loss(options(path=network, linear=linear, layer_weights=weights), "", verify=False)
+        parts.append(part(images, others).item())
+    assert sum(parts) == pytest.approx(expected, rel=1e-5) and 0 not in parts
     assert not any(parameter.requires_grad for parameter in loss.parameters())
 
 

@@ -95,5 +95,5 @@ def test_checkpoints_do_not_hold_the_network_and_go_on_with_it(tmp_path: Path) -
     trainer(3).fit(second, rest, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(second.state_dict()[name], value), name
-    with pytest.raises(RuntimeError, match="encoder.0.weight"):  # other weights must be there
+    with pytest.raises(RuntimeError, match=r"encoder\.0\.weight"):  # other weights must be there
         second.load_state_dict({name: value for name, value in saved.items() if name != "model.encoder.0.weight"})
