@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cogview_pl.durable.write import write_bytes
 from cogview_pl.errors import UserError
 from cogview_pl.vocab.config import TextConfig
 
+_TOO_SMALL = re.compile(r"smaller than required_chars\. \d+ vs (\d+)")
 _LONGEST = 4192
 """Longest caption in bytes that SentencePiece learns from; longer ones are given to it in parts."""
 
@@ -85,8 +87,7 @@ class TextTokenizer:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"text.vocab_size={options.vocab_size} does not suit the captions: {reason}") from error
+            raise UserError(f"text.vocab_size={options.vocab_size} {_why_unsuitable(str(error))}") from error
         return cls(model.getvalue())
 
     @property
@@ -128,6 +129,17 @@ class TextTokenizer:
     def save(self, path: str | Path) -> None:
         """Write the `.model` file."""
         write_bytes(Path(path), self.serialized)
+
+
+def _why_unsuitable(message: str) -> str:
+    """What is wrong with `text.vocab_size`, out of SentencePiece's message."""
+    too_small = _TOO_SMALL.search(message)
+    if too_small is None:
+        return f"does not suit the captions: {' '.join(message.split())}"
+    return (
+        f"is too small for the characters of the captions; set it to {too_small[1]} or more, or lower "
+        "text.character_coverage, so that rare characters become bytes"
+    )
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -82,6 +82,14 @@ class TestTraining:
         with pytest.raises(UserError, match=rf"^text\.vocab_size={vocab_size} [^\n]+$"):
             learned_text(captions, vocab_size=vocab_size)
 
+    def test_the_error_names_the_smallest_size(self) -> None:
+        with pytest.raises(UserError, match=r"is too small for the characters") as error:
+            learned_text(CAPTIONS, vocab_size=100)
+        smallest = int(str(error.value).partition("set it to ")[2].split()[0])
+        assert learned_text(CAPTIONS, vocab_size=smallest).vocab_size == smallest
+        with pytest.raises(UserError, match=rf"set it to {smallest} or more"):
+            learned_text(CAPTIONS, vocab_size=smallest - 1)
+
 
 class TestUnreadableModel:
     def test_missing(self, tmp_path: Path) -> None:
