@@ -17,11 +17,12 @@ from cogview_pl.data.bad_samples import ImageBatch, collate_images
 from cogview_pl.kernels.availability import widest_float
 from cogview_pl.lit.config import OptimizerConfig
 from cogview_pl.lit.optimizers import BuildOptimizer, ParameterGroup, configure_optimizers, log_gradient_norm
-from cogview_pl.vqvae.adversarial import AdversarialLoss
+from cogview_pl.vqvae.adversarial import AdversarialLoss, Join
 from cogview_pl.vqvae.config import AdversarialConfig, Reconstruction
 from cogview_pl.vqvae.losses import psnr, reconstruction_loss
 from cogview_pl.vqvae.model import VQVAE
 from cogview_pl.vqvae.perceptual import PerceptualLoss
+from cogview_pl.vqvae.quantizer_base import QuantizerOutput
 
 _MEANS = ("val/loss_reconstruction", "val/loss_commitment", "eval/psnr")
 VALIDATION_METRICS = (*_MEANS, "codebook/usage", "codebook/perplexity")
@@ -94,44 +95,11 @@ class ImageTokenizerModule(LightningModule):
         share = count * self.trainer.world_size / total
         self.model.quantizer.set_progress(self.global_step / self.trainer.max_steps)
         if self.global_step < self.quantize_after_steps:
-            loss = self._reconstruction_loss(self.model.reconstruct_continuous(images), images)
-            self._log_means({"train/loss_reconstruction": loss}, count, total)
-            return _scaled(loss * self.reconstruction_weight, share)
-        output = self.model(images)
-        reconstruction = self._reconstruction_loss(output.reconstruction, images)
-        weighted = reconstruction * self.reconstruction_weight
-        loss, of_discriminator = weighted + output.quantized.loss, None
-        means = {
-            "train/loss_reconstruction": reconstruction,
-            "train/loss_commitment": output.quantized.commitment,
-            "train/psnr": psnr(output.reconstruction.detach(), images),
-        }
-        if self.perceptual is not None:
-            distance = self.perceptual(images, output.reconstruction)
-            weighted, loss = (value + self.perceptual.weight * distance for value in (weighted, loss))
-            means["train/loss_perceptual"] = distance
-        if self.adversarial is not None and self._adversarial_now:
-            terms = self.adversarial(
-                images,
-                output.reconstruction,
-                weighted,
-                self.model.decoder[-1].weight,
-                join=partial(self._mean_over_devices, count=count, total=total),
-                scale=self._gradient_scale(),
-            )
-            loss, of_discriminator = loss + terms.tokenizer, terms.discriminator
-            means |= {f"adversarial/{name}": value for name, value in terms.figures.items()}
-        means["train/loss"] = loss
+            loss, means = self._loss_without_codes(images)
+        else:
+            loss, means = self._loss(images, join=partial(self._mean_over_devices, count=count, total=total))
         self._log_means(means, count, total)
-        self.log_dict(
-            {
-                "codebook/batch_usage": output.quantized.usage,
-                "codebook/batch_perplexity": output.quantized.perplexity,
-                "codebook/dead": output.quantized.dead.float(),
-                "codebook/revived": output.quantized.revived.float(),
-            }
-        )
-        return _scaled(loss if of_discriminator is None else loss + of_discriminator, share)
+        return _scaled(loss, share)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """Add up the reconstruction metrics of one batch, and count its codes."""
@@ -210,6 +178,46 @@ class ImageTokenizerModule(LightningModule):
             for of_discriminator in (False, True):
                 groups = [g for g in optimizer.param_groups if (g["name"] == _DISCRIMINATOR) == of_discriminator]
                 clip_grad_norm_([p for group in groups for p in group["params"]], gradient_clip_val)
+
+    def _loss_without_codes(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the first steps, and metrics to log."""
+        reconstruction = self._reconstruction_loss(self.model.reconstruct_continuous(images), images)
+        return reconstruction * self.reconstruction_weight, {"train/loss_reconstruction": reconstruction}
+
+    def _loss(self, images: Tensor, join: Join) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of all networks, and metrics to log; `train/loss` is that of the VQ-VAE."""
+        output = self.model(images)
+        self._log_codes(output.quantized)
+        reconstruction = self._reconstruction_loss(output.reconstruction, images)
+        means = {
+            "train/loss_reconstruction": reconstruction,
+            "train/loss_commitment": output.quantized.commitment,
+            "train/psnr": psnr(output.reconstruction.detach(), images),
+        }
+        of_images = reconstruction * self.reconstruction_weight
+        if self.perceptual is not None:
+            distance = self.perceptual(images, output.reconstruction)
+            of_images = of_images + self.perceptual.weight * distance
+            means["train/loss_perceptual"] = distance
+        loss = of_images + output.quantized.loss
+        if self.adversarial is None or not self._adversarial_now:
+            return loss, means | {"train/loss": loss}
+        last, scale = self.model.decoder[-1].weight, self._gradient_scale()
+        terms = self.adversarial(images, output.reconstruction, of_images, last, join=join, scale=scale)
+        loss = loss + terms.tokenizer
+        means |= {f"adversarial/{name}": value for name, value in terms.figures.items()}
+        return loss + terms.discriminator, means | {"train/loss": loss}
+
+    def _log_codes(self, quantized: QuantizerOutput) -> None:
+        """Log how many codes the batch uses."""
+        self.log_dict(
+            {
+                "codebook/batch_usage": quantized.usage,
+                "codebook/batch_perplexity": quantized.perplexity,
+                "codebook/dead": quantized.dead.float(),
+                "codebook/revived": quantized.revived.float(),
+            }
+        )
 
     @property
     def _adversarial_now(self) -> bool:
