@@ -30,6 +30,7 @@ _UNKNOWN = re.compile(r"Key '(.*)' (?:not in|is not in struct)")
 _WRONG_CHOICE = re.compile(r"Invalid value '(.*)', expected one of \[(.*)\]")
 _WRONG_TYPE = re.compile(r"Value '(.*)' (?:of type '.*' could not be converted to|is not a valid) (Integer|Float|bool)")
 _BELOW_NULL = "Unexpected type for root: NoneType"  # OmegaConf's, of a key below a node that is null
+_NOT_SET = re.compile(r"Environment variable '(.*)' not found")
 _TYPES = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 _OVERRIDE = re.compile(r"Could not override '(?P<key>.*)'\.\s+To append to your config use (?P<advice>.*)", re.DOTALL)
 
@@ -131,6 +132,8 @@ def _of_composition(error: BaseException) -> str:
             return _no_such_choice(key, choice[1], choice[2].split(", "))
         if wrong := _WRONG_TYPE.search(str(error)):
             return f"{key}={wrong[1]} must be {_TYPES[wrong[2]]}"
+    if variable := _NOT_SET.search(str(error)):
+        return f"the environment variable {variable[1]} is not set; put {variable[1]}=VALUE before the command"
     if isinstance(error, OverrideParseException) and "missing EQUAL" in str(error):
         return f"{error.override} is not of the form KEY=VALUE, such as task=vqvae; `--help` lists tasks and keys"
     return _without_internals(error)

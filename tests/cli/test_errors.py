@@ -35,6 +35,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "quantizer_as_value": (["task=vqvae", "image_tokenizer.quantizer=foo"], ["image_tokenizer.quantizer", "foo"]),
     "unknown_experiment": (["experiment=foo"], ["experiment=foo", "quickstart"]),
     "no_task": ([], ["task"]),
+    "variable_of_the_shell": (["experiment=portraits"], ["environment variable PORTRAITS is not set; put PORTRAITS="]),
     "no_stages": (["task=chain"], ["stages is empty", "experiment="]),
     "number_for_a_choice": (["task=vqvae", "precision=16"], ["precision=fp16", "name of a choice"]),
     "task_without_key": (["vqvae"], ["vqvae is not of the form KEY=VALUE", "task=vqvae"]),
