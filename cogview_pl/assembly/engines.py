@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from cogview_pl.assembly.cpu_kernels import prepare
 from cogview_pl.assembly.roles import Role
 from cogview_pl.generation.config import Engine, Sampling
-from cogview_pl.generation.engine.compiled_cpu import can_compile
-from cogview_pl.generation.engine.forms import engine_of, takes_compiled
+from cogview_pl.generation.engine.forms import engine_of, wants_compiled
 from cogview_pl.kernels import cpu_decoding
 from cogview_pl.kernels.cpp_library import NoLibraryError
 from cogview_pl.transformer.model import Transformer
@@ -29,16 +28,12 @@ def engine_settings(models: Mapping[Role, Transformer], sampling: Sampling) -> d
     Raises:
         UserError: see `engine_of`.
     """
-    if any(_would_compile(model, sampling.engine) for model in models.values()):
+    if any(wants_compiled(model, sampling.engine) for model in models.values()):
         _prepare(sampling.engine)
     engines = {role.key: engine_of(model, sampling.engine) for role, model in models.items()}
     first, *others = engines
     named = {"sampler.engine": first, **{f"sampler.engine of {key}": key for key in others}}
     return {name: engines[key].value for name, key in named.items()}
-
-
-def _would_compile(model: Transformer, engine: Engine) -> bool:
-    return can_compile(model) and takes_compiled(engine, model.token_embedding.weight.dtype)
 
 
 def _prepare(engine: Engine) -> None:

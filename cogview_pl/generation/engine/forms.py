@@ -40,19 +40,21 @@ def engine_of(model: Transformer, engine: Engine) -> Engine:
     """
     if engine == Engine.torch:
         return engine
-    covered = can_compile(model)
-    missing = cpu_decoding.LIBRARY.missing if covered else None
     if engine == Engine.compiled:
-        if not covered:
+        if not can_compile(model):
             raise UserError(
                 "sampler.engine=compiled decodes on a CPU with norm_scope token or none, LayerNorm before each branch, "
                 f"fused attention, and sizes of heads that {cpu_decoding.WIDTH} divides; set sampler.engine=torch"
             )
-        if missing is not None:
-            raise UserError(f"sampler.engine=compiled: {missing}, or set sampler.engine=torch")
+        if cpu_decoding.LIBRARY.missing is not None:
+            raise UserError(f"sampler.engine=compiled: {cpu_decoding.LIBRARY.missing}, or set sampler.engine=torch")
         return engine
-    takes = covered and missing is None and takes_compiled(engine, model.token_embedding.weight.dtype)
-    return Engine.compiled if takes else Engine.torch
+    return Engine.compiled if wants_compiled(model, engine) and cpu_decoding.LIBRARY.missing is None else Engine.torch
+
+
+def wants_compiled(model: Transformer, engine: Engine) -> bool:
+    """Whether the compiled step decodes the model on a machine with a compiler."""
+    return takes_compiled(engine, model.token_embedding.weight.dtype) and can_compile(model)
 
 
 def takes_compiled(engine: Engine, dtype: torch.dtype) -> bool:
