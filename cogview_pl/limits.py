@@ -38,6 +38,7 @@ ABOVE_0 = Limit("from 1e-9 to 1e9", lambda value: _SMALL <= value <= _LARGE)
 SHARE = Limit("between 0 and 1", lambda value: 0 <= value <= 1)
 SHARE_BELOW_1 = Limit("at least 0, below 1", lambda value: 0 <= value < 1)
 SHARE_ABOVE_0 = Limit("from 1e-9 to 1", lambda value: _SMALL <= value <= 1)
+ZOOM = Limit("from 1 to 16", lambda value: 1 <= value <= 16)
 FINITE = Limit("a finite number", lambda value: -math.inf < value < math.inf)
 
 # Sampling; logits in fp32 differ by about 100 at most.

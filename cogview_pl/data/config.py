@@ -9,7 +9,19 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from cogview_pl.limits import MISSING, above_0, at_least_0, count, seed_number, share, share_below_1, up_to_256, whole
+from cogview_pl.limits import (
+    MISSING,
+    ZOOM,
+    above_0,
+    at_least_0,
+    count,
+    limited,
+    seed_number,
+    share,
+    share_below_1,
+    up_to_256,
+    whole,
+)
 
 _OF_THE_LOADER = (
     "_target_",
@@ -58,6 +70,7 @@ class Decoding:
 
     max_pixels: int = count(default=90_000_000)
     crop: Crop = Crop.center
+    zoom: float = limited(ZOOM, 1.0)
     flip: bool = False
     views: int = count(default=1)
     view_seed: int = seed_number(default=0)
@@ -70,7 +83,7 @@ class Decoding:
     def of_validation(self) -> Decoding:
         """The same without chance: validation images are seen once."""
         crop = Crop.center if self.crop == Crop.random else self.crop
-        return replace(self, crop=crop, flip=False, views=1)
+        return replace(self, crop=crop, zoom=1.0, flip=False, views=1)
 
     def changes(self) -> tuple[str, ...]:
         """The options that change samples: those that differ from the defaults, and the seed where chance counts."""

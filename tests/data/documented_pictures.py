@@ -187,6 +187,20 @@ class Pictures:
         assert (pixels[:, :2] == 255).all() and pixels[:, 4, 1].tolist() == [250, 0, 0]
 
     @staticmethod
+    def row_zoom(home: Path) -> None:
+        """`data.crop=random data.zoom=2`"""
+        ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))  # the shades of a view span what it shows
+        file = stream(Image.fromarray(ramp).convert("RGB")).getvalue()
+        decoding = Decoding(crop=Crop.random, zoom=2)
+        views = [decode_image(io.BytesIO(file), 32, options=decoding, view=f"{n}").pixels.int() for n in range(60)]
+        shown = [int(view[0, 16, -1] - view[0, 16, 0]) / 248 for view in views]
+        assert 0.47 < min(shown) < 0.55 and 0.9 < max(shown) <= 1.03
+        left = [int(view[0, 16, 0]) for view, share in zip(views, shown, strict=True) if share < 0.6]
+        assert min(left) < 30 and max(left) > 80
+        small = decode_image(io.BytesIO(file), 60, options=decoding, view="1").pixels  # of 64 pixels at most
+        assert int(small[0, 0, -1] - small[0, 0, 0]) > 0.9 * 248
+
+    @staticmethod
     def row_flip(home: Path) -> None:
         """`data.flip=true`"""
         decoding = Decoding(flip=True)

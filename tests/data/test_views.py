@@ -104,15 +104,22 @@ def test_a_fingerprint_tells_views_apart_and_stays_without_them(root: Path) -> N
     assert opened(root).fingerprint() == opened(root, view_seed=7).fingerprint() == plain
     changed = [
         {"crop": Crop.pad}, {"crop": Crop.random}, {"crop": Crop.random, "view_seed": 1}, {"flip": True},
-        {"flip": True, "views": 2}, {"max_pixels": 10**6},
+        {"flip": True, "views": 2}, {"max_pixels": 10**6}, {"crop": Crop.random, "zoom": 2.0},
     ]  # fmt: skip
-    assert len({plain, *(opened(root, **options).fingerprint() for options in changed)}) == 7
+    assert len({plain, *(opened(root, **options).fingerprint() for options in changed)}) == 8
     assert Decoding().changes() == ()
 
 
 def test_views_that_would_be_the_same_are_refused(root: Path) -> None:
     with pytest.raises(UserError, match=r"^data\.views=2: all would be the same; set data\.crop=random or data\.flip"):
         opened(root, views=2, crop=Crop.pad)
+
+
+def test_zoom_needs_random_crops_and_leaves_validation_as_it_is(root: Path) -> None:
+    with pytest.raises(UserError, match=r"^data\.zoom=2: parts are cut out at random places; set data\.crop=random"):
+        opened(root, zoom=2.0)
+    plain, zoomed = (opened(root, "val", val_fraction=0.5, crop=Crop.random, zoom=zoom) for zoom in (1.0, 2.0))
+    assert all(torch.equal(one, other) for one, other in zip(pixels(plain), pixels(zoomed), strict=True))
 
 
 def test_every_view_of_a_bad_sample_is_known(root: Path) -> None:

@@ -59,6 +59,16 @@ class Decoded(NamedTuple):
     """What was mended while the image was decoded; empty: nothing."""
 
 
+class _Upright(NamedTuple):
+    """An image before it becomes a square."""
+
+    image: Image.Image
+    """In sRGB, maybe decoded reduced."""
+    remark: str
+    edge: int
+    """Edge in pixels to which it is to be resized: that of the square, or more where the view is a part of it."""
+
+
 def load_image(file: str | Path | BinaryIO, size: int, min_size: int = 0) -> torch.Tensor:
     """The pixels of `decode_image` with the usual options: uint8 `(3, size, size)`; raises its ImageError."""
     return decode_image(file, size, min_size).pixels
@@ -72,14 +82,14 @@ def decode_image(
     The orientation in the EXIF data is applied, colour profiles are converted to sRGB, transparent pixels are put on
     white, and grey, 16-bit, palette and CMYK images become RGB. Of an animation the first frame is read. The shorter
     edge is resized to `size` (bicubic, antialiased) and the longer one cropped; or, with `Crop.pad`, the longer edge is
-    resized and the shorter one padded with white.
+    resized and the shorter one padded with white. With `Decoding.zoom` a part of the image is enlarged.
 
     Args:
         file: the image.
         size: edge of the result in pixels.
         min_size: smallest shorter edge of the image.
-        options: limit of pixels, crop and flip; None: the defaults, which no key changes.
-        view: names the image and its view; random crops and flips follow from it.
+        options: limit of pixels, crop, zoom and flip; None: the defaults, which no key changes.
+        view: names the image and its view; random crops, zooms and flips follow from it.
 
     Raises:
         ImageError: the file is missing, unreadable, no regular file, larger than `MAX_IMAGE`, damaged or no image; it
@@ -112,7 +122,7 @@ def decode_image(
 
 def _decode(stream: BinaryIO, size: int, min_size: int, options: Decoding, view: str) -> Decoded:
     try:
-        image, remark = _srgb(stream, size, min_size, options)
+        image, remark, edge = _upright(stream, size, min_size, options, view)
     except ImageError:
         raise
     except Exception:  # damaged bytes make Pillow's readers raise nearly anything
@@ -120,9 +130,9 @@ def _decode(stream: BinaryIO, size: int, min_size: int, options: Decoding, view:
         whole = with_end(stream.read(MAX_IMAGE))
         if whole is None:
             raise
-        image, _ = _srgb(io.BytesIO(whole), size, min_size, options)
+        image, _, edge = _upright(io.BytesIO(whole), size, min_size, options, view)
         remark = REMARK
-    width, height = _fit(image.width, image.height, size, options.crop)
+    width, height = _fit(image.width, image.height, edge, options.crop)
     pixels = tv.resize(
         tv.pil_to_tensor(image), [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True
     )
@@ -130,8 +140,7 @@ def _decode(stream: BinaryIO, size: int, min_size: int, options: Decoding, view:
     return Decoded(pixels.contiguous(), remark)
 
 
-def _srgb(stream: BinaryIO, size: int, min_size: int, options: Decoding) -> tuple[Image.Image, str]:
-    """The image upright, in sRGB, not yet resized, and a remark."""
+def _upright(stream: BinaryIO, size: int, min_size: int, options: Decoding, view: str) -> _Upright:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # on odd metadata of images that can be read
         with _opened(stream, options.max_pixels) as image:
@@ -141,9 +150,10 @@ def _srgb(stream: BinaryIO, size: int, min_size: int, options: Decoding) -> tupl
                 raise ImageError(f"{image.width}x{image.height} is smaller than data.min_size={min_size}")
             if image.format == "PNG":
                 _verify_png(stream)
-            ready = _decode_smaller(image, _fit(image.width, image.height, size, options.crop), options.max_pixels)
+            edge = max(size, min(_zoomed(size, options, view), *image.size))
+            ready = _decode_smaller(image, _fit(image.width, image.height, edge, options.crop), options.max_pixels)
             ImageOps.exif_transpose(ready, in_place=True)
-            return to_srgb(ready)
+            return _Upright(*to_srgb(ready), edge)
 
 
 def _opened(stream: BinaryIO, max_pixels: int) -> Image.Image:
@@ -217,6 +227,13 @@ def _fit(width: int, height: int, size: int, crop: Crop) -> tuple[int, int]:
     return max(1, int(size * width / edge)), max(1, int(size * height / edge))
 
 
+def _zoomed(size: int, options: Decoding, view: str) -> int:
+    """Edge of the resized image: `size` times a factor between 1 and `options.zoom`; its logarithm is uniform."""
+    if options.zoom == 1:
+        return size
+    return round(size * options.zoom ** fraction_of(f"zoom {options.view_seed} {view}"))
+
+
 def _square(pixels: torch.Tensor, size: int, options: Decoding, view: str) -> torch.Tensor:
     """uint8 `(3, Y, X)`, resized, to `(3, size, size)`; half of the views are mirrored where `options.flip` is set."""
     down, right = pixels.shape[-2] - size, pixels.shape[-1] - size
@@ -224,8 +241,10 @@ def _square(pixels: torch.Tensor, size: int, options: Decoding, view: str) -> to
         above, left = -down // 2, -right // 2
         pixels = tv.pad(pixels, [left, above, -right - left, -down - above], fill=_WHITE)
     elif options.crop == Crop.random:
-        place = fraction_of(f"crop {options.view_seed} {view}")
-        pixels = tv.crop(pixels, int(place * (down + 1)), int(place * (right + 1)), size, size)
+        across = fraction_of(f"crop {options.view_seed} {view}")
+        # Without zoom one edge alone is cropped.
+        along = across if options.zoom == 1 else fraction_of(f"crop down {options.view_seed} {view}")
+        pixels = tv.crop(pixels, int(along * (down + 1)), int(across * (right + 1)), size, size)
     else:
         pixels = tv.center_crop(pixels, [size, size])
     mirrored = options.flip and fraction_of(f"flip {options.view_seed} {view}") < 0.5
