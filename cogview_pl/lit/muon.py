@@ -18,6 +18,7 @@ from torch.optim import AdamW, Optimizer
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # this quintic brings singular values in (0, 1] near 1 in the fewest steps
 _ITERATIONS = 5
+_SMALLEST_NORM = 1e-7  # as in torch.optim.Muon: a layer without gradients comes to rest, and no norm underflows to 0
 _LONG = 2  # ratio of the sides of a matrix from which its Gram matrix is cheaper to iterate
 
 
@@ -93,12 +94,13 @@ class Muon(Optimizer):
 def orthogonal(matrices_nMD: Tensor) -> Tensor:
     """Approximates U·Vᵀ of the singular value decomposition U·S·Vᵀ of each matrix `(n, M, D)`, by Newton-Schulz steps.
 
-    The result has singular values from 0.7 to 1.2 and the input's dtype. Arithmetic is fp32 on a CPU, else bf16.
+    The result has singular values from 0.7 to 1.2 and the input's dtype; smaller ones where the norm of a matrix is below
+    1e-7. Arithmetic is fp32 on a CPU, else bf16.
     """
     x = matrices_nMD if matrices_nMD.device.type == "cpu" else matrices_nMD.bfloat16()
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x  # the matmuls below are then of the shorter side
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=_SMALLEST_NORM)
     long = x.shape[2] >= _LONG * x.shape[1]
     x = _by_gram_matrices(x) if long and x.dtype == torch.float32 else _by_matrices(x)
     return (x.mT if tall else x).to(matrices_nMD.dtype)

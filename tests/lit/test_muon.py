@@ -56,6 +56,31 @@ def test_orthogonal_keeps_directions_and_levels_singular_values(shape: tuple[int
     assert torch.equal(orthogonal(torch.zeros(shape)), torch.zeros(shape))
 
 
+@pytest.mark.parametrize("shape", [(1, 16, 16), (2, 48, 16)])
+def test_the_momentum_of_a_layer_without_gradients_fades_away(shape: tuple[int, int, int]) -> None:
+    """Such as that of a dead ReLU: after a thousand steps the squares of its momentum underflow."""
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    sizes = [float(orthogonal(matrices * 10.0**power).abs().max()) for power in range(-8, -46, -1)]
+    assert all(smaller < 1e-6 for smaller in sizes[10:]) and sizes[5:] == sorted(sizes[5:], reverse=True)
+    assert torch.allclose(orthogonal(matrices * 1e-6), orthogonal(matrices), atol=1e-5)
+
+
+def test_a_layer_that_gets_no_gradients_any_more_stays_where_it_is() -> None:
+    matrices, others = parameters()
+    optimizer = make(matrices, others)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    give_gradients(0, matrices, others)
+    for step in range(1500):
+        optimizer.step()
+        for parameter in matrices:
+            parameter.grad = torch.zeros_like(parameter)
+        if step == 1000:
+            then = [parameter.detach().clone() for parameter in matrices]
+    assert all(torch.equal(parameter, before) for parameter, before in zip(matrices, then, strict=True))
+
+
 @pytest.mark.parametrize("rank", [16, 3])
 @pytest.mark.parametrize("shape", [(3, 64, 16), (2, 16, 48)])
 def test_long_matrices_give_what_they_give_in_double_precision(shape: tuple[int, int, int], rank: int) -> None:
