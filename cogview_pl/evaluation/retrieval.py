@@ -44,8 +44,29 @@ def place_of_own(losses: Sequence[float]) -> int:
     return sum(loss <= losses[0] for loss in losses)
 
 
+def information(losses: Sequence[Sequence[float]], captions: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Caption losses less the mean loss of each caption, for each image: estimates of negative pointwise information.
+
+    A short or common caption has a low loss with every image, which says nothing about any of them (Holtzman et al.
+    2021, arXiv 2104.08315). The mean of a caption is over all images that it was scored with.
+
+    Args:
+        losses: caption losses of each image, in nats per text token.
+        captions: numbers of the captions that these are the losses of.
+    """
+    sums: dict[int, list[float]] = {}
+    for values, numbers in zip(losses, captions, strict=True):
+        for value, number in zip(values, numbers, strict=True):
+            sums.setdefault(number, []).append(value)
+    means = {number: fmean(values) for number, values in sums.items()}
+    return [
+        [value - means[number] for value, number in zip(values, numbers, strict=True)]
+        for values, numbers in zip(losses, captions, strict=True)
+    ]
+
+
 def retrieval(places: Sequence[int], top: Sequence[int]) -> dict[int, float]:
-    """For each k in `top`, the share of images whose own caption is among the k captions with the lowest loss.
+    """For each k in `top`, the share of images whose own caption is among the k best captions.
 
     Args:
         places: place of the own caption of each image, by `place_of_own`.

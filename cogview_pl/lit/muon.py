@@ -94,8 +94,8 @@ class Muon(Optimizer):
 def orthogonal(matrices_nMD: Tensor) -> Tensor:
     """Approximates U·Vᵀ of the singular value decomposition U·S·Vᵀ of each matrix `(n, M, D)`, by Newton-Schulz steps.
 
-    The result has singular values from 0.7 to 1.2 and the input's dtype; smaller ones where the norm of a matrix is below
-    1e-7. Arithmetic is fp32 on a CPU, else bf16.
+    The result has singular values from 0.7 to 1.2 and the input's dtype; smaller ones where the norm of a matrix is
+    below 1e-7. Arithmetic is fp32 on a CPU, else bf16.
     """
     x = matrices_nMD if matrices_nMD.device.type == "cpu" else matrices_nMD.bfloat16()
     tall = x.shape[1] > x.shape[2]

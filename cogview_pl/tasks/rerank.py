@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import itemgetter
 from statistics import fmean
 
@@ -15,7 +15,7 @@ from cogview_pl.config.schema import Config
 from cogview_pl.data.input_images import FirstImages, InputImages
 from cogview_pl.data.sharing import Team
 from cogview_pl.errors import UserError
-from cogview_pl.evaluation.retrieval import other_captions, place_of_own, retrieval
+from cogview_pl.evaluation.retrieval import information, other_captions, place_of_own, retrieval
 from cogview_pl.generation.codes import encode_images
 from cogview_pl.generation.rerank import Captioner
 from cogview_pl.lit.bars import Bar
@@ -115,9 +115,11 @@ def _score_captions(
         scored: list[dict[str, object]] = []
         for number, codes in zip(numbers, encode_images(pixels, tokenizer, len(batch)), strict=True):
             others = other_captions(meanings, own_place[number], candidates - 1)
-            found = [texts[number], *(texts[captioned[other]] for other in others)]
+            scored_with = [number, *(captioned[other] for other in others)]
+            found = [texts[caption] for caption in scored_with]
             losses = captioner.losses(found, codes.expand(candidates, -1, -1), batch_size)
-            own = {"caption": texts[number], "caption_loss": losses[0], "place": place_of_own(losses)}
+            own: dict[str, object] = {"caption": found[0], "caption_loss": losses[0], "place": place_of_own(losses)}
+            own |= {"captions_of": scored_with, "caption_losses": losses}
             scored.append({**images.record(number), **own})
         return scored, skipped
 
@@ -125,13 +127,16 @@ def _score_captions(
 
 
 def _count_places(results: ResultList, candidates: int) -> dict[str, float]:
-    """Share of images whose own caption has the lowest loss among false ones."""
-    found: Sequence[tuple[float, int]] = [(r["caption_loss"], r["place"]) for r in results.records()]
-    shares = retrieval([place for _, place in found], _TOP)
+    """Share of images whose own caption is the best among false ones, by caption loss and by pointwise information."""
+    records = [(r["caption_losses"], r["captions_of"]) for r in results.records()]
+    losses, captions = zip(*records, strict=True)
+    shares = retrieval([place_of_own(values) for values in losses], _TOP)
+    informed = retrieval([place_of_own(values) for values in information(losses, captions)], _TOP)
     return {
         "rerank/images": results.count,
         "rerank/captions": candidates,
         "rerank/skipped": results.num_skipped,
-        "rerank/caption_loss": fmean(loss for loss, _ in found),
+        "rerank/caption_loss": fmean(values[0] for values in losses),
         **{f"rerank/own_caption_top{k}": share for k, share in shares.items()},
+        **{f"rerank/own_caption_information_top{k}": share for k, share in informed.items()},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from PIL import Image
@@ -68,6 +69,14 @@ def test_without_pairs_images_look_for_their_captions(cli, home: Path) -> None:
     metrics = json.loads((home / "outputs" / "rerank" / "latest" / "metrics.json").read_text())
     assert metrics["rerank/images"] == 6 and metrics["rerank/captions"] == 4
     assert 0 <= metrics["rerank/own_caption_top1"] <= metrics["rerank/own_caption_top5"] == 1
+    scored = records(home / "outputs" / "rerank" / "latest" / "samples.jsonl")
+    losses = {
+        (n, c): v for n, r in enumerate(scored) for c, v in zip(r["captions_of"], r["caption_losses"], strict=True)
+    }
+    assert all(losses[number, number] == record["caption_loss"] for number, record in enumerate(scored))
+    means = {c: fmean(v for (_, other), v in losses.items() if other == c) for c in range(6)}
+    best = [min(r["captions_of"], key=lambda c, n=n: losses[n, c] - means[c]) for n, r in enumerate(scored)]
+    assert metrics["rerank/own_caption_information_top1"] == fmean(best[n] == n for n in range(6))
 
 
 def test_mistakes(cli, home: Path, images: Path, tmp_path: Path) -> None:

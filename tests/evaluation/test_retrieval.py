@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cogview_pl.evaluation.retrieval import Ranked, best_of, other_captions, place_of_own, retrieval
+from cogview_pl.evaluation.retrieval import Ranked, best_of, information, other_captions, place_of_own, retrieval
 from cogview_pl.toy_world.accuracy import meaning
 
 
@@ -19,6 +19,16 @@ def test_retrieval_counts_ties_against_the_own_caption() -> None:
     places = [place_of_own(losses) for losses in ([1.0, 2.0, 3.0], [2.0, 1.0, 3.0], [1.0, 1.0, 1.0])]
     assert places == [1, 2, 3]
     assert retrieval(places, (1, 2, 3)) == {1: 1 / 3, 2: 2 / 3, 3: 1.0}
+
+
+def test_information_takes_away_what_a_caption_has_with_every_image() -> None:
+    losses = [[2.0, 1.0, 3.0], [1.5, 3.0, 2.5], [2.5, 1.25, 4.5]]  # caption 1 is the easiest for all images
+    captions = [[0, 1, 2], [1, 0, 2], [2, 1, 0]]
+    found = information(losses, captions)
+    means = {0: (2.0 + 3.0 + 4.5) / 3, 1: (1.0 + 1.5 + 1.25) / 3, 2: (3.0 + 2.5 + 2.5) / 3}
+    assert found[0] == pytest.approx([2.0 - means[0], 1.0 - means[1], 3.0 - means[2]])
+    assert [place_of_own(values) for values in losses] == [2, 1, 2]
+    assert [place_of_own(values) for values in found] == [1, 3, 1]
 
 
 def test_others_say_something_else() -> None:
