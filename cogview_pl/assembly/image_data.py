@@ -11,7 +11,7 @@ from typing import Any
 from hydra.utils import get_class
 
 from cogview_pl.data.bad_samples import require_readable
-from cogview_pl.data.config import Crop, DataConfig, Decoding
+from cogview_pl.data.config import DataConfig, Decoding
 from cogview_pl.data.images import ImageFileDataset
 from cogview_pl.data.samples import CaptionedImages
 from cogview_pl.data.views import Views
@@ -34,14 +34,12 @@ def open_images(data: DataConfig, split: str, text_fields: Sequence[str] = (CAPT
 
     Raises:
         UserError: the class cannot be used, no sample can be read, samples lack a text, or there are several views
-            that would be the same, or zoom lacks random crops.
+            that would be the same.
     """
     arguments: dict[str, Any] = {"split": split, **data.arguments()}
     decoding = arguments.get("decoding")
     if isinstance(decoding, Decoding) and decoding.views > 1 and not decoding.random:
         raise UserError(f"data.views={decoding.views}: all would be the same; set data.crop=random or data.flip=true")
-    if isinstance(decoding, Decoding) and decoding.zoom > 1 and decoding.crop != Crop.random:
-        raise UserError(f"data.zoom={decoding.zoom:g}: parts are cut out at random places; set data.crop=random")
     if isinstance(decoding, Decoding) and split != "train":
         arguments["decoding"] = decoding.of_validation()
     kind = _class_of(data)

@@ -78,7 +78,7 @@ class Decoding:
     @property
     def random(self) -> bool:
         """Whether views differ."""
-        return self.flip or self.crop == Crop.random
+        return self.flip or self.crop == Crop.random or self.zoom > 1
 
     def of_validation(self) -> Decoding:
         """The same without chance: validation images are seen once."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 
 from cogview_pl.data.config import Crop, Decoding
@@ -188,17 +189,21 @@ class Pictures:
 
     @staticmethod
     def row_zoom(home: Path) -> None:
-        """`data.crop=random data.zoom=2`"""
-        ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))  # the shades of a view span what it shows
-        file = stream(Image.fromarray(ramp).convert("RGB")).getvalue()
-        decoding = Decoding(crop=Crop.random, zoom=2)
-        views = [decode_image(io.BytesIO(file), 32, options=decoding, view=f"{n}").pixels.int() for n in range(60)]
-        shown = [int(view[0, 16, -1] - view[0, 16, 0]) / 248 for view in views]
-        assert 0.47 < min(shown) < 0.55 and 0.9 < max(shown) <= 1.03
-        left = [int(view[0, 16, 0]) for view, share in zip(views, shown, strict=True) if share < 0.6]
-        assert min(left) < 30 and max(left) > 80
-        small = decode_image(io.BytesIO(file), 60, options=decoding, view="1").pixels  # of 64 pixels at most
-        assert int(small[0, 0, -1] - small[0, 0, 0]) > 0.9 * 248
+        """`data.zoom=2`"""
+        across = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))  # its shades say which part a view shows
+        file = stream(Image.fromarray(np.stack([across, across.T, across], -1))).getvalue()
+        decoding = Decoding(zoom=2)
+        whole = decode_image(io.BytesIO(file), 32).pixels
+        views = [decode_image(io.BytesIO(file), 32, options=decoding, view=f"{n}").pixels for n in range(60)]
+        parts = [view for view in views if not view.equal(whole)]
+        assert 20 < len(parts) < 40
+        corners = {(int(view[1, 0, 0]) // 4, int(view[0, 0, 0]) // 4) for view in parts}
+        assert corners == {(y, x) for y in (0, 16, 32) for x in (0, 16, 32)}
+        for view in parts:
+            top, left = int(view[1, 0, 0]) // 4, int(view[0, 0, 0]) // 4
+            assert view[0].equal(torch.from_numpy(across[top : top + 32, left : left + 32]))
+        small = [decode_image(io.BytesIO(file), 48, options=decoding, view=f"{n}").pixels for n in range(20)]
+        assert {int(view[0, 0, -1] - view[0, 0, 0]) // 4 for view in small} == {47, 62}  # 64 pixels at most
 
     @staticmethod
     def row_flip(home: Path) -> None:

@@ -104,7 +104,7 @@ def test_a_fingerprint_tells_views_apart_and_stays_without_them(root: Path) -> N
     assert opened(root).fingerprint() == opened(root, view_seed=7).fingerprint() == plain
     changed = [
         {"crop": Crop.pad}, {"crop": Crop.random}, {"crop": Crop.random, "view_seed": 1}, {"flip": True},
-        {"flip": True, "views": 2}, {"max_pixels": 10**6}, {"crop": Crop.random, "zoom": 2.0},
+        {"flip": True, "views": 2}, {"max_pixels": 10**6}, {"zoom": 2.0},
     ]  # fmt: skip
     assert len({plain, *(opened(root, **options).fingerprint() for options in changed)}) == 8
     assert Decoding().changes() == ()
@@ -115,10 +115,8 @@ def test_views_that_would_be_the_same_are_refused(root: Path) -> None:
         opened(root, views=2, crop=Crop.pad)
 
 
-def test_zoom_needs_random_crops_and_leaves_validation_as_it_is(root: Path) -> None:
-    with pytest.raises(UserError, match=r"^data\.zoom=2: parts are cut out at random places; set data\.crop=random"):
-        opened(root, zoom=2.0)
-    plain, zoomed = (opened(root, "val", val_fraction=0.5, crop=Crop.random, zoom=zoom) for zoom in (1.0, 2.0))
+def test_zoom_leaves_validation_as_it_is(root: Path) -> None:
+    plain, zoomed = (opened(root, "val", val_fraction=0.5, zoom=zoom) for zoom in (1.0, 2.0))
     assert all(torch.equal(one, other) for one, other in zip(pixels(plain), pixels(zoomed), strict=True))
 
 

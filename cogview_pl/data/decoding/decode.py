@@ -31,6 +31,9 @@ _SCALES = (8, 4, 2)  # at which the JPEG library decodes
 _LEAST_DETAIL = 1.25  # pixels of a reduced JPEG per pixel of the result, along an edge
 
 _WHITE = 255
+_MIRRORED = 0.5  # share of the views with `flip`
+_WHOLE = 0.5  # share of the views that show all of the image with `zoom`
+_CODE = 16  # the most pixels along an edge that an image tokenizer has per code
 
 _OPENING = threading.Lock()  # Pillow's own limit of pixels is a global variable
 
@@ -66,7 +69,7 @@ class _Upright(NamedTuple):
     """In sRGB, maybe decoded reduced."""
     remark: str
     edge: int
-    """Edge in pixels to which it is to be resized: that of the square, or more where the view is a part of it."""
+    """Edge in pixels to which it is to be resized: that of the square, or more if the view is a part of it."""
 
 
 def load_image(file: str | Path | BinaryIO, size: int, min_size: int = 0) -> torch.Tensor:
@@ -82,7 +85,7 @@ def decode_image(
     The orientation in the EXIF data is applied, colour profiles are converted to sRGB, transparent pixels are put on
     white, and grey, 16-bit, palette and CMYK images become RGB. Of an animation the first frame is read. The shorter
     edge is resized to `size` (bicubic, antialiased) and the longer one cropped; or, with `Crop.pad`, the longer edge is
-    resized and the shorter one padded with white. With `Decoding.zoom` a part of the image is enlarged.
+    resized and the shorter one padded with white. With `Decoding.zoom` half of the views show a part, enlarged.
 
     Args:
         file: the image.
@@ -132,11 +135,13 @@ def _decode(stream: BinaryIO, size: int, min_size: int, options: Decoding, view:
             raise
         image, _, edge = _upright(io.BytesIO(whole), size, min_size, options, view)
         remark = REMARK
-    width, height = _fit(image.width, image.height, edge, options.crop)
+    width, height = _fit(image.width, image.height, edge, options.crop if edge == size else Crop.random)
     pixels = tv.resize(
         tv.pil_to_tensor(image), [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True
     )
-    pixels = _square(pixels, size, options, view)
+    pixels = _square(pixels, size, options, view) if edge == size else _part(pixels, size, options, view)
+    if options.flip and fraction_of(f"flip {options.view_seed} {view}") < _MIRRORED:
+        pixels = pixels.flip(-1)
     return Decoded(pixels.contiguous(), remark)
 
 
@@ -150,8 +155,9 @@ def _upright(stream: BinaryIO, size: int, min_size: int, options: Decoding, view
                 raise ImageError(f"{image.width}x{image.height} is smaller than data.min_size={min_size}")
             if image.format == "PNG":
                 _verify_png(stream)
-            edge = max(size, min(_zoomed(size, options, view), *image.size))
-            ready = _decode_smaller(image, _fit(image.width, image.height, edge, options.crop), options.max_pixels)
+            edge = _edge(size, min(image.size), options, view)
+            crop = options.crop if edge == size else Crop.random
+            ready = _decode_smaller(image, _fit(image.width, image.height, edge, crop), options.max_pixels)
             ImageOps.exif_transpose(ready, in_place=True)
             return _Upright(*to_srgb(ready), edge)
 
@@ -227,25 +233,30 @@ def _fit(width: int, height: int, size: int, crop: Crop) -> tuple[int, int]:
     return max(1, int(size * width / edge)), max(1, int(size * height / edge))
 
 
-def _zoomed(size: int, options: Decoding, view: str) -> int:
-    """Edge of the resized image: `size` times a factor between 1 and `options.zoom`; its logarithm is uniform."""
-    if options.zoom == 1:
+def _edge(size: int, shorter: int, options: Decoding, view: str) -> int:
+    """Pixels to which the shorter edge is resized: `size`, or more for half of the views with `options.zoom`."""
+    if options.zoom == 1 or fraction_of(f"zoom {options.view_seed} {view}") < _WHOLE:
         return size
-    return round(size * options.zoom ** fraction_of(f"zoom {options.view_seed} {view}"))
+    return max(size, min(shorter, round(size * options.zoom)))
 
 
 def _square(pixels: torch.Tensor, size: int, options: Decoding, view: str) -> torch.Tensor:
-    """uint8 `(3, Y, X)`, resized, to `(3, size, size)`; half of the views are mirrored where `options.flip` is set."""
+    """uint8 `(3, Y, X)`, one edge of which has `size` pixels, to `(3, size, size)`."""
     down, right = pixels.shape[-2] - size, pixels.shape[-1] - size
     if options.crop == Crop.pad:
         above, left = -down // 2, -right // 2
-        pixels = tv.pad(pixels, [left, above, -right - left, -down - above], fill=_WHITE)
-    elif options.crop == Crop.random:
-        across = fraction_of(f"crop {options.view_seed} {view}")
-        # Without zoom one edge alone is cropped.
-        along = across if options.zoom == 1 else fraction_of(f"crop down {options.view_seed} {view}")
-        pixels = tv.crop(pixels, int(along * (down + 1)), int(across * (right + 1)), size, size)
-    else:
-        pixels = tv.center_crop(pixels, [size, size])
-    mirrored = options.flip and fraction_of(f"flip {options.view_seed} {view}") < 0.5
-    return pixels.flip(-1) if mirrored else pixels
+        return tv.pad(pixels, [left, above, -right - left, -down - above], fill=_WHITE)
+    if options.crop == Crop.random:
+        place = fraction_of(f"crop {options.view_seed} {view}")
+        return tv.crop(pixels, int(place * (down + 1)), int(place * (right + 1)), size, size)
+    return tv.center_crop(pixels, [size, size])
+
+
+def _part(pixels: torch.Tensor, size: int, options: Decoding, view: str) -> torch.Tensor:
+    """A random part `(3, size, size)` of uint8 `(3, Y, X)`, cut along the grid of codes of the whole."""
+    names = (f"crop {way} {options.view_seed} {view}" for way in ("down", "right"))
+    places = [
+        _CODE * int(fraction_of(name) * ((edge - size) // _CODE + 1))
+        for name, edge in zip(names, pixels.shape[-2:], strict=True)
+    ]
+    return tv.crop(pixels, places[0], places[1], size, size)
