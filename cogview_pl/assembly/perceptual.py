@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from cogview_pl.errors import UserError
+from cogview_pl.evaluation.convolutions import ConvolutionalNetwork
 from cogview_pl.evaluation.feature_distance import FeatureDistance
+from cogview_pl.evaluation.feature_folder import load_network
 from cogview_pl.evaluation.lpips import LPIPS, SMALLEST
-from cogview_pl.evaluation.style_network import ToyNetwork, load_network
 from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.vqvae.config import PerceptualConfig, PerceptualNetwork
 from cogview_pl.vqvae.perceptual import PerceptualLoss
@@ -64,7 +65,7 @@ def empty_perceptual_loss(config: PerceptualConfig, outputs: str, *, verify: boo
     hidden_size = _channels(_features(config, outputs, verify=verify))[0]
 
     def build() -> PerceptualLoss:
-        network = ToyNetwork(hidden_size, num_features=1, num_styles=1)
+        network = ConvolutionalNetwork(hidden_size, num_features=1)
         return PerceptualLoss(_distance_of(network), weight=config.weight, smallest_edge=SMALLEST)
 
     return build
@@ -81,18 +82,18 @@ def _vgg(config: PerceptualConfig, *, verify: bool) -> FeatureDistance:
     return model
 
 
-def _features(config: PerceptualConfig, outputs: str, *, verify: bool) -> ToyNetwork:
+def _features(config: PerceptualConfig, outputs: str, *, verify: bool) -> ConvolutionalNetwork:
     """The network of a run of task=features: the named one, else the newest."""
     key = f"{KEY}.path"
-    return load_network(predecessor(outputs, "features", key, config.path), key, verify=verify)[0]
+    return load_network(predecessor(outputs, "features", key, config.path), key, verify=verify).network
 
 
-def _channels(network: ToyNetwork) -> list[int]:
+def _channels(network: ConvolutionalNetwork) -> list[int]:
     """Output channels of the convolutions."""
     return [layer.out_channels for layer in network.convolutions if isinstance(layer, nn.Conv2d)]
 
 
-def _distance_of(network: ToyNetwork) -> FeatureDistance:
+def _distance_of(network: ConvolutionalNetwork) -> FeatureDistance:
     """Compares the outputs of all ReLUs."""
     layers = network.convolutions
     relus = [number for number, layer in enumerate(layers) if isinstance(layer, nn.ReLU)]

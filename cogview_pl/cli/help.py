@@ -9,7 +9,7 @@ import cogview_pl
 from cogview_pl.config.shipped import experiments, shipped
 
 _TEXT = "help.txt"
-_OF_HYDRA = "hydra/"  # groups that are no choices of a run
+_NO_CHOICES = ("hydra/", "task_on_data")  # groups that are no choices of a run
 
 
 def help_or_version(words: Sequence[str]) -> str | None:
@@ -27,7 +27,7 @@ def help_text() -> str:
     lines = "\n".join(
         f"  {group}: {', '.join(sorted(names))}"
         for group, names in sorted(choices.items())
-        if not group.startswith(_OF_HYDRA)
+        if not group.startswith(_NO_CHOICES)
     )
     text = (shipped("conf") / _TEXT).read_text(encoding="utf-8")
     return string.Template(text).substitute(groups=lines)

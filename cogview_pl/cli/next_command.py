@@ -27,8 +27,8 @@ _OF_LOSSES = tuple(f"image_tokenizer{sign}{name}" for sign in "./" for name in _
 """Keys and groups of the training of an image tokenizer."""
 _OF_TRAINING = ("image_tokenizer", "text.model=", "data.token_store=")
 """Keys whose values a sequence model has in its folder."""
-_BEFORE_TRAINING = ("vqvae", "tokenize")
-"""Tasks after which a sequence model is trained."""
+_BEFORE_TRAINING = ("features", "vqvae", "tokenize")
+"""Tasks after which an image tokenizer or a sequence model is trained."""
 _EARLIER_EVALUATIONS = 20  # that are looked at for one with the same protocol
 
 
@@ -104,9 +104,17 @@ def _following(folder: Path, config: DictConfig) -> _Next | None:
         return _after_evaluation(folder, Path(config.outputs), compares=config.evaluate.compare is not None)
     if config.task == "convert":
         return _after_conversion(config.convert.target)
+    if config.task == "features" and not _is_toy_world(config):
+        return _Next(("task=vqvae", "image_tokenizer/perceptual=features"), "image_tokenizer.perceptual.path")
     if config.task == "generate":
         return _after_generation(folder / SAMPLES)
     return _NEXT.get(config.task)
+
+
+def _is_toy_world(config: DictConfig) -> bool:
+    from cogview_pl.assembly.image_data import is_toy_world  # imports torch
+
+    return is_toy_world(config.data)
 
 
 def _after_evaluation(folder: Path, outputs: Path, *, compares: bool) -> _Next:

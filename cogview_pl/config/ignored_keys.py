@@ -90,6 +90,8 @@ UNUSED: dict[Verb, dict[str, str]] = {
 }
 """Verb → keys and groups that it does not read, with what to give instead."""
 
+_TOY_WORLD = "cogview_pl.toy_world.dataset.ToyDataset"
+
 _OF_MODEL_FOLDERS = tuple(
     f"{group}." for group in ("text", "template", "rerank_template", "upscale_template", "compat", "model")
 ) + tuple(
@@ -120,6 +122,9 @@ def refuse_ignored_keys(config: DictConfig, words: Sequence[str]) -> None:
         for name, instead in UNUSED.get(config.verb, {}).items():
             if key == name or key.startswith(f"{name}."):
                 raise UserError(_without_effect(key, config.task, instead))
+    terms = [key for key in given if key.startswith("features.terms")]
+    if config.verb == Verb.fit_features and terms and config.data._target_ == _TOY_WORLD:
+        raise UserError(_without_effect(terms[0], config.task, "on data=toy it learns styles and attributes"))
     models = _MODELS.get(config.verb, {})
     decided = [key for key in given if key.startswith(_OF_MODEL_FOLDERS)]
     if models and decided and not _uses_released_weights(config, models):

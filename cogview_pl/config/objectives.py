@@ -18,7 +18,7 @@ _USUAL: dict[Verb, tuple[str, ...]] = {
         "codebook/perplexity",
     ),
     Verb.fit_sequence_model: ("val/loss", "train/loss"),
-    Verb.fit_features: ("features/style_accuracy",),
+    Verb.fit_features: ("features/style_accuracy", "features/mean_average_precision", "features/terms_found"),
 }
 """Verb → metrics of every run of it."""
 

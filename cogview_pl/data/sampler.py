@@ -101,6 +101,15 @@ class EndlessSampler(Sampler[int]):
         return self._table[1][indices]
 
 
+def at_equal_distances(size: int, most: int | None) -> Sequence[int]:
+    """At most `most` of the samples 0 … size - 1, at equal distances; None: all.
+
+    A file may hold samples in any order, so the first ones could be of one kind.
+    """
+    count = size if most is None else min(most, size)
+    return range(size) if count == size else [number * size // count for number in range(count)]
+
+
 class BatchesInOrder:
     """Batches of samples, in order; rank r of W takes the samples r, r + W, r + 2·W, …, counted from 0.
 

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from cogview_pl.limits import MISSING, at_least_0, count, share_above_0
+from cogview_pl.limits import MISSING, at_least_0, count, share, share_above_0
+
+
+@dataclass
+class TermsConfig:
+    """The terms of captions that the network of task=features learns on data other than the toy world."""
+
+    longest: int = count()
+    min_share: float = share()
+    max_share: float = share()
+    max_terms: int = count()
 
 
 @dataclass
@@ -18,6 +28,7 @@ class FeaturesConfig:
     blur: float = at_least_0()
     noise: float = at_least_0()
     tint: float = at_least_0()
+    terms: TermsConfig = field(default_factory=TermsConfig)
 
 
 @dataclass

@@ -19,9 +19,9 @@ from cogview_pl.checkpoints.safe_pickle.load import is_file
 from cogview_pl.durable.read import why_unusable
 from cogview_pl.errors import UserError
 from cogview_pl.evaluation import inception
+from cogview_pl.evaluation.feature_folder import load_network
 from cogview_pl.evaluation.protocol import digest_of_weights
 from cogview_pl.evaluation.state_dicts import holds_more_than_weights, read_state_dict, sha256_of
-from cogview_pl.evaluation.style_network import load_network
 from cogview_pl.evaluation.torchscript import open_program, reason_of
 
 KEY = "evaluate.features"
@@ -113,8 +113,11 @@ def open_features(path: Path, *, device: str, resolution: int | None, trust: boo
     """
     if path.is_dir():
         network, edge, classes = load_network(path, KEY, verify=verify)
+        network.to(device)
+        # Several terms belong to an image, so their logits are none of classes, which IS and style accuracy need.
+        run = network if classes is not None else lambda images: network(images)[0]
         return FeatureNetwork(
-            network.to(device),
+            run,
             resolution=resolution or edge,
             classes=classes,
             sha256=digest_of_weights(network),

@@ -11,7 +11,7 @@ from lightning import LightningDataModule, Trainer
 from torch.utils.data import Dataset
 
 from cogview_pl.data.loader import Loader
-from cogview_pl.data.sampler import ORDER, ORDERS, BatchesInOrder, EndlessSampler
+from cogview_pl.data.sampler import ORDER, ORDERS, BatchesInOrder, EndlessSampler, at_equal_distances
 from cogview_pl.errors import UserError
 
 
@@ -83,13 +83,8 @@ class DataModule(LightningDataModule):
 
     @property
     def val_samples(self) -> Sequence[int]:
-        """Indices into `val` of what a validation measures: all, or the largest number of them at equal distances.
-
-        A file may hold samples in any order, so the first ones could be of one kind.
-        """
-        size = len(self.val)  # type: ignore[arg-type]
-        most = size if self.max_val_samples is None else min(self.max_val_samples, size)
-        return range(size) if most == size else [number * size // most for number in range(most)]
+        """Indices into `val` of what a validation measures: all, or the largest number of them at equal distances."""
+        return at_equal_distances(len(self.val), self.max_val_samples)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, int]:
         """Training samples that all devices have processed, batches that each of them has, version of the order."""

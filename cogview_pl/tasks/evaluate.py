@@ -112,13 +112,13 @@ def _open_network(models: ModelOptions, options: EvaluateConfig, wanted: set[str
         verify=models.verify,
     )
     if "is" in wanted and network.num_classes is None:
-        raise UserError(f"evaluate.features={path} gives no logits; leave is out of evaluate.metrics")
+        raise UserError(f"evaluate.features={path} gives no logits of classes; leave is out of evaluate.metrics")
     if "style" in wanted:
         known = set(network.classes or ())
         if not known or not known <= set(STYLES):
             raise UserError(
-                f"evaluate.features={path} does not know the styles of the toy world; give a run of task=features, or "
-                "leave style out of evaluate.metrics"
+                f"evaluate.features={path} does not know the styles of the toy world; give a run of task=features "
+                "data=toy, or leave style out of evaluate.metrics"
             )
         if options.base_style not in known:
             raise UserError(f"evaluate.base_style={options.base_style}: the network knows {', '.join(sorted(known))}")

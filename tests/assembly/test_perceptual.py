@@ -12,8 +12,10 @@ from torchvision.models import vgg16
 
 from cogview_pl.assembly.perceptual import check_perceptual, perceptual_loss
 from cogview_pl.errors import UserError
+from cogview_pl.evaluation.caption_network import CaptionNetwork
+from cogview_pl.evaluation.feature_folder import TrainedOn, save_caption_network, save_toy_network
 from cogview_pl.evaluation.lpips import open_lpips
-from cogview_pl.evaluation.style_network import ToyNetwork, save_network
+from cogview_pl.evaluation.style_network import ToyNetwork
 from cogview_pl.tasks.fit_image_tokenizer import check
 from cogview_pl.vqvae.config import PerceptualConfig, PerceptualNetwork
 
@@ -58,10 +60,15 @@ def test_with_linear_weights_it_is_lpips(files: tuple[str, str]) -> None:
 
 
 @torch.no_grad()
-def test_it_compares_all_layers_of_a_network_of_task_features(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of", ["toy", "captions"])
+def test_it_compares_all_layers_of_a_network_of_task_features(of: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = ToyNetwork(4, 3, 2)
-    save_network(network, tmp_path / "run" / "model", 32, ["a", "b"])
+    network = ToyNetwork(4, 3, 2) if of == "toy" else CaptionNetwork(4, 3, 2)
+    folder, trained_on = tmp_path / "run" / "model", TrainedOn("a.B", 8, "0")
+    if isinstance(network, ToyNetwork):
+        save_toy_network(network, folder, 32, ["a", "b"], trained_on)
+    else:
+        save_caption_network(network, folder, 32, trained_on)
     given = options(network=PerceptualNetwork.features, path=str(tmp_path / "run"), layer_weights=[1.0, 0.0, 0.0, 2.0])
     loss = perceptual_loss(given, "outputs", verify=True)
     images, others = torch.rand(2, 3, 3, 32, 32).unbind()

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from cogview_pl.evaluation.config import FeaturesConfig
+from cogview_pl.evaluation.feature_folder import TrainedOn, save_toy_network
 from cogview_pl.evaluation.features import open_features
 from cogview_pl.evaluation.image_files import blur
-from cogview_pl.evaluation.style_network import ATTRIBUTES, ToyNetwork, attributes_of, save_network, train_network
+from cogview_pl.evaluation.style_network import ATTRIBUTES, ToyNetwork, attributes_of, train_network
 from cogview_pl.toy_world.accuracy import AttributeAccuracy, StyleAccuracy, asked_style, names_objects
 from cogview_pl.toy_world.captions import STYLES
 
@@ -29,20 +31,10 @@ def drawings(split: str, count: int) -> tuple[Tensor, Tensor, Tensor]:
 def trained(images: Tensor, styles: Tensor, attributes: Tensor, epochs: int, hidden_size: int) -> ToyNetwork:
     torch.manual_seed(0)
     network = ToyNetwork(hidden_size, 32, len(CLASSES))
-    train_network(
-        network,
-        images,
-        styles,
-        attributes,
-        epochs=epochs,
-        batch_size=16,
-        lr=2e-3,
-        blur_radius=2.0,
-        noise=0.05,
-        tint=0.01,
-        seed=0,
-        on_step=lambda: None,
+    options = FeaturesConfig(
+        epochs=epochs, lr=2e-3, hidden_size=hidden_size, num_features=32, blur=2.0, noise=0.05, tint=0.01
     )
+    train_network(network, images, styles, attributes, options, batch_size=16, seed=0, on_step=lambda: None)
     return network
 
 
@@ -88,7 +80,7 @@ def test_attributes_of_a_scene() -> None:
 @pytest.mark.slow
 def test_network_learns_the_styles_and_survives_its_folder(tmp_path: Path) -> None:
     network = trained(*drawings("train", 1200), epochs=4, hidden_size=8)
-    save_network(network, tmp_path / "model", 64, CLASSES)
+    save_toy_network(network, tmp_path / "model", 64, CLASSES, TrainedOn("toy", 1200, "0"))
     opened = open_features(tmp_path, device="cpu", resolution=None, trust=False, verify=True)
     assert opened.classes == CLASSES and opened.num_features == 32
     images, styles, _ = drawings("val", 200)
