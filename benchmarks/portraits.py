@@ -1,10 +1,9 @@
 """Figures of experiment=portraits and portraits_128, by the judge that lies beside the pictures.
 
-    python -m benchmarks.portraits PORTRAITS OUTPUTS [STAGE …]
+    python -m benchmarks.portraits PORTRAITS CHAIN [STAGE …]
 
-PORTRAITS is the folder of the pictures; OUTPUTS that of the runs, of which the newest of each stage counts. Prints one
-JSON object per stage: shares of attributes and of whole pictures that the judge reads as the prompt, or the picture
-itself, has them.
+PORTRAITS is the folder of the pictures, CHAIN that of the chain's run. Prints one JSON object per stage: shares of
+attributes and of whole pictures that the judge reads as the prompt, or the picture itself, has them.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 from cogview_pl.checkpoints.model_folder import load_image_tokenizer
-from cogview_pl.durable.latest import newest
 from cogview_pl.evaluation.retrieval import Ranked, best_of
 from cogview_pl.generation.codes import decode_codes, encode_images
+from cogview_pl.runs.run_folder import CHAIN
 
 Figures = dict[str, Any]
 _ALL = ("all", "whole_pictures")
@@ -77,10 +76,10 @@ class Portraits:
         return [all(got[n] == v for n, v in one.items()) for got, one in zip(found, wanted, strict=True)]
 
 
-def reconstructions(portraits: Portraits, run: Path) -> Figures:
+def reconstructions(portraits: Portraits, run: Path, tokenizer: Path) -> Figures:
     """Of validation pictures by the image tokenizer: of all styles, and of each."""
     keys = portraits.keys
-    pictures = _reconstructed(run, [portraits.picture(key) for key in keys])
+    pictures = _reconstructed(tokenizer, [portraits.picture(key) for key in keys])
     labels = [portraits.labels[key] for key in keys]
     found: Figures = {"all_styles": portraits.report(pictures, labels)}
     for style in dict.fromkeys(one["style"] for one in labels):
@@ -90,7 +89,7 @@ def reconstructions(portraits: Portraits, run: Path) -> Figures:
     return found
 
 
-def pictures(portraits: Portraits, run: Path) -> Figures:
+def pictures(portraits: Portraits, run: Path, tokenizer: Path) -> Figures:
     """Of generated pictures, by their prompts; those that name a combination without training pictures apart."""
     return {
         part: {name: row["accuracy"] for name, row in report.items()}
@@ -98,7 +97,7 @@ def pictures(portraits: Portraits, run: Path) -> Figures:
     }
 
 
-def captions(portraits: Portraits, run: Path) -> Figures:
+def captions(portraits: Portraits, run: Path, tokenizer: Path) -> Figures:
     """Of captions: attributes that are named right, of those that a full caption names and of all.
 
     Of all, silence counts as right where the picture lacks the thing, or has the usual one.
@@ -115,7 +114,7 @@ def captions(portraits: Portraits, run: Path) -> Figures:
     return {**{name: fmean(hits) for name, hits in shares.items()}, "captions": len(whole)}
 
 
-def ranked(portraits: Portraits, run: Path) -> Figures:
+def ranked(portraits: Portraits, run: Path, tokenizer: Path) -> Figures:
     """Best of N by caption loss and by an oracle, and the share of the gap to the oracle that ranking closes at 8."""
     groups: dict[str, list[Ranked]] = {}
     records = _records(run)
@@ -128,9 +127,8 @@ def ranked(portraits: Portraits, run: Path) -> Figures:
     return {"best_of": curve, "gap_closed_by_best_of_8": closed, "prompts": len(groups)}
 
 
-def magnified(portraits: Portraits, run: Path) -> Figures:
-    """Of upscaled pictures, and of the small ones as the newest image tokenizer decodes them from their codes."""
-    tokenizer = run.parents[1] / "vqvae" / "latest"
+def magnified(portraits: Portraits, run: Path, tokenizer: Path) -> Figures:
+    """Of upscaled pictures, and of the small ones as the image tokenizer decodes them from their codes."""
     records = _records(run)
     labels = [portraits.labels[record["source"]] for record in records]
     small = _reconstructed(tokenizer, [portraits.picture(record["source"]) for record in records])
@@ -139,7 +137,7 @@ def magnified(portraits: Portraits, run: Path) -> Figures:
 
 
 _UNNAMED = ("none", "open")  # full captions do not name what is missing or usual
-STAGES: dict[str, Callable[[Portraits, Path], Figures]] = {
+STAGES: dict[str, Callable[[Portraits, Path, Path], Figures]] = {
     "vqvae": reconstructions,
     "generate": pictures,
     "styled": pictures,
@@ -181,14 +179,14 @@ def _reconstructed(run: Path, originals: Sequence[Image.Image]) -> list[Image.Im
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("portraits", type=Path)
-    parser.add_argument("outputs", type=Path)
+    parser.add_argument("chain", type=Path)
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], metavar="STAGE")
     args = parser.parse_args()
     portraits = Portraits(args.portraits)
-    for stage in args.stages or STAGES:
-        run = newest(args.outputs / stage / "latest")
-        if run is not None:
-            print(json.dumps({stage: STAGES[stage](portraits, run)}), flush=True)
+    finished = json.loads((args.chain / CHAIN).read_text(encoding="utf-8"))["stages"]
+    runs = {name: Path(stage["folder"]) for name, stage in finished.items() if stage["metrics"] is not None}
+    for stage in args.stages or runs.keys() & STAGES.keys():
+        print(json.dumps({stage: STAGES[stage](portraits, runs[stage], runs["vqvae"])}), flush=True)
 
 
 if __name__ == "__main__":

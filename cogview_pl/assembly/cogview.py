@@ -11,7 +11,6 @@ from typing import NamedTuple, TypeVar
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 from tqdm.auto import tqdm
 
 from cogview_pl.assembly.guidance import warn_of_guidance
@@ -27,9 +26,10 @@ from cogview_pl.generation.codes import decode_codes, encode_images
 from cogview_pl.generation.config import Quantization, Sampling
 from cogview_pl.generation.engine.decode_state import check_sampling
 from cogview_pl.generation.engine.forms import keep_forms
-from cogview_pl.generation.pipeline import ImageGenerator
+from cogview_pl.generation.pipeline import ImageGenerator, pil_images
 from cogview_pl.generation.quantization import quantize
 from cogview_pl.generation.rerank import Captioner
+from cogview_pl.generation.super_resolution.consistency import consistent
 from cogview_pl.generation.super_resolution.upscale import Upscaler
 from cogview_pl.kernels.availability import best_device
 from cogview_pl.limits import COUNT, SEED, Limit
@@ -246,14 +246,15 @@ class CogView:
             images: an image, or several.
             prompts: their text, or one for each of them.
             seed: seed of every image.
-            sampling: temperature and filters; None: the defaults of `Sampling`.
+            sampling: temperature, filters and consistency; None: the defaults of `Sampling`.
             progress: show a progress bar.
 
         Raises:
             UserError: no upscaler, an image that cannot be read, or another number of prompts.
         """
         sampling, upscaler = (sampling or Sampling()).plain(), _given(self._upscaler, UPSCALER)
-        codes = self._codes(images, UPSCALER, sampling.batch_size)
+        small = self._pixels(images, UPSCALER)
+        codes = encode_images(small, self._tokenizers[UPSCALER].model, sampling.batch_size)
         texts = [prompts] * len(codes) if isinstance(prompts, str) else list(prompts)
         if len(texts) != len(codes):
             raise UserError(f"prompts: {len(texts)} for {len(codes)} images; give one for each of them")
@@ -262,17 +263,19 @@ class CogView:
             seeds = [seed] * len(codes)
             large = upscaler.double(texts, codes, seeds=seeds, sampling=sampling, on_window=lambda: bar.update())
         decoded = decode_codes(large, self._tokenizers[UPSCALER].model, sampling.batch_size)
-        found = [to_pil_image((image * 255).round().to(torch.uint8)) for image in decoded]
+        found = pil_images(consistent(decoded, torch.stack(small) / 255, sampling.consistency))
         return found if _several(images) else found[0]
 
     def _codes(self, images: AnyImage | Sequence[AnyImage], role: Role, batch_size: int) -> Tensor:
         """Codes `(B, y, x)` of images by the image tokenizer of a role."""
-        tokenizer = self._tokenizers[role]
+        return encode_images(self._pixels(images, role), self._tokenizers[role].model, batch_size)
+
+    def _pixels(self, images: AnyImage | Sequence[AnyImage], role: Role) -> list[Tensor]:
+        """Images of the size that the image tokenizer of a role takes, uint8 `(3, Y, X)`."""
         given: list[AnyImage] = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
         if not given:
             raise UserError("images: there are none; give one at least")
-        pixels = [_pixels(image, tokenizer.settings["image_size"]) for image in given]
-        return encode_images(pixels, tokenizer.model, batch_size)
+        return [_pixels(image, self._tokenizers[role].settings["image_size"]) for image in given]
 
 
 def _home(path: str | Path) -> str:

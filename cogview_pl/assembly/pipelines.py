@@ -17,12 +17,14 @@ from cogview_pl.assembly.roles import CAPTIONER, GENERATOR, UPSCALER, Role, open
 from cogview_pl.assembly.strategy import inference_sharding
 from cogview_pl.checkpoints.model_folder import SequenceModel
 from cogview_pl.errors import UserError
+from cogview_pl.generation.codes import decode_codes
 from cogview_pl.generation.config import Sampling
 from cogview_pl.generation.engine.decode_state import check_sampling
 from cogview_pl.generation.engine.forms import keep_forms
-from cogview_pl.generation.pipeline import ImageGenerator
+from cogview_pl.generation.pipeline import ImageGenerator, pil_images
 from cogview_pl.generation.quantization import quantize
 from cogview_pl.generation.rerank import Captioner
+from cogview_pl.generation.super_resolution.consistency import consistent
 from cogview_pl.generation.super_resolution.upscale import Upscaler
 from cogview_pl.lit.bars import Bar
 from cogview_pl.lit.config import StrategyKind
@@ -84,13 +86,18 @@ class GenerationPipeline:
         return engine_settings(models, self.sampling)
 
     def _images(self, texts: Sequence[str], codes: Tensor, seeds: Sequence[int]) -> Iterator[Image.Image]:
-        if self.upscaler is not None:
-            with Bar("upscale", self.upscaler.num_steps(len(codes), self.sampling.batch_size), "windows") as bar:
-                codes = self.upscaler.double(
-                    texts, codes, seeds=seeds, sampling=self.sampling.plain(), on_window=bar.update
-                )
-        for part in codes.split(self.sampling.batch_size):
-            yield from self.generator.images(part)
+        if self.upscaler is None:
+            for part in codes.split(self.sampling.batch_size):
+                yield from self.generator.images(part)
+            return
+        with Bar("upscale", self.upscaler.num_steps(len(codes), self.sampling.batch_size), "windows") as bar:
+            large = self.upscaler.double(
+                texts, codes, seeds=seeds, sampling=self.sampling.plain(), on_window=bar.update
+            )
+        size, tokenizer = self.sampling.batch_size, self.generator.image_tokenizer
+        for grids in zip(codes.split(size), large.split(size), strict=True):
+            small, enlarged = (decode_codes(grid, tokenizer, size) for grid in grids)
+            yield from pil_images(consistent(enlarged, small, self.sampling.consistency))
 
 
 def open_generator(options: GenerationOptions, role: Role = GENERATOR) -> SequenceModel:
@@ -109,6 +116,11 @@ def open_pipeline(options: GenerationOptions, generator: SequenceModel) -> Gener
     if options.top_n is not None and options.rerank_with is None:
         raise UserError(f"top_n={options.top_n} keeps the best images, and nothing ranks them; set rerank_with")
     sampling = options.sampler
+    if sampling.consistency and options.upscale_with is None:
+        raise UserError(
+            f"sampler.consistency={sampling.consistency:g} is for enlarged images, and nothing enlarges them; set "
+            "upscale_with, or leave it out"
+        )
     check_sampling(generator.model, sampling)
     warn_of_guidance(sampling, predecessor(options.models.outputs, GENERATOR.task, GENERATOR.key, options.init_from))
     _check_tensor_parallel(options)

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cogview_pl.cli.overrides import quoted
+from cogview_pl.config.choices import Verb
+from cogview_pl.config.ignored_keys import OF_MODEL_FOLDERS, TOY_WORLD
 from cogview_pl.durable.latest import LATEST, newest
 from cogview_pl.errors import UserError
 from cogview_pl.runs.command import command
@@ -27,6 +29,8 @@ _OF_LOSSES = tuple(f"image_tokenizer{sign}{name}" for sign in "./" for name in _
 """Keys and groups of the training of an image tokenizer."""
 _OF_TRAINING = ("image_tokenizer", "text.model=", "data.token_store=")
 """Keys whose values a sequence model has in its folder."""
+_FROM_MODEL_FOLDERS = (Verb.generate.value, Verb.magnify.value, Verb.rerank.value)
+"""Tasks that refuse keys whose values model folders have."""
 _BEFORE_TRAINING = ("features", "vqvae", "tokenize")
 """Tasks after which an image tokenizer or a sequence model is trained."""
 _EARLIER_EVALUATIONS = 20  # that are looked at for one with the same protocol
@@ -78,11 +82,23 @@ def next_command(folder: Path, config: DictConfig, words: Sequence[str]) -> str 
     if following is None or any(newest(outputs / needed / LATEST) is None for needed in following.needs):
         return None
     left_out = (f"{following.key}=", *(_OF_LOSSES if task in _BEFORE_TRAINING else _OF_TRAINING))
+    if following.words[0].removeprefix("task=") in _FROM_MODEL_FOLDERS:
+        left_out += OF_MODEL_FOLDERS
     kept = [word for word in words if _group(word) in _KEPT_GROUPS and not word.startswith(left_out)]
-    given = [word.replace("{outputs}", str(config.outputs)) for word in following.words]
+    given = [word.replace("{outputs}", str(config.outputs)) for word in _suited(following.words, config, kept)]
     if following.key and (following.always or newest(outputs / task / LATEST) != folder.resolve()):
         given.append(f"{following.key}={folder}")
     return command([*given[:1], *(_PLAIN.sub(r"\1", word) for word in kept), *given[1:]])
+
+
+def _suited(words: Sequence[str], config: DictConfig, kept: Sequence[str]) -> list[str]:
+    """The words, in which captions of the user's own validation images take the place of a prompt of the toy world."""
+    if OmegaConf.select(config, "data._target_", default=TOY_WORLD) == TOY_WORLD:
+        return list(words)
+    own = [word for word in words if word not in (_PROMPT, _STYLED_PROMPT)]
+    if _STYLED_PROMPT in words and not any(word.startswith("data.style_patterns=") for word in kept):
+        own.append(f"data.style_patterns=[{','.join(map(_item, config.data.style_patterns))}]")
+    return own
 
 
 def _group(word: str) -> str:

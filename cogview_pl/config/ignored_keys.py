@@ -72,6 +72,7 @@ UNUSED: dict[Verb, dict[str, str]] = {
         "sampler.top_p": "",
         "sampler.guidance": "",
         "sampler.algorithm": "",
+        "sampler.consistency": "",
         **dict.fromkeys(_TRAINED, ""),
     },
     Verb.fit_features: {
@@ -90,9 +91,9 @@ UNUSED: dict[Verb, dict[str, str]] = {
 }
 """Verb → keys and groups that it does not read, with what to give instead."""
 
-_TOY_WORLD = "cogview_pl.toy_world.dataset.ToyDataset"
+TOY_WORLD = "cogview_pl.toy_world.dataset.ToyDataset"
 
-_OF_MODEL_FOLDERS = tuple(
+OF_MODEL_FOLDERS = tuple(
     f"{group}." for group in ("text", "template", "rerank_template", "upscale_template", "compat", "model")
 ) + tuple(
     f"image_tokenizer.{name}"
@@ -123,10 +124,10 @@ def refuse_ignored_keys(config: DictConfig, words: Sequence[str]) -> None:
             if key == name or key.startswith(f"{name}."):
                 raise UserError(_without_effect(key, config.task, instead))
     terms = [key for key in given if key.startswith("features.terms")]
-    if config.verb == Verb.fit_features and terms and config.data._target_ == _TOY_WORLD:
+    if config.verb == Verb.fit_features and terms and config.data._target_ == TOY_WORLD:
         raise UserError(_without_effect(terms[0], config.task, "on data=toy it learns styles and attributes"))
     models = _MODELS.get(config.verb, {})
-    decided = [key for key in given if key.startswith(_OF_MODEL_FOLDERS)]
+    decided = [key for key in given if key.startswith(OF_MODEL_FOLDERS)]
     if models and decided and not _uses_released_weights(config, models):
         raise UserError(_without_effect(decided[0], config.task, f"the model folder in {next(iter(models))} decides"))
 

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TypeVar
 
 from cogview_pl.errors import UserError
-from cogview_pl.limits import GUIDANCE, TEMPERATURE, TOP_P, count, limited, out_of_range, whole
+from cogview_pl.limits import GUIDANCE, TEMPERATURE, TOP_P, count, limited, out_of_range, share, whole
 
 _Choice = TypeVar("_Choice", bound=Enum)
 
@@ -51,6 +51,8 @@ class Sampling:
         cuda_graphs: on a GPU, `sequential` replays captured steps (`engine/cuda_graph.py`).
         batch_size: images that are decoded together.
         engine: what decodes on a CPU.
+        consistency: share of the difference to the small image that an enlarged one takes back
+            (`super_resolution/consistency.py`).
 
     Raises:
         UserError: a value is outside its range.
@@ -65,6 +67,7 @@ class Sampling:
     cuda_graphs: bool = True
     batch_size: int = count(64)
     engine: Engine = Engine.auto
+    consistency: float = share(0.0)
 
     def __post_init__(self) -> None:
         self.algorithm = _choice("algorithm", self.algorithm, Algorithm)

@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from cogview_pl.checkpoints.model_folder import SequenceModel
 from cogview_pl.errors import UserError
+from cogview_pl.generation.codes import decode_codes
 from cogview_pl.generation.config import Algorithm, Sampling
 from cogview_pl.generation.decode import decode
 from cogview_pl.generation.speculative import decode_jacobi
@@ -91,9 +92,11 @@ class ImageGenerator:
         """Token ids before the image; raises UserError where a text is too long for its slot."""
         return [self.template.prompt({"text": self.text.encode(prompt)}) for prompt in prompts]
 
-    @torch.inference_mode()
     def images(self, codes: Tensor) -> list[Image.Image]:
         """RGB images of codes `(B, y, x)`."""
-        device = next(self.image_tokenizer.parameters()).device
-        images_B3YX = self.image_tokenizer.decode(codes.to(device)).clamp(0, 1)
-        return [to_pil_image(image) for image in (images_B3YX * 255).round().to(torch.uint8).cpu()]
+        return pil_images(decode_codes(codes, self.image_tokenizer, len(codes)))
+
+
+def pil_images(images: Tensor) -> list[Image.Image]:
+    """RGB images of float `(B, 3, Y, X)`, 0 … 1."""
+    return [to_pil_image(image) for image in (images * 255).round().to(torch.uint8).cpu()]

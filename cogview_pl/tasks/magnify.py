@@ -28,6 +28,7 @@ from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.upscaling import UpscaledImage, compare_upscaled, judge_upscaling
 from cogview_pl.generation.codes import decode_codes, encode_images
 from cogview_pl.generation.contact_sheet import contact_sheet, load_font
+from cogview_pl.generation.super_resolution.consistency import consistent, resized
 from cogview_pl.generation.super_resolution.upscale import Upscaler
 from cogview_pl.generation.super_resolution.windows import owners
 from cogview_pl.lit.bars import Bar
@@ -40,6 +41,7 @@ from cogview_pl.vqvae.external import AnyTokenizer
 _SHEET_ROWS = 12
 _SHEET_COLUMNS = 2
 _BICUBIC = "_bicubic"
+_BICUBIC_UNDECODED = "_bicubic_undecoded"
 
 
 class Originals(NamedTuple):
@@ -104,7 +106,8 @@ def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
         if not numbers:
             return Magnified([], [], skipped)
         prompts = originals.prompts(numbers)
-        codes = encode_images(originals.small(read), tokenizer, len(batch))
+        small = originals.small(read)
+        codes = encode_images(small, tokenizer, len(batch))
         large = upscaler.double(
             prompts,
             codes,
@@ -112,7 +115,9 @@ def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
             sampling=config.sampler.plain(),
             on_window=bar.update,
         )
-        before, after = (_rounded(decode_codes(grid, tokenizer, len(batch))) for grid in (codes, large))
+        given = torch.stack(small) / 255
+        before = _rounded(decode_codes(codes, tokenizer, len(batch)))
+        after = _rounded(consistent(decode_codes(large, tokenizer, len(batch)), given, config.sampler.consistency))
         records: list[dict[str, Any]] = [
             {"prompt": p, "source": images.record(n)["file"]} for p, n in zip(prompts, numbers, strict=True)
         ]
@@ -120,7 +125,8 @@ def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
             windows = owners(upscaler.grid[-1])
             for number, (record, prompt) in enumerate(zip(records, prompts, strict=True)):
                 one = slice(number, number + 1)
-                record |= _compare(read[number][None] / 255, before[one], after[one], windows, prompt, judge)
+                record |= _compare(read[number][None] / 255, given[one], before[one], after[one], windows)
+                record |= {} if judge is None else _judge(judge, before[one], after[one], prompt)
         return Magnified(records, [(image * 255).round().to(torch.uint8) for image in after], skipped)
 
     batches = team.batches(len(images), config.sampler.batch_size)
@@ -152,21 +158,26 @@ def _originals(config: Config, size: int) -> Originals:
     return Originals(images, size, known=True, toy_world=is_toy_world(config.data))
 
 
-def _compare(
-    truth: Tensor, before: Tensor, after: Tensor, windows: Tensor, prompt: str, judge: Judge | None
-) -> dict[str, Any]:
-    """Compare an upscaled image, and the decoded small image resized (bicubic), with the true one, each `(1, 3, Y, X)`.
+def _compare(truth: Tensor, given: Tensor, before: Tensor, after: Tensor, windows: Tensor) -> dict[str, Any]:
+    """Compare an upscaled image, and the small image resized (bicubic), with the true one, each `(1, 3, Y, X)`.
 
-    One at a time, because sums over a batch depend on its size.
+    The small image is resized as decoded, which is what the model has, and as given. One at a time, because sums over a
+    batch depend on its size.
     """
     found: dict[str, Any] = {}
-    for suffix, image in (("", after), (_BICUBIC, _at(before, truth.shape[-1]))):
+    edge = truth.shape[-1]
+    for suffix, image in (
+        ("", after), (_BICUBIC, resized(before, edge)), (_BICUBIC_UNDECODED, resized(given, edge))
+    ):  # fmt: skip
         (upscaled,) = compare_upscaled(image, truth, windows)
         found[f"judged{suffix}"] = list(upscaled)
-    for name, image in (("before", before), ("after", after)) if judge is not None else ():
-        assert judge is not None
-        found[f"all_right_{name}"] = score_detected(judge(_at(image, before.shape[-1])), [prompt]).all_right
     return found
+
+
+def _judge(judge: Judge, before: Tensor, after: Tensor, prompt: str) -> dict[str, Any]:
+    """Whether the judge of the toy world finds all objects of the prompt in the small image and in the upscaled one."""
+    images = {"before": before, "after": resized(after, before.shape[-1])}
+    return {f"all_right_{name}": score_detected(judge(image), [prompt]).all_right for name, image in images.items()}
 
 
 def _rounded(images: Tensor) -> Tensor:
@@ -177,16 +188,12 @@ def _rounded(images: Tensor) -> Tensor:
 def _judged(results: ResultList, *, toy_world: bool) -> dict[str, float]:
     """Metrics of all images, from what the records say of each."""
     metrics: dict[str, float] = {}
-    for suffix in ("", _BICUBIC):
+    for suffix in ("", _BICUBIC, _BICUBIC_UNDECODED):
         every = (UpscaledImage(*record[f"judged{suffix}"]) for record in results.records())
         metrics |= {f"magnify/{name}{suffix}": value for name, value in asdict(judge_upscaling(every)).items()}
     for name in ("before", "after") if toy_world else ():
         metrics[f"magnify/all_right_{name}"] = fmean(record[f"all_right_{name}"] for record in results.records())
     return metrics
-
-
-def _at(images: Tensor, edge: int) -> Tensor:
-    return resize(images, [edge, edge], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
 
 
 def _write(folder: RunFolder, results: ResultList, magnified: Magnified) -> None:

@@ -130,6 +130,31 @@ def test_the_next_command_has_only_the_quotes_that_it_needs(tmp_path) -> None:
     assert shlex.split(command)[-2] == "data.root='a, b'"
 
 
+def test_the_next_command_suits_own_data_and_names_no_key_that_the_next_task_refuses(tmp_path) -> None:
+    """Sizes of the model and of its text are in its folder; prompts of the toy world say nothing about own images."""
+    (tmp_path / "pretrain" / "latest").mkdir(parents=True)
+    data = {
+        "_target_": "cogview_pl.data.webdataset.ShardDataset",
+        "style_patterns": ["{text}，{style}", "{style}: {text}"],
+    }
+    sizes = ["model=tiny", "model.num_positions=140", "image_tokenizer.hidden_size=64", "text.vocab_size=512"]
+    given = ["data=webdataset", "data.urls=a.tar", *sizes]
+
+    def after(task: str) -> list[str]:
+        values = {"task": task, "outputs": str(tmp_path), "data": data, "token_store": {"part": None}}
+        config = OmegaConf.create(values)
+        command = next_command(tmp_path / "pretrain" / "latest", config, [f"task={task}", *given])
+        assert command is not None
+        return shlex.split(command)[3:]
+
+    assert after("tokenize")[:7] == ["task=pretrain", "data=webdataset", "data.urls=a.tar", *sizes]
+    assert after("pretrain") == ["task=generate", "data=webdataset", "data.urls=a.tar", "model=tiny"]
+    styled = after("style")
+    assert styled[:4] == ["task=generate", "data=webdataset", "data.urls=a.tar", "model=tiny"]
+    (patterns,) = [word for word in styled if word.startswith("data.style_patterns=")]
+    assert OverridesParser.create().parse_override(quote_override(patterns)).value() == data["style_patterns"]
+
+
 def test_the_table_fits_the_terminal() -> None:
     metrics = {f"eval/metric_{number}": number / 7 for number in range(9)}
     for width in (20, 80, 120):

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from cogview_pl import CogView
 from cogview_pl.data.token_store.store import TokenStore
+from cogview_pl.generation.super_resolution.consistency import consistent, resized
 from cogview_pl.toy_world.captions import parse_caption
 from cogview_pl.vocab import TextTokenizer
 from cogview_pl.vqvae.losses import psnr
@@ -55,15 +57,24 @@ def test_magnified_images_are_compared_with_the_truth(cli, home: Path) -> None:
     run = home / "outputs" / "magnify" / "latest"
     written = records(run / "samples.jsonl")
     assert [record["prompt"] for record in written] == [toy_images("val", 8).text(i) for i in range(3)]
-    upscaled, truth = [], toy_images("val", 8, image_size=128)
-    for record in written:
-        with Image.open(run / str(record["file"])) as image:
-            assert image.size == (128, 128) == (record["width"], record["height"])
-            upscaled.append(pil_to_tensor(image) / 255)
-    found = metrics(home, "magnify")
+    assert {(record["width"], record["height"]) for record in written} == {(128, 128)}
+    truth = toy_images("val", 8, image_size=128)
     drawn = torch.stack([truth[i].image / 255 for i in range(3)])
-    assert found["magnify/psnr"] == pytest.approx(float(psnr(torch.stack(upscaled), drawn)), abs=0.02)  # 8-bit PNGs
+    found, upscaled = metrics(home, "magnify"), enlarged(run)
+    assert found["magnify/psnr"] == pytest.approx(float(psnr(upscaled, drawn)), abs=0.02)  # 8-bit PNGs
     assert found["magnify/psnr_bicubic"] != found["magnify/psnr"]
+    small = resized(drawn, 64)
+    assert found["magnify/psnr_bicubic_undecoded"] == pytest.approx(float(psnr(resized(small, 128), drawn)), abs=0.05)
+
+    cli.succeed(["task=magnify", "num_prompts=3", "data.val_size=8", "sampler.consistency=1"], home)
+    agreeing = enlarged(home / "outputs" / "magnify" / "latest")
+    assert torch.allclose(agreeing, consistent(upscaled, small, 1.0), atol=0.02)
+    assert metrics(home, "magnify")["magnify/psnr"] > found["magnify/psnr"] + 3  # six steps of training know little
+
+
+def enlarged(run: Path) -> Tensor:
+    """Images of a run of task=magnify, 0 … 1."""
+    return torch.stack([pil_to_tensor(Image.open(run / str(r["file"]))) / 255 for r in records(run / "samples.jsonl")])
 
 
 def test_magnifies_samples_and_folders(cli, home: Path, tmp_path: Path) -> None:
@@ -125,6 +136,7 @@ def test_mistakes(cli, home: Path, tiny, tmp_path: Path) -> None:
         (["task=magnify", "upscale_with=outputs/pretrain/latest"], ["super_resolution"]),
         (["task=magnify", f"pairs={tmp_path}/gone.jsonl"], ["gone.png", "file not found"]),
         (["task=generate", "init_from=outputs/super_resolution/latest"], ["super-resolution", "task=magnify"]),
+        (["task=generate", "sampler.consistency=0.5"], ["sampler.consistency=0.5", "upscale_with"]),
         (["task=generate", "upscale_with=outputs/pretrain/latest"], ["super_resolution"]),
         (["task=rerank", "pairs=outputs/generate/latest", "rerank_with=outputs/style/latest"], ["task=caption"]),
     ]
