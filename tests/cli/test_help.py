@@ -32,8 +32,8 @@ def ended(cli, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
 def test_help_lists_groups_and_their_choices(ended) -> None:
     assert ended["help"].code == 0
     lines = ended["help"].stdout.splitlines()
-    recipes = "emoji, emoji_128, emoji_finetunes, listed, portraits, quantizers, quickstart, quickstart_lora"
-    assert f"  experiment: broken, {recipes}" in lines
+    recipes = "emoji, emoji_128, emoji_finetunes, listed, portraits, portraits_128, quantizers, quickstart"
+    assert f"  experiment: broken, {recipes}, quickstart_lora" in lines
     assert "  image_tokenizer/quantizer: cosine, custom, ema, fixed, fsq, gumbel, learned" in lines
     assert not any("hydra" in line for line in lines)
 
