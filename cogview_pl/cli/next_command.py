@@ -31,6 +31,7 @@ _OF_TRAINING = ("image_tokenizer", "text.model=", "data.token_store=")
 """Keys whose values a sequence model has in its folder."""
 _FROM_MODEL_FOLDERS = (Verb.generate.value, Verb.magnify.value, Verb.rerank.value)
 """Tasks that refuse keys whose values model folders have."""
+_TOY = "data=toy"
 _BEFORE_TRAINING = ("features", "vqvae", "tokenize")
 """Tasks after which an image tokenizer or a sequence model is trained."""
 _EARLIER_EVALUATIONS = 20  # that are looked at for one with the same protocol
@@ -82,6 +83,7 @@ def next_command(folder: Path, config: DictConfig, words: Sequence[str]) -> str 
     if following is None or any(newest(outputs / needed / LATEST) is None for needed in following.needs):
         return None
     left_out = (f"{following.key}=", *(_OF_LOSSES if task in _BEFORE_TRAINING else _OF_TRAINING))
+    words = [*config.common, *words] if is_chain(folder) else words
     if following.words[0].removeprefix("task=") in _FROM_MODEL_FOLDERS:
         left_out += OF_MODEL_FOLDERS
     kept = [word for word in words if _group(word) in _KEPT_GROUPS and not word.startswith(left_out)]
@@ -93,7 +95,8 @@ def next_command(folder: Path, config: DictConfig, words: Sequence[str]) -> str 
 
 def _suited(words: Sequence[str], config: DictConfig, kept: Sequence[str]) -> list[str]:
     """The words, in which captions of the user's own validation images take the place of a prompt of the toy world."""
-    if OmegaConf.select(config, "data._target_", default=TOY_WORLD) == TOY_WORLD:
+    data = next((word for word in reversed(kept) if word.startswith("data=")), _TOY)  # a chain gives it to its stages
+    if data == _TOY and OmegaConf.select(config, "data._target_", default=TOY_WORLD) == TOY_WORLD:
         return list(words)
     own = [word for word in words if word not in (_PROMPT, _STYLED_PROMPT)]
     if _STYLED_PROMPT in words and not any(word.startswith("data.style_patterns=") for word in kept):

@@ -155,6 +155,20 @@ def test_the_next_command_suits_own_data_and_names_no_key_that_the_next_task_ref
     assert OverridesParser.create().parse_override(quote_override(patterns)).value() == data["style_patterns"]
 
 
+def test_the_next_command_after_a_chain_has_the_data_of_its_stages(tmp_path) -> None:
+    (tmp_path / "outputs" / "pretrain" / "latest").mkdir(parents=True)
+    (tmp_path / "report.html").touch()
+    common = ["data=webdataset", "data.urls=a.tar", "optimizer=muon", "model.num_positions=140"]
+    toy = {"_target_": "cogview_pl.toy_world.dataset.ToyDataset"}
+    for given, wanted in (
+        (common, ["task=generate", "data=webdataset", "data.urls=a.tar", "threads=1"]),
+        ([], ["task=generate", "threads=1", "prompts=[左上角有一个大的红色圆形]"]),
+    ):
+        values = {"task": "mine", "outputs": str(tmp_path / "outputs"), "data": toy, "common": given}
+        command = next_command(tmp_path, OmegaConf.create(values), ["experiment=mine", "threads=1"])
+        assert command is not None and shlex.split(command)[3:] == wanted
+
+
 def test_the_table_fits_the_terminal() -> None:
     metrics = {f"eval/metric_{number}": number / 7 for number in range(9)}
     for width in (20, 80, 120):
