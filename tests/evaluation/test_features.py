@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from cogview_pl.errors import UserError
+from cogview_pl.evaluation.feature_folder import TrainedOn, save_toy_network
 from cogview_pl.evaluation.features import FeatureNetwork, open_features
-from cogview_pl.evaluation.style_network import ToyNetwork, save_network
+from cogview_pl.evaluation.style_network import ToyNetwork
 
 from ..checkpoints.saved import forge_manifest, save_tokenizer
 from ..faults.injections import flip
@@ -26,6 +27,7 @@ from .hostile import DISGUISES, hostile_archive
 EDGE = 8
 TOY_EDGE = 16
 CLASSES = ("flat", "oil", "ink")
+TRAINED_ON = TrainedOn("cogview_pl.toy_world.dataset.ToyDataset", images=8, fingerprint="0")
 
 
 class Means(nn.Module):
@@ -102,7 +104,7 @@ def network() -> ToyNetwork:
 @pytest.fixture
 def run(network: ToyNetwork, tmp_path: Path) -> Path:
     """A run folder with the network above."""
-    save_network(network, tmp_path / "run" / "model", TOY_EDGE, CLASSES)
+    save_toy_network(network, tmp_path / "run" / "model", TOY_EDGE, CLASSES, TRAINED_ON)
     return tmp_path / "run"
 
 
@@ -116,7 +118,7 @@ def test_our_network_is_the_same_after_its_folder(network: ToyNetwork, run: Path
         torch.testing.assert_close(tuple(found(images)), (features, logits))
     assert len(found.sha256) == 64
     nn.init.ones_(network.features.bias)
-    save_network(network, run / "model", TOY_EDGE, CLASSES)
+    save_toy_network(network, run / "model", TOY_EDGE, CLASSES, TRAINED_ON)
     assert opened(run).sha256 != found.sha256
     assert opened(run, 2 * TOY_EDGE).resolution == 2 * TOY_EDGE
 
