@@ -13,7 +13,6 @@ import importlib.util
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from types import ModuleType
@@ -28,6 +27,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resize
 from cogview_pl.checkpoints.model_folder import load_image_tokenizer
 from cogview_pl.evaluation.retrieval import Ranked, best_of
 from cogview_pl.generation.codes import decode_codes, encode_images
+from cogview_pl.generation.pipeline import pil_images
 from cogview_pl.runs.run_folder import CHAIN
 
 Figures = dict[str, Any]
@@ -51,11 +51,6 @@ class Portraits:
         self.labels: dict[str, Mapping[str, str]] = {key: labels for key, _, labels in samples}
         self._files: dict[str, bytes] = {key: file for key, file, _ in samples}
 
-    @cached_property
-    def keys(self) -> list[str]:
-        """Keys of all pictures, in the order of the shards."""
-        return list(self._files)
-
     def picture(self, key: str) -> Image.Image:
         """A validation picture, RGB, 128 px."""
         return Image.open(io.BytesIO(self._files[key])).convert("RGB")
@@ -67,20 +62,24 @@ class Portraits:
 
     def report(self, pictures: Sequence[Image.Image], wanted: Sequence[Mapping[str, str]]) -> Figures:
         """Shares of attributes, and of pictures, that are as wanted."""
-        found = self.judge.read(torch.stack([self.module.to_tensor(picture) for picture in pictures]))
+        found = self._read(pictures)
         return {name: row["accuracy"] for name, row in self.module.report(found, wanted, self.judge.classes).items()}
 
     def right(self, pictures: Sequence[Image.Image], wanted: Sequence[Mapping[str, str]]) -> list[bool]:
         """Whether all that is wanted is in a picture, for each one."""
-        found = self.judge.read(torch.stack([self.module.to_tensor(picture) for picture in pictures]))
+        found = self._read(pictures)
         return [all(got[n] == v for n, v in one.items()) for got, one in zip(found, wanted, strict=True)]
+
+    def _read(self, pictures: Sequence[Image.Image]) -> list[Mapping[str, str]]:
+        """Attribute → value, as the judge reads it off each picture."""
+        found: list[Mapping[str, str]] = self.judge.read(torch.stack(list(map(self.module.to_tensor, pictures))))
+        return found
 
 
 def reconstructions(portraits: Portraits, run: Path, tokenizer: Path) -> Figures:
     """Of validation pictures by the image tokenizer: of all styles, and of each."""
-    keys = portraits.keys
-    pictures = _reconstructed(tokenizer, [portraits.picture(key) for key in keys])
-    labels = [portraits.labels[key] for key in keys]
+    pictures = _reconstructed(tokenizer, [portraits.picture(key) for key in portraits.labels])
+    labels = list(portraits.labels.values())
     found: Figures = {"all_styles": portraits.report(pictures, labels)}
     for style in dict.fromkeys(one["style"] for one in labels):
         chosen = [number for number, one in enumerate(labels) if one["style"] == style]
@@ -173,7 +172,7 @@ def _reconstructed(run: Path, originals: Sequence[Image.Image]) -> list[Image.Im
         resize(pil_to_tensor(one), [edge, edge], InterpolationMode.BICUBIC, antialias=True) for one in originals
     ]
     found = decode_codes(encode_images(small, tokenizer.model, _BATCH), tokenizer.model, _BATCH)
-    return [Image.fromarray((one * 255).round().byte().permute(1, 2, 0).numpy()) for one in found]
+    return pil_images(found)
 
 
 def main() -> None:
@@ -185,7 +184,7 @@ def main() -> None:
     portraits = Portraits(args.portraits)
     finished = json.loads((args.chain / CHAIN).read_text(encoding="utf-8"))["stages"]
     runs = {name: Path(stage["folder"]) for name, stage in finished.items() if stage["metrics"] is not None}
-    for stage in args.stages or runs.keys() & STAGES.keys():
+    for stage in args.stages or [name for name in STAGES if name in runs]:
         print(json.dumps({stage: STAGES[stage](portraits, runs[stage], runs["vqvae"])}), flush=True)
 
 

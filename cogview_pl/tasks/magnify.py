@@ -28,6 +28,7 @@ from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.evaluation.upscaling import UpscaledImage, compare_upscaled, judge_upscaling
 from cogview_pl.generation.codes import decode_codes, encode_images
 from cogview_pl.generation.contact_sheet import contact_sheet, load_font
+from cogview_pl.generation.pipeline import pil_images
 from cogview_pl.generation.super_resolution.consistency import consistent, resized
 from cogview_pl.generation.super_resolution.upscale import Upscaler
 from cogview_pl.generation.super_resolution.windows import owners
@@ -236,5 +237,4 @@ def _decoded(originals: Originals, tokenizer: AnyTokenizer, batches: Sequence[ra
         _, read, _ = originals.images.read_some(batch)
         if read:
             codes = encode_images(originals.small(read), tokenizer, len(batch))
-            for image in decode_codes(codes, tokenizer, len(batch)):
-                yield to_pil_image((image * 255).round().to(torch.uint8))
+            yield from pil_images(decode_codes(codes, tokenizer, len(batch)))

@@ -128,9 +128,9 @@ def _score_captions(
 
 def _count_places(results: ResultList, candidates: int) -> dict[str, float]:
     """Share of images whose own caption is the best among false ones, by caption loss and by pointwise information."""
-    records = [(r["caption_losses"], r["captions_of"]) for r in results.records()]
-    losses, captions = zip(*records, strict=True)
-    shares = retrieval([place_of_own(values) for values in losses], _TOP)
+    records = [(r["caption_losses"], r["captions_of"], r["place"]) for r in results.records()]
+    losses, captions, places = zip(*records, strict=True)
+    shares = retrieval(places, _TOP)
     informed = retrieval([place_of_own(values) for values in information(losses, captions)], _TOP)
     return {
         "rerank/images": results.count,

@@ -70,6 +70,8 @@ class _Upright(NamedTuple):
     remark: str
     edge: int
     """Edge in pixels to which it is to be resized: that of the square, or more if the view is a part of it."""
+    crop: Crop
+    """A part is cut out, never padded."""
 
 
 def load_image(file: str | Path | BinaryIO, size: int, min_size: int = 0) -> torch.Tensor:
@@ -125,7 +127,7 @@ def decode_image(
 
 def _decode(stream: BinaryIO, size: int, min_size: int, options: Decoding, view: str) -> Decoded:
     try:
-        image, remark, edge = _upright(stream, size, min_size, options, view)
+        image, remark, edge, crop = _upright(stream, size, min_size, options, view)
     except ImageError:
         raise
     except Exception:  # damaged bytes make Pillow's readers raise nearly anything
@@ -133,9 +135,9 @@ def _decode(stream: BinaryIO, size: int, min_size: int, options: Decoding, view:
         whole = with_end(stream.read(MAX_IMAGE))
         if whole is None:
             raise
-        image, _, edge = _upright(io.BytesIO(whole), size, min_size, options, view)
+        image, _, edge, crop = _upright(io.BytesIO(whole), size, min_size, options, view)
         remark = REMARK
-    width, height = _fit(image.width, image.height, edge, options.crop if edge == size else Crop.random)
+    width, height = _fit(image.width, image.height, edge, crop)
     pixels = tv.resize(
         tv.pil_to_tensor(image), [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True
     )
@@ -159,7 +161,7 @@ def _upright(stream: BinaryIO, size: int, min_size: int, options: Decoding, view
             crop = options.crop if edge == size else Crop.random
             ready = _decode_smaller(image, _fit(image.width, image.height, edge, crop), options.max_pixels)
             ImageOps.exif_transpose(ready, in_place=True)
-            return _Upright(*to_srgb(ready), edge)
+            return _Upright(*to_srgb(ready), edge, crop)
 
 
 def _opened(stream: BinaryIO, max_pixels: int) -> Image.Image:
