@@ -127,6 +127,7 @@ def allocate(megabytes: str) -> Work:
     return lambda: held.append(b"x" * (int(megabytes) * 10**6))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not memory.MEASURABLE, reason="needs Linux")
 def test_memory_counts_what_work_allocates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])

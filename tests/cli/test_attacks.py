@@ -27,6 +27,8 @@ from ..texts import learned_text
 from .conftest import COMMAND, Chain, CommandLine, Ended
 from .rewound import require_same
 
+pytestmark = pytest.mark.slow
+
 FEW = ("trainer.max_steps=6", "trainer.val_check_interval=3", "threads=1", "plan.strict=false", "~callbacks.progress")
 SMALL = ("data.train_size=64", "data.val_size=8", "data.batch_size=8")
 

@@ -83,6 +83,7 @@ def require_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) 
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_generates_what_the_model_generates(ended, home: Path) -> None:
     assert image(home / "of_last") == image(home / "of_model")
     assert image(home / "of_lora") == image(home / "of_merged")

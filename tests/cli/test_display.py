@@ -8,6 +8,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -72,6 +73,7 @@ def test_the_next_command_works_when_pasted(cli, tiny, tmp_path) -> None:
     assert (tmp_path / "outputs" / "generate" / "latest" / "samples" / "grid.png").exists()
 
 
+@pytest.mark.slow
 def test_next_commands_after_the_last_tasks(cli, chain, tiny, tmp_path) -> None:
     """Evaluations are compared with an earlier one, converted models are used."""
     shutil.copytree(chain.home / "outputs", tmp_path / "outputs", symlinks=True)

@@ -185,6 +185,7 @@ def test_the_copy_of_a_checkpoint_is_planned_and_can_be_saved() -> None:
     assert advice["here"] == "callbacks.checkpoint.background_mb=null"
 
 
+@pytest.mark.slow
 def test_adapters_are_planned_as_what_they_are() -> None:
     style = ("task=style", "model=small", "data.styles=[oil]", "precision=bf16")
     plain, lora = (planned(*style, f"lora.rank={rank}").figures for rank in (0, 8))
@@ -251,6 +252,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

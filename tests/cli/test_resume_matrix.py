@@ -17,6 +17,8 @@ import pytest
 
 from .rewound import last_checkpoint
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- resume matrix: written by tests/cli/test_resume_matrix.py -->\n", "<!-- end -->\n"
 HEAD = "| changed | overrides | what happens |\n|---|---|---|\n"

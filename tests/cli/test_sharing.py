@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
 FEW = ("data.train_size=64", "data.val_size=8", "data.batch_size=8", "threads=1", "plan.strict=false")
 TWO = "trainer.devices=2"

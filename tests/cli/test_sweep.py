@@ -181,6 +181,7 @@ def test_a_study_without_any_value_ends_with_its_table(sweeps, home: Path) -> No
     assert "Traceback" not in sweeps["all_fail"].stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs the extra slurm")
 def test_a_launcher_of_processes_gives_the_same_table(cli, sweeps, home: Path) -> None:
     words = ("-m", *TINY, "optimizer=adamw", "seed=0,-1", PSNR, "run_dir=launched")
@@ -191,6 +192,7 @@ def test_a_launcher_of_processes_gives_the_same_table(cli, sweeps, home: Path) -
     assert ended.stdout.splitlines()[-4].split() == ["seed", "eval/psnr"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_sweep_with_its_table_and_how_it_goes_on(cli, home: Path) -> None:
     words = ["-m", *TINY, "trainer.max_steps=2,1000000", PSNR, "run_dir=stopped"]
     process = cli.start(words, home)

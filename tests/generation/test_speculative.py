@@ -49,6 +49,7 @@ def exact_distribution(model: Transformer, template: Template, sampling: Samplin
     return each.gather(-1, grids[..., None])[..., 0].double().prod(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [Sampling(drafts=2), Sampling(top_k=2, temperature=1.5, drafts=3)])
 def test_same_distribution(sampling: Sampling) -> None:
     """Chi-squared test over all 81 grids of 2x2 codes out of three; the threshold is passed by chance once in 10⁵."""

@@ -24,7 +24,7 @@ from cogview_pl.transformer.parallel import full
 from .fitting import loader, trainer
 from .models import discriminated, images, sequence_batch, sequence_module, tokenizer_module
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
 CLIP = 0.3
 DDP = partial(DDPStrategy, find_unused_parameters=True)  # of the discriminator before its start

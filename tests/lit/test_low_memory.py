@@ -79,6 +79,7 @@ def test_moments_of_matrices_are_held_in_8_bits() -> None:
     assert state_bytes(optimizer) < 0.35 * 8 * sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_trains_as_adamw_does() -> None:
     makers: dict[str, tuple[Callable[..., Optimizer], torch.dtype]] = {
         "adamw": (AdamW, torch.float32),

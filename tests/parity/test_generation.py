@@ -141,6 +141,7 @@ def test_restart_token_keeps_its_position_only_in_compat(parity: Records) -> Non
     assert ours.prompt_positions(recorded["tokens"]) == ours.positions(recorded["tokens"])
 
 
+@pytest.mark.slow
 def test_magnify(parity: Records) -> None:
     records = parity.tensors("sampling/magnify.safetensors")
     model, vocabulary = load(parity, SMALL, "magnify", "tensor")

@@ -234,6 +234,7 @@ def run_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_ranks_agree_with_each_other_and_with_one_process(tmp_path: Path):
     torch.multiprocessing.spawn(run_rank, args=(str(tmp_path),), nprocs=2)

@@ -272,6 +272,7 @@ def command_lines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[
     return home, dict(zip(commands, json.loads(results.read_text()), strict=True))
 
 
+@pytest.mark.slow
 class TestCommandLine:
     def test_tokenize_writes_a_file_that_pretrain_reads(self, command_lines) -> None:
         home, ended = command_lines
