@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +10,22 @@ from typing import NamedTuple, TypeVar
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 from tqdm.auto import tqdm
 
 from cogview_pl.assembly.guidance import warn_of_guidance
+from cogview_pl.assembly.images_in_python import AnyImage, pixels_of, several
 from cogview_pl.assembly.pipelines import GenerationPipeline, require_grid, require_same_tokenizer
 from cogview_pl.assembly.prompts import read_prompts
 from cogview_pl.assembly.roles import CAPTIONER, GENERATOR, UPSCALER, Role
 from cogview_pl.assembly.samples import save_sheet
 from cogview_pl.checkpoints.adapter_folder import load_adapted
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel
-from cogview_pl.data.decoding.decode import SampleError, load_image
 from cogview_pl.errors import UserError
 from cogview_pl.generation.codes import decode_codes, encode_images
-from cogview_pl.generation.config import Quantization, Sampling
+from cogview_pl.generation.completion import check_algorithm, is_prefix, known_codes, mask_of, without_the_rest
+from cogview_pl.generation.config import CompletionConfig, Quantization, Sampling
+from cogview_pl.generation.decode import TO_SAMPLE
 from cogview_pl.generation.engine.decode_state import check_sampling
 from cogview_pl.generation.engine.forms import keep_forms
 from cogview_pl.generation.pipeline import ImageGenerator, pil_images
@@ -36,9 +38,6 @@ from cogview_pl.limits import COUNT, SEED, Limit
 from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.runs.samples_writer import SampleFiles
 from cogview_pl.vocab import TextSlot, is_text_to_image
-
-AnyImage = str | Path | Image.Image
-"""The path of an image file, or an image."""
 
 _Model = TypeVar("_Model", ImageGenerator, Captioner, Upscaler)
 
@@ -165,14 +164,97 @@ class CogView:
         Raises:
             UserError: no generator, a prompt that is too long, an option out of its range, or a folder with files.
         """
-        sampling = sampling or Sampling()
-        generator = _given(self._generator, GENERATOR)
         texts = read_prompts([prompts] if isinstance(prompts, str) else list(prompts))
+        rows = self._generate(
+            texts,
+            num_images_per_prompt=num_images_per_prompt,
+            top_n=top_n,
+            seed=seed,
+            sampling=sampling or Sampling(),
+            folder=folder,
+            font=font,
+            progress=progress,
+        )
+        return rows[0] if isinstance(prompts, str) else rows
+
+    def complete(
+        self,
+        images: AnyImage | Sequence[AnyImage],
+        prompts: str | Sequence[str],
+        *,
+        keep: str | None = None,
+        mask: str | Path | None = None,
+        num_images_per_prompt: int = 1,
+        top_n: int | None = None,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        folder: str | Path | None = None,
+        font: str | None = None,
+        progress: bool = True,
+    ) -> list[Image.Image] | list[list[Image.Image]]:
+        """Keep a part of an image and generate the rest; images of one image, or a list of them for each of several.
+
+        The images are resized and cropped to the model's size. Their codes outside the mask stay as they are. Where
+        given codes follow generated ones in raster order, the images are ordered by the likelihood of these codes, best
+        first; with a captioner by caption loss.
+
+        Args:
+            images: an image, or several.
+            prompts: their text, or one for each of them.
+            keep: what is kept: top, bottom, left, right or border, and its share of the edge, such as `top:0.5`.
+            mask: instead of `keep`: an image file of the model's size, or with a pixel for each code; white where
+                pixels are generated.
+            num_images_per_prompt, top_n, seed, sampling, folder, font, progress: as for `generate`.
+
+        Raises:
+            UserError: no generator, an image or mask that cannot be used, another number of prompts, or as `generate`.
+        """
+        sampling = sampling or Sampling()
+        grid = _given(self._generator, GENERATOR).grid
+        options = CompletionConfig(keep, None if mask is None else _home(mask))
+        chosen = mask_of(options, grid, self._tokenizers[GENERATOR].settings["image_size"])
+        check_algorithm(chosen, sampling)
+        pixels = self._pixels(images, GENERATOR)
+        texts = read_prompts([prompts] * len(pixels) if isinstance(prompts, str) else list(prompts))
+        if len(texts) != len(pixels):
+            raise UserError(f"prompts: {len(texts)} for {len(pixels)} images; give one for each of them")
+        codes = encode_images(pixels, self._tokenizers[GENERATOR].model, sampling.batch_size)
+        rows = self._generate(
+            texts,
+            num_images_per_prompt=num_images_per_prompt,
+            top_n=top_n,
+            seed=seed,
+            sampling=sampling,
+            folder=folder,
+            font=font,
+            progress=progress,
+            known=known_codes(codes, chosen),
+            shown=[to_pil_image(without_the_rest(image, chosen)) for image in pixels],
+        )
+        return rows if several(images) else rows[0]
+
+    def _generate(
+        self,
+        texts: Sequence[str],
+        *,
+        num_images_per_prompt: int,
+        top_n: int | None,
+        seed: int,
+        sampling: Sampling,
+        folder: str | Path | None,
+        font: str | None,
+        progress: bool,
+        known: Tensor | None = None,
+        shown: Sequence[Image.Image] = (),
+    ) -> list[list[Image.Image]]:
+        """The images of each text; `shown` come before them on the contact sheet."""
+        generator = _given(self._generator, GENERATOR)
         _require_number("num_images_per_prompt", num_images_per_prompt, COUNT)
         _require_number("seed", seed, SEED)
         if top_n is not None:
             _require_number("top_n", top_n, COUNT)
-            _given(self._captioner, CAPTIONER)
+            if known is None or is_prefix(known[0] == TO_SAMPLE):
+                _given(self._captioner, CAPTIONER)
         check_sampling(generator.transformer, sampling)
         if self._path is not None:
             warn_of_guidance(sampling, self._path)
@@ -182,14 +264,16 @@ class CogView:
         pipeline = GenerationPipeline(generator, self._captioner, self._upscaler, sampling)
         at_once = max(1, sampling.batch_size // num_images_per_prompt)
         y, x = generator.grid
+        codes = y * x if known is None else int((known[0] == TO_SAMPLE).sum())
         images: list[Image.Image] = []
-        with tqdm(total=len(texts) * num_images_per_prompt * y * x, unit="code", disable=not progress) as bar:
+        with tqdm(total=len(texts) * num_images_per_prompt * codes, unit="code", disable=not progress) as bar:
             for start in range(0, len(texts), at_once):
                 for sample in pipeline.generate(
                     texts[start : start + at_once],
                     num_images_per_prompt=num_images_per_prompt,
                     top_n=top_n,
                     seed=seed,
+                    known=None if known is None else known[start : start + at_once],
                     on_codes=bar.update,
                 ):
                     if files is not None:
@@ -197,8 +281,9 @@ class CogView:
                     images.append(sample.image)
         rows = [images[start : start + kept] for start in range(0, len(images), kept)]
         if files is not None:
-            save_sheet(files.folder, texts, rows, font)
-        return rows[0] if isinstance(prompts, str) else rows
+            given = [[image] for image in shown] or [[]] * len(rows)
+            save_sheet(files.folder, texts, [[*first, *row] for first, row in zip(given, rows, strict=True)], font)
+        return rows
 
     def caption(
         self,
@@ -217,7 +302,7 @@ class CogView:
         codes = self._codes(images, CAPTIONER, sampling.batch_size)
         made = captioner.captions(codes, seeds=[seed] * len(codes), sampling=sampling)
         captions = list(tqdm(made, total=len(codes), unit="image", disable=not progress))
-        return captions if _several(images) else captions[0]
+        return captions if several(images) else captions[0]
 
     def rank(self, prompt: str, images: Sequence[AnyImage], *, batch_size: int = 64) -> list[RankedImage]:
         """The images with their caption losses, the one that the prompt fits best first.
@@ -264,7 +349,7 @@ class CogView:
             large = upscaler.double(texts, codes, seeds=seeds, sampling=sampling, on_window=lambda: bar.update())
         decoded = decode_codes(large, self._tokenizers[UPSCALER].model, sampling.batch_size)
         found = pil_images(consistent(decoded, torch.stack(small) / 255, sampling.consistency))
-        return found if _several(images) else found[0]
+        return found if several(images) else found[0]
 
     def _codes(self, images: AnyImage | Sequence[AnyImage], role: Role, batch_size: int) -> Tensor:
         """Codes `(B, y, x)` of images by the image tokenizer of a role."""
@@ -272,10 +357,7 @@ class CogView:
 
     def _pixels(self, images: AnyImage | Sequence[AnyImage], role: Role) -> list[Tensor]:
         """Images of the size that the image tokenizer of a role takes, uint8 `(3, Y, X)`."""
-        given: list[AnyImage] = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
-        if not given:
-            raise UserError("images: there are none; give one at least")
-        return [_pixels(image, self._tokenizers[role].settings["image_size"]) for image in given]
+        return pixels_of(images, self._tokenizers[role].settings["image_size"])
 
 
 def _home(path: str | Path) -> str:
@@ -308,21 +390,3 @@ def _new_folder(folder: str | Path) -> Path:
         raise UserError(f"folder={path} exists and is not empty; choose another one")
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _several(images: object) -> bool:
-    return not isinstance(images, (str, Path, Image.Image))
-
-
-def _pixels(image: AnyImage, size: int) -> Tensor:
-    """uint8 `(3, size, size)`; an image in memory is read as its PNG file would be."""
-    try:
-        if isinstance(image, Image.Image):
-            stream = io.BytesIO()
-            image.save(stream, "PNG")
-            stream.seek(0)
-            return load_image(stream, size)
-        return load_image(_home(image), size)
-    except SampleError as error:
-        name = "an image in memory" if isinstance(image, Image.Image) else str(image)
-        raise UserError(f"images: {name}: {error}; give images that can be read") from None

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cogview_pl.data.config import SequencesConfig
-from cogview_pl.generation.config import Quantization, Sampling
+from cogview_pl.generation.config import CompletionConfig, Quantization, Sampling
 from cogview_pl.lit.config import ModelFrom, OptimizerConfig, StrategyConfig
 from cogview_pl.transformer.config import LoRAConfig, TransformerConfig
 from cogview_pl.vocab.config import CompatConfig, TemplateConfig, TextConfig
@@ -86,6 +86,7 @@ class GenerationOptions:
     rerank_template: TemplateConfig
     upscale_template: TemplateConfig
     sampler: Sampling
+    complete: CompletionConfig
     precision: Mapping[str, Any]
     quantization: Quantization | None
     strategy: StrategyConfig

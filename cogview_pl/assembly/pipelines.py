@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from PIL import Image
@@ -19,6 +20,7 @@ from cogview_pl.checkpoints.model_folder import SequenceModel
 from cogview_pl.errors import UserError
 from cogview_pl.generation.codes import decode_codes
 from cogview_pl.generation.config import Sampling
+from cogview_pl.generation.decode import TO_SAMPLE
 from cogview_pl.generation.engine.decode_state import check_sampling
 from cogview_pl.generation.engine.forms import keep_forms
 from cogview_pl.generation.pipeline import ImageGenerator, pil_images
@@ -49,34 +51,48 @@ class GenerationPipeline:
         num_images_per_prompt: int,
         top_n: int | None,
         seed: int,
+        known: Tensor | None = None,
         on_codes: Callable[[int], None] = lambda count: None,
     ) -> Iterator[GeneratedImage]:
         """Images, prompt by prompt; with a captioner, the images of a prompt are ordered by caption loss, best first.
+
+        Without a captioner, completed images are ordered by the likelihood of the given codes after generated ones.
 
         Args:
             prompts: prompts.
             num_images_per_prompt: images to sample per prompt; image k is sampled with `seed + k`.
             top_n: images to keep per prompt; None: all.
             seed: seed of the first image of each prompt.
+            known: given codes of the images of each prompt, as for `ImageGenerator.completions`; None: there are none.
             on_codes: called with the number of codes that each step of a batch samples, for progress bars.
         """
         kept = min(top_n or num_images_per_prompt, num_images_per_prompt)
-        sampled = self.generator.codes(
-            prompts, num_images_per_prompt, seed=seed, sampling=self.sampling, on_codes=on_codes
+        if known is None:
+            known = torch.full((len(prompts), *self.generator.grid), TO_SAMPLE)
+        batches = self.generator.completions(
+            prompts, known, num_images_per_prompt, seed=seed, sampling=self.sampling, on_codes=on_codes
         )
-        codes = torch.cat(list(sampled))
+        parts, losses_of_parts = zip(*batches, strict=True)
+        codes = torch.cat(parts)
+        given_losses = None if losses_of_parts[0] is None else list(chain.from_iterable(losses_of_parts))
         texts = [prompt for prompt in prompts for _ in range(num_images_per_prompt)]
         losses = self.captioner.losses(texts, codes, self.sampling.batch_size) if self.captioner else None
         chosen = [
             number
             for first in range(0, len(texts), num_images_per_prompt)
-            for number in _best_first(range(first, first + num_images_per_prompt), losses)[:kept]
+            for number in _best_first(range(first, first + num_images_per_prompt), losses or given_losses)[:kept]
         ]
         seeds = [seed + number % num_images_per_prompt for number in chosen]
         texts = [texts[number] for number in chosen]
         images = self._images(texts, codes[chosen], seeds)
         for number, text, own_seed, image in zip(chosen, texts, seeds, images, strict=True):
-            yield GeneratedImage(text, own_seed, image, losses[number] if losses else None)
+            yield GeneratedImage(
+                text,
+                own_seed,
+                image,
+                losses[number] if losses else None,
+                given_losses[number] if given_losses else None,
+            )
 
     def engines(self) -> dict[str, str]:
         """See `engine_settings`."""
@@ -113,7 +129,7 @@ def open_pipeline(options: GenerationOptions, generator: SequenceModel) -> Gener
             generator does not support guidance; quantization is not available.
     """
     device, dtype = inference_device(options.trainer, options.precision)
-    if options.top_n is not None and options.rerank_with is None:
+    if options.top_n is not None and options.rerank_with is None and not options.complete.wanted:
         raise UserError(f"top_n={options.top_n} keeps the best images, and nothing ranks them; set rerank_with")
     sampling = options.sampler
     if sampling.consistency and options.upscale_with is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 from PIL import Image
 
+from cogview_pl.assembly.completion import Completion
 from cogview_pl.assembly.options import GenerationOptions
 from cogview_pl.assembly.pipelines import GenerationPipeline
 from cogview_pl.assembly.roles import GENERATOR, hash_of_role, inference_settings
@@ -25,11 +27,17 @@ _SHEET_WIDTH = 8  # images across the contact sheet
 
 
 def write_samples(
-    options: GenerationOptions, folder: RunFolder, pipeline: GenerationPipeline, prompts: Sequence[str], team: Team
+    options: GenerationOptions,
+    folder: RunFolder,
+    pipeline: GenerationPipeline,
+    prompts: Sequence[str],
+    team: Team,
+    completion: Completion | None = None,
 ) -> tuple[list[WrittenImage], SampleFiles]:
     """Generate and save images in order, then write the contact sheet; in the first process returns all images.
 
-    With `resume`, images of finished groups are kept and not generated again.
+    With `resume`, images of finished groups are kept and not generated again. With `completion`, whose prompts these
+    are, codes of its images are given.
     """
     groups = team.batches(len(prompts), max(1, options.sampler.batch_size // options.num_images_per_prompt))
     settings = inference_settings(
@@ -42,7 +50,11 @@ def write_samples(
         top_n=options.top_n,
     )
     writer = SamplesWriter(
-        folder, options.kept, settings=settings, inputs=_inputs(options), verify=options.models.verify
+        folder,
+        options.kept,
+        settings=settings,
+        inputs=_inputs(options) | ({} if completion is None else completion.inputs()),
+        verify=options.models.verify,
     )
     images: list[WrittenImage] = []
     if team.first and options.resume:
@@ -51,7 +63,8 @@ def write_samples(
         writer.start()
     finished = team.tell(len(images) // options.kept)
     y, x = pipeline.generator.grid
-    codes_of_prompt = y * x * options.num_images_per_prompt
+    codes_of_image = y * x if completion is None else completion.num_generated
+    codes_of_prompt = codes_of_image * options.num_images_per_prompt
 
     def generate(group: range) -> list[GeneratedImage]:
         SIGNALS.check()
@@ -60,9 +73,13 @@ def write_samples(
             num_images_per_prompt=options.num_images_per_prompt,
             top_n=options.top_n,
             seed=options.seed,
+            known=None if completion is None else completion.known(group),
             on_codes=bar.update,
         )
-        return list(found)
+        if completion is None:
+            return list(found)
+        sources = [completion.source(place) for place in group for _ in range(options.kept)]
+        return [replace(image, source=source) for image, source in zip(found, sources, strict=True)]
 
     def count(group: range) -> None:
         bar.update(len(group) * codes_of_prompt)
@@ -74,13 +91,15 @@ def write_samples(
     if folder.writes:
         numbers = range(min(len(images), _SHEET_ROWS * options.kept))
         rows = [[writer.files.read(number) for number in row] for row in batches_of(numbers, options.kept)]
+        if completion is not None:
+            rows = [[completion.shown(place), *row] for place, row in enumerate(rows)]
         save_sheet(folder.path, prompts[: len(rows)], rows, options.font)
     return images, writer.files
 
 
 def save_sheet(folder: Path, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], font: str | None) -> None:
     """Write `samples/grid.png` of the first prompts and their images."""
-    cell = max(96, min(images[0][0].width, 256))
+    cell = max(96, min(images[0][-1].width, 256))
     rows = list(zip(prompts, images, strict=True))[:_SHEET_ROWS]
     sheet = contact_sheet(rows, columns=max(1, _SHEET_WIDTH // len(images[0])), cell=cell, font=font)
     save_image(sheet, folder / "samples" / "grid.png")

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from cogview_pl.config.choices import Verb
 from cogview_pl.errors import UserError
 
-_GENERATED = ("prompts", "num_images_per_prompt", "top_n")
+_GENERATED = ("prompts", "num_images_per_prompt", "top_n", "complete")
 _READ = ("images", "pairs", "num_captions")
 _ROLES = ("rerank_with", "upscale_with")
 _TRAINED = ("starts_from", "sequences", "lora", "token_store")
@@ -58,6 +58,7 @@ UNUSED: dict[Verb, dict[str, str]] = {
         "sampler.guidance": "guidance is for task=generate",
         "sampler.algorithm": "windows are decoded side by side",
         "sampler.drafts": "",
+        "complete": "task=generate completes images",
         **dict.fromkeys(_TRAINED, ""),
     },
     Verb.rerank: {
@@ -73,6 +74,7 @@ UNUSED: dict[Verb, dict[str, str]] = {
         "sampler.guidance": "",
         "sampler.algorithm": "",
         "sampler.consistency": "",
+        "complete": "",
         **dict.fromkeys(_TRAINED, ""),
     },
     Verb.fit_features: {
@@ -81,7 +83,11 @@ UNUSED: dict[Verb, dict[str, str]] = {
         "quantization": "",
         **dict.fromkeys((*_GENERATED, *_READ, *_ROLES, *_TRAINED), ""),
     },
-    Verb.evaluate: {"num_captions": "", **dict.fromkeys(_TRAINED, "")},
+    Verb.evaluate: {
+        "num_captions": "",
+        "complete": "task=generate completes images; then pairs names its run",
+        **dict.fromkeys(_TRAINED, ""),
+    },
     Verb.convert: {
         "init_from": "convert.source names the model",
         "sampler": "",

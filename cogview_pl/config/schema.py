@@ -25,7 +25,7 @@ from cogview_pl.data.config import (
     WebDatasetConfig,
 )
 from cogview_pl.evaluation.config import EvaluateConfig, FeaturesConfig
-from cogview_pl.generation.config import Quantization, Sampling
+from cogview_pl.generation.config import CompletionConfig, Quantization, Sampling
 from cogview_pl.kernels.config import CPUKernels
 from cogview_pl.limits import MISSING, count, seed_number
 from cogview_pl.lit.config import ModelFrom, OptimizerConfig, StrategyConfig
@@ -112,6 +112,7 @@ class Config:
     sequences: SequencesConfig = field(default_factory=SequencesConfig)
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     sampler: Sampling = field(default_factory=Sampling)
+    complete: CompletionConfig = field(default_factory=CompletionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     precision: dict[str, Any] = field(default_factory=dict)

@@ -47,6 +47,8 @@ TEXT_KEYS = {
     "images": _PATHS,
     "pairs": _PATH,
     "font": _PATH,
+    "complete.keep": _TEXT,
+    "complete.mask": _PATH,
     "image_tokenizer.path": _PATH,
     "text.model": _PATH,
     "data.root": _PATH,

@@ -85,6 +85,24 @@ class Sampling:
         return replace(self, guidance=1.0, algorithm=Algorithm.sequential)
 
 
+@dataclass
+class CompletionConfig:
+    """Schema of `complete`: which part of given images is kept; the rest is generated.
+
+    Args:
+        keep: top, bottom, left, right or border, and its share of the edge: `top:0.5`, `border:0.25`.
+        mask: image file, white where pixels are generated and black where they are kept; see `completion.mask_of`.
+    """
+
+    keep: str | None = None
+    mask: str | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether images are completed."""
+        return self.keep is not None or self.mask is not None
+
+
 def _choice(key: str, given: _Choice | str, choices: type[_Choice]) -> _Choice:
     """The member of an enum, whose name Python users may give; raises UserError for another name."""
     names = [choice.value for choice in choices]

@@ -21,6 +21,8 @@ from cogview_pl.vocab import Template, TextSlot
 
 TO_SAMPLE = -1
 """Marks a token that is not known yet."""
+SCORED = 16
+"""Known codes whose logits are computed at once."""
 
 
 @torch.inference_mode()
@@ -33,6 +35,7 @@ def decode(
     sampling: Sampling,
     unconditional: Sequence[Sequence[int]] | None = None,
     known: Tensor | None = None,
+    on_known: Callable[[Tensor], None] | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """Sample the tokens of the target slot, one row per prompt.
@@ -51,6 +54,8 @@ def decode(
             guidance.
         known: given tokens of the slot, int64 `(B, T)`, and `TO_SAMPLE` where one is to be sampled, at the same places
             in all rows; decoding ends after T. None: all tokens of the slot are sampled.
+        on_known: called with log-likelihoods, float32 `(B, L)`, of the known codes that follow a sampled one, in order:
+            those of the model, guided if sampling is, without temperature and filters. None: none are computed.
         on_step: called after every sampled token, for progress bars.
 
     Returns:
@@ -68,18 +73,27 @@ def decode(
     uniform_BT = uniforms(seeds, prompts, known.shape[1]).to(device)
     ids_n = torch.cat([torch.arange(span.start, span.stop, device=device) for span in template.allowed(slot)])
     end = template.end_of_text(slot) if isinstance(slot, TextSlot) else None
-    graphed = can_capture(model, template, sampling) and len(places) == known.shape[1]
-    read = 0  # tokens of the slot that the model has read
+    first = places[0] if places else known.shape[1]
+    graphed = can_capture(model, template, sampling) and places == list(range(first, known.shape[1]))
+    read = first  # tokens of the slot that the model has read; known ones at its start are part of the prompt
     with current(device):
-        state, hidden_BD = DecodeState.after_prompts(model, template, prompts, unconditional, known.shape[1], sampling)
-        graphs = graphed_steps(state, tokens_BT, uniform_BT, ids_n, sampling) if graphed else []
+        start, capacity = known[:, :first].tolist(), known.shape[1] - first
+        state, hidden_BD = DecodeState.after_prompts(
+            model, template, prompts, unconditional, capacity, sampling, known=start
+        )
+        graphs = []
+        if graphed and places:
+            graphs = graphed_steps(state, tokens_BT[:, first:], uniform_BT[:, first:], ids_n, sampling)
         for place in places:
             SIGNALS.check()
-            if graphed and place > 0:
-                graphs[place - 1]()
+            if graphed and place > first:
+                graphs[place - first - 1]()
             else:
                 if read < place:  # known tokens are read together with the last sampled one
-                    hidden_BD = state.step(tokens_BT[:, read:place])[:, -1]
+                    hidden_BLD = state.step(tokens_BT[:, read:place])
+                    if on_known is not None:
+                        _score(state, hidden_BLD[:, :-1], tokens_BT[:, read + 1 : place] - ids_n[0], on_known)
+                    hidden_BD = hidden_BLD[:, -1]
                     state.advance(place - read)
                     read = place
                 columns_B = state.sample(hidden_BD, sampling, uniform_BT[:, place])
@@ -87,8 +101,21 @@ def decode(
             on_step()
             if end is not None and bool((tokens_BT[:, : place + 1] == end).any(1).all()):
                 break
+        if (
+            on_known is not None and places and places[-1] + 1 < known.shape[1]
+        ):  # known codes after the last sampled one
+            hidden_BLD = state.step(tokens_BT[:, places[-1] : -1])
+            _score(state, hidden_BLD, tokens_BT[:, places[-1] + 1 :] - ids_n[0], on_known)
         rows = tokens_BT.tolist()  # waits for the graphs, which must live until then
     return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+def _score(state: DecodeState, hidden_RLD: Tensor, columns_BL: Tensor, on_known: Callable[[Tensor], None]) -> None:
+    """Report the log-likelihoods of codes, given as columns of the logits, after hidden states."""
+    parts = zip(hidden_RLD.split(SCORED, 1), columns_BL.split(SCORED, 1), strict=True)
+    for hidden, columns in parts if columns_BL.shape[1] else ():
+        logs = state.logits(hidden).float().log_softmax(-1)
+        on_known(logs.gather(-1, columns[..., None])[..., 0])
 
 
 def _places_to_sample(known_BT: Tensor) -> list[int]:

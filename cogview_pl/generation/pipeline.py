@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -14,11 +14,22 @@ from torchvision.transforms.v2.functional import to_pil_image
 from cogview_pl.checkpoints.model_folder import SequenceModel
 from cogview_pl.errors import UserError
 from cogview_pl.generation.codes import decode_codes
+from cogview_pl.generation.completion import check_algorithm
 from cogview_pl.generation.config import Algorithm, Sampling
-from cogview_pl.generation.decode import decode
+from cogview_pl.generation.decode import TO_SAMPLE, decode
 from cogview_pl.generation.speculative import decode_jacobi
 from cogview_pl.transformer.config import NormScope
 from cogview_pl.vocab import CodeSlot, is_text_to_image
+
+
+class CompletedCodes(NamedTuple):
+    """Codes of B images, some of them given."""
+
+    codes: Tensor
+    """int64 `(B, y, x)`, on the CPU."""
+    given_losses: list[float] | None
+    """Mean negative log-likelihood of the given codes that follow a generated one, in nats per code, by image. None
+    where none do, so that the images of a prompt do not differ in it."""
 
 
 class ImageGenerator:
@@ -70,23 +81,85 @@ class ImageGenerator:
         Raises:
             UserError: guidance or `jacobi` with `norm_scope="tensor"`; a prompt is longer than the text slot.
         """
-        jobs = [(prompt, seed + k) for prompt in self.tokenise(prompts) for k in range(num_images_per_prompt)]
-        length = num_images_per_prompt if self.transformer.norm_scope == NormScope.tensor else len(jobs)
-        without_text = self.template.prompt({"text": []})
-        for group in (jobs[i : i + length] for i in range(0, len(jobs), length)):
-            for start in range(0, len(group), sampling.batch_size):
-                batch, seeds = zip(*group[start : start + sampling.batch_size], strict=True)
-                arguments: dict[str, Any] = {
-                    "seeds": seeds,
-                    "sampling": sampling,
-                    "unconditional": [without_text] * len(batch),
-                    "on_step": partial(on_codes, len(batch)),
-                }
-                if sampling.algorithm == Algorithm.jacobi:
-                    rows = decode_jacobi(self.transformer, self.template, batch, **arguments).rows
-                else:
-                    rows = decode(self.transformer, self.template, batch, **arguments)
-                yield torch.tensor(rows).view(len(rows), *self.grid)
+        nothing = torch.full((len(prompts), *self.grid), TO_SAMPLE)
+        for completed in self.completions(
+            prompts, nothing, num_images_per_prompt, seed=seed, sampling=sampling, on_codes=on_codes
+        ):
+            yield completed.codes
+
+    def completions(
+        self,
+        prompts: Sequence[str],
+        known: Tensor,
+        num_images_per_prompt: int = 1,
+        *,
+        seed: int = 0,
+        sampling: Sampling,
+        on_codes: Callable[[int], None] = lambda count: None,
+    ) -> Iterator[CompletedCodes]:
+        """Codes of all images, of which some are given for each prompt; see `codes`.
+
+        Args:
+            prompts: P prompts.
+            known: given codes, int64 `(P, y, x)`, and `TO_SAMPLE` at the same places in all of them.
+            num_images_per_prompt, seed, sampling, on_codes: as for `codes`.
+
+        Raises:
+            UserError: as for `codes`; `jacobi` where given codes follow generated ones.
+        """
+        check_algorithm(known[0] == TO_SAMPLE, sampling)
+        given = known.flatten(1)
+        numbers = [number for number in range(len(prompts)) for _ in range(num_images_per_prompt)]
+        texts = self.tokenise(prompts)
+        length = num_images_per_prompt if self.transformer.norm_scope == NormScope.tensor else len(numbers)
+        for first in range(0, len(numbers), length):
+            for start in range(first, first + length, sampling.batch_size):
+                batch = range(start, min(start + sampling.batch_size, first + length))
+                chosen = [numbers[job] for job in batch]
+                yield self._decode(
+                    [texts[number] for number in chosen],
+                    given[chosen],
+                    [seed + job % num_images_per_prompt for job in batch],
+                    sampling,
+                    partial(on_codes, len(batch)),
+                )
+
+    def _decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        known_BT: Tensor,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        on_step: Callable[[], None],
+    ) -> CompletedCodes:
+        """A batch of `completions`."""
+        unconditional = [self.template.prompt({"text": []})] * len(prompts)
+        scores: list[Tensor] = []
+        if sampling.algorithm == Algorithm.jacobi:
+            rows = decode_jacobi(
+                self.transformer,
+                self.template,
+                prompts,
+                seeds=seeds,
+                sampling=sampling,
+                unconditional=unconditional,
+                known=[[code for code in row if code != TO_SAMPLE] for row in known_BT.tolist()],
+                on_step=on_step,
+            ).rows
+        else:
+            rows = decode(
+                self.transformer,
+                self.template,
+                prompts,
+                seeds=seeds,
+                sampling=sampling,
+                unconditional=unconditional,
+                known=known_BT,
+                on_known=scores.append,
+                on_step=on_step,
+            )
+        losses = (-torch.cat(scores, 1).double().mean(1)).tolist() if scores else None
+        return CompletedCodes(torch.tensor(rows).view(len(rows), *self.grid), losses)
 
     def tokenise(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids before the image; raises UserError where a text is too long for its slot."""

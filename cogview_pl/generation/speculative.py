@@ -50,6 +50,7 @@ def decode_jacobi(
     seeds: Sequence[int],
     sampling: Sampling,
     unconditional: Sequence[Sequence[int]] | None = None,
+    known: Sequence[Sequence[int]] | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> JacobiResult:
     """Sample the codes of the target slot, one row per prompt.
@@ -60,6 +61,7 @@ def decode_jacobi(
     Args:
         model, template, prompts, seeds, unconditional: as in `decode`.
         sampling: temperature, filters and guidance; its `drafts` is W.
+        known: per prompt the first codes of the slot, which are given, equally many and not all; None: all are sampled.
         on_step: called for every code that all rows have.
 
     Raises:
@@ -69,8 +71,12 @@ def decode_jacobi(
     slot, num_drafts = template.target, sampling.drafts
     if not isinstance(slot, CodeSlot):
         raise ValueError(f"jacobi: slot {slot.name} is a text, whose length is not known; jacobi decodes codes")
-    capacity = slot.length + 2 * (num_drafts + 1)
-    state, hidden_BD = DecodeState.after_prompts(model, template, prompts, unconditional, capacity, sampling)
+    given = list(known or [[]] * len(prompts))
+    length = slot.length - len(given[0])
+    capacity = length + 2 * (num_drafts + 1)
+    state, hidden_BD = DecodeState.after_prompts(
+        model, template, prompts, unconditional, capacity, sampling, known=given
+    )
     streams = [stream("jacobi", seed, list(prompt)) for seed, prompt in zip(seeds, prompts, strict=True)]
     device = model.token_embedding.weight.device
 
@@ -85,7 +91,7 @@ def decode_jacobi(
     rows = [[code] for code in last_B.tolist()]
     on_step()
     passes = 0
-    while (shortest := min(map(len, rows))) < slot.length:
+    while (shortest := min(map(len, rows))) < length:
         SIGNALS.check()
         logits_BLn = state.logits(state.step(torch.cat([last_B[:, None], drafts.codes_BW], 1)))
         target_BLn = probabilities(logits_BLn.flatten(0, 1), sampling).view(logits_BLn.shape)
@@ -96,12 +102,12 @@ def decode_jacobi(
         for row, count, codes, last in zip(rows, counts, drafts.codes_BW.tolist(), last_B.tolist(), strict=True):
             row += [*codes[: count - 1], last]
         # A full row does not advance any more; its further samples are cut off below.
-        state.advance([count if len(row) < slot.length else 0 for row, count in zip(rows, counts, strict=True)])
+        state.advance([count if len(row) < length else 0 for row, count in zip(rows, counts, strict=True)])
         drafts = _new_drafts(target_BLn, accepted_B + 1, uniform_B3W[:, 1])
         passes += 1
-        for _ in range(min(slot.length, *map(len, rows)) - shortest):
+        for _ in range(min(length, *map(len, rows)) - shortest):
             on_step()
-    return JacobiResult([row[: slot.length] for row in rows], passes)
+    return JacobiResult([[*start, *row[:length]] for start, row in zip(given, rows, strict=True)], passes)
 
 
 def _num_accepted(drafts: _Drafts, target_BLn: Tensor, uniform_BW: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ def generation_phases(role: Role, options: GenerationOptions, prompts: Sequence[
     captioner = None if options.rerank_with is None else _model(CAPTIONER, options, on_gpu)
     upscaler = None if options.upscale_with is None else _model(UPSCALER, options, on_gpu)
     models = [one for one in (model, captioner, upscaler) if one is not None]
+    completes = options.complete.wanted
     count, longest = (prompts, None) if isinstance(prompts, int) else (len(prompts), _longest(prompts, model.spec))
     each = options.num_images_per_prompt
     group = min(max(1, sampling.batch_size // each), count)  # prompts whose images are sampled together
@@ -56,12 +57,15 @@ def generation_phases(role: Role, options: GenerationOptions, prompts: Sequence[
     rows = 2 * batch if sampling.guided else batch
     drafts = sampling.drafts if sampling.algorithm == Algorithm.jacobi else 0
     phases = {
-        "decoding loop": held + model.decode(rows, text_tokens=longest, drafts=drafts, sorts=sorts),
+        "decoding loop": held
+        + model.decode(rows, text_tokens=longest, drafts=drafts, sorts=sorts, completes=completes),
         "decoding of images": held + decode_images(images, batch, scale=scale),
     }
     if not on_gpu:  # weights are read in fp32, one model after the other
         read = (one.parameters * FP32 + sum(done.bytes for done in models[:n]) for n, one in enumerate(models))
         phases["loading of weights"] = Counter(sequence_models=max(read))
+    if completes:
+        phases["encoding of images"] = held + encode_images(images, batch)
     if captioner is not None:
         phases["reranking"] = held + captioner.score(batch)
     if upscaler is not None:

@@ -14,6 +14,7 @@ import torch
 from cogview_pl.assembly.model_specs import ImageTokenizerSpec, SequenceModelSpec
 from cogview_pl.checkpoints.model_folder import build_tokenizer, build_transformer
 from cogview_pl.generation.config import Engine, Quantization
+from cogview_pl.generation.decode import SCORED
 from cogview_pl.generation.engine.forms import takes_compiled
 from cogview_pl.generation.engine.packed_cpu import packed_bytes
 from cogview_pl.generation.quantization import matrix_bytes
@@ -94,7 +95,14 @@ class InferenceModel:
         return Counter(sequence_models=self.bytes, image_tokenizer=image_tokenizer_bytes(self.spec.images))
 
     def decode(
-        self, rows: int, *, text_tokens: int | None = None, drafts: int = 0, sorts: bool = False, more: int = 0
+        self,
+        rows: int,
+        *,
+        text_tokens: int | None = None,
+        drafts: int = 0,
+        sorts: bool = False,
+        more: int = 0,
+        completes: bool = False,
     ) -> Counter[str]:
         """The target slot is sampled, token by token, after the longest prompt.
 
@@ -104,6 +112,7 @@ class InferenceModel:
             drafts: codes that Jacobi decoding looks ahead.
             sorts: whether top-p sorts the probabilities.
             more: positions that the cache has besides those of one sequence.
+            completes: whether codes are given, of which up to all of a grid are read in one pass and scored.
         """
         template = self.spec.template
         layers, hidden_size = self.spec.settings["num_layers"], self.spec.settings["hidden_size"]
@@ -125,8 +134,9 @@ class InferenceModel:
             packed = packed_bytes(
                 rows=rows, layers=layers, hidden_size=hidden_size, ids=ids, dtype=self.dtype, quantized=quantized
             )
-        sampling = rows * (drafts + 1) * ids * (self.dtype.itemsize + (_TOP_P if sorts else _SAMPLING))
-        prefill = self._forward(rows, prompt)
+        logits = max(drafts + 1, SCORED if completes else 0)  # positions
+        sampling = rows * logits * ids * (self.dtype.itemsize + (_TOP_P if sorts else _SAMPLING))
+        prefill = self._forward(rows, prompt + template.target.length * completes)
         step = {ACTIVATIONS: prefill} if prefill > sampling else {LOGITS: sampling}
         return Counter({"kv_cache": cache, "packed_weights": packed, **step})
 

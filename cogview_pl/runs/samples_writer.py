@@ -29,6 +29,7 @@ class WrittenImage(NamedTuple):
     prompt: str
     seed: int
     caption_loss: float | None
+    given_loss: float | None
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class GeneratedImage:
     image: Image.Image
     caption_loss: float | None
     """Nats per text token, lower is better; None without a captioner."""
+    given_loss: float | None = None
+    """See `CompletedCodes.given_losses`."""
+    source: str = ""
+    """File of the image that was completed."""
 
 
 class SampleFiles:
@@ -75,8 +80,11 @@ class SampleFiles:
             "width": generated.image.width,
             "height": generated.image.height,
         }
-        if generated.caption_loss is not None:
-            record["caption_loss"] = generated.caption_loss
+        if generated.source:
+            record["source"] = generated.source
+        for name in ("caption_loss", "given_loss"):
+            if getattr(generated, name) is not None:
+                record[name] = getattr(generated, name)
         append(self.folder / SAMPLES, record_line({**record, FILE_CRC32: zlib.crc32(file.read_bytes())}))
 
 
@@ -141,7 +149,7 @@ class SamplesWriter:
                         f"{prompt!r}; give the same prompts, or start anew without resume"
                     )
                 self._require_intact(number, record)
-                found.append(WrittenImage(prompt, record["seed"], record.get("caption_loss")))
+                found.append(WrittenImage(prompt, record["seed"], record.get("caption_loss"), record.get("given_loss")))
             except (ValueError, KeyError, IndexError, TypeError, OSError):
                 break  # generate this image and all later ones again
         if len(found) < len(prompts) * self._kept:
@@ -157,7 +165,7 @@ class SamplesWriter:
         number, self._count = self._count, self._count + 1
         if self._run.writes:
             self.files.write(number, generated)
-        return WrittenImage(generated.prompt, generated.seed, generated.caption_loss)
+        return WrittenImage(generated.prompt, generated.seed, generated.caption_loss, generated.given_loss)
 
     def _require_intact(self, number: int, record: dict[str, Any]) -> None:
         if FILE_CRC32 not in record or record["file"] != self.files.name(number).as_posix():

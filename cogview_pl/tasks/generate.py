@@ -1,4 +1,7 @@
-"""task=generate: prompts → images, `samples.jsonl` and a contact sheet; with a captioner images → captions."""
+"""task=generate: prompts → images, `samples.jsonl` and a contact sheet.
+
+With a captioner: images → captions. With `complete`: parts of images and prompts → images.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from cogview_pl.assembly.captions import images_to_describe, judge_captions, save_caption_sheet, write_captions
+from cogview_pl.assembly.completion import Completion, completion_mask, images_to_complete, readable_images
 from cogview_pl.assembly.devices import inference_device
 from cogview_pl.assembly.engines import engine_settings
 from cogview_pl.assembly.image_data import is_toy_world
@@ -40,26 +44,34 @@ _JUDGED = 128  # images that are judged at once
 
 
 def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
-    """Generate images of every prompt, and rank and upscale them if asked; with a captioner, describe images instead.
+    """Generate or complete an image of every prompt, and rank and upscale them if asked; or describe images.
 
     Images of held-out captions of the toy world are judged.
     """
     options = generation_options(config)
-    model = open_generator(options, GENERATOR if config.images is None else CAPTION_WRITER)
+    completes = config.complete.wanted
+    model = open_generator(options, GENERATOR if config.images is None or completes else CAPTION_WRITER)
     load_font(config.font, 12)
-    if isinstance(model.template.target, TextSlot):
+    if isinstance(model.template.target, TextSlot) and not completes:
         return _describe(config, folder, model, team)
-    if config.images is not None:
-        raise UserError("images: this model generates from text; set prompts, or init_from to a run of task=caption")
+    if config.images is not None and not completes:
+        raise UserError(
+            "images: this model generates from text; set prompts, complete.keep to complete the images, or init_from "
+            "to a run of task=caption"
+        )
     pipeline = open_pipeline(options, model)
-    prompts = team.tell(prompts_or_captions(config.prompts, config.data, config.num_prompts) if team.first else [])
+    completion = _completion(config, model, team) if completes else None
+    if completion is not None:
+        prompts = completion.prompts
+    else:
+        prompts = team.tell(prompts_or_captions(config.prompts, config.data, config.num_prompts) if team.first else [])
     pipeline.generator.tokenise(prompts)  # refuse long prompts now, not after an hour
     started = time.perf_counter()
-    images, files = write_samples(options, folder, pipeline, prompts, team)
+    images, files = write_samples(options, folder, pipeline, prompts, team, completion)
     if not folder.writes:
         return {}
     seconds = time.perf_counter() - started
-    length = model.template.target.length
+    length = model.template.target.length if completion is None else completion.num_generated
     metrics = {
         "generate/images": len(images),
         "perf/images_per_s": len(images) / seconds,
@@ -67,9 +79,22 @@ def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
     }
     if config.rerank_with is not None:
         metrics["generate/caption_loss"] = statistics.fmean(i.caption_loss for i in images if i.caption_loss)
-    if config.prompts is None and is_toy_world(config.data) and config.upscale_with is None:
+    of_data = config.prompts is None and config.images is None
+    if of_data and is_toy_world(config.data) and config.upscale_with is None:
         metrics |= _judge(images, files, options)
     return metrics
+
+
+def _completion(config: Config, model: SequenceModel, team: Team) -> Completion:
+    """The images to complete; all that can be wrong with them ends the run here."""
+    mask = completion_mask(model, generation_options(config))
+    size = model.image_tokenizer.settings["image_size"]
+    prompts = None
+    if config.prompts is not None:  # standard input is read once
+        prompts = team.tell(prompts_or_captions(config.prompts, config.data, 0) if team.first else [])
+    images = images_to_complete(config.images, prompts, config.data, config.num_prompts, size)
+    numbers = team.tell(readable_images(images) if team.first else [])
+    return Completion(images, numbers, mask, model.image_tokenizer, config.sampler.batch_size)
 
 
 def _describe(config: Config, folder: RunFolder, model: SequenceModel, team: Team) -> dict[str, float]:
@@ -124,9 +149,10 @@ def _judge(images: Sequence[WrittenImage], files: SampleFiles, options: Generati
         SIGNALS.check()
         detected += judge(torch.stack([pil_to_tensor(files.read(number)) for number in part]))
     metrics = {f"toy/{name}": float(value) for name, value in asdict(score_detected(detected, prompts)).items()}
-    if images[0].caption_loss is not None:
+    losses = [i.given_loss if i.caption_loss is None else i.caption_loss for i in images]  # by which they are ranked
+    if losses[0] is not None:
         right = [score_detected([d], [p]).all_right == 1 for d, p in zip(detected, prompts, strict=True)]
-        ranked = [Ranked(i.seed, i.caption_loss or 0.0, r) for i, r in zip(images, right, strict=True)]
+        ranked = [Ranked(i.seed, loss or 0.0, r) for i, loss, r in zip(images, losses, right, strict=True)]
         groups = [ranked[i : i + options.kept] for i in range(0, len(ranked), options.kept)]
         for number, (chosen, oracle) in best_of(groups).items():
             metrics |= {f"toy/all_right_best_of_{number}": chosen, f"toy/all_right_oracle_of_{number}": oracle}

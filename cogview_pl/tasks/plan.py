@@ -157,9 +157,7 @@ def _inference(config: Config, on_gpu: bool) -> Phases:
         size = sum(file.stat().st_size for file in (source, *source.rglob("*")) if file.is_file())
         return {"conversion": Counter(weights=0 if on_gpu else 2 * size)}
     count = config.num_prompts if config.prompts is None else options.sampler.batch_size
-    return generation_phases(
-        _role(config.verb, config.images), options, _named_prompts(config.prompts) or count, on_gpu=on_gpu
-    )
+    return generation_phases(_role(config), options, _named_prompts(config.prompts) or count, on_gpu=on_gpu)
 
 
 def _device(verb: Verb, trainer: Mapping[str, Any]) -> Device:
@@ -180,7 +178,7 @@ def advise(config: Config, recompose: Recompose, *, on_gpu: bool, available: dic
         halves = on_gpu and config.precision["precision"] == "32-true"
         quantizes = config.quantization is None and not config.strategy.kind.sharded
         divides = list[str]()
-        if on_gpu and quantizes and config.verb == Verb.generate and config.images is None:
+        if on_gpu and quantizes and _role(config) == GENERATOR:
             divides = tensor_parallel(config.trainer, _sequence_model(config).settings["num_heads"])
         batch = ("sampler.batch_size", config.sampler.batch_size)
         sets = for_inference(*batch, halves=halves, quantizes=quantizes, divides=divides)
@@ -209,7 +207,7 @@ def _check_training(options: TrainingOptions, *, shardable: bool) -> None:
 def _sequence_model(config: Config) -> SequenceModelSpec:
     """The model that stage 2 trains, or that another task uses."""
     if config.verb != Verb.fit_sequence_model:
-        return model_of_role(_role(config.verb, config.images), generation_options(config))
+        return model_of_role(_role(config), generation_options(config))
     options = training_options(config)
     return training_spec(
         model_options(config),
@@ -220,10 +218,10 @@ def _sequence_model(config: Config) -> SequenceModelSpec:
     )
 
 
-def _role(verb: Verb, images: object) -> Role:
+def _role(config: Config) -> Role:
     """The role of the model that a task loads first."""
-    generator = GENERATOR if images is None else CAPTION_WRITER
-    return {Verb.magnify: UPSCALER, Verb.rerank: CAPTIONER}.get(verb, generator)
+    generator = GENERATOR if config.images is None or config.complete.wanted else CAPTION_WRITER
+    return {Verb.magnify: UPSCALER, Verb.rerank: CAPTIONER}.get(config.verb, generator)
 
 
 def _named_prompts(given: object) -> Sequence[str]:

@@ -33,7 +33,7 @@ def test_help_lists_groups_and_their_choices(ended) -> None:
     assert ended["help"].code == 0
     lines = ended["help"].stdout.splitlines()
     recipes = "emoji, emoji_128, emoji_finetunes, listed, portraits, portraits_128, quantizers, quickstart"
-    assert f"  experiment: broken, {recipes}, quickstart_lora" in lines
+    assert f"  experiment: broken, completion, {recipes}, quickstart_lora" in lines
     assert "  image_tokenizer/quantizer: cosine, custom, ema, fixed, fsq, gumbel, learned" in lines
     assert not any("hydra" in line for line in lines)
 

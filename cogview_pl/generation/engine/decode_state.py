@@ -86,28 +86,33 @@ class DecodeState:
         unconditional: Sequence[Sequence[int]] | None,
         capacity: int,
         sampling: Sampling,
+        *,
+        known: Sequence[Sequence[int]] | None = None,
     ) -> tuple[DecodeState, Tensor]:
         """State of B prompts, with room for `capacity` more tokens, and the last hidden states `(R, D)`.
+
+        `known` continues each prompt, and each unconditional one, with the first tokens of the slot.
 
         Raises:
             UserError: see `check_sampling` and `engine_of`.
             ValueError: guidance lacks an unconditional prompt for a prompt.
         """
         check_sampling(model, sampling)
-        every = list(prompts)
+        every, starts = list(prompts), list(known or [[]] * len(prompts))
         if sampling.guided:
             if unconditional is None or len(unconditional) != len(prompts):
                 raise ValueError("guidance needs one unconditional prompt for each prompt")
             every += unconditional
+            starts *= 2
         state = cls(
             model,
             template,
             len(every),
-            max(map(len, every)) + capacity,
+            max(map(len, every)) + max(map(len, starts)) + capacity,
             guidance=sampling.guidance,
             engine=sampling.engine,
         )
-        return state, state.prefill(every)
+        return state, state.prefill(every, starts)
 
     def prefill(self, prompts: Sequence[Sequence[int]], known: Sequence[Sequence[int]] | None = None) -> Tensor:
         """Read one prompt per row from its start in one pass; returns hidden states `(R, D)` at the end of each row.
