@@ -101,7 +101,7 @@ def test_several_are_ordered_by_the_likelihood_of_given_codes(runs, home: Path) 
         assert {record["seed"] for record in group} == {3, 4, 5}
         losses = [record["given_loss"] for record in group]
         assert losses == sorted(losses)  # type: ignore[type-var]
-    assert "encoding of images" in runs["plan"]
+    assert "Memory at the peak" in runs["plan"]
 
 
 def test_a_damaged_image_is_left_out_aloud(runs, home: Path) -> None:
