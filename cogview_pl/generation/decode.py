@@ -73,17 +73,16 @@ def decode(
     uniform_BT = uniforms(seeds, prompts, known.shape[1]).to(device)
     ids_n = torch.cat([torch.arange(span.start, span.stop, device=device) for span in template.allowed(slot)])
     end = template.end_of_text(slot) if isinstance(slot, TextSlot) else None
-    first = places[0] if places else known.shape[1]
-    graphed = can_capture(model, template, sampling) and places == list(range(first, known.shape[1]))
+    length = known.shape[1]
+    first, after = (places[0], places[-1] + 1) if places else (length, length)  # of the sampled tokens
+    graphed = len(places) == length - first > 0 and can_capture(model, template, sampling)
     read = first  # tokens of the slot that the model has read; known ones at its start are part of the prompt
     with current(device):
-        start, capacity = known[:, :first].tolist(), known.shape[1] - first
         state, hidden_BD = DecodeState.after_prompts(
-            model, template, prompts, unconditional, capacity, sampling, known=start
+            model, template, prompts, unconditional, length - first, sampling, known=known[:, :first].tolist()
         )
-        graphs = []
-        if graphed and places:
-            graphs = graphed_steps(state, tokens_BT[:, first:], uniform_BT[:, first:], ids_n, sampling)
+        rest = tokens_BT[:, first:], uniform_BT[:, first:]
+        graphs = graphed_steps(state, *rest, ids_n, sampling) if graphed else []
         for place in places:
             SIGNALS.check()
             if graphed and place > first:
@@ -101,11 +100,9 @@ def decode(
             on_step()
             if end is not None and bool((tokens_BT[:, : place + 1] == end).any(1).all()):
                 break
-        if (
-            on_known is not None and places and places[-1] + 1 < known.shape[1]
-        ):  # known codes after the last sampled one
-            hidden_BLD = state.step(tokens_BT[:, places[-1] : -1])
-            _score(state, hidden_BLD, tokens_BT[:, places[-1] + 1 :] - ids_n[0], on_known)
+        if on_known is not None and after < length:  # the last known codes are read for their likelihood alone
+            hidden_BLD = state.step(tokens_BT[:, after - 1 : -1])
+            _score(state, hidden_BLD, tokens_BT[:, after:] - ids_n[0], on_known)
         rows = tokens_BT.tolist()  # waits for the graphs, which must live until then
     return [row[: row.index(end)] if end in row else row for row in rows]
 
