@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -13,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm.auto import tqdm
 
+from cogview_pl.assembly.checks_in_python import home, new_folder, require_number, required, role_of
 from cogview_pl.assembly.guidance import warn_of_guidance
 from cogview_pl.assembly.images_in_python import AnyImage, pixels_of, several
 from cogview_pl.assembly.pipelines import GenerationPipeline, require_grid, require_same_tokenizer
@@ -34,12 +34,9 @@ from cogview_pl.generation.rerank import Captioner
 from cogview_pl.generation.super_resolution.consistency import consistent
 from cogview_pl.generation.super_resolution.upscale import Upscaler
 from cogview_pl.kernels.availability import best_device
-from cogview_pl.limits import COUNT, SEED, Limit
+from cogview_pl.limits import COUNT, SEED
 from cogview_pl.runs.run_folder import predecessor
 from cogview_pl.runs.samples_writer import SampleFiles
-from cogview_pl.vocab import TextSlot, is_text_to_image
-
-_Model = TypeVar("_Model", ImageGenerator, Captioner, Upscaler)
 
 
 class RankedImage(NamedTuple):
@@ -114,15 +111,15 @@ class CogView:
         Raises:
             UserError: a folder is missing, damaged or incomplete, or the models do not fit each other.
         """
-        first = predecessor(_home(outputs), GENERATOR.task, "path", None if path is None else _home(path))
+        first = predecessor(home(outputs), GENERATOR.task, "path", None if path is None else home(path))
         loaded = load_adapted(first, "path", verify=verify)
-        models = {_role_of(loaded): loaded}
+        models = {role_of(loaded): loaded}
         for role, given in ((CAPTIONER, rerank_with), (UPSCALER, upscale_with)):
             if given is None:
                 continue
             if role in models:
                 raise UserError(f"path={first} and {role.key}={given} are models for the same use; give one of them")
-            models[role] = load_adapted(predecessor("", role.task, role.key, _home(given)), role.key, verify=verify)
+            models[role] = load_adapted(predecessor("", role.task, role.key, home(given)), role.key, verify=verify)
             role.require(models[role].template)
         made = cls(
             *(models.get(role) for role in (GENERATOR, CAPTIONER, UPSCALER)),
@@ -210,8 +207,8 @@ class CogView:
             UserError: no generator, an image or mask that cannot be used, another number of prompts, or as `generate`.
         """
         sampling = sampling or Sampling()
-        grid = _given(self._generator, GENERATOR).grid
-        options = CompletionConfig(keep, None if mask is None else _home(mask))
+        grid = required(self._generator, GENERATOR).grid
+        options = CompletionConfig(keep, None if mask is None else home(mask))
         chosen = mask_of(options, grid, self._tokenizers[GENERATOR].settings["image_size"])
         check_algorithm(chosen, sampling)
         pixels = self._pixels(images, GENERATOR)
@@ -246,22 +243,27 @@ class CogView:
         progress: bool,
         known: Tensor | None = None,
         shown: Sequence[Image.Image] = (),
+        sources: Tensor | None = None,
     ) -> list[list[Image.Image]]:
-        """The images of each text; `shown` come before them on the contact sheet."""
-        generator = _given(self._generator, GENERATOR)
-        _require_number("num_images_per_prompt", num_images_per_prompt, COUNT)
-        _require_number("seed", seed, SEED)
+        """The images of each text; `shown` come before them on the contact sheet.
+
+        `known`, `sources`: as for `GenerationPipeline.generate`. Images from sources are not ranked, for want of captions.
+        """
+        generator = required(self._generator, GENERATOR)
+        require_number("num_images_per_prompt", num_images_per_prompt, COUNT)
+        require_number("seed", seed, SEED)
         if top_n is not None:
-            _require_number("top_n", top_n, COUNT)
+            require_number("top_n", top_n, COUNT)
             if known is None or is_prefix(known[0] == TO_SAMPLE):
-                _given(self._captioner, CAPTIONER)
+                required(self._captioner, CAPTIONER)
         check_sampling(generator.transformer, sampling)
         if self._path is not None:
             warn_of_guidance(sampling, self._path)
-        generator.tokenise(texts)  # refuses long prompts
+        generator.tokenise(texts, sources)  # refuses long prompts
         kept = min(top_n or num_images_per_prompt, num_images_per_prompt)
-        files = None if folder is None else SampleFiles(_new_folder(folder), kept)
-        pipeline = GenerationPipeline(generator, self._captioner, self._upscaler, sampling)
+        files = None if folder is None else SampleFiles(new_folder(folder), kept)
+        captioner = self._captioner if sources is None else None
+        pipeline = GenerationPipeline(generator, captioner, self._upscaler, sampling)
         at_once = max(1, sampling.batch_size // num_images_per_prompt)
         y, x = generator.grid
         codes = y * x if known is None else int((known[0] == TO_SAMPLE).sum())
@@ -270,6 +272,7 @@ class CogView:
             for start in range(0, len(texts), at_once):
                 for sample in pipeline.generate(
                     texts[start : start + at_once],
+                    sources=None if sources is None else sources[start : start + at_once],
                     num_images_per_prompt=num_images_per_prompt,
                     top_n=top_n,
                     seed=seed,
@@ -285,6 +288,43 @@ class CogView:
             save_sheet(files.folder, texts, [[*first, *row] for first, row in zip(given, rows, strict=True)], font)
         return rows
 
+    def edit(
+        self,
+        images: AnyImage | Sequence[AnyImage],
+        prompt: str,
+        *,
+        num_images_per_prompt: int = 1,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: bool = True,
+    ) -> list[Image.Image] | list[list[Image.Image]]:
+        """What a prompt asks to make of one image, or a list for each of several: style transfer, edits. The images
+        are resized and cropped to the model's size; an upscaler doubles the edge of the results.
+
+        Args:
+            images: an image, or several.
+            prompt: the instruction, such as 油画风格.
+            num_images_per_prompt, seed, sampling, progress: as for `generate`.
+
+        Raises:
+            UserError: the model makes images from texts alone, or an image cannot be read; see also `generate`.
+        """
+        sampling = sampling or Sampling()
+        required(self._generator, GENERATOR)
+        codes = self._codes(images, GENERATOR, sampling.batch_size)
+        rows = self._generate(
+            [prompt] * len(codes),
+            num_images_per_prompt=num_images_per_prompt,
+            top_n=None,
+            seed=seed,
+            sampling=sampling,
+            folder=None,
+            font=None,
+            progress=progress,
+            sources=codes,
+        )
+        return rows if several(images) else rows[0]
+
     def caption(
         self,
         images: AnyImage | Sequence[AnyImage],
@@ -298,7 +338,7 @@ class CogView:
         Raises:
             UserError: no captioner, or an image that cannot be read.
         """
-        sampling, captioner = (sampling or Sampling()).plain(), _given(self._captioner, CAPTIONER)
+        sampling, captioner = (sampling or Sampling()).plain(), required(self._captioner, CAPTIONER)
         codes = self._codes(images, CAPTIONER, sampling.batch_size)
         made = captioner.captions(codes, seeds=[seed] * len(codes), sampling=sampling)
         captions = list(tqdm(made, total=len(codes), unit="image", disable=not progress))
@@ -310,7 +350,7 @@ class CogView:
         Raises:
             UserError: no captioner, an image that cannot be read, or a prompt that is too long.
         """
-        captioner = _given(self._captioner, CAPTIONER)
+        captioner = required(self._captioner, CAPTIONER)
         codes = self._codes(images, CAPTIONER, batch_size)
         losses = captioner.losses([prompt] * len(codes), codes, batch_size)
         ranked = [RankedImage(image, loss) for image, loss in zip(images, losses, strict=True)]
@@ -337,7 +377,7 @@ class CogView:
         Raises:
             UserError: no upscaler, an image that cannot be read, or another number of prompts.
         """
-        sampling, upscaler = (sampling or Sampling()).plain(), _given(self._upscaler, UPSCALER)
+        sampling, upscaler = (sampling or Sampling()).plain(), required(self._upscaler, UPSCALER)
         small = self._pixels(images, UPSCALER)
         codes = encode_images(small, self._tokenizers[UPSCALER].model, sampling.batch_size)
         texts = [prompts] * len(codes) if isinstance(prompts, str) else list(prompts)
@@ -358,35 +398,3 @@ class CogView:
     def _pixels(self, images: AnyImage | Sequence[AnyImage], role: Role) -> list[Tensor]:
         """Images of the size that the image tokenizer of a role takes, uint8 `(3, Y, X)`."""
         return pixels_of(images, self._tokenizers[role].settings["image_size"])
-
-
-def _home(path: str | Path) -> str:
-    return os.path.expanduser(path)
-
-
-def _role_of(model: SequenceModel) -> Role:
-    if is_text_to_image(model.template):
-        return GENERATOR
-    role = CAPTIONER if isinstance(model.template.target, TextSlot) else UPSCALER
-    role.require(model.template)
-    return role
-
-
-def _given(model: _Model | None, role: Role) -> _Model:
-    if model is None:
-        key = "path" if role == GENERATOR else role.key
-        raise UserError(f"{key}: this needs a model of task={role.task}; give it to CogView.load")
-    return model
-
-
-def _require_number(name: str, value: int, limit: Limit) -> None:
-    if not limit.holds(value):
-        raise UserError(f"{name}={value} must be {limit.words}")
-
-
-def _new_folder(folder: str | Path) -> Path:
-    path = Path(_home(folder))
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"folder={path} exists and is not empty; choose another one")
-    path.mkdir(parents=True, exist_ok=True)
-    return path

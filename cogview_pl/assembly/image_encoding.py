@@ -27,6 +27,7 @@ class Encoded(NamedTuple):
 
     text_tokens: dict[str, list[list[int]]]
     codes: Tensor
+    others: dict[str, Tensor]
     large: Tensor | None
     keys: list[str]
     skipped: list[Skipped]
@@ -47,6 +48,8 @@ class ImageEncoder:
     text: TextTokenizer
     fields: Sequence[str]
     """Names of the texts of a sample."""
+    image_fields: Sequence[str]
+    """Names of the further images of a sample."""
     large: bool
     """Whether images are encoded at twice the size too."""
     device: str
@@ -90,6 +93,7 @@ class ImageEncoder:
         return Encoded(
             {field: [self.text.encode(one) for one in batch.texts_of(field)] for field in self.fields},
             _codes(self.images, images, size),
+            {name: _codes(self.images, batch.images_of(name).to(self.device), size) for name in self.image_fields},
             _codes(self.images, images, 2 * size) if self.large else None,
             batch.keys,
             batch.skipped,

@@ -48,6 +48,7 @@ class GenerationPipeline:
         self,
         prompts: Sequence[str],
         *,
+        sources: Tensor | None = None,
         num_images_per_prompt: int,
         top_n: int | None,
         seed: int,
@@ -60,6 +61,7 @@ class GenerationPipeline:
 
         Args:
             prompts: prompts.
+            sources: codes `(prompts, y, x)` of a source image for each, if the generator makes images from images.
             num_images_per_prompt: images to sample per prompt; image k is sampled with `seed + k`.
             top_n: images to keep per prompt; None: all.
             seed: seed of the first image of each prompt.
@@ -70,7 +72,13 @@ class GenerationPipeline:
         if known is None:
             known = torch.full((len(prompts), *self.generator.grid), TO_SAMPLE)
         batches = self.generator.completions(
-            prompts, known, num_images_per_prompt, seed=seed, sampling=self.sampling, on_codes=on_codes
+            prompts,
+            known,
+            num_images_per_prompt,
+            sources=sources,
+            seed=seed,
+            sampling=self.sampling,
+            on_codes=on_codes,
         )
         parts, losses_of_parts = zip(*batches, strict=True)
         codes = torch.cat(parts)

@@ -29,13 +29,21 @@ class Role(NamedTuple):
 
 
 def _any_layout(template: Template) -> None:
-    """`task=generate` accepts generators and captioners."""
+    """`task=generate` accepts models that make images from texts or from images, and captioners."""
 
 
 GENERATOR = Role("init_from", "pretrain", _any_layout)
 CAPTION_WRITER = Role("init_from", "caption", _any_layout)
+EDITOR = Role("init_from", "style_transfer", _any_layout)
 CAPTIONER = Role("rerank_with", "caption", caption_slots)
 UPSCALER = Role("upscale_with", "super_resolution", magnify_slots)
+
+
+def generating_role(prompts: object, images: object, *, completes: bool) -> Role:
+    """The role of the model that task=generate loads: by the keys that are given, and whether it completes images."""
+    if images is None or completes:
+        return GENERATOR
+    return CAPTION_WRITER if prompts is None else EDITOR
 
 
 def hash_of_role(role: Role, outputs: str, given: str | None) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from cogview_pl.assembly.joined_parts import IMAGE_TOKENIZER_FOLDER, TEXT_MODEL, TOKEN_STORE
@@ -22,7 +24,8 @@ from cogview_pl.data.token_store.store import TokenStore
 from cogview_pl.data.window_dataset import WindowDataset
 from cogview_pl.errors import UserError
 from cogview_pl.runs.run_folder import RunFolder, predecessor
-from cogview_pl.vocab import CodeSlot, Sequence, Template, TextSlot, TextTokenizer
+from cogview_pl.vocab import CodeSlot, Sequence, Template, TextSlot, TextTokenizer, source_slots
+from cogview_pl.vocab.roles import image_fields
 
 _REPLAY = "sequences.replay_store"
 _TOKENS = "tokens"  # folder of a token store that a training run makes for itself
@@ -117,23 +120,29 @@ def validation_sequences(tokens: Tokens, template: Template) -> Dataset[Sequence
     return _laid_out(tokens.store.split("val"), template, training=False)
 
 
-def validation_captions(tokens: Tokens, template: Template, count: int) -> list[str]:
-    """Texts of the first `count` validation rows, cut to the length of the only text slot of the layout.
+def validation_prompts(tokens: Tokens, template: Template, count: int) -> tuple[list[str], Tensor | None]:
+    """Texts of the first `count` validation rows, cut to the length of the only text slot, with the codes of
+    their source images `(B, y, x)`, where the layout takes them.
 
-    A caption is left out if tokenising it again gives more tokens than the slot holds. This happens if the cut was in
+    A row is left out if tokenising its text again gives more tokens than the slot holds. This happens if the cut was in
     the middle of a word, or if tokens are unknown.
     """
     (slot,) = (slot for slot in template.slots if isinstance(slot, TextSlot))
     rows, text = tokens.store.split("val"), tokens.text
     field = fields_of_slots(template, rows.layout.text_fields)[slot.name]
-    captions = [text.decode(rows[i][0][field][: slot.length]) for i in range(min(len(rows), count))]
-    return [caption for caption in captions if len(text.encode(caption)) <= slot.length]
+    texts = {i: text.decode(rows[i][0][field][: slot.length]) for i in range(min(len(rows), count))}
+    kept = {i: caption for i, caption in texts.items() if len(text.encode(caption)) <= slot.length}
+    names = source_slots(template)
+    sources = None if names is None else [rows.others(i)[names[1]] for i in kept]
+    return list(kept.values()), torch.stack(sources) if sources else None
 
 
 def _laid_out(rows: TokenRows | WithoutText, template: Template, *, training: bool) -> Dataset[Sequence]:
-    if sum(isinstance(slot, CodeSlot) for slot in template.slots) > 1:
+    grids = sum(isinstance(slot, CodeSlot) for slot in template.slots)
+    layout = rows.layout
+    if grids > 1 and not image_fields(template.layout, template.target.name):
         return WindowDataset(rows, template, every=training)
-    return SequenceDataset(rows, template, rows.layout.grid, rows.layout.text_fields)
+    return SequenceDataset(rows, template, layout.grid, layout.text_fields, layout.image_fields)
 
 
 def replay_inputs(options: SequencesConfig, outputs: str) -> dict[str, str]:

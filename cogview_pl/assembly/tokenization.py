@@ -31,20 +31,20 @@ from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.lit.bars import status
 from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.vocab import TextTokenizer
-from cogview_pl.vocab.config import TextConfig
-from cogview_pl.vocab.roles import text_fields
+from cogview_pl.vocab.config import TemplateConfig, TextConfig
+from cogview_pl.vocab.roles import image_fields, text_fields
 
 _SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
 class Tokenization:
-    """Options of a token store: images, rows, text tokenizer, and the layout that names the text fields."""
+    """Options of a token store: images, rows, text tokenizer, and the template that names texts and further images."""
 
     data: DataConfig
     rows: TokenStoreConfig
     text: TextConfig
-    layout: str
+    template: TemplateConfig
     verify: bool
     """Whether a resumed run checks that its data have not changed."""
     device: str
@@ -104,10 +104,12 @@ class _Job:
     def __post_init__(self) -> None:
         self.inputs: dict[str, str] = {}  # fingerprints of the data set
         self.text: TextTokenizer | None = None
-        self.fields = text_fields(self.options.layout)
-        _check(self.options, self.images, self.fields)
+        template = self.options.template
+        self.fields = text_fields(template.layout)
+        self.image_fields = image_fields(template.layout, template.target)
+        _check(self.options, self.images, self.fields, self.image_fields)
         data = self.options.data.at_twice_the_size() if self.options.rows.large else self.options.data
-        self.sources = {split: open_images(data, split, self.fields) for split in _SPLITS}
+        self.sources = {split: open_images(data, split, self.fields, self.image_fields) for split in _SPLITS}
         self.total = sum(map(len, self.sources.values()))
 
     @property
@@ -147,6 +149,7 @@ class _Job:
             format=rows.format.value,
             large=rows.large,
             text_fields=self.fields,
+            image_fields=self.image_fields,
             cut=self.text.cut,
             part=part,
             commit_seconds=rows.commit_seconds,
@@ -199,7 +202,9 @@ class _Job:
                     lists.bad_samples.require_few(self.total)
                     lists.mended.add(batch.remarks)
                     next_index = writer.resume_index(split) + batch.seen
-                    writer.append(split, batch.text_tokens, batch.codes, batch.keys, next_index, batch.large)
+                    writer.append(
+                        split, batch.text_tokens, batch.codes, batch.keys, next_index, batch.large, batch.others
+                    )
         if not writer.header.complete:
             writer.finish()
         return writer.header
@@ -211,6 +216,7 @@ class _Job:
             self.images,
             self.text,
             self.fields,
+            self.image_fields,
             self.options.rows.large,
             self.options.device,
             team,
@@ -251,7 +257,9 @@ def _texts(images: CaptionedImages, fields: Sequence[str]) -> Iterator[str]:
             yield images.text(index, field)
 
 
-def _check(options: Tokenization, tokenizer: ImageTokenizer, fields: Sequence[str]) -> None:
+def _check(
+    options: Tokenization, tokenizer: ImageTokenizer, fields: Sequence[str], image_fields: Sequence[str]
+) -> None:
     """Raises UserError for options that exclude each other, before images are read."""
     if options.rows.part is not None and options.rows.part > (options.rows.parts or 0):
         raise UserError(
@@ -264,6 +272,11 @@ def _check(options: Tokenization, tokenizer: ImageTokenizer, fields: Sequence[st
         raise UserError(
             f"data.image_size={given}: the image tokenizer was trained on {size} pixels; "
             f"choose the same image_tokenizer as its run, or data.image_size={size}"
+        )
+    if options.rows.format == StoreFormat.cogview and image_fields:
+        raise UserError(
+            f"token_store.format=cogview: its rows hold one image, template.layout has {', '.join(image_fields)} too; "
+            "set token_store.format=native"
         )
     if options.rows.format == StoreFormat.cogview and len(fields) > 1:
         raise UserError(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cogview_pl.cli.overrides import quoted
 from cogview_pl.config.choices import Verb
@@ -87,7 +87,9 @@ def next_command(folder: Path, config: DictConfig, words: Sequence[str]) -> str 
     if following.words[0].removeprefix("task=") in _FROM_MODEL_FOLDERS:
         left_out += OF_MODEL_FOLDERS
     kept = [word for word in words if _group(word) in _KEPT_GROUPS and not word.startswith(left_out)]
-    given = [word.replace("{outputs}", str(config.outputs)) for word in _suited(following.words, config, kept)]
+    repeated = tuple(f"{word.partition('=')[0]}=" for word in kept)
+    own = [word for word in _suited(following.words, config, kept) if not word.startswith(repeated)]
+    given = [word.replace("{outputs}", str(config.outputs)) for word in own]
     if following.key and (following.always or newest(outputs / task / LATEST) != folder.resolve()):
         given.append(f"{following.key}={folder}")
     return command([*given[:1], *(_PLAIN.sub(r"\1", word) for word in kept), *given[1:]])
@@ -127,7 +129,21 @@ def _following(folder: Path, config: DictConfig) -> _Next | None:
         return _Next(("task=vqvae", "image_tokenizer/perceptual=features"), "image_tokenizer.perceptual.path")
     if config.task == "generate":
         return _after_generation(folder / SAMPLES)
+    if config.task in ("style_transfer", "edit"):
+        return _Next(("task=generate", *_pairs(config)), "init_from", always=True)
     return _NEXT.get(config.task)
+
+
+def _pairs(config: DictConfig) -> list[str]:
+    """Keys of the pairs that a model was trained on; task=generate has others by itself."""
+    if config.task == "edit":
+        return ["data.pairs=edits"] if _is_toy_world(config) else []
+    lists = {name: OmegaConf.select(config.data, name) for name in ("styles", "style_patterns")}
+    return [
+        f"data.{name}=[{','.join(map(_item, values))}]"
+        for name, values in lists.items()
+        if isinstance(values, ListConfig)
+    ]
 
 
 def _is_toy_world(config: DictConfig) -> bool:
@@ -159,6 +175,7 @@ def _comparable(first: Path, second: Path) -> bool:
 def _after_conversion(target: str) -> _Next | None:
     """The task that uses a model folder; None for a model in the released format."""
     from cogview_pl.checkpoints.model_folder import IMAGE_TOKENIZER, kind_of, read_model_settings  # imports torch
+    from cogview_pl.vocab.roles import image_fields
     from cogview_pl.vocab.template import TextSlot, parse_slots
 
     try:
@@ -169,15 +186,19 @@ def _after_conversion(target: str) -> _Next | None:
         return _Next(("task=tokenize", f"image_tokenizer.path={target}"))
     template = read_model_settings(target, kind, "convert.target")["template"]
     (slot,) = (slot for slot in parse_slots(template["layout"], text_length=1) if slot.name == template["target"])
+    if image_fields(template["layout"], template["target"]):  # it needs images
+        return None
     if isinstance(slot, TextSlot):
         return _Next(("task=rerank", f"rerank_with={target}"), needs=("pretrain",))
     return _Next((*_GENERATE, f"init_from={target}"))
 
 
 def _after_generation(samples: Path) -> _Next | None:
-    """The task that ranks images; after captions an image of the first one that fits into a line."""
+    """The task that ranks images; after captions an image of the first one that fits into a line; none after edits."""
     with samples.open(encoding="utf-8") as stream:
         for record in map(json.loads, stream):
+            if "source" in record:  # its prompt is an instruction
+                return None
             if "caption" not in record:
                 return _NEXT["generate"]
             if record["caption"] and record["caption"].isprintable():

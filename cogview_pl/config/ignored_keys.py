@@ -110,7 +110,7 @@ OF_MODEL_FOLDERS = tuple(
 The choice of a group, such as `model=small`, may stay on all command lines of a project.
 """
 _MODELS: dict[Verb, dict[str, tuple[str, ...]]] = {
-    Verb.generate: {"init_from": ("pretrain", "caption"), "rerank_with": (), "upscale_with": ()},
+    Verb.generate: {"init_from": ("pretrain", "caption", "style_transfer"), "rerank_with": (), "upscale_with": ()},
     Verb.magnify: {"upscale_with": ("super_resolution",)},
     Verb.rerank: {"rerank_with": ("caption",)},
 }

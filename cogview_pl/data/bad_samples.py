@@ -179,6 +179,8 @@ class ImageBatch(NamedTuple):
     """B texts of each other text field of the samples (`ImageSample.fields`)."""
     remarks: Mapping[str, str] = {}
     """What was mended in images when they were decoded, by key."""
+    others: Mapping[str, torch.Tensor] = {}
+    """Further images, uint8 `(B, 3, Y, X)`, by name (`ImageSample.images`)."""
 
     @property
     def seen(self) -> int:
@@ -193,6 +195,14 @@ class ImageBatch(NamedTuple):
             raise UserError(f"data: samples such as {self.keys[0]} have no text {field}, a slot of template.layout")
         return self.fields[field]
 
+    def images_of(self, field: str) -> torch.Tensor:
+        """The further images of a name; raises UserError where the samples lack them."""
+        if not self.keys:
+            return self.images
+        if field not in self.others:
+            raise UserError(f"data: samples such as {self.keys[0]} have no image {field}, a slot of template.layout")
+        return self.others[field]
+
 
 def collate_images(samples: list[ImageSample | Skipped]) -> ImageBatch:
     """Stack the images of a batch and set the skipped samples aside."""
@@ -205,6 +215,7 @@ def collate_images(samples: list[ImageSample | Skipped]) -> ImageBatch:
         skipped=[sample for sample in samples if isinstance(sample, Skipped)],
         fields={name: [sample.text_of(name) for sample in good] for name in (good[0].fields if good else ())},
         remarks={sample.key: sample.remark for sample in good if sample.remark},
+        others={name: torch.stack([s.image_of(name) for s in good]) for name in (good[0].images if good else ())},
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from cogview_pl.data.captions import field_text, field_texts
 from cogview_pl.data.config import Captions, Decoding
 from cogview_pl.data.decoding.decode import SampleError
-from cogview_pl.data.images import ImageFileDataset
+from cogview_pl.data.images import OTHER_TEXT, ImageFileDataset
 from cogview_pl.data.packed import packed
 from cogview_pl.durable.read import MAX_IMAGE, UnreadableError, require_size
 from cogview_pl.errors import UserError
@@ -100,18 +100,18 @@ class ColumnDataset(ImageFileDataset):
             UserError: a column is missing, or several could be the image.
         """
         self._image_column = self._find_image_column(columns, where)
+        if self.style_field is not None and self.text_fields and self.style_field not in columns:
+            raise UserError(f"data.style_field={self.style_field}: no such column in {where}; it has {_list(columns)}")
         self._text_columns: dict[str, str] = {}
         for field in self.text_fields:
             given = self.caption_field if field == CAPTION else field
-            key = "data.caption_field" if field == CAPTION else "template.layout slot"
+            key = "data.caption_field" if field == CAPTION else OTHER_TEXT
             names = [name for name in (_CAPTION_COLUMNS if given is None else (given,)) if name in columns]
             if not names:
                 texts = [name for name, kind in columns.items() if kind == Column.text and name != self._image_column]
                 found = f"{key}={given}: no such column" if given is not None else f"{key}: no column text or caption"
                 raise UserError(f"{found} in {where}; set it to one of: {', '.join(texts) or 'none (no texts)'}")
             self._text_columns[field] = names[0]
-        if self.style_field is not None and self.text_fields and self.style_field not in columns:
-            raise UserError(f"data.style_field={self.style_field}: no such column in {where}; it has {_list(columns)}")
         return [self._image_column, *self._text_columns.values()]
 
     def _find_image_column(self, columns: Mapping[str, Column], where: str) -> str:

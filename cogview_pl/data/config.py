@@ -107,9 +107,10 @@ class DataConfig:
     token_store: str | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the class, without `split`; the options of decoding are one of them."""
+        """Keyword arguments of the class, without `split` and pairs; the options of decoding are one of them."""
         given = {name: value for name, value in vars(self).items() if name not in _OF_THE_LOADER}
         if isinstance(self, Decoding):
+            given.pop("pair_field", None)
             given["decoding"] = Decoding(**{option.name: given.pop(option.name) for option in fields(Decoding)})
         return given
 
@@ -145,6 +146,7 @@ class ImageFilesConfig(DataConfig, Decoding):
     caption_seed: int = MISSING
     style_field: str | None = None
     style_patterns: list[str] = MISSING
+    pair_field: str | None = None
 
 
 @dataclass

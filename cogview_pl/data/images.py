@@ -23,6 +23,9 @@ from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 from cogview_pl.vocab.roles import CAPTION
 
+OTHER_TEXT = "template.layout slot or data.pair_field"
+"""What names a text besides the caption, for messages."""
+
 
 def split_indices(keys: Iterable[str], split: str, val_fraction: float) -> np.ndarray:
     """Indices of the samples of one split, in order, in the smallest type that holds them.
@@ -129,6 +132,13 @@ class ImageFileDataset(CaptionedImages):
     @abstractmethod
     def _style(self, index: int) -> str:
         """The name of the style, maybe empty, or a SampleError."""
+
+    def style(self, index: int) -> str:
+        """The name of the style; empty where it has none or cannot be read."""
+        try:
+            return self._style(index)
+        except SampleError:
+            return ""
 
     @abstractmethod
     def _image(self, index: int) -> Path | BinaryIO:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from cogview_pl.data.decoding.decode import SampleError
-from cogview_pl.data.samples import CaptionedImages, Skipped
+from cogview_pl.data.samples import CaptionedImages, ImageSample, Skipped
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
 
@@ -108,3 +108,65 @@ class FirstImages(InputImages):
 
     def fingerprint(self) -> str:
         return self._images.fingerprint()
+
+
+class FirstSources(FirstImages):
+    """The source images of the first pairs of a data set, with their instructions as prompts.
+
+    Args:
+        pairs: a data set whose samples have a further image.
+        count: largest number of pairs.
+        field: name of the source image.
+    """
+
+    def __init__(self, pairs: CaptionedImages, count: int, field: str) -> None:
+        super().__init__(pairs, count, prompts=True)
+        self.pairs = pairs
+        self._field = field
+
+    def read(self, number: int) -> Tensor:
+        return self._pair(number).image_of(self._field)
+
+    def truth(self, number: int) -> Tensor:
+        return self._pair(number).image
+
+    def _pair(self, number: int) -> ImageSample:
+        sample = self.pairs[number]
+        if isinstance(sample, Skipped):
+            raise SampleError(sample.reason)
+        return sample
+
+
+class EachPrompt(InputImages):
+    """Images, each with several prompts, several times over: prompt by prompt, image by image.
+
+    Args:
+        images: the images.
+        prompts: prompts of every image; None: each image has the prompt of its record.
+        times: how often each image occurs with each prompt.
+    """
+
+    def __init__(self, images: InputImages, prompts: Sequence[str] | None, times: int) -> None:
+        super().__init__(images.source)
+        self.images = images
+        self._prompts = prompts
+        self._times = times
+        self._each = times * (1 if prompts is None else len(prompts))
+
+    def __len__(self) -> int:
+        return len(self.images) * self._each
+
+    def place(self, number: int) -> int:
+        """Number of the image."""
+        return number // self._each
+
+    def record(self, number: int) -> dict[str, str]:
+        image, rest = divmod(number, self._each)
+        found = self.images.record(image)
+        return found if self._prompts is None else {"prompt": self._prompts[rest // self._times], "file": found["file"]}
+
+    def read(self, number: int) -> Tensor:
+        return self.images.read(self.place(number))
+
+    def fingerprint(self) -> str:
+        return self.images.fingerprint()

@@ -33,6 +33,8 @@ class ImageSample(NamedTuple):
     """Text of each other text slot of the layout, by the slot's name."""
     remark: str = ""
     """What was mended when the image was decoded; empty: nothing."""
+    images: Mapping[str, torch.Tensor] = {}
+    """Further images of the same shape, by the name of their slot in the layout: the `source` of a pair."""
 
     def text_of(self, field: str) -> str:
         """The text of a field; `text` is the caption. Raises UserError where the sample lacks the field."""
@@ -41,6 +43,12 @@ class ImageSample(NamedTuple):
         if field not in self.fields:
             raise UserError(f"data: sample {self.key} has no text {field}, a slot of template.layout")
         return self.fields[field]
+
+    def image_of(self, field: str) -> torch.Tensor:
+        """A further image, uint8 `(3, Y, X)`; raises UserError where the sample lacks it."""
+        if field not in self.images:
+            raise UserError(f"data: sample {self.key} has no image {field}, a slot of template.layout")
+        return self.images[field]
 
 
 class Skipped(NamedTuple):
@@ -96,7 +104,8 @@ class CaptionedImages(Dataset["ImageSample | Skipped"], ABC):
                 found.add(*sample)
             else:
                 found.add(sample.key, sample.text, dict(sample.fields))
-                found.add_bytes(sample.image.contiguous().numpy().tobytes())
+                for image in (sample.image, *sample.images.values()):
+                    found.add_bytes(image.contiguous().numpy().tobytes())
         return found.hexdigest()
 
 

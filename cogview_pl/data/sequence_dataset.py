@@ -43,6 +43,10 @@ class TokenisedSamples(Protocol):
         """Text token ids without padding by text field, and codes int64 `(y, x)`."""
         ...
 
+    def others(self, index: int) -> Mapping[str, Tensor]:
+        """Codes int64 `(y, x)` of the further images, by name."""
+        ...
+
     def key(self, index: int) -> str:
         """The name of a sample in a message."""
         ...
@@ -73,21 +77,36 @@ class SequenceDataset(Dataset[Sequence]):
 
     Args:
         samples: a split of the token store.
-        template: a layout with text slots and one slot for the codes.
+        template: a layout with text slots and one slot for the codes, or the target and slots of the same size, which
+            take the further images of their names.
         grid: `(y, x)` of the store's codes.
         text_fields: names of the store's texts.
+        image_fields: names of its further images.
 
     Raises:
         UserError: the slots of the layout do not match the store.
     """
 
     def __init__(
-        self, samples: TokenisedSamples, template: Template, grid: tuple[int, int], text_fields: Seq[str] = (CAPTION,)
+        self,
+        samples: TokenisedSamples,
+        template: Template,
+        grid: tuple[int, int],
+        text_fields: Seq[str] = (CAPTION,),
+        image_fields: Seq[str] = (),
     ) -> None:
         self.samples = samples
         self.template = template
         self._fields = fields_of_slots(template, text_fields)
-        self._codes = [slot.name for slot in template.slots if isinstance(slot, CodeSlot)]
+        grids = [slot.name for slot in template.slots if isinstance(slot, CodeSlot)]
+        self._own = [template.target.name] if len(grids) > 1 else grids
+        self._others = [name for name in grids if name not in self._own]
+        missing = next((name for name in self._others if name not in image_fields), None)
+        if missing is not None:
+            raise UserError(
+                f"template.layout: the token store has no images for slot {missing}; run task=tokenize with this "
+                "template, or set sequences.source=images"
+            )
         for slot in template.slots:
             if isinstance(slot, CodeSlot) and slot.grid != tuple(grid):
                 raise UserError(
@@ -100,9 +119,11 @@ class SequenceDataset(Dataset[Sequence]):
 
     def __getitem__(self, index: int) -> Sequence:
         text_tokens, codes = self.samples[index]
-        flat = codes.flatten().numpy()
+        others = self.samples.others(index) if self._others else {}
+        grids = {**dict.fromkeys(self._own, codes), **{name: others[name] for name in self._others}}
+        flat = {name: grid.flatten().numpy() for name, grid in grids.items()}
         texts = {slot: text_tokens[field] for slot, field in self._fields.items()}
-        return self.template.build({**texts, **dict.fromkeys(self._codes, flat)})
+        return self.template.build({**texts, **flat})
 
     def key(self, index: int) -> str:
         """The name of a sample in a message."""

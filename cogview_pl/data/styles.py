@@ -8,7 +8,7 @@ from string import Formatter
 from cogview_pl.data.samples import fraction_of
 from cogview_pl.errors import UserError
 
-_HOLES = {"text", "style"}
+_HOLES = ("text", "style")
 _STYLES_NAMED = 20  # in a message; a field that is no style can have thousands of values
 
 
@@ -17,14 +17,15 @@ class StylePatterns:
 
     Args:
         patterns: texts with the fields `{text}` and `{style}`; without patterns the object is false.
+        holes: the fields; instructions have `{style}` alone.
 
     Raises:
         UserError: a pattern lacks one of the fields, or has others.
     """
 
-    def __init__(self, patterns: Sequence[str]) -> None:
+    def __init__(self, patterns: Sequence[str], holes: Sequence[str] = _HOLES) -> None:
         for pattern in patterns:
-            _check(pattern)
+            _check(pattern, holes)
         self.patterns = tuple(patterns)
 
     def __bool__(self) -> bool:
@@ -48,13 +49,12 @@ def check_present(wanted: Iterable[str], found: Iterable[str], field: str) -> No
         )
 
 
-def _check(pattern: str) -> None:
+def _check(pattern: str, needed: Sequence[str]) -> None:
     try:
         holes = [part[1:] for part in Formatter().parse(pattern) if part[1] is not None]
     except ValueError:  # unbalanced braces
         holes = []
-    if {name for name, _, _ in holes} != _HOLES or any(form or conversion for _, form, conversion in holes):
-        raise UserError(
-            f"data.style_patterns: {pattern!r} must have the holes {{text}} and {{style}} and no others, "
-            "as in {text}的{style}图像"
-        )
+    if {name for name, _, _ in holes} != set(needed) or any(form or conversion for _, form, conversion in holes):
+        named = "the holes {text} and {style}" if len(needed) > 1 else "the hole {style}"
+        example = "{text}的{style}图像" if len(needed) > 1 else "{style}风格"
+        raise UserError(f"data.style_patterns: {pattern!r} must have {named} and no others, as in {example}")

@@ -21,7 +21,7 @@ from cogview_pl.data.config import Captions, Decoding
 from cogview_pl.data.decoding.decode import SampleError
 from cogview_pl.data.decoding.formats import IMAGE_EXTENSIONS
 from cogview_pl.data.fingerprint import Fingerprint
-from cogview_pl.data.images import ImageFileDataset, split_fractions
+from cogview_pl.data.images import OTHER_TEXT, ImageFileDataset, split_fractions
 from cogview_pl.data.packed import packed
 from cogview_pl.data.progress import NewProgress, Silent
 from cogview_pl.data.shards.files import OpenFiles, expand_urls, files_of_split
@@ -96,9 +96,10 @@ class ShardDataset(ImageFileDataset):
         self.style_field = style_field
         self._chosen_by = (split, val_fraction if val_urls is None else None, list(styles or ()))
         self._caption_extension = "txt" if caption_field == "txt" else "json"
-        self._json_fields = [("template.layout slot", field) for field in self.text_fields if field != CAPTION]
+        self._json_fields: list[tuple[str, str]] = []
         if style_field is not None and (styles or self.text_fields):
             self._json_fields.append(("data.style_field", style_field))
+        self._json_fields += [(OTHER_TEXT, field) for field in self.text_fields if field != CAPTION]
         self.shards = expand_urls(urls, "data.urls")
         self._url_key = "data.urls"
         if val_urls is not None:

@@ -68,6 +68,16 @@ def contact_sheet(
     return sheet
 
 
+def joined(images: Sequence[Image.Image]) -> Image.Image:
+    """Images of one height next to each other."""
+    sheet = Image.new("RGB", (sum(image.width for image in images), images[0].height), _PAPER)
+    left = 0
+    for image in images:
+        sheet.paste(image, (left, 0))
+        left += image.width
+    return sheet
+
+
 @cache
 def load_font(font: str | None, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """A font of this size in pixels: the given file, else that of the `fonts` extra, else a font of the system.

@@ -19,7 +19,7 @@ from cogview_pl.generation.config import Algorithm, Sampling
 from cogview_pl.generation.decode import TO_SAMPLE, decode
 from cogview_pl.generation.speculative import decode_jacobi
 from cogview_pl.transformer.config import NormScope
-from cogview_pl.vocab import CodeSlot, is_text_to_image
+from cogview_pl.vocab import CodeSlot, makes_images, source_slots
 
 
 class CompletedCodes(NamedTuple):
@@ -33,7 +33,7 @@ class CompletedCodes(NamedTuple):
 
 
 class ImageGenerator:
-    """A trained sequence model with its tokenizers.
+    """A trained sequence model with its tokenizers, which makes images from texts, or from texts and source images.
 
     Args:
         loaded: both models, template and text tokenizer. Their mode is not changed: loaded models are in evaluation
@@ -41,7 +41,7 @@ class ImageGenerator:
         device: device to move both models to; None leaves them where they are.
 
     Raises:
-        UserError: the layout is not a text, then an image.
+        UserError: another layout.
     """
 
     def __init__(self, loaded: SequenceModel, device: torch.device | str | None = None) -> None:
@@ -52,11 +52,17 @@ class ImageGenerator:
         if device is not None:
             self.transformer.to(device)
             self.image_tokenizer.to(device)
-        if not is_text_to_image(self.template):
+        if not makes_images(self.template):
             raise UserError(
                 f"this model's layout, {self.template.layout}, is not a text, then an image; give a run of "
                 "task=pretrain or task=style (a super-resolution model goes into upscale_with= or task=magnify)"
             )
+        self._text, self._source = source_slots(self.template) or ("text", None)
+
+    @property
+    def takes_sources(self) -> bool:
+        """Whether it makes images from texts and source images."""
+        return self._source is not None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -69,21 +75,26 @@ class ImageGenerator:
         prompts: Sequence[str],
         num_images_per_prompt: int = 1,
         *,
+        sources: Tensor | None = None,
         seed: int = 0,
         sampling: Sampling,
         on_codes: Callable[[int], None] = lambda count: None,
     ) -> Iterator[Tensor]:
         """Codes `(B, y, x)`, int64 on the CPU, of all images in order, at most `sampling.batch_size` at a time.
 
+        `sources` are the codes of a source image for each prompt, int64 `(prompts, y, x)`, for a model that takes them.
+        Guidance leaves out the text alone.
+
         `on_codes` is called with the number of codes of each step of a batch, one for each image, for progress bars.
         With `norm_scope=tensor` a batch holds images of one prompt only, as in the original.
 
         Raises:
-            UserError: guidance or `jacobi` with `norm_scope="tensor"`; a prompt is longer than the text slot.
+            UserError: guidance or `jacobi` with `norm_scope="tensor"`; a prompt is longer than the text slot;
+                sources are missing, or are given to a model that takes none.
         """
         nothing = torch.full((len(prompts), *self.grid), TO_SAMPLE)
         for completed in self.completions(
-            prompts, nothing, num_images_per_prompt, seed=seed, sampling=sampling, on_codes=on_codes
+            prompts, nothing, num_images_per_prompt, sources=sources, seed=seed, sampling=sampling, on_codes=on_codes
         ):
             yield completed.codes
 
@@ -93,6 +104,7 @@ class ImageGenerator:
         known: Tensor,
         num_images_per_prompt: int = 1,
         *,
+        sources: Tensor | None = None,
         seed: int = 0,
         sampling: Sampling,
         on_codes: Callable[[int], None] = lambda count: None,
@@ -102,7 +114,7 @@ class ImageGenerator:
         Args:
             prompts: P prompts.
             known: given codes, int64 `(P, y, x)`, and `TO_SAMPLE` at the same places in all of them.
-            num_images_per_prompt, seed, sampling, on_codes: as for `codes`.
+            num_images_per_prompt, sources, seed, sampling, on_codes: as for `codes`.
 
         Raises:
             UserError: as for `codes`; `jacobi` where given codes follow generated ones.
@@ -110,7 +122,8 @@ class ImageGenerator:
         check_algorithm(known[0] == TO_SAMPLE, sampling)
         given = known.flatten(1)
         numbers = [number for number in range(len(prompts)) for _ in range(num_images_per_prompt)]
-        texts = self.tokenise(prompts)
+        texts = self.tokenise(prompts, sources)
+        without_text = self.tokenise([""] * len(prompts), sources)
         length = num_images_per_prompt if self.transformer.norm_scope == NormScope.tensor else len(numbers)
         for first in range(0, len(numbers), length):
             for start in range(first, first + length, sampling.batch_size):
@@ -118,6 +131,7 @@ class ImageGenerator:
                 chosen = [numbers[job] for job in batch]
                 yield self._decode(
                     [texts[number] for number in chosen],
+                    [without_text[number] for number in chosen],
                     given[chosen],
                     [seed + job % num_images_per_prompt for job in batch],
                     sampling,
@@ -127,13 +141,13 @@ class ImageGenerator:
     def _decode(
         self,
         prompts: Sequence[Sequence[int]],
+        unconditional: Sequence[Sequence[int]],
         known_BT: Tensor,
         seeds: Sequence[int],
         sampling: Sampling,
         on_step: Callable[[], None],
     ) -> CompletedCodes:
         """A batch of `completions`."""
-        unconditional = [self.template.prompt({"text": []})] * len(prompts)
         scores: list[Tensor] = []
         if sampling.algorithm == Algorithm.jacobi:
             rows = decode_jacobi(
@@ -161,9 +175,17 @@ class ImageGenerator:
         losses = (-torch.cat(scores, 1).double().mean(1)).tolist() if scores else None
         return CompletedCodes(torch.tensor(rows).view(len(rows), *self.grid), losses)
 
-    def tokenise(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids before the image; raises UserError where a text is too long for its slot."""
-        return [self.template.prompt({"text": self.text.encode(prompt)}) for prompt in prompts]
+    def tokenise(self, prompts: Sequence[str], sources: Tensor | None = None) -> list[list[int]]:
+        """Token ids before the image; raises UserError as `codes` does."""
+        texts = [{self._text: self.text.encode(prompt)} for prompt in prompts]
+        if self._source is None:
+            if sources is not None:
+                raise UserError("images: this model makes images from texts alone; leave images out")
+            return [self.template.prompt(text) for text in texts]
+        if sources is None:
+            raise UserError("this model makes images from images; task=generate images=DIR prompts=[TEXT] runs it")
+        grids = sources.flatten(1).tolist()
+        return [self.template.prompt({**text, self._source: g}) for text, g in zip(texts, grids, strict=True)]
 
     def images(self, codes: Tensor) -> list[Image.Image]:
         """RGB images of codes `(B, y, x)`."""

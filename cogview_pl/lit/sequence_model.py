@@ -39,6 +39,7 @@ class SequenceModule(LightningModule):
         build_optimizer: parameter groups → optimizer.
         generator: generates images with the weights in training, for the logs; None for tasks without images.
         val_prompts: captions of the validation split, as prompts for the generator.
+        val_sources: codes of their source images, int64 `(B, y, x)`, for a generator that takes them.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class SequenceModule(LightningModule):
         build_optimizer: BuildOptimizer,
         generator: ImageGenerator | None,
         val_prompts: list[str],
+        val_sources: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -64,6 +66,7 @@ class SequenceModule(LightningModule):
         self.build_optimizer = build_optimizer
         self.generator = generator
         self.val_prompts = val_prompts
+        self.val_sources = val_sources
         self._val_sums: Tensor | None = None
         self._frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         self.strict_loading = not self._frozen

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from cogview_pl.assembly.devices import weights_dtype
 from cogview_pl.assembly.model_specs import ImageTokenizerSpec, SequenceModelSpec, role_spec
 from cogview_pl.assembly.options import GenerationOptions
-from cogview_pl.assembly.roles import CAPTION_WRITER, CAPTIONER, GENERATOR, UPSCALER, Role
+from cogview_pl.assembly.roles import CAPTION_WRITER, CAPTIONER, EDITOR, GENERATOR, UPSCALER, Role
 from cogview_pl.assembly.strategy import tensor_parts
 from cogview_pl.generation.config import Algorithm
 from cogview_pl.memory.inference import InferenceModel, decode_images, encode_images, image_tokenizer_bytes
 from cogview_pl.memory.phases import FP32, RGB, Phases
-from cogview_pl.vocab import TextSlot
+from cogview_pl.vocab import TextSlot, source_slots
 
 
 def model_of_role(role: Role, options: GenerationOptions) -> SequenceModelSpec:
@@ -21,6 +21,7 @@ def model_of_role(role: Role, options: GenerationOptions) -> SequenceModelSpec:
     given, template = {
         GENERATOR: (options.init_from, options.template),
         CAPTION_WRITER: (options.init_from, options.rerank_template),
+        EDITOR: (options.init_from, options.template),
         CAPTIONER: (options.rerank_with, options.rerank_template),
         UPSCALER: (options.upscale_with, options.upscale_template),
     }[role]
@@ -31,7 +32,7 @@ def generation_phases(role: Role, options: GenerationOptions, prompts: Sequence[
     """`task=generate`: all models are loaded at once; one of them works.
 
     Args:
-        role: the generator or the writer of captions.
+        role: the generator, the writer of captions, or the model that makes images from images.
         options: of the run.
         prompts: the prompts, or their number where the estimate does not read them.
         on_gpu: whether the run is on a GPU.
@@ -47,6 +48,9 @@ def generation_phases(role: Role, options: GenerationOptions, prompts: Sequence[
     models = [one for one in (model, captioner, upscaler) if one is not None]
     completes = options.complete.wanted
     count, longest = (prompts, None) if isinstance(prompts, int) else (len(prompts), _longest(prompts, model.spec))
+    from_images = source_slots(model.spec.template) is not None
+    if from_images:
+        count = sampling.batch_size  # each image comes with each prompt
     each = options.num_images_per_prompt
     group = min(max(1, sampling.batch_size // each), count)  # prompts whose images are sampled together
     batch = min(sampling.batch_size, each * group)
@@ -61,6 +65,8 @@ def generation_phases(role: Role, options: GenerationOptions, prompts: Sequence[
         + model.decode(rows, text_tokens=longest, drafts=drafts, sorts=sorts, completes=completes),
         "decoding of images": held + decode_images(images, batch, scale=scale),
     }
+    if from_images:
+        phases["encoding of images"] = held + encode_images(images, batch)
     if not on_gpu:  # weights are read in fp32, one model after the other
         read = (one.parameters * FP32 + sum(done.bytes for done in models[:n]) for n, one in enumerate(models))
         phases["loading of weights"] = Counter(sequence_models=max(read))

@@ -33,7 +33,7 @@ from cogview_pl.memory.training import (
 from cogview_pl.transformer.config import ActivationCheckpointing, Norm, NormScope
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
-from cogview_pl.vocab import is_text_to_image
+from cogview_pl.vocab import makes_images
 from cogview_pl.vqvae.config import ImageTokenizerConfig
 from cogview_pl.vqvae.model import VQVAE
 
@@ -124,7 +124,7 @@ def sequence_model_phases(
     between = Counter({part: phases[FORWARD][part] for part in (WEIGHTS, OPTIMIZER, AVERAGES)}) + host
     between += Counter({AVERAGES: phases[FORWARD][AVERAGES]})  # copies of the weights, whose place averages take
     model = InferenceModel(spec, weights, parts, on_gpu=on_gpu)
-    if "samples" in options.callbacks and is_text_to_image(spec.template) and not options.strategy.kind.sharded:
+    if "samples" in options.callbacks and makes_images(spec.template) and not options.strategy.kind.sharded:
         rows = options.callbacks["samples"]["num_prompts"]
         phases["generation of sample images"] = between + model.decode(rows)
         if not on_gpu:  # else the image tokenizer stays on the host

@@ -23,7 +23,7 @@ from cogview_pl.assembly.token_data import (
     open_tokens,
     replay_inputs,
     training_sequences,
-    validation_captions,
+    validation_prompts,
     validation_sequences,
 )
 from cogview_pl.assembly.tokenization import Tokenization
@@ -49,7 +49,7 @@ from cogview_pl.runs.run_folder import RunFolder, predecessor
 from cogview_pl.transformer.config import LoRAConfig
 from cogview_pl.transformer.lora import add_lora
 from cogview_pl.transformer.model import Transformer
-from cogview_pl.vocab import Template, Vocabulary, is_text_to_image
+from cogview_pl.vocab import Template, Vocabulary, makes_images
 from cogview_pl.vocab.config import TemplateConfig
 from cogview_pl.vocab.roles import check_trainable, slot_names
 
@@ -101,9 +101,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
         if first:  # recorded now, because a run that is stopped while it tokenises must resume with the same inputs
             folder.require_same({}, inputs, config.verify)
     device, _ = inference_device(config.trainer, config.precision)
-    tokenization = Tokenization(
-        config.data, config.token_store, config.text, config.template.layout, config.verify, device
-    )
+    tokenization = Tokenization(config.data, config.token_store, config.text, config.template, config.verify, device)
     tokens = open_tokens(tokenization, config.sequences, models, folder, base and base.model)
     vocabulary = Vocabulary(tokens.store.header.codebook_size, tokens.text.vocab_size)
     layout = _layout(models, config.template, vocabulary)
@@ -201,7 +199,8 @@ def _module(
 ) -> SequenceModule:
     template = layout.template
     loaded = SequenceModel(model, template, tokens.text, tokens.image_tokenizer, layout.transformer_settings)
-    generates = is_text_to_image(template) and not options.strategy.kind.sharded
+    generates = makes_images(template) and not options.strategy.kind.sharded
+    prompts, sources = validation_prompts(tokens, template, _LOGGED_PROMPTS) if generates else ([], None)
     return SequenceModule(
         model,
         slot_names=[slot.name for slot in template.slots],
@@ -211,7 +210,8 @@ def _module(
         optimizer=options.optimizer,
         build_optimizer=optimizer_factory(options),
         generator=ImageGenerator(loaded) if generates else None,
-        val_prompts=validation_captions(tokens, template, _LOGGED_PROMPTS) if generates else [],
+        val_prompts=prompts,
+        val_sources=sources,
     )
 
 

@@ -1,6 +1,7 @@
 """task=generate: prompts → images, `samples.jsonl` and a contact sheet.
 
-With a captioner: images → captions. With `complete`: parts of images and prompts → images.
+With a captioner: images → captions. With a model of image pairs: images and prompts → images. With `complete`: parts of
+images and prompts → images.
 """
 
 from __future__ import annotations
@@ -16,12 +17,20 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from cogview_pl.assembly.captions import images_to_describe, judge_captions, save_caption_sheet, write_captions
 from cogview_pl.assembly.completion import Completion, completion_mask, images_to_complete, readable_images
 from cogview_pl.assembly.devices import inference_device
+from cogview_pl.assembly.edits import (
+    check_edits,
+    edit_results,
+    images_to_edit,
+    judge_edits,
+    save_edit_sheet,
+    write_edits,
+)
 from cogview_pl.assembly.engines import engine_settings
 from cogview_pl.assembly.image_data import is_toy_world
 from cogview_pl.assembly.options import GenerationOptions
 from cogview_pl.assembly.pipelines import open_generator, open_pipeline
-from cogview_pl.assembly.prompts import prompts_or_captions
-from cogview_pl.assembly.roles import CAPTION_WRITER, GENERATOR, hash_of_role, inference_settings
+from cogview_pl.assembly.prompts import prompts_or_captions, read_prompts
+from cogview_pl.assembly.roles import CAPTION_WRITER, Role, generating_role, hash_of_role, inference_settings
 from cogview_pl.assembly.samples import write_samples
 from cogview_pl.checkpoints.model_folder import SequenceModel
 from cogview_pl.config.parts import generation_options
@@ -38,7 +47,7 @@ from cogview_pl.runs.result_list import ResultList
 from cogview_pl.runs.run_folder import RunFolder
 from cogview_pl.runs.samples_writer import SampleFiles, WrittenImage
 from cogview_pl.toy_world.judge import Judge, score_detected
-from cogview_pl.vocab import TextSlot
+from cogview_pl.vocab import TextSlot, source_slots
 
 _JUDGED = 128  # images that are judged at once
 
@@ -46,18 +55,22 @@ _JUDGED = 128  # images that are judged at once
 def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
     """Generate or complete an image of every prompt, and rank and upscale them if asked; or describe images.
 
-    Images of held-out captions of the toy world are judged.
+    A model that makes images from images does with each image what each prompt asks. Images of held-out captions or
+    pairs of the toy world are judged.
     """
     options = generation_options(config)
     completes = config.complete.wanted
-    model = open_generator(options, GENERATOR if config.images is None or completes else CAPTION_WRITER)
+    role = generating_role(config.prompts, config.images, completes=completes)
+    model = open_generator(options, role)
     load_font(config.font, 12)
     if isinstance(model.template.target, TextSlot) and not completes:
         return _describe(config, folder, model, team)
+    if source_slots(model.template) is not None and not completes:
+        return _edit(config, folder, options, model, role, team)
     if config.images is not None and not completes:
         raise UserError(
-            "images: this model generates from text; set prompts, complete.keep to complete the images, or init_from "
-            "to a run of task=caption"
+            "images: this model generates from text; leave images out, set complete.keep to complete the images, or "
+            "init_from to a run of task=caption or task=style_transfer"
         )
     pipeline = open_pipeline(options, model)
     completion = _completion(config, model, team) if completes else None
@@ -95,6 +108,40 @@ def _completion(config: Config, model: SequenceModel, team: Team) -> Completion:
     images = images_to_complete(config.images, prompts, config.data, config.num_prompts, size)
     numbers = team.tell(readable_images(images) if team.first else [])
     return Completion(images, numbers, mask, model.image_tokenizer, config.sampler.batch_size)
+
+
+def _edit(
+    config: Config, folder: RunFolder, options: GenerationOptions, model: SequenceModel, role: Role, team: Team
+) -> dict[str, float]:
+    """Make images from images; those of the toy world are compared with the true ones."""
+    check_edits(options)
+    prompts = None
+    if config.prompts is not None:
+        prompts = team.tell(read_prompts(config.prompts) if team.first else [])
+    pipeline = open_pipeline(options, model)
+    generator = pipeline.generator
+    names = source_slots(model.template)
+    assert names is not None
+    images = images_to_edit(
+        config.images,
+        prompts,
+        config.data,
+        config.num_prompts,
+        size=model.image_tokenizer.settings["image_size"],
+        field=names[1],
+        times=config.num_images_per_prompt,
+    )
+    images.require_readable()
+    given = prompts or [images.record(number)["prompt"] for number in range(len(images))]
+    generator.tokenise(given, torch.zeros(len(given), *generator.grid, dtype=torch.long))  # refuse long prompts now
+    results = edit_results(folder, options, pipeline, images, role, prompts)
+    metrics = write_edits(folder, results, options, pipeline, images, team)
+    if not team.first:
+        return {}
+    save_edit_sheet(folder, results, images, config.num_images_per_prompt, config.font)
+    if prompts is None and is_toy_world(config.data) and config.upscale_with is None:
+        metrics |= judge_edits(folder, results, images)
+    return metrics
 
 
 def _describe(config: Config, folder: RunFolder, model: SequenceModel, team: Team) -> dict[str, float]:

@@ -18,7 +18,7 @@ from cogview_pl.assembly.model_specs import (
 )
 from cogview_pl.assembly.options import TrainingOptions
 from cogview_pl.assembly.prompts import read_prompts
-from cogview_pl.assembly.roles import CAPTION_WRITER, CAPTIONER, GENERATOR, UPSCALER, Role
+from cogview_pl.assembly.roles import CAPTIONER, GENERATOR, UPSCALER, Role, generating_role
 from cogview_pl.assembly.strategy import num_devices
 from cogview_pl.config.choices import Verb
 from cogview_pl.config.parts import generation_options, model_options, training_options
@@ -220,7 +220,7 @@ def _sequence_model(config: Config) -> SequenceModelSpec:
 
 def _role(config: Config) -> Role:
     """The role of the model that a task loads first."""
-    generator = GENERATOR if config.images is None or config.complete.wanted else CAPTION_WRITER
+    generator = generating_role(config.prompts, config.images, completes=config.complete.wanted)
     return {Verb.magnify: UPSCALER, Verb.rerank: CAPTIONER}.get(config.verb, generator)
 
 

@@ -20,5 +20,5 @@ def run(config: Config, folder: RunFolder, team: Team) -> dict[str, float]:
             raise UserError("token_store.join joins finished parts; leave token_store.part and token_store.parts out")
         return join_runs(config.token_store.join, config.data.max_skipped_share, folder) if team.first else {}
     device, _ = inference_device(config.trainer, config.precision)
-    options = Tokenization(config.data, config.token_store, config.text, config.template.layout, config.verify, device)
+    options = Tokenization(config.data, config.token_store, config.text, config.template, config.verify, device)
     return tokenise(options, newest_image_tokenizer(model_options(config)), None, folder, folder.path, team)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 
+import numpy as np
 from torch import Tensor
 
 from cogview_pl.errors import UserError
 from cogview_pl.toy_world.captions import LANGUAGES, STYLES, parse_caption, style_name
-from cogview_pl.toy_world.judge import Detected, Judge, score_detected
+from cogview_pl.toy_world.edits import Shown
+from cogview_pl.toy_world.judge import Detected, Judge, agreement, score_detected
 
 _STYLE_OF_NAME = {style_name(style, language).lower(): style for language in LANGUAGES for style in STYLES}
 
@@ -66,6 +68,33 @@ class AttributeAccuracy:
         return {
             f"toy/{name}": float(value) for name, value in asdict(score_detected(self._found, self._prompts)).items()
         }
+
+
+def score_pairs(found: Sequence[Sequence[Detected]], shown: Sequence[Shown]) -> dict[str, float]:
+    """Accuracy of the objects that images of pairs are to show.
+
+    Args:
+        found: the detected objects of each image.
+        shown: what each image is to show.
+
+    Returns:
+        `toy/kept_accuracy`, the share of the attributes that source and target have in common, `toy/changed_accuracy`,
+        that of the changed ones, if there are any, and `toy/all_right`, the share of images with all objects and no
+        others.
+    """
+    kept: list[bool] = []
+    changed: list[bool] = []
+    right: list[bool] = []
+    for detected, (objects, place) in zip(found, shown, strict=True):
+        agreeing = agreement(objects, detected)
+        right.append(bool(agreeing.all()) and len(detected) == len(objects))
+        others = np.ones(agreeing.shape, np.bool_)
+        if place is not None:
+            changed.append(bool(agreeing[place]))
+            others[place] = False
+        kept += agreeing[others].tolist()
+    scores = {"kept_accuracy": kept, "changed_accuracy": changed, "all_right": right}
+    return {f"toy/{name}": sum(values) / len(values) for name, values in scores.items() if values}
 
 
 class StyleAccuracy:

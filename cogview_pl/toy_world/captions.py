@@ -76,6 +76,16 @@ _PHRASINGS = {
 }
 
 
+_REFERENCES = {  # the object of an instruction: without its place, and with it
+    "zh": ("{colour}{shape}", "{place}的{colour}{shape}"),
+    "en": ("the {colour} {shape}", "the {colour} {shape} {place}"),
+}
+_INSTRUCTIONS = {
+    "zh": {"colour": "把{}改成{}", "shape": "把{}改成{}", "size": "把{}变{}", "place": "把{}移到{}"},
+    "en": {"colour": "make {} {}", "shape": "turn {} into a {}", "size": "make {} {}", "place": "put {} {}"},
+}
+
+
 def caption(scene: Scene, language: str, rng: np.random.Generator) -> str:
     """A caption of a scene in "zh" or "en", with a random phrasing and order of the objects.
 
@@ -87,6 +97,22 @@ def caption(scene: Scene, language: str, rng: np.random.Generator) -> str:
     order = np.argsort(rng.random(len(scene.objects)))
     clauses = [_clause(clause, words, scene.objects[i]) for i in order]
     return lead + comma.join(clauses[:-1]) + (last if clauses[1:] else "") + clauses[-1]
+
+
+def instruction(thing: ObjectSpec, attribute: str, value: str, language: str, *, by_place: bool) -> str:
+    """The text that asks to change an attribute of an object: 把红色圆形改成蓝色.
+
+    Args:
+        thing: the object as it is.
+        attribute: the field of `thing` to change.
+        value: the value that it is to have.
+        language: "zh" or "en".
+        by_place: whether the object is named by its place too, because another one has its colour and shape.
+    """
+    words = _WORDS[language]
+    named = {kind: words[kind][name] for kind, name in thing._asdict().items()}
+    reference = _REFERENCES[language][by_place].format_map(named)
+    return _INSTRUCTIONS[language][attribute].format(reference, words[attribute][value])
 
 
 def style_name(style: str, language: str) -> str:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from cogview_pl.data.config import DataConfig
 from cogview_pl.limits import MISSING, at_least_0, count, seed_number
+
+
+class Pairs(Enum):
+    """What differs between the images of a pair."""
+
+    styles = "styles"
+    edits = "edits"
 
 
 @dataclass
@@ -18,5 +26,6 @@ class ToyDataConfig(DataConfig):
     language: str = MISSING
     styles: list[str] = MISSING
     style_patterns: list[str] = MISSING
+    pairs: Pairs = MISSING
     object_probabilities: list[float] = at_least_0()
     cache_mb: float = at_least_0()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cogview_pl.data.fingerprint import Fingerprint
+from cogview_pl.data.pairs import NO_INSTRUCTIONS, SOURCE, instructions
 from cogview_pl.data.samples import CaptionedImages, ImageSample
 from cogview_pl.data.styles import StylePatterns
 from cogview_pl.errors import UserError
 from cogview_pl.toy_world.captions import caption, check_language, check_styles, style_name
+from cogview_pl.toy_world.config import Pairs
+from cogview_pl.toy_world.edits import Edit, Shown, edit_to
 from cogview_pl.toy_world.render import render
 from cogview_pl.toy_world.scene import (
     OBJECT_PROBABILITIES,
@@ -26,6 +30,7 @@ from cogview_pl.vocab.roles import CAPTION
 # The fourth number of the entropy separates these streams from the stream of the scenes.
 _TEXT_STREAM = 1
 _STYLE_STREAM = 2
+_SOURCE_STREAM = 4  # 3 is that of scenes that are sampled again
 
 
 class ToyDataset(CaptionedImages):
@@ -39,6 +44,10 @@ class ToyDataset(CaptionedImages):
     of each scene of split "val" always has it. Where the objects of a training scene leave no style, the scene is
     sampled again with the same number of objects; that happens only if there are no more styles than objects.
 
+    Where the layout has a slot `source`, a sample is a pair, its image the target, and its text an instruction. `pairs`
+    says what differs: the style, which `style_patterns` name with the hole `{style}` alone, or one attribute of one
+    object (`edits.py`). The target is the image that the sample would be without a source.
+
     Args:
         split: `train` or `val`.
         image_size: edge of the images in pixels.
@@ -48,6 +57,8 @@ class ToyDataset(CaptionedImages):
         styles: keys of `STYLES`, at least one.
         style_patterns: see `StylePatterns`.
         object_probabilities: weights of one, two and three objects.
+        pairs: see above.
+        image_fields: `source`, or none.
         cache_mb: pixels that each process keeps for later passes (10^6 bytes); with them a sample that was read before
             is not rendered again.
 
@@ -67,6 +78,8 @@ class ToyDataset(CaptionedImages):
         style_patterns: Sequence[str] = (),
         object_probabilities: Sequence[float] = OBJECT_PROBABILITIES,
         cache_mb: float = 0,
+        pairs: Pairs | str = Pairs.styles,
+        image_fields: Sequence[str] = (),
     ) -> None:
         check_language(language)
         check_styles(styles)
@@ -85,7 +98,10 @@ class ToyDataset(CaptionedImages):
         self._size = train_size if split == "train" else val_size
         self._rendered: dict[int, Tensor] = {}
         self._most_rendered = int(cache_mb * 1e6 / (3 * image_size**2))
-        self._patterns = StylePatterns(style_patterns)
+        self.pairs = Pairs(pairs) if image_fields else None
+        if self.pairs is not None:
+            _check_pairs(self.pairs, image_fields, styles, style_patterns)
+        self._patterns = StylePatterns(style_patterns) if self.pairs is None else instructions(style_patterns)
         self._held_out = styles_held_out(styles) if style_patterns and len(set(styles)) > 1 else {}
 
     def __len__(self) -> int:
@@ -94,12 +110,16 @@ class ToyDataset(CaptionedImages):
     def __getitem__(self, index: int) -> ImageSample:
         scene = self.scene(index)  # once: it costs as much as to render it in the plain style
         style = self._style_of(scene, index)
-        return ImageSample(self.key(index), self._image(scene, style, index), self._text_of(scene, style, index))
+        image, text = self._image(scene, style, index), self._text_of(scene, style, index)
+        if self.pairs is None:
+            return ImageSample(self.key(index), image, text)
+        source = _rendered(*self._source(scene, style, index), self.image_size)
+        return ImageSample(self.key(index), image, text, images={SOURCE: source})
 
     def _image(self, scene: Scene, style: str, index: int) -> Tensor:
         image = self._rendered.get(index)
         if image is None:
-            image = torch.from_numpy(render(scene, self.image_size, style)).permute(2, 0, 1).contiguous()
+            image = _rendered(scene, style, self.image_size)
             if len(self._rendered) < self._most_rendered:
                 self._rendered[index] = image
         return image
@@ -113,6 +133,8 @@ class ToyDataset(CaptionedImages):
         found = Fingerprint("toy")
         found.add(self.split, self._size, self.seed, self.image_size, self.language, self.styles)
         found.add(self._patterns.patterns, self.object_probabilities)
+        if self.pairs is not None:
+            found.add(self.pairs.value)
         return found.hexdigest()
 
     def scene(self, index: int) -> Scene:
@@ -144,11 +166,32 @@ class ToyDataset(CaptionedImages):
         return styles[int(rng.random() * len(styles))]
 
     def _text_of(self, scene: Scene, style: str, index: int) -> str:
+        if self.pairs == Pairs.edits:
+            return self._edit(scene, index).text
         rng = random_stream(self.seed, SPLITS.index(self.split), index, _TEXT_STREAM)
         text = caption(scene, self.language, rng)
         if not self._patterns:
             return text
         return self._patterns.apply(text, style_name(style, self.language), self.key(index))
+
+    def shown(self, index: int) -> Shown:
+        """What the target of a pair shows."""
+        scene = self.scene(index)
+        changed = self._edit(scene, index).changed if self.pairs == Pairs.edits else None
+        return Shown(tuple(thing.spec for thing in scene.objects), changed)
+
+    def _source(self, scene: Scene, style: str, index: int) -> tuple[Scene, str]:
+        """Scene and style of the source of a pair."""
+        if self.pairs == Pairs.edits:
+            return self._edit(scene, index).source, style
+        others = [name for name in self.styles if name != style]
+        return scene, others[int(self._random_source(index).random() * len(others))]
+
+    def _edit(self, scene: Scene, index: int) -> Edit:
+        return edit_to(scene, self.language, self._random_source(index))
+
+    def _random_source(self, index: int) -> np.random.Generator:
+        return random_stream(self.seed, SPLITS.index(self.split), index, _SOURCE_STREAM)
 
     def _styles_for(self, scene: Scene) -> tuple[str, ...]:
         """The styles that a scene may have."""
@@ -163,3 +206,30 @@ class ToyDataset(CaptionedImages):
         if not 0 <= index < self._size:
             raise IndexError(f"sample {index} of a toy data set of {self._size}")
         return index
+
+
+def _rendered(scene: Scene, style: str, image_size: int) -> Tensor:
+    """An image of a scene, uint8 `(3, image_size, image_size)`."""
+    return torch.from_numpy(render(scene, image_size, style)).permute(2, 0, 1).contiguous()
+
+
+def _check_pairs(
+    pairs: Pairs, image_fields: Sequence[str], styles: Sequence[str], style_patterns: Sequence[str]
+) -> None:
+    """Raises UserError for pairs that cannot be made."""
+    if tuple(image_fields) != (SOURCE,):
+        raise UserError(
+            f"template.layout: pairs have one further image, {SOURCE}, the layout has {', '.join(image_fields)}; name "
+            f"the slot {{{SOURCE}:…}}"
+        )
+    if pairs == Pairs.edits:
+        if style_patterns:
+            raise UserError("data.style_patterns: the instructions of data.pairs=edits name no style; set it to []")
+        return
+    if not style_patterns:
+        raise UserError(NO_INSTRUCTIONS)
+    if len(set(styles)) < 2:
+        raise UserError(
+            f"data.styles={list(styles)}: a pair shows a scene in two styles; name another one, such as data.styles="
+            "[flat,oil]"
+        )

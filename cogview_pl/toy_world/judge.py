@@ -268,14 +268,19 @@ def score_detected(found: Sequence[Sequence[Detected]], prompts: Sequence[str]) 
     count = perfect = 0
     for detected, prompt in zip(found, prompts, strict=True):
         named = parse_caption(prompt)
-        agreement = np.array([_agreement(spec, judged) for spec, judged in _matched(named, detected)])
-        right += agreement.sum(0)
+        agreeing = agreement(named, detected)
+        right += agreeing.sum(0)
         count += len(named)
-        perfect += bool(agreement.all()) and len(detected) == len(named)
+        perfect += bool(agreeing.all()) and len(detected) == len(named)
     if count == 0:
         raise UserError("score: found no images; give at least one image and its prompt")
     colour, shape, size, place = (right / count).tolist()
     return ToyScore(colour, shape, place, size, perfect / len(prompts), count)
+
+
+def agreement(named: Sequence[ObjectSpec], detected: Sequence[Detected]) -> NDArray[np.bool_]:
+    """Whether each attribute of each named object is right, bool `(K, 4)`, by the rules of `score_detected`."""
+    return np.array([_agreement(spec, judged) for spec, judged in _matched(named, detected)])
 
 
 def score(images: Tensor | NDArray[Any], prompts: Sequence[str]) -> ToyScore:

@@ -1,6 +1,6 @@
 """Tokens: the joint vocabulary, text tokens, and templates, which lay sequences out."""
 
-from cogview_pl.vocab.roles import caption_slots, is_text_to_image, magnify_slots
+from cogview_pl.vocab.roles import caption_slots, is_text_to_image, magnify_slots, makes_images, source_slots
 from cogview_pl.vocab.template import CodeSlot, Sequence, Template, TextSlot
 from cogview_pl.vocab.text import TextTokenizer
 from cogview_pl.vocab.vocabulary import COMMANDS, Vocabulary
@@ -16,4 +16,6 @@ __all__ = [
     "caption_slots",
     "is_text_to_image",
     "magnify_slots",
+    "makes_images",
+    "source_slots",
 ]

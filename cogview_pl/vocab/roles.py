@@ -25,21 +25,46 @@ def text_fields(layout: str) -> tuple[str, ...]:
 
 
 def check_trainable(config: TemplateConfig) -> None:
-    """Raises UserError for a layout with several image slots that are not a super-resolution pair."""
+    """Raises UserError for a layout whose image slots are neither a super-resolution pair nor images of one size."""
     slots = parse_slots(config.layout, text_length=1)
     grids = [slot.name for slot in slots if isinstance(slot, CodeSlot)]
     target = next((slot for slot in slots if slot.name == config.target), None)
-    if len(grids) > 1 and (target is None or _magnify_slots(slots, target) is None):
+    if len(grids) > 1 and (target is None or not (_magnify_slots(slots, target) or _inputs(slots, target))):
         raise UserError(
-            f"template.layout: the image slots {', '.join(grids)} are no pair for super-resolution, and other layouts "
-            "hold one image; write one image slot, or {text}, a grid, and the target grid of twice its edge"
+            f"template.layout: the image slots {', '.join(grids)} are no pair for super-resolution, and not the target "
+            "with images of its size; write one image slot, or a grid and the target grid of the same size, or {text}, "
+            "a grid, and the target grid of twice its edge"
         )
+
+
+def image_fields(layout: str, target: str) -> tuple[str, ...]:
+    """Names of the images that samples need besides their own: image slots of the size of the target's grid.
+
+    The target takes the image of a sample. A layout with one image slot, or those of super-resolution, needs no other.
+    """
+    slots = parse_slots(layout, text_length=1)
+    found = next((slot for slot in slots if slot.name == target), None)
+    return () if found is None else tuple(slot.name for slot in _inputs(slots, found))
 
 
 def is_text_to_image(template: Template) -> bool:
     """Whether a layout is one text, then one image: the layout of pretraining and style finetuning."""
     text, *grids = template.slots
     return isinstance(text, TextSlot) and len(grids) == 1 and grids[0] == template.target
+
+
+def source_slots(template: Template) -> tuple[str, str] | None:
+    """Names of the text and of the source image of a layout that makes an image from an image; None for any other."""
+    texts = [slot.name for slot in template.slots if isinstance(slot, TextSlot)]
+    sources = _inputs(template.slots, template.target)
+    if len(texts) != 1 or len(sources) != 1 or template.slots[-1] != template.target:
+        return None
+    return texts[0], sources[0].name
+
+
+def makes_images(template: Template) -> bool:
+    """Whether a layout makes an image from a text, or from a text and a source image."""
+    return is_text_to_image(template) or source_slots(template) is not None
 
 
 def caption_slots(template: Template) -> tuple[str, str]:
@@ -63,6 +88,13 @@ def magnify_slots(template: Template) -> tuple[str, str]:
             "edge); give a run of task=super_resolution"
         )
     return found
+
+
+def _inputs(slots: list[Slot], target: Slot) -> list[CodeSlot]:
+    """The grids besides the target, where all have its size; none for any other layout."""
+    grids = [slot for slot in slots if isinstance(slot, CodeSlot) and slot != target]
+    same = isinstance(target, CodeSlot) and all(slot.grid == target.grid for slot in grids)
+    return grids if same else []
 
 
 def _magnify_slots(slots: list[Slot], target: Slot) -> tuple[str, str] | None:

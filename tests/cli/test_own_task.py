@@ -90,7 +90,7 @@ def test_two_texts_are_read_from_two_columns(cli, home: Path, tiny, tmp_path: Pa
     assert [slot.name for slot in template.slots] == ["image", "question", "answer"]
     assert template.target.name == "answer"
     asked = ["--config-dir", "my_conf", "task=caption", "template=question_answer", "text.max_length=24"]
-    pair = "template.layout='[ROI1] {text} [BASE] [BOI1] {one:8x8} [EOI1] [BOI2] {two:8x8} [EOI2]'"
+    pair = "template.layout='[ROI1] {text} [BASE] [BOI1] {one:8x8} [EOI1] [BOI2] {two:4x4} [EOI2]'"
     cli.refuse(
         [
             (asked, ["template.layout", "no text for slot question", "text", "task=tokenize"]),

@@ -74,3 +74,25 @@ def test_no_sequences_become_a_row_that_can_be_predicted_and_has_no_loss() -> No
     assert batch.weights.tolist() == [[0.0, 0.0]]
     assert batch.slots.tolist() == [[-1, -1]]
     assert batch.weights.dtype == torch.float32
+
+
+class Pairs(Stored):
+    """The same two images, with a source for each."""
+
+    def others(self, index: int) -> dict[str, torch.Tensor]:
+        return {"source": 9 - torch.arange(6).view(2, 3) - index}
+
+
+def test_the_source_of_a_pair_stands_before_its_target() -> None:
+    layout = "[ROI1] {text} [BASE] [BOI1] {source:2x3} [EOI1] [BASE] [BOI1] {image:2x3} [EOI1]"
+    loss = {"image": 1.0}
+    pairs = Template(layout, target="image", loss=loss, vocabulary=VOCABULARY, text_length=3)
+    built = SequenceDataset(Pairs(), pairs, (2, 3), ("text",), ("source",))[1]
+    source, target = [8, 7, 6, 5, 4, 3], [1, 2, 3, 4, 5, 6]
+    text = [ROI, 10 + 4, 10 + 2]
+    assert built.tokens.tolist() == [*text, BASE, BOI, *source, EOI, BASE, BOI, *target, EOI]
+    assert built.weights.tolist() == [0.0] * 14 + [1.0] * 6 + [0.0]
+    prompt = pairs.prompt({"text": [4, 2], "source": source})
+    assert prompt == built.tokens[:14].tolist()
+    with pytest.raises(UserError, match=r"^template\.layout: the token store has no images for slot source; run task="):
+        SequenceDataset(Stored(), pairs, (2, 3))

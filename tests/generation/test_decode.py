@@ -25,6 +25,14 @@ LAYOUTS = {
         text_length=8,
     ),
     "two_images": TWO_IMAGES,
+    "image_to_image": Template(
+        "[ROI1] {text} [BASE] [BOI1] {source:2x2} [EOI1] [ROI2] [BASE] [BOI2] {image:2x2} [EOI2]",
+        target="image",
+        loss={},
+        vocabulary=VOCABULARY,
+        text_length=8,
+        restart_positions_at="[ROI2]",
+    ),
     "image_text": Template(
         "[BASE] [BOI1] {image:2x2} [EOI1] [ROI1] {text} [SEP]",
         target="text",
@@ -52,8 +60,9 @@ def make(**changes: object) -> Transformer:
 def prompts_of(template: Template) -> list[list[int]]:
     """One per entry of TEXTS: different lengths where text comes first, different images otherwise."""
     return [
-        template.prompt({"text": text, "small": [(5 * i + j) % 40 for j in range(4)], "image": [i, 2 * i, 3, 39 - i]})
+        template.prompt({"text": text, "small": small, "source": small, "image": [i, 2 * i, 3, 39 - i]})
         for i, text in enumerate(TEXTS)
+        for small in [[(5 * i + j) % 40 for j in range(4)]]
     ]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from cogview_pl.errors import UserError
-from cogview_pl.vocab import Template, Vocabulary, caption_slots
+from cogview_pl.vocab import Template, Vocabulary, caption_slots, is_text_to_image, makes_images, source_slots
 from cogview_pl.vocab.config import TemplateConfig
-from cogview_pl.vocab.roles import check_trainable, text_fields
+from cogview_pl.vocab.roles import check_trainable, image_fields, text_fields
 
 PAIR = "[ROI1] {text} [BOI1] {small:2x2} [EOI1] [BOI2] {large:4x4} [EOI2]"
+SOURCE = "[ROI1] {text} [BOI1] {source:2x2} [EOI1] [BOI2] {image:2x2} [EOI2]"
 
 
 @pytest.mark.parametrize(
@@ -26,9 +27,39 @@ def test_texts_of_a_layout(layout: str, fields: tuple[str, ...]) -> None:
     assert text_fields(layout) == fields
 
 
-def test_one_image_or_a_pair_for_super_resolution_can_be_trained() -> None:
-    check_trainable(TemplateConfig(layout=PAIR, target="large", loss={}))
-    check_trainable(TemplateConfig(layout="[BOI1] {image:2x2} {question} [SEP] {answer}", target="answer", loss={}))
+@pytest.mark.parametrize(
+    ("layout", "target", "images"),
+    [
+        (PAIR, "large", ()),
+        ("[BOI1] {image:2x2} {question} [SEP] {answer}", "answer", ()),
+        ("[BOI1] {image:2x2}", "image", ()),
+        (SOURCE, "image", ("source",)),
+        (SOURCE, "source", ("image",)),
+        ("[BOI1] {one:2x2} [BOI2] {two:2x2} [BOI3] {image:2x2}", "image", ("one", "two")),
+    ],
+)
+def test_layouts_that_can_be_trained_and_their_further_images(
+    layout: str, target: str, images: tuple[str, ...]
+) -> None:
+    check_trainable(TemplateConfig(layout=layout, target=target, loss={}))
+    assert image_fields(layout, target) == images
+
+
+@pytest.mark.parametrize(
+    ("layout", "target", "names"),
+    [
+        (SOURCE, "image", ("text", "source")),
+        (SOURCE.replace("{text}", "{words}").replace("{source", "{photo"), "image", ("words", "photo")),
+        (SOURCE, "source", None),  # the target is read before the other image
+        (PAIR, "large", None),
+        (SOURCE.replace("{text}", "{text} [SEP] {title}"), "image", None),
+        ("[BOI1] {one:2x2} [BOI2] {two:2x2} [ROI1] {text} [BOI3] {image:2x2}", "image", None),
+    ],
+)
+def test_a_text_and_a_source_image_before_the_target(layout: str, target: str, names: tuple[str, str] | None) -> None:
+    template = Template(layout, target=target, loss={}, vocabulary=Vocabulary(4, 4), text_length=2)
+    assert source_slots(template) == names
+    assert makes_images(template) == (names is not None) and not is_text_to_image(template)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +69,6 @@ def test_one_image_or_a_pair_for_super_resolution_can_be_trained() -> None:
         (PAIR, "text"),
         (PAIR, "nothing"),
         (PAIR.replace("4x4", "4x2"), "large"),
-        (PAIR.replace("4x4", "2x2"), "large"),
         (PAIR.replace("{text}", "{text} [SEP] {title}"), "large"),
         (f"{PAIR} [BOI3] {{huge:8x8}} [EOI3]", "huge"),
     ],

@@ -74,6 +74,15 @@ GOLDEN = {
         *range(16),
         *commands("EOI2"),
     ],
+    "image_to_image": [
+        *commands("ROI1"),
+        *TEXT,
+        *commands("BASE", "BOI1"),
+        *range(16),
+        *commands("EOI1", "ROI2", "BASE", "BOI2"),
+        *range(16),
+        *commands("EOI2"),
+    ],
     "two_images": [
         *commands("ROI1"),
         *TEXT,

@@ -97,7 +97,7 @@ class Fields:
             if field == CAPTION:
                 captions = tuple(_found(record, where, self.captions, "caption", "data.caption_field"))
             else:
-                texts = _found(record, where, (field,), field, "the slot in template.layout")
+                texts = _found(record, where, (field,), field, "the slot in template.layout or data.pair_field")
                 others[field] = next(iter(texts), "")
         styles = [] if self.style is None else _found(record, where, (self.style,), "style", "data.style_field")
         return Listed(file, captions, others, next(iter(styles), ""))

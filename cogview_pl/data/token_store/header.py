@@ -21,6 +21,7 @@ VERSION = 1
 HEADER = "header.json"
 START_AGAIN = "delete the folder and run task=tokenize again"
 _KINDS = {"text_tokenizer": str, "image_tokenizer": str, "complete": bool, "checksums": bool, "large": bool}
+_LATER = ("part", "image_fields")
 _MOST_BYTES = 2**20  # no header is larger
 _PIECE = re.compile(r"\d{4}-of-(\d{4})\.bin")
 
@@ -72,8 +73,8 @@ class TokenStoreHeader(RowLayout):
             raise ValueError(f"part has samples of {', '.join(self.part.samples)}")
 
     def values(self) -> dict[str, Any]:
-        """All fields as plain values; `part` only where there is one."""
-        return {name: value for name, value in asdict(self).items() if name != "part" or value is not None}
+        """All fields as plain values; those that earlier versions lack only where they hold something."""
+        return {name: value for name, value in asdict(self).items() if name not in _LATER or value}
 
     def save(self, folder: Path) -> None:
         """Replace the header in one step, so that a reader or a kill finds the old header or the new one."""
@@ -114,8 +115,8 @@ class TokenStoreHeader(RowLayout):
                 for name, split in values.pop("splits").items()
             }
             y, x = values.pop("grid")
-            if "text_fields" in values:
-                values["text_fields"] = tuple(values["text_fields"])
+            for name in {"text_fields", "image_fields"} & values.keys():
+                values[name] = tuple(values[name])
             if "part" in values:
                 values["part"] = Part(**values["part"])
             header = cls(grid=(y, x), splits=splits, **values)

@@ -5,8 +5,8 @@ Two formats:
 - `native`: text token ids. uint16 with sentinel 65535 if all ids fit, else int32 with sentinel -1.
 - `cogview`: the format of the original's data files. int32, text as ids of the joint vocabulary, sentinel -1.
 
-Shapes: B samples, F text fields, R = F * text_length + y * x numbers in a row, or F * text_length + 5 * y * x with the
-large grid.
+Shapes: B samples, F text fields, I further images, R = F * text_length + (1 + I) * y * x numbers in a row, and four
+times y * x more with the large grid.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -34,7 +35,7 @@ NATIVE = StoreFormat.native.value
 COGVIEW = StoreFormat.cogview.value
 CHECKSUM = np.dtype("<u4")
 """Type of the CRC-32 of a row on disk."""
-_WITH_LARGE = 5  # y * x codes, and four times that number at twice the size
+_LARGE = 4  # times y * x codes of an image at twice the size
 
 TextTokens = dict[str, list[int]]
 """Text token ids of one sample, without padding, by text field."""
@@ -65,6 +66,8 @@ class RowLayout:
     """Whether rows end with the codes `(2y, 2x)` of the image at twice the size, for super-resolution."""
     text_fields: tuple[str, ...] = (CAPTION,)
     """Names of the texts of a sample; each has `text_length` numbers in a row."""
+    image_fields: tuple[str, ...] = ()
+    """Names of the further images of a sample, whose codes `(y, x)` follow those of its own image."""
 
     def __post_init__(self) -> None:
         if self.format not in (NATIVE, COGVIEW):
@@ -74,6 +77,11 @@ class RowLayout:
             raise ValueError(f"text_fields is {fields!r}")
         if self.format == COGVIEW and len(fields) > 1:
             raise ValueError(f"format is {COGVIEW}, whose rows hold one text, and text_fields is {fields!r}")
+        others = self.image_fields
+        if len(set(others)) < len(others) or not all(name and isinstance(name, str) for name in others):
+            raise ValueError(f"image_fields is {others!r}")
+        if self.format == COGVIEW and others:
+            raise ValueError(f"format is {COGVIEW}, whose rows hold one image, and image_fields is {others!r}")
         sizes = {
             "text_length": self.text_length,
             "text_vocab_size": self.text_vocab_size,
@@ -104,8 +112,7 @@ class RowLayout:
     @property
     def row_length(self) -> int:
         """Numbers in a row, R."""
-        codes = self.grid[0] * self.grid[1]
-        return self._end_of_texts + (_WITH_LARGE if self.large else 1) * codes
+        return self._end_of_others + (_LARGE * self._codes if self.large else 0)
 
     @property
     def row_bytes(self) -> int:
@@ -122,6 +129,7 @@ class RowLayout:
         text_tokens: Mapping[str, Sequence[Sequence[int]]],
         codes: torch.Tensor,
         large: torch.Tensor | None = None,
+        others: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> np.ndarray:
         """Rows `(B, R)`.
 
@@ -129,6 +137,7 @@ class RowLayout:
             text_tokens: for each text field the text token ids of B samples, which are cut to `text_length`.
             codes: `(B, y, x)`.
             large: `(B, 2y, 2x)`, if the rows have them.
+            others: for each of `image_fields`, `(B, y, x)`.
         """
         rows = np.full((len(codes), self.row_length), self.sentinel, dtype=self.dtype)
         places = np.arange(self.text_length)
@@ -137,7 +146,7 @@ class RowLayout:
             counts = np.array([len(ids) for ids in kept], np.int64)
             texts = rows[:, number * self.text_length : (number + 1) * self.text_length]
             texts[places < counts[:, None]] = self.text_ids.start + flat_ids(kept)
-        grids = [codes] if large is None else [codes, large]
+        grids = [codes, *(others[name] for name in self.image_fields), *([] if large is None else [large])]
         rows[:, self._end_of_texts :] = torch.cat([grid.flatten(1).cpu() for grid in grids], 1).numpy()
         return rows
 
@@ -148,17 +157,30 @@ class RowLayout:
         tokens = [(text[text != self.sentinel] - self.text_ids.start).tolist() for text in texts]
         return dict(zip(self.text_fields, tokens, strict=True)), torch.from_numpy(codes)
 
+    def unpack_others(self, row: np.ndarray) -> dict[str, torch.Tensor]:
+        """Codes of the further images of a row, int64 `(y, x)`, by name."""
+        codes = torch.from_numpy(row[self._end_of_codes : self._end_of_others].astype(np.int64))
+        return dict(zip(self.image_fields, codes.view(-1, *self.grid), strict=True))
+
     def unpack_large(self, row: np.ndarray) -> torch.Tensor:
         """The codes at twice the size, int64 `(2y, 2x)`, of a row that has them."""
-        return torch.from_numpy(row[self._end_of_codes :].astype(np.int64).reshape(self.large_grid))
+        return torch.from_numpy(row[self._end_of_others :].astype(np.int64).reshape(self.large_grid))
 
     @property
     def _end_of_texts(self) -> int:
         return len(self.text_fields) * self.text_length
 
     @property
+    def _codes(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
     def _end_of_codes(self) -> int:
-        return self._end_of_texts + self.grid[0] * self.grid[1]
+        return self._end_of_texts + self._codes
+
+    @property
+    def _end_of_others(self) -> int:
+        return self._end_of_codes + len(self.image_fields) * self._codes
 
 
 class TokenRows(Dataset[tuple[TextTokens, torch.Tensor]]):
@@ -200,6 +222,10 @@ class TokenRows(Dataset[tuple[TextTokens, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[TextTokens, torch.Tensor]:
         return self.layout.unpack(self.raw(self.span[index]))
+
+    def others(self, index: int) -> dict[str, torch.Tensor]:
+        """Codes of the further images of a row, int64 `(y, x)`, by name."""
+        return self.layout.unpack_others(self.raw(self.span[index])) if self.layout.image_fields else {}
 
     def large(self, index: int) -> torch.Tensor:
         """Codes of the image at twice the size, int64 `(2y, 2x)`, if the rows have them."""
@@ -266,6 +292,10 @@ class WithoutText(Dataset[tuple[TextTokens, torch.Tensor]]):
     def __getitem__(self, index: int) -> tuple[TextTokens, torch.Tensor]:
         texts, codes = self.rows[index]
         return {field: ids if field == self.keep else [] for field, ids in texts.items()}, codes
+
+    def others(self, index: int) -> dict[str, torch.Tensor]:
+        """Codes of the further images."""
+        return self.rows.others(index)
 
     def large(self, index: int) -> torch.Tensor:
         """Codes of the image at twice the size."""

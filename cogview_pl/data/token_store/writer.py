@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ class TokenStoreWriter:
         format: of the rows, `native` or `cogview`.
         large: whether rows hold the codes of the image at twice the size as well.
         text_fields: names of the texts of a sample.
+        image_fields: names of its further images.
         cut: gives the text token ids to keep of a longer text, from its ids and the largest number.
         part: the part of the data set that the store holds; `splits` and indices count its samples. None: all of it.
         commit_seconds: least time between two commits, unless many bytes wait; a kill loses what was not committed.
@@ -68,6 +70,7 @@ class TokenStoreWriter:
         format: str = NATIVE,
         large: bool = False,
         text_fields: Sequence[str] = (CAPTION,),
+        image_fields: Sequence[str] = (),
         cut: Callable[[Sequence[int], int], Sequence[int]] = lambda ids, length: ids[:length],
         part: Part | None = None,
         commit_seconds: float = 0.0,
@@ -89,6 +92,7 @@ class TokenStoreWriter:
             format=format,
             large=large,
             text_fields=tuple(text_fields),
+            image_fields=tuple(image_fields),
             checksums=True,
             part=part,
         )
@@ -118,6 +122,7 @@ class TokenStoreWriter:
         keys: Sequence[str],
         next_index: int,
         large: torch.Tensor | None = None,
+        others: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> None:
         """Add rows. They are on disk at the next commit, which this call makes when one is due.
 
@@ -128,6 +133,7 @@ class TokenStoreWriter:
             keys: of the B samples.
             next_index: number of samples done so far, with the skipped ones.
             large: codes `(B, 2y, 2x)` of the same images at twice the size, if the store holds them.
+            others: codes `(B, y, x)` of the further images by name, if the store holds any.
 
         Raises:
             ValueError: sizes or ids do not fit the header, or the store is complete.
@@ -138,11 +144,11 @@ class TokenStoreWriter:
             raise ValueError("the store is complete")
         if not now.next + len(keys) <= next_index <= now.source:
             raise ValueError(f"next_index={next_index}: {now.next} done, {len(keys)} new, of {now.source}")
-        self._check_ids(text_tokens, codes, large, len(keys))
+        self._check_ids(text_tokens, codes, large, others, len(keys))
         names = "".join(key.replace("\n", " ") + "\n" for key in keys).encode("utf-8", "backslashreplace")
         length = self.header.text_length
         kept = {name: [self._cut_text(ids, length) for ids in texts] for name, texts in text_tokens.items()}
-        rows = self.header.pack(kept, codes, large)
+        rows = self.header.pack(kept, codes, large, others)
         self._wait(rows_file(self.folder, split), rows.tobytes())
         self._wait(keys_file(self.folder, split), names)
         if self.header.checksums:
@@ -204,6 +210,7 @@ class TokenStoreWriter:
         text_tokens: Mapping[str, Sequence[Sequence[int]]],
         codes: torch.Tensor,
         large: torch.Tensor | None,
+        others: Mapping[str, torch.Tensor],
         num_rows: int,
     ) -> None:
         header = self.header
@@ -214,7 +221,9 @@ class TokenStoreWriter:
             raise ValueError(f"{num_rows} keys, {num_texts} texts, codes {tuple(codes.shape)} do not fit")
         if header.large != (large is not None) or (large is not None and large.shape != (num_rows, *header.large_grid)):
             raise ValueError(f"large={header.large}: large codes {None if large is None else tuple(large.shape)}")
-        for grid in (codes,) if large is None else (codes, large):
+        if tuple(others) != header.image_fields or any(grid.shape != codes.shape for grid in others.values()):
+            raise ValueError(f"image_fields={header.image_fields}: {[(n, tuple(g.shape)) for n, g in others.items()]}")
+        for grid in (codes, *others.values(), *([] if large is None else [large])):
             if grid.numel() and not 0 <= int(grid.min()) <= int(grid.max()) < header.codebook_size:
                 raise ValueError(f"codes must be in [0, {header.codebook_size})")
         ids = flat_ids(chain.from_iterable(text_tokens.values()))

@@ -34,6 +34,8 @@ _SENTENCES = {
     "pretrain": "Learned to generate the codes of an image from its text.",
     "super_resolution": "Learned to double the edge of an image, window by window.",
     "style": "Learned to generate images in the style that a prompt names.",
+    "style_transfer": "Learned to show an image in the style that a prompt names.",
+    "edit": "Learned to change an image as a prompt says.",
     "caption": "Learned to write the caption of an image; the loss of a caption ranks images.",
     "generate": "Generated images for each prompt.",
     "magnify": "Doubled the edge of images, window by window.",

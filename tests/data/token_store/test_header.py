@@ -33,11 +33,19 @@ def edit(folder: Path, remove: tuple[str, ...] = (), **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"checksums": False}, {"format": "cogview", "large": True, "complete": True, "codebook_size": 8192}]
+    "changes",
+    [
+        {},
+        {"checksums": False},
+        {"format": "cogview", "large": True, "complete": True, "codebook_size": 8192},
+        {"text_fields": ("text", "title"), "image_fields": ("source",)},
+    ],
 )
 def test_a_header_comes_back(tmp_path: Path, changes: dict[str, Any]) -> None:
     header(**changes).save(tmp_path)
     assert TokenStoreHeader.load(tmp_path) == header(**changes)
+    written = json.loads((tmp_path / "header.json").read_text(encoding="utf-8"))
+    assert ("image_fields" in written) == ("image_fields" in changes)  # without them as in stores of earlier versions
     text = (tmp_path / "header.json").read_text(encoding="utf-8")
     assert "文-1" in text and text.startswith('{\n "version": 1,\n "dtype": "') and text.endswith("\n}\n")
     values = json.loads(text)

@@ -54,6 +54,32 @@ def test_rows_of_the_original_hold_ids_of_the_joint_vocabulary() -> None:
     assert (layout.row_length, layout.row_bytes) == (5, 20)
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_codes_of_further_images_follow_those_of_the_sample(tmp_path: Path, large: bool) -> None:
+    layout = RowLayout(**SIZES, large=large, image_fields=("source", "mask"))
+    others = {"source": CODES.flip(0), "mask": CODES.flip(2)}
+    rows = layout.pack({"text": TEXT_TOKENS}, CODES, LARGE if large else None, others)
+    assert rows[0, :9].tolist() == [7, 0, 65535, 0, 8, 3, 4, 8, 0]
+    assert layout.row_length == 9 + 8 * large
+    (tmp_path / "train.bin").write_bytes(rows.tobytes())
+    read = TokenRows(tmp_path / "train.bin", layout, range(3))
+    for number in range(3):
+        found = read.others(number)
+        assert list(found) == ["source", "mask"] and found["source"].dtype == torch.int64
+        assert all(torch.equal(found[name], others[name][number]) for name in found)
+        assert torch.equal(read[number][1], CODES[number])
+        assert not large or torch.equal(read.large(number), LARGE[number])
+        assert WithoutText(read).others(number).keys() == found.keys()
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("",), (3,)])
+def test_names_of_further_images_differ(names: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match="image_fields is"):
+        RowLayout(**SIZES, image_fields=names)
+    with pytest.raises(ValueError, match="whose rows hold one image"):
+        RowLayout(**SIZES, format="cogview", image_fields=("source",))
+
+
 @pytest.mark.parametrize("format", ["native", "cogview"])
 def test_large_codes_come_behind_the_others(format: str) -> None:
     layout = RowLayout(**SIZES, format=format, large=True)
