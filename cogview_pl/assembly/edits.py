@@ -19,7 +19,7 @@ from cogview_pl.assembly.roles import Role, hash_of_role, inference_settings
 from cogview_pl.assembly.samples import save_sheet
 from cogview_pl.checkpoints.model_hash import model_hash
 from cogview_pl.data.config import DataConfig
-from cogview_pl.data.input_images import EachPrompt, FirstSources, InputImages
+from cogview_pl.data.input_images import EachPrompt, FirstSources
 from cogview_pl.data.sharing import Team, batches_of
 from cogview_pl.errors import UserError
 from cogview_pl.errors.signals import SIGNALS
@@ -120,7 +120,8 @@ def write_edits(
     The k-th result of an image and a prompt is sampled with `seed + k`.
     """
     times = options.num_images_per_prompt
-    batches = team.batches(len(images), max(1, options.sampler.batch_size // times) * times)
+    together = team.batches(len(images) // times, max(1, options.sampler.batch_size // times))
+    batches = [range(batch.start * times, batch.stop * times) for batch in together]
     done = team.tell(results.begin(resume=options.resume, batch_size=len(batches[0])) if team.first else 0)
     before, started = results.count, time.perf_counter()
     tokenizer = pipeline.generator.image_tokenizer
@@ -161,11 +162,12 @@ def write_edits(
 def save_edit_sheet(folder: RunFolder, results: ResultList, images: EachPrompt, times: int, font: str | None) -> None:
     """Write `samples/grid.png` of the first results: the source image, what was made of it, and the truth if known."""
     rows, prompts = [], []
-    for group in batches_of(list(results.first(_SHEET_IMAGES * times)), times):
-        number, record = group[0]
-        made = [read_result(folder, own) for _, own in group]
-        truth = truth_of(images.images, images.place(number))
-        rows.append([to_pil_image(images.read(number)), *made, *truth])
+    written = list(results.first(_SHEET_IMAGES * times))
+    for group in batches_of(range(len(written)), times):
+        number, record = written[group.start]
+        made = [read_result(folder, written[own][1]) for own in group]
+        truth = images.truth(number)
+        rows.append([to_pil_image(images.read(number)), *made, *([] if truth is None else [to_pil_image(truth)])])
         prompts.append(record["prompt"])
     if rows:
         (folder / "samples").mkdir(exist_ok=True)
@@ -176,11 +178,12 @@ def judge_edits(folder: RunFolder, results: ResultList, images: EachPrompt) -> d
     """Accuracy of the objects of the toy world in images, by what the true images show."""
     assert isinstance(images.images, FirstSources) and isinstance(images.images.pairs, ToyDataset)
     toy, found, shown = images.images.pairs, [], []
-    for batch in batches_of(list(results.first(results.count)), _JUDGED):
+    written = list(results.first(results.count))
+    for batch in batches_of(range(len(written)), _JUDGED):
         SIGNALS.check()
-        read = [pil_to_tensor(read_result(folder, record)) for _, record in batch]
+        read = [pil_to_tensor(read_result(folder, written[number][1])) for number in batch]
         found += Judge(read[0].shape[-1])(torch.stack(read))
-        shown += [toy.shown(images.place(number)) for number, _ in batch]
+        shown += [toy.shown(images.place(written[number][0])) for number in batch]
     return score_pairs(found, shown)
 
 
@@ -188,11 +191,6 @@ def read_result(folder: RunFolder, record: dict[str, Any]) -> Image.Image:
     """The image of a record, RGB."""
     with Image.open(folder / record["file"], formats=["PNG"]) as stored:
         return stored.convert("RGB")
-
-
-def truth_of(images: InputImages, number: int) -> list[Image.Image]:
-    """What a source image is to become, if that is known."""
-    return [to_pil_image(images.truth(number))] if isinstance(images, FirstSources) else []
 
 
 def _write(folder: RunFolder, images: EachPrompt, number: int, times: int, made: GeneratedImage) -> dict[str, Any]:

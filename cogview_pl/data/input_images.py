@@ -168,5 +168,11 @@ class EachPrompt(InputImages):
     def read(self, number: int) -> Tensor:
         return self.images.read(self.place(number))
 
+    def truth(self, number: int) -> Tensor | None:
+        """What the prompt is to make of the image, uint8 `(3, Y, X)`: the target of its pair; None where unknown."""
+        if self._prompts is None and isinstance(self.images, FirstSources):
+            return self.images.truth(self.place(number))
+        return None
+
     def fingerprint(self) -> str:
         return self.images.fingerprint()
