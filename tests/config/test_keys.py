@@ -41,7 +41,10 @@ def test_added_keys_that_somebody_reads(word: str, key: str, value: Any) -> None
     assert OmegaConf.select(config, key) == value
 
 
-@pytest.mark.parametrize("task", ["vqvae", "tokenize", "pretrain", "generate", "super_resolution", "style", "caption"])
+@pytest.mark.parametrize(
+    "task",
+    ["vqvae", "tokenize", "pretrain", "generate", "super_resolution", "style", "caption", "style_transfer", "edit"],
+)
 @pytest.mark.parametrize("compat", ["none", "official"])
 def test_no_shipped_key_is_unknown(task: str, compat: str) -> None:
     check_keys(composition(f"task={task}", f"compat={compat}"))
