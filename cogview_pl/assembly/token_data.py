@@ -16,7 +16,7 @@ from cogview_pl.assembly.tokenization import Tokenization, tokenise
 from cogview_pl.checkpoints.model_folder import ImageTokenizer, SequenceModel
 from cogview_pl.data.config import SequencesConfig, TokenSource
 from cogview_pl.data.mixing import mixed
-from cogview_pl.data.sequence_dataset import SequenceDataset, fields_of_slots
+from cogview_pl.data.sequence_dataset import SequenceDataset, fields_of_slots, require_images
 from cogview_pl.data.sharing import Team
 from cogview_pl.data.token_store.cogview_bin import ReleasedFile, refuse_lmdb
 from cogview_pl.data.token_store.rows import TokenRows, WithoutText
@@ -133,7 +133,10 @@ def validation_prompts(tokens: Tokens, template: Template, count: int) -> tuple[
     texts = {i: text.decode(rows[i][0][field][: slot.length]) for i in range(min(len(rows), count))}
     kept = {i: caption for i, caption in texts.items() if len(text.encode(caption)) <= slot.length}
     names = source_slots(template)
-    sources = None if names is None else [rows.others(i)[names[1]] for i in kept]
+    if names is None:
+        return list(kept.values()), None
+    require_images(names[1:], rows.layout.image_fields)
+    sources = [rows.others(i)[names[1]] for i in kept]
     return list(kept.values()), torch.stack(sources) if sources else None
 
 

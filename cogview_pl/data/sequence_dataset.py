@@ -5,7 +5,7 @@ Shapes: B batch, L length of the longest sequence in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from typing import Any, NamedTuple, Protocol
 
@@ -72,6 +72,16 @@ def fields_of_slots(template: Template, text_fields: Seq[str]) -> dict[str, str]
     return {slot: slot for slot in slots}
 
 
+def require_images(slots: Iterable[str], image_fields: Seq[str]) -> None:
+    """Raises UserError for an image slot that no further image of a token store fills."""
+    missing = next((slot for slot in slots if slot not in image_fields), None)
+    if missing is not None:
+        raise UserError(
+            f"template.layout: the token store has no images for slot {missing}; run task=tokenize with this template, "
+            "or set sequences.source=images without data.token_store"
+        )
+
+
 class SequenceDataset(Dataset[Sequence]):
     """Tokenised samples in the layout of a template.
 
@@ -101,12 +111,7 @@ class SequenceDataset(Dataset[Sequence]):
         grids = [slot.name for slot in template.slots if isinstance(slot, CodeSlot)]
         self._own = [template.target.name] if len(grids) > 1 else grids
         self._others = [name for name in grids if name not in self._own]
-        missing = next((name for name in self._others if name not in image_fields), None)
-        if missing is not None:
-            raise UserError(
-                f"template.layout: the token store has no images for slot {missing}; run task=tokenize with this "
-                "template, or set sequences.source=images"
-            )
+        require_images(self._others, image_fields)
         for slot in template.slots:
             if isinstance(slot, CodeSlot) and slot.grid != tuple(grid):
                 raise UserError(

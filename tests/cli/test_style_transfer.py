@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks.random_runs import make_model, make_tokens
 from cogview_pl import CogView, Sampling
+from cogview_pl.checkpoints.model_folder import load_image_tokenizer
 from cogview_pl.data.token_store.store import TokenStore
 from cogview_pl.errors import UserError
+from cogview_pl.generation.codes import encode_images
+from cogview_pl.toy_world.dataset import ToyDataset
 
 from .rewound import KEEP_ALL, require_same, require_same_results, rewind, rewind_samples
 
@@ -90,10 +94,20 @@ def pixels(file: Path | Image.Image) -> np.ndarray:
 def test_the_token_store_holds_both_images(home: Path) -> None:
     store = TokenStore.open(home / "trained" / "tokens" / "token_store")
     assert store.header.image_fields == ("source",) and store.header.splits["train"].rows == 24
+    styles = ("flat", "oil", "sketch", "cartoon", "ink")
+    options = {"styles": styles, "style_patterns": ("{style}",), "object_probabilities": (0.5, 0.35, 0.15)}
+    pairs = ToyDataset("train", 32, train_size=24, val_size=8, image_fields=("source",), **options)
+    model = load_image_tokenizer(home / "trained" / "tokens" / "image_tokenizer").model
     rows = store.split("train")
-    assert any(not (rows[i][1] == rows.others(i)["source"]).all() for i in range(24))
+    for name, images in (
+        ("source", [pairs[i].images["source"] for i in range(24)]),
+        ("", [pairs[i].image for i in range(24)]),
+    ):
+        codes = encode_images(images, model, 8)
+        stored = [rows.others(i)[name] if name else rows[i][1] for i in range(24)]
+        assert torch.equal(codes, torch.stack(stored))
     metrics = json.loads((home / "trained" / "metrics.json").read_text())
-    assert metrics["val/loss"] == metrics["val/loss_image"] > 0 and "val/loss_source" not in metrics
+    assert metrics["val/loss"] == pytest.approx(metrics["val/loss_image"]) and "val/loss_source" not in metrics
 
 
 def test_every_image_with_every_prompt(home: Path) -> None:
