@@ -247,7 +247,7 @@ class CogView:
     ) -> list[list[Image.Image]]:
         """The images of each text; `shown` come before them on the contact sheet.
 
-        `known`, `sources`: as for `GenerationPipeline.generate`. Images from sources are not ranked, for want of captions.
+        `known`, `sources`: as for `GenerationPipeline.generate`. Images from sources are not ranked by captions.
         """
         generator = required(self._generator, GENERATOR)
         require_number("num_images_per_prompt", num_images_per_prompt, COUNT)
