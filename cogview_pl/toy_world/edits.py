@@ -55,4 +55,4 @@ def _changed(thing: Object, kind: str, value: str) -> Object:
     if kind == "place":
         (old_x, old_y), (x, y) = cell_centre(thing.place), cell_centre(value)
         return replace(thing, place=value, x=thing.x + x - old_x, y=thing.y + y - old_y)
-    return replace(thing, **{kind: value})
+    return replace(thing, colour=value) if kind == "colour" else replace(thing, shape=value)
