@@ -7,6 +7,7 @@ which; 143 stopped by SIGTERM, 130 by Ctrl-C and 129 by the loss of its terminal
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -45,6 +46,8 @@ from cogview_pl.runs.ranks import RANKS
 from cogview_pl.runs.run_folder import Metrics, RunFolder, dated_folder
 from cogview_pl.runs.side_by_side import StageProcess, start_process
 from cogview_pl.vqvae.config import import_external, import_quantizer
+
+_log = logging.getLogger(__name__)
 
 
 def run(*overrides: str) -> dict[str, float | str]:
@@ -117,6 +120,9 @@ def run_composed(
         status("importing PyTorch …")
     import_quantizer(composed.image_tokenizer.quantizer)
     import_external(composed.image_tokenizer.external)
+    for sentence in _take_from_weights(composed, found.given):
+        if RANKS.first:
+            _log.info("%s", sentence)
     if composed.plan.only:
         plan, recompose = _verb("plan"), _recompose(words, job)
         return Path(), plan.run(OmegaConf.to_object(composed), _plan_stage, recompose) if RANKS.first else {}
@@ -218,9 +224,17 @@ def _recompose(words: list[str], job: str | None) -> Callable[[str], Any]:
     def composed(more: str) -> Any:
         every = [*words, *more.split()]
         config, choices = compose(every)
-        return OmegaConf.to_object(continued(config, every, job, choices).config)
+        found = continued(config, every, job, choices)
+        _take_from_weights(found.config, found.given)
+        return OmegaConf.to_object(found.config)
 
     return composed
+
+
+def _take_from_weights(composed: DictConfig, given: list[str]) -> list[str]:
+    from cogview_pl.config.from_weights import take_from_weights  # imports torch
+
+    return take_from_weights(composed, given)
 
 
 def _verb(name: str) -> Any:

@@ -12,7 +12,9 @@ from typing import Any
 from hydra.utils import get_class
 
 from cogview_pl.data.bad_samples import require_readable
-from cogview_pl.data.config import DataConfig, Decoding, ImageFilesConfig
+from cogview_pl.data.config import DataConfig, Decoding, FolderDataConfig, ImageFilesConfig
+from cogview_pl.data.folder import folders
+from cogview_pl.data.image_folders.layout import require_folder
 from cogview_pl.data.images import ImageFileDataset
 from cogview_pl.data.pairs import SOURCE, PairedImages
 from cogview_pl.data.samples import CaptionedImages
@@ -23,6 +25,13 @@ from cogview_pl.toy_world.dataset import ToyDataset
 from cogview_pl.vocab.roles import CAPTION
 
 _log = logging.getLogger(__name__)
+
+
+def check_folders(data: DataConfig) -> None:
+    """Raises UserError if a folder of `data=folder` is missing; nothing in it is read."""
+    if isinstance(data, FolderDataConfig):
+        for style, folder in folders(data.root, data.styles, data.listing).items():
+            require_folder(folder, f"data.styles.{style}" if style else "data.root")
 
 
 def open_images(

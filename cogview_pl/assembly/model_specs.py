@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
@@ -99,7 +99,7 @@ def existing_images(options: ModelOptions) -> ImageTokenizerSpec:
     path = _existing(options.outputs, "vqvae", images.path)
     if path is None or is_released(path):  # all released tokenizers have the same size
         return configured_images(options)
-    return _saved_images(options, path, "image_tokenizer.path")
+    return _saved_images(path, "image_tokenizer.path", verify=options.verify)
 
 
 def training_spec(
@@ -129,7 +129,7 @@ def training_spec(
 def role_spec(role: Role, options: ModelOptions, given: str | None, template: TemplateConfig) -> SequenceModelSpec:
     """The model of a role: the one `given`, else the newest of the role's task, else the configured one."""
     path = _existing(options.outputs, role.task, given)
-    saved = None if path is None else _saved_model(options, path, role.key)
+    saved = None if path is None else saved_model(path, role.key, verify=options.verify)
     if saved is None:
         images = existing_images(options)
         vocabulary = Vocabulary(images.settings["codebook_size"], options.text.vocab_size)
@@ -151,17 +151,22 @@ def _of_tokens(
         path = _existing(options.outputs, "tokenize", token_store)
         if path is not None and path.is_dir() and (path / "text.model").exists():
             header = TokenStoreHeader.load(path / "token_store")
-            images = _saved_images(options, path / "image_tokenizer", "data.token_store")
+            images = _saved_images(path / "image_tokenizer", "data.token_store", verify=options.verify)
             return images, Vocabulary(header.codebook_size, _text_vocab_size(path / "text.model"))
     base = None if start is None else _existing(options.outputs, *start)
-    saved = None if base is None else _saved_model(options, base, "init_from")
-    if saved is not None:
+    saved = None if base is None else saved_model(base, "init_from", verify=options.verify)
+    if saved is not None and is_of_size(saved.settings["transformer"], options.transformer):
         return saved.images, Vocabulary(**saved.settings["vocabulary"])
-    images = existing_images(options)
+    images = existing_images(options) if saved is None else configured_images(options)
     vocab_size = options.text.vocab_size
     if options.text.model is not None:
         vocab_size = _text_vocab_size(Path(options.text.model))
     return images, Vocabulary(images.settings["codebook_size"], vocab_size)
+
+
+def is_of_size(found: Mapping[str, Any], wanted: TransformerConfig) -> bool:
+    """Whether a saved transformer has the layers and the hidden size of a configured one."""
+    return (found["num_layers"], found["hidden_size"]) == (wanted.num_layers, wanted.hidden_size)
 
 
 def _text_vocab_size(file: Path) -> int:
@@ -184,7 +189,7 @@ def _existing(outputs: str, task: str, given: str | None) -> Path | None:
         return None
 
 
-class _Saved(NamedTuple):
+class Saved(NamedTuple):
     """Settings of a saved sequence model; an adapter has the tokenizers of its base."""
 
     settings: dict[str, Any]
@@ -194,37 +199,37 @@ class _Saved(NamedTuple):
     """File of the settings."""
 
 
-def _saved_model(options: ModelOptions, path: Path, key: str) -> _Saved | None:
+def saved_model(path: Path, key: str, *, verify: bool) -> Saved | None:
     """Settings of a saved model, read without its weights; None for released weights, which have no settings."""
     if is_released(path):
         return None
     adapter = find_adapter(path)
     if adapter is not None:
-        own = read_adapter_settings(adapter, verify=options.verify)
-        found = _saved_model(options, Path(find_base(adapter, key)), key)
+        own = read_adapter_settings(adapter, verify=verify)
+        found = saved_model(Path(find_base(adapter, key)), key, verify=verify)
         return found and found._replace(settings={**found.settings, **own})
     if find_checkpoint(path) is not None:
         return _in_checkpoint(path, key)
-    settings = read_model_settings(path, SEQUENCE_MODEL, key, verify=options.verify)
+    settings = read_model_settings(path, SEQUENCE_MODEL, key, verify=verify)
     folder = find_model_folder(path, key)
-    images = _saved_images(options, folder, key, "image_tokenizer")
-    return _Saved(settings, images, partial(TextTokenizer.load, folder / "text.model"), folder / CONFIG)
+    images = _saved_images(folder, key, "image_tokenizer", verify=verify)
+    return Saved(settings, images, partial(TextTokenizer.load, folder / "text.model"), folder / CONFIG)
 
 
-def _in_checkpoint(path: Path, key: str) -> _Saved:
+def _in_checkpoint(path: Path, key: str) -> Saved:
     """Settings of the model in a checkpoint of training."""
     checkpoint = read_checkpoint(path, key, SEQUENCE_MODEL, verify=False)
     with unfit_named(checkpoint.file, "file"):
         images = _images_of(checkpoint.parts["image_tokenizer"]["config"])
-    return _Saved(checkpoint.config, images, partial(text_in, checkpoint), checkpoint.file)
+    return Saved(checkpoint.config, images, partial(text_in, checkpoint), checkpoint.file)
 
 
-def _saved_images(options: ModelOptions, path: Path, key: str, inner: str = "") -> ImageTokenizerSpec:
+def _saved_images(path: Path, key: str, inner: str = "", *, verify: bool) -> ImageTokenizerSpec:
     if find_checkpoint(path) is not None:
         checkpoint = read_checkpoint(path, key, IMAGE_TOKENIZER, verify=False)
         with unfit_named(checkpoint.file, "file"):
             return _images_of(checkpoint.config)
-    found = read_model_settings(path, IMAGE_TOKENIZER, key, inner, verify=options.verify)
+    found = read_model_settings(path, IMAGE_TOKENIZER, key, inner, verify=verify)
     with unfit_named(find_model_folder(path, key) / inner / CONFIG):
         return _images_of(found)
 

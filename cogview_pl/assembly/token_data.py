@@ -104,8 +104,8 @@ def training_sequences(tokens: Tokens, template: Template, options: SequencesCon
     rows = tokens.store.split("train")
     found = _laid_out(rows, template, training=True)
     if options.replay_share:
+        require_replay(options, outputs, tokens.text, tokens.image_tokenizer)
         store = _replay_store(options, outputs)
-        store.require(text_tokenizer=tokens.text.identity, image_tokenizer=tokens.image_tokenizer.identity)
         found = mixed(found, _laid_out(store.split("train"), template, training=True), options.replay_share)
     if options.conditioning_dropout:
         if not any(isinstance(slot, TextSlot) and slot != template.target for slot in template.slots):
@@ -151,6 +151,15 @@ def _laid_out(rows: TokenRows | WithoutText, template: Template, *, training: bo
 def replay_inputs(options: SequencesConfig, outputs: str) -> dict[str, str]:
     """Hash of the token store that is replayed, if any; raises UserError if it is missing."""
     return {_REPLAY: _replay_store(options, outputs).fingerprint()} if options.replay_share else {}
+
+
+def require_replay(
+    options: SequencesConfig, outputs: str, text: TextTokenizer, image_tokenizer: ImageTokenizer
+) -> None:
+    """Raises UserError if the token store that is replayed, if any, was made with other tokenizers."""
+    if options.replay_share:
+        store = _replay_store(options, outputs)
+        store.require(text_tokenizer=text.identity, image_tokenizer=image_tokenizer.identity)
 
 
 def _replay_store(options: SequencesConfig, outputs: str) -> TokenStore:

@@ -9,6 +9,7 @@ Tensors have the same shapes as ours; only their names differ (`_TRANSFORMER` an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ _TRANSFORMER = {  # ours → theirs, without .weight and .bias; {} is the layer
     "blocks.{}.mlp_residual.norm_branch": "transformer.layers.{}.fourth_layernorm",
     "final_norm": "transformer.final_layernorm",
 }
+_EMBEDDINGS = "word_embeddings.weight"
 _VQVAE = {
     **{f"encoder.{layer}": f"enc_b.blocks.{layer}" for layer in (0, 2, 4, 6)},
     **{f"decoder.{layer}": f"dec.blocks.{layer}" for layer in (0, 2, 4, 6)},
@@ -77,7 +79,18 @@ def is_vqvae_file(file: str | Path, key: str, *, verify: bool = True) -> bool:
     Raises:
         UserError: the file cannot be read.
     """
-    return any("quantize_t." in str(name) for name in read_pt(Path(file), key, verify=verify))
+    return is_vqvae_state(read_pt(Path(file), key, verify=verify))
+
+
+def is_vqvae_state(found: Mapping[Any, Any]) -> bool:
+    """Whether the dictionary in a `.pt` file holds the image tokenizer."""
+    return any("quantize_t." in str(name) for name in found)
+
+
+def is_transformer_state(found: Mapping[Any, Any]) -> bool:
+    """Whether the dictionary in a `.pt` file holds a transformer, in its entry `module` or at the top."""
+    module = found.get("module", found)
+    return isinstance(module, Mapping) and any(str(name).endswith(_EMBEDDINGS) for name in module)
 
 
 def load_vqvae(path: str | Path, key: str = "image_tokenizer.path", *, verify: bool = True) -> VQVAE:
@@ -137,6 +150,15 @@ def released_settings(hidden_size: int, codebook_dim: int, codebook_size: int) -
     }
 
 
+def vqvae_settings_of(path: str | Path, key: str = "image_tokenizer.path") -> dict[str, Any]:
+    """Settings of the tokenizer in a released `.pt` file, by the shapes in it; raises UserError as `load_vqvae`."""
+    names = Naming(_VQVAE, path, key)
+    state = names.ours(tensors_of(read_pt(Path(path), key, verify=False), path, key))
+    names.require_names(state, {name for ours in _VQVAE for name in _with_kinds(ours)})
+    (hidden_size,) = names.sizes(state, "encoder.0.bias", 1)
+    return released_settings(hidden_size, *names.sizes(state, "quantizer.codebook", 2))
+
+
 def save_vqvae(model: VQVAE, path: str | Path) -> None:
     """Write a `.pt` file that the original opens.
 
@@ -168,6 +190,32 @@ def save_vqvae(model: VQVAE, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(Path(path)) as draft, draft.open("wb") as stream:
         torch.save(names.theirs(state), stream)
+
+
+def transformer_sizes(path: str | Path, key: str = "init_from") -> dict[str, int]:
+    """num_layers, hidden_size, vocab_size and num_positions of a released transformer, by the shapes of its tensors.
+
+    num_heads is among them for the known sizes; the files do not contain it.
+
+    Raises:
+        UserError: a file is missing, damaged or refused, or its tensors are not those of a transformer.
+    """
+    files = rank_files(Path(path), key)
+    ranks = [weights_of(read_pt(file, key, verify=False), file, key) for file in files]
+    names = Naming(_TRANSFORMER, path, key)
+    state = names.ours(ranks[0])
+    layers = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    names.require_names(state, _transformer_names(max(layers, 1)))
+    rows, hidden_size = names.sizes(state, "token_embedding.weight", 2)
+    num_positions, _ = names.sizes(state, "position_embedding.weight", 2)
+    found = {
+        "num_layers": layers,
+        "hidden_size": hidden_size,
+        "vocab_size": rows * len(ranks),  # each rank has an equal part of the table
+        "num_positions": num_positions,
+    }
+    heads = _NUM_HEADS.get((layers, hidden_size))
+    return found if heads is None else {**found, "num_heads": heads}
 
 
 def load_transformer(

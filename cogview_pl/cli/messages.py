@@ -51,7 +51,7 @@ def errors_in_one_line() -> Iterator[None]:
         message = one_line(error)
         if message is None:
             raise
-        give_up(message)
+        give_up(message, error.details if isinstance(error, UserError) else ())
 
 
 def one_line(error: Exception) -> str | None:
@@ -75,10 +75,10 @@ def one_line(error: Exception) -> str | None:
     return None
 
 
-def give_up(message: str) -> NoReturn:
-    """Print one line and exit with code 2."""
+def give_up(message: str, details: Sequence[str] = ()) -> NoReturn:
+    """Print one line, and details below it, and exit with code 2."""
     if RANKS.first:  # the other processes meet the same error
-        print(f"cogview_pl: {' '.join(message.split())}", file=sys.stderr)
+        print(f"cogview_pl: {' '.join(message.split())}", *details, sep="\n", file=sys.stderr)
     sys.unraisablehook = lambda unraisable: None  # finalisers of half-made objects would print more lines
     sys.exit(2)
 

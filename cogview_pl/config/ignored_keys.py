@@ -143,14 +143,12 @@ def _without_effect(key: str, task: str, why: str) -> str:
 
 
 def _uses_released_weights(config: DictConfig, models: Mapping[str, Sequence[str]]) -> bool:
-    """Whether a model of the task, or the base of an adapter among them, is a released checkpoint."""
-    from cogview_pl.checkpoints.adapter_folder import find_adapter, find_base  # here, because they import torch
-    from cogview_pl.checkpoints.released import is_released
+    """Whether a model of the task, or the base of an adapter among them, is a released checkpoint or in downloads."""
+    from cogview_pl.assembly.found_weights import may_hold_downloads, released_base  # here, because they import torch
 
     for key, tasks in models.items():
         newest = [Path(config.outputs, task, "latest") for task in tasks]
         for path in newest if config[key] is None else [Path(config[key])]:
-            adapter = find_adapter(path)
-            if is_released(path) or (adapter is not None and is_released(find_base(adapter, key))):
+            if may_hold_downloads(path) or released_base(path, key) is not None:
                 return True
     return False

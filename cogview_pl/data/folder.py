@@ -109,7 +109,7 @@ class FolderDataset(ImageFileDataset):
         fields = Fields(self.text_fields, image_field, caption_field, style_field if self.text_fields else None)
         self._parts: list[_Folder] = []
         self._notes: list[str] = []
-        for style, folder in _folders(root, styles, listing).items():
+        for style, folder in folders(root, styles, listing).items():
             name = f"data.styles.{style}" if style else "data.root"
             found = read_folder(folder, fields, listing, name, progress)
             self._notes += [*found.notes, *self._several_captions(found, f"{name}={folder}")]
@@ -213,7 +213,7 @@ def _key(style: str, file: str) -> str:
     return f"{style}/{file}" if style else file
 
 
-def _folders(root: str | Path | None, styles: Mapping[str, str | Path] | None, listing: str | None) -> dict[str, Path]:
+def folders(root: str | Path | None, styles: Mapping[str, str | Path] | None, listing: str | None) -> dict[str, Path]:
     """Folder by style; the style of `root` is empty."""
     if root is not None and styles:
         raise UserError(f"data.root={root} and data.styles are both given; drop one of them")
@@ -223,7 +223,7 @@ def _folders(root: str | Path | None, styles: Mapping[str, str | Path] | None, l
         raise UserError(
             "data.root has no value; set it to a folder of images with captions, or data.styles to one folder per style"
         )
-    folders = {"": root} if root is not None else styles
-    if not isinstance(folders, Mapping) or not all(isinstance(folder, (str, Path)) for folder in folders.values()):
-        raise UserError(f"data.styles={folders}: give one folder per style, as in {{油画: DIR, 素描: DIR}}")
-    return {str(style): Path(os.path.expanduser(folder)) for style, folder in folders.items()}
+    named = {"": root} if root is not None else styles
+    if not isinstance(named, Mapping) or not all(isinstance(folder, (str, Path)) for folder in named.values()):
+        raise UserError(f"data.styles={named}: give one folder per style, as in {{油画: DIR, 素描: DIR}}")
+    return {str(style): Path(os.path.expanduser(folder)) for style, folder in named.items()}

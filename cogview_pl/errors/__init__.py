@@ -14,10 +14,12 @@ class UserError(Exception):
     Args:
         message: the line.
         overrides: what to change when the run goes on, for the command in `advice`.
+        details: lines that the command line prints below the message, where one line cannot say what to do.
     """
 
-    def __init__(self, message: str, *, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, *, overrides: Sequence[str] = (), details: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.overrides = tuple(overrides)
+        self.details = tuple(details)
         self.advice: str | None = None
         """How the run goes on: a sentence with a whole command. None: it cannot."""

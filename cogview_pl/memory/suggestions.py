@@ -2,7 +2,7 @@
 
 First come those that keep the results (no copy of checkpoints, sharding over the devices of the run, smaller batches
 with accumulated gradients, activation checkpointing), then lower precision, then another kind of training, then more
-devices.
+devices. On a GPU a large model gets bf16 first, since in fp32 it would take a multiple of the time.
 """
 
 from __future__ import annotations
@@ -52,7 +52,14 @@ def first_that_fits(
 
 
 def for_training(
-    options: TrainingOptions, batch: int, *, sequences: bool, checkpoints: bool, copies: bool, on_gpu: bool
+    options: TrainingOptions,
+    batch: int,
+    *,
+    sequences: bool,
+    checkpoints: bool,
+    copies: bool,
+    on_gpu: bool,
+    large: bool,
 ) -> list[Family]:
     """Sets for training.
 
@@ -63,6 +70,7 @@ def for_training(
         checkpoints: whether activation checkpointing can be turned on.
         copies: whether the memory holds a copy of each checkpoint.
         on_gpu: whether the run is on a GPU.
+        large: whether the model has a billion weights or more.
     """
     samples = batch * options.trainer["accumulate_grad_batches"]
     halved = [
@@ -76,9 +84,10 @@ def for_training(
     half = ["precision=bf16"] if on_gpu and options.precision["precision"] == "32-true" else []
     selective = [["activation_checkpointing=selective"], block] if block else []
     shards = on_gpu and sequences
-    families: list[list[list[str]]] = [[copyless], [_shard_here(options) if shards else []]]
-    families.append([*([words] for words in halved[:2]), *selective, least])
-    families.append([half, [*half, *block], [*half, *least]] if half else [])
+    first = half if large else []
+    families: list[list[list[str]]] = [[[*first, *copyless]], [[*first, *_shard_here(options)] if shards else []]]
+    families.append([[*first, *words] for words in (*([words] for words in halved[:2]), *selective, least)])
+    families.append([half, [*half, *block], [*half, *least]] if half and not first else [])
     if sequences and options.starts_from_weights and not options.lora.rank:
         families.append([[*half, "lora.rank=8"], [*half, "lora.rank=8", *least]])
     if on_gpu:
@@ -113,7 +122,13 @@ def _on_devices(
 
 
 def for_inference(
-    key: str, batch: int, *, halves: bool = False, quantizes: bool = False, divides: Iterable[str] = ()
+    key: str,
+    batch: int,
+    *,
+    halves: bool = False,
+    quantizes: bool = False,
+    divides: Iterable[str] = (),
+    large: bool = False,
 ) -> list[Family]:
     """Sets for tasks that use trained models.
 
@@ -121,10 +136,12 @@ def for_inference(
         key, batch: the key of the batch size, and its value.
         halves, quantizes: whether `precision=bf16` and `quantization=int8` are possible.
         divides: see `tensor_parallel`.
+        large: whether the model has a billion weights or more.
     """
     halved = [[f"{key}={size}"] for size in _halves(batch)]
     least, half = halved[-1] if halved else [], ["precision=bf16"] if halves else []
-    families = [halved, [half, [*half, *least]] if halves else []]
+    families = [[half, [*half, *least]] if halves else []]
+    families.insert(1 if large else 0, halved)
     if quantizes:
         families.append([[*half, "quantization=int8"], [*half, "quantization=int8", *least]])
     families += [[[*half, words], [*half, words, *least]] for words in divides]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from cogview_pl.assembly.checks import check_training, prepare_compiler
 from cogview_pl.assembly.cpu_kernels import SETTING, training_kernels
 from cogview_pl.assembly.devices import inference_device, weights_dtype
+from cogview_pl.assembly.image_data import check_folders
 from cogview_pl.assembly.kept_checkpoints import check_kept
 from cogview_pl.assembly.lora import check_lora, describe_adapter, lora_identity, save_lora
 from cogview_pl.assembly.model_specs import predicted_ids, transformer_settings
@@ -22,6 +23,7 @@ from cogview_pl.assembly.token_data import (
     Tokens,
     open_tokens,
     replay_inputs,
+    require_replay,
     training_sequences,
     validation_prompts,
     validation_sequences,
@@ -40,6 +42,7 @@ from cogview_pl.checkpoints.model_hash import model_hash
 from cogview_pl.checkpoints.training_checkpoint import sequence_model_parts
 from cogview_pl.config.parts import model_options, training_options
 from cogview_pl.config.schema import Config
+from cogview_pl.data.config import TokenSource
 from cogview_pl.data.sequence_dataset import SequenceCollator
 from cogview_pl.errors import UserError
 from cogview_pl.generation.pipeline import ImageGenerator
@@ -77,9 +80,11 @@ class Base(NamedTuple):
 
 
 def check(config: Config) -> None:
-    """Raises UserError for options that exclude each other, before any file is read."""
+    """Raises UserError for options that exclude each other and for missing folders, before any file is read."""
     options = training_options(config)
     check_trainable(config.template)
+    if config.data.token_store is None and config.sequences.source == TokenSource.images:
+        check_folders(config.data)
     check_lora(config.lora, config.model.hidden_size, starts_from_weights=options.starts_from_weights)
     check_training(options, shardable=True)
     check_kept(options, validation_metrics(slot_names(config.template.layout)))
@@ -92,11 +97,12 @@ def run(config: Config, folder: RunFolder) -> dict[str, float]:
     """Train the sequence model and write `model/`; with LoRA `adapter/`, and `model/` if `lora.merge` is set."""
     seed_all(config.seed)
     training, models = training_options(config), model_options(config)
-    base = _open_base(models, config.template, config.init_from, config.starts_from)
     inputs = replay_inputs(config.sequences, config.outputs)
+    base = _open_base(models, config.template, config.init_from, config.starts_from)
     if base is not None:  # check sizes now: the run must not fail after an hour of tokenising
         inputs = {"init_from": model_hash(base.path), **inputs}
         _require_sizes(base, _layout(models, config.template, base.model.template.vocabulary))
+        require_replay(config.sequences, config.outputs, base.model.text, base.model.image_tokenizer)
     with folder.processes.first_goes_ahead() as first:
         if first:  # recorded now, because a run that is stopped while it tokenises must resume with the same inputs
             folder.require_same({}, inputs, config.verify)

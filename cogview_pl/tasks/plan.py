@@ -40,6 +40,8 @@ from cogview_pl.memory.suggestions import Family, first_that_fits, for_inference
 from cogview_pl.memory.table import Plan, print_plan, verdict
 from cogview_pl.transformer.config import ActivationCheckpointing
 
+_LARGE = 10**9  # weights from which on a GPU trains and generates in bf16 rather than in fp32
+
 Recompose = Callable[[str], Config]
 """Overrides, separated by spaces -> the configuration of the run with these on top."""
 
@@ -171,7 +173,8 @@ def advise(config: Config, recompose: Recompose, *, on_gpu: bool, available: dic
         checkpoints = sequences and config.activation_checkpointing == ActivationCheckpointing.none
         train = partial(for_training, training_options(config), config.data.batch_size)
         copies = not on_gpu and estimate(config, on_gpu).peak["checkpoint_copy"] > 0
-        sets = train(sequences=sequences, checkpoints=checkpoints, copies=copies, on_gpu=on_gpu)
+        large = sequences and _is_large(config)
+        sets = train(sequences=sequences, checkpoints=checkpoints, copies=copies, on_gpu=on_gpu, large=large)
     elif config.verb == Verb.tokenize:
         sets = for_inference("data.batch_size", config.data.batch_size)
     elif config.verb in (Verb.generate, Verb.rerank, Verb.magnify, Verb.evaluate):
@@ -181,7 +184,7 @@ def advise(config: Config, recompose: Recompose, *, on_gpu: bool, available: dic
         if on_gpu and quantizes and _role(config) == GENERATOR:
             divides = tensor_parallel(config.trainer, _sequence_model(config).settings["num_heads"])
         batch = ("sampler.batch_size", config.sampler.batch_size)
-        sets = for_inference(*batch, halves=halves, quantizes=quantizes, divides=divides)
+        sets = for_inference(*batch, halves=halves, quantizes=quantizes, divides=divides, large=_is_large(config))
 
     @cache
     def total(overrides: str) -> int | None:
@@ -216,6 +219,12 @@ def _sequence_model(config: Config) -> SequenceModelSpec:
         token_store=config.data.token_store,
         start=(config.starts_from or "pretrain", config.init_from) if options.starts_from_weights else None,
     )
+
+
+def _is_large(config: Config) -> bool:
+    """Whether the matrices of the blocks have a billion weights or more."""
+    settings = _sequence_model(config).settings
+    return bool(12 * settings["num_layers"] * settings["hidden_size"] ** 2 >= _LARGE)
 
 
 def _role(config: Config) -> Role:

@@ -24,7 +24,7 @@ Cache = KVCache | StaticKVCache | HiddenStateCache
 """State that decoding keeps between steps."""
 
 NORM_TARGET = 8.0  # PB-Relax scales the largest |x| to this, as in the released models
-SMALLEST_MAXIMUM = 1e-4  # keeps an all-zero vector unchanged; fp16 can represent it even after the division by 8
+SMALLEST_MAXIMUM = 1e-4  # of a token: keeps an all-zero one unchanged; fp16 can represent it even after division by 8
 
 
 class LayerNorm(nn.LayerNorm):
@@ -37,6 +37,7 @@ class LayerNorm(nn.LayerNorm):
         hidden_size: D.
         scope: `token` takes the maximum per position, so a result does not depend on the rest of the batch;
             `tensor` takes it over the whole input, as the original program does; `none` is the plain LayerNorm.
+            Tokens below 8e-4 are divided by that, with `tensor` by their maximum, however small (zeros stay zeros).
 
     Attributes:
         cpu_kernels: whether training on a CPU uses `kernels.cpu_training`.
@@ -57,8 +58,9 @@ class LayerNorm(nn.LayerNorm):
             return cpu_training.layer_norm(input, self.weight, self.bias, smallest, eps)
         dim = -1 if self.scope == NormScope.token else None
         maximum = _largest(input.detach() if input.requires_grad else input, dim)
+        divisor = maximum.clamp(min=smallest) if dim is not None else maximum.masked_fill(maximum == 0, 1)
         # Scaling to 1 instead of 8, with eps in proportion, gives the same numbers and saves one pass.
-        scaled = input / maximum.clamp(min=smallest)
+        scaled = input / divisor
         return F.layer_norm(scaled, self.normalized_shape, self.weight, self.bias, eps)
 
 

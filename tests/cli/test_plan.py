@@ -15,7 +15,7 @@ from cogview_pl.config.parts import training_options
 from cogview_pl.config.schema import Config
 from cogview_pl.errors import UserError
 from cogview_pl.memory.cards import CARDS, card_bytes
-from cogview_pl.memory.suggestions import for_training, tensor_parallel
+from cogview_pl.memory.suggestions import for_inference, for_training, tensor_parallel
 from cogview_pl.memory.table import Plan
 from cogview_pl.tasks.plan import advise, estimate, make_plan, require_fit
 from cogview_pl.tasks.plan import run as plan
@@ -115,6 +115,17 @@ def test_suggestions_are_what_a_run_accepts(card: int, wanted: str, overrides: t
     assert estimate(config, True).total <= card_bytes(card)
 
 
+def test_a_gpu_trains_large_models_in_bf16() -> None:
+    options = training_options(composed(*STYLE))
+    for large in (False, True):
+        train = for_training(options, 8, sequences=True, checkpoints=True, copies=False, on_gpu=True, large=large)
+        generate = for_inference("sampler.batch_size", 8, halves=True, quantizes=True, large=large)
+        for families in (train, generate):
+            first = next(words.split() for family in families for words in family)
+            assert ("precision=bf16" in first) == large
+    assert all("precision=bf16" in words for family in train for words in family)
+
+
 def test_what_a_strategy_refuses_is_not_suggested() -> None:
     sharded = (*FOUR_BILLION, "strategy=fsdp", "trainer.devices=2")
     tried: list[str] = []
@@ -155,7 +166,7 @@ def test_averages_need_full_weights_and_are_not_sharded() -> None:
 )
 def test_sharding_comes_with_what_it_needs(more: tuple[str, ...], wanted: str) -> None:
     options = training_options(composed(*ONE_EACH, "trainer.devices=2", *more))
-    families = for_training(options, 1, sequences=True, checkpoints=False, copies=False, on_gpu=True)
+    families = for_training(options, 1, sequences=True, checkpoints=False, copies=False, on_gpu=True, large=False)
     found = [words for family in families for words in family if wanted in words]
     assert found
     for words in found:

@@ -129,11 +129,14 @@ def test_mistakes(cli, release: Path, options: list[str], tmp_path: Path) -> Non
     converted_sr = [f"convert.source={release}/cogview-sr", "convert.target=sr", "template=super_resolution"]
     cli.succeed(["task=convert", *converted_sr, *options], tmp_path)
     (tmp_path / "truncated.pt").write_bytes((release / "tokenizer.pt").read_bytes()[:-500])
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "cogview-base").symlink_to(release / "cogview-base")
+    alone = ["task=generate", "prompts=[红色]", "init_from=alone/cogview-base", *options[:-2]]
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     cases = [
-        ([word for word in command if not word.startswith("text.model")], ["init_from", "text.model"]),
-        ([word for word in command if not word.startswith("image_tokenizer.path")], ["image_tokenizer.path"]),
+        ([*alone, f"image_tokenizer.path={release}/tokenizer.pt"], ["init_from", "cog-pretrain.model", "text.model"]),
+        ([*alone, f"text.model={release}/text.model"], ["init_from", "image_tokenizer.path"]),
         ([*command, f"text.model={release}/other_text.model"], ["init_from", "vocabulary", "text.model"]),
         ([*command, "model.num_layers=3"], ["num_layers=2", "model.num_layers=3"]),
         ([*command, f"rerank_with={release}/cogview-sr"], ["rerank_with", "cogview-sr", "upscale_with"]),

@@ -201,12 +201,15 @@ class TestLayerNorm:
         torch.testing.assert_close(result.double(), plain_norm(norm, x), atol=5e-5, rtol=5e-5)
 
 
-@pytest.mark.parametrize("scope", [NormScope.token, NormScope.tensor])
 class TestSmallVectors:
-    """Up to a largest |x| of 8e-4 the divisor stays the same, so that it is never 0; epsilon makes it visible."""
+    """The divisor of a token is never below 8e-4; that of a tensor is, as in the original. Epsilon makes it visible."""
 
     @pytest.mark.parametrize(
-        ("maximum", "divisor"), [(1.0, 1.0), (1e-3, 1e-3), (8e-4, 8e-4), (7e-4, 8e-4), (1e-6, 8e-4)]
+        ("scope", "maximum", "divisor"),
+        [
+            *((NormScope.token, maximum, max(maximum, 8e-4)) for maximum in (1.0, 1e-3, 8e-4, 7e-4, 1e-6)),
+            *((NormScope.tensor, maximum, maximum) for maximum in (1.0, 1e-3, 7e-4, 1e-6, 1e-30)),
+        ],
     )
     def test_divisor(self, scope: NormScope, maximum: float, divisor: float) -> None:
         noise = torch.randn(1, 3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -214,6 +217,11 @@ class TestSmallVectors:
         x = maximum * x / x.abs().amax(-1, keepdim=True)
         norm = fresh_norm(scope).double()
         torch.testing.assert_close(norm(x), plain_norm(norm, 8 * x / divisor), atol=1e-8, rtol=1e-8)
+
+    def test_the_smallest_tensors_are_scaled_like_others(self) -> None:
+        norm, x = LayerNorm(4, NormScope.tensor), torch.tensor([[1.0, 0.5, -0.75, 0.25]])
+        assert torch.equal(norm(x * 2.0**-100), norm(x))
+        assert torch.equal(norm(torch.zeros(1, 4)), torch.zeros(1, 4))
 
 
 class TestScopes:

@@ -61,7 +61,7 @@ def read_folder(
         UserError: the folder is missing, cannot be read, or has no captions; a list is malformed, or none of its lines
             or images can be used.
     """
-    _require_folder(root, name)
+    require_folder(root, name)
     given = _given_listing(root, listing) if listing is not None else _first_listing(root, LISTINGS)
     files = walk(root, progress, all_readable=given is None)
     source = _Source(root, fields, name, files, progress)
@@ -226,7 +226,8 @@ def _is_captions(file: str) -> bool:
     return file.lower().endswith(caption_files.EXTENSIONS) or _is_listing(file)
 
 
-def _require_folder(root: Path, name: str) -> None:
+def require_folder(root: Path, name: str) -> None:
+    """Raises UserError naming the key unless a path is a folder."""
     try:
         found = find(root)
     except UnreadableError as error:
