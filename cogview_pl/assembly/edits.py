@@ -189,15 +189,15 @@ def judge_edits(folder: RunFolder, results: ResultList, images: EachPrompt) -> d
 
 def read_result(folder: RunFolder, record: dict[str, Any]) -> Image.Image:
     """The image of a record, RGB."""
-    with Image.open(folder / record["file"], formats=["PNG"]) as stored:
+    with Image.open(folder.path / record["file"], formats=["PNG"]) as stored:
         return stored.convert("RGB")
 
 
 def _write(folder: RunFolder, images: EachPrompt, number: int, times: int, made: GeneratedImage) -> dict[str, Any]:
     """Write an image; returns its record."""
     file = Path("samples", f"{number // times:04d}", f"{number % times:02d}.png")
-    (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    save_image(made.image, folder / file)
+    (folder.path / file).parent.mkdir(parents=True, exist_ok=True)
+    save_image(made.image, folder.path / file)
     return {
         "prompt": made.prompt,
         "file": file.as_posix(),
@@ -205,5 +205,5 @@ def _write(folder: RunFolder, images: EachPrompt, number: int, times: int, made:
         "seed": made.seed,
         "width": made.image.width,
         "height": made.image.height,
-        FILE_CRC32: zlib.crc32((folder / file).read_bytes()),
+        FILE_CRC32: zlib.crc32((folder.path / file).read_bytes()),
     }

@@ -57,6 +57,8 @@ class ImageGenerator:
                 f"this model's layout, {self.template.layout}, is not a text, then an image; give a run of "
                 "task=pretrain or task=style (a super-resolution model goes into upscale_with= or task=magnify)"
             )
+        self._text: str
+        self._source: str | None  # slot of the source image
         self._text, self._source = source_slots(self.template) or ("text", None)
 
     @property
