@@ -33,7 +33,8 @@ def test_help_lists_groups_and_their_choices(ended) -> None:
     assert ended["help"].code == 0
     lines = ended["help"].stdout.splitlines()
     recipes = "emoji, emoji_128, emoji_finetunes, listed, portraits, portraits_128, quantizers, quickstart"
-    assert f"  experiment: broken, completion, {recipes}, quickstart_lora" in lines
+    released = ", ".join(f"cogview_4b_{task}_lora" for task in ("caption", "style", "super_resolution"))
+    assert f"  experiment: broken, {released}, completion, {recipes}, quickstart_lora" in lines
     assert "  image_tokenizer/quantizer: cosine, custom, ema, fixed, fsq, gumbel, learned" in lines
     assert not any("hydra" in line for line in lines)
 
