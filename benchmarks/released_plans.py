@@ -1,4 +1,4 @@
-"""Memory that the plan expects of finetunes of the released model, as the table of docs/released-weights.md.
+"""Memory that the plan expects of finetunes of the released model, as the tables of experiments/cogview_4b_*_lora.
 
     python -m benchmarks.released_plans
 
