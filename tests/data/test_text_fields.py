@@ -61,7 +61,7 @@ def test_a_folder_reads_the_columns_of_the_slots(tmp_path: Path) -> None:
     [
         (
             {"text_fields": ("title", "text")},
-            r"csv:2 has no field title; set the slot in template\.layout to one of: fi",
+            r"csv:2 has no field title; set the slot in template\.layout or data.pair_field to one of: fi",
         ),
         (
             {"text_fields": FIELDS, "style_field": "text", "style_patterns": ["{text}{style}"]},
@@ -96,7 +96,7 @@ def test_shards_read_the_keys_of_the_slots(tmp_path: Path) -> None:
     assert (first.text, dict(first.fields)) == ("", {"question": "几个？", "answer": "三个"})
     assert samples["s1"] == Skipped("s1", "the question is not text but 7")
     assert samples["s2"] == Skipped("s2", "the question is empty")
-    with pytest.raises(UserError, match=r"^template\.layout slot=title: no such field in the \.json of 3 sam"):
+    with pytest.raises(UserError, match=r"^template\.layout slot or data\.pair_field=title: no such field in the "):
         ShardDataset(str(shard), "train", 4, 0.0, "caption", text_fields=("title", "answer"))
 
 
