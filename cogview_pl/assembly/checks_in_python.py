@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,6 +45,14 @@ def require_number(name: str, value: int, limit: Limit) -> None:
     """Raises UserError for a number out of its range."""
     if not limit.holds(value):
         raise UserError(f"{name}={value} must be {limit.words}")
+
+
+def one_for_each(prompts: str | Sequence[str], images: int) -> list[str]:
+    """A prompt for each image: the same, or their own; raises UserError for another number of prompts."""
+    texts = [prompts] * images if isinstance(prompts, str) else list(prompts)
+    if len(texts) != images:
+        raise UserError(f"prompts: {len(texts)} for {images} images; give one for each of them")
+    return texts
 
 
 def new_folder(folder: str | Path) -> Path:

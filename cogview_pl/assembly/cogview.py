@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm.auto import tqdm
 
-from cogview_pl.assembly.checks_in_python import home, new_folder, require_number, required, role_of
+from cogview_pl.assembly.checks_in_python import home, new_folder, one_for_each, require_number, required, role_of
 from cogview_pl.assembly.guidance import warn_of_guidance
 from cogview_pl.assembly.images_in_python import AnyImage, pixels_of, several
 from cogview_pl.assembly.pipelines import GenerationPipeline, require_grid, require_same_tokenizer
@@ -212,9 +212,7 @@ class CogView:
         chosen = mask_of(options, grid, self._tokenizers[GENERATOR].settings["image_size"])
         check_algorithm(chosen, sampling)
         pixels = self._pixels(images, GENERATOR)
-        texts = read_prompts([prompts] * len(pixels) if isinstance(prompts, str) else list(prompts))
-        if len(texts) != len(pixels):
-            raise UserError(f"prompts: {len(texts)} for {len(pixels)} images; give one for each of them")
+        texts = read_prompts(one_for_each(prompts, len(pixels)))
         codes = encode_images(pixels, self._tokenizers[GENERATOR].model, sampling.batch_size)
         rows = self._generate(
             texts,
@@ -380,9 +378,7 @@ class CogView:
         sampling, upscaler = (sampling or Sampling()).plain(), required(self._upscaler, UPSCALER)
         small = self._pixels(images, UPSCALER)
         codes = encode_images(small, self._tokenizers[UPSCALER].model, sampling.batch_size)
-        texts = [prompts] * len(codes) if isinstance(prompts, str) else list(prompts)
-        if len(texts) != len(codes):
-            raise UserError(f"prompts: {len(texts)} for {len(codes)} images; give one for each of them")
+        texts = one_for_each(prompts, len(codes))
         steps = upscaler.num_steps(len(codes), sampling.batch_size)
         with tqdm(total=steps, unit="window", disable=not progress) as bar:
             seeds = [seed] * len(codes)

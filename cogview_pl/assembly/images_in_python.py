@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
+from cogview_pl.assembly.checks_in_python import home
 from cogview_pl.data.decoding.decode import SampleError, load_image
 from cogview_pl.errors import UserError
 
@@ -38,7 +38,7 @@ def _pixels(image: AnyImage, size: int) -> Tensor:
             image.save(stream, "PNG")
             stream.seek(0)
             return load_image(stream, size)
-        return load_image(os.path.expanduser(image), size)
+        return load_image(home(image), size)
     except SampleError as error:
         name = "an image in memory" if isinstance(image, Image.Image) else str(image)
         raise UserError(f"images: {name}: {error}; give images that can be read") from None
